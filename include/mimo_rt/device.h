@@ -1,0 +1,31 @@
+// What this build contains and what this machine can run.
+#pragma once
+
+#include <mimo_rt/api.h>
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace mimo_rt {
+
+/// A place where a plan can run. Names: "ref", "cpu-generic", "cpu-avx2", "cpu-avx512", "cuda".
+struct Backend {
+  std::string name;
+  bool available = false;  ///< compiled in and supported by this machine
+  std::string reason;      ///< why not, when not available; else a short description
+};
+
+/// All backends that this version knows, fastest CPU one last among the available ones' preference order.
+MIMO_RT_API std::vector<Backend> list_backends();
+
+/// Turns "auto", "cpu", "ref", "cuda" or a backend name into an available backend's name.
+/// "auto" and "cpu" pick the fastest CPU backend; the environment variable MIMO_RT_BACKEND overrides "auto" only.
+/// @throws Error{unavailable} with the reason, Error{invalid_argument} for an unknown name.
+MIMO_RT_API std::string resolve_backend(std::string_view name);
+
+/// Processors that this process may run on (affinity mask and cgroup quota), >= 1.
+MIMO_RT_API uint32_t num_usable_cores();
+
+}  // namespace mimo_rt
