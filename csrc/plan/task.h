@@ -1,0 +1,108 @@
+// The task record shared by planner, verifier and every executor (g++ and nvcc alike). POD, 64 bytes, no pointers.
+//
+// Adding a task kind touches: the line below, `task_accesses` (csrc/plan/accesses.cpp), the planner, the ref op and the
+// CPU op. A test fails when a kind lacks one of them.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+namespace mimo_rt {
+
+// name, trip count. One task covers tiles t = tile_first, tile_first + tile_stride, … < tile_end * count, where count is
+// 1 (once), StepInput::num_tokens (per_token), or the number of active experts (per_active_expert).
+//
+//   embed           per_token  x[t] = E[token_ids[t]]                                   tile: one token
+//   rms_norm        per_token  h[t] = rms_norm(x[t]; norm of the consumer)              tile: one token
+//   qkv_proj        once       q, KV cache <- W_qkv h (RoPE, value scale)               tile: 16 packed rows
+//   attention       per_token  attn[t, heads of g] = softmax(q k) v                     tile: one kv head g; t = token*num_kv_heads+g
+//   o_proj          once       x += W_o attn                                            tile: 16 rows
+//   router          once       router_logits = W_r h                                    tile: 16 rows
+//   select_experts  once       route <- sigmoid, bias, top-k, ascending active list     tile: the whole step
+//   expert_gate_up  per_active_expert  act[slot] = silu(W_g h) * (W_u h)                tile: a share of one expert's rows
+//   expert_down     once       x += sum over active experts, ascending, of w_e W_d act  tile: 16 rows
+//   gate_up_proj    once       act = silu(W_g h) * (W_u h)  (dense)                     tile: 16 columns of act
+//   down_proj       once       x += W_d act  (dense)                                    tile: 16 rows
+//   lm_head         once       logits[r] = W_lm h[logit_rows[r]]                        tile: 16 rows
+//   sample          once       sampled[r] <- logits[r], sampling parameters             tile: the whole step
+#define MIMO_RT_TASK_KINDS(X)          \
+  X(embed, per_token)                  \
+  X(rms_norm, per_token)               \
+  X(qkv_proj, once)                    \
+  X(attention, per_token)              \
+  X(o_proj, once)                      \
+  X(router, once)                      \
+  X(select_experts, once)              \
+  X(expert_gate_up, per_active_expert) \
+  X(expert_down, once)                 \
+  X(gate_up_proj, once)                \
+  X(down_proj, once)                   \
+  X(lm_head, once)                     \
+  X(sample, once)
+
+enum class TaskKind : uint16_t {
+#define MIMO_RT_X(name, trip) name,
+  MIMO_RT_TASK_KINDS(MIMO_RT_X)
+#undef MIMO_RT_X
+};
+
+enum class TripCount : uint8_t { once, per_token, per_active_expert };
+
+inline constexpr uint32_t kNoCounter = 0xffffffffu;
+inline constexpr uint16_t kNoBuffer = 0xffffu;
+inline constexpr uint16_t kNoLayer = 0xffffu;
+
+// Task::flags
+inline constexpr uint16_t kFusedNorm = 1;  // `input` is x: normalise all rows privately first; else `input` is h
+
+/// Passes when counters[counter] >= epoch * total(counter) + value. `value` 0 waits for all of the previous epochs.
+struct Wait {
+  uint32_t counter;
+  uint32_t value;
+};
+
+struct alignas(64) Task {
+  TaskKind kind;
+  uint16_t layer_idx;     // kNoLayer for embed, lm_head, sample and the final norm
+  uint16_t flags;
+  uint16_t num_waits;     // 0..2
+  uint32_t tile_first;
+  uint32_t tile_stride;   // >= 1
+  uint32_t tile_end;      // tiles per count, see TripCount
+  uint16_t input;         // buffer ids; meaning per kind, see accesses.cpp
+  uint16_t input2;
+  uint16_t output;
+  uint16_t output2;
+  Wait waits[2];
+  uint32_t signal_counter;  // += 1 when all writes of this task are visible; kNoCounter: none
+  uint32_t cost_ns;         // the planner's estimate, for balance and traces
+  uint32_t reserved[2];
+};
+static_assert(sizeof(Task) == 64 && std::is_trivially_copyable_v<Task>);
+
+constexpr TripCount trip_count(TaskKind kind) {
+  constexpr TripCount kTrips[] = {
+#define MIMO_RT_X(name, trip) TripCount::trip,
+      MIMO_RT_TASK_KINDS(MIMO_RT_X)
+#undef MIMO_RT_X
+  };
+  return kTrips[static_cast<uint16_t>(kind)];
+}
+
+constexpr const char* task_kind_name(TaskKind kind) {
+  constexpr const char* kNames[] = {
+#define MIMO_RT_X(name, trip) #name,
+      MIMO_RT_TASK_KINDS(MIMO_RT_X)
+#undef MIMO_RT_X
+  };
+  return kNames[static_cast<uint16_t>(kind)];
+}
+
+inline constexpr uint16_t kNumTaskKinds = static_cast<uint16_t>(TaskKind::sample) + 1;
+
+/// Shares of an uneven split: part i of `parts` covers [share_begin(i), share_begin(i + 1)).
+constexpr uint32_t share_begin(uint32_t part, uint32_t parts, uint32_t total) {
+  return static_cast<uint32_t>(uint64_t{part} * total / parts);
+}
+
+}  // namespace mimo_rt

@@ -1,0 +1,85 @@
+// The plan: for every worker its list of tasks, the buffers, the counters, and a proof that it is sound.
+#pragma once
+
+#include <mimo_rt/api.h>
+#include <mimo_rt/config.h>
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace mimo_rt {
+
+struct Task;  ///< the 64-byte record, csrc/plan/task.h
+
+struct PlanOptions {
+  uint32_t num_workers = 1;
+  uint32_t max_tokens = 1;      ///< rows a step may have (1..4096)
+  uint32_t max_logit_rows = 1;  ///< rows of logits a step may ask for (1..max_tokens)
+  /// Fuse RMSNorm into its consumers: each worker normalises all rows for itself. One edge less per norm, more work.
+  enum class FuseNorm : uint8_t { automatic, yes, no } fuse_norm = FuseNorm::automatic;
+  double bytes_per_ns = 10.0;   ///< weight bytes per ns and worker that the cost estimates assume
+};
+
+/// A named range of an arena, or an external array. Rows x cols of elements; a row is `cols` elements.
+struct BufferInfo {
+  std::string name;          ///< "x", "h", "q", "attn", "router_logits", "route", "act", "logits", "sampled", "kv.3", …
+  enum class Space : uint8_t { arena, kv, input, output } space = Space::arena;
+  uint32_t rows = 0, cols = 0;
+  uint32_t element_bytes = 0;
+  uint64_t offset = 0;       ///< in the activation arena, 64-byte aligned
+  uint64_t bytes = 0;        ///< >= rows * cols * element_bytes
+};
+
+struct CounterInfo {
+  std::string name;    ///< "layer 3 o_proj"
+  uint32_t total = 0;  ///< signals per epoch
+};
+
+/// What Plan::verify() proved, in numbers.
+struct VerifyReport {
+  uint64_t num_tasks = 0, num_waits = 0, num_accesses = 0, num_ordered_pairs = 0;
+  uint32_t num_workers = 0, num_counters = 0, num_buffers = 0;
+  double seconds = 0.0;
+  MIMO_RT_API std::string to_string() const;
+};
+
+/// A pure function of (config, options): equal inputs give equal bytes. Immutable; serves any step with
+/// 1..max_tokens tokens.
+class MIMO_RT_API Plan {
+ public:
+  /// @throws Error{invalid_argument, unsupported_shape}
+  static Plan build(const ModelConfig& config, const PlanOptions& options);
+
+  const PlanOptions& options() const { return options_; }
+  uint32_t num_workers() const { return static_cast<uint32_t>(worker_begin_.size() - 1); }
+  std::span<const Task> tasks(uint32_t worker_idx) const;
+  const std::vector<BufferInfo>& buffers() const { return buffers_; }
+  const std::vector<CounterInfo>& counters() const { return counters_; }
+  uint64_t arena_bytes() const { return arena_bytes_; }
+  uint32_t gate_counter() const { return gate_counter_; }  ///< signalled once per epoch, after everything else
+  uint64_t hash() const;                                   ///< over tasks, buffers and counters
+
+  /// Proves, without device or weights, for every number of tokens and of active experts: no execution deadlocks; each
+  /// read happens after the write it needs; nothing is overwritten while a reader is pending; no two writers race;
+  /// every access is inside its buffer; no two buffers overlap; no worker runs into the next epoch early.
+  /// @throws Error{plan_invalid} naming worker, task, buffer or counter.
+  VerifyReport verify() const;
+
+  std::string dump() const;  ///< one task per line
+
+ private:
+  friend class PlanBuilder;
+  friend struct PlanMutator;  ///< tests corrupt plans through this
+  PlanOptions options_;
+  std::vector<BufferInfo> buffers_;
+  std::vector<CounterInfo> counters_;
+  std::vector<uint32_t> worker_begin_;  ///< [num_workers + 1] into tasks_
+  std::shared_ptr<std::vector<Task>> tasks_;
+  uint64_t arena_bytes_ = 0;
+  uint32_t gate_counter_ = 0;
+};
+
+}  // namespace mimo_rt
