@@ -12,7 +12,7 @@ enum BufferId : uint16_t {
   kQ,             // arena   [max_tokens, max over layers of num_q_heads * qk_head_dim] bf16
   kAttn,          // arena   [max_tokens, max over layers of num_q_heads * v_head_dim] bf16
   kRouterLogits,  // arena   [max_tokens, num_experts rounded up to 16] f32
-  kRoute,         // arena   one RouteTable, see csrc/engine/route_table.h
+  kRoute,         // arena   one RouteTable, see csrc/plan/route_table.h
   kAct,           // arena   [max(max_tokens * experts_per_token, max_tokens), max width] bf16
   kLogits,        // output  [max_logit_rows, vocab rounded up to 16] f32
   kSampled,       // output  [max_logit_rows]

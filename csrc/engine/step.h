@@ -1,0 +1,74 @@
+// One step of the target model: what goes in, what comes out. Executors run it; sessions fill it.
+#pragma once
+
+#include "kv/kv_cache.h"
+#include "sampling/sampler.h"
+#include "weights/weights.h"
+
+#include <mimo_rt/plan.h>
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace mimo_rt {
+
+/// Rows of a step. Positions of one sequence are consecutive and ascending and follow what its cache holds.
+struct StepInput {
+  uint32_t num_tokens = 0;                ///< 1..plan.max_tokens
+  const int32_t* token_ids = nullptr;     ///< [num_tokens] in [0, vocab_size)
+  const uint32_t* seq_idx = nullptr;      ///< [num_tokens] slots of the KV cache
+  const uint32_t* positions = nullptr;    ///< [num_tokens]
+  uint32_t num_logit_rows = 0;            ///< 0..plan.max_logit_rows
+  const uint32_t* logit_rows = nullptr;   ///< [num_logit_rows] ascending row indices whose logits are wanted
+  const SampleRequest* sample = nullptr;  ///< [num_logit_rows], or nullptr: no sampling
+};
+
+struct StepOutput {
+  const float* logits = nullptr;          ///< [num_logit_rows, logits_stride], valid until the next step
+  uint32_t logits_stride = 0;             ///< vocab_size rounded up to 16
+  SampleResult* sampled = nullptr;        ///< [num_logit_rows], storage given by the caller when `sample` is set
+};
+
+/// When and by whom a task ran. Times in ns from the start of the step.
+struct TaskTrace {
+  uint32_t worker_idx, task_idx;  ///< task_idx: index in the worker's list
+  uint64_t wait_begin_ns, begin_ns, end_ns;
+};
+
+/// Runs plans of one model. Not thread-safe: one step at a time.
+class Executor {
+ public:
+  virtual ~Executor() = default;
+  virtual const std::string& backend_name() const = 0;  ///< "ref", "cpu-avx2", …
+  virtual uint32_t num_workers() const = 0;
+  /// Runs one epoch of `plan` (verified, made for num_workers() workers, options within those given to the factory).
+  /// @throws Error{timeout} with a hang report; the executor then refuses further steps.
+  virtual void run(const Plan& plan, KvCache& cache, const StepInput& input, StepOutput& output) = 0;
+  /// Task times of the last step; empty unless tracing is on. Tracing changes no result.
+  virtual void set_tracing(bool on) = 0;
+  virtual std::vector<TaskTrace> last_trace() const = 0;
+  /// Bytes of any arena buffer after the last step (for comparing executors buffer by buffer).
+  virtual const uint8_t* buffer_data(const Plan& plan, uint16_t buffer_id) const = 0;
+};
+
+struct ExecutorOptions {
+  uint32_t num_workers = 0;       ///< cpu: 0 = num_usable_cores(); ref: any number, run serially in dependency order
+  bool pin_workers = true;        ///< bind worker i to the i-th usable core
+  uint32_t park_after_us = 200;   ///< an idle worker spins this long before it sleeps (no CPU use while idle)
+  uint32_t timeout_ms = 10'000;   ///< deadline of every wait inside a step
+};
+
+/// `backend`: a resolved name (include/mimo_rt/device.h). The weights must outlive the executor.
+/// Workers' memory is sized for `plans`, the only plans that may be run.
+std::unique_ptr<Executor> make_cpu_executor(const Weights& weights, const std::vector<const Plan*>& plans,
+                                            const std::string& backend, const ExecutorOptions& options);
+
+/// Serial reference. `exact`: activations, KV and logits stay float64 (no BF16 rounding anywhere), which makes it an
+/// evaluator of the mathematical model; otherwise buffers round exactly where the CPU executor rounds, sums are float64.
+std::unique_ptr<Executor> make_ref_executor(const Weights& weights, const std::vector<const Plan*>& plans,
+                                            const ExecutorOptions& options, bool exact);
+
+}  // namespace mimo_rt

@@ -1,0 +1,56 @@
+// Keys and values of the running sequences: pages for full layers, a ring for window layers. BF16.
+//
+// Full layer, per page: [num_kv_heads][kPageTokens][qk_head_dim] K, then the same with v_head_dim for V. One page table
+// per sequence serves all full layers (page p of a sequence has the same index in every layer's pool).
+// Window layer, per sequence: [num_kv_heads][ring_rows][dim], row = pos % ring_rows, with
+// ring_rows >= window_tokens + max_step_tokens rounded up, so that a step may write all its rows before any is read.
+#pragma once
+
+#include <mimo_rt/config.h>
+
+#include "cpu/kernels.h"
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+namespace mimo_rt {
+
+class KvCache {
+ public:
+  static constexpr uint32_t kPageTokens = 64;
+
+  struct Options {
+    uint32_t max_context = 0;      ///< tokens per sequence
+    uint32_t max_step_tokens = 1;  ///< rows that one step may add to a sequence
+    uint32_t num_seqs = 1;
+  };
+  /// @throws Error{invalid_argument, out_of_memory}
+  KvCache(const ModelConfig& config, const Options& options);
+  ~KvCache();
+
+  /// Makes room for positions [0, num_tokens) of a sequence. @throws Error{capacity}: the sequence is unchanged.
+  void reserve(uint32_t seq_idx, uint32_t num_tokens);
+  /// Forgets everything from position num_tokens on and frees its pages.
+  void truncate(uint32_t seq_idx, uint32_t num_tokens);
+  /// Whether the window rings still hold all that a continuation at `num_tokens` needs, when the sequence has
+  /// `stored_tokens` tokens (a longer run may have overwritten older ring rows).
+  bool can_truncate(uint32_t stored_tokens, uint32_t num_tokens) const;
+
+  // Called by executors, inside steps; the position must be reserved.
+  uint16_t* k_row(uint32_t layer_idx, uint32_t seq_idx, uint32_t kv_head_idx, uint32_t pos);
+  uint16_t* v_row(uint32_t layer_idx, uint32_t seq_idx, uint32_t kv_head_idx, uint32_t pos);
+  /// Contiguous runs that cover positions [pos_begin, pos_end), ascending. `out` holds max_segments() entries.
+  uint32_t segments(uint32_t layer_idx, uint32_t seq_idx, uint32_t kv_head_idx, uint32_t pos_begin, uint32_t pos_end,
+                    cpu::KvSegment* out) const;
+  uint32_t max_segments() const;
+  uint32_t max_context() const;
+  uint32_t ring_rows(uint32_t layer_idx) const;  ///< 0 for full layers
+  uint64_t bytes() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace mimo_rt

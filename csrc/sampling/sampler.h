@@ -1,0 +1,57 @@
+// Turns logits into a token: penalties, temperature, top-k, top-p, min-p, and a counter-based generator.
+//
+// Order (as in vLLM): repetition penalty -> temperature -> top-k -> top-p -> min-p -> draw. temperature 0 is greedy (the
+// lowest index among equal maxima). The uniform number is a pure function of (seed, sequence id, position), so a token
+// does not depend on batch, worker count, or how the text before it was decoded. All arithmetic in float64 from FP32
+// logits, one fixed order: the same draws on every backend given equal logits.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace mimo_rt {
+
+struct SamplingParams {
+  float temperature = 1.0f;         ///< >= 0; 0 = greedy
+  uint32_t sample_top_k = 0;        ///< 0 = off
+  float sample_top_p = 1.0f;        ///< (0, 1]
+  float min_p = 0.0f;               ///< [0, 1)
+  float repetition_penalty = 1.0f;  ///< > 0; 1 = off; applies to tokens of prompt and output
+  uint64_t seed = 0;
+  uint32_t num_logprobs = 0;        ///< alternatives to report, 0..20; 0 still reports the chosen token when wanted
+  bool want_logprob = false;
+};
+
+inline constexpr uint32_t kMaxLogprobs = 20;
+
+/// Everything the `sample` task needs for one row of logits.
+struct SampleRequest {
+  const SamplingParams* params = nullptr;
+  const uint32_t* token_counts = nullptr;  ///< [vocab_size] occurrences so far; nullptr unless repetition_penalty != 1
+  uint64_t sequence_id = 0;
+  uint32_t position = 0;                   ///< of the token to be drawn
+  void* scratch = nullptr;                 ///< sampler_scratch_bytes(vocab_size), owned by the row
+};
+
+struct TokenLogprob {
+  int32_t token_id;
+  float logprob;  ///< log softmax of the raw logits (before penalties and temperature), as OpenAI and vLLM report it
+};
+
+struct SampleResult {
+  int32_t token_id = -1;
+  float logprob = 0.0f;                    ///< of the chosen token, when want_logprob
+  uint32_t num_alternatives = 0;
+  TokenLogprob alternatives[kMaxLogprobs];
+};
+
+uint64_t sampler_scratch_bytes(uint32_t vocab_size);
+
+/// No allocation; deterministic. NaN logits never win; a row without any finite logit gives token_id -1 (the caller
+/// turns it into an error).
+void sample_token(const float* logits, uint32_t vocab_size, const SampleRequest& request, SampleResult& result);
+
+/// Uniform in [0, 1) with 53 bits: Philox-4x32-10 keyed by seed, counter (sequence_id, position, stream).
+double uniform_at(uint64_t seed, uint64_t sequence_id, uint32_t position, uint32_t stream);
+
+}  // namespace mimo_rt
