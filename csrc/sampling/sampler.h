@@ -6,23 +6,11 @@
 // logits, one fixed order: the same draws on every backend given equal logits.
 #pragma once
 
+#include <mimo_rt/sampling.h>
+
 #include <cstdint>
-#include <vector>
 
 namespace mimo_rt {
-
-struct SamplingParams {
-  float temperature = 1.0f;         ///< >= 0; 0 = greedy
-  uint32_t sample_top_k = 0;        ///< 0 = off
-  float sample_top_p = 1.0f;        ///< (0, 1]
-  float min_p = 0.0f;               ///< [0, 1)
-  float repetition_penalty = 1.0f;  ///< > 0; 1 = off; applies to tokens of prompt and output
-  uint64_t seed = 0;
-  uint32_t num_logprobs = 0;        ///< alternatives to report, 0..20; 0 still reports the chosen token when wanted
-  bool want_logprob = false;
-};
-
-inline constexpr uint32_t kMaxLogprobs = 20;
 
 /// Everything the `sample` task needs for one row of logits.
 struct SampleRequest {
@@ -31,11 +19,6 @@ struct SampleRequest {
   uint64_t sequence_id = 0;
   uint32_t position = 0;                   ///< of the token to be drawn
   void* scratch = nullptr;                 ///< sampler_scratch_bytes(vocab_size), owned by the row
-};
-
-struct TokenLogprob {
-  int32_t token_id;
-  float logprob;  ///< log softmax of the raw logits (before penalties and temperature), as OpenAI and vLLM report it
 };
 
 struct SampleResult {

@@ -1,0 +1,64 @@
+// A loaded model, ready to run: packed weights, verified plans and an executor.
+#pragma once
+
+#include <mimo_rt/api.h>
+#include <mimo_rt/config.h>
+#include <mimo_rt/plan.h>
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <string>
+
+namespace mimo_rt {
+
+struct EngineOptions {
+  std::string device = "auto";        ///< "auto", "cpu", "ref", "cuda" or a backend name, see device.h
+  uint32_t num_threads = 0;           ///< workers; 0: all usable cores
+  bool pin_threads = true;            ///< bind worker i to the i-th usable core
+  uint32_t park_after_us = 200;       ///< idle workers spin this long, then sleep: an idle engine uses no CPU
+  uint32_t timeout_ms = 10'000;       ///< deadline of any wait inside a step
+  uint32_t max_decode_tokens = 8;     ///< rows of a decode step
+  uint32_t prefill_chunk_tokens = 512;///< rows of a prefill step
+  uint32_t window_tokens = 0;         ///< overrides the width of window layers (128 or 129 keys); 0: the config's
+  bool exact = false;                 ///< "ref" only: float64 activations, an evaluator of the mathematical model
+  /// (done, total) packed bytes; returning false cancels the load.
+  std::function<bool(uint64_t, uint64_t)> progress;
+};
+
+/// Loads once, serves many sessions. Thread-safe: sessions of one engine may live on different threads; their steps run
+/// one after the other.
+class MIMO_RT_API Engine {
+ public:
+  /// @throws Error: io, bad_format, missing_tensor, shape_mismatch, unsupported_shape, unavailable, out_of_memory,
+  ///         cancelled.
+  static std::shared_ptr<Engine> open(const std::filesystem::path& model_dir, const EngineOptions& options = {});
+  /// Random weights of the given shape, made in memory: for benchmarks.
+  static std::shared_ptr<Engine> synthetic(const ModelConfig& config, uint64_t seed, const EngineOptions& options = {});
+  ~Engine();
+
+  const ModelConfig& config() const;
+  const EngineOptions& options() const;
+  const std::string& backend() const;        ///< the one that runs, e.g. "cpu-avx2"
+  uint32_t num_workers() const;
+  const Plan& decode_plan() const;
+  const Plan& prefill_plan() const;
+  uint64_t weight_bytes() const;             ///< packed
+  uint64_t dense_bytes_per_step() const;     ///< weights every step reads: all but embedding rows and experts
+  uint64_t expert_bytes() const;             ///< of one expert of one layer
+  /// Reads memory with all workers for about `seconds` and remembers the result for statistics. GB/s, 1e9 bytes.
+  double measure_bandwidth_gbs(double seconds = 0.2);
+  /// Task times of the next steps; `trace_json` gives the last step as a Chrome trace (predicted and measured).
+  void set_tracing(bool on);
+  std::string trace_json() const;
+
+  struct Impl;
+  Impl& impl() { return *impl_; }            ///< for Session
+
+ private:
+  explicit Engine(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace mimo_rt
