@@ -30,6 +30,7 @@ struct StepOutput {
   const float* logits = nullptr;          ///< [num_logit_rows, logits_stride], valid until the next step
   uint32_t logits_stride = 0;             ///< vocab_size rounded up to 16
   SampleResult* sampled = nullptr;        ///< [num_logit_rows], storage given by the caller when `sample` is set
+  uint64_t active_experts = 0;            ///< set by the executor: active experts summed over the MoE layers of the step
 };
 
 /// When and by whom a task ran. Times in ns from the start of the step.
