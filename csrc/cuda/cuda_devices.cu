@@ -1,0 +1,31 @@
+// Asks the CUDA runtime which devices there are. Works, with an empty answer, on a machine without a driver.
+#include "core/cuda_devices.h"
+
+#include <cuda_runtime.h>
+
+namespace mimo_rt {
+
+CudaDevices list_cuda_devices() {
+  CudaDevices result;
+  result.built = true;
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status != cudaSuccess) {
+    result.reason = cudaGetErrorString(status);
+    (void)cudaGetLastError();  // the error is sticky until it is read
+    return result;
+  }
+  for (int i = 0; i < count; ++i) {
+    cudaDeviceProp properties{};
+    if (cudaGetDeviceProperties(&properties, i) != cudaSuccess) continue;
+    result.devices.push_back({.name = properties.name,
+                              .compute_major = properties.major,
+                              .compute_minor = properties.minor,
+                              .num_sms = static_cast<uint32_t>(properties.multiProcessorCount),
+                              .memory_bytes = properties.totalGlobalMem});
+  }
+  if (result.devices.empty()) result.reason = "no CUDA device";
+  return result;
+}
+
+}  // namespace mimo_rt
