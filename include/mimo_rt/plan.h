@@ -55,6 +55,7 @@ class MIMO_RT_API Plan {
 
   const PlanOptions& options() const { return options_; }
   uint32_t num_workers() const { return static_cast<uint32_t>(worker_begin_.size() - 1); }
+  uint64_t num_tasks() const { return worker_begin_.back(); }
   std::span<const Task> tasks(uint32_t worker_idx) const;
   const std::vector<BufferInfo>& buffers() const { return buffers_; }
   const std::vector<CounterInfo>& counters() const { return counters_; }

@@ -1,0 +1,43 @@
+#include "bind.h"
+
+#include <mimo_rt/engine.h>
+#include <pybind11/functional.h>
+#include <pybind11/stl.h>
+#include <pybind11/stl/filesystem.h>
+
+namespace mimo_rt::python {
+
+void bind_engine(py::module_& m) {
+  py::class_<EngineOptions>(m, "EngineOptions", "How a model is loaded and run; fields as in mimo_rt/engine.h.")
+      .def(py::init(&from_kwargs<EngineOptions>))
+      .def_readwrite("device", &EngineOptions::device)
+      .def_readwrite("num_threads", &EngineOptions::num_threads)
+      .def_readwrite("pin_threads", &EngineOptions::pin_threads)
+      .def_readwrite("park_after_us", &EngineOptions::park_after_us)
+      .def_readwrite("timeout_ms", &EngineOptions::timeout_ms)
+      .def_readwrite("max_decode_tokens", &EngineOptions::max_decode_tokens)
+      .def_readwrite("prefill_chunk_tokens", &EngineOptions::prefill_chunk_tokens)
+      .def_readwrite("window_tokens", &EngineOptions::window_tokens)
+      .def_readwrite("exact", &EngineOptions::exact)
+      .def_readwrite("progress", &EngineOptions::progress);
+  py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine", "A loaded model: packed weights, plans, executor.")
+      .def_static("open", &Engine::open, py::arg("model_dir"), py::arg("options") = EngineOptions{},
+                  py::call_guard<py::gil_scoped_release>())
+      .def_static("synthetic", &Engine::synthetic, py::arg("config"), py::arg("seed") = 0,
+                  py::arg("options") = EngineOptions{}, py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("config", &Engine::config)
+      .def_property_readonly("options", &Engine::options)
+      .def_property_readonly("backend", &Engine::backend)
+      .def_property_readonly("num_workers", &Engine::num_workers)
+      .def_property_readonly("decode_plan", &Engine::decode_plan)
+      .def_property_readonly("prefill_plan", &Engine::prefill_plan)
+      .def_property_readonly("weight_bytes", &Engine::weight_bytes)
+      .def_property_readonly("dense_bytes_per_step", &Engine::dense_bytes_per_step)
+      .def_property_readonly("expert_bytes", &Engine::expert_bytes)
+      .def("measure_bandwidth_gbs", &Engine::measure_bandwidth_gbs, py::arg("seconds") = 0.2,
+           py::call_guard<py::gil_scoped_release>())
+      .def("set_tracing", &Engine::set_tracing, py::arg("on"))
+      .def("trace_json", &Engine::trace_json, "The last step as a Chrome trace: predicted and measured task times.");
+}
+
+}  // namespace mimo_rt::python
