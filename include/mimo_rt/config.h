@@ -68,7 +68,9 @@ struct ModelConfig {
   std::vector<int32_t> eos_token_ids;     ///< from config.json; generation_config.json may override
 
   /// Parses config.json. `window_tokens_override`: 128-vs-129 knob, 0 = what the config says (`sliding_window`).
-  /// @throws Error{bad_format} naming the field, what was expected and what came.
+  /// Reads the dialects of the vendor and of transformers' port (layer_types, rope_parameters).
+  /// @throws Error{bad_format} naming the field, what was expected and what came; Error{unsupported_shape} for a
+  ///         valid field whose value this library does not compute (group-limited routing, biases, scaled RoPE).
   MIMO_RT_API static ModelConfig from_json(std::string_view json, std::string_view source_name,
                                            uint32_t window_tokens_override = 0);
   /// Reads `<directory>/config.json` (at most 1 MiB).
