@@ -62,8 +62,8 @@ void bind_error(py::module_& m) {
   m.attr("MimoRtError") = base;
   const auto add = [&](ErrorCode code, std::string_view name) {
     PyObject* builtin = builtin_base(code);
-    py::tuple bases = builtin ? py::make_tuple(base, py::reinterpret_borrow<py::object>(builtin))
-                              : py::make_tuple(base);
+    py::tuple bases = py::make_tuple(base);
+    if (builtin) bases = py::make_tuple(base, py::reinterpret_borrow<py::object>(builtin));
     const std::string short_name = class_name(name);
     const py::object type = py::reinterpret_steal<py::object>(
         PyErr_NewException(("mimo_rt." + short_name).c_str(), bases.ptr(), nullptr));
