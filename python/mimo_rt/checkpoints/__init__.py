@@ -1,0 +1,20 @@
+"""Make checkpoints: number formats, a safetensors writer, tiny random models, the demo model.
+
+Start at :func:`write_tiny_checkpoint` (``PRESETS`` names the variants) and
+:func:`ensure_demo_model` (SmolLM2-135M in the MiMo-V2.5-Pro-FP4 format).
+"""
+
+from .demo import ensure_demo_model
+from .presets import PRESETS
+from .tiny import write_tiny_checkpoint
+from .writer import CheckpointError, CheckpointWriter, TensorSpec, atomic_directory
+
+__all__ = [
+    "PRESETS",
+    "CheckpointError",
+    "CheckpointWriter",
+    "TensorSpec",
+    "atomic_directory",
+    "ensure_demo_model",
+    "write_tiny_checkpoint",
+]
