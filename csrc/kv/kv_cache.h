@@ -27,14 +27,16 @@ class KvCache {
   };
   /// @throws Error{invalid_argument, out_of_memory}
   KvCache(const ModelConfig& config, const Options& options);
+  KvCache(KvCache&&) noexcept;
   ~KvCache();
 
   /// Makes room for positions [0, num_tokens) of a sequence. @throws Error{capacity}: the sequence is unchanged.
   void reserve(uint32_t seq_idx, uint32_t num_tokens);
   /// Forgets everything from position num_tokens on and frees its pages.
   void truncate(uint32_t seq_idx, uint32_t num_tokens);
-  /// Whether the window rings still hold all that a continuation at `num_tokens` needs, when the sequence has
-  /// `stored_tokens` tokens (a longer run may have overwritten older ring rows).
+  /// Whether the window rings still hold all that a continuation at `num_tokens` needs, when steps have written
+  /// positions [0, stored_tokens): the most the sequence ever had since it was empty, rejected tokens included (their
+  /// rows overwrote older ring rows for good).
   bool can_truncate(uint32_t stored_tokens, uint32_t num_tokens) const;
 
   // Called by executors, inside steps; the position must be reserved.
@@ -45,6 +47,10 @@ class KvCache {
                     cpu::KvSegment* out) const;
   uint32_t max_segments() const;
   uint32_t max_context() const;
+  uint32_t max_step_tokens() const;
+  uint32_t num_seqs() const;
+  uint32_t num_layers() const;
+  uint32_t reserved_tokens(uint32_t seq_idx) const;  ///< positions [0, this) may be written
   uint32_t ring_rows(uint32_t layer_idx) const;  ///< 0 for full layers
   uint64_t bytes() const;
 

@@ -54,6 +54,7 @@ inline constexpr uint16_t kNoLayer = 0xffffu;
 
 // Task::flags
 inline constexpr uint16_t kFusedNorm = 1;  // `input` is x: normalise all rows privately first; else `input` is h
+inline constexpr uint16_t kMlpNorm = 2;    // rms_norm of a layer: its mlp_norm; without: its attn_norm
 
 /// Passes when counters[counter] >= epoch * total(counter) + value. `value` 0 waits for all of the previous epochs.
 struct Wait {
