@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kv/kv_cache.h"
+#include "plan/trace.h"
 #include "sampling/sampler.h"
 #include "weights/weights.h"
 
@@ -31,12 +32,6 @@ struct StepOutput {
   uint32_t logits_stride = 0;             ///< vocab_size rounded up to 16
   SampleResult* sampled = nullptr;        ///< [num_logit_rows], storage given by the caller when `sample` is set
   uint64_t active_experts = 0;            ///< set by the executor: active experts summed over the MoE layers of the step
-};
-
-/// When and by whom a task ran. Times in ns from the start of the step.
-struct TaskTrace {
-  uint32_t worker_idx, task_idx;  ///< task_idx: index in the worker's list
-  uint64_t wait_begin_ns, begin_ns, end_ns;
 };
 
 /// Runs plans of one model. Not thread-safe: one step at a time.

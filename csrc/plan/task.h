@@ -54,6 +54,7 @@ inline constexpr uint16_t kNoLayer = 0xffffu;
 
 // Task::flags
 inline constexpr uint16_t kFusedNorm = 1;  // `input` is x: normalise all rows privately first; else `input` is h
+inline constexpr uint16_t kMlpNorm = 2;    // rms_norm only: the norm before the MLP, not the one before attention
 inline constexpr uint16_t kMlpNorm = 2;    // rms_norm of a layer: its mlp_norm; without: its attn_norm
 
 /// Passes when counters[counter] >= epoch * total(counter) + value. `value` 0 waits for all of the previous epochs.
@@ -70,16 +71,16 @@ struct alignas(64) Task {
   uint32_t tile_first;
   uint32_t tile_stride;   // >= 1
   uint32_t tile_end;      // tiles per count, see TripCount
-  uint16_t input;         // buffer ids; meaning per kind, see accesses.cpp
+  uint16_t input;         // buffer ids; meaning per kind, see kinds.h
   uint16_t input2;
   uint16_t output;
   uint16_t output2;
   Wait waits[2];
   uint32_t signal_counter;  // += 1 when all writes of this task are visible; kNoCounter: none
   uint32_t cost_ns;         // the planner's estimate, for balance and traces
-  uint32_t reserved[2];
+  uint32_t reserved[3];     // zero; no padding, so that tasks can be hashed as bytes
 };
-static_assert(sizeof(Task) == 64 && std::is_trivially_copyable_v<Task>);
+static_assert(sizeof(Task) == 64 && std::has_unique_object_representations_v<Task>);
 
 constexpr TripCount trip_count(TaskKind kind) {
   constexpr TripCount kTrips[] = {

@@ -23,6 +23,18 @@ struct PlanOptions {
   double bytes_per_ns = 10.0;   ///< weight bytes per ns and worker that the cost estimates assume
 };
 
+/// The shapes that a plan depends on: with them Plan::verify() needs no config.
+struct PlanShape {
+  struct Layer {
+    bool is_moe = false;
+    uint32_t num_q_heads = 0, num_kv_heads = 0, qk_head_dim = 0, v_head_dim = 0, rotary_dim = 0;
+  };
+  uint32_t hidden_size = 0, vocab_size = 0;
+  uint32_t dense_width = 0, expert_width = 0;  ///< columns of `act`
+  uint32_t num_experts = 0, experts_per_token = 0;
+  std::vector<Layer> layers;
+};
+
 /// A named range of an arena, or an external array. Rows x cols of elements; a row is `cols` elements.
 struct BufferInfo {
   std::string name;          ///< "x", "h", "q", "attn", "router_logits", "route", "act", "logits", "sampled", "kv.3", …
@@ -54,6 +66,7 @@ class MIMO_RT_API Plan {
   static Plan build(const ModelConfig& config, const PlanOptions& options);
 
   const PlanOptions& options() const { return options_; }
+  const PlanShape& shape() const { return shape_; }
   uint32_t num_workers() const { return static_cast<uint32_t>(worker_begin_.size() - 1); }
   uint64_t num_tasks() const { return worker_begin_.back(); }
   std::span<const Task> tasks(uint32_t worker_idx) const;
@@ -61,7 +74,7 @@ class MIMO_RT_API Plan {
   const std::vector<CounterInfo>& counters() const { return counters_; }
   uint64_t arena_bytes() const { return arena_bytes_; }
   uint32_t gate_counter() const { return gate_counter_; }  ///< signalled once per epoch, after everything else
-  uint64_t hash() const;                                   ///< over tasks, buffers and counters
+  uint64_t hash() const;                                   ///< over shape, tasks, buffers and counters
 
   /// Proves, without device or weights, for every number of tokens and of active experts: no execution deadlocks; each
   /// read happens after the write it needs; nothing is overwritten while a reader is pending; no two writers race;
@@ -75,6 +88,7 @@ class MIMO_RT_API Plan {
   friend class PlanBuilder;
   friend struct PlanMutator;  ///< tests corrupt plans through this
   PlanOptions options_;
+  PlanShape shape_;
   std::vector<BufferInfo> buffers_;
   std::vector<CounterInfo> counters_;
   std::vector<uint32_t> worker_begin_;  ///< [num_workers + 1] into tasks_
