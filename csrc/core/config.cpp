@@ -13,6 +13,7 @@ namespace {
 constexpr const char* kWhere = "ModelConfig.from_json";
 constexpr uint64_t kMaxConfigBytes = 1 << 20;
 constexpr uint64_t kMaxRows = 1 << 30;  // of one matrix: row indices are uint32_t everywhere
+constexpr uint64_t kMaxExperts = 1 << 18;  // of all layers: bounds the tables made from a config
 
 /// One value per layer.
 struct LayerFlags {
@@ -47,7 +48,7 @@ class Builder {
   LayerConfig full_layer() const;
   LayerConfig window_layer() const;
   void check_heads(const LayerConfig& layer, const char* prefix) const;
-  void fill_moe(ModelConfig& config) const;
+  void fill_moe(ModelConfig& config, uint64_t num_moe_layers) const;
   void fill_formats(ModelConfig& config, bool has_moe) const;
 
   const RawConfig& raw_;
@@ -183,8 +184,11 @@ void Builder::check_heads(const LayerConfig& layer, const char* prefix) const {
         layer.num_kv_heads, " key heads");
 }
 
-void Builder::fill_moe(ModelConfig& config) const {
+void Builder::fill_moe(ModelConfig& config, uint64_t num_moe_layers) const {
   require(Need::with_moe);
+  if (*raw_.num_experts * num_moe_layers > kMaxExperts)
+    bad("n_routed_experts: expected at most ", kMaxExperts, " experts in all layers, got ",
+        *raw_.num_experts * num_moe_layers);
   config.num_experts = *raw_.num_experts;
   config.experts_per_token = *raw_.experts_per_token;
   config.expert_intermediate_size = *raw_.expert_intermediate_size;
@@ -238,7 +242,8 @@ ModelConfig Builder::build() {
     return std::find(list.begin(), list.end(), value) != list.end();
   };
   const bool has_moe = any(flags.is_moe, true), has_window = any(flags.is_window, true);
-  if (has_moe) fill_moe(config);
+  const auto num_moe = std::count(flags.is_moe.begin(), flags.is_moe.end(), true);
+  if (has_moe) fill_moe(config, static_cast<uint64_t>(num_moe));
   if (any(flags.is_moe, false)) require(Need::with_dense);
   config.intermediate_size = raw_.intermediate_size.value_or(0);
   if (has_window) require(Need::with_window);

@@ -1,0 +1,200 @@
+#include "checkpoint/json_scanner.h"
+
+#include "core/checks.h"
+#include "core/text.h"
+
+namespace mimo_rt {
+namespace {
+
+bool is_space(char c) { return c == ' ' || c == '\t' || c == '\n' || c == '\r'; }
+bool is_digit(char c) { return c >= '0' && c <= '9'; }
+bool is_scalar_char(char c) {  // of numbers, true, false, null
+  return is_digit(c) || (c >= 'a' && c <= 'z') || c == '+' || c == '-' || c == '.' || c == 'E';
+}
+
+void append_utf8(std::string& out, uint32_t code) {
+  const auto put = [&](uint32_t byte) { out += static_cast<char>(byte); };
+  if (code < 0x80) return put(code);
+  if (code < 0x800) {
+    put(0xc0 | code >> 6);
+  } else {
+    if (code < 0x10000) {
+      put(0xe0 | code >> 12);
+    } else {
+      put(0xf0 | code >> 18);
+      put(0x80 | (code >> 12 & 0x3f));
+    }
+    put(0x80 | (code >> 6 & 0x3f));
+  }
+  put(0x80 | (code & 0x3f));
+}
+
+}  // namespace
+
+bool is_valid_utf8(std::string_view text) noexcept {
+  size_t i = 0;
+  while (i < text.size()) {
+    const auto lead = static_cast<unsigned char>(text[i]);
+    if (lead < 0x80) {
+      ++i;
+      continue;
+    }
+    const size_t length = lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : 2;
+    if (lead < 0xc2 || lead > 0xf4 || text.size() - i < length) return false;
+    uint32_t code = lead & (0x7fu >> length);
+    for (size_t j = 1; j < length; ++j) {
+      const auto next = static_cast<unsigned char>(text[i + j]);
+      if ((next & 0xc0) != 0x80) return false;
+      code = code << 6 | (next & 0x3fu);
+    }
+    const uint32_t smallest = length == 4 ? 0x10000 : length == 3 ? 0x800 : 0x80;
+    if (code < smallest || code > 0x10ffff || (code >= 0xd800 && code < 0xe000)) return false;
+    i += length;
+  }
+  return true;
+}
+
+JsonScanner::JsonScanner(std::string_view text, const char* where, std::string_view source)
+    : text_(text), where_(where), source_(source) {
+  MIMO_RT_CHECK(is_valid_utf8(text), bad_format, where, source,
+                ": expected UTF-8 JSON, got bytes that are not UTF-8");
+}
+
+void JsonScanner::fail_here(std::string_view expected) const {
+  fail(ErrorCode::bad_format, where_, source_, ": JSON byte ", pos_, ": expected ", expected,
+       ", got ", pos_ < text_.size() ? printable(text_.substr(pos_, 16)) : "the end");
+}
+
+void JsonScanner::skip_space() {
+  while (pos_ < text_.size() && is_space(text_[pos_])) ++pos_;
+}
+
+bool JsonScanner::accept(char token) {
+  skip_space();
+  if (pos_ >= text_.size() || text_[pos_] != token) return false;
+  ++pos_;
+  return true;
+}
+
+void JsonScanner::expect(char token) {
+  if (!accept(token)) fail_here(printable(std::string_view(&token, 1)));
+}
+
+uint32_t JsonScanner::hex4() {
+  uint32_t value = 0;
+  for (int i = 0; i < 4; ++i, ++pos_) {
+    const char c = pos_ < text_.size() ? text_[pos_] : '\0';
+    const bool lower = c >= 'a' && c <= 'f', upper = c >= 'A' && c <= 'F';
+    if (!is_digit(c) && !lower && !upper) fail_here("four hexadecimal digits");
+    value = value << 4 |
+            static_cast<uint32_t>(is_digit(c) ? c - '0' : lower ? c - 'a' + 10 : c - 'A' + 10);
+  }
+  return value;
+}
+
+// `pos_` is behind the backslash.
+void JsonScanner::append_escape(std::string& out) {
+  const char kind = pos_ < text_.size() ? text_[pos_] : '\0';
+  constexpr std::string_view kKinds = "\"\\/bfnrt", kValues = "\"\\/\b\f\n\r\t";
+  if (const size_t i = kKinds.find(kind); kind != '\0' && i != std::string_view::npos) {
+    ++pos_;
+    out += kValues[i];
+    return;
+  }
+  if (kind != 'u') fail_here("a JSON escape");
+  ++pos_;
+  uint32_t code = hex4();
+  if (code >= 0xd800 && code < 0xdc00) {
+    if (text_.substr(pos_, 2) != "\\u") fail_here("the second half of a surrogate pair");
+    pos_ += 2;
+    const uint32_t low = hex4();
+    if (low < 0xdc00 || low >= 0xe000) fail_here("the second half of a surrogate pair");
+    code = 0x10000 + ((code - 0xd800) << 10) + (low - 0xdc00);
+  } else if (code >= 0xdc00 && code < 0xe000) {
+    fail_here("no lone surrogate");
+  }
+  append_utf8(out, code);
+}
+
+std::string JsonScanner::string() {
+  skip_space();
+  if (pos_ >= text_.size() || text_[pos_] != '"') fail_here("a string");
+  ++pos_;
+  std::string out;
+  while (true) {
+    const size_t begin = pos_;
+    while (pos_ < text_.size() && text_[pos_] != '"' && text_[pos_] != '\\' &&
+           static_cast<unsigned char>(text_[pos_]) >= 0x20)
+      ++pos_;
+    out.append(text_, begin, pos_ - begin);
+    if (pos_ >= text_.size()) fail_here("the end of a string");
+    const char stop = text_[pos_];
+    if (stop != '"' && stop != '\\') fail_here("no control character in a string");
+    ++pos_;
+    if (stop == '"') return out;
+    append_escape(out);
+  }
+}
+
+uint64_t JsonScanner::integer(uint64_t max) {
+  skip_space();
+  const size_t begin = pos_;
+  uint64_t value = 0;
+  while (pos_ < text_.size() && is_digit(text_[pos_])) {
+    const auto digit = static_cast<uint64_t>(text_[pos_] - '0');
+    if (digit > max || value > (max - digit) / 10)
+      fail_here(concat("an integer of at most ", max));
+    value = value * 10 + digit;
+    ++pos_;
+  }
+  const bool leading_zero = pos_ - begin > 1 && text_[begin] == '0';
+  const char next = pos_ < text_.size() ? text_[pos_] : '\0';
+  if (pos_ == begin || leading_zero || next == '.' || next == 'e' || next == 'E')
+    fail_here("an integer literal without sign, fraction or exponent");
+  return value;
+}
+
+void JsonScanner::skip_scalar() {
+  if (pos_ < text_.size() && text_[pos_] == '"') {
+    string();
+    return;
+  }
+  const size_t begin = pos_;
+  while (pos_ < text_.size() && is_scalar_char(text_[pos_])) ++pos_;
+  const std::string_view word = text_.substr(begin, pos_ - begin);
+  const bool is_number = !word.empty() && (is_digit(word[0]) || word[0] == '-');
+  if (!is_number && word != "true" && word != "false" && word != "null") fail_here("a JSON value");
+}
+
+void JsonScanner::skip_value(int max_depth) {
+  std::string closers;  // the brackets that are open
+  do {
+    skip_space();
+    const char next = pos_ < text_.size() ? text_[pos_] : '\0';
+    bool opened = false;
+    if (next == '{' || next == '[') {
+      ++pos_;
+      closers += next == '{' ? '}' : ']';
+      if (closers.size() > static_cast<size_t>(max_depth)) fail_here("less nesting");
+      opened = !accept(closers.back());
+      if (!opened) closers.pop_back();
+    } else {
+      skip_scalar();
+    }
+    while (!opened && !closers.empty() && !accept(',')) {
+      expect(closers.back());
+      closers.pop_back();
+    }
+    if (!closers.empty() && closers.back() == '}') {
+      string();
+      expect(':');
+    }
+  } while (!closers.empty());
+}
+
+void JsonScanner::expect_end(char padding) {
+  while (pos_ < text_.size() && (padding ? text_[pos_] == padding : is_space(text_[pos_]))) ++pos_;
+  if (pos_ < text_.size()) fail_here(padding ? "nothing but spaces" : "the end");
+}
+
+}  // namespace mimo_rt
