@@ -1,9 +1,12 @@
-// Turns logits into a token: penalties, temperature, top-k, top-p, min-p, and a counter-based generator.
+// Turns logits into a token: penalties, temperature, top-k, top-p, min-p, and a counter-based
+// generator.
 //
-// Order (as in vLLM): repetition penalty -> temperature -> top-k -> top-p -> min-p -> draw. temperature 0 is greedy (the
-// lowest index among equal maxima). The uniform number is a pure function of (seed, sequence id, position), so a token
-// does not depend on batch, worker count, or how the text before it was decoded. All arithmetic in float64 from FP32
-// logits, one fixed order: the same draws on every backend given equal logits.
+// Order (as in vLLM): repetition penalty -> temperature -> top-k -> top-p -> min-p -> draw.
+// temperature 0 is greedy (the lowest index among equal maxima). The uniform number is a pure
+// function of (seed, sequence id, position), so a token does not depend on batch, worker count, or
+// how the text before it was decoded. Scores are float64 from FP32 logits; probabilities relative
+// to the best token become integers (45 bits or more for vocabularies up to 2^18), so sums are exact
+// and have no order: the same draws on every backend given equal logits.
 #pragma once
 
 #include <mimo_rt/sampling.h>
@@ -15,10 +18,13 @@ namespace mimo_rt {
 /// Everything the `sample` task needs for one row of logits.
 struct SampleRequest {
   const SamplingParams* params = nullptr;
-  const uint32_t* token_counts = nullptr;  ///< [vocab_size] occurrences so far; nullptr unless repetition_penalty != 1
+  /// [vocab_size] occurrences so far; nullptr unless repetition_penalty != 1
+  const uint32_t* token_counts = nullptr;
+  const int32_t* masked_ids = nullptr;     ///< [num_masked_ids] may not be drawn; ascending, unique
+  uint32_t num_masked_ids = 0;
   uint64_t sequence_id = 0;
   uint32_t position = 0;                   ///< of the token to be drawn
-  void* scratch = nullptr;                 ///< sampler_scratch_bytes(vocab_size), owned by the row
+  void* scratch = nullptr;  ///< sampler_scratch_bytes(vocab_size), 16-byte aligned, owned by the row
 };
 
 struct SampleResult {
@@ -30,9 +36,11 @@ struct SampleResult {
 
 uint64_t sampler_scratch_bytes(uint32_t vocab_size);
 
-/// No allocation; deterministic. NaN logits never win; a row without any finite logit gives token_id -1 (the caller
-/// turns it into an error).
-void sample_token(const float* logits, uint32_t vocab_size, const SampleRequest& request, SampleResult& result);
+/// No allocation; deterministic. NaN and infinite logits never win; a row without any finite logit
+/// outside the mask gives token_id -1 (the caller turns it into an error). Logprobs are those of the
+/// raw logits, masked tokens included; filled when want_logprob is set or num_logprobs > 0.
+void sample_token(const float* logits, uint32_t vocab_size, const SampleRequest& request,
+                  SampleResult& result);
 
 /// Uniform in [0, 1) with 53 bits: Philox-4x32-10 keyed by seed, counter (sequence_id, position, stream).
 double uniform_at(uint64_t seed, uint64_t sequence_id, uint32_t position, uint32_t stream);

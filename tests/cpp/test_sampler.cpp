@@ -1,0 +1,357 @@
+// The sampler against exact enumeration in long double, with chi-square tests of the draws.
+//
+// Bounds: the p-value of a correct sampler is uniform, so a test at kAlpha / kNumChiSquareTests
+// fails with probability below kAlpha; seeds are fixed, so it fails always or never. Controls:
+// deliberately wrong distributions must be rejected far below that level.
+#include "check.h"
+#include "sampling/candidates.h"
+#include "sampling/fixed_exp.h"
+#include "sampling/philox.h"
+#include "sampling/sampler.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <random>
+
+using namespace mimo_rt;
+
+namespace {
+
+constexpr double kAlpha = 1e-3;
+constexpr int kNumChiSquareTests = 16;
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+constexpr float kInf = std::numeric_limits<float>::infinity();
+
+struct Draws {
+  const std::vector<float>& logits;
+  SamplingParams params;
+  std::vector<uint32_t> counts = {};
+  std::vector<int32_t> masked = {};
+  uint64_t sequence_id = 0;
+
+  SampleResult at(uint32_t position) const {
+    const auto vocab = static_cast<uint32_t>(logits.size());
+    static std::vector<uint64_t> scratch;  // left dirty on purpose: no draw may depend on it
+    scratch.resize(std::max<size_t>(scratch.size(), sampler_scratch_bytes(vocab) / 8));
+    SampleRequest request{.params = &params, .sequence_id = sequence_id, .position = position};
+    request.token_counts = counts.empty() ? nullptr : counts.data();
+    request.masked_ids = masked.data();
+    request.num_masked_ids = static_cast<uint32_t>(masked.size());
+    request.scratch = scratch.data();
+    SampleResult result;
+    sample_token(logits.data(), vocab, request, result);
+    return result;
+  }
+};
+
+/// The distribution that the parameters define: full sorts, no shortcuts.
+std::vector<long double> enumerate(const Draws& draws) {
+  const size_t n = draws.logits.size();
+  const SamplingParams& p = draws.params;
+  std::vector<long double> score(n), probability(n, 0.0L);
+  std::vector<size_t> order;
+  for (size_t i = 0; i < n; ++i) {
+    score[i] = draws.logits[i];
+    if (!draws.counts.empty() && draws.counts[i])
+      score[i] = score[i] > 0 ? score[i] / p.repetition_penalty : score[i] * p.repetition_penalty;
+    const bool masked = std::count(draws.masked.begin(), draws.masked.end(), int(i)) > 0;
+    if (std::isfinite(draws.logits[i]) && !masked) order.push_back(i);
+  }
+  std::stable_sort(order.begin(), order.end(),
+                   [&](size_t a, size_t b) { return score[a] > score[b]; });
+  if (p.sample_top_k && order.size() > p.sample_top_k) order.resize(p.sample_top_k);
+  const long double best = score[order[0]];
+  const auto softmax = [&] {
+    std::fill(probability.begin(), probability.end(), 0.0L);
+    long double sum = 0;
+    for (const size_t i : order) sum += std::exp((score[i] - best) / p.temperature);
+    for (const size_t i : order) probability[i] = std::exp((score[i] - best) / p.temperature) / sum;
+  };
+  softmax();
+  long double before = 0;
+  size_t kept = 0;
+  while (kept < order.size() && before < p.sample_top_p) before += probability[order[kept++]];
+  if (p.sample_top_p < 1.0f) order.resize(kept);
+  softmax();
+  const long double floor = p.min_p * probability[order[0]];
+  std::erase_if(order, [&](size_t i) { return probability[i] < floor; });
+  softmax();
+  return probability;
+}
+
+/// Upper tail of the chi-square distribution: regularised incomplete gamma Q(dof/2, x/2).
+double chi_square_tail(double x, double dof) {
+  const double a = dof / 2, z = x / 2;
+  if (z <= 0) return 1.0;
+  const double front = std::exp(a * std::log(z) - z - std::lgamma(a));
+  if (z < a + 1) {
+    double term = 1 / a, sum = term;
+    for (int i = 1; i < 2000; ++i) sum += term *= z / (a + i);
+    return 1.0 - front * sum;
+  }
+  double b = z + 1 - a, c = 1e300, d = 1 / b, h = d;  // continued fraction, Lentz
+  for (int i = 1; i < 2000; ++i) {
+    const double an = -i * (i - a);
+    b += 2;
+    d = 1 / (an * d + b);
+    c = b + an / c;
+    h *= d * c;
+  }
+  return front * h;
+}
+
+/// p-value of the draws at positions 0..num_draws-1 under `expected`; 0 when an impossible token
+/// was drawn. Cells that expect fewer than five draws are merged.
+double p_value(const Draws& draws, const std::vector<long double>& expected, uint32_t num_draws) {
+  std::vector<double> seen(expected.size());
+  for (uint32_t i = 0; i < num_draws; ++i) seen[static_cast<size_t>(draws.at(i).token_id)] += 1;
+  double statistic = 0, rest_seen = 0, rest_expected = 0;
+  int cells = 0;
+  const auto add = [&](double count, double want) {
+    statistic += (count - want) * (count - want) / want;
+    ++cells;
+  };
+  for (size_t i = 0; i < expected.size(); ++i) {
+    const double want = static_cast<double>(expected[i]) * num_draws;
+    if (want == 0 && seen[i] > 0) return 0.0;
+    if (want >= 5) add(seen[i], want);
+    else rest_seen += seen[i], rest_expected += want;
+  }
+  if (rest_expected >= 5) add(rest_seen, rest_expected);
+  if (cells < 2) return 1.0;
+  return chi_square_tail(statistic, cells - 1);
+}
+
+std::vector<float> random_logits(size_t n, float scale, uint32_t seed) {
+  std::mt19937 generator(seed);
+  std::vector<float> logits(n);
+  for (float& x : logits)  // a sum of uniforms: the same numbers with every standard library
+    x = scale * (float(generator() % 1000 + generator() % 1000 + generator() % 1000) / 500 - 3);
+  return logits;
+}
+
+SamplingParams sampling(float temperature, uint32_t k = 0, float p = 1, float min_p = 0,
+                        float penalty = 1, uint64_t seed = 7) {
+  return {.temperature = temperature, .sample_top_k = k, .sample_top_p = p, .min_p = min_p,
+          .repetition_penalty = penalty, .seed = seed};
+}
+
+}  // namespace
+
+TEST_CASE("philox: published known answers") {
+  // kat_vectors of the Random123 distribution, philox4x32 10.
+  const auto zero = philox4x32_10({0, 0, 0, 0}, {0, 0});
+  CHECK((zero == PhiloxCounter{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
+  const auto ones = philox4x32_10({~0u, ~0u, ~0u, ~0u}, {~0u, ~0u});
+  CHECK((ones == PhiloxCounter{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
+  const auto pi = philox4x32_10({0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344},
+                                {0xa4093822, 0x299f31d0});
+  CHECK((pi == PhiloxCounter{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}));
+  const auto control = philox4x32_10({1, 0, 0, 0}, {0, 0});
+  CHECK(control != zero);
+}
+
+TEST_CASE("uniform_at: 53 bits in [0, 1), keyed by each of its arguments") {
+  // From the first known answer: (0x6627e8d5 >> 5) * 2^26 + (0xe169c58d >> 6), over 2^53.
+  const uint64_t bits = (0x6627e8d5ull >> 5 << 26) + (0xe169c58du >> 6);
+  CHECK_EQ(uniform_at(0, 0, 0, 0), std::ldexp(double(bits), -53));
+  const double base = uniform_at(1, 2, 3, 4);
+  for (const double other : {uniform_at(2, 2, 3, 4), uniform_at(1, 3, 3, 4), uniform_at(1, 2, 4, 4),
+                             uniform_at(1, 2, 3, 5), uniform_at(1ull << 40 | 1, 2, 3, 4),
+                             uniform_at(1, 1ull << 40 | 2, 3, 4)})
+    CHECK(other != base);
+  constexpr int kBins = 64, kDraws = 64000;
+  double bins[kBins] = {}, statistic = 0;
+  for (uint32_t i = 0; i < kDraws; ++i) {
+    const double u = uniform_at(99, 1, i, 0);
+    CHECK(u >= 0 && u < 1);
+    ++bins[int(u * kBins)];
+  }
+  for (const double count : bins) statistic += (count - 1000) * (count - 1000) / 1000;
+  CHECK(chi_square_tail(statistic, kBins - 1) > kAlpha / kNumChiSquareTests);
+}
+
+TEST_CASE("chi_square_tail: textbook quantiles") {
+  CHECK(std::abs(chi_square_tail(3.841458820694124, 1) - 0.05) < 1e-12);
+  CHECK(std::abs(chi_square_tail(23.20925115895436, 10) - 0.01) < 1e-12);
+  CHECK(std::abs(chi_square_tail(9.341818, 10) - 0.5) < 1e-6);
+}
+
+TEST_CASE("fixed_exp: within two units of the last place of long double exp") {
+  double worst = 0;
+  for (int i = 0; i <= 700'000; ++i) {
+    const double x = -i * 1e-3;
+    const long double want = std::exp(static_cast<long double>(x));
+    worst = std::max(worst, double(std::abs(fixed_exp(x) - want) / want));
+  }
+  CHECK(worst < 0x1p-51);
+  CHECK_EQ(fixed_exp(0.0), 1.0);
+  CHECK_EQ(fixed_exp(-701.0), 0.0);
+  CHECK_EQ(fixed_exp(-HUGE_VAL), 0.0);
+}
+
+TEST_CASE("greedy: lowest index among equal maxima; NaN and infinity never win") {
+  const auto greedy = [](std::vector<float> logits, std::vector<int32_t> masked = {}) {
+    return Draws{logits, sampling(0), {}, std::move(masked)}.at(0).token_id;
+  };
+  CHECK_EQ(greedy({1, 3, 2, 3}), 1);
+  CHECK_EQ(greedy({kNan, -kInf, kInf, -5, -4}), 4);
+  CHECK_EQ(greedy({kNan, kNan}), -1);
+  CHECK_EQ(greedy({kInf, -kInf}), -1);
+  CHECK_EQ(greedy({-0.0f, 0.0f}), 0);
+  CHECK_EQ(greedy({1, 3, 2, 3}, {1}), 3);
+  CHECK_EQ(greedy({1, 3, 2, 3}, {0, 1, 3}), 2);
+  CHECK_EQ(greedy({1, 3}, {0, 1}), -1);
+  const std::vector<float> broken = {kNan, kNan, kInf};
+  CHECK_EQ((Draws{broken, sampling(1, 2, 0.5f, 0.1f)}.at(0).token_id), -1);
+}
+
+TEST_CASE("repetition penalty: divides positive, multiplies negative logits of seen tokens") {
+  const std::vector<float> positive = {2.0f, 1.9f, 0}, negative = {-2.0f, -1.9f, -9};
+  CHECK_EQ((Draws{positive, sampling(0, 0, 1, 0, 1.1f), {1, 0, 0}}.at(0).token_id), 1);
+  CHECK_EQ((Draws{negative, sampling(0, 0, 1, 0, 1.1f), {0, 3, 0}}.at(0).token_id), 0);
+  CHECK_EQ((Draws{positive, sampling(0, 0, 1, 0, 1.0f), {1, 0, 0}}.at(0).token_id), 0);
+}
+
+TEST_CASE("draws follow the enumerated distribution (chi-square)") {
+  const std::vector<float> small = random_logits(12, 2, 1), large = random_logits(3000, 3, 2);
+  std::vector<float> holes = random_logits(40, 1.5f, 3), ties(20, 0.5f);
+  for (const size_t i : {3, 4, 17, 30}) holes[i] = i % 2 ? kNan : -kInf;
+  std::vector<uint32_t> counts(12);
+  for (const size_t i : {0, 5, 6, 11}) counts[i] = 1 + uint32_t(i);
+  const std::vector<Draws> cases = {
+      {small, sampling(1)},
+      {small, sampling(0.6f)},
+      {small, sampling(1.7f, 5)},
+      {small, sampling(1, 0, 0.8f)},
+      {small, sampling(1, 0, 1, 0.1f)},
+      {small, sampling(1, 0, 1, 0, 1.6f), counts},
+      {small, sampling(1.3f, 7, 0.9f, 0.05f, 1.3f), counts, {2, 9}},
+      {holes, sampling(1, 20, 0.95f)},
+      {ties, sampling(1, 7)},
+      {ties, sampling(1, 0, 0.5f)},
+      {large, sampling(1)},
+      {large, sampling(1, 50)},
+      {large, sampling(1, 0, 0.7f)},
+      {large, sampling(1.5f, 900, 0.9f, 0.001f), {}, {}, 1234567890123ull},
+  };
+  CHECK(cases.size() < kNumChiSquareTests);
+  for (size_t i = 0; i < cases.size(); ++i) {
+    const double p = p_value(cases[i], enumerate(cases[i]), 30'000);
+    CHECK(p > kAlpha / kNumChiSquareTests);
+    if (p <= kAlpha / kNumChiSquareTests) std::fprintf(stderr, "case %zu: p = %g\n", i, p);
+  }
+}
+
+TEST_CASE("control: a wrong sampler is caught by the same test") {
+  const std::vector<float> logits = random_logits(12, 2, 1);
+  const auto rejected = [&](SamplingParams actual, SamplingParams claimed) {
+    return p_value({logits, actual}, enumerate({logits, claimed}), 30'000) < 1e-9;
+  };
+  CHECK(rejected(sampling(1.1f), sampling(1)));                     // temperature off by 10 %
+  CHECK(rejected(sampling(1, 6), sampling(1, 5)));                  // one token too many
+  CHECK(rejected(sampling(1, 4), sampling(1, 5)));                  // one too few
+  CHECK(rejected(sampling(1, 0, 0.85f), sampling(1, 0, 0.8f)));     // nucleus too large
+  CHECK(rejected(sampling(1, 0, 1, 0.2f), sampling(1, 0, 1, 0.1f)));
+  // A constant "random" number: all draws at one position.
+  const Draws good{logits, sampling(1)};
+  std::vector<long double> point(logits.size());
+  point[size_t(good.at(0).token_id)] = 1;
+  CHECK(p_value(good, point, 1000) < 1e-9);
+}
+
+TEST_CASE("successive draws are independent: pairs follow the product distribution") {
+  const std::vector<float> logits = {0, 1, 2, 0.5f};
+  const Draws draws{logits, sampling(1)};
+  const auto p = enumerate(draws);
+  double pairs[4][4] = {}, statistic = 0;
+  constexpr uint32_t kPairs = 40'000;
+  for (uint32_t i = 0; i < kPairs; ++i)
+    ++pairs[draws.at(2 * i).token_id][draws.at(2 * i + 1).token_id];
+  for (int a = 0; a < 4; ++a)
+    for (int b = 0; b < 4; ++b) {
+      const double want = static_cast<double>(p[size_t(a)] * p[size_t(b)]) * kPairs;
+      statistic += (pairs[a][b] - want) * (pairs[a][b] - want) / want;
+    }
+  CHECK(chi_square_tail(statistic, 15) > kAlpha / kNumChiSquareTests);
+}
+
+TEST_CASE("top-k and top-p keep exactly the enumerated support, ties by index") {
+  const std::vector<float> ties = {1, 2, 2, 2, 0, 2};
+  const auto support = [&](const Draws& draws) {
+    std::vector<int32_t> seen;
+    for (uint32_t i = 0; i < 400; ++i) seen.push_back(draws.at(i).token_id);
+    std::sort(seen.begin(), seen.end());
+    seen.erase(std::unique(seen.begin(), seen.end()), seen.end());
+    return seen;
+  };
+  CHECK((support({ties, sampling(1, 2)}) == std::vector<int32_t>{1, 2}));
+  CHECK((support({ties, sampling(1, 3)}) == std::vector<int32_t>{1, 2, 3}));
+  const std::vector<float> four(4, 1.0f);
+  CHECK((support({four, sampling(1, 0, 0.5f)}) == std::vector<int32_t>{0, 1}));   // exactly 0.5
+  CHECK((support({four, sampling(1, 0, 0.51f)}) == std::vector<int32_t>{0, 1, 2}));
+  CHECK((support({four, sampling(1, 0, 1e-30f)}) == std::vector<int32_t>{0}));
+  CHECK((support({four, sampling(1e-30f)}) == std::vector<int32_t>{0, 1, 2, 3}));
+  CHECK((support({ties, sampling(1e-3f, 0, 1, 0.999f)}) == std::vector<int32_t>{1, 2, 3, 5}));
+  for (uint32_t k = 1; k <= 3000; k = k * 3 + 1) {  // selection equals a full sort at every size
+    const std::vector<float> logits = random_logits(3000, 0.01f, k);  // many equal logits
+    std::vector<Candidate> sorted(3000), buffer(3000);
+    for (uint32_t i = 0; i < 3000; ++i) sorted[i] = {logits[i], 0, i};
+    TopSelector top(buffer.data(), TopSelector::capacity_for(k, 3000), std::min(k, 2999u));
+    for (const Candidate& c : sorted) top.add(c.score, c.token_id);
+    CHECK_EQ(top.finish(), std::min(k, 2999u));
+    std::sort(sorted.begin(), sorted.end(), ByScore{});
+    std::sort(buffer.begin(), buffer.begin() + std::min(k, 2999u), ByScore{});
+    bool equal = true;
+    for (uint32_t i = 0; i < std::min(k, 2999u); ++i)
+      equal &= sorted[i].token_id == buffer[i].token_id;
+    CHECK(equal);
+  }
+}
+
+TEST_CASE("draws depend on seed, sequence and position alone") {
+  const std::vector<float> logits = random_logits(500, 2, 9);
+  const Draws draws{logits, sampling(1, 40, 0.95f)};
+  std::vector<int32_t> forward, backward;
+  for (uint32_t i = 0; i < 200; ++i) forward.push_back(draws.at(i).token_id);
+  for (uint32_t i = 200; i-- > 0;) backward.insert(backward.begin(), draws.at(i).token_id);
+  CHECK(forward == backward);
+  Draws seeded = draws;
+  seeded.params.seed = 8;
+  const Draws sequence{logits, draws.params, {}, {}, 1};
+  int same_seed = 0, same_sequence = 0;
+  for (uint32_t i = 0; i < 200; ++i) {
+    same_seed += seeded.at(i).token_id == forward[i];
+    same_sequence += sequence.at(i).token_id == forward[i];
+  }
+  CHECK(same_seed < 150 && same_sequence < 150);  // control: keys matter
+}
+
+TEST_CASE("logprobs: log softmax of the raw logits, best first") {
+  std::vector<float> logits = random_logits(700, 3, 4);
+  logits[5] = kNan;
+  Draws draws{logits, sampling(0.5f, 3, 0.9f, 0.1f, 1.5f), std::vector<uint32_t>(700, 1), {7}};
+  draws.params.num_logprobs = kMaxLogprobs;
+  const SampleResult result = draws.at(0);
+  const auto raw = enumerate({logits, sampling(1)});
+  const auto near = [&](const TokenLogprob& got) {
+    const auto want = double(std::log(raw[size_t(got.token_id)]));
+    // one float rounding of the result plus float64 rounding of a sum of 700 terms
+    return std::abs(got.logprob - want) <= std::abs(want) * 0x1p-24 + 700 * 0x1p-52;
+  };
+  CHECK(near({result.token_id, result.logprob}));
+  CHECK_EQ(result.num_alternatives, kMaxLogprobs);
+  for (uint32_t i = 0; i < result.num_alternatives; ++i) {
+    CHECK(near(result.alternatives[i]));
+    if (i) CHECK(result.alternatives[i].logprob <= result.alternatives[i - 1].logprob);
+  }
+  CHECK(!near({result.token_id, result.logprob + 1e-5f}));  // control
+  const std::vector<float> two = {0, kNan, 1};
+  SamplingParams greedy = sampling(0);
+  greedy.num_logprobs = 5;
+  CHECK_EQ((Draws{two, greedy}.at(0).num_alternatives), 2u);
+}
+
+CHECK_MAIN()
