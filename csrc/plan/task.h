@@ -13,18 +13,21 @@ namespace mimo_rt {
 // 1 (once), StepInput::num_tokens (per_token), or the number of active experts (per_active_expert).
 //
 //   embed           per_token  x[t] = E[token_ids[t]]                                   tile: one token
-//   rms_norm        per_token  h[t] = rms_norm(x[t]; norm of the consumer)              tile: one token
+//   rms_norm        per_token  h[t] = rms_norm(x[t]); norm: see kMlpNorm, kNoLayer      tile: one token
 //   qkv_proj        once       q, KV cache <- W_qkv h (RoPE, value scale)               tile: 16 packed rows
-//   attention       per_token  attn[t, heads of g] = softmax(q k) v                     tile: one kv head g; t = token*num_kv_heads+g
+//   attention       per_token  attn[t, heads of g] = softmax(q k) v                     tile: t * num_kv_heads + kv head g
 //   o_proj          once       x += W_o attn                                            tile: 16 rows
 //   router          once       router_logits = W_r h                                    tile: 16 rows
 //   select_experts  once       route <- sigmoid, bias, top-k, ascending active list     tile: the whole step
-//   expert_gate_up  per_active_expert  act[slot] = silu(W_g h) * (W_u h)                tile: a share of one expert's rows
+//   expert_gate_up  per_active_expert  act[slot] = silu(W_g h) * (W_u h)                tile: a share of one expert, see below
 //   expert_down     once       x += sum over active experts, ascending, of w_e W_d act  tile: 16 rows
 //   gate_up_proj    once       act = silu(W_g h) * (W_u h)  (dense)                     tile: 16 columns of act
 //   down_proj       once       x += W_d act  (dense)                                    tile: 16 rows
 //   lm_head         once       logits[r] = W_lm h[logit_rows[r]]                        tile: 16 rows
 //   sample          once       sampled[r] <- logits[r], sampling parameters             tile: the whole step
+//
+// Tile t of expert_gate_up is active expert t / tile_end and share c = t % tile_end of its P = ceil(width / 16) pairs of
+// row groups (16 gate rows, 16 up rows, 16 columns of act): [share_begin(c, tile_end, P), share_begin(c + 1, tile_end, P)).
 #define MIMO_RT_TASK_KINDS(X)          \
   X(embed, per_token)                  \
   X(rms_norm, per_token)               \
@@ -55,7 +58,6 @@ inline constexpr uint16_t kNoLayer = 0xffffu;
 // Task::flags
 inline constexpr uint16_t kFusedNorm = 1;  // `input` is x: normalise all rows privately first; else `input` is h
 inline constexpr uint16_t kMlpNorm = 2;    // rms_norm only: the norm before the MLP, not the one before attention
-inline constexpr uint16_t kMlpNorm = 2;    // rms_norm of a layer: its mlp_norm; without: its attn_norm
 
 /// Passes when counters[counter] >= epoch * total(counter) + value. `value` 0 waits for all of the previous epochs.
 struct Wait {
