@@ -34,6 +34,17 @@ struct StepOutput {
   uint64_t active_experts = 0;            ///< set by the executor: active experts summed over the MoE layers of the step
 };
 
+/// Refuses a step that an executor could not run safely. Allocates only for a cache with more sequences than any before.
+class StepChecker {
+ public:
+  /// @throws Error{invalid_argument} naming the field, its row, what was expected and what came.
+  void check(const ModelConfig& config, const Plan& plan, const KvCache& cache, const StepInput& input,
+             const StepOutput& output);
+
+ private:
+  std::vector<uint32_t> next_pos_, num_rows_;  ///< [num_seqs], of the step being checked
+};
+
 /// Runs plans of one model. Not thread-safe: one step at a time.
 class Executor {
  public:
