@@ -26,8 +26,8 @@ struct ByTokenId {
   }
 };
 
-/// Keeps the k best of a stream in a buffer of `capacity` > k candidates: when it is full, a partial
-/// selection throws the worse ones away, and what is worse than the kth best is not stored at all.
+/// Keeps the k best of a stream in a buffer of `capacity` > k candidates: when it is full, a
+/// partial selection throws the worse ones away; what is worse than the kth best is never stored.
 class TopSelector {
  public:
   TopSelector(Candidate* buffer, uint32_t capacity, uint32_t k)
@@ -47,8 +47,8 @@ class TopSelector {
   }
 
   static uint32_t capacity_for(uint32_t k, uint32_t num_candidates) {
-    return std::min(num_candidates, std::max<uint32_t>(512, k <= num_candidates / 2 ? 2 * k
-                                                                                    : num_candidates));
+    if (k > num_candidates / 2) return num_candidates;
+    return std::min(num_candidates, std::max<uint32_t>(512, 2 * k));
   }
 
  private:

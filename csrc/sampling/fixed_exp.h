@@ -1,7 +1,8 @@
 // exp() for arguments <= 0 with one defined sequence of float64 operations.
 //
 // The C library's exp differs in the last bit between machines (it picks an FMA variant at run
-// time); a draw near a boundary would then differ too. Needs -ffp-contract=off and round-to-nearest.
+// time); a draw near a boundary would then differ too. Needs -ffp-contract=off and rounding to
+// nearest.
 #pragma once
 
 #include <bit>

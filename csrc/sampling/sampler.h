@@ -5,8 +5,8 @@
 // temperature 0 is greedy (the lowest index among equal maxima). The uniform number is a pure
 // function of (seed, sequence id, position), so a token does not depend on batch, worker count, or
 // how the text before it was decoded. Scores are float64 from FP32 logits; probabilities relative
-// to the best token become integers (45 bits or more for vocabularies up to 2^18), so sums are exact
-// and have no order: the same draws on every backend given equal logits.
+// to the best token become integers (45 bits for vocabularies below 2^18), so sums are
+// exact and have no order: the same draws on every backend given equal logits.
 #pragma once
 
 #include <mimo_rt/sampling.h>
@@ -24,7 +24,7 @@ struct SampleRequest {
   uint32_t num_masked_ids = 0;
   uint64_t sequence_id = 0;
   uint32_t position = 0;                   ///< of the token to be drawn
-  void* scratch = nullptr;  ///< sampler_scratch_bytes(vocab_size), 16-byte aligned, owned by the row
+  void* scratch = nullptr;  ///< sampler_scratch_bytes(vocab_size), 16-byte aligned, of this row
 };
 
 struct SampleResult {
@@ -37,12 +37,13 @@ struct SampleResult {
 uint64_t sampler_scratch_bytes(uint32_t vocab_size);
 
 /// No allocation; deterministic. NaN and infinite logits never win; a row without any finite logit
-/// outside the mask gives token_id -1 (the caller turns it into an error). Logprobs are those of the
-/// raw logits, masked tokens included; filled when want_logprob is set or num_logprobs > 0.
+/// outside the mask gives token_id -1 (the caller turns it into an error). Logprobs are those of
+/// the raw logits, masked tokens included; filled when want_logprob is set or num_logprobs > 0.
 void sample_token(const float* logits, uint32_t vocab_size, const SampleRequest& request,
                   SampleResult& result);
 
-/// Uniform in [0, 1) with 53 bits: Philox-4x32-10 keyed by seed, counter (sequence_id, position, stream).
+/// Uniform in [0, 1) with 53 bits: Philox-4x32-10 keyed by seed, counter (sequence_id, position,
+/// stream).
 double uniform_at(uint64_t seed, uint64_t sequence_id, uint32_t position, uint32_t stream);
 
 }  // namespace mimo_rt
