@@ -7,11 +7,10 @@ Start at :func:`write_tiny_checkpoint` (``PRESETS`` names the variants) and
 from .demo import ensure_demo_model
 from .presets import PRESETS
 from .tiny import write_tiny_checkpoint
-from .writer import CheckpointError, CheckpointWriter, TensorSpec, atomic_directory
+from .writer import CheckpointWriter, TensorSpec, atomic_directory
 
 __all__ = [
     "PRESETS",
-    "CheckpointError",
     "CheckpointWriter",
     "TensorSpec",
     "atomic_directory",

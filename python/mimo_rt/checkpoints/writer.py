@@ -22,6 +22,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from .. import _C
+
 # Name in a safetensors header -> the numpy type whose bytes are stored.
 STORAGE_TYPES = {
     "F32": np.dtype("<f4"),
@@ -30,10 +32,6 @@ STORAGE_TYPES = {
     "U8": np.dtype("u1"),
 }
 STALE_PARTIAL_SECONDS = 3600.0
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be made; the message says what was expected and what to do."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,9 @@ def atomic_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not overwrite:
-        raise CheckpointError(f"'{path}' exists already. Remove it, or pass overwrite=True.")
+        raise _C.InvalidArgumentError(
+            f"[checkpoints] '{path}' exists already. Remove it, or pass overwrite=True."
+        )
     _remove_stale(path)
     partial = Path(tempfile.mkdtemp(prefix=_partial_prefix(path), dir=path.parent))
     try:
@@ -163,16 +163,16 @@ class CheckpointWriter:
         write_json(self._directory / "model.safetensors.index.json", index)
 
     def write(self, name: str, data: np.ndarray) -> None:
-        """Store one tensor. Raises CheckpointError if its type or shape is not as announced."""
+        """Store one tensor; InvalidArgumentError if its type or shape is not as announced."""
         if name not in self._pending:
             state = "written twice" if name in self._specs else "not announced"
-            raise CheckpointError(f"tensor '{name}' is {state}.")
+            raise _C.InvalidArgumentError(f"[CheckpointWriter] tensor '{name}' is {state}.")
         spec = self._specs[name]
         storage = STORAGE_TYPES[spec.dtype]
         if data.dtype != storage or data.shape != spec.shape:
-            raise CheckpointError(
-                f"tensor '{name}': expected {storage} {list(spec.shape)} for {spec.dtype}, "
-                f"got {data.dtype} {list(data.shape)}."
+            raise _C.InvalidArgumentError(
+                f"[CheckpointWriter] tensor '{name}': expected {storage} "
+                f"{list(spec.shape)} for {spec.dtype}, got {data.dtype} {list(data.shape)}."
             )
         file, offset = self._place[name]
         file.seek(offset)
@@ -190,7 +190,9 @@ class CheckpointWriter:
         self._close()
         if kind is None and self._pending:
             examples = ", ".join(sorted(self._pending)[:3])
-            raise CheckpointError(f"{len(self._pending)} tensors not written, e.g. {examples}.")
+            raise _C.InvalidArgumentError(
+                f"[CheckpointWriter] {len(self._pending)} tensors not written, e.g. {examples}."
+            )
 
 
 def _split(
