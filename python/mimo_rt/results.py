@@ -1,0 +1,183 @@
+"""What a generation returns: plain immutable values."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class GenerationStats:
+    """Times and rates of one generation; the definitions are in ``mimo_rt/stats.h``.
+
+    TTFT is submit to first token; TPOT is (end to end - TTFT) / (output tokens - 1); GB = 1e9 bytes.
+    """
+
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_output_tokens: int = 0
+    num_steps: int = 0
+    ttft_ms: float = 0.0
+    tpot_ms: float = 0.0
+    e2e_ms: float = 0.0
+    prefill_tokens_per_s: float = 0.0
+    decode_tokens_per_s: float = 0.0
+    weight_bytes_per_step: float = 0.0
+    decode_gbs: float = 0.0
+    bandwidth_fraction: float = 0.0
+
+    @classmethod
+    def from_core(cls, stats: Any) -> GenerationStats:
+        return cls(**{field.name: getattr(stats, field.name) for field in dataclasses.fields(cls)})
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Token counts under the names of the OpenAI API."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """Log softmax of the raw logits, before penalties and temperature."""
+
+    token_id: int
+    logprob: float
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """The chosen token and the most likely ones, best first."""
+
+    chosen: TokenLogprob
+    alternatives: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """The outcome of one generation.
+
+    Attributes:
+        text: output without special tokens and (by default) without the stop string; empty when
+            the model has no tokenizer.
+        token_ids: output only; a stop token that ended it is included.
+        finish_reason: ``"stop"``, ``"length"`` or ``"abort"`` (cancelled).
+        stop_reason: the stop string or the id of ``stop_token_ids`` that ended it; None for the
+            model's own end token.
+        seed: the one that was used, also when none was given: pass it to repeat the output.
+        logprobs: one entry per token when asked for, else None.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str
+    stop_reason: str | int | None
+    usage: Usage
+    stats: GenerationStats
+    seed: int
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested dicts and lists, ready for JSON."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+@dataclass(frozen=True)
+class StreamEvent:
+    """A piece of a running generation; the texts of all events add up to the result's text.
+
+    Text is held back while a character is incomplete or a stop string may be forming. The last
+    event, and only that one, has ``result``.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    result: GenerationResult | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.result is not None
+
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """How likely a text is under the model.
+
+    Attributes:
+        token_ids: the tokens of the text.
+        logprobs: of each token given those before it; the first has none (None).
+        loss: mean negative logprob, nat per token, over all tokens but the first.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float | None, ...]
+    loss: float
+
+    @property
+    def num_scored_tokens(self) -> int:
+        return len(self.token_ids) - 1
+
+
+@dataclass(frozen=True)
+class SessionStats:
+    """The state of a session and its engine; ``last`` is the most recent generation."""
+
+    backend: str
+    num_workers: int
+    weight_bytes: int
+    dense_bytes_per_step: int
+    expert_bytes: int
+    kv_bytes: int
+    max_context: int
+    num_cached_tokens: int
+    num_generations: int
+    num_prompt_tokens: int
+    num_output_tokens: int
+    bandwidth_gbs: float | None
+    last: GenerationStats | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def result_from_core(
+    result: Any, *, text: str, seed: int, stop_token_ids: tuple[int, ...], wants_logprobs: bool
+) -> GenerationResult:
+    """Turn the extension module's result into a `GenerationResult`."""
+    stats = GenerationStats.from_core(result.stats)
+    stop_reason: str | int | None = result.stop_string or None
+    if stop_reason is None and result.stop_token_id in stop_token_ids:
+        stop_reason = result.stop_token_id
+    num_output = len(result.token_ids)
+    usage = Usage(
+        prompt_tokens=stats.num_prompt_tokens,
+        completion_tokens=num_output,
+        total_tokens=stats.num_prompt_tokens + num_output,
+        cached_tokens=stats.num_cached_tokens,
+    )
+    logprobs = None
+    if wants_logprobs:
+        logprobs = tuple(
+            TokenLogprobs(_logprob(entry.chosen), tuple(map(_logprob, entry.alternatives)))
+            for entry in result.logprobs
+        )
+    return GenerationResult(
+        text=text,
+        token_ids=tuple(result.token_ids),
+        finish_reason=str(result.finish_reason),
+        stop_reason=stop_reason,
+        usage=usage,
+        stats=stats,
+        seed=seed,
+        logprobs=logprobs,
+    )
+
+
+def _logprob(entry: Any) -> TokenLogprob:
+    return TokenLogprob(entry.token_id, entry.logprob)

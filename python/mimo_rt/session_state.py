@@ -1,0 +1,151 @@
+"""The part of a session that holds things: the engine, its counts, and whether it is in use."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from . import _C
+from .params import GenerationDefaults, as_int
+from .results import GenerationResult, GenerationStats, SessionStats
+from .text import ModelText
+
+
+class Limits:
+    """The session's own numbers, checked."""
+
+    def __init__(self, max_context: int | None, seed: int | None) -> None:
+        self.max_context = 0  # 0: the core's default
+        if max_context is not None:
+            self.max_context = as_int("max_context", max_context, 1, 2**32 - 1, "Session")
+        self.seed = None if seed is None else as_int("seed", seed, 0, 2**64 - 1, "Session")
+
+
+class SessionState:
+    """Base of `Session`; not made by itself."""
+
+    _core: Any = None
+    _engine: Any = None
+    _text: ModelText
+
+    def _attach(
+        self, engine: Any, text: ModelText, defaults: GenerationDefaults, limits: Limits
+    ) -> None:
+        self._engine = engine
+        self._text = text
+        self._defaults = defaults
+        self._limits = limits
+        self._busy = threading.Lock()
+        self._totals = [0, 0, 0]  # generations, prompt tokens, output tokens
+        self._last: GenerationStats | None = None
+        self._bandwidth_gbs: float | None = None
+        self._core = _C.Session(engine, max_context=limits.max_context)
+        self._decodes_in_python = False
+        if text.tokenizer is not None:
+            try:
+                self._core.load_vocabulary(str(text.tokenizer.path))
+            except _C.UnsupportedShapeError:  # not a byte-level BPE: text is decoded here instead
+                self._decodes_in_python = True
+
+    def _record(self, result: GenerationResult) -> None:
+        self._last = result.stats
+        added = (1, result.usage.prompt_tokens, result.usage.completion_tokens)
+        self._totals = [total + more for total, more in zip(self._totals, added, strict=True)]
+
+    @property
+    def config(self) -> Any:
+        """The model's `ModelConfig`."""
+        self._require_open("config")
+        return self._engine.config
+
+    @property
+    def backend(self) -> str:
+        """What runs the plan, e.g. "cpu-avx2"."""
+        self._require_open("backend")
+        return self._engine.backend
+
+    @property
+    def engine(self) -> Any:
+        """The engine, which sessions may share."""
+        self._require_open("engine")
+        return self._engine
+
+    @property
+    def max_context(self) -> int:
+        """Tokens of prompt and output that fit."""
+        return self._require_open("max_context").max_context
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether prompts and results can be text."""
+        return self._text.tokenizer is not None
+
+    @property
+    def stats(self) -> SessionStats:
+        """Sizes, counts since the session began, and the last generation's numbers."""
+        core = self._require_open("stats")
+        return SessionStats(
+            backend=self._engine.backend,
+            num_workers=self._engine.num_workers,
+            weight_bytes=self._engine.weight_bytes,
+            dense_bytes_per_step=self._engine.dense_bytes_per_step,
+            expert_bytes=self._engine.expert_bytes,
+            kv_bytes=core.kv_bytes,
+            max_context=core.max_context,
+            num_cached_tokens=core.num_cached_tokens,
+            num_generations=self._totals[0],
+            num_prompt_tokens=self._totals[1],
+            num_output_tokens=self._totals[2],
+            bandwidth_gbs=self._bandwidth_gbs,
+            last=self._last,
+        )
+
+    def measure_bandwidth(self, seconds: float = 0.2) -> float:
+        """Read bandwidth of all workers in GB/s (1e9 bytes); later statistics refer to it."""
+        self._require_open("measure_bandwidth")
+        with self._hold("measure_bandwidth"):
+            self._bandwidth_gbs = self._engine.measure_bandwidth_gbs(seconds)
+        return self._bandwidth_gbs
+
+    def close(self) -> None:
+        """Cancel what is running and let go of the weights; may be called again."""
+        self.cancel()
+        self._core = None
+        self._engine = None
+
+    @property
+    def closed(self) -> bool:
+        return self._core is None
+
+    def __enter__(self) -> Session:
+        self._require_open("__enter__")
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else self._engine.backend
+        return f"<mimo_rt.Session {self._text.directory or 'synthetic'} ({state})>"
+
+    def _require_open(self, where: str) -> Any:
+        core = self._core
+        if core is None:
+            raise _C.InvalidArgumentError(f"[Session.{where}] the session is closed.")
+        return core
+
+    @contextlib.contextmanager
+    def _hold(self, where: str) -> Iterator[None]:
+        if not self._busy.acquire(blocking=False):
+            raise _C.InvalidArgumentError(
+                f"[Session.{where}] the session is busy with another call. Finish or close its "
+                "stream first, or use new_session() for a second conversation."
+            )
+        try:
+            yield
+        finally:
+            self._busy.release()
+
+

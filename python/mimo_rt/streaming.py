@@ -1,0 +1,219 @@
+"""Runs a generation in a thread of its own, so that the caller can be interrupted and can stop it.
+
+The thread spends its time inside the extension module without the GIL. Events travel through a
+bounded queue: a reader that stops reading stops the generation after MAX_PENDING_EVENTS tokens.
+Ctrl-C lands in the reader, which cancels the generation and waits for its current step to end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, TypeVar
+
+from .results import GenerationResult, StreamEvent
+
+MAX_PENDING_EVENTS = 16
+_POLL_SECONDS = 0.05
+T = TypeVar("T")
+
+# call(on_token) runs the generation; on_token(token_ids, text) -> False stops it.
+OnToken = Callable[[list[int], str], bool]
+Call = Callable[["OnToken | None"], GenerationResult]
+
+
+class _Run:
+    """One generation in one thread. Knows nothing of the iterator, which may be dropped."""
+
+    def __init__(self, call: Call, cancel: Callable[[], None], wants_events: bool) -> None:
+        self._call = call
+        self._cancel = cancel
+        self._wants_events = wants_events
+        self._slots = threading.Semaphore(MAX_PENDING_EVENTS)
+        self._stop = False
+        self._thread: threading.Thread | None = None
+        self.reader: threading.Thread | None = None
+        self.outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    @property
+    def started(self) -> bool:
+        return self._thread is not None
+
+    def start(self) -> None:
+        self.reader = threading.current_thread()
+        self._thread = threading.Thread(target=self._main, name="mimo_rt-generate")
+        self._thread.start()
+
+    def _main(self) -> None:
+        try:
+            self.outbox.put(self._call(self._on_token if self._wants_events else None))
+        except BaseException as error:  # handed to the reader, which raises it
+            self.outbox.put(error)
+
+    def _on_token(self, token_ids: list[int], text: str) -> bool:
+        while not self._stop and not self._slots.acquire(timeout=_POLL_SECONDS):
+            # Without this, a half-read stream would keep the interpreter from exiting.
+            if self.reader is None or not self.reader.is_alive():
+                self._stop = True
+        if not self._stop:
+            self.outbox.put(StreamEvent(text, tuple(token_ids)))
+        return not self._stop
+
+    def next(self) -> StreamEvent | GenerationResult | None:
+        """The next event, or the result, or None after `stop`; raises what the generation raised."""
+        self.reader = threading.current_thread()
+        item = self.outbox.get()
+        if isinstance(item, BaseException):
+            raise item
+        if isinstance(item, StreamEvent):
+            self._slots.release()
+        return item
+
+    def cancel(self) -> None:
+        """Ask the thread to stop after the current step."""
+        self._stop = True
+        if self._thread is not None and self._thread.is_alive():
+            self._cancel()
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Whether the thread has left the extension module."""
+        thread = self._thread
+        # The garbage collector may drop a stream from inside its own thread.
+        if thread is None or thread is threading.current_thread():
+            return True
+        thread.join(timeout)
+        return not thread.is_alive()
+
+    def stop(self) -> GenerationResult | None:
+        """Cancel, wait, and return the result if the generation came to one."""
+        self.cancel()
+        while not self.join(_POLL_SECONDS):
+            self.cancel()  # again: one that comes before the generation begins has no effect
+        last = None
+        while not self.outbox.empty():
+            last = self.outbox.get()
+        self.outbox.put(None)  # frees another thread that still waits in `next`
+        return last if isinstance(last, GenerationResult) else None
+
+
+class TokenStream(Iterator[StreamEvent]):
+    """Iterator over the events of one generation, which starts with the first `next`.
+
+    `close` (also at the end of a ``with`` block, or when the iterator is dropped) cancels within
+    one step. `result` holds the outcome once the stream has ended, also after a cancel.
+    """
+
+    def __init__(self, call: Call, cancel: Callable[[], None], *, wants_events: bool = True) -> None:
+        self._run = _Run(call, cancel, wants_events)
+        self._text = ""
+        self._num_tokens = 0
+        self._ended = False
+        self.result: GenerationResult | None = None
+
+    def __next__(self) -> StreamEvent:
+        if self._ended:
+            raise StopIteration
+        try:
+            if not self._run.started:
+                self._run.start()
+            item = self._run.next()
+        except BaseException:  # the generation failed, or Ctrl-C reached the reader
+            self.close()
+            raise
+        if item is None:
+            raise StopIteration
+        if isinstance(item, StreamEvent):
+            self._text += item.text
+            self._num_tokens += len(item.token_ids)
+            return item
+        return self._finish(item)
+
+    def _finish(self, result: GenerationResult) -> StreamEvent:
+        self._run.join()
+        self._ended = True
+        self.result = result
+        rest = result.text[len(self._text) :] if result.text.startswith(self._text) else ""
+        return StreamEvent(rest, result.token_ids[self._num_tokens :], result)
+
+    def close(self) -> None:
+        """Cancel what is running; later `next` calls end the iteration."""
+        if self._ended:
+            return
+        self._ended = True
+        if self._run.started:
+            self.result = self._run.stop()
+
+    @property
+    def ended(self) -> bool:
+        return self._ended
+
+    def cancel(self) -> None:
+        """Ask for a stop without waiting; the events up to it and the result still come."""
+        self._run.cancel()
+
+    def __enter__(self) -> TokenStream:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_ended", True):
+            self.close()
+
+
+async def iterate_async(stream: TokenStream) -> AsyncIterator[StreamEvent]:
+    """The events of ``stream`` without blocking the event loop; cancelling the task stops it."""
+    loop = asyncio.get_running_loop()
+    try:
+        while True:
+            event = await loop.run_in_executor(None, next, stream, None)
+            if event is None:
+                return
+            yield event
+    finally:
+        if not stream.ended:
+            # A step of a large prefill may take a while: wait for it outside the event loop.
+            await asyncio.shield(loop.run_in_executor(None, stream.close))
+
+
+def run_to_end(call: Call, cancel: Callable[[], None]) -> GenerationResult:
+    """The result of a generation; Ctrl-C cancels it within one step."""
+    if threading.current_thread() is not threading.main_thread():
+        return call(None)  # no signals here
+    with TokenStream(call, cancel, wants_events=False) as stream:
+        event = next(stream)
+    assert event.result is not None
+    return event.result
+
+
+def call_interruptibly(call: Callable[[], T], interrupt: Callable[[], None]) -> T:
+    """Run ``call`` so that Ctrl-C gets through: ``interrupt`` then has to make it return soon.
+
+    Python delivers Ctrl-C to the main thread, between two byte codes. So a long call into the
+    extension module goes to another thread while the main thread waits for it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return call()
+    outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def main() -> None:
+        try:
+            outbox.put((call(), None))
+        except BaseException as error:
+            outbox.put((None, error))
+
+    thread = threading.Thread(target=main, name="mimo_rt-call")
+    thread.start()
+    try:
+        value, error = outbox.get()
+    except BaseException:
+        while thread.is_alive():
+            interrupt()
+            thread.join(_POLL_SECONDS)
+        raise
+    if error is not None:
+        raise error
+    return value
