@@ -88,11 +88,11 @@ class _Reporter:
 class ProgressLine:
     """One line on a terminal that is written over; silent when the stream is not a terminal."""
 
-    def __init__(self, label: str, stream: TextIO | None = None, unit: int = 10**9) -> None:
+    def __init__(self, label: str, stream: TextIO | None = None, *, in_gb: bool = True) -> None:
         self._stream = sys.stderr if stream is None else stream
         self._is_terminal = self._stream.isatty()
         self._label = label
-        self._unit = unit
+        self._in_gb = in_gb
         self._next_time = 0.0
         self._width = 0
 
@@ -102,8 +102,8 @@ class ProgressLine:
             return
         self._next_time = now + 0.1
         percent = 100 * done / total if total else 100.0
-        size = f"{done / self._unit:.2f} of {total / self._unit:.2f} GB"
-        self._write(f"{self._label}: {percent:3.0f} % ({size})")
+        size = f" ({done / 1e9:.2f} of {total / 1e9:.2f} GB)" if self._in_gb else ""
+        self._write(f"{self._label}: {percent:3.0f} %{size}")
 
     def _write(self, text: str) -> None:
         self._stream.write("\r" + text.ljust(self._width))

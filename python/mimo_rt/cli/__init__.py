@@ -1,0 +1,68 @@
+"""The command `mimo-rt`: one module per subcommand, each with `add_parser` and `run`.
+
+Exit codes: 0 success, 1 error (one line on stderr; --debug shows the traceback), 2 wrong usage,
+130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+
+from .. import MimoRtError, __version__
+from . import bench, chat, demo, doctor, generate, inspect, plan
+from ._output import escape_controls
+
+_COMMANDS = (generate, chat, demo, inspect, plan, bench, doctor)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="mimo-rt",
+        description="Run MiMo-V2-class models with MXFP4 experts.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"mimo-rt {__version__}")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for module in _COMMANDS:
+        module.add_parser(subparsers, common)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code. Wrong usage exits with 2 from inside argparse."""
+    arguments = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal without UTF-8 gets '?', not a traceback
+            stream.reconfigure(errors="replace")
+    args = build_parser().parse_args(arguments)
+    args.command_line = ["mimo-rt", *arguments]
+    try:
+        code = args.run(args)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        print("\nmimo-rt: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) has what it wanted. Python flushes stdout once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if args.debug:
+            traceback.print_exc()
+        print(f"mimo-rt: error: {_one_line(error)}", file=sys.stderr)
+        return 1
+
+
+def _one_line(error: Exception) -> str:
+    text = escape_controls(" ".join(str(error).split())) or type(error).__name__
+    if isinstance(error, (MimoRtError, OSError, ValueError)):
+        return text
+    # Not foreseen: the class name helps whoever reads the report.
+    return f"{type(error).__name__}: {text} (--debug shows where)"

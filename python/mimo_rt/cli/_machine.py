@@ -1,0 +1,99 @@
+"""Facts about the machine and the build, for records that others should be able to repeat."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from .. import __version__, _C
+
+
+@functools.cache
+def machine_record() -> dict[str, Any]:
+    """Processor, cores, memory, commit, date: goes into every benchmark record."""
+    commit, is_dirty = source_commit()
+    return {
+        "version": __version__,
+        "commit": commit,
+        "dirty": is_dirty,
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "machine": processor_name(),
+        "num_usable_cores": _C.num_usable_cores(),
+        "memory_bytes": memory_bytes(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+    }
+
+
+def processor_name() -> str:
+    for line in _read("/proc/cpuinfo").splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def available_memory_bytes() -> int | None:
+    for line in _read("/proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def cgroup_cpu_limit() -> str:
+    """The quota of the control group as text, e.g. "2.0 cores"."""
+    quota = _read("/sys/fs/cgroup/cpu.max").split()
+    if len(quota) == 2 and quota[0].isdigit():
+        return f"{int(quota[0]) / int(quota[1]):.1f} cores"
+    return "none"
+
+
+def cgroup_memory_limit() -> str:
+    limit = _read("/sys/fs/cgroup/memory.max").strip()
+    return f"{int(limit) / 1e9:.1f} GB" if limit.isdigit() else "none"
+
+
+def huge_pages() -> str:
+    """The transparent huge page setting, e.g. "madvise"."""
+    words = _read("/sys/kernel/mm/transparent_hugepage/enabled").split()
+    chosen = [word.strip("[]") for word in words if word.startswith("[")]
+    return chosen[0] if chosen else "unknown"
+
+
+def source_commit() -> tuple[str | None, bool | None]:
+    """Commit of the source tree that this package or the working directory belongs to.
+
+    An installed wheel has none unless the command runs inside the source tree.
+    """
+    for directory in (Path(__file__).resolve().parent, Path.cwd()):
+        root = _git(directory, "rev-parse", "--show-toplevel")
+        if root and (Path(root) / "include/mimo_rt/version.h").is_file():
+            commit = _git(directory, "rev-parse", "--short=12", "HEAD")
+            return commit, bool(_git(Path(root), "status", "--porcelain", "-uno"))
+    return None, None
+
+
+def _git(directory: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(directory), *arguments],
+            capture_output=True, text=True, timeout=10, check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,98 @@
+"""Options that several commands share, and how they become a session."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ..loading import ProgressLine
+from ..params import SamplingParams
+from ..session import Session
+
+# flag, field of SamplingParams, type, help. Ranges are checked by SamplingParams.
+_SAMPLING_FLAGS: tuple[tuple[str, str, Any, str], ...] = (
+    ("--max-tokens", "max_tokens", int, "upper limit (default: until a stop or full context)"),
+    ("--min-tokens", "min_tokens", int, "no stop before this many tokens"),
+    ("--temperature", "temperature", float, "0 takes the most likely token"),
+    ("--top-k", "top_k", int, "keep this many tokens; 0: all"),
+    ("--top-p", "top_p", float, "keep the smallest set of this probability"),
+    ("--min-p", "min_p", float, "keep tokens of at least this fraction of the best one's"),
+    ("--repetition-penalty", "repetition_penalty", float, "1 is off"),
+    ("--seed", "seed", int, "repeat an earlier output (default: a fresh one)"),
+    ("--logprobs", "logprobs", int, "report this many alternatives per token (with --json)"),
+)
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """Where and how wide to run."""
+    group = parser.add_argument_group("engine")
+    group.add_argument("--device", "--backend", default="auto", metavar="NAME",
+                       help="auto, cpu, ref, cuda or a backend of 'mimo-rt doctor'")
+    group.add_argument("--threads", type=int, metavar="N", help="workers (default: all cores)")
+    group.add_argument("--no-pin", action="store_true", help="do not bind workers to cores")
+    group.add_argument("--window-tokens", type=int, metavar="N",
+                       help="width of window layers (128 or 129) instead of the config's")
+
+
+def add_session_options(parser: argparse.ArgumentParser) -> None:
+    """Engine options and those of a conversation."""
+    add_engine_options(parser)
+    group = parser.add_argument_group("session")
+    group.add_argument("--max-context", type=int, metavar="N", help="tokens of prompt and output")
+    group.add_argument("--generation-config", choices=("auto", "none"), default="auto",
+                       help="none: ignore the sampling defaults of the model")
+    group.add_argument("--quiet", action="store_true", help="no progress, no statistics")
+
+
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """The flags of `SamplingParams`."""
+    group = parser.add_argument_group("sampling")
+    for flag, field, kind, text in _SAMPLING_FLAGS:
+        extra = ("-n",) if field == "max_tokens" else ()
+        group.add_argument(flag, *extra, dest=field, type=kind, help=text,
+                           metavar="N" if kind is int else "X")
+    group.add_argument("--stop", action="append", metavar="TEXT",
+                       help="end before this text (may be repeated)")
+    group.add_argument("--stop-token-id", dest="stop_token_ids", action="append", type=int,
+                       metavar="ID", help="end at this token (may be repeated)")
+    group.add_argument("--ignore-eos", action="store_true", default=None,
+                       help="the model's end token does not stop")
+
+
+def sampling_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of `Session.generate`: only what was given, and already checked."""
+    names = [field for _, field, _, _ in _SAMPLING_FLAGS]
+    names += ["stop", "stop_token_ids", "ignore_eos"]
+    values = {name: getattr(args, name) for name in names}
+    given = {name: value for name, value in values.items() if value is not None}
+    SamplingParams(**given)  # a bad value is told before the model is loaded
+    return given
+
+
+def open_session(args: argparse.Namespace, model_dir: Any) -> Session:
+    """Load a model with a progress line, and measure the bandwidth that statistics refer to."""
+    line = None if args.quiet else ProgressLine("loading")
+    try:
+        session = Session(
+            model_dir,
+            **engine_arguments(args),
+            max_context=args.max_context,
+            generation_config=args.generation_config,
+            progress=line,
+        )
+    finally:
+        if line is not None:
+            line.close()
+    if not args.quiet:
+        session.measure_bandwidth()
+    return session
+
+
+def engine_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Fields of EngineOptions, for commands that need an engine without a session."""
+    return {
+        "device": args.device,
+        "num_threads": args.threads,
+        "pin_threads": not args.no_pin,
+        "window_tokens": args.window_tokens,
+    }

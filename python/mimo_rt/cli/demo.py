@@ -1,0 +1,72 @@
+"""``mimo-rt demo``: fetch a small real model once and let it answer."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ..loading import ProgressLine
+from ._options import add_sampling_options, add_session_options, open_session, sampling_arguments
+from ._output import format_stats, note, write_text
+from .generate import stream_text
+
+_DEFAULT_PROMPT = "Write a haiku about the sea."
+_DEFAULT_MAX_TOKENS = 256
+
+
+def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
+    parser = subparsers.add_parser(
+        "demo", parents=[common], help="fetch a small model and let it answer", allow_abbrev=False,
+        description="Answer a prompt with SmolLM2-135M-Instruct, stored like MiMo-V2.5-Pro-FP4. "
+        "The first call fetches 93 MB and converts it (needs the extra: mimo_rt[demo]).",
+    )
+    parser.add_argument("prompt", nargs="?", default=_DEFAULT_PROMPT, metavar="PROMPT",
+                        help=f"default: {_DEFAULT_PROMPT!r}")
+    add_sampling_options(parser)
+    add_session_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..checkpoints import ensure_demo_model
+
+    arguments = {"max_tokens": _DEFAULT_MAX_TOKENS, **sampling_arguments(args)}
+    progress = _Stages(args.quiet)
+    try:
+        model_dir = ensure_demo_model(progress=progress)
+    finally:
+        progress.close()
+    if progress.was_called:  # the model is new here: say once whose it is
+        note((model_dir / "README.md").read_text(encoding="utf-8").strip())
+        note(f"Kept in {model_dir}.\n")
+    with open_session(args, model_dir) as session:
+        result = stream_text(session, [{"role": "user", "content": args.prompt}], arguments)
+        write_text("\n")
+        if not args.quiet:
+            note(f"[{session.backend}; {format_stats(result.stats)}; seed {result.seed}]")
+    return 0
+
+
+class _Stages:
+    """Progress of fetching and converting: a line each, moving on a terminal."""
+
+    def __init__(self, is_quiet: bool) -> None:
+        self._is_quiet = is_quiet
+        self._stage = ""
+        self._line: ProgressLine | None = None
+        self.was_called = False
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        self.was_called = True
+        if self._is_quiet:
+            return
+        if stage != self._stage:
+            self.close()
+            note(f"demo model: {stage} …")
+            self._stage, self._line = stage, ProgressLine(f"  {stage}", in_gb=False)
+        if self._line is not None:
+            self._line(done, total)
+
+    def close(self) -> None:
+        if self._line is not None:
+            self._line.close()

@@ -1,0 +1,181 @@
+"""``mimo-rt doctor``: what this machine can run, and a self-test; made to be pasted into issues."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .. import _C, __version__
+from . import _machine
+from ._options import add_engine_options
+from ._output import format_bytes
+
+# Largest relative difference of logits (L2) between the float64 reference and the kernels that a
+# sound build shows on the tiny model; BF16 activations and FP32 sums leave about a tenth of it.
+_MAX_RELATIVE_ERROR = 2.0**-5
+
+
+def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
+    parser = subparsers.add_parser(
+        "doctor", parents=[common], help="check this machine and a model", allow_abbrev=False,
+        description="Describe the environment, run a self-test on a tiny random model and, "
+        "if given, check a checkpoint. Exit code 1 when a check fails.",
+    )
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="checkpoint directory")
+    add_engine_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    report = _Report()
+    _environment()
+    report.section("backends")
+    for backend in _C.list_backends():
+        state = "available" if backend.available else "not available"
+        report.line(backend.name, f"{state}: {backend.reason}")
+    report.section("checks")
+    report.check("backend", lambda: _C.resolve_backend(args.device))
+    report.check("self-test", lambda: _self_test(args))
+    if args.model:
+        report.check("config", lambda: _check_config(args.model))
+        report.check("tensors", lambda: _check_tensors(args.model))
+        report.check("text files", lambda: _check_text(args.model))
+        report.check("memory", lambda: _check_memory(args.model))
+    print(f"\n{'all checks passed' if report.num_failed == 0 else 'FAILED: ' + report.failed}")
+    return 0 if report.num_failed == 0 else 1
+
+
+class _Report:
+    """Prints lines as the checks go, and remembers the failures."""
+
+    def __init__(self) -> None:
+        self._failed: list[str] = []
+
+    def section(self, name: str) -> None:
+        print(f"\n{name}")
+
+    def line(self, name: str, text: str) -> None:
+        print(f"  {name:<18}{text}", flush=True)
+
+    def check(self, name: str, call: Callable[[], str]) -> None:
+        try:
+            self.line(name, f"ok: {call()}")
+        except Exception as error:  # every failure belongs into the report
+            self._failed.append(name)
+            kind = getattr(error, "code", "") or type(error).__name__
+            self.line(name, f"FAILED ({kind}): {' '.join(str(error).split())}")
+
+    @property
+    def num_failed(self) -> int:
+        return len(self._failed)
+
+    @property
+    def failed(self) -> str:
+        return ", ".join(self._failed)
+
+
+def _environment() -> None:
+    facts = _machine.machine_record()
+    memory = format_bytes(facts["memory_bytes"])
+    available = _machine.available_memory_bytes()
+    if available is not None:
+        memory += f", {format_bytes(available)} available"
+    lines = {
+        "mimo_rt": f"{__version__}, commit {facts['commit'] or 'unknown'}"
+        f"{' (changed)' if facts['dirty'] else ''}",
+        "python": facts["python"],
+        "packages": ", ".join(f"{name} {_package(name)}" for name in
+                              ("numpy", "tokenizers", "jinja2", "gguf")),
+        "kernel": facts["kernel"],
+        "processor": facts["machine"],
+        "usable cores": f"{facts['num_usable_cores']} (cgroup: {_machine.cgroup_cpu_limit()})",
+        "memory": f"{memory} (cgroup: {_machine.cgroup_memory_limit()})",
+        "huge pages": _machine.huge_pages(),
+    }
+    print("environment")
+    for name, text in lines.items():
+        print(f"  {name:<18}{text}")
+
+
+def _package(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
+
+
+def _self_test(args: argparse.Namespace) -> str:
+    """The tiny model on the float64 reference and on the chosen backend must agree."""
+    import numpy as np
+
+    from ..checkpoints import write_tiny_checkpoint
+    from ..session import Session
+
+    ids = list(range(1, 25))
+    with tempfile.TemporaryDirectory(prefix="mimo_rt-doctor-") as parent:
+        model_dir = write_tiny_checkpoint(Path(parent) / "tiny", seed=1)
+        with Session(model_dir, device="ref", num_threads=1) as reference:
+            expected = reference.logits(ids)
+        with Session(model_dir, device=args.device, num_threads=args.threads,
+                     pin_threads=not args.no_pin) as session:
+            logits = session.logits(ids)
+            backend = session.backend
+            result = session.generate(ids, max_tokens=8, temperature=0.0, ignore_eos=True)
+    if not np.isfinite(logits).all():
+        raise _C.InternalError(f"[doctor] {backend}: expected finite logits, got NaN or infinity.")
+    error = float(np.linalg.norm(logits - expected) / np.linalg.norm(expected))
+    if error > _MAX_RELATIVE_ERROR:
+        raise _C.InternalError(
+            f"[doctor] {backend} against ref: expected a relative error of at most "
+            f"{_MAX_RELATIVE_ERROR:.3g}, got {error:.3g}."
+        )
+    return (f"{backend} against ref: relative error {error:.1e}; "
+            f"{result.usage.completion_tokens} tokens generated")
+
+
+def _check_config(model: str) -> str:
+    config = _C.ModelConfig.from_directory(model)
+    return f"{config.model_type}, {config.num_layers} layers, hidden {config.hidden_size}"
+
+
+def _check_tensors(model: str) -> str:
+    from ._scan import scan_scales
+
+    checkpoint = _C.Checkpoint.open(model)
+    checkpoint.validate(_C.ModelConfig.from_directory(model))
+    tensors = checkpoint.tensors
+    size = format_bytes(sum(tensor.num_bytes for tensor in tensors))
+    return f"{len(tensors)} tensors, {size}, {scan_scales(model, tensors)} scale tensors finite"
+
+
+def _check_text(model: str) -> str:
+    from ..chat_template import ChatTemplate
+    from ..params import GenerationDefaults
+    from ..tokenizer import Tokenizer
+
+    directory = Path(model)
+    GenerationDefaults.from_directory(directory)
+    tokenizer = Tokenizer.from_directory(directory)
+    if tokenizer is None:
+        return "no tokenizer.json: token ids only"
+    sample = "Hello, 世界! 123"
+    decoded = tokenizer.decode(tokenizer.encode(sample, add_special_tokens=False))
+    round_trip = "round trip exact" if decoded == sample else "round trip not exact"
+    has_template = ChatTemplate.from_directory(directory) is not None
+    return f"tokenizer {round_trip}, chat template {'present' if has_template else 'absent'}"
+
+
+def _check_memory(model: str) -> str:
+    tensors = _C.Checkpoint.open(model).tensors
+    needed = sum(tensor.num_bytes for tensor in tensors)  # packing keeps the formats' sizes
+    available = _machine.available_memory_bytes()
+    if available is not None and needed > available:
+        raise _C.OutOfMemoryError(
+            f"[doctor] weights: expected at most {format_bytes(available)} of free memory, "
+            f"need about {format_bytes(needed)}."
+        )
+    return f"weights need about {format_bytes(needed)}"

@@ -1,0 +1,107 @@
+"""``mimo-rt plan``: show, prove and trace the plan of a model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .. import _C
+from ..loading import open_engine
+from ._options import add_engine_options, engine_arguments
+from ._output import format_bytes, format_table, note, print_json, public_fields
+
+_TRACE_PROMPT_TOKENS = 8
+_TRACE_STEPS = 4
+
+
+def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
+    parser = subparsers.add_parser(
+        "plan", parents=[common], help="show and prove the task plan", allow_abbrev=False,
+        description="Build the plan of a model's step. A config.json alone is enough, "
+        "except for --trace, which runs a real step.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="checkpoint directory or config.json")
+    parser.add_argument("--workers", type=int, metavar="N", help="default: all usable cores")
+    parser.add_argument("--max-tokens", type=int, default=8, metavar="T",
+                        help="rows a step may have (default 8)")
+    parser.add_argument("--verify", action="store_true", help="prove the plan sound")
+    parser.add_argument("--dump", action="store_true", help="one task per line")
+    parser.add_argument("--trace", metavar="FILE",
+                        help="run a step and write a Chrome trace (Perfetto opens it)")
+    parser.add_argument("--json", action="store_true", help="one JSON record")
+    add_engine_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    config = read_config(Path(args.model), args.window_tokens or 0)
+    num_workers = args.workers or args.threads or _C.num_usable_cores()
+    options = _C.PlanOptions(
+        num_workers=num_workers, max_tokens=args.max_tokens, max_logit_rows=args.max_tokens
+    )
+    plan = _C.Plan.build(config, options)
+    report = plan.verify() if args.verify else None
+    if args.json:
+        _print_record(plan, report)
+    else:
+        _print_summary(args.model, config, plan, report)
+        if args.dump:
+            print(plan.dump(), end="")
+    if args.trace:
+        args.threads = num_workers
+        write_trace(args)
+    return 0
+
+
+def read_config(path: Path, window_tokens: int = 0) -> Any:
+    """The config of a model directory, or of a config.json by itself."""
+    if path.is_dir():
+        return _C.ModelConfig.from_directory(str(path), window_tokens)
+    text = path.read_text(encoding="utf-8")
+    return _C.ModelConfig.from_json(text, str(path), window_tokens)
+
+
+def write_trace(args: argparse.Namespace) -> None:
+    """Run a short prompt and a few steps; the trace is of the last step."""
+    path = Path(args.model)
+    if not path.is_dir():
+        raise ValueError(f"--trace needs the weights: expected a directory, got '{path}'.")
+    engine = open_engine(path, None, engine_arguments(args))
+    engine.set_tracing(True)
+    session = _C.Session(engine, max_context=_TRACE_PROMPT_TOKENS + _TRACE_STEPS)
+    options = _C.GenerateOptions(
+        sampling=_C.SamplingParams(temperature=0.0), max_tokens=_TRACE_STEPS, ignore_eos=True
+    )
+    session.generate(list(range(1, _TRACE_PROMPT_TOKENS + 1)), options)
+    Path(args.trace).write_text(engine.trace_json(), encoding="utf-8")
+    note(f"trace of one decode step on {engine.backend}: {args.trace}")
+
+
+def _print_record(plan: Any, report: Any) -> None:
+    record = {
+        "num_workers": plan.num_workers,
+        "num_tasks": plan.num_tasks,
+        "arena_bytes": plan.arena_bytes,
+        "hash": f"{plan.hash():016x}",
+        "buffers": [public_fields(buffer) for buffer in plan.buffers],
+        "counters": [public_fields(counter) for counter in plan.counters],
+        "verified": None if report is None else public_fields(report),
+    }
+    print_json(record)
+
+
+def _print_summary(model: str, config: Any, plan: Any, report: Any) -> None:
+    rows = [
+        ("model", f"{config.model_type}, {config.num_layers} layers, hidden {config.hidden_size}"),
+        ("workers", plan.num_workers),
+        ("tokens per step", f"1 to {plan.options.max_tokens}"),
+        ("tasks", plan.num_tasks),
+        ("counters", len(plan.counters)),
+        ("buffers", len(plan.buffers)),
+        ("activation arena", format_bytes(plan.arena_bytes)),
+        ("hash", f"{plan.hash():016x}"),
+    ]
+    print(format_table(rows, ("plan of", model)))
+    if report is not None:
+        print(f"proven: {report}")
