@@ -1,0 +1,203 @@
+#include "engine/bandwidth.h"
+
+#include "core/checks.h"
+#include "weights/weights.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <atomic>
+#include <barrier>
+#include <chrono>
+#include <cstring>
+#include <memory>
+#include <system_error>
+#include <thread>
+
+namespace mimo_rt {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr const char* kWhere = "Engine.measure_bandwidth_gbs";
+constexpr uint64_t kMinBytes = uint64_t{256} << 20;  // above the last-level caches of today
+constexpr uint64_t kMaxBytes = uint64_t{1} << 30;    // keeps a pass over a large model short
+constexpr int kMinPasses = 3;
+
+using Vector = uint64_t __attribute__((vector_size(32)));
+
+/// Reads every byte of a 64-byte aligned range.
+uint64_t read_all(const uint8_t* data, uint64_t bytes) {
+  constexpr uint64_t kAhead = 2048;  // bytes; far enough to cover the latency of memory
+  Vector sums[4] = {};
+  uint64_t i = 0;
+  for (; i + 128 <= bytes; i += 128) {
+    const auto* lines = reinterpret_cast<const Vector*>(data + i);
+    __builtin_prefetch(data + i + kAhead);
+    __builtin_prefetch(data + i + kAhead + 64);
+    for (int j = 0; j < 4; ++j) sums[j] += lines[j];
+  }
+  uint64_t sum = 0;
+  for (; i < bytes; ++i) sum += data[i];
+  for (const Vector& part : sums) sum += part[0] + part[1] + part[2] + part[3];
+  return sum;
+}
+
+/// The part of the concatenated ranges that one thread reads.
+std::vector<ReadRange> share_of(std::span<const ReadRange> ranges, uint32_t part, uint32_t parts) {
+  uint64_t total = 0;
+  for (const ReadRange& range : ranges) total += range.bytes;
+  const uint64_t begin = total / parts * part / 64 * 64;
+  const uint64_t end = part + 1 == parts ? total : total / parts * (part + 1) / 64 * 64;
+  std::vector<ReadRange> share;
+  uint64_t offset = 0;
+  for (const ReadRange& range : ranges) {
+    const uint64_t from = std::clamp(begin, offset, offset + range.bytes);
+    const uint64_t to = std::clamp(end, offset, offset + range.bytes);
+    if (from < to) share.push_back({range.data + (from - offset), to - from});
+    offset += range.bytes;
+  }
+  return share;
+}
+
+/// Best effort: a refused affinity makes the measurement noisier, not wrong.
+void pin_to_usable_core(uint32_t idx) {
+  cpu_set_t usable, one;
+  if (sched_getaffinity(0, sizeof usable, &usable) != 0) return;
+  uint32_t left = idx % static_cast<uint32_t>(CPU_COUNT(&usable));
+  for (size_t core = 0; core < CPU_SETSIZE; ++core) {
+    if (!CPU_ISSET(core, &usable) || left-- > 0) continue;
+    CPU_ZERO(&one);
+    CPU_SET(core, &one);
+    pthread_setaffinity_np(pthread_self(), sizeof one, &one);
+    return;
+  }
+}
+
+/// Anonymous memory in huge pages where the system has them.
+class Buffer {
+ public:
+  explicit Buffer(uint64_t bytes) : bytes_(bytes) {
+    data_ = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    MIMO_RT_CHECK(data_ != MAP_FAILED, out_of_memory, kWhere, "cannot map ", bytes, " bytes");
+    madvise(data_, bytes, MADV_HUGEPAGE);
+    std::memset(data_, 1, bytes);  // otherwise all pages would be one and the same
+  }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() { munmap(data_, bytes_); }
+  ReadRange range() const { return {static_cast<const uint8_t*>(data_), bytes_}; }
+
+ private:
+  void* data_;
+  uint64_t bytes_;
+};
+
+/// Reader threads that make one pass per call. The caller's thread only waits and takes the time.
+class Readers {
+ public:
+  Readers(std::span<const ReadRange> ranges, const BandwidthOptions& options)
+      : barrier_(options.num_threads + 1) {
+    try {
+      for (uint32_t i = 0; i < options.num_threads; ++i) {
+        threads_.emplace_back([this, i, pin = options.pin_threads,
+                               share = share_of(ranges, i, options.num_threads)] {
+          if (pin) pin_to_usable_core(i);
+          started_.wait(false);
+          while (true) {
+            barrier_.arrive_and_wait();
+            if (stopped_) return;
+            uint64_t sum = 0;
+            for (const ReadRange& range : share) sum += read_all(range.data, range.bytes);
+            sink_ += sum;
+            barrier_.arrive_and_wait();
+          }
+        });
+      }
+    } catch (const std::system_error& error) {
+      // The barrier counts threads that never came: let them arrive as dropped.
+      for (size_t i = threads_.size(); i < options.num_threads; ++i) barrier_.arrive_and_drop();
+      stop();
+      fail(ErrorCode::out_of_memory, kWhere, "cannot start ", options.num_threads,
+           " threads: ", error.what());
+    }
+    start();
+  }
+  ~Readers() {
+    if (!threads_.empty()) stop();
+  }
+
+  double seconds_of_one_pass() {
+    barrier_.arrive_and_wait();
+    const auto begin = Clock::now();
+    barrier_.arrive_and_wait();
+    return std::chrono::duration<double>(Clock::now() - begin).count();
+  }
+
+ private:
+  void start() {
+    started_ = true;
+    started_.notify_all();
+  }
+  void stop() {
+    stopped_ = true;
+    start();
+    barrier_.arrive_and_wait();
+    for (std::thread& thread : threads_) thread.join();
+    threads_.clear();
+  }
+
+  std::barrier<> barrier_;
+  std::atomic<bool> started_ = false, stopped_ = false;
+  std::atomic<uint64_t> sink_ = 0;  // keeps the reads alive
+  std::vector<std::thread> threads_;
+};
+
+void add_matrix(const PackedMatrix& matrix, std::vector<ReadRange>& ranges) {
+  if (matrix.data) ranges.push_back({matrix.data, matrix.bytes()});
+}
+
+}  // namespace
+
+std::vector<ReadRange> weight_ranges(const Weights& weights) {
+  std::vector<ReadRange> ranges;
+  for (uint32_t i = 0; i < weights.config().num_layers; ++i) {
+    const LayerWeights& layer = weights.layer(i);
+    for (const PackedMatrix* matrix :
+         {&layer.qkv, &layer.o_proj, &layer.router, &layer.gate_up, &layer.down})
+      add_matrix(*matrix, ranges);
+    for (const PackedMatrix& matrix : layer.expert_gate_up) add_matrix(matrix, ranges);
+    for (const PackedMatrix& matrix : layer.expert_down) add_matrix(matrix, ranges);
+  }
+  add_matrix(weights.lm_head(), ranges);
+  return ranges;
+}
+
+double measure_read_gbs(std::span<const ReadRange> ranges, const BandwidthOptions& options) {
+  std::vector<ReadRange> used;
+  uint64_t total = 0;
+  for (const ReadRange& range : ranges) {
+    used.push_back({range.data, std::min(range.bytes, kMaxBytes - total)});
+    total += used.back().bytes;
+  }
+  std::unique_ptr<Buffer> buffer;
+  if (total < kMinBytes) {
+    buffer = std::make_unique<Buffer>(kMinBytes);
+    used = {buffer->range()};
+    total = kMinBytes;
+  }
+  Readers readers(used, options);
+  const auto begin = Clock::now();
+  double best = 0.0;
+  for (int pass = 0; pass < kMinPasses ||
+                     std::chrono::duration<double>(Clock::now() - begin).count() < options.seconds;
+       ++pass) {
+    const double seconds = readers.seconds_of_one_pass();
+    best = std::max(best, static_cast<double>(total) / seconds * 1e-9);
+  }
+  return best;
+}
+
+}  // namespace mimo_rt

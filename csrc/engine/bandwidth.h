@@ -1,0 +1,31 @@
+// Measures how fast all workers together can read memory: the yardstick of decode speed.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace mimo_rt {
+
+class Weights;
+
+struct ReadRange {
+  const uint8_t* data;  ///< 64-byte aligned
+  uint64_t bytes;
+};
+
+/// The packed matrices of a model.
+std::vector<ReadRange> weight_ranges(const Weights& weights);
+
+struct BandwidthOptions {
+  uint32_t num_threads = 1;
+  bool pin_threads = true;  ///< thread i to the i-th usable core
+  double seconds = 0.2;
+};
+
+/// GB/s (1e9 bytes) of the best of several passes over `ranges` (the first GiB of them), split
+/// evenly over the threads. Less than 256 MiB, which caches could hold, is replaced by a buffer.
+/// @throws Error{out_of_memory}
+double measure_read_gbs(std::span<const ReadRange> ranges, const BandwidthOptions& options);
+
+}  // namespace mimo_rt

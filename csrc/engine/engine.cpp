@@ -1,0 +1,143 @@
+#include "engine/engine_impl.h"
+
+#include "core/checks.h"
+#include "engine/bandwidth.h"
+#include "plan/trace.h"
+
+#include <mimo_rt/checkpoint.h>
+#include <mimo_rt/device.h>
+
+#include <algorithm>
+#include <mutex>
+
+namespace mimo_rt {
+namespace {
+
+constexpr const char* kWhere = "Engine.open";
+constexpr uint32_t kMaxThreads = 1024;
+constexpr uint32_t kMaxStepTokens = 4096;
+constexpr uint32_t kMaxLogitRows = 64;  // rows of [vocab] floats that the arena holds
+
+void check_range(const char* name, uint32_t value, uint32_t low, uint32_t high) {
+  MIMO_RT_CHECK(value >= low && value <= high, invalid_argument, kWhere, name, ": expected ", low,
+                "..", high, ", got ", value);
+}
+
+void check_options(const EngineOptions& options) {
+  check_range("num_threads", options.num_threads, 0, kMaxThreads);
+  check_range("timeout_ms", options.timeout_ms, 1, ~0u);
+  check_range("max_decode_tokens", options.max_decode_tokens, 1, kMaxStepTokens);
+  check_range("prefill_chunk_tokens", options.prefill_chunk_tokens, 1, kMaxStepTokens);
+}
+
+std::string pick_backend(const EngineOptions& options) {
+  MIMO_RT_CHECK(!options.device.starts_with("cuda"), unavailable, kWhere, "device '",
+                options.device, "': the CUDA engine is not built into this wheel. ",
+                "Use device 'cpu'.");
+  const std::string backend = resolve_backend(options.device);
+  MIMO_RT_CHECK(!options.exact || backend == "ref", invalid_argument, kWhere,
+                "exact: expected false or device 'ref', got device '", options.device, "'");
+  return backend;
+}
+
+Plan build_plan(const ModelConfig& config, uint32_t num_workers, uint32_t max_tokens) {
+  PlanOptions options;
+  options.num_workers = num_workers;
+  options.max_tokens = max_tokens;
+  options.max_logit_rows = std::min(max_tokens, kMaxLogitRows);
+  Plan plan = Plan::build(config, options);
+  plan.verify();
+  return plan;
+}
+
+/// Everything after the weights: plans, their proof, and the executor.
+std::shared_ptr<Engine> build_engine(Weights weights, const EngineOptions& options,
+                                     const std::string& backend) {
+  auto impl = std::make_unique<Engine::Impl>();
+  impl->options = options;
+  impl->options.progress = nullptr;  // what it refers to may end with the load
+  impl->weights = std::make_unique<Weights>(std::move(weights));
+  impl->config = impl->weights->config();
+  impl->weight_bytes = count_weight_bytes(*impl->weights);
+  ExecutorOptions executor_options{.num_workers = options.num_threads,
+                                   .pin_workers = options.pin_threads,
+                                   .park_after_us = options.park_after_us,
+                                   .timeout_ms = options.timeout_ms};
+  if (executor_options.num_workers == 0) executor_options.num_workers = num_usable_cores();
+  const uint32_t num_workers = executor_options.num_workers;
+  impl->decode_plan = build_plan(impl->config, num_workers, options.max_decode_tokens);
+  impl->prefill_plan = build_plan(impl->config, num_workers, options.prefill_chunk_tokens);
+  impl->max_logit_rows = std::min(options.prefill_chunk_tokens, kMaxLogitRows);
+  const std::vector<const Plan*> plans = {&impl->decode_plan, &impl->prefill_plan};
+  impl->executor = backend == "ref"
+                       ? make_ref_executor(*impl->weights, plans, executor_options, options.exact)
+                       : make_cpu_executor(*impl->weights, plans, backend, executor_options);
+  return Engine::Impl::assemble(std::move(impl));
+}
+
+}  // namespace
+
+Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Engine::~Engine() = default;
+
+std::shared_ptr<Engine> Engine::Impl::assemble(std::unique_ptr<Impl> impl) {
+  return std::shared_ptr<Engine>(new Engine(std::move(impl)));
+}
+
+std::shared_ptr<Engine> Engine::open(const std::filesystem::path& model_dir,
+                                     const EngineOptions& options) {
+  check_options(options);
+  const std::string backend = pick_backend(options);
+  const ModelConfig config = ModelConfig::from_directory(model_dir, options.window_tokens);
+  const Checkpoint checkpoint = Checkpoint::open(model_dir);
+  checkpoint.validate(config);
+  const Weights::Options load{.num_threads = options.num_threads, .progress = options.progress};
+  return build_engine(Weights::load(checkpoint, config, load), options, backend);
+}
+
+std::shared_ptr<Engine> Engine::synthetic(const ModelConfig& config, uint64_t seed,
+                                          const EngineOptions& options) {
+  check_options(options);
+  const std::string backend = pick_backend(options);
+  ModelConfig adjusted = config;
+  for (LayerConfig& layer : adjusted.layers)
+    if (layer.window_tokens && options.window_tokens) layer.window_tokens = options.window_tokens;
+  return build_engine(Weights::synthetic(adjusted, seed), options, backend);
+}
+
+const ModelConfig& Engine::config() const { return impl_->config; }
+const EngineOptions& Engine::options() const { return impl_->options; }
+const std::string& Engine::backend() const { return impl_->executor->backend_name(); }
+uint32_t Engine::num_workers() const { return impl_->executor->num_workers(); }
+const Plan& Engine::decode_plan() const { return impl_->decode_plan; }
+const Plan& Engine::prefill_plan() const { return impl_->prefill_plan; }
+uint64_t Engine::weight_bytes() const { return impl_->weight_bytes.total; }
+uint64_t Engine::dense_bytes_per_step() const { return impl_->weight_bytes.dense_per_step; }
+uint64_t Engine::expert_bytes() const { return impl_->weight_bytes.per_expert; }
+
+double Engine::measure_bandwidth_gbs(double seconds) {
+  MIMO_RT_CHECK(seconds > 0.0 && seconds <= 60.0, invalid_argument, "Engine.measure_bandwidth_gbs",
+                "seconds: expected > 0 and <= 60, got ", seconds);
+  const std::lock_guard lock(impl_->steps);
+  const std::vector<ReadRange> ranges =
+      impl_->weights ? weight_ranges(*impl_->weights) : std::vector<ReadRange>{};
+  const double gbs = measure_read_gbs(ranges, {.num_threads = num_workers(),
+                                               .pin_threads = impl_->options.pin_threads,
+                                               .seconds = seconds});
+  impl_->bandwidth_gbs = gbs;
+  return gbs;
+}
+
+void Engine::set_tracing(bool on) {
+  const std::lock_guard lock(impl_->steps);
+  impl_->executor->set_tracing(on);
+}
+
+std::string Engine::trace_json() const {
+  const std::lock_guard lock(impl_->steps);
+  MIMO_RT_CHECK(impl_->last_plan, invalid_argument, "Engine.trace_json",
+                "expected a step to have run, got none. Generate a token first.");
+  return chrome_trace_json(*impl_->last_plan, impl_->executor->last_trace());
+}
+
+}  // namespace mimo_rt

@@ -1,0 +1,47 @@
+// What an engine holds. Tests assemble one around an executor of their own.
+#pragma once
+
+#include <mimo_rt/engine.h>
+
+#include "engine/step.h"
+#include "engine/step_queue.h"
+#include "weights/weights.h"
+
+#include <atomic>
+#include <memory>
+#include <vector>
+
+namespace mimo_rt {
+
+/// Weight bytes by how often a step reads them.
+struct WeightBytes {
+  uint64_t total = 0;           ///< packed
+  uint64_t dense_per_step = 0;  ///< all but embedding rows and experts
+  uint64_t per_expert = 0;      ///< one expert of one layer
+};
+WeightBytes count_weight_bytes(const Weights& weights);
+
+struct Engine::Impl {
+  EngineOptions options;
+  ModelConfig config;
+  std::unique_ptr<Weights> weights;
+  Plan decode_plan, prefill_plan;
+  uint32_t max_logit_rows = 1;         ///< of both plans
+  WeightBytes weight_bytes;
+  std::atomic<double> bandwidth_gbs = 0.0;  ///< 0: not measured
+
+  StepQueue steps;                     ///< guards what follows
+  const Plan* last_plan = nullptr;     ///< of the last step
+  std::unique_ptr<Executor> executor;  ///< last member: it goes first, the others outlive it
+
+  /// The plan for a step of `num_tokens` rows.
+  const Plan& plan_for(uint32_t num_tokens) const {
+    return num_tokens <= options.max_decode_tokens ? decode_plan : prefill_plan;
+  }
+  uint32_t max_step_tokens() const {
+    return std::max(options.max_decode_tokens, options.prefill_chunk_tokens);
+  }
+  static std::shared_ptr<Engine> assemble(std::unique_ptr<Impl> impl);
+};
+
+}  // namespace mimo_rt

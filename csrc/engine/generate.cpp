@@ -1,0 +1,174 @@
+// Prompt in, tokens out: prefill in chunks, then one step per token.
+#include "core/checks.h"
+#include "engine/generation_clock.h"
+#include "engine/session_impl.h"
+#include "engine/stop_text.h"
+
+#include <algorithm>
+#include <mutex>
+
+namespace mimo_rt {
+namespace {
+
+constexpr const char* kWhere = "Session.generate";
+
+std::vector<int32_t> collect_stop_ids(const ModelConfig& config, const GenerateOptions& options) {
+  std::vector<int32_t> ids = options.stop_token_ids;
+  if (!options.ignore_eos)
+    for (const int32_t id : config.eos_token_ids)
+      if (id >= 0 && static_cast<uint32_t>(id) < config.vocab_size) ids.push_back(id);
+  std::sort(ids.begin(), ids.end());
+  ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
+  return ids;
+}
+
+/// One generation. The session's sequence holds the prompt and all output but the last token
+/// whenever the callback runs, so it stays usable when the callback throws.
+class Generation {
+ public:
+  Generation(SessionState& session, std::span<const int32_t> prompt,
+             const GenerateOptions& options, const TokenCallback& on_token)
+      : session_(session),
+        engine_(session.engine->impl()),
+        prompt_(prompt),
+        options_(options),
+        on_token_(on_token),
+        stop_ids_(collect_stop_ids(engine_.config, options)),
+        text_(options.stop, options.include_stop_str_in_output) {
+    const auto room = static_cast<uint32_t>(session.sequence.cache().max_context() - prompt.size());
+    limit_ = options.max_tokens ? std::min(options.max_tokens, room) : room;
+    MIMO_RT_CHECK(!options.min_tokens || stop_ids_.size() < engine_.config.vocab_size,
+                  invalid_argument, kWhere, "stop_token_ids: expected fewer than all ",
+                  engine_.config.vocab_size, " tokens when min_tokens is set");
+    prepare_sampling();
+  }
+
+  GenerateResult run() {
+    prefill();
+    while (!finished_) {
+      const int32_t token_id = sampled_.token_id;
+      accept(token_id);
+      if (finished_ || stop_when_cancelled()) break;
+      step({&token_id, 1}, true);
+    }
+    result_.text = text_.release_text();
+    result_.stats = clock_.finish(prompt_.size(), num_reused_, engine_.bandwidth_gbs);
+    return std::move(result_);
+  }
+
+ private:
+  void prepare_sampling() {
+    const uint32_t vocab_size = engine_.config.vocab_size;
+    const uint64_t unit = sizeof(std::max_align_t);
+    session_.sample_scratch.resize((sampler_scratch_bytes(vocab_size) + unit - 1) / unit);
+    request_.params = &options_.sampling;
+    request_.sequence_id = session_.sequence_id;
+    request_.scratch = session_.sample_scratch.data();
+    if (options_.sampling.repetition_penalty == 1.0f) return;
+    session_.token_counts.assign(vocab_size, 0);
+    for (const int32_t id : prompt_) ++session_.token_counts[static_cast<size_t>(id)];
+    request_.token_counts = session_.token_counts.data();
+  }
+
+  /// Runs what of the prompt is not cached; the last token always, for its logits.
+  void prefill() {
+    const auto last = static_cast<uint32_t>(prompt_.size() - 1);
+    session_.sequence.keep_common_prefix(prompt_, last);
+    num_reused_ = session_.sequence.size();
+    std::span<const int32_t> rest = prompt_.subspan(num_reused_);
+    while (!rest.empty() && !stop_when_cancelled()) {
+      const size_t count = std::min<size_t>(rest.size(), engine_.max_step_tokens());
+      step(rest.first(count), count == rest.size());
+      rest = rest.subspan(count);
+    }
+  }
+
+  void step(std::span<const int32_t> tokens, bool want_token) {
+    const auto last_row = static_cast<uint32_t>(tokens.size() - 1);
+    const bool may_stop = result_.token_ids.size() >= options_.min_tokens;
+    request_.position = static_cast<uint32_t>(session_.sequence.size() + tokens.size());
+    request_.masked_ids = stop_ids_.data();
+    request_.num_masked_ids = may_stop ? 0 : static_cast<uint32_t>(stop_ids_.size());
+    StepOutput output;
+    output.sampled = &sampled_;
+    {
+      const std::lock_guard lock(engine_.steps);
+      session_.sequence.step(engine_, tokens, {&last_row, want_token ? 1u : 0u},
+                             want_token ? &request_ : nullptr, output);
+    }
+    if (!result_.token_ids.empty()) clock_.count_step(engine_.weight_bytes, output.active_experts);
+    if (!want_token || sampled_.token_id >= 0) return;
+    session_.sequence.keep_common_prefix({}, 0);  // keys and values are just as broken
+    fail(ErrorCode::internal, kWhere, "logits of position ", request_.position - 1,
+         ": expected a finite value, got only NaN or infinity. Check the weights.");
+  }
+
+  void accept(int32_t token_id) {
+    clock_.count_token();
+    result_.token_ids.push_back(token_id);
+    if (request_.token_counts) ++session_.token_counts[static_cast<size_t>(token_id)];
+    record_logprobs();
+    const bool is_stop = std::binary_search(stop_ids_.begin(), stop_ids_.end(), token_id);
+    const bool in_text = !is_stop || options_.include_stop_str_in_output;
+    if (in_text && session_.vocabulary &&
+        !text_.push(session_.vocabulary->bytes(token_id),
+                    !is_stop && result_.token_ids.size() > options_.min_tokens)) {
+      result_.stop_string = options_.stop[static_cast<size_t>(text_.stop_idx())];
+      finish(FinishReason::stop);
+    }
+    if (is_stop) {
+      result_.stop_token_id = token_id;
+      finish(FinishReason::stop);
+    } else if (!finished_ && result_.token_ids.size() >= limit_) {
+      finish(FinishReason::length);
+    }
+    if (!on_token_) return;
+    const bool go_on = on_token_({{&token_id, 1}, text_.take_released()});
+    if (!go_on && !finished_) finish(FinishReason::abort);
+  }
+
+  void record_logprobs() {
+    if (!options_.sampling.want_logprob && options_.sampling.num_logprobs == 0) return;
+    result_.logprobs.push_back(
+        {{sampled_.token_id, sampled_.logprob},
+         {sampled_.alternatives, sampled_.alternatives + sampled_.num_alternatives}});
+  }
+
+  /// Ends with FinishReason::abort when cancel() was called; the callback gets the text held back.
+  bool stop_when_cancelled() {
+    if (!session_.cancelled) return false;
+    finish(FinishReason::abort);
+    const std::string_view rest = text_.take_released();
+    if (on_token_ && !rest.empty()) on_token_({{}, rest});
+    return true;
+  }
+
+  void finish(FinishReason reason) {
+    finished_ = true;
+    result_.finish_reason = reason;
+    text_.finish();
+  }
+
+  GenerationClock clock_;  // first member: the time of submission
+  SessionState& session_;
+  Engine::Impl& engine_;
+  std::span<const int32_t> prompt_;
+  const GenerateOptions& options_;
+  const TokenCallback& on_token_;
+  std::vector<int32_t> stop_ids_;  // ascending
+  StopText text_;
+  uint32_t limit_ = 0, num_reused_ = 0;
+  SampleRequest request_;
+  SampleResult sampled_;
+  GenerateResult result_;
+  bool finished_ = false;
+};
+
+}  // namespace
+
+GenerateResult run_generation(SessionState& session, std::span<const int32_t> prompt,
+                              const GenerateOptions& options, const TokenCallback& on_token) {
+  return Generation(session, prompt, options, on_token).run();
+}
+
+}  // namespace mimo_rt

@@ -1,0 +1,39 @@
+// One sequence of tokens with its KV cache: the two never disagree, whatever a step throws.
+#pragma once
+
+#include "engine/engine_impl.h"
+#include "kv/kv_cache.h"
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace mimo_rt {
+
+class Sequence {
+ public:
+  Sequence(const ModelConfig& config, uint32_t max_context, uint32_t max_step_tokens);
+
+  /// Ids whose keys and values are in the cache.
+  const std::vector<int32_t>& token_ids() const { return token_ids_; }
+  uint32_t size() const { return static_cast<uint32_t>(token_ids_.size()); }
+  const KvCache& cache() const { return cache_; }
+
+  /// Forgets what does not begin `tokens`; keeps at most `max_kept` tokens. Keeps nothing when the
+  /// window layers' rings have lost what a continuation there would read.
+  void keep_common_prefix(std::span<const int32_t> tokens, uint32_t max_kept);
+
+  /// Runs one step that appends `tokens` (at most Impl::max_step_tokens()). Logits are computed for
+  /// the rows `logit_rows`; `sample` and `output.sampled` as in StepInput. The caller holds
+  /// `engine.steps`. On an exception the sequence is as before.
+  void step(Engine::Impl& engine, std::span<const int32_t> tokens,
+            std::span<const uint32_t> logit_rows, const SampleRequest* sample, StepOutput& output);
+
+ private:
+  KvCache cache_;
+  std::vector<int32_t> token_ids_;
+  std::vector<uint32_t> positions_, seq_idx_;  ///< of a step
+  uint32_t most_tokens_ = 0;  ///< that steps wrote since the sequence was empty
+};
+
+}  // namespace mimo_rt

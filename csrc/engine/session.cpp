@@ -1,0 +1,120 @@
+#include <mimo_rt/session.h>
+
+#include "core/checks.h"
+#include "engine/options_check.h"
+#include "engine/session_impl.h"
+
+#include <algorithm>
+#include <mutex>
+#include <numeric>
+
+namespace mimo_rt {
+namespace {
+
+constexpr uint32_t kDefaultContext = 8192;
+
+uint32_t pick_max_context(const ModelConfig& config, uint32_t wanted) {
+  const uint32_t limit = config.max_position_embeddings ? config.max_position_embeddings : ~0u;
+  MIMO_RT_CHECK(wanted <= limit && wanted != 1, invalid_argument, "Session",
+                "max_context: expected 0 or 2..", limit, " (max_position_embeddings), got ",
+                wanted);
+  return wanted ? wanted : std::min(limit, kDefaultContext);
+}
+
+}  // namespace
+
+std::string_view finish_reason_name(FinishReason reason) noexcept {
+  switch (reason) {
+    case FinishReason::stop: return "stop";
+    case FinishReason::length: return "length";
+    case FinishReason::abort: return "abort";
+  }
+  return "unknown";
+}
+
+BusyGuard::BusyGuard(std::atomic<bool>& busy, const char* where) : busy_(busy) {
+  MIMO_RT_CHECK(!busy_.exchange(true), invalid_argument, where,
+                "expected an idle session, got one that is in use by another thread or by the "
+                "generation whose callback this is");
+}
+
+Session::Session(std::shared_ptr<Engine> engine, const SessionOptions& options) {
+  MIMO_RT_CHECK(engine, invalid_argument, "Session", "engine: expected an engine, got nullptr");
+  const uint32_t max_context = pick_max_context(engine->config(), options.max_context);
+  impl_ = std::make_unique<Impl>(std::move(engine), max_context, options.sequence_id);
+}
+
+Session::Session(Session&&) noexcept = default;
+Session& Session::operator=(Session&&) noexcept = default;
+Session::~Session() = default;
+
+void Session::load_vocabulary(const std::filesystem::path& tokenizer_json) {
+  const BusyGuard guard(impl_->busy, "Session.load_vocabulary");
+  impl_->vocabulary = Vocabulary::from_file(tokenizer_json);
+}
+
+GenerateResult Session::generate(std::span<const int32_t> prompt, const GenerateOptions& options,
+                                 const TokenCallback& on_token) {
+  constexpr const char* kWhere = "Session.generate";
+  const BusyGuard guard(impl_->busy, kWhere);
+  impl_->cancelled = false;
+  const uint32_t vocab_size = impl_->engine->config().vocab_size;
+  check_generate_options(options, vocab_size, impl_->vocabulary.has_value());
+  check_tokens(prompt, vocab_size, kWhere, "prompt");
+  MIMO_RT_CHECK(prompt.size() < max_context(), capacity, kWhere, "prompt: expected fewer than ",
+                max_context(), " tokens, got ", prompt.size(),
+                ". Raise SessionOptions.max_context.");
+  return run_generation(*impl_, prompt, options, on_token);
+}
+
+void Session::logits(std::span<const int32_t> tokens, std::vector<float>& out,
+                     uint32_t step_tokens) {
+  constexpr const char* kWhere = "Session.logits";
+  const BusyGuard guard(impl_->busy, kWhere);
+  impl_->cancelled = false;
+  Engine::Impl& engine = impl_->engine->impl();
+  const uint32_t vocab_size = engine.config.vocab_size;
+  const uint32_t chunk_tokens = engine.options.prefill_chunk_tokens;
+  MIMO_RT_CHECK(step_tokens <= chunk_tokens, invalid_argument, kWhere,
+                "step_tokens: expected 0..", chunk_tokens, ", got ", step_tokens);
+  check_tokens(tokens, vocab_size, kWhere, "tokens");
+  MIMO_RT_CHECK(tokens.size() <= max_context(), capacity, kWhere, "tokens: expected at most ",
+                max_context(), ", got ", tokens.size(), ". Raise SessionOptions.max_context.");
+  const uint32_t rows_per_step =
+      std::min(step_tokens ? step_tokens : chunk_tokens, engine.max_logit_rows);
+  std::vector<uint32_t> rows(rows_per_step);
+  std::iota(rows.begin(), rows.end(), 0u);
+  std::vector<float> result;
+  result.reserve(tokens.size() * vocab_size);
+  impl_->sequence.keep_common_prefix({}, 0);
+  while (!tokens.empty()) {
+    MIMO_RT_CHECK(!impl_->cancelled, cancelled, kWhere, "cancelled with ", tokens.size(),
+                  " tokens left");
+    const size_t count = std::min<size_t>(tokens.size(), rows_per_step);
+    const std::lock_guard lock(engine.steps);  // the logits live until the next step of anybody
+    StepOutput output;
+    impl_->sequence.step(engine, tokens.first(count), std::span(rows).first(count), nullptr,
+                         output);
+    for (size_t row = 0; row < count; ++row) {
+      const float* begin = output.logits + row * output.logits_stride;
+      result.insert(result.end(), begin, begin + vocab_size);
+    }
+    tokens = tokens.subspan(count);
+  }
+  out.insert(out.end(), result.begin(), result.end());
+}
+
+void Session::cancel() noexcept {
+  if (impl_) impl_->cancelled = true;
+}
+
+void Session::reset() {
+  const BusyGuard guard(impl_->busy, "Session.reset");
+  impl_->sequence.keep_common_prefix({}, 0);
+}
+
+uint32_t Session::num_cached_tokens() const { return impl_->sequence.size(); }
+uint32_t Session::max_context() const { return impl_->sequence.cache().max_context(); }
+uint64_t Session::kv_bytes() const { return impl_->sequence.cache().bytes(); }
+
+}  // namespace mimo_rt

@@ -1,0 +1,27 @@
+// Counts the bytes that a step reads: the denominator of every speed claim.
+#include "engine/engine_impl.h"
+
+namespace mimo_rt {
+
+WeightBytes count_weight_bytes(const Weights& weights) {
+  const ModelConfig& config = weights.config();
+  const uint64_t norm_bytes = sizeof(float) * uint64_t{config.hidden_size};
+  WeightBytes bytes;
+  bytes.total = weights.packed_bytes();
+  bytes.dense_per_step = weights.lm_head().bytes() + norm_bytes;
+  for (uint32_t i = 0; i < config.num_layers; ++i) {
+    const LayerWeights& layer = weights.layer(i);
+    bytes.dense_per_step += layer.qkv.bytes() + layer.o_proj.bytes() + 2 * norm_bytes;
+    if (layer.sink_logits) bytes.dense_per_step += sizeof(float) * config.layers[i].num_q_heads;
+    if (!config.layers[i].is_moe) {
+      bytes.dense_per_step += layer.gate_up.bytes() + layer.down.bytes();
+      continue;
+    }
+    bytes.dense_per_step += layer.router.bytes();
+    if (layer.router_bias) bytes.dense_per_step += sizeof(float) * config.num_experts;
+    bytes.per_expert = layer.expert_gate_up[0].bytes() + layer.expert_down[0].bytes();
+  }
+  return bytes;
+}
+
+}  // namespace mimo_rt
