@@ -1,0 +1,57 @@
+#include "cpu/counters.h"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <chrono>
+
+namespace mimo_rt::cpu {
+namespace {
+
+constexpr uint32_t kPollsPerClockRead = 64;
+constexpr int64_t kYieldAfterNs = 50'000;
+// A stopped process or a debugger must not look like a hang: no pause between two polls counts for
+// more than this.
+constexpr int64_t kMaxPauseNs = 100'000'000;
+constexpr uint32_t kLinesPerPoll = 2;
+constexpr uint32_t kCacheLine = 64;
+
+int64_t now_ns() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+             std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
+}  // namespace
+
+Counters::Counters(size_t num_counters) : cells_(std::make_unique<Cell[]>(num_counters)) {}
+
+WaitMonitor::WaitMonitor(uint32_t timeout_ms, bool yields_always)
+    : timeout_ns_(int64_t{timeout_ms} * 1'000'000), yields_always_(yields_always) {}
+
+bool WaitMonitor::wait_slowly(const Counters& counters, const WaitSite& site) {
+  int64_t last_ns = now_ns(), waited_ns = 0;
+  const uint8_t* line = site.prefetch_begin;
+  for (uint32_t polls = 1;; ++polls) {
+    cpu_relax();
+    const uint64_t seen = counters.load(site.counter);
+    if (seen >= site.expected) return true;
+    for (uint32_t i = 0; i < kLinesPerPoll && line < site.prefetch_end; ++i, line += kCacheLine)
+      __builtin_prefetch(line, 0, 2);
+    if (polls % kPollsPerClockRead) continue;
+
+    if (has_stopped_.load(std::memory_order_relaxed)) return false;
+    const int64_t now = now_ns();
+    waited_ns += std::min(now - last_ns, kMaxPauseNs);
+    last_ns = now;
+    if (waited_ns >= timeout_ns_) {
+      if (!has_report_.exchange(true, std::memory_order_acq_rel))
+        report_ = {site.worker_idx, site.task_idx, site.counter, site.expected, seen};
+      has_stopped_.store(true, std::memory_order_release);
+      return false;
+    }
+    if (yields_always_ || waited_ns >= kYieldAfterNs) sched_yield();
+  }
+}
+
+}  // namespace mimo_rt::cpu

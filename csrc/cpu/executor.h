@@ -1,0 +1,54 @@
+// Runs plans on resident threads.
+#pragma once
+
+#include "cpu/counters.h"
+#include "cpu/kernels.h"
+#include "cpu/ops_context.h"
+#include "cpu/worker_pool.h"
+#include "engine/step.h"
+
+#include <chrono>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace mimo_rt::cpu {
+
+class CpuExecutor final : public Executor, private WorkerPool::Job {
+ public:
+  CpuExecutor(const Weights& weights, const std::vector<const Plan*>& plans,
+              const std::string& backend, const Kernels& kernels, const ExecutorOptions& options);
+
+  const std::string& backend_name() const override { return backend_; }
+  uint32_t num_workers() const override { return pool_.num_workers(); }
+  void run(const Plan& plan, KvCache& cache, const StepInput& input, StepOutput& output) override;
+  void set_tracing(bool on) override;
+  std::vector<TaskTrace> last_trace() const override;
+  const uint8_t* buffer_data(const Plan& plan, uint16_t buffer_id) const override;
+
+ private:
+  void work(uint32_t worker_idx) noexcept override;
+  template <bool kIsTracing>
+  void run_tasks(uint32_t worker_idx);
+  bool await_inputs(const Task& task, uint32_t worker_idx, uint32_t task_idx);
+  PlanState& state_of(const Plan& plan) const;
+  void prepare_step(PlanState& state, KvCache& cache, const StepInput& input, StepOutput& output);
+  std::string hang_text() const;
+  uint64_t now_ns() const;
+
+  const Weights& weights_;
+  const std::string backend_;
+  const uint32_t timeout_ms_;
+  std::vector<std::unique_ptr<PlanState>> states_;
+  std::vector<std::unique_ptr<Worker>> workers_;
+  StepChecker checker_;
+  PlanState* running_ = nullptr;  // of the step that runs; nullptr: workers touch their memory
+  Step step_;
+  bool is_tracing_ = false;
+  std::chrono::steady_clock::time_point step_begin_;
+  std::string failure_;           // the hang report after which no step runs
+  WorkerPool pool_;               // last two: their threads use all of the above
+  WaitMonitor monitor_;
+};
+
+}  // namespace mimo_rt::cpu

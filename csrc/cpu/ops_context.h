@@ -1,0 +1,145 @@
+// What the ops of a worker see: the step that all share, and memory of the worker's own.
+#pragma once
+
+#include "cpu/counters.h"
+#include "cpu/kernels.h"
+#include "engine/step.h"
+#include "plan/route_table.h"
+#include "plan/task.h"
+
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+namespace mimo_rt::cpu {
+
+/// Rows are prepared and multiplied in blocks of at most this many: bounds the scratch of long prefills.
+inline constexpr uint32_t kMaxBlockTokens = 128;
+/// Results of one GEMM call before their epilogue: 128 KiB stay in the L2 cache.
+inline constexpr uint32_t kResultFloats = 32 * 1024;
+/// Expert sums of one block of columns, over all tokens of the step.
+inline constexpr uint32_t kExpertSumFloats = 256 * 1024;
+
+/// 64-byte aligned memory, not touched by the allocation: the first writer decides where it lies.
+class AlignedBytes {
+ public:
+  AlignedBytes() = default;
+  /// @throws Error{out_of_memory}
+  explicit AlignedBytes(uint64_t num_bytes);
+  uint8_t* data() const { return data_.get(); }
+  uint64_t size() const { return size_; }
+
+ private:
+  struct Free {
+    void operator()(uint8_t* bytes) const { std::free(bytes); }
+  };
+  std::unique_ptr<uint8_t, Free> data_;
+  uint64_t size_ = 0;
+};
+
+/// cos and sin of every row's position, for one (base, size) of rotation. Filled before each step.
+class RopeTable {
+ public:
+  RopeTable(double theta, uint32_t rotary_dim, uint32_t max_tokens);
+
+  bool serves(const LayerConfig& layer) const {
+    return layer.rope_theta == theta_ && layer.rotary_dim == rotary_dim_;
+  }
+  /// Angles in float64, rounded to FP32 once: exact enough for any position.
+  void fill(const uint32_t* positions, uint32_t num_tokens);
+  /// cos of pair 0, sin of pair 0, cos of pair 1, …
+  const float* row(uint32_t token) const {
+    return cos_sin_.data() + uint64_t{token} * rotary_dim_;
+  }
+
+ private:
+  double theta_;
+  uint32_t rotary_dim_;
+  std::vector<double> frequencies_;  // [rotary_dim / 2]
+  std::vector<float> cos_sin_;       // [max_tokens, rotary_dim / 2, 2]
+};
+
+/// A plan with the memory its steps run in.
+struct PlanState {
+  PlanState(const Plan& given, const ModelConfig& config);
+
+  uint8_t* buffer(uint16_t buffer_id) const { return buffers[buffer_id]; }
+  uint32_t stride(uint16_t buffer_id) const { return plan.buffers()[buffer_id].cols; }
+  bf16_t* bf16_row(uint16_t buffer_id, uint32_t row) const {
+    return reinterpret_cast<bf16_t*>(buffers[buffer_id]) + uint64_t{row} * stride(buffer_id);
+  }
+  float* f32_row(uint16_t buffer_id, uint32_t row) const {
+    return reinterpret_cast<float*>(buffers[buffer_id]) + uint64_t{row} * stride(buffer_id);
+  }
+
+  Plan plan;  ///< a copy; its tasks are shared with the caller's
+  AlignedBytes arena, logits;
+  std::vector<uint8_t*> buffers;  ///< nullptr for those outside arena and logits
+  RouteTable route;               ///< view of the route buffer; all zero without MoE layers
+  std::vector<RopeTable> ropes;
+  std::vector<const RopeTable*> layer_ropes;  ///< [num_layers], nullptr: the layer does not rotate
+  Counters counters;
+  uint64_t epoch = 0;
+};
+
+/// The step that runs. Written by the caller before, read by all workers.
+struct Step {
+  const PlanState* plan = nullptr;
+  KvCache* cache = nullptr;
+  const StepInput* input = nullptr;
+  StepOutput* output = nullptr;
+  uint64_t number = 0;  ///< of this executor, from 1
+};
+
+/// How much scratch a worker needs for any step of some plans.
+struct ScratchSizes {
+  ScratchSizes(const Weights& weights, const Kernels& kernels,
+               const std::vector<std::unique_ptr<PlanState>>& plans);
+  uint64_t normalised_bytes = 0, prepared_bytes = 0, result_bytes = 0, expert_sum_bytes = 0,
+           attend_bytes = 0, select_bytes = 0;
+};
+
+/// One worker's private memory and what every op needs.
+class Worker {
+ public:
+  Worker(const Weights& weights, const Kernels& kernels, const ScratchSizes& sizes, const Step& step);
+  /// Called on the worker's own thread, so that the memory lies near its core.
+  void touch();
+
+  const Weights& weights;
+  const ModelConfig& config;
+  const Kernels& kernels;
+  const Step& step;
+
+  AlignedBytes normalised;             ///< [max_tokens, hidden_size] bf16, fused norms only
+  AlignedBytes prepared;               ///< activations of one block, as the kernels want them
+  AlignedBytes results;                ///< kResultFloats
+  AlignedBytes expert_sums;            ///< kExpertSumFloats
+  AlignedBytes attend_scratch;
+  AlignedBytes select_scratch;
+  std::vector<KvSegment> segments;     ///< [cache.max_segments()]
+  uint64_t num_active_experts = 0;     ///< of this step, counted by this worker's select_experts tasks
+  std::vector<TaskTrace> trace;        ///< preallocated
+
+  struct NormKey {
+    uint64_t step = 0;
+    uint16_t layer_idx = 0;
+    bool is_mlp = false;
+    bool operator==(const NormKey&) const = default;
+  };
+  NormKey normalised_key;              ///< whose rows `normalised` holds
+};
+
+/// Runs one task. Never throws, allocates, locks or calls the system.
+void run_task(const Task& task, Worker& worker);
+
+/// Weights that the task reads first, for prefetching while it waits; {nullptr, nullptr}: not known before its input.
+struct ByteRange {
+  const uint8_t* begin = nullptr;
+  const uint8_t* end = nullptr;
+};
+ByteRange first_weights(const Task& task, const Weights& weights);
+
+}  // namespace mimo_rt::cpu

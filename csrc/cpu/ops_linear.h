@@ -1,0 +1,100 @@
+// The matrix products of all ops: blocks of rows, runs of row groups, and an epilogue per block of results.
+#pragma once
+
+#include "cpu/ops_context.h"
+
+#include <algorithm>
+
+namespace mimo_rt::cpu {
+
+/// BF16 rows that a matrix is applied to.
+struct LinearInput {
+  const bf16_t* rows;       ///< [*, stride]
+  uint32_t stride;          ///< elements
+  const uint32_t* row_ids;  ///< [num_rows] or nullptr: 0, 1, 2, …
+  uint32_t num_rows;
+  uint32_t num_elements;    ///< of a row, at most the matrix's k
+};
+
+/// Results y of rows [first_row, first_row + num_rows) and row groups [first_group, first_group + num_groups).
+struct LinearResults {
+  uint32_t first_row, num_rows;
+  uint32_t first_group, num_groups;
+  const float* y;   ///< [num_rows, stride]
+  uint32_t stride;  ///< 16 * num_groups
+
+  const float* row(uint32_t i) const { return y + uint64_t{i} * stride; }
+};
+
+/// Prepares rows [first_row, first_row + num_rows) of `input` for `matrix`.
+inline void prepare_rows(Worker& worker, const PackedMatrix& matrix, const LinearInput& input,
+                         uint32_t first_row, uint32_t num_rows) {
+  PrepareArgs args{};
+  args.x = input.row_ids ? input.rows : input.rows + uint64_t{first_row} * input.stride;
+  args.x_stride = input.stride;
+  args.row_ids = input.row_ids ? input.row_ids + first_row : nullptr;
+  args.num_tokens = num_rows;
+  args.k_valid = input.num_elements;
+  args.k = matrix.k;
+  args.prepared = worker.prepared.data();
+  worker.kernels.prepare(static_cast<int>(matrix.format), args);
+}
+
+/// Row groups [group_begin, group_end) of `matrix` times the prepared rows, as many per call as `results` holds.
+template <typename Epilogue>
+void multiply_groups(Worker& worker, const PackedMatrix& matrix, uint32_t first_row,
+                     uint32_t num_rows, uint32_t group_begin, uint32_t group_end,
+                     const Epilogue& epilogue) {
+  // Even: a gate group and its up group never part.
+  const uint32_t max_groups = kResultFloats / (kTileRows * num_rows) & ~1u;
+  auto* y = reinterpret_cast<float*>(worker.results.data());
+  for (uint32_t group = group_begin; group < group_end;) {
+    const uint32_t num_groups = std::min(max_groups, group_end - group);
+    const uint32_t stride = num_groups * kTileRows;
+    worker.kernels.gemm(static_cast<int>(matrix.format),
+                        {matrix.row_group(group), num_groups, matrix.k, worker.prepared.data(),
+                         num_rows, y, stride});
+    epilogue(LinearResults{first_row, num_rows, group, num_groups, y, stride});
+    group += num_groups;
+  }
+}
+static_assert(kResultFloats / (kTileRows * kMaxBlockTokens) >= 2);
+
+/// All tiles of a task with `groups_per_tile` row groups each; the epilogue sees every result once.
+template <typename Epilogue>
+void multiply_tiles(Worker& worker, const Task& task, const PackedMatrix& matrix,
+                    uint32_t groups_per_tile, const LinearInput& input, const Epilogue& epilogue) {
+  if (task.tile_first >= task.tile_end) return;
+  for (uint32_t row = 0; row < input.num_rows; row += kMaxBlockTokens) {
+    const uint32_t num_rows = std::min(kMaxBlockTokens, input.num_rows - row);
+    prepare_rows(worker, matrix, input, row, num_rows);
+    for (uint64_t tile = task.tile_first; tile < task.tile_end; tile += task.tile_stride) {
+      const uint32_t begin = static_cast<uint32_t>(tile);
+      const uint32_t end = task.tile_stride == 1 ? task.tile_end : begin + 1;
+      multiply_groups(worker, matrix, row, num_rows, begin * groups_per_tile,
+                      end * groups_per_tile, epilogue);
+      if (task.tile_stride == 1) break;
+    }
+  }
+}
+
+/// Normalised rows for a task that consumes them, by token: `h`, or x normalised here when the norm is fused.
+LinearInput consumer_rows(const Task& task, Worker& worker, const uint32_t* row_ids,
+                          uint32_t num_rows);
+
+/// act[first_row + row, 16 * pair …] = silu(gate) * up for results whose groups alternate gate, up.
+void store_gate_up(Worker& worker, const LinearResults& results, uint32_t act_row, uint32_t width);
+
+void op_qkv_proj(const Task& task, Worker& worker);
+void op_output_proj(const Task& task, Worker& worker);  ///< o_proj, down_proj
+void op_logits(const Task& task, Worker& worker);       ///< router, lm_head
+void op_gate_up_proj(const Task& task, Worker& worker);
+void op_select_experts(const Task& task, Worker& worker);
+void op_expert_gate_up(const Task& task, Worker& worker);
+void op_expert_down(const Task& task, Worker& worker);
+void op_attention(const Task& task, Worker& worker);
+void op_embed(const Task& task, Worker& worker);
+void op_rms_norm(const Task& task, Worker& worker);
+void op_sample(const Task& task, Worker& worker);
+
+}  // namespace mimo_rt::cpu

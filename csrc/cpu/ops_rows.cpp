@@ -1,0 +1,102 @@
+// Ops on whole rows, and the dispatch from a task's kind to its op.
+#include "cpu/ops_linear.h"
+#include "plan/buffers.h"
+
+#include <cstring>
+
+namespace mimo_rt::cpu {
+namespace {
+
+/// One row of a packed BF16 matrix: its 16-row group holds element pairs (2j, 2j + 1) of all rows side by side.
+void gather_row(const PackedMatrix& matrix, uint32_t row, uint32_t num_elements, bf16_t* out) {
+  const uint8_t* pairs = matrix.row_group(row / kTileRows) + row % kTileRows * 4;
+  for (uint32_t k = 0; k < num_elements; k += 2)
+    std::memcpy(out + k, pairs + uint64_t{k} / 2 * 64,
+                sizeof(bf16_t) * std::min(2u, num_elements - k));
+}
+
+void normalise_row(Worker& worker, const float* weight, uint32_t token, bf16_t* out) {
+  worker.kernels.rms_norm(worker.step.plan->bf16_row(kX, token), weight,
+                          static_cast<float>(worker.config.rms_norm_eps),
+                          worker.config.hidden_size, out);
+}
+
+const float* norm_weight(const Worker& worker, uint16_t layer_idx, bool is_mlp) {
+  if (layer_idx == kNoLayer) return worker.weights.final_norm();
+  const LayerWeights& layer = worker.weights.layer(layer_idx);
+  return is_mlp ? layer.mlp_norm : layer.attn_norm;
+}
+
+}  // namespace
+
+void run_task(const Task& task, Worker& worker) {
+  switch (task.kind) {
+    case TaskKind::embed: return op_embed(task, worker);
+    case TaskKind::rms_norm: return op_rms_norm(task, worker);
+    case TaskKind::qkv_proj: return op_qkv_proj(task, worker);
+    case TaskKind::attention: return op_attention(task, worker);
+    case TaskKind::o_proj:
+    case TaskKind::down_proj: return op_output_proj(task, worker);
+    case TaskKind::router:
+    case TaskKind::lm_head: return op_logits(task, worker);
+    case TaskKind::select_experts: return op_select_experts(task, worker);
+    case TaskKind::expert_gate_up: return op_expert_gate_up(task, worker);
+    case TaskKind::expert_down: return op_expert_down(task, worker);
+    case TaskKind::gate_up_proj: return op_gate_up_proj(task, worker);
+    case TaskKind::sample: return op_sample(task, worker);
+  }
+}
+
+void op_embed(const Task& task, Worker& worker) {
+  const StepInput& input = *worker.step.input;
+  const uint64_t num_tiles = uint64_t{task.tile_end} * input.num_tokens;
+  for (uint64_t t = task.tile_first; t < num_tiles; t += task.tile_stride) {
+    const uint32_t token = static_cast<uint32_t>(t);
+    gather_row(worker.weights.embed(), static_cast<uint32_t>(input.token_ids[token]),
+               worker.config.hidden_size, worker.step.plan->bf16_row(task.output, token));
+  }
+}
+
+void op_rms_norm(const Task& task, Worker& worker) {
+  const float* weight = norm_weight(worker, task.layer_idx, task.flags & kMlpNorm);
+  const uint64_t num_tiles = uint64_t{task.tile_end} * worker.step.input->num_tokens;
+  for (uint64_t t = task.tile_first; t < num_tiles; t += task.tile_stride) {
+    const uint32_t token = static_cast<uint32_t>(t);
+    normalise_row(worker, weight, token, worker.step.plan->bf16_row(task.output, token));
+  }
+}
+
+LinearInput consumer_rows(const Task& task, Worker& worker, const uint32_t* row_ids,
+                          uint32_t num_rows) {
+  const PlanState& plan = *worker.step.plan;
+  const uint32_t hidden = worker.config.hidden_size;
+  if (!(task.flags & kFusedNorm))
+    return {plan.bf16_row(task.input, 0), plan.stride(task.input), row_ids, num_rows, hidden};
+
+  // Rows keep their token's index, so that row_ids serve both cases. Router and experts of a layer
+  // read the same rows: x does not change between them.
+  auto* rows = reinterpret_cast<bf16_t*>(worker.normalised.data());
+  const bool is_mlp = task.kind != TaskKind::qkv_proj && task.kind != TaskKind::lm_head;
+  const Worker::NormKey key{worker.step.number, task.layer_idx, is_mlp};
+  if (worker.normalised_key != key) {
+    const float* weight = norm_weight(worker, task.layer_idx, is_mlp);
+    const bool is_head = task.kind == TaskKind::lm_head;  // only there most rows may be unused
+    const uint32_t count = is_head ? num_rows : worker.step.input->num_tokens;
+    for (uint32_t i = 0; i < count; ++i) {
+      const uint32_t token = is_head ? row_ids[i] : i;
+      normalise_row(worker, weight, token, rows + uint64_t{token} * hidden);
+    }
+    worker.normalised_key = key;
+  }
+  return {rows, hidden, row_ids, num_rows, hidden};
+}
+
+void op_sample(const Task&, Worker& worker) {
+  const StepInput& input = *worker.step.input;
+  if (!input.sample) return;
+  for (uint32_t r = 0; r < input.num_logit_rows; ++r)
+    sample_token(worker.step.plan->f32_row(kLogits, r), worker.config.vocab_size, input.sample[r],
+                 worker.step.output->sampled[r]);
+}
+
+}  // namespace mimo_rt::cpu

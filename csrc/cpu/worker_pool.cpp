@@ -1,0 +1,111 @@
+#include "cpu/worker_pool.h"
+
+#include "core/checks.h"
+#include "cpu/counters.h"
+
+#include <mimo_rt/device.h>
+
+#include <sched.h>
+
+#include <algorithm>
+#include <chrono>
+#include <system_error>
+
+namespace mimo_rt::cpu {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// An idle worker gives way after this: the caller's thread may share its core and has the next
+// job to prepare.
+constexpr auto kYieldAfter = std::chrono::microseconds(20);
+constexpr uint32_t kPollsPerClockRead = 32;
+
+std::vector<int> usable_cores() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  std::vector<int> cores;
+  if (sched_getaffinity(0, sizeof(set), &set) != 0) return cores;
+  for (int core = 0; core < CPU_SETSIZE; ++core)
+    if (CPU_ISSET(core, &set)) cores.push_back(core);
+  return cores;
+}
+
+/// Best effort: a refused binding costs speed, not correctness.
+void pin_this_thread(int core) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(core, &set);
+  sched_setaffinity(0, sizeof(set), &set);
+}
+
+}  // namespace
+
+WorkerPool::WorkerPool(const Options& options) : options_(options) {
+  MIMO_RT_CHECK(options.num_workers > 0, invalid_argument, "WorkerPool",
+                "num_workers: expected > 0, got 0");
+  is_oversubscribed_ = options.num_workers > num_usable_cores();
+  if (options.pin_workers && !is_oversubscribed_) cores_ = usable_cores();
+  if (cores_.size() < options.num_workers) cores_.clear();
+  threads_.reserve(options.num_workers);
+  try {
+    for (uint32_t i = 0; i < options.num_workers; ++i)
+      threads_.emplace_back([this, i] { worker_loop(i); });
+  } catch (const std::system_error& error) {
+    const size_t num_started = threads_.size();
+    stop();
+    fail(ErrorCode::unavailable, "WorkerPool", "threads: expected ", options.num_workers,
+         ", the system gave ", num_started, " (", error.what(), "). Lower num_workers.");
+  }
+}
+
+WorkerPool::~WorkerPool() { stop(); }
+
+void WorkerPool::stop() {
+  is_stopping_.store(true, std::memory_order_relaxed);
+  job_number_.fetch_add(1, std::memory_order_release);
+  job_number_.notify_all();
+  for (std::thread& thread : threads_) thread.join();
+}
+
+void WorkerPool::run(Job& job) {
+  job_ = &job;
+  num_running_.store(num_workers(), std::memory_order_relaxed);
+  job_number_.fetch_add(1, std::memory_order_release);
+  job_number_.notify_all();  // no system call while nobody sleeps
+  for (;;) {
+    const uint32_t running = num_running_.load(std::memory_order_acquire);
+    if (running == 0) return;
+    num_running_.wait(running, std::memory_order_acquire);
+  }
+}
+
+/// Returns the number of the job after `seen`: spins, then gives way, then sleeps.
+uint32_t WorkerPool::await_job(uint32_t seen) {
+  const auto begin = Clock::now();
+  const auto park_after = std::chrono::microseconds(options_.park_after_us);
+  for (uint32_t polls = 1;; ++polls) {
+    const uint32_t number = job_number_.load(std::memory_order_acquire);
+    if (number != seen) return number;
+    cpu_relax();
+    if (polls % kPollsPerClockRead) continue;
+    const auto idle = Clock::now() - begin;
+    if (idle >= park_after) break;
+    if (is_oversubscribed_ || idle >= kYieldAfter) sched_yield();
+  }
+  job_number_.wait(seen, std::memory_order_acquire);
+  return job_number_.load(std::memory_order_acquire);
+}
+
+void WorkerPool::worker_loop(uint32_t worker_idx) {
+  if (!cores_.empty()) pin_this_thread(cores_[worker_idx]);
+  for (uint32_t seen = 0;;) {
+    seen = await_job(seen);
+    if (is_stopping_.load(std::memory_order_relaxed)) return;
+    job_->work(worker_idx);
+    // acq_rel: the caller, which sees 0, sees what every worker wrote.
+    if (num_running_.fetch_sub(1, std::memory_order_acq_rel) == 1) num_running_.notify_one();
+  }
+}
+
+}  // namespace mimo_rt::cpu

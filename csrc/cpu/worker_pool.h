@@ -1,0 +1,58 @@
+// Resident threads that all run one job at a time and sleep between jobs.
+//
+// The caller of `run` is not a worker: it is the user's thread, whose affinity and priority are not ours to change, and
+// it sleeps while the workers have all cores. Starting a job costs one store when the workers still spin.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <thread>
+#include <vector>
+
+namespace mimo_rt::cpu {
+
+class WorkerPool {
+ public:
+  struct Options {
+    uint32_t num_workers = 1;
+    bool pin_workers = true;       ///< worker i to the i-th usable core, unless there are too few cores
+    uint32_t park_after_us = 200;  ///< an idle worker spins this long, then sleeps
+  };
+  class Job {
+   public:
+    virtual void work(uint32_t worker_idx) noexcept = 0;
+
+   protected:
+    ~Job() = default;
+  };
+
+  /// @throws Error{unavailable} when the system refuses a thread; no thread is left behind.
+  explicit WorkerPool(const Options& options);
+  ~WorkerPool();
+  WorkerPool(const WorkerPool&) = delete;
+  WorkerPool& operator=(const WorkerPool&) = delete;
+
+  /// Calls job.work(i) once on every worker i and returns when all have returned. What the caller wrote before is
+  /// visible to the workers, what they wrote is visible to the caller. One caller at a time.
+  void run(Job& job);
+
+  uint32_t num_workers() const { return static_cast<uint32_t>(threads_.size()); }
+  /// More workers than cores: whoever waits must let others run.
+  bool is_oversubscribed() const { return is_oversubscribed_; }
+
+ private:
+  void worker_loop(uint32_t worker_idx);
+  uint32_t await_job(uint32_t seen);
+  void stop();
+
+  Options options_;
+  bool is_oversubscribed_ = false;
+  std::vector<int> cores_;
+  Job* job_ = nullptr;
+  alignas(64) std::atomic<uint32_t> job_number_{0};
+  std::atomic<bool> is_stopping_{false};
+  alignas(64) std::atomic<uint32_t> num_running_{0};
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace mimo_rt::cpu

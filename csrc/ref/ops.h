@@ -1,0 +1,76 @@
+// The ops of the reference executor: plain loops, sums in float64, one rounding where a result is stored.
+#pragma once
+
+#include "engine/step.h"
+#include "plan/task.h"
+#include "ref/storage.h"
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+namespace mimo_rt::ref {
+
+/// What a step's ops share. The pointers live as long as the step.
+struct Step {
+  const Plan* plan = nullptr;
+  Buffers* buffers = nullptr;
+  KeyValues* kv = nullptr;
+  const StepInput* input = nullptr;
+  StepOutput* output = nullptr;
+};
+
+/// Runs tasks one at a time; keeps the routing weights of the current layer unrounded for the exact mode.
+class Ops {
+ public:
+  Ops(const Weights& weights, bool exact)
+      : weights_(weights), config_(weights.config()), exact_(exact) {}
+
+  void run(const Task& task, const Step& step);
+
+ private:
+  using Rows = std::vector<double>;  // [num_rows, k] with k the padded length of the matrix that reads them
+
+  // ops_rows.cpp
+  void embed(const Task& task, const Step& step);
+  void rms_norm(const Task& task, const Step& step);
+  void normalise(const Step& step, uint32_t row, const float* weight, double* out) const;
+  void sample(const Task& task, const Step& step);
+  Rows consumer_rows(const Task& task, const Step& step, const uint32_t* row_ids, uint32_t num_rows,
+                     uint32_t k) const;
+  double round_activation(double value) const;
+
+  // ops_attention.cpp
+  void qkv_proj(const Task& task, const Step& step);
+  void attention(const Task& task, const Step& step);
+  void store_qkv(const Task& task, const Step& step, const QkvTile& tile, uint32_t token,
+                 const double* y) const;
+  void attend(const Task& task, const Step& step, uint32_t token, uint32_t q_head);
+
+  // ops_mlp.cpp
+  using Epilogue = std::function<void(uint32_t tile, uint32_t row, const double* y)>;
+  /// y = 16 results of row group `group` for every one of the rows.
+  void project(const PackedMatrix& matrix, uint32_t group, const Rows& rows, uint32_t num_rows,
+               Rows& y);
+  void for_each_tile(const Task& task, const PackedMatrix& matrix, const Rows& rows,
+                     uint32_t num_rows, const Epilogue& epilogue);
+  void add_to_residual(const Task& task, const Step& step, uint32_t row, uint32_t col,
+                       double delta) const;
+  void output_proj(const Task& task, const Step& step, const PackedMatrix& matrix, uint32_t width);
+  void logits(const Task& task, const Step& step, const PackedMatrix& matrix);
+  void gate_up(const Task& task, const Step& step, const PackedMatrix& matrix, uint32_t pair,
+               const Rows& rows, uint32_t first_row, uint32_t num_rows, uint32_t width);
+  void gate_up_proj(const Task& task, const Step& step);
+  void expert_gate_up(const Task& task, const Step& step);
+  void expert_down(const Task& task, const Step& step);
+  void select_experts(const Task& task, const Step& step);
+
+  const Weights& weights_;
+  const ModelConfig& config_;
+  bool exact_;
+  std::vector<double> slot_weights_;    // [slots], of the layer routed last
+  std::vector<double> unpacked_;        // one row group
+  std::vector<double> gate_, up_;       // [num_rows, 16]
+};
+
+}  // namespace mimo_rt::ref
