@@ -1,0 +1,43 @@
+// One block of memory for all weights, and how much of it the machine can give.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <span>
+
+namespace mimo_rt {
+
+/// Zeroed anonymous memory, aligned to 2 MiB, in huge pages where the kernel has them. Pages exist
+/// from their first write on. Owns; moves.
+class Arena {
+ public:
+  Arena() = default;
+  /// @throws Error{out_of_memory}; `where` names the public operation
+  Arena(uint64_t num_bytes, const char* where);
+  Arena(Arena&& other) noexcept;
+  Arena& operator=(Arena&& other) noexcept;
+  ~Arena();
+
+  uint8_t* data() const { return data_; }
+  uint64_t size_bytes() const { return size_bytes_; }
+
+ private:
+  uint8_t* data_ = nullptr;  ///< in the mapping, aligned
+  uint64_t size_bytes_ = 0;
+  void* mapping_ = nullptr;
+  uint64_t mapping_bytes_ = 0;
+};
+
+/// Bytes that can still be used without swapping: MemAvailable, and what the memory cgroups of this
+/// process leave (their page cache counts as free). UINT64_MAX when nothing is known.
+/// `root`: the directory that holds `proc` and `sys`, for tests.
+uint64_t available_memory_bytes(const std::filesystem::path& root = "/");
+
+/// @throws Error{out_of_memory} naming both numbers when `needed_bytes` are more than available
+void check_memory(uint64_t needed_bytes, uint64_t available_bytes, const char* where);
+
+/// Tells the kernel that `range` of a mapped file is about to be read. A hint: errors are ignored.
+void prefetch_pages(std::span<const std::byte> range) noexcept;
+
+}  // namespace mimo_rt
