@@ -1,6 +1,6 @@
 // The task record shared by planner, verifier and every executor (g++ and nvcc alike). POD, 64 bytes, no pointers.
 //
-// Adding a task kind touches: the line below, `task_accesses` (csrc/plan/accesses.cpp), the planner, the ref op and the
+// Adding a task kind touches: the line below, csrc/plan/kinds.cpp and accesses.cpp, the planner, the ref op and the
 // CPU op. A test fails when a kind lacks one of them.
 #pragma once
 

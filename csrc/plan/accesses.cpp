@@ -1,0 +1,189 @@
+#include "plan/accesses.h"
+
+#include "core/checks.h"
+#include "plan/buffers.h"
+#include "plan/kinds.h"
+#include "weights/packed.h"
+
+#include <algorithm>
+#include <numeric>
+
+namespace mimo_rt {
+namespace {
+
+struct Cols {
+  uint32_t begin, end;
+};
+
+/// Sorts and joins touching intervals.
+void coalesce(std::vector<Cols>& cols) {
+  std::sort(cols.begin(), cols.end(), [](const Cols& a, const Cols& b) { return a.begin < b.begin; });
+  size_t kept = 0;
+  for (const Cols& next : cols) {
+    if (kept && cols[kept - 1].end >= next.begin) cols[kept - 1].end = std::max(cols[kept - 1].end, next.end);
+    else cols[kept++] = next;
+  }
+  cols.resize(kept);
+}
+
+/// Output columns of a matrix task, 16 per tile, cut off at the true width.
+std::vector<Cols> tile_cols(const Task& task, uint32_t width) {
+  std::vector<Cols> cols;
+  for (uint64_t tile = task.tile_first; tile < task.tile_end; tile += task.tile_stride) {
+    const uint32_t begin = static_cast<uint32_t>(tile) * kTileRows;
+    cols.push_back({begin, std::min(begin + kTileRows, width)});
+  }
+  coalesce(cols);
+  return cols;
+}
+
+/// Calls visit(share, row_first, row_stride) for every t % tile_end that tiles tile_first, tile_first + tile_stride, …
+/// hit. Stepping by tile_stride, shares repeat after tile_end / gcd steps, and each repetition moves the same number of
+/// rows on.
+template <typename Visit>
+void for_each_share(const Task& task, uint32_t num_rows, const Visit& visit) {
+  const uint64_t period = task.tile_end / std::gcd(task.tile_stride, task.tile_end);
+  const uint64_t row_stride = period * task.tile_stride / task.tile_end;
+  for (uint64_t i = 0; i < period; ++i) {
+    const uint64_t tile = task.tile_first + i * task.tile_stride;
+    if (tile >= uint64_t{task.tile_end} * num_rows) break;
+    visit(static_cast<uint32_t>(tile % task.tile_end), static_cast<uint32_t>(tile / task.tile_end),
+          static_cast<uint32_t>(std::min<uint64_t>(row_stride, num_rows)));
+  }
+}
+
+}  // namespace
+
+struct AccessModel::Sink {
+  std::vector<Access>& out;
+
+  void all_rows(AccessMode mode, uint16_t buffer, Cols cols, RowDomain domain = RowDomain::token) {
+    out.push_back({buffer, domain, mode, 0, 1, cols.begin, cols.end});
+  }
+  void all_rows(AccessMode mode, uint16_t buffer, const std::vector<Cols>& list,
+                RowDomain domain = RowDomain::token) {
+    for (const Cols& cols : list) all_rows(mode, buffer, cols, domain);
+  }
+};
+
+uint32_t domain_rows(const Plan& plan, RowDomain domain) {
+  switch (domain) {
+    case RowDomain::token: return plan.options().max_tokens;
+    case RowDomain::logit_row: return plan.options().max_logit_rows;
+    case RowDomain::active_expert: return max_active_experts(plan.shape(), plan.options().max_tokens);
+    case RowDomain::whole: return 1;
+  }
+  fail(ErrorCode::internal, "plan", "unknown row domain");
+}
+
+AccessModel::AccessModel(const Plan& plan) : plan_(plan) {
+  for (const PlanShape::Layer& layer : plan.shape().layers) qkv_tiles_.push_back(qkv_tiles(layer_config(layer)));
+}
+
+void AccessModel::append(const Task& task, std::vector<Access>& out) const {
+  using enum AccessMode;
+  const PlanShape& shape = plan_.shape();
+  const Cols hidden{0, shape.hidden_size};
+  Sink sink{out};
+  if (takes_norm(task.kind)) sink.all_rows(read, task.input, hidden);
+  switch (task.kind) {
+    case TaskKind::embed:
+      out.push_back({task.output, RowDomain::token, write, task.tile_first, task.tile_stride, 0, hidden.end});
+      break;
+    case TaskKind::rms_norm:
+      out.push_back({task.input, RowDomain::token, read, task.tile_first, task.tile_stride, 0, hidden.end});
+      out.push_back({task.output, RowDomain::token, write, task.tile_first, task.tile_stride, 0, hidden.end});
+      break;
+    case TaskKind::qkv_proj: append_qkv(task, sink); break;
+    case TaskKind::attention: append_attention(task, sink); break;
+    case TaskKind::o_proj: {
+      const PlanShape::Layer& layer = shape.layers[task.layer_idx];
+      sink.all_rows(read, task.input, Cols{0, layer.num_q_heads * layer.v_head_dim});
+      sink.all_rows(update, task.output, tile_cols(task, shape.hidden_size));
+      break;
+    }
+    case TaskKind::router:
+      sink.all_rows(write, task.output, tile_cols(task, round_up(shape.num_experts, kTileRows)));
+      break;
+    case TaskKind::select_experts:
+      sink.all_rows(read, task.input, Cols{0, shape.num_experts});
+      sink.all_rows(write, task.output, Cols{0, plan_.buffers()[kRoute].cols}, RowDomain::whole);
+      break;
+    case TaskKind::expert_gate_up: append_expert_gate_up(task, sink); break;
+    case TaskKind::expert_down:
+      sink.all_rows(read, task.input2, Cols{0, plan_.buffers()[kRoute].cols}, RowDomain::whole);
+      sink.all_rows(read, task.input, Cols{0, shape.expert_width}, RowDomain::active_expert);
+      sink.all_rows(update, task.output, tile_cols(task, shape.hidden_size));
+      break;
+    case TaskKind::gate_up_proj: sink.all_rows(write, task.output, tile_cols(task, shape.dense_width)); break;
+    case TaskKind::down_proj:
+      sink.all_rows(read, task.input, Cols{0, shape.dense_width});
+      sink.all_rows(update, task.output, tile_cols(task, shape.hidden_size));
+      break;
+    case TaskKind::lm_head:
+      sink.all_rows(write, task.output, tile_cols(task, round_up(shape.vocab_size, kTileRows)), RowDomain::logit_row);
+      break;
+    case TaskKind::sample:
+      sink.all_rows(read, task.input, Cols{0, shape.vocab_size}, RowDomain::logit_row);
+      sink.all_rows(write, task.output, Cols{0, 1}, RowDomain::logit_row);
+      break;
+  }
+}
+
+void AccessModel::append_qkv(const Task& task, Sink& sink) const {
+  const PlanShape::Layer& layer = plan_.shape().layers[task.layer_idx];
+  const std::vector<QkvTile>& tiles = qkv_tiles_[task.layer_idx];
+  std::vector<Cols> q, kv;
+  for (uint64_t i = task.tile_first; i < task.tile_end; i += task.tile_stride) {
+    const QkvTile& tile = tiles[i];
+    const bool is_v = tile.part == QkvTile::Part::v;
+    const uint32_t head_dim = is_v ? layer.v_head_dim : layer.qk_head_dim;
+    const uint32_t v_base = is_v ? layer.num_kv_heads * layer.qk_head_dim : 0;
+    const uint32_t begin = v_base + tile.head_idx * head_dim + tile.dim_begin;
+    std::vector<Cols>& cols = tile.part == QkvTile::Part::q ? q : kv;
+    cols.push_back({begin, begin + tile.num_dims});
+    const uint32_t partner = begin + layer.rotary_dim / 2;
+    if (tile.rotary) cols.push_back({partner, partner + tile.num_dims});
+  }
+  coalesce(q);
+  coalesce(kv);
+  sink.all_rows(AccessMode::write, task.output, q);
+  sink.all_rows(AccessMode::write, task.output2, kv);
+}
+
+void AccessModel::append_attention(const Task& task, Sink& sink) const {
+  const PlanShape::Layer& layer = plan_.shape().layers[task.layer_idx];
+  const uint32_t q_per_kv = layer.num_q_heads / layer.num_kv_heads;
+  const uint32_t dk = layer.qk_head_dim, dv = layer.v_head_dim, v_base = layer.num_kv_heads * dk;
+  for_each_share(task, plan_.options().max_tokens, [&](uint32_t head, uint32_t first, uint32_t stride) {
+    const uint32_t q_begin = head * q_per_kv * dk, out_begin = head * q_per_kv * dv;
+    sink.out.push_back(
+        {task.input, RowDomain::token, AccessMode::read, first, stride, q_begin, q_begin + q_per_kv * dk});
+    // Any row of this step may belong to the same sequence and be visible.
+    sink.all_rows(AccessMode::read, task.input2, Cols{head * dk, (head + 1) * dk});
+    sink.all_rows(AccessMode::read, task.input2, Cols{v_base + head * dv, v_base + (head + 1) * dv});
+    sink.out.push_back(
+        {task.output, RowDomain::token, AccessMode::write, first, stride, out_begin, out_begin + q_per_kv * dv});
+  });
+}
+
+void AccessModel::append_expert_gate_up(const Task& task, Sink& sink) const {
+  const PlanShape& shape = plan_.shape();
+  const uint32_t pairs = num_tiles(shape, task.kind, task.layer_idx);
+  sink.all_rows(AccessMode::read, task.input2, Cols{0, plan_.buffers()[kRoute].cols}, RowDomain::whole);
+  const uint32_t num_rows = domain_rows(plan_, RowDomain::active_expert);
+  for_each_share(task, num_rows, [&](uint32_t share, uint32_t first, uint32_t stride) {
+    const uint32_t begin = share_begin(share, task.tile_end, pairs) * kTileRows;
+    const uint32_t end = share_begin(share + 1, task.tile_end, pairs) * kTileRows;
+    sink.out.push_back({task.output, RowDomain::active_expert, AccessMode::write, first, stride, begin,
+                        std::min(end, shape.expert_width)});
+  });
+}
+
+std::vector<Access> task_accesses(const Plan& plan, const Task& task) {
+  std::vector<Access> out;
+  AccessModel(plan).append(task, out);
+  return out;
+}
+
+}  // namespace mimo_rt

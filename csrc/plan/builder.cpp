@@ -1,0 +1,315 @@
+#include "plan/builder.h"
+
+#include "core/checks.h"
+#include "plan/buffers.h"
+#include "plan/kinds.h"
+#include "plan/route_table.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace mimo_rt {
+namespace {
+
+constexpr const char* kWhere = "Plan.build";
+constexpr uint32_t kMaxWorkers = 4096, kMaxTokens = 4096, kMaxLayers = 4096, kMaxDim = 1u << 24;
+constexpr uint32_t kFuseNormTokens = 16;  // up to here a redundant norm per worker is cheaper than one more edge
+constexpr uint64_t kArenaAlignment = 64;
+
+void check_options(const PlanOptions& options) {
+  const auto in_range = [](const char* name, uint32_t value, uint32_t max) {
+    MIMO_RT_CHECK(value >= 1 && value <= max, invalid_argument, kWhere, name, ": expected 1..", max, ", got ", value);
+  };
+  in_range("num_workers", options.num_workers, kMaxWorkers);
+  in_range("max_tokens", options.max_tokens, kMaxTokens);
+  in_range("max_logit_rows", options.max_logit_rows, options.max_tokens);
+  MIMO_RT_CHECK(std::isfinite(options.bytes_per_ns) && options.bytes_per_ns > 0, invalid_argument, kWhere,
+                "bytes_per_ns: expected > 0, got ", options.bytes_per_ns);
+}
+
+void check_dim(const std::string& name, uint64_t value, uint64_t max = kMaxDim) {
+  MIMO_RT_CHECK(value >= 1 && value <= max, unsupported_shape, kWhere, name, ": expected 1..", max, ", got ", value);
+}
+
+void check_layer(const LayerConfig& layer, uint32_t layer_idx) {
+  const std::string where = concat("layer ", layer_idx, ' ');
+  check_dim(where + "num_kv_heads", layer.num_kv_heads, 65535);
+  check_dim(where + "num_q_heads", layer.num_q_heads, 65535);
+  check_dim(where + "qk_head_dim", layer.qk_head_dim, 65535);
+  check_dim(where + "v_head_dim", layer.v_head_dim, 65535);
+  MIMO_RT_CHECK(layer.num_q_heads % layer.num_kv_heads == 0, unsupported_shape, kWhere, where,
+                "num_q_heads: expected a multiple of num_kv_heads ", layer.num_kv_heads, ", got ", layer.num_q_heads);
+  MIMO_RT_CHECK(layer.rotary_dim % 2 == 0 && layer.rotary_dim <= layer.qk_head_dim, unsupported_shape, kWhere, where,
+                "rotary_dim: expected even and <= ", layer.qk_head_dim, ", got ", layer.rotary_dim);
+  const uint64_t width = uint64_t{layer.num_q_heads} * std::max(layer.qk_head_dim, layer.v_head_dim);
+  check_dim(where + "width of all heads", width);
+}
+
+void check_config(const ModelConfig& config) {
+  check_dim("num_layers", config.num_layers, kMaxLayers);
+  MIMO_RT_CHECK(config.layers.size() == config.num_layers, unsupported_shape, kWhere, "layers: expected ",
+                config.num_layers, " entries, got ", config.layers.size());
+  check_dim("hidden_size", config.hidden_size);
+  check_dim("vocab_size", config.vocab_size);
+  for (uint32_t l = 0; l < config.num_layers; ++l) {
+    check_layer(config.layers[l], l);
+    if (!config.layers[l].is_moe) {
+      check_dim("intermediate_size", config.intermediate_size);
+      continue;
+    }
+    check_dim("num_experts", config.num_experts, 65535);
+    check_dim("experts_per_token", config.experts_per_token, config.num_experts);
+    check_dim("expert_intermediate_size", config.expert_intermediate_size);
+  }
+}
+
+const ModelConfig& checked(const ModelConfig& config, const PlanOptions& options) {
+  check_options(options);
+  check_config(config);
+  return config;
+}
+
+}  // namespace
+
+uint32_t choose_expert_shares(uint32_t num_pairs, uint32_t num_workers, uint32_t max_active) {
+  if (num_workers >= num_pairs) return num_pairs;
+  // Candidates hold s pairs per tile, largest first; plus one share per worker, which keeps a worker's part of every
+  // expert in one piece. The price of a candidate: pairs of the busiest worker, summed over numbers of active experts,
+  // plus a small charge per tile (each prepares its activations anew).
+  constexpr uint64_t kPairPrice = 16, kTilePrice = 1;
+  const uint32_t counts = std::min(max_active, 16u);
+  const auto price = [&](uint32_t shares) {
+    uint64_t sum = 0;
+    std::vector<uint64_t> load(num_workers, 0);
+    for (uint32_t tile = 0; tile < counts * shares; ++tile) {
+      const uint32_t c = tile % shares;
+      const uint32_t pairs = share_begin(c + 1, shares, num_pairs) - share_begin(c, shares, num_pairs);
+      load[tile % num_workers] += kPairPrice * pairs + kTilePrice;
+      if (c + 1 == shares) sum += *std::max_element(load.begin(), load.end());
+    }
+    return sum;
+  };
+  uint32_t best = num_workers;
+  uint64_t best_price = price(best);
+  for (uint32_t pairs = std::min(num_pairs, 64u); pairs >= 1; --pairs) {
+    const uint32_t shares = (num_pairs + pairs - 1) / pairs;
+    const uint64_t candidate = price(shares);
+    if (candidate < best_price) best = shares, best_price = candidate;
+  }
+  return best;
+}
+
+PlanBuilder::PlanBuilder(const ModelConfig& config, const PlanOptions& options)
+    : config_(checked(config, options)), costs_(config, options) {
+  plan_.options_ = options;
+}
+
+void PlanBuilder::make_shape() {
+  PlanShape& shape = plan_.shape_;
+  shape.hidden_size = config_.hidden_size;
+  shape.vocab_size = config_.vocab_size;
+  for (const LayerConfig& layer : config_.layers) {
+    shape.layers.push_back({layer.is_moe, layer.num_q_heads, layer.num_kv_heads, layer.qk_head_dim, layer.v_head_dim,
+                            layer.rotary_dim});
+    if (layer.is_moe) {
+      shape.expert_width = config_.expert_intermediate_size;
+      shape.num_experts = config_.num_experts;
+      shape.experts_per_token = config_.experts_per_token;
+    } else {
+      shape.dense_width = config_.intermediate_size;
+    }
+  }
+}
+
+void PlanBuilder::add_buffer(std::string name, BufferInfo::Space space, uint64_t rows, uint64_t cols,
+                             uint32_t element_bytes) {
+  const uint64_t bytes = rows * cols * element_bytes;
+  BufferInfo info{std::move(name), space, static_cast<uint32_t>(rows), static_cast<uint32_t>(cols), element_bytes, 0,
+                  bytes};
+  if (space == BufferInfo::Space::arena) {
+    info.offset = plan_.arena_bytes_;
+    plan_.arena_bytes_ = (info.offset + bytes + kArenaAlignment - 1) / kArenaAlignment * kArenaAlignment;
+  }
+  plan_.buffers_.push_back(std::move(info));
+}
+
+void PlanBuilder::make_buffers() {
+  using enum BufferInfo::Space;
+  const PlanShape& shape = plan_.shape_;
+  const uint64_t tokens = plan_.options_.max_tokens, logit_rows = plan_.options_.max_logit_rows;
+  const uint64_t max_slots = tokens * shape.experts_per_token;
+  uint64_t q = 0, attn = 0;
+  for (const PlanShape::Layer& layer : shape.layers) {
+    q = std::max(q, uint64_t{layer.num_q_heads} * layer.qk_head_dim);
+    attn = std::max(attn, uint64_t{layer.num_q_heads} * layer.v_head_dim);
+  }
+  const bool has_moe = shape.num_experts != 0;
+  const uint64_t route_words = has_moe ? RouteTable::bytes(shape.num_experts, static_cast<uint32_t>(max_slots)) / 4 : 0;
+  add_buffer("tokens", input, tokens, 1, 4);
+  add_buffer("x", arena, tokens, shape.hidden_size, 2);
+  add_buffer("h", arena, fuse_norms_ ? 0 : tokens, shape.hidden_size, 2);
+  add_buffer("q", arena, tokens, q, 2);
+  add_buffer("attn", arena, tokens, attn, 2);
+  add_buffer("router_logits", arena, has_moe ? tokens : 0, round_up(shape.num_experts, kTileRows), 4);
+  add_buffer("route", arena, has_moe ? 1 : 0, route_words, 4);
+  add_buffer("act", arena, std::max(max_slots, tokens), std::max(shape.dense_width, shape.expert_width), 2);
+  add_buffer("logits", output, logit_rows, round_up(shape.vocab_size, kTileRows), 4);
+  add_buffer("sampled", output, logit_rows, 1, 4);
+  for (size_t l = 0; l < shape.layers.size(); ++l) {
+    const PlanShape::Layer& layer = shape.layers[l];
+    add_buffer(concat("kv.", l), kv, tokens, layer.num_kv_heads * (layer.qk_head_dim + layer.v_head_dim), 2);
+  }
+}
+
+std::vector<PlanBuilder::Share> PlanBuilder::one_worker() const { return {{0, 0, 1, 1, 1.0}}; }
+
+std::vector<PlanBuilder::Share> PlanBuilder::contiguous(uint32_t num_tiles) const {
+  // All row groups of a matrix have the same bytes, so equal counts are equal bytes.
+  const uint32_t parts = std::min(plan_.options_.num_workers, num_tiles);
+  std::vector<Share> shares;
+  for (uint32_t i = 0; i < parts; ++i) {
+    const uint32_t begin = share_begin(i, parts, num_tiles), end = share_begin(i + 1, parts, num_tiles);
+    shares.push_back({i, begin, 1, end, static_cast<double>(end - begin)});
+  }
+  return shares;
+}
+
+std::vector<PlanBuilder::Share> PlanBuilder::strided(uint32_t tiles_per_row, uint32_t max_rows,
+                                                     double expected_rows) const {
+  const uint64_t max_tiles = uint64_t{tiles_per_row} * max_rows;
+  const uint32_t parts = static_cast<uint32_t>(std::min<uint64_t>(plan_.options_.num_workers, max_tiles));
+  std::vector<Share> shares;
+  for (uint32_t i = 0; i < parts; ++i)
+    shares.push_back({i, i, parts, tiles_per_row, std::ceil(tiles_per_row * expected_rows / parts)});
+  return shares;
+}
+
+void PlanBuilder::add_phase(TaskKind kind, uint16_t layer_idx, const std::vector<Share>& shares, TileCost tile,
+                            bool mlp_norm) {
+  const uint32_t counter = static_cast<uint32_t>(plan_.counters_.size());
+  const bool fused = fuse_norms_ && takes_norm(kind);
+  std::vector<bool> producers(lists_.size(), false);
+  const auto num_last = std::count(last_producers_.begin(), last_producers_.end(), true);
+  for (const Share& share : shares) {
+    Task task{};
+    task.kind = kind;
+    task.layer_idx = layer_idx;
+    task.flags = static_cast<uint16_t>((fused ? kFusedNorm : 0) | (mlp_norm ? kMlpNorm : 0));
+    task.tile_first = share.tile_first;
+    task.tile_stride = share.tile_stride;
+    task.tile_end = share.tile_end;
+    const TaskFields fields = expected_fields(task);
+    task.input = fields.input, task.input2 = fields.input2;
+    task.output = fields.output, task.output2 = fields.output2;
+    task.waits[0] = task.waits[1] = {kNoCounter, 0};
+    std::vector<Task>& list = lists_[share.worker_idx];
+    if (list.empty()) task.waits[task.num_waits++] = {plan_.gate_counter_, 0};
+    // Its own earlier tasks need no counter: a worker runs its list in order.
+    const bool only_own = num_last == 1 && last_producers_[share.worker_idx];
+    if (last_counter_ != kNoCounter && !only_own)
+      task.waits[task.num_waits++] = {last_counter_, plan_.counters_[last_counter_].total};
+    task.signal_counter = counter;
+    task.cost_ns = costs_.task_ns(tile, share.num_tiles);
+    list.push_back(task);
+    producers[share.worker_idx] = true;
+  }
+  plan_.counters_.push_back({stage_name({kind, layer_idx, mlp_norm}), static_cast<uint32_t>(shares.size())});
+  last_counter_ = counter;
+  last_producers_ = std::move(producers);
+}
+
+void PlanBuilder::add_norm(uint16_t layer_idx, bool mlp_norm) {
+  if (fuse_norms_) return;
+  const uint32_t tokens = plan_.options_.max_tokens;
+  add_phase(TaskKind::rms_norm, layer_idx, strided(1, tokens, tokens), {4.0 * config_.hidden_size, 0}, mlp_norm);
+}
+
+uint32_t PlanBuilder::expert_shares() const {
+  return choose_expert_shares((config_.expert_intermediate_size + kTileRows - 1) / kTileRows,
+                              plan_.options_.num_workers,
+                              max_active_experts(plan_.shape_, plan_.options_.max_tokens));
+}
+
+void PlanBuilder::add_moe(uint16_t layer_idx) {
+  const PlanShape& shape = plan_.shape_;
+  const uint32_t tokens = plan_.options_.max_tokens;
+  const TileCost router = costs_.matrix_tile(PackedFormat::f32, config_.hidden_size, tokens);
+  add_phase(TaskKind::router, layer_idx, contiguous(num_tiles(shape, TaskKind::router, layer_idx)), router);
+  const double logits = static_cast<double>(tokens) * shape.num_experts;
+  add_phase(TaskKind::select_experts, layer_idx, one_worker(), {4.0 * logits, 32.0 * logits});
+  const uint32_t num_shares = expert_shares();
+  TileCost tile = costs_.expert_gate_up_pair();
+  const double pairs = static_cast<double>(num_tiles(shape, TaskKind::expert_gate_up, layer_idx)) / num_shares;
+  tile.bytes *= pairs, tile.macs *= pairs;
+  add_phase(TaskKind::expert_gate_up, layer_idx,
+            strided(num_shares, max_active_experts(shape, tokens), costs_.expected_active_experts()), tile);
+  add_phase(TaskKind::expert_down, layer_idx, contiguous(num_tiles(shape, TaskKind::expert_down, layer_idx)),
+            costs_.expert_down_tile());
+}
+
+void PlanBuilder::add_dense(uint16_t layer_idx) {
+  TileCost gate_up = costs_.layer_matrix(layer_idx, "mlp.gate_proj", config_.hidden_size);
+  gate_up.bytes *= 2, gate_up.macs *= 2;  // 16 gate rows and 16 up rows
+  const PlanShape& shape = plan_.shape_;
+  add_phase(TaskKind::gate_up_proj, layer_idx, contiguous(num_tiles(shape, TaskKind::gate_up_proj, layer_idx)),
+            gate_up);
+  add_phase(TaskKind::down_proj, layer_idx, contiguous(num_tiles(shape, TaskKind::down_proj, layer_idx)),
+            costs_.layer_matrix(layer_idx, "mlp.down_proj", config_.intermediate_size));
+}
+
+void PlanBuilder::add_layer(uint32_t index) {
+  const uint16_t layer_idx = static_cast<uint16_t>(index);
+  const LayerConfig& layer = config_.layers[index];
+  const PlanShape& shape = plan_.shape_;
+  const uint32_t tokens = plan_.options_.max_tokens;
+  add_norm(layer_idx, false);
+  add_phase(TaskKind::qkv_proj, layer_idx, contiguous(num_tiles(shape, TaskKind::qkv_proj, layer_idx)),
+            costs_.layer_matrix(index, "self_attn.q_proj", config_.hidden_size));
+  add_phase(TaskKind::attention, layer_idx, strided(layer.num_kv_heads, tokens, tokens), costs_.attention_tile(layer));
+  add_phase(TaskKind::o_proj, layer_idx, contiguous(num_tiles(shape, TaskKind::o_proj, layer_idx)),
+            costs_.layer_matrix(index, "self_attn.o_proj", layer.num_q_heads * layer.v_head_dim));
+  add_norm(layer_idx, true);
+  if (layer.is_moe) add_moe(layer_idx);
+  else add_dense(layer_idx);
+}
+
+void PlanBuilder::finish() {
+  plan_.tasks_ = std::make_shared<std::vector<Task>>();
+  plan_.worker_begin_ = {0};
+  for (const std::vector<Task>& list : lists_) {
+    plan_.tasks_->insert(plan_.tasks_->end(), list.begin(), list.end());
+    plan_.worker_begin_.push_back(static_cast<uint32_t>(plan_.tasks_->size()));
+  }
+}
+
+Plan PlanBuilder::build() {
+  const PlanOptions& options = plan_.options_;
+  fuse_norms_ = options.fuse_norm == PlanOptions::FuseNorm::yes ||
+                (options.fuse_norm == PlanOptions::FuseNorm::automatic && options.max_tokens <= kFuseNormTokens);
+  make_shape();
+  make_buffers();
+  lists_.resize(options.num_workers);
+  last_producers_.assign(options.num_workers, false);
+  plan_.counters_.push_back({"step", 1});  // the gate
+  plan_.gate_counter_ = 0;
+
+  const uint32_t tokens = options.max_tokens;
+  add_phase(TaskKind::embed, kNoLayer, strided(1, tokens, tokens), {4.0 * config_.hidden_size, 0});
+  for (uint32_t l = 0; l < config_.num_layers; ++l) add_layer(l);
+  add_norm(kNoLayer, false);
+  const TileCost head = costs_.matrix_tile(PackedFormat::bf16, config_.hidden_size, options.max_logit_rows);
+  add_phase(TaskKind::lm_head, kNoLayer, contiguous(num_tiles(plan_.shape_, TaskKind::lm_head, kNoLayer)), head);
+  const double logits = static_cast<double>(options.max_logit_rows) * config_.vocab_size;
+  add_phase(TaskKind::sample, kNoLayer, one_worker(), {4.0 * logits, 4.0 * logits});
+  // The last task of a step signals the gate instead of a counter of its own.
+  plan_.counters_.pop_back();
+  lists_[0].back().signal_counter = plan_.gate_counter_;
+  finish();
+  return std::move(plan_);
+}
+
+Plan Plan::build(const ModelConfig& config, const PlanOptions& options) {
+  return PlanBuilder(config, options).build();
+}
+
+}  // namespace mimo_rt

@@ -1,0 +1,59 @@
+// Makes plans. A step is a sequence of phases, one per op; every phase splits its tiles over the workers once and for
+// all, and each of its tasks adds 1 to the phase's counter. A task of the next phase waits for the full count.
+#pragma once
+
+#include "plan/costs.h"
+#include "plan/task.h"
+
+#include <mimo_rt/plan.h>
+
+#include <string>
+#include <vector>
+
+namespace mimo_rt {
+
+/// Lives only inside Plan::build: keeps references to its arguments.
+class PlanBuilder {
+ public:
+  /// @throws Error{invalid_argument, unsupported_shape}
+  PlanBuilder(const ModelConfig& config, const PlanOptions& options);
+  Plan build();
+
+ private:
+  /// One worker's part of a phase.
+  struct Share {
+    uint32_t worker_idx, tile_first, tile_stride, tile_end;
+    double num_tiles;  ///< expected, for the cost
+  };
+
+  void make_shape();
+  void make_buffers();
+  void add_buffer(std::string name, BufferInfo::Space space, uint64_t rows, uint64_t cols, uint32_t element_bytes);
+  void add_layer(uint32_t layer_idx);
+  void add_moe(uint16_t layer_idx);
+  void add_dense(uint16_t layer_idx);
+  void add_norm(uint16_t layer_idx, bool mlp_norm);
+
+  /// Adds one task per share. The tasks wait for the previous phase.
+  void add_phase(TaskKind kind, uint16_t layer_idx, const std::vector<Share>& shares, TileCost tile,
+                 bool mlp_norm = false);
+  std::vector<Share> one_worker() const;
+  std::vector<Share> contiguous(uint32_t num_tiles) const;
+  std::vector<Share> strided(uint32_t tiles_per_row, uint32_t max_rows, double expected_rows) const;
+  uint32_t expert_shares() const;
+  void finish();
+
+  const ModelConfig& config_;
+  const CostModel costs_;
+  Plan plan_;
+  bool fuse_norms_ = false;
+  std::vector<std::vector<Task>> lists_;  ///< [num_workers]
+  uint32_t last_counter_ = kNoCounter;    ///< of the previous phase
+  std::vector<bool> last_producers_;      ///< [num_workers] who has a task in the previous phase
+};
+
+/// How many tiles to cut one expert's `num_pairs` pairs of row groups into, so that num_workers striding workers finish
+/// together for any number of active experts up to max_active.
+uint32_t choose_expert_shares(uint32_t num_pairs, uint32_t num_workers, uint32_t max_active);
+
+}  // namespace mimo_rt

@@ -1,0 +1,158 @@
+#include "plan/kinds.h"
+
+#include "core/checks.h"
+#include "plan/buffers.h"
+#include "weights/packed.h"
+
+#include <algorithm>
+
+namespace mimo_rt {
+namespace {
+
+uint32_t num_groups(uint32_t rows) { return (rows + kTileRows - 1) / kTileRows; }
+
+uint32_t num_qkv_tiles(const PlanShape::Layer& layer) {
+  const uint32_t rotary = (layer.rotary_dim / 2 + 7) / 8;  // 8 pairs per tile
+  const uint32_t qk_head = rotary + num_groups(layer.qk_head_dim - layer.rotary_dim);
+  return (layer.num_q_heads + layer.num_kv_heads) * qk_head + layer.num_kv_heads * num_groups(layer.v_head_dim);
+}
+
+/// What x holds when layer `layer_idx` begins (num_layers: when the last one has ended).
+Stage residual_before(const PlanShape& shape, uint32_t layer_idx) {
+  if (layer_idx == 0) return {TaskKind::embed, kNoLayer, false};
+  const TaskKind last = shape.layers[layer_idx - 1].is_moe ? TaskKind::expert_down : TaskKind::down_proj;
+  return {last, static_cast<uint16_t>(layer_idx - 1), false};
+}
+
+/// The rms_norm whose rows `task` consumes.
+Stage norm_of(const Task& task) {
+  return {TaskKind::rms_norm, task.layer_idx, task.kind != TaskKind::qkv_proj && task.kind != TaskKind::lm_head};
+}
+
+}  // namespace
+
+Scope scope_of(TaskKind kind) {
+  switch (kind) {
+    case TaskKind::embed:
+    case TaskKind::lm_head:
+    case TaskKind::sample: return Scope::model;
+    case TaskKind::rms_norm: return Scope::norm;
+    case TaskKind::qkv_proj:
+    case TaskKind::attention:
+    case TaskKind::o_proj: return Scope::any_layer;
+    case TaskKind::router:
+    case TaskKind::select_experts:
+    case TaskKind::expert_gate_up:
+    case TaskKind::expert_down: return Scope::moe_layer;
+    case TaskKind::gate_up_proj:
+    case TaskKind::down_proj: return Scope::dense_layer;
+  }
+  fail(ErrorCode::internal, "plan", "task kind ", static_cast<int>(kind), " has no scope");
+}
+
+bool takes_norm(TaskKind kind) {
+  return kind == TaskKind::qkv_proj || kind == TaskKind::router || kind == TaskKind::expert_gate_up ||
+         kind == TaskKind::gate_up_proj || kind == TaskKind::lm_head;
+}
+
+TaskFields expected_fields(const Task& task) {
+  const uint16_t rows = (task.flags & kFusedNorm) ? kX : kH;
+  const uint16_t kv = static_cast<uint16_t>(kFirstKv + task.layer_idx);
+  switch (task.kind) {
+    case TaskKind::embed: return {kTokens, kNoBuffer, kX, kNoBuffer};
+    case TaskKind::rms_norm: return {kX, kNoBuffer, kH, kNoBuffer};
+    case TaskKind::qkv_proj: return {rows, kNoBuffer, kQ, kv};
+    case TaskKind::attention: return {kQ, kv, kAttn, kNoBuffer};
+    case TaskKind::o_proj: return {kAttn, kNoBuffer, kX, kNoBuffer};
+    case TaskKind::router: return {rows, kNoBuffer, kRouterLogits, kNoBuffer};
+    case TaskKind::select_experts: return {kRouterLogits, kNoBuffer, kRoute, kNoBuffer};
+    case TaskKind::expert_gate_up: return {rows, kRoute, kAct, kNoBuffer};
+    case TaskKind::expert_down: return {kAct, kRoute, kX, kNoBuffer};
+    case TaskKind::gate_up_proj: return {rows, kNoBuffer, kAct, kNoBuffer};
+    case TaskKind::down_proj: return {kAct, kNoBuffer, kX, kNoBuffer};
+    case TaskKind::lm_head: return {rows, kNoBuffer, kLogits, kNoBuffer};
+    case TaskKind::sample: return {kLogits, kNoBuffer, kSampled, kNoBuffer};
+  }
+  fail(ErrorCode::internal, "plan", "task kind ", static_cast<int>(task.kind), " has no fields");
+}
+
+Stage stage_of(const Task& task) { return {task.kind, task.layer_idx, (task.flags & kMlpNorm) != 0}; }
+
+std::string stage_name(const Stage& stage) {
+  const char* kind = task_kind_name(stage.kind);
+  if (stage.layer_idx == kNoLayer) return stage.kind == TaskKind::rms_norm ? "final rms_norm" : kind;
+  const char* which = stage.kind != TaskKind::rms_norm ? "" : stage.mlp_norm ? "mlp " : "attn ";
+  return concat("layer ", stage.layer_idx, ' ', which, kind);
+}
+
+Stage source_stage(const PlanShape& shape, const Task& task, uint16_t buffer) {
+  const uint16_t layer = task.layer_idx;
+  const auto of = [layer](TaskKind kind) { return Stage{kind, layer, false}; };
+  if (buffer >= kFirstKv) return of(TaskKind::qkv_proj);
+  switch (buffer) {
+    case kX:
+      switch (task.kind) {  // attention and its norm see the layer's input, the MLP sees what o_proj left
+        case TaskKind::qkv_proj:
+        case TaskKind::o_proj: return residual_before(shape, layer);
+        case TaskKind::lm_head: return residual_before(shape, static_cast<uint32_t>(shape.layers.size()));
+        case TaskKind::rms_norm:
+          if (layer == kNoLayer) return residual_before(shape, static_cast<uint32_t>(shape.layers.size()));
+          if (!(task.flags & kMlpNorm)) return residual_before(shape, layer);
+          [[fallthrough]];
+        default: return of(TaskKind::o_proj);
+      }
+    case kH: return norm_of(task);
+    case kQ: return of(TaskKind::qkv_proj);
+    case kAttn: return of(TaskKind::attention);
+    case kRouterLogits: return of(TaskKind::router);
+    case kRoute: return of(TaskKind::select_experts);
+    case kAct: return of(task.kind == TaskKind::down_proj ? TaskKind::gate_up_proj : TaskKind::expert_gate_up);
+    case kLogits: return {TaskKind::lm_head, kNoLayer, false};
+    default: fail(ErrorCode::internal, "plan", "buffer ", buffer, " is read by ", task_kind_name(task.kind));
+  }
+}
+
+uint32_t max_active_experts(const PlanShape& shape, uint32_t max_tokens) {
+  return static_cast<uint32_t>(
+      std::min<uint64_t>(shape.num_experts, uint64_t{max_tokens} * shape.experts_per_token));
+}
+
+uint32_t num_tiles(const PlanShape& shape, TaskKind kind, uint16_t layer_idx) {
+  switch (kind) {
+    case TaskKind::qkv_proj: return num_qkv_tiles(shape.layers[layer_idx]);
+    case TaskKind::attention: return shape.layers[layer_idx].num_kv_heads;
+    case TaskKind::o_proj:
+    case TaskKind::expert_down:
+    case TaskKind::down_proj: return num_groups(shape.hidden_size);
+    case TaskKind::router: return num_groups(shape.num_experts);
+    case TaskKind::expert_gate_up: return num_groups(shape.expert_width);
+    case TaskKind::gate_up_proj: return num_groups(shape.dense_width);
+    case TaskKind::lm_head: return num_groups(shape.vocab_size);
+    case TaskKind::embed:
+    case TaskKind::rms_norm:
+    case TaskKind::select_experts:
+    case TaskKind::sample: return 1;
+  }
+  fail(ErrorCode::internal, "plan", "task kind ", static_cast<int>(kind), " has no tiles");
+}
+
+LayerConfig layer_config(const PlanShape::Layer& layer) {
+  LayerConfig config;
+  config.is_moe = layer.is_moe;
+  config.num_q_heads = layer.num_q_heads;
+  config.num_kv_heads = layer.num_kv_heads;
+  config.qk_head_dim = layer.qk_head_dim;
+  config.v_head_dim = layer.v_head_dim;
+  config.rotary_dim = layer.rotary_dim;
+  return config;
+}
+
+std::string task_name(const Plan& plan, uint32_t worker_idx, uint32_t task_idx) {
+  const Task& task = plan.tasks(worker_idx)[task_idx];
+  const bool known = static_cast<uint16_t>(task.kind) < kNumTaskKinds;
+  const std::string layer = task.layer_idx == kNoLayer ? "" : concat(", layer ", task.layer_idx);
+  return concat("worker ", worker_idx, " task ", task_idx, " (", known ? task_kind_name(task.kind) : "unknown kind",
+                layer, ")");
+}
+
+}  // namespace mimo_rt

@@ -1,0 +1,160 @@
+#include "plan/structure.h"
+
+#include "core/checks.h"
+#include "plan/buffers.h"
+#include "plan/kinds.h"
+#include "plan/route_table.h"
+#include "plan/task.h"
+
+#include <algorithm>
+
+namespace mimo_rt {
+namespace {
+
+constexpr const char* kWhere = "Plan.verify";
+constexpr uint64_t kArenaAlignment = 64;
+
+/// Element size, and the least number of elements per row where accesses do not show it.
+uint32_t expected_element_bytes(uint16_t buffer) {
+  switch (buffer) {
+    case kTokens:
+    case kRouterLogits:
+    case kRoute:
+    case kLogits:
+    case kSampled: return 4;
+    default: return 2;
+  }
+}
+
+BufferInfo::Space expected_space(uint16_t buffer) {
+  if (buffer == kTokens) return BufferInfo::Space::input;
+  if (buffer == kLogits || buffer == kSampled) return BufferInfo::Space::output;
+  return buffer >= kFirstKv ? BufferInfo::Space::kv : BufferInfo::Space::arena;
+}
+
+void check_buffer(const Plan& plan, uint16_t id) {
+  const BufferInfo& info = plan.buffers()[id];
+  const auto name = [&] { return concat("buffer ", id, " '", info.name, "' "); };
+  MIMO_RT_CHECK(info.space == expected_space(id), plan_invalid, kWhere, name(), "is in the wrong space");
+  MIMO_RT_CHECK(info.element_bytes == expected_element_bytes(id), plan_invalid, kWhere, name(),
+                "element_bytes: expected ", expected_element_bytes(id), ", got ", info.element_bytes);
+  const uint64_t needed = uint64_t{info.rows} * info.cols * info.element_bytes;
+  MIMO_RT_CHECK(info.bytes >= needed, plan_invalid, kWhere, name(), "bytes: expected at least ", needed, ", got ",
+                info.bytes);
+  if (info.space != BufferInfo::Space::arena) return;
+  MIMO_RT_CHECK(info.offset % kArenaAlignment == 0, plan_invalid, kWhere, name(), "offset: expected a multiple of ",
+                kArenaAlignment, ", got ", info.offset);
+  MIMO_RT_CHECK(info.bytes <= plan.arena_bytes() && info.offset <= plan.arena_bytes() - info.bytes, plan_invalid,
+                kWhere, name(), "ends outside the arena of ", plan.arena_bytes(), " bytes: offset ", info.offset,
+                ", bytes ", info.bytes);
+}
+
+void check_buffers(const Plan& plan) {
+  const std::vector<BufferInfo>& buffers = plan.buffers();
+  const size_t expected = kFirstKv + plan.shape().layers.size();
+  MIMO_RT_CHECK(buffers.size() == expected, plan_invalid, kWhere, "expected ", expected, " buffers, got ",
+                buffers.size());
+  std::vector<const BufferInfo*> in_arena;
+  for (uint16_t id = 0; id < buffers.size(); ++id) {
+    check_buffer(plan, id);
+    if (buffers[id].space == BufferInfo::Space::arena && buffers[id].bytes) in_arena.push_back(&buffers[id]);
+  }
+  std::sort(in_arena.begin(), in_arena.end(),
+            [](const BufferInfo* a, const BufferInfo* b) { return a->offset < b->offset; });
+  for (size_t i = 1; i < in_arena.size(); ++i)
+    MIMO_RT_CHECK(in_arena[i - 1]->offset + in_arena[i - 1]->bytes <= in_arena[i]->offset, plan_invalid, kWhere,
+                  "buffers '", in_arena[i - 1]->name, "' and '", in_arena[i]->name, "' overlap in the arena");
+  if (!plan.shape().num_experts) return;
+  const uint64_t slots = uint64_t{plan.options().max_tokens} * plan.shape().experts_per_token;
+  const uint64_t route = RouteTable::bytes(plan.shape().num_experts, static_cast<uint32_t>(slots));
+  MIMO_RT_CHECK(uint64_t{buffers[kRoute].cols} * buffers[kRoute].element_bytes >= route, plan_invalid, kWhere,
+                "buffer 'route': expected at least ", route, " bytes per row, got ", buffers[kRoute].cols, " words");
+}
+
+bool layer_fits(const PlanShape& shape, const Task& task) {
+  const bool in_layer = task.layer_idx != kNoLayer;
+  if (in_layer && task.layer_idx >= shape.layers.size()) return false;
+  switch (scope_of(task.kind)) {
+    case Scope::model: return !in_layer;
+    case Scope::norm: return in_layer || !(task.flags & kMlpNorm);
+    case Scope::any_layer: return in_layer;
+    case Scope::moe_layer: return in_layer && shape.layers[task.layer_idx].is_moe;
+    case Scope::dense_layer: return in_layer && !shape.layers[task.layer_idx].is_moe;
+  }
+  return false;
+}
+
+/// A task must have something to do in the largest step, and nothing outside of it.
+bool tiles_fit(const Plan& plan, const Task& task) {
+  if (task.tile_stride < 1 || task.tile_end < 1) return false;
+  const uint32_t tiles = num_tiles(plan.shape(), task.kind, task.layer_idx);
+  const uint64_t first = task.tile_first, end = task.tile_end;
+  switch (trip_count(task.kind)) {
+    case TripCount::once: return end <= tiles && first < end;
+    case TripCount::per_token: return end == tiles && first < end * plan.options().max_tokens;
+    case TripCount::per_active_expert:
+      return end <= tiles && first < end * max_active_experts(plan.shape(), plan.options().max_tokens);
+  }
+  return false;
+}
+
+void check_task(const Plan& plan, uint32_t worker_idx, uint32_t task_idx) {
+  const Task& task = plan.tasks(worker_idx)[task_idx];
+  const auto who = [&] { return task_name(plan, worker_idx, task_idx) + ' '; };
+  MIMO_RT_CHECK(static_cast<uint16_t>(task.kind) < kNumTaskKinds, plan_invalid, kWhere, who(), "kind: expected < ",
+                kNumTaskKinds, ", got ", static_cast<uint16_t>(task.kind));
+  const uint32_t allowed =
+      (takes_norm(task.kind) ? kFusedNorm : 0u) | (task.kind == TaskKind::rms_norm ? kMlpNorm : 0u);
+  MIMO_RT_CHECK(!(task.flags & ~allowed), plan_invalid, kWhere, who(), "flags: expected a subset of ", allowed,
+                ", got ", task.flags);
+  MIMO_RT_CHECK(layer_fits(plan.shape(), task), plan_invalid, kWhere, who(), "does not fit its layer: got layer ",
+                task.layer_idx, ", flags ", task.flags);
+  MIMO_RT_CHECK(tiles_fit(plan, task), plan_invalid, kWhere, who(), "tiles: expected within ",
+                num_tiles(plan.shape(), task.kind, task.layer_idx), " per count, got first ", task.tile_first,
+                ", stride ", task.tile_stride, ", end ", task.tile_end);
+  const TaskFields fields{task.input, task.input2, task.output, task.output2};
+  MIMO_RT_CHECK(fields == expected_fields(task), plan_invalid, kWhere, who(), "has wrong buffers: input ", task.input,
+                ", input2 ", task.input2, ", output ", task.output, ", output2 ", task.output2);
+  MIMO_RT_CHECK(!task.reserved[0] && !task.reserved[1] && !task.reserved[2], plan_invalid, kWhere, who(),
+                "reserved: expected 0");
+  const std::vector<CounterInfo>& counters = plan.counters();
+  MIMO_RT_CHECK(task.num_waits <= 2, plan_invalid, kWhere, who(), "num_waits: expected <= 2, got ", task.num_waits);
+  for (uint32_t i = 0; i < task.num_waits; ++i) {
+    const Wait& wait = task.waits[i];
+    MIMO_RT_CHECK(wait.counter < counters.size(), plan_invalid, kWhere, who(), "waits for counter ", wait.counter,
+                  ": expected < ", counters.size());
+    MIMO_RT_CHECK(wait.value <= counters[wait.counter].total, plan_invalid, kWhere, who(), "waits for counter '",
+                  counters[wait.counter].name, "' to reach ", wait.value, ": expected <= ",
+                  counters[wait.counter].total);
+  }
+  MIMO_RT_CHECK(task.signal_counter == kNoCounter || task.signal_counter < counters.size(), plan_invalid, kWhere,
+                who(), "signals counter ", task.signal_counter, ": expected < ", counters.size());
+}
+
+void check_counters(const Plan& plan) {
+  const std::vector<CounterInfo>& counters = plan.counters();
+  MIMO_RT_CHECK(plan.gate_counter() < counters.size(), plan_invalid, kWhere, "gate counter: expected < ",
+                counters.size(), ", got ", plan.gate_counter());
+  std::vector<uint64_t> signals(counters.size(), 0);
+  for (uint32_t w = 0; w < plan.num_workers(); ++w)
+    for (const Task& task : plan.tasks(w))
+      if (task.signal_counter != kNoCounter) ++signals[task.signal_counter];
+  for (size_t c = 0; c < counters.size(); ++c)
+    MIMO_RT_CHECK(signals[c] == counters[c].total, plan_invalid, kWhere, "counter '", counters[c].name,
+                  "' total: expected ", signals[c], " (the tasks that signal it), got ", counters[c].total);
+  MIMO_RT_CHECK(counters[plan.gate_counter()].total == 1, plan_invalid, kWhere,
+                "gate counter total: expected 1, got ", counters[plan.gate_counter()].total);
+}
+
+}  // namespace
+
+void check_structure(const Plan& plan) {
+  MIMO_RT_CHECK(plan.num_workers() >= 1 && plan.num_workers() == plan.options().num_workers, plan_invalid, kWhere,
+                "lists: expected ", plan.options().num_workers, ", got ", plan.num_workers());
+  check_buffers(plan);
+  for (uint32_t w = 0; w < plan.num_workers(); ++w)
+    for (uint32_t i = 0; i < plan.tasks(w).size(); ++i) check_task(plan, w, i);
+  check_counters(plan);
+}
+
+}  // namespace mimo_rt
