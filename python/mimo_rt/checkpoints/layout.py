@@ -5,7 +5,7 @@ A config is the parsed ``config.json``; names and shapes are those of the releas
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +62,7 @@ def layer_shape(config: Config, layer_idx: int) -> LayerShape:
 
 
 def qkv_chunks(config: Config) -> int:
-    """Chunks of the fused qkv tensor; the split k_proj restarts its scale grid as often."""
+    """Chunks of the fused qkv tensor."""
     return int(config["num_key_value_heads"])
 
 
@@ -131,19 +131,33 @@ def fuse_qkv(q: np.ndarray, k: np.ndarray, v: np.ndarray, chunks: int) -> np.nda
     return np.concatenate(parts, axis=1).reshape(-1, q.shape[1])
 
 
+def qkv_modules(config: Config, prefix: str, shape: LayerShape) -> list[tuple[str, int, int]]:
+    """(module, rows, runs of rows with a scale grid of their own) of the attention ``prefix``.
+
+    In the split layout the grid of k_proj restarts at every head on full layers, as released.
+    """
+    q_rows, k_rows, v_rows = shape.qkv_rows
+    if is_fused(config):
+        return [(f"{prefix}.qkv_proj", q_rows + k_rows + v_rows, qkv_chunks(config))]
+    return [
+        (f"{prefix}.q_proj", q_rows, 1),
+        (f"{prefix}.k_proj", k_rows, 1 if shape.is_windowed else shape.num_kv_heads),
+        (f"{prefix}.v_proj", v_rows, 1),
+    ]
+
+
 def write_qkv(
     writer: CheckpointWriter,
     config: Config,
     prefix: str,
-    qkv: tuple[np.ndarray, np.ndarray, np.ndarray],
+    shape: LayerShape,
+    qkv: Sequence[np.ndarray],
 ) -> None:
     """Write q, k and v of the attention ``prefix`` in the layout of the config."""
-    chunks = qkv_chunks(config)
-    if is_fused(config):
-        write_linear(writer, config, f"{prefix}.qkv_proj", fuse_qkv(*qkv, chunks), chunks)
-        return
-    for name, weight in zip("qkv", qkv, strict=True):
-        write_linear(writer, config, f"{prefix}.{name}_proj", weight, chunks)
+    weights = [fuse_qkv(*qkv, qkv_chunks(config))] if is_fused(config) else qkv
+    modules = qkv_modules(config, prefix, shape)
+    for (module, _, chunks), weight in zip(modules, weights, strict=True):
+        write_linear(writer, config, module, weight, chunks)
 
 
 def _qkv_specs(config: Config, prefix: str, shape: LayerShape) -> dict[str, TensorSpec]:
@@ -153,12 +167,9 @@ def _qkv_specs(config: Config, prefix: str, shape: LayerShape) -> dict[str, Tens
             f"[checkpoints] '{prefix}': {shape.num_q_heads} q heads and {shape.num_kv_heads} "
             f"kv heads do not divide into {chunks} chunks (num_key_value_heads of the config)."
         )
-    if is_fused(config):
-        module = f"{prefix}.qkv_proj"
-        return linear_specs(config, module, sum(shape.qkv_rows), hidden, chunks)
     specs: dict[str, TensorSpec] = {}
-    for name, rows in zip("qkv", shape.qkv_rows, strict=True):
-        specs |= linear_specs(config, f"{prefix}.{name}_proj", rows, hidden, chunks)
+    for module, rows, scale_chunks in qkv_modules(config, prefix, shape):
+        specs |= linear_specs(config, module, rows, hidden, scale_chunks)
     return specs
 
 

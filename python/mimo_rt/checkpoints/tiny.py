@@ -153,7 +153,7 @@ class _TinyModel:
     def _attention(self, prefix: str, shape: LayerShape) -> None:
         hidden = self._config["hidden_size"]
         q, k, v = (self._linear(rows, hidden, 1.2) for rows in shape.qkv_rows)
-        write_qkv(self._writer, self._config, prefix, (q, k, v))
+        write_qkv(self._writer, self._config, prefix, shape, (q, k, v))
         o = self._linear(hidden, shape.num_q_heads * shape.v_head_dim, LAYER_GAIN)
         write_linear(self._writer, self._config, f"{prefix}.o_proj", o)
         if shape.has_sink:
