@@ -1,5 +1,5 @@
-// Which tensors a config implies: the published inventory of the 70-layer model, tiny checkpoints of
-// every layout, and the rows that find_matrix gives against vectors worked out by hand.
+// Which tensors a config implies: the published inventory of the 70-layer model, tiny checkpoints
+// of every layout, and the rows that find_matrix gives against vectors worked out by hand.
 #include "check.h"
 #include "checkpoint/scan.h"
 #include "checkpoint/tensor_table.h"
