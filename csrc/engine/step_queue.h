@@ -24,6 +24,11 @@ class StepQueue {
     }
     if (has_waiters) changed_.notify_all();
   }
+  /// Callers that wait now.
+  uint64_t num_waiting() {
+    const std::lock_guard guard(mutex_);
+    return next_ticket_ == serving_ ? 0 : next_ticket_ - serving_ - 1;
+  }
 
  private:
   std::mutex mutex_;
