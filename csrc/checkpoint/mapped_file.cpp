@@ -4,8 +4,8 @@
 #include "core/text.h"
 
 #include <sys/mman.h>
-#include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <functional>
@@ -48,10 +48,15 @@ bool MappedFile::contains(const std::byte* address) const {
 
 void MappedFile::release_pages(std::span<const std::byte> range) const noexcept {
   if (!is_file_ || range.empty()) return;
-  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
-  const auto first = reinterpret_cast<uintptr_t>(range.data()) / page * page;
-  const auto last = reinterpret_cast<uintptr_t>(range.data() + range.size());
-  // Pages shared with a neighbour are dropped too: they are read again from the file.
+  // A page fault also maps the other pages of an aligned 64 KiB that the page cache has: neighbours
+  // that were released before come back with the first and last reads of a range. They are dropped
+  // with it; whoever still needs them reads them again.
+  constexpr uintptr_t kFaultAround = 64 << 10;
+  const auto begin = reinterpret_cast<uintptr_t>(base_);
+  const auto address = reinterpret_cast<uintptr_t>(range.data());
+  const uintptr_t first = std::max(address / kFaultAround * kFaultAround, begin);
+  const uintptr_t end = address + range.size() + kFaultAround - 1;
+  const uintptr_t last = std::min(end / kFaultAround * kFaultAround, begin + size_);
   ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
 }
 
