@@ -26,8 +26,15 @@ int64_t now_ns() {
 
 Counters::Counters(size_t num_counters) : cells_(std::make_unique<Cell[]>(num_counters)) {}
 
-WaitMonitor::WaitMonitor(uint32_t timeout_ms, bool yields_always)
-    : timeout_ns_(int64_t{timeout_ms} * 1'000'000), yields_always_(yields_always) {}
+WaitMonitor::WaitMonitor(uint32_t num_workers, uint32_t timeout_ms, bool yields_always)
+    : timeout_ns_(int64_t{timeout_ms} * 1'000'000),
+      yields_always_(yields_always),
+      reports_(num_workers) {}
+
+bool WaitMonitor::leave(const WaitSite& site, uint64_t seen) {
+  reports_[site.worker_idx] = {site.worker_idx, site.task_idx, site.counter, site.expected, seen};
+  return false;
+}
 
 bool WaitMonitor::wait_slowly(const Counters& counters, const WaitSite& site) {
   int64_t last_ns = now_ns(), waited_ns = 0;
@@ -40,15 +47,15 @@ bool WaitMonitor::wait_slowly(const Counters& counters, const WaitSite& site) {
       __builtin_prefetch(line, 0, 2);
     if (polls % kPollsPerClockRead) continue;
 
-    if (has_stopped_.load(std::memory_order_relaxed)) return false;
+    if (has_stopped_.load(std::memory_order_relaxed)) return leave(site, seen);
     const int64_t now = now_ns();
     waited_ns += std::min(now - last_ns, kMaxPauseNs);
     last_ns = now;
     if (waited_ns >= timeout_ns_) {
-      if (!has_report_.exchange(true, std::memory_order_acq_rel))
-        report_ = {site.worker_idx, site.task_idx, site.counter, site.expected, seen};
+      uint32_t nobody = kNobody;
+      first_worker_.compare_exchange_strong(nobody, site.worker_idx);
       has_stopped_.store(true, std::memory_order_release);
-      return false;
+      return leave(site, seen);
     }
     if (yields_always_ || waited_ns >= kYieldAfterNs) sched_yield();
   }

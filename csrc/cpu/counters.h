@@ -2,14 +2,15 @@
 //
 // Contract. `signal` is a release addition: all that the worker wrote before is visible to whoever has seen the new
 // value in `wait` or `has`, which are acquire loads (each addition continues the release sequences of those before it,
-// so one load synchronises with all signallers). A wait that lasts longer than the deadline stops the step: it writes
-// one HangReport, and every later wait returns false. No lock, no allocation; no system call unless a wait is long.
+// so one load synchronises with all signallers). A wait that lasts longer than the deadline stops the step: every wait
+// that is not met returns false and leaves a HangReport. No lock, no allocation; no system call unless a wait is long.
 #pragma once
 
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 namespace mimo_rt::cpu {
 
@@ -48,35 +49,39 @@ struct WaitSite {
   const uint8_t* prefetch_end;
 };
 
-/// The first wait that passed its deadline.
+/// What a worker was waiting for when it left a step that had stopped.
 struct HangReport {
   uint32_t worker_idx, task_idx;
   uint32_t counter;
-  uint64_t expected, seen;
+  uint64_t expected, seen;  ///< expected 0: the worker was not waiting
 };
 
 /// Deadlines and the stop flag of one executor.
 class WaitMonitor {
  public:
   /// @param yields_always  more workers than cores: give way early in every wait
-  WaitMonitor(uint32_t timeout_ms, bool yields_always);
+  WaitMonitor(uint32_t num_workers, uint32_t timeout_ms, bool yields_always);
 
   /// True when the counter has reached site.expected; false when the step is to be left.
   bool wait(const Counters& counters, const WaitSite& site) {
     return counters.load(site.counter) >= site.expected || wait_slowly(counters, site);
   }
   bool has_stopped() const { return has_stopped_.load(std::memory_order_acquire); }
-  /// Valid once has_stopped() and all workers have left the step.
-  const HangReport& report() const { return report_; }
+  /// One per worker; valid once has_stopped() and all workers have left the step.
+  const std::vector<HangReport>& reports() const { return reports_; }
+  uint32_t first_worker() const { return first_worker_.load(); }  ///< whose deadline passed first
 
  private:
   bool wait_slowly(const Counters& counters, const WaitSite& site);
 
   int64_t timeout_ns_;
   bool yields_always_;
-  std::atomic<bool> has_report_{false};
+  bool leave(const WaitSite& site, uint64_t seen);
+
+  static constexpr uint32_t kNobody = 0xffffffffu;
+  std::atomic<uint32_t> first_worker_{kNobody};
   std::atomic<bool> has_stopped_{false};
-  HangReport report_{};
+  std::vector<HangReport> reports_;  // each worker writes its own
 };
 
 }  // namespace mimo_rt::cpu

@@ -27,7 +27,7 @@ CpuExecutor::CpuExecutor(const Weights& weights, const std::vector<const Plan*>&
       backend_(backend),
       timeout_ms_(options.timeout_ms),
       pool_(pool_options(options)),
-      monitor_(options.timeout_ms, pool_.is_oversubscribed()) {
+      monitor_(pool_.num_workers(), options.timeout_ms, pool_.is_oversubscribed()) {
   size_t most_tasks = 0;
   for (const Plan* plan : plans) {
     MIMO_RT_CHECK(plan->num_workers() == num_workers(), invalid_argument, "make_cpu_executor",
@@ -130,15 +130,29 @@ uint64_t CpuExecutor::now_ns() const {
                                    .count());
 }
 
-std::string CpuExecutor::hang_text() const {
-  const HangReport& report = monitor_.report();
+std::string CpuExecutor::wait_text(const HangReport& report) const {
   const Plan& plan = running_->plan;
   const Task& task = plan.tasks(report.worker_idx)[report.task_idx];
   const std::string layer = task.layer_idx == kNoLayer ? "" : concat(", layer ", task.layer_idx);
-  return concat("worker ", report.worker_idx, " timed out after ", timeout_ms_, " ms: task ",
-                report.task_idx, " (", task_kind_name(task.kind), layer, ") waits for counter '",
+  return concat("worker ", report.worker_idx, " task ", report.task_idx, " (",
+                task_kind_name(task.kind), layer, ") waits for counter '",
                 plan.counters()[report.counter].name, "': expected >= ", report.expected,
                 ", saw ", report.seen);
+}
+
+/// All waits, not only the first: the one at the root is that whose counter nobody in the list will signal.
+std::string CpuExecutor::hang_text() const {
+  constexpr uint32_t kMaxWaits = 8;
+  const uint32_t first = monitor_.first_worker();
+  std::string text = concat("timed out after ", timeout_ms_, " ms: ",
+                            wait_text(monitor_.reports()[first]));
+  uint32_t num_others = 0;
+  for (const HangReport& report : monitor_.reports()) {
+    if (report.worker_idx == first || !report.expected) continue;
+    if (++num_others <= kMaxWaits) text += "; " + wait_text(report);
+  }
+  if (num_others > kMaxWaits) text += concat("; and ", num_others - kMaxWaits, " more");
+  return text;
 }
 
 void CpuExecutor::set_tracing(bool on) {

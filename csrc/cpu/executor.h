@@ -34,6 +34,7 @@ class CpuExecutor final : public Executor, private WorkerPool::Job {
   PlanState& state_of(const Plan& plan) const;
   void prepare_step(PlanState& state, KvCache& cache, const StepInput& input, StepOutput& output);
   std::string hang_text() const;
+  std::string wait_text(const HangReport& report) const;
   uint64_t now_ns() const;
 
   const Weights& weights_;
