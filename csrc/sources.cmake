@@ -15,6 +15,7 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/core/dtype.cpp
   csrc/core/error.cpp
   csrc/core/file.cpp
+  csrc/core/text.cpp
   csrc/core/usable_cores.cpp
   csrc/checkpoint/checkpoint.cpp
   csrc/checkpoint/index.cpp

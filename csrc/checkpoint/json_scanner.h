@@ -8,9 +8,6 @@
 
 namespace mimo_rt {
 
-/// Strict UTF-8: no overlong forms, no surrogates, at most U+10FFFF.
-bool is_valid_utf8(std::string_view text) noexcept;
-
 class JsonScanner {
  public:
   /// `text` must outlive the scanner; `where` and `source` begin every error message.

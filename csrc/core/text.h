@@ -1,4 +1,4 @@
-// Text of untrusted origin, made safe to print in an error message.
+// Text of untrusted origin: checked, and made safe to print in an error message.
 #pragma once
 
 #include <string>
@@ -24,5 +24,8 @@ inline std::string printable(std::string_view text, size_t max_chars = 160) {
   out += '\'';
   return out;
 }
+
+/// Strict UTF-8: no overlong forms, no surrogates, nothing above U+10FFFF.
+bool is_valid_utf8(std::string_view text) noexcept;
 
 }  // namespace mimo_rt

@@ -1,7 +1,7 @@
 #include "engine/options_check.h"
 
 #include "core/checks.h"
-#include "engine/stop_text.h"
+#include "core/text.h"
 
 #include <cmath>
 

@@ -56,14 +56,6 @@ void Utf8Stream::finish(std::string& text) {
   num_pending_ = 0;
 }
 
-bool is_valid_utf8(std::string_view text) {
-  std::string decoded;
-  Utf8Stream stream;
-  stream.push(text, decoded);
-  stream.finish(decoded);
-  return decoded == text;
-}
-
 StopText::StopText(std::vector<std::string> stops, bool include_stop_in_output)
     : include_stop_(include_stop_in_output) {
   for (std::string& stop : stops) {

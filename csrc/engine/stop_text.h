@@ -26,8 +26,6 @@ class Utf8Stream {
   uint32_t num_pending_ = 0, num_wanted_ = 0;
 };
 
-bool is_valid_utf8(std::string_view text);
-
 /// The text of one generation. The stop string whose end comes first wins; of those that end at the
 /// same byte, the longest.
 class StopText {

@@ -1,6 +1,7 @@
 // Text output against whole-text references: a second, simple UTF-8 decoder and a brute-force
 // search for stop strings. However the bytes are cut into tokens, the result must be the same.
 #include "check.h"
+#include "core/text.h"
 #include "engine/stop_text.h"
 
 #include <random>
