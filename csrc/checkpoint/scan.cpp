@@ -5,28 +5,38 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 namespace mimo_rt {
 namespace {
 
-// Finds the first element for which `is_bad(bits)` holds. A block is first folded into one flag, a
-// loop without branches that the compiler can vectorise; only a block with a hit is walked.
-template <typename Bits, typename IsBad>
-std::optional<uint64_t> find_first(std::span<const std::byte> bytes, IsBad is_bad) noexcept {
-  constexpr size_t kBlock = 4096 / sizeof(Bits);
-  const size_t count = bytes.size() / sizeof(Bits);
-  const auto load = [&](size_t i) {
-    Bits bits;  // memcpy: the data of a tensor may be unaligned
-    std::memcpy(&bits, bytes.data() + i * sizeof(Bits), sizeof(Bits));
-    return bits;
+// Finds the first element whose bits under `kMask` are all ones, several elements per 64-bit word:
+// adding the mask's lowest bit carries into the bit above the mask, the element's sign bit, exactly
+// then, and never further. Blocks are folded without branches; only one with a hit is walked.
+template <typename Bits, Bits kMask>
+std::optional<uint64_t> find_masked(std::span<const std::byte> bytes) noexcept {
+  constexpr uint64_t kEach = ~uint64_t{0} / std::numeric_limits<Bits>::max();  // 1 per element
+  constexpr uint64_t kMasks = kEach * kMask;
+  constexpr uint64_t kLowest = kEach * static_cast<Bits>(kMask & (~kMask + 1));
+  constexpr uint64_t kCarries = kEach << (8 * sizeof(Bits) - 1);
+  constexpr size_t kBlock = 4096;
+  // memcpy: the data of a tensor may be unaligned
+  const auto is_bad = [&](size_t at) {
+    Bits bits;
+    std::memcpy(&bits, bytes.data() + at, sizeof(Bits));
+    return (bits & kMask) == kMask;
   };
-  for (size_t begin = 0; begin < count; begin += kBlock) {
-    const size_t end = std::min(begin + kBlock, count);
-    Bits any = 0;
-    for (size_t i = begin; i < end; ++i) any = static_cast<Bits>(any | Bits{is_bad(load(i))});
-    if (!any) continue;
-    for (size_t i = begin; i < end; ++i)
-      if (is_bad(load(i))) return i;
+  for (size_t begin = 0; begin < bytes.size(); begin += kBlock) {
+    const size_t end = std::min(begin + kBlock, bytes.size()), words_end = end / 8 * 8;
+    uint64_t sums = 0;
+    for (size_t at = begin; at < words_end; at += 8) {
+      uint64_t word;
+      std::memcpy(&word, bytes.data() + at, 8);
+      sums |= (word & kMasks) + kLowest;
+    }
+    const size_t from = sums & kCarries ? begin : words_end;
+    for (size_t at = from; at + sizeof(Bits) <= end; at += sizeof(Bits))
+      if (is_bad(at)) return at / sizeof(Bits);
   }
   return std::nullopt;
 }
@@ -52,29 +62,19 @@ std::optional<uint64_t> find_e8m0_nan(std::span<const std::byte> bytes) noexcept
 }
 
 std::optional<uint64_t> find_fp8_e4m3_nan(std::span<const std::byte> bytes) noexcept {
-  // Eight codes at a time: with the sign bits cleared, adding 1 sets bit 7 only of 0x7f.
-  const size_t whole = bytes.size() / 8 * 8;
-  const auto word = find_first<uint64_t>(bytes.first(whole), [](uint64_t codes) {
-    constexpr uint64_t kOnes = 0x0101010101010101u;
-    return (((codes & (kOnes * 0x7f)) + kOnes) & (kOnes * 0x80)) != 0;
-  });
-  const uint64_t begin = word ? *word * 8 : whole;
-  for (uint64_t i = begin; i < bytes.size(); ++i)
-    if ((bytes[i] & std::byte{0x7f}) == std::byte{0x7f}) return i;
-  return std::nullopt;
+  return find_masked<uint8_t, 0x7f>(bytes);
 }
 
 std::optional<uint64_t> find_nonfinite_f32(std::span<const std::byte> bytes) noexcept {
-  return find_first<uint32_t>(
-      bytes, [](uint32_t bits) { return (bits & 0x7f800000u) == 0x7f800000u; });
+  return find_masked<uint32_t, 0x7f800000u>(bytes);
 }
 
 std::optional<uint64_t> find_nonfinite_bf16(std::span<const std::byte> bytes) noexcept {
-  return find_first<uint16_t>(bytes, [](uint16_t bits) { return (bits & 0x7f80u) == 0x7f80u; });
+  return find_masked<uint16_t, 0x7f80>(bytes);
 }
 
 std::optional<uint64_t> find_nonfinite_f16(std::span<const std::byte> bytes) noexcept {
-  return find_first<uint16_t>(bytes, [](uint16_t bits) { return (bits & 0x7c00u) == 0x7c00u; });
+  return find_masked<uint16_t, 0x7c00>(bytes);
 }
 
 void check_finite(const TensorInfo& tensor, DType as, std::span<const std::byte> bytes,
