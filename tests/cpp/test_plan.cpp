@@ -1,0 +1,349 @@
+// The planner and the verifier on sound plans: real and small models, many worker counts and step sizes.
+#include "check.h"
+#include "plan_mutator.h"
+#include "test_configs.h"
+
+#include "plan/accesses.h"
+#include "plan/buffers.h"
+#include "plan/builder.h"
+#include "plan/kinds.h"
+#include "plan/task.h"
+#include "plan/trace.h"
+#include "weights/qkv_tiles.h"
+
+#include <mimo_rt/plan.h>
+#include <nlohmann/json.hpp>
+
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <set>
+#include <sstream>
+
+using namespace mimo_rt;
+using FuseNorm = PlanOptions::FuseNorm;
+
+namespace {
+
+PlanOptions make_options(uint32_t num_workers, uint32_t max_tokens, FuseNorm fuse = FuseNorm::automatic) {
+  PlanOptions options;
+  options.num_workers = num_workers;
+  options.max_tokens = max_tokens;
+  options.max_logit_rows = std::min(max_tokens, 8u);
+  options.fuse_norm = fuse;
+  return options;
+}
+
+bool is_large(const ModelConfig& config) { return config.num_layers > 40; }
+
+/// Everything that a stage's tasks cover in a step with `count` tokens or active experts.
+std::map<uint32_t, uint32_t> covered_tiles(const Plan& plan, const Stage& stage, uint32_t count) {
+  std::map<uint32_t, uint32_t> times;
+  for (uint32_t w = 0; w < plan.num_workers(); ++w)
+    for (const Task& task : plan.tasks(w)) {
+      if (!(stage_of(task) == stage)) continue;
+      const uint64_t end = uint64_t{task.tile_end} * (trip_count(task.kind) == TripCount::once ? 1 : count);
+      for (uint64_t t = task.tile_first; t < end; t += task.tile_stride) ++times[static_cast<uint32_t>(t)];
+    }
+  return times;
+}
+
+/// Exactly 0 .. num_tiles - 1, each once.
+bool is_partition(const std::map<uint32_t, uint32_t>& times, uint32_t num_tiles) {
+  uint32_t next = 0;
+  for (const auto& [tile, count] : times)
+    if (tile != next++ || count != 1) return false;
+  return next == num_tiles;
+}
+
+const Task* find_task(const Plan& plan, TaskKind kind) {
+  for (uint32_t w = 0; w < plan.num_workers(); ++w)
+    for (const Task& task : plan.tasks(w))
+      if (task.kind == kind) return &task;
+  return nullptr;
+}
+
+/// Pairs of row groups that the busiest worker computes with `num_active` experts, over the mean.
+double imbalance(uint32_t shares, uint32_t num_pairs, uint32_t num_workers, uint32_t num_active) {
+  std::vector<uint32_t> load(num_workers, 0);
+  for (uint32_t t = 0; t < shares * num_active; ++t) {
+    const uint32_t c = t % shares;
+    load[t % num_workers] += share_begin(c + 1, shares, num_pairs) - share_begin(c, shares, num_pairs);
+  }
+  return *std::max_element(load.begin(), load.end()) * double(num_workers) / (double(num_pairs) * num_active);
+}
+
+}  // namespace
+
+TEST_CASE("every plan of every model verifies") {
+  uint32_t num_plans = 0;
+  for (const auto& [name, config] : test_configs::all_configs())
+    for (uint32_t workers : {1u, 2u, 3u, 7u, 16u, 132u})
+      for (uint32_t tokens : {1u, 8u, 64u, 512u})
+        for (FuseNorm fuse : {FuseNorm::automatic, FuseNorm::yes, FuseNorm::no}) {
+          // The other norms and the middle sizes of large models cost time and show nothing new.
+          const bool other_fuse = fuse != FuseNorm::automatic;
+          if (workers == 132 && (other_fuse || tokens == 64) && config.num_layers > 8) continue;
+          if (is_large(config) && (other_fuse || workers == 3 || workers == 7)) continue;
+          try {
+            const VerifyReport report = Plan::build(config, make_options(workers, tokens, fuse)).verify();
+            CHECK_EQ(report.num_workers, workers);
+            CHECK(report.num_tasks > 0 && report.num_accesses > report.num_tasks);
+            ++num_plans;
+          } catch (const Error& error) {
+            check::report(__FILE__, __LINE__, name + " workers " + std::to_string(workers) + " tokens " +
+                                                  std::to_string(tokens) + ": " + error.what());
+          }
+        }
+  CHECK(num_plans > 400);
+}
+
+TEST_CASE("the 70-layer model with 132 workers verifies in under 10 s") {
+  for (uint32_t tokens : {8u, 512u}) {
+    const Plan plan = Plan::build(test_configs::mimo_v2_5_pro_fp4(), make_options(132, tokens));
+    const VerifyReport report = plan.verify();
+    std::printf("  %u tokens: %s\n", tokens, report.to_string().c_str());
+    CHECK(report.seconds < 10.0);
+    CHECK(report.num_ordered_pairs > 10'000'000);
+    CHECK(report.to_string().find("without deadlock") != std::string::npos);
+  }
+}
+
+TEST_CASE("phases cover every tile once for any number of tokens and of active experts") {
+  for (const auto& [name, config] : test_configs::tiny_configs())
+    for (uint32_t workers : {1u, 3u, 7u, 20u}) {
+      const Plan plan = Plan::build(config, make_options(workers, 5, workers % 2 ? FuseNorm::yes : FuseNorm::no));
+      std::set<std::string> seen;
+      for (uint32_t w = 0; w < workers; ++w)
+        for (const Task& task : plan.tasks(w)) {
+          if (!seen.insert(stage_name(stage_of(task))).second) continue;
+          const TripCount trip = trip_count(task.kind);
+          const uint32_t most = trip == TripCount::once        ? 1
+                                : trip == TripCount::per_token ? 5
+                                                               : max_active_experts(plan.shape(), 5);
+          const uint32_t tiles = trip == TripCount::once ? num_tiles(plan.shape(), task.kind, task.layer_idx)
+                                                         : task.tile_end;
+          for (uint32_t n = 1; n <= most; ++n)
+            CHECK(is_partition(covered_tiles(plan, stage_of(task), n), tiles * n));
+          CHECK(!is_partition(covered_tiles(plan, stage_of(task), most), tiles * most + 1));  // sees a gap
+        }
+    }
+}
+
+TEST_CASE("equal inputs give equal plans, others give others") {
+  std::set<uint64_t> hashes;
+  uint32_t num_plans = 0;
+  for (const auto& [name, config] : test_configs::all_configs())
+    for (uint32_t workers : {1u, 2u, 16u})
+      for (uint32_t tokens : {1u, 8u, 64u}) {
+        const Plan a = Plan::build(config, make_options(workers, tokens));
+        const Plan b = Plan::build(config, make_options(workers, tokens));
+        CHECK_EQ(a.hash(), b.hash());
+        CHECK(is_large(config) || a.dump() == b.dump());
+        hashes.insert(a.hash());
+        ++num_plans;
+      }
+  hashes.insert(Plan::build(test_configs::tiny(), make_options(2, 8, FuseNorm::no)).hash());
+  CHECK_EQ(hashes.size(), size_t{num_plans} + 1);
+}
+
+TEST_CASE("a plan keeps the epoch rule and uses the fixed buffers") {
+  const Plan plan = Plan::build(test_configs::synthetic_slice(), make_options(7, 8));
+  uint32_t num_gate_signals = 0;
+  for (uint32_t w = 0; w < plan.num_workers(); ++w) {
+    const std::span<const Task> tasks = plan.tasks(w);
+    CHECK(tasks[0].num_waits >= 1 && tasks[0].waits[0].counter == plan.gate_counter() && tasks[0].waits[0].value == 0);
+    for (const Task& task : tasks) num_gate_signals += task.signal_counter == plan.gate_counter();
+  }
+  CHECK_EQ(num_gate_signals, 1u);
+  CHECK(plan.tasks(0).back().kind == TaskKind::sample);
+  CHECK_EQ(plan.tasks(0).back().signal_counter, plan.gate_counter());
+  CHECK_EQ(plan.buffers().size(), size_t{kFirstKv} + 16);
+  CHECK_EQ(plan.buffers()[kX].name, std::string("x"));
+  CHECK_EQ(plan.buffers()[kFirstKv + 15].name, std::string("kv.15"));
+  CHECK_EQ(plan.buffers()[kAct].rows, 8u * 4);
+  CHECK_EQ(plan.buffers()[kAct].cols, 4096u);
+  CHECK(!find_task(plan, TaskKind::rms_norm));  // fused up to 16 tokens
+  CHECK(find_task(plan, TaskKind::qkv_proj)->flags & kFusedNorm);
+  const Plan prefill = Plan::build(test_configs::synthetic_slice(), make_options(7, 17));
+  CHECK(find_task(prefill, TaskKind::rms_norm));
+  CHECK(!(find_task(prefill, TaskKind::qkv_proj)->flags & kFusedNorm));
+}
+
+TEST_CASE("work is split evenly") {
+  const Plan plan = Plan::build(test_configs::mimo_v2_5_pro_fp4(), make_options(132, 8));
+  std::map<std::string, std::pair<uint32_t, uint32_t>> extent;  // least and most tiles of a task, per stage
+  for (uint32_t w = 0; w < plan.num_workers(); ++w)
+    for (const Task& task : plan.tasks(w)) {
+      if (trip_count(task.kind) != TripCount::once) continue;
+      const uint32_t tiles = task.tile_end - task.tile_first;
+      auto [found, is_new] = extent.try_emplace(stage_name(stage_of(task)), tiles, tiles);
+      found->second = {std::min(found->second.first, tiles), std::max(found->second.second, tiles)};
+    }
+  CHECK(extent.size() > 300);
+  for (const auto& [stage, tiles] : extent) CHECK(tiles.second - tiles.first <= 1);
+
+  // Experts, whatever the router says: 128 pairs of row groups over 132 workers, and other counts.
+  CHECK_EQ(choose_expert_shares(128, 132, 64), 128u);
+  CHECK_EQ(choose_expert_shares(128, 16, 64), 16u);  // one piece of every expert per worker
+  CHECK_EQ(choose_expert_shares(64, 2, 32), 2u);
+  for (uint32_t workers : {2u, 3u, 7u, 16u, 33u, 66u, 100u, 127u, 132u})
+    for (uint32_t num_active : {8u, 16u, 48u}) {
+      const double achieved = imbalance(choose_expert_shares(128, workers, 64), 128, workers, num_active);
+      CHECK(achieved < 1.13);
+    }
+  CHECK(imbalance(100, 128, 100, 8) > 1.5);  // what one share per worker would have cost
+}
+
+TEST_CASE("packed qkv rows hold every element of every head once, RoPE pairs side by side") {
+  for (const auto& [name, config] : test_configs::all_configs()) {
+    const Plan plan = Plan::build(config, make_options(1, 1));
+    for (const LayerConfig& layer : config.layers) {
+      const std::vector<QkvTile> tiles = qkv_tiles(layer);
+      CHECK_EQ(tiles.size(), size_t{num_tiles(plan.shape(), TaskKind::qkv_proj,
+                                              static_cast<uint16_t>(&layer - config.layers.data()))});
+      std::set<std::tuple<int, uint32_t, int32_t>> elements;
+      bool in_order = true, paired = true;
+      std::pair<int, uint32_t> last{0, 0};
+      for (const QkvTile& tile : tiles) {
+        in_order &= last <= std::pair<int, uint32_t>(int(tile.part), tile.head_idx);
+        last = {int(tile.part), tile.head_idx};
+        for (uint32_t row = 0; row < 16; ++row) {
+          const int32_t element = qkv_tile_element(tile, layer, row);
+          if (element < 0) continue;
+          CHECK(elements.insert({int(tile.part), tile.head_idx, element}).second);
+          const bool rotates = tile.part != QkvTile::Part::v && element < int32_t(layer.rotary_dim);
+          paired &= rotates == tile.rotary;
+          const int32_t partner = element + int32_t(layer.rotary_dim / 2);
+          if (rotates && row < 8) paired &= qkv_tile_element(tile, layer, row + 8) == partner;
+        }
+      }
+      CHECK(in_order && paired);
+      CHECK_EQ(elements.size(), size_t{layer.num_q_heads + layer.num_kv_heads} * layer.qk_head_dim +
+                                    layer.num_kv_heads * layer.v_head_dim);
+      if (is_large(config)) break;
+    }
+  }
+}
+
+TEST_CASE("accesses of a strided task are the union of its tiles") {
+  const ModelConfig config = test_configs::tiny();
+  const Plan plan = Plan::build(config, make_options(5, 7, FuseNorm::no));
+  uint32_t num_compared = 0;
+  for (uint32_t w = 0; w < 5; ++w)
+    for (const Task& task : plan.tasks(w)) {
+      if (task.kind != TaskKind::attention) continue;
+      std::set<std::pair<uint32_t, uint32_t>> expected, listed;
+      const PlanShape::Layer& layer = plan.shape().layers[task.layer_idx];
+      const uint32_t cols = layer.num_q_heads / layer.num_kv_heads * layer.v_head_dim;
+      for (uint32_t t = task.tile_first; t < layer.num_kv_heads * 7; t += task.tile_stride)
+        for (uint32_t c = 0; c < cols; ++c) expected.insert({t / layer.num_kv_heads, t % layer.num_kv_heads * cols + c});
+      for (const Access& access : task_accesses(plan, task))
+        if (access.buffer == kAttn && access.mode == AccessMode::write)
+          for (uint32_t r = access.row_first; r < 7; r += access.row_stride)
+            for (uint32_t c = access.col_begin; c < access.col_end; ++c) CHECK(listed.insert({r, c}).second);
+      CHECK(expected == listed);
+      ++num_compared;
+    }
+  CHECK_EQ(num_compared, 15u);
+}
+
+TEST_CASE("every task kind has a place, buffers, tiles and accesses") {
+  std::set<TaskKind> met;
+  for (FuseNorm fuse : {FuseNorm::yes, FuseNorm::no}) {
+    const Plan plan = Plan::build(test_configs::tiny(), make_options(2, 4, fuse));
+    for (uint32_t w = 0; w < 2; ++w)
+      for (const Task& task : plan.tasks(w)) {
+        met.insert(task.kind);
+        bool writes = false;
+        for (const Access& access : task_accesses(plan, task)) writes |= access.mode != AccessMode::read;
+        CHECK(writes);
+      }
+  }
+  for (uint16_t kind = 0; kind < kNumTaskKinds; ++kind) CHECK(met.count(static_cast<TaskKind>(kind)) == 1);
+}
+
+TEST_CASE("the golden config is the model that the tests build") {
+  const auto path = std::filesystem::path(__FILE__).parent_path() / "../golden/mimo_v2_5_pro_fp4_config.json";
+  std::ifstream file(path);
+  std::stringstream text;
+  text << file.rdbuf();
+  const ModelConfig parsed = ModelConfig::from_json(text.str(), path.string());
+  const ModelConfig built = test_configs::mimo_v2_5_pro_fp4();
+  CHECK_EQ(Plan::build(parsed, make_options(3, 8)).hash(), Plan::build(built, make_options(3, 8)).hash());
+  CHECK_EQ(parsed.layers.size(), built.layers.size());
+  for (size_t l = 0; l < built.layers.size(); ++l) {
+    CHECK_EQ(parsed.layers[l].window_tokens, built.layers[l].window_tokens);
+    CHECK_EQ(parsed.layers[l].has_sink, built.layers[l].has_sink);
+    CHECK_EQ(parsed.layers[l].rope_theta, built.layers[l].rope_theta);
+  }
+  CHECK(parsed.expert_format == built.expert_format && parsed.linear_format == built.linear_format);
+  CHECK(parsed.format_of("model.layers.5.self_attn.o_proj") == WeightFormat::plain);
+}
+
+TEST_CASE("wrong options and shapes are refused by name") {
+  const ModelConfig config = test_configs::tiny();
+  const auto build = [&](uint32_t workers, uint32_t tokens, uint32_t rows) {
+    PlanOptions options = make_options(workers, tokens);
+    options.max_logit_rows = rows;
+    return Plan::build(config, options);
+  };
+  CHECK_THROWS(invalid_argument, "num_workers: expected 1..4096, got 0", build(0, 1, 1));
+  CHECK_THROWS(invalid_argument, "max_tokens: expected 1..4096, got 4097", build(1, 4097, 1));
+  CHECK_THROWS(invalid_argument, "max_logit_rows: expected 1..4, got 5", build(1, 4, 5));
+  ModelConfig heads = config;
+  heads.layers[1].num_kv_heads = 3;
+  CHECK_THROWS(unsupported_shape, "layer 1 num_q_heads", Plan::build(heads, make_options(1, 1)));
+  ModelConfig experts = config;
+  experts.experts_per_token = 7;
+  CHECK_THROWS(unsupported_shape, "experts_per_token: expected 1..6, got 7", Plan::build(experts, make_options(1, 1)));
+}
+
+TEST_CASE("a violation is reported with worker, task, op, layer and buffer") {
+  PlanMutator m(Plan::build(test_configs::tiny(), make_options(3, 4)));
+  for (Task& task : m.lists[1])
+    if (task.kind == TaskKind::o_proj && task.layer_idx == 1) task.num_waits = 0;
+  CHECK_THROWS(plan_invalid, "(o_proj, layer 1) reads 'attn'", m.finish().verify());
+  CHECK_THROWS(plan_invalid, "worker 1 task", m.finish().verify());
+  PlanMutator stuck(Plan::build(test_configs::tiny(), make_options(3, 4)));
+  std::swap(stuck.lists[0].front(), stuck.lists[0].back());
+  CHECK_THROWS(plan_invalid, "can never start: expected counter", stuck.finish().verify());
+}
+
+TEST_CASE("dump prints one task per line") {
+  const Plan plan = Plan::build(test_configs::tiny(), make_options(3, 4));
+  const std::string text = plan.dump();
+  CHECK_EQ(size_t(std::count(text.begin(), text.end(), '\n')), 1 + plan.buffers().size() + plan.num_tasks());
+  CHECK(text.find("w2 #") != std::string::npos);
+  CHECK(text.find("layer 1 expert_gate_up +norm tiles 0..3 step 3 per active expert") != std::string::npos);
+  CHECK(text.find("| waits step >= 0") != std::string::npos);
+}
+
+TEST_CASE("traces are JSON and the predicted one respects every wait") {
+  const Plan plan = Plan::build(test_configs::tiny(), make_options(3, 4));
+  const std::vector<TaskTrace> predicted = predict_trace(plan);
+  CHECK_EQ(predicted.size(), size_t{plan.num_tasks()});
+  std::map<uint32_t, uint64_t> full_ns;
+  for (const TaskTrace& record : predicted) {
+    const Task& task = plan.tasks(record.worker_idx)[record.task_idx];
+    for (uint32_t i = 0; i < task.num_waits; ++i)
+      if (task.waits[i].value) CHECK(record.begin_ns >= full_ns[task.waits[i].counter]);
+    uint64_t& full = full_ns[task.signal_counter];
+    full = std::max(full, record.end_ns);
+  }
+  const std::vector<TaskTrace> measured = {{0, 0, 0, 1500, 2750}, {2, 1, 10, 10, 4000}};
+  const auto trace = nlohmann::json::parse(chrome_trace_json(plan, measured));
+  uint32_t tasks = 0, waits = 0;
+  for (const auto& event : trace["traceEvents"]) {
+    if (event["ph"] != "X" || event["pid"] != 1) continue;
+    ++(event["cat"] == "wait" ? waits : tasks);
+    if (event["cat"] == "embed") CHECK_EQ(event["ts"].get<double>(), 1.5);
+    if (event["cat"] == "embed") CHECK_EQ(event["dur"].get<double>(), 1.25);
+  }
+  CHECK_EQ(tasks, 2u);
+  CHECK_EQ(waits, 1u);
+  CHECK_THROWS(invalid_argument, "worker 3 task 0", chrome_trace_json(plan, {{3, 0, 0, 1, 2}}));
+  CHECK_THROWS(invalid_argument, "ascending times", chrome_trace_json(plan, {{0, 0, 0, 3, 2}}));
+}
+
+CHECK_MAIN()
