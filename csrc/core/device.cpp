@@ -1,0 +1,64 @@
+// Backends and usable processors of this machine.
+#include <mimo_rt/device.h>
+
+#include "core/checks.h"
+#include "core/cuda_devices.h"
+#include "core/usable_cores.h"
+#include "cpu/dispatch.h"
+
+#include <algorithm>
+#include <cstdlib>
+
+namespace mimo_rt {
+namespace {
+
+std::string cuda_description(const CudaDevices& cuda) {
+  std::string text;
+  for (const CudaDevice& device : cuda.devices)
+    text = concat(text, text.empty() ? "" : "; ", device.name, " (sm_", device.compute_major, device.compute_minor, ")");
+  return text.empty() ? cuda.reason : text;
+}
+
+Backend cpu_backend(const cpu::CpuBackend& backend) {
+  if (!backend.kernels) return {backend.name, false, concat("needs ", backend.needs)};
+  if (!backend.supported) return {backend.name, false, concat("this processor lacks one of: ", backend.needs)};
+  return {backend.name, true, concat("pinned threads, ", backend.needs)};
+}
+
+/// The last available CPU backend of `list` is the fastest one.
+std::string fastest_cpu(const std::vector<Backend>& list) {
+  std::string name;
+  for (const Backend& backend : list)
+    if (backend.available && backend.name.starts_with("cpu-")) name = backend.name;
+  return name;
+}
+
+}  // namespace
+
+std::vector<Backend> list_backends() {
+  std::vector<Backend> list = {{"ref", true, "serial, float64 accumulation: the reference, slow"}};
+  for (const cpu::CpuBackend& backend : cpu::cpu_backends()) list.push_back(cpu_backend(backend));
+  const CudaDevices cuda = list_cuda_devices();
+  list.push_back({"cuda", !cuda.devices.empty(), cuda_description(cuda)});
+  return list;
+}
+
+std::string resolve_backend(std::string_view name) {
+  const std::vector<Backend> list = list_backends();
+  std::string wanted(name);
+  if (wanted == "auto") {
+    const char* forced = std::getenv("MIMO_RT_BACKEND");
+    wanted = forced && *forced && std::string_view(forced) != "auto" ? forced : "cpu";
+  }
+  if (wanted == "cpu") return fastest_cpu(list);
+  const auto found = std::find_if(list.begin(), list.end(), [&](const Backend& b) { return b.name == wanted; });
+  MIMO_RT_CHECK(found != list.end(), invalid_argument, "resolve_backend",
+                "backend: expected auto, cpu, ref, cpu-generic, cpu-avx2, cpu-avx512 or cuda, got '", wanted, "'");
+  MIMO_RT_CHECK(found->available, unavailable, "resolve_backend", "backend '", wanted,
+                "': expected one that this machine can run, got: ", found->reason);
+  return wanted;
+}
+
+uint32_t num_usable_cores() { return usable_cores("/"); }
+
+}  // namespace mimo_rt

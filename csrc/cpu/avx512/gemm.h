@@ -1,0 +1,154 @@
+// y = W x for packed weights and prepared activations: the loops that every weight format of this folder shares.
+//
+// A lane is one row (fp8: one row and one half of its k). A *step* multiplies the weights of one, two or four
+// neighbouring k of 16 rows, F::kWide registers, with one broadcast per token: vdpbf16ps on pairs of bf16, or FMA for
+// FP32 weights. In every block of 32 k a lane accumulates its steps in order, from zero; then
+// acc = fma(block sum, scale, acc), blocks ascending. Up to eight tokens share the expansion of the weights; every width
+// executes this same sequence per lane, so a token's result does not depend on the number of tokens.
+//
+// vdpbf16ps adds two exact products with at most two roundings and flushes subnormals.
+// Prepared activations: [group of up to 8 tokens][step][token][F::kClasses] words of 4 bytes.
+#pragma once
+
+#include <immintrin.h>
+#include <stdint.h>
+
+#include "../kernels.h"
+#include "../tile_layout.h"
+
+#define MIMO_RT_INLINE static inline __attribute__((always_inline))
+
+namespace mimo_rt::cpu::avx512 {
+namespace {
+
+enum : uint32_t { kGroupTokens = 8, kBlockTokens = 64 };
+
+/// Tokens of the group that starts at `first`; prepare() and gemm() must agree on it.
+MIMO_RT_INLINE uint32_t group_width(uint32_t num_tokens, uint32_t first) {
+  const uint32_t rest = num_tokens - first;
+  return rest < kGroupTokens ? rest : kGroupTokens;
+}
+
+MIMO_RT_INLINE __m512 dot_pairs(__m512 acc, __m512i w, __m512i x) {
+  return _mm512_dpbf16_ps(acc, (__m512bh)w, (__m512bh)x);
+}
+
+/// One 4-byte word of activations, or two, in every lane group.
+template <uint32_t kClasses>
+MIMO_RT_INLINE __m512i broadcast(const uint32_t* x) {
+  if constexpr (kClasses == 1) {
+    return _mm512_set1_epi32(static_cast<int>(*x));
+  } else {
+    long long pair;
+    __builtin_memcpy(&pair, x, sizeof(pair));
+    return _mm512_set1_epi64(pair);
+  }
+}
+
+/// B neighbouring blocks for T tokens. B > 1 only adds independent chains.
+template <class F, uint32_t T, uint32_t B>
+MIMO_RT_INLINE void tile_blocks(const uint8_t* tile, uint32_t num_blocks, uint32_t block, const uint32_t* x,
+                                float* acc) {
+  __m512 part[B][T][F::kWide];
+#pragma GCC unroll 8
+  for (uint32_t b = 0; b < B; ++b)
+#pragma GCC unroll 8
+    for (uint32_t t = 0; t < T; ++t)
+#pragma GCC unroll 2
+      for (uint32_t n = 0; n < F::kWide; ++n) part[b][t][n] = _mm512_setzero_ps();
+#pragma GCC unroll 4
+  for (uint32_t j = 0; j < F::kVectors; ++j) {
+#pragma GCC unroll 4
+    for (uint32_t b = 0; b < B; ++b) {
+      const uint32_t* xb = x + uint64_t{b} * F::kSteps * T * F::kClasses;
+      const uint8_t* codes = tile + ((block + b) * F::kVectors + j) * 64;
+      F::expand(codes, j, [&](uint32_t step, auto... w) __attribute__((always_inline)) {
+        const __m512i weights[] = {w...};
+#pragma GCC unroll 8
+        for (uint32_t t = 0; t < T; ++t) {
+          const __m512i xt = broadcast<F::kClasses>(xb + (step * T + t) * F::kClasses);
+#pragma GCC unroll 2
+          for (uint32_t n = 0; n < F::kWide; ++n)
+            part[b][t][n] = F::multiply_add(part[b][t][n], weights[n], xt);
+        }
+      });
+    }
+  }
+#pragma GCC unroll 4
+  for (uint32_t b = 0; b < B; ++b) {
+    __m512 scale[F::kWide];
+    F::scales(tile, num_blocks, block + b, scale);
+#pragma GCC unroll 8
+    for (uint32_t t = 0; t < T; ++t)
+#pragma GCC unroll 2
+      for (uint32_t n = 0; n < F::kWide; ++n) {
+        float* a = acc + (t * F::kWide + n) * 16;
+        _mm512_store_ps(a, _mm512_fmadd_ps(part[b][t][n], scale[n], _mm512_load_ps(a)));
+      }
+  }
+}
+
+template <class F, uint32_t T>
+static void tile_tokens(const uint8_t* tile, uint32_t num_blocks, const uint32_t* x, float* acc) {
+  constexpr uint32_t kMany = T == 1 ? F::kChains : T == 2 ? (F::kChains + 1) / 2 : 1;
+  const uint32_t words_per_block = F::kSteps * T * F::kClasses;
+  uint32_t block = 0;
+  for (; block + kMany <= num_blocks; block += kMany)
+    tile_blocks<F, T, kMany>(tile, num_blocks, block, x + block * words_per_block, acc);
+  for (; block < num_blocks; ++block)
+    tile_blocks<F, T, 1>(tile, num_blocks, block, x + block * words_per_block, acc);
+}
+
+template <class F>
+MIMO_RT_INLINE void tile_any(uint32_t width, const uint8_t* tile, uint32_t num_blocks, const uint32_t* x,
+                             float* acc) {
+  switch (width) {
+    case 1: return tile_tokens<F, 1>(tile, num_blocks, x, acc);
+    case 2: return tile_tokens<F, 2>(tile, num_blocks, x, acc);
+    case 3: return tile_tokens<F, 3>(tile, num_blocks, x, acc);
+    case 4: return tile_tokens<F, 4>(tile, num_blocks, x, acc);
+    case 5: return tile_tokens<F, 5>(tile, num_blocks, x, acc);
+    case 6: return tile_tokens<F, 6>(tile, num_blocks, x, acc);
+    case 7: return tile_tokens<F, 7>(tile, num_blocks, x, acc);
+    default: return tile_tokens<F, 8>(tile, num_blocks, x, acc);
+  }
+}
+
+/// Tokens [first, last) of the call; `first` starts a group.
+template <class F>
+static void gemm_tokens(const GemmArgs& args, uint32_t first, uint32_t last) {
+  const uint32_t words_per_block = F::kSteps * F::kClasses;
+  const uint64_t words_per_token = uint64_t{args.k / layout::kBlockK} * words_per_block;
+  const uint32_t* x = static_cast<const uint32_t*>(args.x) + first * words_per_token;
+  constexpr uint32_t kAccPerToken = F::kWide * 16;
+  alignas(64) float acc[kBlockTokens * kAccPerToken];
+  const uint8_t* tile = args.weights;
+  for (uint32_t group = 0; group < args.num_row_groups; ++group) {
+    for (uint32_t i = 0; i < (last - first) * kAccPerToken; ++i) acc[i] = 0.0f;
+    for (uint32_t k = 0; k < args.k; k += layout::kTileK) {
+      const uint32_t left = (args.k - k) / layout::kBlockK;
+      const uint32_t num_blocks = left < layout::kBlocksPerTile ? left : uint32_t{layout::kBlocksPerTile};
+      for (uint32_t t = first; t < last;) {
+        const uint32_t width = group_width(args.num_tokens, t);
+        tile_any<F>(width, tile, num_blocks,
+                    x + (t - first) * words_per_token + uint64_t{k / layout::kBlockK} * words_per_block * width,
+                    acc + (t - first) * kAccPerToken);
+        t += width;
+      }
+      tile += layout::tile_bytes(F::kFormat, num_blocks);
+    }
+    for (uint32_t t = first; t < last; ++t)
+      F::finish(acc + (t - first) * kAccPerToken, args.y + uint64_t{t} * args.y_stride + group * layout::kRows);
+  }
+}
+
+template <class F>
+static void gemm_format(const GemmArgs& args) {
+  for (uint32_t first = 0; first < args.num_tokens; first += kBlockTokens) {
+    const uint32_t rest = args.num_tokens - first;
+    gemm_tokens<F>(args, first, first + (rest < kBlockTokens ? rest : uint32_t{kBlockTokens}));
+  }
+}
+
+}  // namespace
+}  // namespace mimo_rt::cpu::avx512

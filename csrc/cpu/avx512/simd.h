@@ -1,0 +1,78 @@
+// Small vector helpers of this folder: bf16 conversion, exp, masks. Internal linkage only.
+#pragma once
+
+#include <immintrin.h>
+#include <stdint.h>
+
+#include "../kernels.h"
+
+#define MIMO_RT_INLINE static inline __attribute__((always_inline))
+
+namespace mimo_rt::cpu::avx512 {
+namespace {
+
+enum : uint32_t { kLanes = 16 };
+
+/// Lanes [0, count) of a row's tail.
+MIMO_RT_INLINE __mmask16 lane_mask(uint32_t count) {
+  return count >= kLanes ? __mmask16{0xffff} : static_cast<__mmask16>((1u << count) - 1u);
+}
+
+MIMO_RT_INLINE __m512 widen(__m256i bf16) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bf16), 16));
+}
+
+/// Up to 16 elements, the other lanes zero.
+MIMO_RT_INLINE __m512 load_bf16(const bf16_t* x, uint32_t count) {
+  return widen(_mm256_maskz_loadu_epi16(lane_mask(count), x));
+}
+
+MIMO_RT_INLINE __m512 load_f32(const float* x, uint32_t count) {
+  return _mm512_maskz_loadu_ps(lane_mask(count), x);
+}
+
+/// Round to nearest even; NaN stays NaN. Not vcvtneps2bf16, which flushes subnormals.
+MIMO_RT_INLINE void store_bf16(bf16_t* y, __m512 value, uint32_t count) {
+  const __m512i bits = _mm512_castps_si512(value);
+  const __m512i lsb = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i bias = _mm512_add_epi32(lsb, _mm512_set1_epi32(0x7fff));
+  const __m512i rounded = _mm512_add_epi32(bits, bias);
+  const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x00400000));
+  const __mmask16 is_nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+  const __m512i word = _mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, is_nan, quiet), 16);
+  _mm256_mask_storeu_epi16(y, lane_mask(count), _mm512_cvtepi32_epi16(word));
+}
+
+/// e^x for x <= 0, relative error below 4 * 2^-24; zero below -87. The derivation is in ../avx2/simd.h.
+MIMO_RT_INLINE __m512 exp_negative(__m512 x) {
+  const __mmask16 in_range = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_GE_OQ);
+  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)),
+                                        _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693145751953125f), x);
+  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(1.42860682e-6f), r);
+  __m512 p = _mm512_set1_ps(1.0f / 5040.0f);
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 720.0f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 120.0f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 24.0f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 6.0f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.5f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+  const __m512i exponent = _mm512_slli_epi32(_mm512_cvtps_epi32(n), 23);
+  const __m512i scaled = _mm512_add_epi32(_mm512_castps_si512(p), exponent);
+  return _mm512_maskz_mov_ps(in_range, _mm512_castsi512_ps(scaled));
+}
+
+/// Halves, quarters, eighths: one fixed order (written out: _mm512_reduce_add_ps promises none).
+MIMO_RT_INLINE float sum_lanes(__m512 v) {
+  __m512 s = _mm512_add_ps(v, _mm512_shuffle_f32x4(v, v, 0x4e));
+  s = _mm512_add_ps(s, _mm512_shuffle_f32x4(s, s, 0xb1));
+  __m128 q = _mm512_castps512_ps128(s);
+  q = _mm_add_ps(q, _mm_movehl_ps(q, q));
+  return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
+}
+
+MIMO_RT_INLINE float max_lanes(__m512 v) { return _mm512_reduce_max_ps(v); }
+
+}  // namespace
+}  // namespace mimo_rt::cpu::avx512

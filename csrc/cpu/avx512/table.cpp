@@ -1,0 +1,26 @@
+// The AVX-512 kernels as a table. Needs F, BW, VL, DQ, BF16 and VBMI.
+#include "../tile_layout.h"
+#include "entries.h"
+
+namespace mimo_rt::cpu {
+namespace avx512 {
+namespace {
+
+void gemm(int format, const GemmArgs& args) {
+  switch (format) {
+    case layout::kMxfp4: return gemm_mxfp4(args);
+    case layout::kFp8: return gemm_fp8(args);
+    case layout::kBf16: return gemm_bf16(args);
+    default: return gemm_f32(args);
+  }
+}
+
+const Kernels kTable = {"avx512", prepared_bytes, prepare,  gemm,         attend_scratch_floats,
+                        attend, rms_norm,       silu_mul, add_residual, axpy};
+
+}  // namespace
+}  // namespace avx512
+
+const Kernels* kernels_avx512() { return &avx512::kTable; }
+
+}  // namespace mimo_rt::cpu

@@ -1,0 +1,13 @@
+// The AVX-512 sources, renamed and compiled against SIMDe (see simde/immintrin.h) with -mavx2 -mfma -mf16c.
+#include <immintrin.h>
+
+#define avx512 avx512_emulated
+#define kernels_avx512 kernels_avx512_emulated
+
+#include "cpu/avx512/attend.cpp"
+#include "cpu/avx512/elementwise.cpp"
+#include "cpu/avx512/gemm_bf16_f32.cpp"
+#include "cpu/avx512/gemm_fp8.cpp"
+#include "cpu/avx512/gemm_mxfp4.cpp"
+#include "cpu/avx512/prepare.cpp"
+#include "cpu/avx512/table.cpp"

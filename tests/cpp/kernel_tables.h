@@ -1,0 +1,50 @@
+// The kernel tables that this machine can run, and AVX-512 through SIMDe where the build found it.
+#pragma once
+
+#include "cpu/dispatch.h"
+
+#include <cstdlib>
+#include <memory>
+#include <string>
+#include <vector>
+
+#if defined(MIMO_RT_HAVE_SIMDE)
+namespace mimo_rt::cpu {
+const Kernels* kernels_avx512_emulated();
+}
+#endif
+
+namespace kernel_tables {
+
+struct Table {
+  std::string name;
+  const mimo_rt::cpu::Kernels* kernels;
+};
+
+inline std::vector<Table> runnable() {
+  std::vector<Table> tables;
+  for (const mimo_rt::cpu::CpuBackend& backend : mimo_rt::cpu::cpu_backends())
+    if (backend.kernels && backend.supported) tables.push_back({backend.name, backend.kernels});
+#if defined(MIMO_RT_HAVE_SIMDE)
+  tables.push_back({"cpu-avx512 (emulated)", mimo_rt::cpu::kernels_avx512_emulated()});
+#endif
+  return tables;
+}
+
+/// 64-byte aligned memory; uninitialised bytes are 0xff, a NaN pattern, so that reading them shows.
+class Aligned {
+ public:
+  explicit Aligned(size_t bytes) : data_(static_cast<uint8_t*>(std::aligned_alloc(64, (bytes + 127) / 64 * 64))) {
+    for (size_t i = 0; i < (bytes + 127) / 64 * 64; ++i) data_.get()[i] = 0xff;
+  }
+  uint8_t* bytes() const { return data_.get(); }
+  float* floats() const { return reinterpret_cast<float*>(data_.get()); }
+
+ private:
+  struct Free {
+    void operator()(uint8_t* p) const { std::free(p); }
+  };
+  std::unique_ptr<uint8_t, Free> data_;
+};
+
+}  // namespace kernel_tables
