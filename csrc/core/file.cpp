@@ -47,7 +47,8 @@ fs::path resolve(const fs::path& directory, const std::string& name, const char*
   MIMO_RT_CHECK(!error, io, where, printable(name), ": a symlink that cannot be followed: ",
                 error.message());
   MIMO_RT_CHECK(lies_inside(target, directory) || lies_in_hub_blobs(target, directory), bad_format,
-                where, printable(name), ": expected a symlink that stays in the checkpoint directory ",
+                where, printable(name),
+                ": expected a symlink that stays in the checkpoint directory ",
                 "or in the hub cache's blobs, got one to ", printable(target.string()),
                 ". Copy the file into the directory.");
   return target;
