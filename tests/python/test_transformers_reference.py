@@ -44,7 +44,7 @@ def saved(tmp_path_factory):
     directory = tmp_path_factory.mktemp("transformers")
     model.to(torch.bfloat16).save_pretrained(directory)
     model = transformers.MiMoV2FlashForCausalLM.from_pretrained(
-        directory, dtype=torch.float64, attn_implementation="eager")
+        directory, dtype=torch.float64, attn_implementation="eager", experts_implementation="eager")
     with torch.no_grad():
         logits = model.double()(torch.tensor(TOKENS[None].astype(np.int64))).logits[0].numpy()
     return directory, logits
