@@ -45,23 +45,6 @@ uint64_t read_all(const uint8_t* data, uint64_t bytes) {
   return sum;
 }
 
-/// The part of the concatenated ranges that one thread reads.
-std::vector<ReadRange> share_of(std::span<const ReadRange> ranges, uint32_t part, uint32_t parts) {
-  uint64_t total = 0;
-  for (const ReadRange& range : ranges) total += range.bytes;
-  const uint64_t begin = total / parts * part / 64 * 64;
-  const uint64_t end = part + 1 == parts ? total : total / parts * (part + 1) / 64 * 64;
-  std::vector<ReadRange> share;
-  uint64_t offset = 0;
-  for (const ReadRange& range : ranges) {
-    const uint64_t from = std::clamp(begin, offset, offset + range.bytes);
-    const uint64_t to = std::clamp(end, offset, offset + range.bytes);
-    if (from < to) share.push_back({range.data + (from - offset), to - from});
-    offset += range.bytes;
-  }
-  return share;
-}
-
 /// Best effort: a refused affinity makes the measurement noisier, not wrong.
 void pin_to_usable_core(uint32_t idx) {
   cpu_set_t usable, one;
@@ -173,6 +156,22 @@ std::vector<ReadRange> weight_ranges(const Weights& weights) {
   }
   add_matrix(weights.lm_head(), ranges);
   return ranges;
+}
+
+std::vector<ReadRange> share_of(std::span<const ReadRange> ranges, uint32_t part, uint32_t parts) {
+  uint64_t total = 0;
+  for (const ReadRange& range : ranges) total += range.bytes;
+  const uint64_t begin = total / parts * part / 64 * 64;
+  const uint64_t end = part + 1 == parts ? total : total / parts * (part + 1) / 64 * 64;
+  std::vector<ReadRange> share;
+  uint64_t offset = 0;
+  for (const ReadRange& range : ranges) {
+    const uint64_t from = std::clamp(begin, offset, offset + range.bytes);
+    const uint64_t to = std::clamp(end, offset, offset + range.bytes);
+    if (from < to) share.push_back({range.data + (from - offset), to - from});
+    offset += range.bytes;
+  }
+  return share;
 }
 
 double measure_read_gbs(std::span<const ReadRange> ranges, const BandwidthOptions& options) {

@@ -17,6 +17,10 @@ struct ReadRange {
 /// The packed matrices of a model.
 std::vector<ReadRange> weight_ranges(const Weights& weights);
 
+/// What thread `part` of `parts` reads of the concatenated ranges; pieces begin at multiples of 64
+/// bytes of the concatenation.
+std::vector<ReadRange> share_of(std::span<const ReadRange> ranges, uint32_t part, uint32_t parts);
+
 struct BandwidthOptions {
   uint32_t num_threads = 1;
   bool pin_threads = true;  ///< thread i to the i-th usable core

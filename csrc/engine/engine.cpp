@@ -30,11 +30,15 @@ void check_options(const EngineOptions& options) {
   check_range("prefill_chunk_tokens", options.prefill_chunk_tokens, 1, kMaxStepTokens);
 }
 
+void refuse_cuda(const std::string& device) {
+  MIMO_RT_CHECK(!device.starts_with("cuda"), unavailable, kWhere, "device '", device,
+                "': the CUDA engine is not built into this wheel. Use device 'cpu'.");
+}
+
 std::string pick_backend(const EngineOptions& options) {
-  MIMO_RT_CHECK(!options.device.starts_with("cuda"), unavailable, kWhere, "device '",
-                options.device, "': the CUDA engine is not built into this wheel. ",
-                "Use device 'cpu'.");
+  refuse_cuda(options.device);  // before asking for devices: the same answer on every machine
   const std::string backend = resolve_backend(options.device);
+  refuse_cuda(backend);  // MIMO_RT_BACKEND=cuda
   MIMO_RT_CHECK(!options.exact || backend == "ref", invalid_argument, kWhere,
                 "exact: expected false or device 'ref', got device '", options.device, "'");
   return backend;
