@@ -1,0 +1,142 @@
+// How much memory loading needs, and what happens when the machine does not have it.
+#include "check.h"
+#include "checkpoint_fixture.h"
+
+#include "weights/arena.h"
+#include "weights/weights.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <fstream>
+#include <thread>
+
+using namespace mimo_rt;
+using namespace fixture;
+
+namespace {
+
+/// kB of one line of /proc/self/status.
+uint64_t status_kib(const std::string& key) {
+  std::ifstream in("/proc/self/status");
+  for (std::string line; std::getline(in, line);)
+    if (line.starts_with(key + ":")) return std::stoull(line.substr(key.size() + 1));
+  return 0;
+}
+
+/// Samples resident memory (anonymous + file pages) every millisecond while it lives.
+class PeakMemory {
+ public:
+  PeakMemory() : start_(resident()), sampler_([this](const std::stop_token& stop) {
+    while (!stop.stop_requested()) {
+      peak_ = std::max(peak_.load(), resident());
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+  }) {}
+  uint64_t stop() {
+    sampler_.request_stop();
+    sampler_.join();
+    return peak_ - std::min(peak_.load(), start_);
+  }
+
+ private:
+  static uint64_t resident() { return (status_kib("RssAnon") + status_kib("RssFile")) * 1024; }
+  uint64_t start_;
+  std::atomic<uint64_t> peak_ = 0;
+  std::jthread sampler_;
+};
+
+}  // namespace
+
+TEST_CASE("a model that does not fit is refused before anything is read") {
+  ModelConfig config = small_config();
+  config.layers.resize(1);
+  config.num_layers = 1;
+  config.vocab_size = 1 << 24;
+  config.hidden_size = 8192;
+  CHECK_THROWS(out_of_memory, "bytes available", Weights::synthetic(config, 1));
+  // A checkpoint of 2 x 275 GB, sparse on disk: it would pass every other check.
+  const writer::TempDir dir;
+  uint64_t end = 0;
+  std::string json;
+  for (const ExpectedTensor& tensor : expected_tensors(config)) {
+    const TensorForm& form = tensor.forms[0];
+    uint64_t num_bytes = dtype_bits(form.dtypes[0]) / 8;
+    for (const uint64_t dim : form.shape) num_bytes *= dim;
+    json += (json.empty() ? "{" : ",") +
+            writer::entry(tensor.name, file_dtype(form.dtypes[0]), writer::shape_text(form.shape),
+                          writer::shape_text({end, end + num_bytes}));
+    end += num_bytes;
+  }
+  const std::string header = writer::make_file(json + "}", "");
+  dir.write("model.safetensors", header);
+  std::filesystem::resize_file(dir.path() / "model.safetensors", header.size() + end);
+  const Checkpoint checkpoint = Checkpoint::open(dir.path());
+  CHECK_THROWS(out_of_memory, "bytes available", Weights::load(checkpoint, config, {}));
+  config.layers[0].num_q_heads = 1 << 31;
+  config.layers[0].v_head_dim = 4096;
+  config.layers[0].qk_head_dim = config.layers[0].rotary_dim = 0;
+  config.layers[0].num_kv_heads = 0;
+  CHECK_THROWS(unsupported_shape, "at most", Weights::synthetic(config, 1));
+}
+
+TEST_CASE("available memory is the least of the machine's and the cgroups'") {
+  const writer::TempDir root;
+  root.write("proc/meminfo", "MemTotal: 100 kB\nMemAvailable:   1000 kB\nSwapFree: 5 kB\n");
+  CHECK_EQ(available_memory_bytes(root.path()), 1024'000u);
+  root.write("proc/self/cgroup", "0::/a/b\n");
+  root.write("sys/fs/cgroup/a/b/memory.max", "max\n");
+  root.write("sys/fs/cgroup/a/b/memory.current", "7\n");
+  CHECK_EQ(available_memory_bytes(root.path()), 1024'000u);
+  root.write("sys/fs/cgroup/a/memory.max", "500000\n");
+  root.write("sys/fs/cgroup/a/memory.current", "450000\n");
+  root.write("sys/fs/cgroup/a/memory.stat",
+             "anon 50000\ninactive_file 300000\nactive_file 100000\n");
+  CHECK_EQ(available_memory_bytes(root.path()), 450'000u);
+  root.write("proc/self/cgroup", "5:cpu:/\n4:memory:/not/visible\n0::/\n");
+  root.write("sys/fs/cgroup/memory/memory.limit_in_bytes", "9000\n");
+  root.write("sys/fs/cgroup/memory/memory.usage_in_bytes", "10000\n");
+  CHECK_EQ(available_memory_bytes(root.path()), 0u);
+  root.write("sys/fs/cgroup/memory/memory.stat", "cache 1\ntotal_inactive_file 4000\n");
+  CHECK_EQ(available_memory_bytes(root.path()), 3000u);
+  CHECK(available_memory_bytes() > 1 << 20);
+  CHECK_THROWS(out_of_memory, "need 12 bytes", check_memory(12, 11, "here"));
+  check_memory(11, 11, "here");
+}
+
+TEST_CASE("loading needs at most 1.15 times the packed bytes of memory") {
+  ModelConfig config = small_config();
+  config.hidden_size = 1024;
+  config.vocab_size = 32768;
+  config.expert_intermediate_size = 1024;
+  config.num_experts = 64;
+  config.layers = {small_layer(true, false), small_layer(true, true)};
+  const writer::TempDir dir;
+  write_checkpoint(dir, config);
+  CHECK(std::filesystem::file_size(dir.path() / "model.safetensors") >= 300'000'000);
+  const Checkpoint checkpoint = Checkpoint::open(dir.path());
+  for (const uint32_t num_threads : {1u, 2u, 4u}) {
+    PeakMemory memory;
+    const auto begin = std::chrono::steady_clock::now();
+    const Weights weights = Weights::load(checkpoint, config, {num_threads, {}});
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
+    const double ratio =
+        static_cast<double>(memory.stop()) / static_cast<double>(weights.packed_bytes());
+    std::printf("  %u threads: %.2f GB/s, peak %.3f x packed\n", num_threads,
+                static_cast<double>(weights.packed_bytes()) / seconds.count() * 1e-9, ratio);
+    CHECK(ratio <= 1.15);
+    CHECK(ratio > 0.9);  // control: the measurement sees the weights
+  }
+  // Control: without releasing pages the bound would not hold, and the measurement shows it.
+  PeakMemory memory;
+  uint64_t sum = 0;
+  const Weights weights = Weights::load(checkpoint, config, {2, {}});
+  for (const TensorInfo& tensor : checkpoint.tensors())
+    for (size_t i = 0; i < tensor.data.size(); i += 512)
+      sum += std::to_integer<uint64_t>(tensor.data[i]);
+  CHECK(sum > 0);
+  const auto bound = 1.15 * static_cast<double>(weights.packed_bytes());
+  CHECK(static_cast<double>(memory.stop()) > bound);
+}
+
+CHECK_MAIN()
