@@ -1,0 +1,70 @@
+"""No code path may hit an illegal instruction: ISA code stays in its objects, and the forced ISA is the one that runs."""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import mimo_rt._C as core
+from mimo_rt.checkpoints.tiny import write_tiny_checkpoint
+
+CPU_BACKENDS = [b.name for b in core.list_backends() if b.available and b.name.startswith("cpu")]
+
+
+def symbols(path: pathlib.Path) -> str:
+    """`nm` of an object file."""
+    return subprocess.run(["nm", "-C", path], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("isa", ["avx2", "avx512"])
+def test_isa_objects_export_no_weak_symbol(cpp_builder, root, isa):
+    """A weak symbol compiled with AVX flags could replace the baseline one at link time (build notes, ODR trap)."""
+    build = cpp_builder(["mimo_rt_objects"]).parents[1]
+    objects = sorted((build / "CMakeFiles" / "mimo_rt_objects.dir" / "csrc" / "cpu" / isa).glob("*.o"))
+    names = sorted(p.stem for p in (root / "csrc" / "cpu" / isa).glob("*.cpp"))
+    assert sorted(o.name.removesuffix(".cpp.o") for o in objects) == names and names
+    weak = [line for o in objects for line in symbols(o).splitlines() if re.search(r" [WVu] ", line)]
+    assert not weak
+
+
+def test_isa_folders_hold_the_same_files(root):
+    listing = {isa: sorted(p.name for p in (root / "csrc" / "cpu" / isa).glob("*.cpp")) for isa in ("generic", "avx2", "avx512")}
+    assert listing["generic"] == listing["avx2"] == listing["avx512"]
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_the_forced_backend_is_the_one_that_runs(tmp_path, backend):
+    """The engine names the kernel table that it holds; `auto` follows the environment variable."""
+    write_tiny_checkpoint(tmp_path / "m", seed=1)
+    engine = core.Engine.open(tmp_path / "m", core.EngineOptions(device=backend, num_threads=1))
+    assert engine.backend == backend
+    script = f"import mimo_rt._C as c; print(c.Engine.open({str(tmp_path / 'm')!r}).backend)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True,
+                          env={"MIMO_RT_BACKEND": backend, "PATH": "/usr/bin:/bin"})
+    assert done.stdout.strip() == backend
+
+
+def test_backends_differ_in_rounding_only(tmp_path):
+    """Different kernels ran: sums in another order give other bits, but close ones."""
+    write_tiny_checkpoint(tmp_path / "m", seed=1)
+    tokens = np.arange(24, dtype=np.int32)
+    found = {}
+    for backend in CPU_BACKENDS:
+        engine = core.Engine.open(tmp_path / "m", core.EngineOptions(device=backend, num_threads=1))
+        found[backend] = core.Session(engine, max_context=64).logits(tokens)
+    reference = found.pop("cpu-generic")
+    for logits in found.values():
+        assert np.abs(logits - reference).max() < 0.05 * np.abs(reference).max()
+
+
+def test_an_impossible_backend_is_refused(tmp_path):
+    write_tiny_checkpoint(tmp_path / "m", seed=1)
+    for backend in core.list_backends():
+        if not backend.available:
+            with pytest.raises(core.UnavailableError, match="not built|lacks|driver|device|version"):
+                core.Engine.open(tmp_path / "m", core.EngineOptions(device=backend.name))
+    with pytest.raises(core.InvalidArgumentError, match="cpu-mmx"):
+        core.Engine.open(tmp_path / "m", core.EngineOptions(device="cpu-mmx"))

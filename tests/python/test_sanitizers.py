@@ -1,0 +1,42 @@
+"""The fuzzer under AddressSanitizer and UBSan, and the parallel parts under ThreadSanitizer."""
+
+import os
+import subprocess
+
+import pytest
+
+FUZZ_SECONDS = 20
+
+
+def run(command, **environment):
+    """Runs a program; sanitizers report through its exit status."""
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False,
+                          timeout=900, env=os.environ | environment)
+
+
+@pytest.fixture(scope="module")
+def asan_programs(cpp_builder):
+    return cpp_builder(["fuzz_checkpoint", "test_checkpoint", "test_pack"], sanitize="address,undefined")
+
+
+def test_fuzzing_the_checkpoint_reader_finds_nothing(asan_programs):
+    done = run([asan_programs / "fuzz_checkpoint", "--seconds", FUZZ_SECONDS, "--seed", 1])
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_fuzzer_finds_a_planted_fault(asan_programs):
+    done = run([asan_programs / "fuzz_checkpoint", "--seconds", 5, "--self-test", 1])
+    assert done.returncode != 0
+
+
+@pytest.mark.parametrize("program", ["test_checkpoint", "test_pack"])
+def test_hostile_files_under_asan(asan_programs, program):
+    done = run([asan_programs / program])
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("program", ["test_worker_pool", "test_executors"])
+def test_parallel_parts_under_tsan(cpp_builder, program):
+    programs = cpp_builder(["test_worker_pool", "test_executors"], sanitize="thread")
+    done = run(["setarch", "-R", programs / program], TSAN_OPTIONS="halt_on_error=1")
+    assert done.returncode == 0, done.stdout + done.stderr
