@@ -11,7 +11,6 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/core/config.cpp
   csrc/core/config_fields.cpp
   csrc/core/config_json.cpp
-  csrc/core/device.cpp
   csrc/core/dtype.cpp
   csrc/core/error.cpp
   csrc/core/file.cpp
@@ -47,6 +46,7 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/kv/kv_cache.cpp
   csrc/sampling/sampler.cpp
   csrc/engine/bandwidth.cpp
+  csrc/engine/device.cpp
   csrc/engine/engine.cpp
   csrc/engine/generate.cpp
   csrc/engine/generation_clock.cpp

@@ -12,11 +12,13 @@
 namespace mimo_rt {
 namespace {
 
-std::string cuda_description(const CudaDevices& cuda) {
-  std::string text;
+// The toolchain and the device query are real, the engine is still to come: never available.
+Backend cuda_backend(const CudaDevices& cuda) {
+  if (!cuda.built) return {"cuda", false, cuda.reason};
+  std::string found;
   for (const CudaDevice& device : cuda.devices)
-    text = concat(text, text.empty() ? "" : "; ", device.name, " (sm_", device.compute_major, device.compute_minor, ")");
-  return text.empty() ? cuda.reason : text;
+    found = concat(found, found.empty() ? "" : "; ", device.name, " (sm_", device.compute_major, device.compute_minor, ")");
+  return {"cuda", false, concat("this version has no CUDA engine; devices: ", found.empty() ? cuda.reason : found)};
 }
 
 Backend cpu_backend(const cpu::CpuBackend& backend) {
@@ -38,8 +40,7 @@ std::string fastest_cpu(const std::vector<Backend>& list) {
 std::vector<Backend> list_backends() {
   std::vector<Backend> list = {{"ref", true, "serial, float64 accumulation: the reference, slow"}};
   for (const cpu::CpuBackend& backend : cpu::cpu_backends()) list.push_back(cpu_backend(backend));
-  const CudaDevices cuda = list_cuda_devices();
-  list.push_back({"cuda", !cuda.devices.empty(), cuda_description(cuda)});
+  list.push_back(cuda_backend(list_cuda_devices()));
   return list;
 }
 
