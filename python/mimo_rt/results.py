@@ -12,7 +12,8 @@ from typing import Any
 class GenerationStats:
     """Times and rates of one generation; the definitions are in ``mimo_rt/stats.h``.
 
-    TTFT is submit to first token; TPOT is (end to end - TTFT) / (output tokens - 1); GB = 1e9 bytes.
+    TTFT is submit to first token; TPOT is (end to end - TTFT) / (output tokens - 1); GB is 1e9
+    bytes.
     """
 
     num_prompt_tokens: int = 0
@@ -75,7 +76,7 @@ class GenerationResult:
     """
 
     text: str
-    token_ids: tuple[int, ...]
+    token_ids: list[int]
     finish_reason: str
     stop_reason: str | int | None
     usage: Usage
@@ -97,7 +98,7 @@ class StreamEvent:
     """
 
     text: str
-    token_ids: tuple[int, ...]
+    token_ids: list[int]
     result: GenerationResult | None = None
 
     @property
@@ -115,8 +116,8 @@ class ScoreResult:
         loss: mean negative logprob, nat per token, over all tokens but the first.
     """
 
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float | None, ...]
+    token_ids: list[int]
+    logprobs: list[float | None]
     loss: float
 
     @property
@@ -169,7 +170,7 @@ def result_from_core(
         )
     return GenerationResult(
         text=text,
-        token_ids=tuple(result.token_ids),
+        token_ids=list(result.token_ids),
         finish_reason=str(result.finish_reason),
         stop_reason=stop_reason,
         usage=usage,

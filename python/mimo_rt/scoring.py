@@ -26,7 +26,7 @@ def score_logits(token_ids: Sequence[int], logits: np.ndarray) -> ScoreResult:
         chosen = rows[np.arange(end - begin), targets[begin:end]]
         values[begin:end] = chosen - np.log(np.exp(rows).sum(axis=1))
     return ScoreResult(
-        token_ids=tuple(token_ids),
-        logprobs=(None, *values.tolist()),
+        token_ids=list(token_ids),
+        logprobs=[None, *values.tolist()],
         loss=float(-values.mean()),
     )

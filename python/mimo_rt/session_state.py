@@ -39,6 +39,7 @@ class SessionState:
         self._limits = limits
         self._busy = threading.Lock()
         self._totals = [0, 0, 0]  # generations, prompt tokens, output tokens
+        self._num_cached_tokens = 0  # the core's own count may change while it is read
         self._last: GenerationStats | None = None
         self._bandwidth_gbs: float | None = None
         self._core = _C.Session(engine, max_context=limits.max_context)
@@ -94,7 +95,7 @@ class SessionState:
             expert_bytes=self._engine.expert_bytes,
             kv_bytes=core.kv_bytes,
             max_context=core.max_context,
-            num_cached_tokens=core.num_cached_tokens,
+            num_cached_tokens=self._num_cached_tokens,
             num_generations=self._totals[0],
             num_prompt_tokens=self._totals[1],
             num_output_tokens=self._totals[2],
@@ -146,6 +147,8 @@ class SessionState:
         try:
             yield
         finally:
+            if (core := self._core) is not None:
+                self._num_cached_tokens = core.num_cached_tokens
             self._busy.release()
 
 

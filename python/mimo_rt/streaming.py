@@ -7,7 +7,6 @@ Ctrl-C lands in the reader, which cancels the generation and waits for its curre
 
 from __future__ import annotations
 
-import asyncio
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -58,11 +57,11 @@ class _Run:
             if self.reader is None or not self.reader.is_alive():
                 self._stop = True
         if not self._stop:
-            self.outbox.put(StreamEvent(text, tuple(token_ids)))
+            self.outbox.put(StreamEvent(text, list(token_ids)))
         return not self._stop
 
     def next(self) -> StreamEvent | GenerationResult | None:
-        """The next event, or the result, or None after `stop`; raises what the generation raised."""
+        """The next event or the result; None after `stop`. Raises what the generation raised."""
         self.reader = threading.current_thread()
         item = self.outbox.get()
         if isinstance(item, BaseException):
@@ -105,7 +104,9 @@ class TokenStream(Iterator[StreamEvent]):
     one step. `result` holds the outcome once the stream has ended, also after a cancel.
     """
 
-    def __init__(self, call: Call, cancel: Callable[[], None], *, wants_events: bool = True) -> None:
+    def __init__(
+        self, call: Call, cancel: Callable[[], None], *, wants_events: bool = True
+    ) -> None:
         self._run = _Run(call, cancel, wants_events)
         self._text = ""
         self._num_tokens = 0
@@ -166,6 +167,8 @@ class TokenStream(Iterator[StreamEvent]):
 
 async def iterate_async(stream: TokenStream) -> AsyncIterator[StreamEvent]:
     """The events of ``stream`` without blocking the event loop; cancelling the task stops it."""
+    import asyncio  # slow to import, and few programs need it
+
     loop = asyncio.get_running_loop()
     try:
         while True:

@@ -32,7 +32,9 @@ class Tokenizer:
         if not path.is_file():
             return None
         if (size := path.stat().st_size) > _MAX_FILE_BYTES:
-            raise _C.BadFormatError(f"[{path}] expected at most {_MAX_FILE_BYTES} bytes, got {size}.")
+            raise _C.BadFormatError(
+                f"[{path}] expected at most {_MAX_FILE_BYTES} bytes, got {size}."
+            )
         return cls(path)
 
     @property

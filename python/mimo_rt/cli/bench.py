@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def synthetic_config(num_layers: int = 16) -> dict[str, Any]:
-    """config.json of the benchmark model: every feature of MiMo-V2.5-Pro-FP4 at 1/3 of its width."""
+    """config.json of the benchmark model: MiMo-V2.5-Pro-FP4 with a third of its width."""
     from ..checkpoints.presets import quantization_fields
 
     # One full layer at each end and every sixth; the rest see 128 keys. Layer 0 is dense.

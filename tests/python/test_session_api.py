@@ -1,0 +1,301 @@
+"""`Session`: names, defaults, results and errors, on a tiny random model."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import mimo_rt
+from mimo_rt import SamplingParams, Session, _C, errors
+from mimo_rt.checkpoints import write_tiny_checkpoint
+
+PROMPT = "Once upon a time"
+GREEDY = {"temperature": 0.0, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("model") / "tiny", seed=3)
+
+
+@pytest.fixture(scope="module")
+def session(model_dir):
+    with Session(model_dir, num_threads=1) as session:
+        yield session
+
+
+def with_generation_config(model_dir, tmp_path, fields):
+    """The same weights under another generation_config.json."""
+    copy = shutil.copytree(model_dir, tmp_path / "model")
+    text = fields if isinstance(fields, str) else json.dumps(fields)
+    (copy / "generation_config.json").write_text(text)
+    return copy
+
+
+# -- names
+
+
+@pytest.mark.parametrize(
+    ("call", "needle"),
+    [
+        (lambda s, d: s.generate(PROMPT, temperatur=1), "Did you mean 'temperature'"),
+        (lambda s, d: s.stream(PROMPT, max_token=1), "Did you mean 'max_tokens'"),
+        (lambda s, d: s.chat([{"role": "user", "content": "x"}], topp=1), "Did you mean 'top_p'"),
+        (lambda s, d: SamplingParams(stop_tokens=[1]), "Did you mean 'stop_token_ids'"),
+        (lambda s, d: Session(d, devic="cpu"), "Did you mean 'device'"),
+        (lambda s, d: Session(d, max_contxt=5), "Did you mean 'max_context'"),
+        (lambda s, d: s.generate(PROMPT, max_tokens=1, max_new_tokens=1), "given twice"),
+        (lambda s, d: Session(d, threads=1, num_threads=1), "given twice"),
+    ],
+)
+def test_unknown_arguments_are_refused(session, model_dir, call, needle):
+    with pytest.raises(TypeError, match=needle):
+        call(session, model_dir)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_tokens", 0),
+        ("max_tokens", 1.5),
+        ("max_tokens", True),
+        ("min_tokens", -1),
+        ("temperature", -0.1),
+        ("temperature", float("nan")),
+        ("temperature", float("inf")),
+        ("temperature", "hot"),
+        ("top_k", -2),
+        ("top_p", 0.0),
+        ("top_p", 1.01),
+        ("min_p", 1.0),
+        ("repetition_penalty", 0),
+        ("seed", -1),
+        ("seed", 2**64),
+        ("logprobs", 21),
+        ("stop", ""),
+        ("stop", ["a"] * 17),
+        ("stop", ["x" * 1025]),
+        ("stop", [3]),
+        ("stop", 3),
+        ("stop", "\ud800"),
+        ("stop_token_ids", [-1]),
+        ("stop_token_ids", 7),
+        ("ignore_eos", 1),
+    ],
+)
+def test_values_out_of_range_name_the_field(session, name, value):
+    with pytest.raises(errors.InvalidArgumentError, match=rf"\] {name}: expected"):
+        session.generate(PROMPT, **{name: value})
+
+
+def test_aliases_and_params_objects(session):
+    expected = session.generate(PROMPT, max_tokens=5, **GREEDY)
+    assert session.generate(PROMPT, max_new_tokens=5, **GREEDY).token_ids == expected.token_ids
+    params = SamplingParams(max_tokens=9, **GREEDY)
+    assert session.generate(PROMPT, params, max_tokens=5).token_ids == expected.token_ids
+    assert len(session.generate(PROMPT, params).token_ids) == 9
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        params.max_tokens = 1
+
+
+# -- prompts
+
+
+def test_kinds_of_prompt_agree(session):
+    ids = session.encode(PROMPT)
+    assert session.decode(ids) == PROMPT
+    expected = session.generate(PROMPT, max_tokens=6, **GREEDY)
+    for prompt in (ids, tuple(ids), np.asarray(ids), np.asarray(ids, dtype=np.int16)):
+        assert session.generate(prompt, max_tokens=6, **GREEDY).token_ids == expected.token_ids
+    assert session.generate(ids[:-1], max_tokens=6, **GREEDY).token_ids != expected.token_ids
+
+
+def test_chat_is_generate_on_the_rendered_template(session):
+    messages = [{"role": "user", "content": "Hi"}]
+    text = session.apply_chat_template(messages)
+    assert text.endswith("<|im_start|>assistant\n")
+    ids = session.encode(text, add_special_tokens=False)
+    expected = session.generate(ids, max_tokens=6, **GREEDY).token_ids
+    assert session.chat(messages, max_tokens=6, **GREEDY).token_ids == expected
+    assert session.generate(messages, max_tokens=6, **GREEDY).token_ids == expected
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["", [], [1.5], [True], ["a"], b"ab", None, 3, {"role": "user"}, [-1], [2**31], "\ud800"],
+)
+def test_bad_prompts(session, prompt):
+    with pytest.raises(errors.InvalidArgumentError):
+        session.generate(prompt, max_tokens=1)
+
+
+def test_token_id_outside_the_vocabulary(session):
+    vocab_size = session.config.vocab_size
+    with pytest.raises(errors.InvalidArgumentError, match=str(vocab_size)):
+        session.generate([1, vocab_size], max_tokens=1)
+    session.generate([1, vocab_size - 1], max_tokens=1)
+
+
+def test_prompt_that_does_not_fit(model_dir):
+    with Session(model_dir, num_threads=1, max_context=16) as session:
+        assert session.max_context == 16
+        with pytest.raises(errors.CapacityError, match="16"):
+            session.generate([1] * 17, max_tokens=1)
+        result = session.generate([1] * 10, **GREEDY)
+        assert result.finish_reason == "length"
+        assert 5 <= len(result.token_ids) <= 7
+
+
+# -- results
+
+
+def test_result_fields(session):
+    result = session.generate(PROMPT, max_tokens=7, **GREEDY)
+    assert result.finish_reason == "length" and result.stop_reason is None
+    usage = result.usage
+    assert usage.prompt_tokens == len(session.encode(PROMPT))
+    assert usage.completion_tokens == len(result.token_ids) == 7
+    assert usage.total_tokens == usage.prompt_tokens + 7
+    assert 0 <= usage.cached_tokens <= usage.prompt_tokens
+    assert result.logprobs is None
+    assert json.loads(json.dumps(result.to_dict()))["usage"]["completion_tokens"] == 7
+
+
+def test_stats_have_the_fields_of_the_core(session):
+    in_core = {name for name in dir(_C.GenerationStats) if not name.startswith("_")}
+    assert in_core == {field.name for field in dataclasses.fields(mimo_rt.GenerationStats)}
+    stats = session.generate(PROMPT, max_tokens=9, **GREEDY).stats
+    assert stats.num_output_tokens == 9 and stats.num_steps >= 8
+    assert 0 < stats.ttft_ms <= stats.e2e_ms and stats.tpot_ms > 0
+    # The definitions of stats.h; the clock is read a few times, hence the slack.
+    assert stats.tpot_ms == pytest.approx((stats.e2e_ms - stats.ttft_ms) / 8, rel=0.2, abs=0.05)
+    assert session.stats.last == stats and session.stats.num_cached_tokens > 0
+
+
+def test_bandwidth_fraction_after_measuring(model_dir):
+    with Session(model_dir, num_threads=1) as session:
+        assert session.generate(PROMPT, max_tokens=4, **GREEDY).stats.bandwidth_fraction == 0
+        gbs = session.measure_bandwidth(0.05)
+        stats = session.generate(PROMPT, max_tokens=4, **GREEDY).stats
+        assert gbs > 0.1 and session.stats.bandwidth_gbs == gbs
+        assert stats.bandwidth_fraction == pytest.approx(stats.decode_gbs / gbs)
+
+
+def test_conversation_reuses_the_cache(session):
+    ids = session.encode(PROMPT)
+    session.reset()
+    first = session.generate(ids, max_tokens=8, **GREEDY)
+    longer = [*ids, *first.token_ids, 65, 66]
+    warm = session.generate(longer, max_tokens=8, **GREEDY)
+    assert warm.usage.cached_tokens >= len(ids)
+    session.reset()
+    cold = session.generate(longer, max_tokens=8, **GREEDY)
+    assert cold.usage.cached_tokens == 0
+    assert cold.token_ids == warm.token_ids
+
+
+# -- seeds
+
+
+def test_a_fixed_seed_repeats_and_another_differs(session):
+    options = {"max_tokens": 24, "temperature": 1.0, "ignore_eos": True}
+    first = session.generate(PROMPT, seed=5, **options)
+    assert first.seed == 5
+    assert session.generate(PROMPT, seed=5, **options).token_ids == first.token_ids
+    assert session.generate(PROMPT, seed=6, **options).token_ids != first.token_ids
+
+
+def test_a_fresh_seed_is_recorded(session):
+    options = {"max_tokens": 24, "temperature": 1.0, "ignore_eos": True}
+    first, second = (session.generate(PROMPT, **options) for _ in range(2))
+    assert first.seed != second.seed and first.token_ids != second.token_ids
+    assert session.generate(PROMPT, seed=first.seed, **options).token_ids == first.token_ids
+
+
+def test_session_seed_is_the_default(model_dir):
+    options = {"max_tokens": 16, "temperature": 1.0, "ignore_eos": True}
+    with Session(model_dir, num_threads=1, seed=9) as session:
+        first = session.generate(PROMPT, **options)
+        assert first.seed == 9
+        assert session.generate(PROMPT, **options).token_ids == first.token_ids
+        assert session.generate(PROMPT, seed=10, **options).seed == 10
+        with session.new_session() as other:
+            assert other.generate(PROMPT, **options).token_ids == first.token_ids
+
+
+# -- stops
+
+
+def test_stop_token_ids(session):
+    free = session.generate(PROMPT, max_tokens=32, **GREEDY)
+    stop_id = free.token_ids[5]
+    first = free.token_ids.index(stop_id)
+    result = session.generate(PROMPT, max_tokens=32, stop_token_ids=[stop_id], **GREEDY)
+    assert result.token_ids == free.token_ids[: first + 1]
+    assert (result.finish_reason, result.stop_reason) == ("stop", stop_id)
+
+
+def test_end_tokens_of_generation_config(session, model_dir, tmp_path):
+    free = session.generate(PROMPT, max_tokens=32, **GREEDY)
+    eos = free.token_ids[5]
+    first = free.token_ids.index(eos)
+    copy = with_generation_config(model_dir, tmp_path, {"eos_token_id": [eos, 258]})
+    with Session(copy, num_threads=1) as ends:
+        result = ends.generate(PROMPT, max_tokens=32, temperature=0.0)
+        assert result.token_ids == free.token_ids[: first + 1]
+        assert (result.finish_reason, result.stop_reason) == ("stop", None)
+        assert ends.generate(PROMPT, max_tokens=32, **GREEDY).token_ids == free.token_ids
+        later = ends.generate(PROMPT, max_tokens=32, temperature=0.0, min_tokens=first + 3)
+        assert len(later.token_ids) >= first + 3 and later.token_ids[first] != eos
+    with Session(copy, num_threads=1, generation_config="none") as ignores:
+        result = ignores.generate(PROMPT, max_tokens=first + 1, temperature=0.0)
+        assert result.finish_reason == "length" or 258 in result.token_ids
+
+
+def test_stop_strings(session):
+    sampled = {"temperature": 1.0, "seed": 2, "ignore_eos": True, "max_tokens": 128}
+    free = session.generate(PROMPT, **sampled)
+    stop = next(c for i, c in enumerate(free.text) if c.isalnum() and free.text.index(c) == i > 8)
+    before = free.text[: free.text.index(stop)]
+    result = session.generate(PROMPT, stop=stop, **sampled)
+    assert (result.text, result.finish_reason, result.stop_reason) == (before, "stop", stop)
+    both = {"stop": ["never there", stop], "include_stop_str_in_output": True}
+    kept = session.generate(PROMPT, **both, **sampled)
+    assert kept.text == before + stop
+    assert session.generate(PROMPT, stop="never there", **sampled).text == free.text
+
+
+# -- defaults
+
+
+def test_sampling_defaults_of_the_model(session, model_dir, tmp_path):
+    greedy = session.generate(PROMPT, max_tokens=16, **GREEDY)
+    copy = with_generation_config(model_dir, tmp_path, {"do_sample": False, "temperature": 0.7})
+    with Session(copy, num_threads=1) as careful:
+        options = {"max_tokens": 16, "ignore_eos": True, "seed": 1}
+        assert careful.generate(PROMPT, **options).token_ids == greedy.token_ids
+        hot = careful.generate(PROMPT, temperature=1.5, **options)
+        assert hot.token_ids != greedy.token_ids
+    with Session(copy, num_threads=1, generation_config="none") as neutral:
+        assert neutral.generate(PROMPT, **options).token_ids != greedy.token_ids
+
+
+@pytest.mark.parametrize(
+    ("content", "needle"),
+    [
+        ("{", "not JSON"),
+        ("[]", "expected a JSON object"),
+        ({"temperature": -1}, "temperature: expected a number >= 0, got -1"),
+        ({"top_p": "much"}, "top_p"),
+        ({"eos_token_id": "</s>"}, "eos_token_id"),
+        ({"eos_token_id": [1, -2]}, "eos_token_id"),
+    ],
+)
+def test_bad_generation_config(model_dir, tmp_path, content, needle):
+    copy = with_generation_config(model_dir, tmp_path, content)
+    with pytest.raises(errors.BadFormatError, match=needle) as caught:
+        Session(copy, num_threads=1)
+    assert "generation_config.json" in str(caught.value)
+    Session(copy, num_threads=1, generation_config="none").close()

@@ -1,0 +1,188 @@
+"""`Session`: loading, logprobs, scoring, closing, models without text, what engines share."""
+
+import shutil
+import threading
+
+import numpy as np
+import pytest
+
+from mimo_rt import Session, errors
+from mimo_rt.checkpoints import write_tiny_checkpoint
+
+IDS = list(range(40, 60))
+GREEDY = {"temperature": 0.0, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("model") / "tiny", seed=4)
+
+
+@pytest.fixture(scope="module")
+def session(model_dir):
+    with Session(model_dir, num_threads=1) as session:
+        yield session
+
+
+def log_softmax(logits):
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def test_logprobs_are_the_log_softmax_of_the_logits(session):
+    result = session.generate(IDS, max_tokens=6, logprobs=3, **GREEDY)
+    tokens = [*IDS, *result.token_ids]
+    expected = log_softmax(session.logits(tokens))[len(IDS) - 1 : -1]
+    vocab_size = expected.shape[1]
+    # FP32: a sum of vocab_size terms and one logarithm, then a difference of logits below 64.
+    bound = (vocab_size + 64) * 2.0**-24
+    assert len(result.logprobs) == 6
+    for row, token_id, entry in zip(expected, result.token_ids, result.logprobs, strict=True):
+        assert entry.chosen.token_id == token_id == entry.alternatives[0].token_id
+        best = np.sort(row)[::-1][:3]
+        got = [alternative.logprob for alternative in entry.alternatives]
+        assert np.abs(np.asarray(got) - best).max() <= bound
+        assert abs(entry.chosen.logprob - row[token_id]) <= bound
+        assert abs(got[1] - best[0]) > bound  # the comparison can tell two tokens apart
+    alone = session.generate(IDS, max_tokens=2, logprobs=0, **GREEDY)
+    assert [len(entry.alternatives) for entry in alone.logprobs] == [0, 0]
+
+
+def test_score(session):
+    logits = session.logits(IDS)
+    assert logits.shape == (len(IDS), session.config.vocab_size) and logits.dtype == np.float32
+    expected = log_softmax(logits)[np.arange(len(IDS) - 1), IDS[1:]]
+    score = session.score(IDS)
+    assert score.logprobs[0] is None and score.num_scored_tokens == len(IDS) - 1
+    np.testing.assert_allclose(score.logprobs[1:], expected, rtol=0, atol=1e-12)
+    assert score.loss == pytest.approx(-expected.mean(), abs=1e-12)
+    shifted = log_softmax(logits)[np.arange(len(IDS) - 1), IDS[:-1]]
+    assert score.loss != pytest.approx(-shifted.mean(), abs=1e-3)
+    with pytest.raises(errors.InvalidArgumentError, match="at least 2"):
+        session.score([1])
+
+
+def test_logits_do_not_depend_on_the_step_size(session):
+    logits = session.logits(IDS)
+    for step_tokens in (1, 3, 8):
+        assert session.logits(IDS, step_tokens=step_tokens).tobytes() == logits.tobytes()
+    other = [*IDS[:-1], IDS[-1] + 1]
+    assert session.logits(other).tobytes() != logits.tobytes()
+
+
+def test_number_of_threads_changes_nothing(session, model_dir):
+    expected = session.generate(IDS, max_tokens=12, **GREEDY).token_ids
+    for num_threads in (2, 3):
+        with Session(model_dir, threads=num_threads) as other:
+            assert other.stats.num_workers == num_threads
+            assert other.generate(IDS, max_tokens=12, **GREEDY).token_ids == expected
+
+
+def test_sessions_share_an_engine_from_several_threads(session):
+    expected = [session.generate([i, *IDS], max_tokens=8, **GREEDY).token_ids for i in range(4)]
+    got = [None] * 4
+
+    def work(index):
+        with session.new_session() as own:
+            for _ in range(3):
+                got[index] = own.generate([index, *IDS], max_tokens=8, **GREEDY).token_ids
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert got == expected and expected[0] != expected[1]
+
+
+def test_close_is_idempotent_and_final(model_dir):
+    session = Session(model_dir, num_threads=1)
+    sibling = session.new_session()
+    stream = session.stream(IDS, max_tokens=4)
+    session.close()
+    session.close()
+    assert session.closed and "closed" in repr(session)
+    for call in (
+        lambda: session.generate(IDS),
+        lambda: session.stream(IDS),
+        lambda: session.logits(IDS),
+        lambda: session.backend,
+        lambda: session.stats,
+        session.reset,
+        session.__enter__,
+    ):
+        with pytest.raises(errors.InvalidArgumentError, match="closed"):
+            call()
+    session.cancel()
+    assert session.decode(session.encode("text")) == "text"  # needs no engine
+    assert len(list(stream)) > 0  # had been handed out before
+    assert len(sibling.generate(IDS, max_tokens=2, **GREEDY).token_ids) == 2
+
+
+def test_model_without_tokenizer(tmp_path):
+    model_dir = write_tiny_checkpoint(tmp_path / "tiny", tokenizer=False)
+    with Session(model_dir, num_threads=1) as session:
+        assert not session.has_tokenizer
+        result = session.generate(IDS, max_tokens=3, **GREEDY)
+        assert result.text == "" and len(result.token_ids) == 3
+        for call in (
+            lambda: session.generate("text"),
+            lambda: session.encode("text"),
+            lambda: session.decode([1]),
+        ):
+            with pytest.raises(errors.InvalidArgumentError, match="tokenizer.json"):
+                call()
+        with pytest.raises(errors.InvalidArgumentError, match="chat_template"):
+            session.chat([{"role": "user", "content": "x"}])
+        with pytest.raises(errors.InvalidArgumentError, match="stop_token_ids"):
+            session.generate(IDS, stop="x")
+
+
+def test_broken_tokenizer(model_dir, tmp_path):
+    copy = shutil.copytree(model_dir, tmp_path / "model")
+    (copy / "tokenizer.json").write_text("{}")
+    with pytest.raises(errors.MimoRtError, match="tokenizer.json"):
+        Session(copy, num_threads=1).generate("text")
+
+
+def test_progress(model_dir):
+    calls = []
+    Session(model_dir, num_threads=1, progress=lambda *call: calls.append(call)).close()
+    assert calls and calls[-1][0] == calls[-1][1] > 0
+    assert [done for done, _ in calls] == sorted(done for done, _ in calls)
+    with pytest.raises(errors.CancelledError):
+        Session(model_dir, num_threads=1, progress=lambda done, total: False)
+
+    def failing(done, total):
+        raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine"):
+        Session(model_dir, num_threads=1, progress=failing)
+
+
+def test_devices(model_dir):
+    with Session(model_dir, device="ref") as session:
+        assert session.backend == "ref"
+    with Session(model_dir, device="cpu", num_threads=1) as session:
+        assert session.backend.startswith("cpu-")
+    with pytest.raises(errors.InvalidArgumentError, match="abacus"):
+        Session(model_dir, device="abacus")
+    with pytest.raises(errors.UnavailableError):
+        Session(model_dir, device="cuda")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"num_threads": 0}, {"max_context": 0}, {"seed": -1}, {"timeout_ms": "long"}, {"threads": 1.5},
+     {"window_tokens": -1}, {"generation_config": "vllm"}],
+)
+def test_bad_options(model_dir, options):
+    with pytest.raises(errors.InvalidArgumentError, match="expected"):
+        Session(model_dir, **options)
+
+
+def test_not_a_model(tmp_path):
+    with pytest.raises(errors.IoError, match="nowhere"):
+        Session(tmp_path / "nowhere")
+    with pytest.raises(errors.MimoRtError, match="config.json"):
+        Session(tmp_path)
