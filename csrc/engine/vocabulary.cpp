@@ -21,7 +21,7 @@ constexpr uint64_t kMaxKeys = 1 << 22;
 /// Only these parts of the file are kept in memory.
 bool is_wanted(int depth, const std::string& key) {
   if (depth == 1) return key == "model" || key == "added_tokens" || key == "decoder";
-  return key != "merges";
+  return depth != 2 || key != "merges";  // deeper, it is a token like any other
 }
 
 Json parse_tokenizer(std::string_view text, std::string_view source) {

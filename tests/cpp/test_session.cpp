@@ -60,6 +60,22 @@ TEST_CASE("prefix reuse: rings that have moved on are not trusted") {
   CHECK(num_reused > 20 && num_dropped > 20);  // both happened
 }
 
+TEST_CASE("prefix reuse: rows that were overwritten stay lost after a shorter turn") {
+  const Fixture f;  // rings of 32 rows, 8 of which a continuation reads
+  const Tokens prompt = iota_tokens(60);
+  Session session(f.engine);
+  const Tokens history = prompt + session.generate(prompt, greedy(41)).token_ids;
+  CHECK_EQ(session.num_cached_tokens(), 100u);
+  for (uint32_t shorter = 99; shorter >= 60; --shorter) {
+    session.reset();
+    session.generate(prompt, greedy(41));
+    const Tokens first(history.begin(), history.begin() + 95);
+    CHECK_EQ(session.generate(first, greedy(1)).stats.num_cached_tokens, 94u);
+    const Tokens second(history.begin(), history.begin() + shorter);
+    CHECK(session.generate(second, greedy(5)).token_ids == reference(second, greedy(5)));
+  }
+}
+
 TEST_CASE("stop tokens, length and the end of the context") {
   const Fixture f;
   const Tokens prompt = iota_tokens(12);

@@ -58,7 +58,7 @@ TEST_CASE("every byte has its character") {
 
 TEST_CASE("tokens, specials, gaps and unknown ids") {
   const Vocabulary vocabulary = load(tokenizer(
-      R"({"Ġhello":3,"âĤ¬":1,"<|end|>":7,"ĠÐ¼":2,"漢Ġ":4})",
+      R"({"Ġhello":3,"âĤ¬":1,"<|end|>":7,"ĠÐ¼":2,"漢Ġ":4,"merges":6})",
       R"([{"id":7,"content":"<|end|>","special":true},{"id":9,"content":"<tool>","special":false},
           {"id":10,"content":"two words"}])"));
   CHECK_EQ(vocabulary.size(), 11u);
@@ -66,6 +66,7 @@ TEST_CASE("tokens, specials, gaps and unknown ids") {
   CHECK_EQ(vocabulary.bytes(1), "€");
   CHECK_EQ(vocabulary.bytes(2), " м");
   CHECK_EQ(vocabulary.bytes(4), "漢Ġ");  // 漢 is no byte: the token stands for itself
+  CHECK_EQ(vocabulary.bytes(6), "merges");  // a token, not the list of merges
   CHECK_EQ(vocabulary.bytes(7), "");
   CHECK(vocabulary.is_special(7) && !vocabulary.is_special(9));
   CHECK_EQ(vocabulary.bytes(9), "<tool>");
