@@ -8,12 +8,15 @@
 // count of one ISA. No kernel allocates, locks or calls the operating system.
 #pragma once
 
+#include "core/kv_segment.h"
+
 #include <stddef.h>
 #include <stdint.h>
 
 namespace mimo_rt::cpu {
 
 using bf16_t = uint16_t;
+using mimo_rt::KvSegment;
 
 /// y[token, row] = sum over k of w[row, k] * x[token, k], products exact, FP32 accumulation in an order fixed by k.
 struct GemmArgs {
@@ -35,13 +38,6 @@ struct PrepareArgs {
   uint32_t k_valid;         ///< elements per row that exist; the rest up to k is zero
   uint32_t k;               ///< padded k
   void* prepared;           ///< prepared_bytes(format, num_tokens, k) bytes, 64-byte aligned
-};
-
-/// A run of keys and values that lie one after the other in the KV cache.
-struct KvSegment {
-  const bf16_t* k;     ///< [num_keys, qk_head_dim]
-  const bf16_t* v;     ///< [num_keys, v_head_dim]
-  uint32_t num_keys;   ///< >= 1
 };
 
 /// Attention of one token over one kv head, for the q heads that share it. Keys in ascending position.

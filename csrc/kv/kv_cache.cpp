@@ -193,7 +193,7 @@ uint16_t* KvCache::v_row(uint32_t layer_idx, uint32_t seq_idx, uint32_t kv_head_
 }
 
 uint32_t KvCache::segments(uint32_t layer_idx, uint32_t seq_idx, uint32_t kv_head_idx,
-                           uint32_t pos_begin, uint32_t pos_end, cpu::KvSegment* out) const {
+                           uint32_t pos_begin, uint32_t pos_end, KvSegment* out) const {
   const LayerLayout& layer = impl_->layers[layer_idx];
   uint32_t num_segments = 0;
   for (uint32_t pos = pos_begin; pos < pos_end;) {

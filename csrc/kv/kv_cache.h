@@ -8,7 +8,7 @@
 
 #include <mimo_rt/config.h>
 
-#include "cpu/kernels.h"
+#include "core/kv_segment.h"
 
 #include <cstdint>
 #include <memory>
@@ -44,7 +44,7 @@ class KvCache {
   uint16_t* v_row(uint32_t layer_idx, uint32_t seq_idx, uint32_t kv_head_idx, uint32_t pos);
   /// Contiguous runs that cover positions [pos_begin, pos_end), ascending. `out` holds max_segments() entries.
   uint32_t segments(uint32_t layer_idx, uint32_t seq_idx, uint32_t kv_head_idx, uint32_t pos_begin, uint32_t pos_end,
-                    cpu::KvSegment* out) const;
+                    KvSegment* out) const;
   uint32_t max_segments() const;
   uint32_t max_context() const;
   uint32_t max_step_tokens() const;

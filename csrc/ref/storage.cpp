@@ -91,7 +91,7 @@ void KeyValues::read(Part part, uint32_t layer, uint32_t seq, uint32_t head, uin
     return;
   }
   // Through `segments`, like the other executors: their addressing is checked as well.
-  cpu::KvSegment segment{};
+  KvSegment segment{};
   cache_->segments(layer, seq, head, pos, pos + 1, &segment);
   const uint16_t* row = part == Part::k ? segment.k : segment.v;
   for (uint32_t d = 0; d < num; ++d) out[d] = bf16_to_f32(row[d]);

@@ -44,7 +44,7 @@ void write(KvCache& cache, uint32_t seq, uint32_t pos) {
 uint32_t count_wrong(const KvCache& cache, uint32_t layer, uint32_t seq, uint32_t begin,
                      uint32_t end) {
   uint32_t wrong = 0;
-  std::vector<cpu::KvSegment> segments(cache.max_segments());
+  std::vector<KvSegment> segments(cache.max_segments());
   for (uint32_t head = 0; head < 2; ++head) {
     const uint32_t n = cache.segments(layer, seq, head, begin, end, segments.data());
     uint32_t pos = begin;

@@ -15,7 +15,7 @@ ALLOWED = {
     "plan": {"mimo_rt", "core", "weights"},
     "weights": {"mimo_rt", "core", "checkpoint"},
     "sampling": {"mimo_rt", "core"},
-    "kv": {"mimo_rt", "core", "cpu"},
+    "kv": {"mimo_rt", "core"},
     "ref": {"mimo_rt", "core", "plan", "weights", "kv", "sampling", "engine"},
     "cpu": {"mimo_rt", "core", "plan", "weights", "kv", "sampling", "engine"},
     "engine": {"mimo_rt", "core", "checkpoint", "plan", "weights", "kv", "sampling", "cpu", "ref"},
