@@ -25,3 +25,27 @@ static inline simde__m512i mimo_rt_cvtepu8_epi32(simde__m128i a) {
   return simde__m512i_from_private(wide);
 }
 #define _mm512_cvtepu8_epi32(a) mimo_rt_cvtepu8_epi32(a)
+
+// SIMDe's masked loads and stores touch the whole vector; the instructions touch only the selected elements.
+static inline simde__m256i mimo_rt_maskz_loadu_epi16(simde__mmask16 mask, const void* p) {
+  simde__m256i_private value;
+  for (int i = 0; i < 16; ++i)
+    value.i16[i] = (mask >> i & 1) ? static_cast<const int16_t*>(p)[i] : static_cast<int16_t>(0);
+  return simde__m256i_from_private(value);
+}
+#define _mm256_maskz_loadu_epi16(mask, p) mimo_rt_maskz_loadu_epi16(mask, p)
+
+static inline void mimo_rt_mask_storeu_epi16(void* p, simde__mmask16 mask, simde__m256i a) {
+  const simde__m256i_private value = simde__m256i_to_private(a);
+  for (int i = 0; i < 16; ++i)
+    if (mask >> i & 1) static_cast<int16_t*>(p)[i] = value.i16[i];
+}
+#define _mm256_mask_storeu_epi16(p, mask, a) mimo_rt_mask_storeu_epi16(p, mask, a)
+
+static inline simde__m512 mimo_rt_maskz_loadu_ps(simde__mmask16 mask, const void* p) {
+  simde__m512_private value;
+  for (int i = 0; i < 16; ++i)
+    value.f32[i] = (mask >> i & 1) ? static_cast<const float*>(p)[i] : 0.0f;
+  return simde__m512_from_private(value);
+}
+#define _mm512_maskz_loadu_ps(mask, p) mimo_rt_maskz_loadu_ps(mask, p)

@@ -1,0 +1,96 @@
+// Backends and processors: names, refusals, and control group files of both versions.
+#include "check.h"
+#include "core/usable_cores.h"
+#include "cpu/dispatch.h"
+
+#include <mimo_rt/device.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+
+using namespace mimo_rt;
+
+namespace {
+
+/// A fake root folder with files in it, removed at the end.
+class FakeRoot {
+ public:
+  FakeRoot() {
+    std::string name = (std::filesystem::temp_directory_path() / "mimo_cores_XXXXXX").string();
+    root_ = std::string(mkdtemp(name.data())) + "/";
+  }
+  ~FakeRoot() { std::filesystem::remove_all(root_); }
+  FakeRoot(const FakeRoot&) = delete;
+  void write(const std::string& path, const std::string& text) const {
+    std::filesystem::create_directories(std::filesystem::path(root_ + path).parent_path());
+    std::ofstream(root_ + path) << text;
+  }
+  const std::string& path() const { return root_; }
+
+ private:
+  std::string root_;
+};
+
+}  // namespace
+
+TEST_CASE("the listed backends are the known ones and the available ones resolve to themselves") {
+  std::string names;
+  for (const Backend& backend : list_backends()) {
+    names += backend.name + " ";
+    CHECK(!backend.reason.empty());
+    if (backend.available) CHECK_EQ(resolve_backend(backend.name), backend.name);
+    else CHECK_THROWS(unavailable, backend.reason, resolve_backend(backend.name));
+  }
+  CHECK_EQ(names, "ref cpu-generic cpu-avx2 cpu-avx512 cuda ");
+  CHECK_THROWS(invalid_argument, "'cpu-sse'", resolve_backend("cpu-sse"));
+  CHECK_THROWS(invalid_argument, "''", resolve_backend(""));
+}
+
+TEST_CASE("the forced table is the one that is returned") {
+  for (const cpu::CpuBackend& backend : cpu::cpu_backends()) {
+    if (backend.supported && backend.kernels)
+      CHECK_EQ(std::string("cpu-") + cpu::select_kernels(backend.name).name, std::string(backend.name));
+    else
+      CHECK_THROWS(unavailable, backend.needs, cpu::select_kernels(backend.name));
+  }
+  CHECK_THROWS(invalid_argument, "cuda", cpu::select_kernels("cuda"));
+}
+
+TEST_CASE("MIMO_RT_BACKEND overrides auto and nothing else") {
+  unsetenv("MIMO_RT_BACKEND");
+  const std::string fastest = resolve_backend("cpu");
+  CHECK_EQ(resolve_backend("auto"), fastest);
+  setenv("MIMO_RT_BACKEND", "ref", 1);
+  CHECK_EQ(resolve_backend("auto"), "ref");
+  CHECK_EQ(resolve_backend("cpu"), fastest);
+  setenv("MIMO_RT_BACKEND", "nonsense", 1);
+  CHECK_THROWS(invalid_argument, "nonsense", resolve_backend("auto"));
+  unsetenv("MIMO_RT_BACKEND");
+}
+
+TEST_CASE("control group quotas lower the number of processors") {
+  const FakeRoot none;
+  const uint32_t all = usable_cores(none.path());
+  CHECK(all >= 1);
+  CHECK_EQ(num_usable_cores() <= all, true);
+  const FakeRoot v2;
+  v2.write("proc/self/cgroup", "0::/a/b\n");
+  v2.write("sys/fs/cgroup/a/b/cpu.max", "max 100000\n");
+  CHECK_EQ(usable_cores(v2.path()), all);
+  v2.write("sys/fs/cgroup/a/cpu.max", "150000 100000\n");  // of the parent: one and a half
+  CHECK_EQ(usable_cores(v2.path()), 1u);
+  v2.write("sys/fs/cgroup/a/cpu.max", "900000000 1000\n");
+  CHECK_EQ(usable_cores(v2.path()), all);
+  const FakeRoot v1;
+  v1.write("proc/self/cgroup", "7:memory:/x\n4:cpu,cpuacct:/x\n");
+  v1.write("sys/fs/cgroup/cpu,cpuacct/x/cpu.cfs_quota_us", "-1\n");
+  v1.write("sys/fs/cgroup/cpu,cpuacct/x/cpu.cfs_period_us", "100000\n");
+  CHECK_EQ(usable_cores(v1.path()), all);
+  v1.write("sys/fs/cgroup/cpu,cpuacct/x/cpu.cfs_quota_us", "50000\n");
+  CHECK_EQ(usable_cores(v1.path()), 1u);
+  v1.write("proc/self/cgroup", "garbage\n:::\n4:cpu\n");
+  CHECK_EQ(usable_cores(v1.path()), all);
+}
+
+CHECK_MAIN()
