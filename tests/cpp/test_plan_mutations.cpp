@@ -173,7 +173,8 @@ bool tile_range(PlanMutator& m, Random& random) {
   return field != before;
 }
 bool tile_range_pair(PlanMutator& m, Random& random) {  // a gap or an overlap with the next worker's range
-  const auto place = pick(m, random, [](const Task& t) { return trip_count(t.kind) == TripCount::once && t.tile_end > 2; });
+  const auto place =
+      pick(m, random, [](const Task& t) { return trip_count(t.kind) == TripCount::once && t.tile_end > 2; });
   if (!place) return false;
   Task& task = at(m, *place);
   if (random.coin()) task.tile_end -= 1;
