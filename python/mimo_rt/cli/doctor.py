@@ -14,9 +14,11 @@ from . import _machine
 from ._options import add_engine_options
 from ._output import format_bytes
 
-# Largest relative difference of logits (L2) between the float64 reference and the kernels that a
-# sound build shows on the tiny model; BF16 activations and FP32 sums leave about a tenth of it.
-_MAX_RELATIVE_ERROR = 2.0**-5
+# Largest relative difference of logits (L2) between the serial reference and the kernels. Both
+# round activations to BF16 (2**-8); a sum in another precision flips some of these roundings. A
+# sound build shows 1.6e-3 on the tiny model, one key less in the windows 2.8e-2, one wrong FP8 block
+# scale 0.11.
+_MAX_RELATIVE_ERROR = 2.0**-7
 
 
 def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:

@@ -104,4 +104,4 @@ def _print_summary(model: str, config: Any, plan: Any, report: Any) -> None:
     ]
     print(format_table(rows, ("plan of", model)))
     if report is not None:
-        print(f"proven: {report}")
+        print(f"\n{report}")
