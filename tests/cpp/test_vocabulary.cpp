@@ -89,7 +89,8 @@ TEST_CASE("decoders that are not byte-level are named") {
   CHECK_THROWS(unsupported_shape, "empty", with_decoder(R"({"type":"Sequence","decoders":[]})"));
   CHECK_THROWS(unsupported_shape, "empty", with_decoder(R"({"type":"Sequence","decoders":3})"));
   const auto sequence = R"({"type":"Sequence","decoders":[{"type":"ByteLevel"},{"type":"Fuse"}]})";
-  CHECK_EQ(with_decoder(sequence).bytes(0), "a");
+  const Vocabulary with_sequence = with_decoder(sequence);
+  CHECK_EQ(with_sequence.bytes(0), "a");
   CHECK_THROWS(unsupported_shape, "'Unigram'",
                load(R"({"model":{"type":"Unigram","vocab":[["a",0]]}})"));
 }
@@ -147,7 +148,8 @@ TEST_CASE("files: absent, a directory, and a good one") {
   CHECK_THROWS(io, "absent.json", Vocabulary::from_file(directory / "absent.json"));
   CHECK_THROWS(bad_format, "sub", Vocabulary::from_file(directory / "sub"));
   std::ofstream(directory / "tokenizer.json") << tokenizer(R"({"a":1})");
-  CHECK_EQ(Vocabulary::from_file(directory / "tokenizer.json").bytes(1), "a");
+  const Vocabulary vocabulary = Vocabulary::from_file(directory / "tokenizer.json");
+  CHECK_EQ(vocabulary.bytes(1), "a");
   fs::remove_all(directory);
 }
 
