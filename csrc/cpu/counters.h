@@ -1,9 +1,11 @@
-// Signals and waits between tasks. Counters only grow: epoch e of a plan waits for e * total + value.
+// Signals and waits between tasks. Counters only grow: epoch e of a plan waits for e * total +
+// value.
 //
-// Contract. `signal` is a release addition: all that the worker wrote before is visible to whoever has seen the new
-// value in `wait` or `has`, which are acquire loads (each addition continues the release sequences of those before it,
-// so one load synchronises with all signallers). A wait that lasts longer than the deadline stops the step: every wait
-// that is not met returns false and leaves a HangReport. No lock, no allocation; no system call unless a wait is long.
+// Contract. `signal` is a release addition: all that the worker wrote before is visible to whoever
+// has seen the new value in `wait` or `has`, which are acquire loads (each addition continues the
+// release sequences of those before it, so one load synchronises with all signallers). A wait that
+// lasts longer than the deadline stops the step: every wait that is not met returns false and
+// leaves a HangReport. No lock, no allocation; no system call unless a wait is long.
 #pragma once
 
 #include <atomic>

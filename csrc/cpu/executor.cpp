@@ -140,7 +140,8 @@ std::string CpuExecutor::wait_text(const HangReport& report) const {
                 ", saw ", report.seen);
 }
 
-/// All waits, not only the first: the one at the root is that whose counter nobody in the list will signal.
+/// All waits, not only the first: the one at the root is that whose counter nobody in the list will
+/// signal.
 std::string CpuExecutor::hang_text() const {
   constexpr uint32_t kMaxWaits = 8;
   const uint32_t first = monitor_.first_worker();

@@ -8,7 +8,8 @@
 namespace mimo_rt::cpu {
 namespace {
 
-/// Rotates, scales and rounds the 16 results of one tile and one token, once, into the row of their head.
+/// Rotates, scales and rounds the 16 results of one tile and one token, once, into the row of their
+/// head.
 void store_tile(const QkvTile& tile, const float* y, const float* cos_sin, uint32_t half,
                 float value_scale, bf16_t* head) {
   if (tile.rotary) {

@@ -45,7 +45,8 @@ PlanState::PlanState(const Plan& given, const ModelConfig& config)
   if (arena.size()) std::memset(arena.data(), 0, arena.size());
   if (logits.size()) std::memset(logits.data(), 0, logits.size());
   for (const BufferInfo& info : infos)
-    buffers.push_back(info.space == BufferInfo::Space::arena ? arena.data() + info.offset : nullptr);
+    buffers.push_back(info.space == BufferInfo::Space::arena ? arena.data() + info.offset
+                                                             : nullptr);
   buffers[kLogits] = logits.data();
 
   const uint32_t max_tokens = plan.options().max_tokens;

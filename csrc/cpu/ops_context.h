@@ -15,7 +15,8 @@
 
 namespace mimo_rt::cpu {
 
-/// Rows are prepared and multiplied in blocks of at most this many: bounds the scratch of long prefills.
+/// Rows are prepared and multiplied in blocks of at most this many: bounds the scratch of long
+/// prefills.
 inline constexpr uint32_t kMaxBlockTokens = 128;
 /// Results of one GEMM call before their epilogue: 128 KiB stay in the L2 cache.
 inline constexpr uint32_t kResultFloats = 32 * 1024;
@@ -104,7 +105,8 @@ struct ScratchSizes {
 /// One worker's private memory and what every op needs.
 class Worker {
  public:
-  Worker(const Weights& weights, const Kernels& kernels, const ScratchSizes& sizes, const Step& step);
+  Worker(const Weights& weights, const Kernels& kernels, const ScratchSizes& sizes,
+         const Step& step);
   /// Called on the worker's own thread, so that the memory lies near its core.
   void touch();
 
@@ -120,7 +122,7 @@ class Worker {
   AlignedBytes attend_scratch;
   AlignedBytes select_scratch;
   std::vector<KvSegment> segments;     ///< [cache.max_segments()]
-  uint64_t num_active_experts = 0;     ///< of this step, counted by this worker's select_experts tasks
+  uint64_t num_active_experts = 0;     ///< of this step, counted by select_experts
   std::vector<TaskTrace> trace;        ///< preallocated
 
   struct NormKey {
@@ -135,7 +137,8 @@ class Worker {
 /// Runs one task. Never throws, allocates, locks or calls the system.
 void run_task(const Task& task, Worker& worker);
 
-/// Weights that the task reads first, for prefetching while it waits; {nullptr, nullptr}: not known before its input.
+/// Weights that the task reads first, for prefetching while it waits; {nullptr, nullptr}: not known
+/// before its input.
 struct ByteRange {
   const uint8_t* begin = nullptr;
   const uint8_t* end = nullptr;

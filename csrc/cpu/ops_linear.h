@@ -1,4 +1,5 @@
-// The matrix products of all ops: blocks of rows, runs of row groups, and an epilogue per block of results.
+// The matrix products of all ops: blocks of rows, runs of row groups, and an epilogue per block of
+// results.
 #pragma once
 
 #include "cpu/ops_context.h"
@@ -16,7 +17,8 @@ struct LinearInput {
   uint32_t num_elements;    ///< of a row, at most the matrix's k
 };
 
-/// Results y of rows [first_row, first_row + num_rows) and row groups [first_group, first_group + num_groups).
+/// Results y of rows [first_row, first_row + num_rows) and row groups [first_group, first_group +
+/// num_groups).
 struct LinearResults {
   uint32_t first_row, num_rows;
   uint32_t first_group, num_groups;
@@ -40,7 +42,8 @@ inline void prepare_rows(Worker& worker, const PackedMatrix& matrix, const Linea
   worker.kernels.prepare(static_cast<int>(matrix.format), args);
 }
 
-/// Row groups [group_begin, group_end) of `matrix` times the prepared rows, as many per call as `results` holds.
+/// Row groups [group_begin, group_end) of `matrix` times the prepared rows, as many per call as
+/// `results` holds.
 template <typename Epilogue>
 void multiply_groups(Worker& worker, const PackedMatrix& matrix, uint32_t first_row,
                      uint32_t num_rows, uint32_t group_begin, uint32_t group_end,
@@ -78,7 +81,8 @@ void multiply_tiles(Worker& worker, const Task& task, const PackedMatrix& matrix
   }
 }
 
-/// Normalised rows for a task that consumes them, by token: `h`, or x normalised here when the norm is fused.
+/// Normalised rows for a task that consumes them, by token: `h`, or x normalised here when the norm
+/// is fused.
 LinearInput consumer_rows(const Task& task, Worker& worker, const uint32_t* row_ids,
                           uint32_t num_rows);
 

@@ -1,4 +1,5 @@
-// Routing and the experts. Sums over experts run in ascending order of the expert, whoever computes them.
+// Routing and the experts. Sums over experts run in ascending order of the expert, whoever computes
+// them.
 #include "cpu/ops_linear.h"
 #include "plan/buffers.h"
 
@@ -31,8 +32,8 @@ Selection view_selection(const Worker& worker) {
   return s;
 }
 
-/// The experts_per_token largest sigma + bias, lowest index first among equals; then ascending by index. A NaN loses
-/// against everything, so that there are always enough experts.
+/// The experts_per_token largest sigma + bias, lowest index first among equals; then ascending by
+/// index. A NaN loses against everything, so that there are always enough experts.
 void choose_experts(const ModelConfig& config, const float* logits, const float* bias,
                     const Selection& s, uint32_t* chosen) {
   uint32_t count = 0;
@@ -130,7 +131,8 @@ void op_expert_gate_up(const Task& task, Worker& worker) {
 
 namespace {
 
-/// expert_sums[token, col] = sum of w_e * (W_e act)[col] over the active experts, for one block of row groups.
+/// expert_sums[token, col] = sum of w_e * (W_e act)[col] over the active experts, for one block of
+/// row groups.
 void sum_experts(const Task& task, Worker& worker, uint32_t group_begin, uint32_t group_end) {
   const LayerWeights& layer = worker.weights.layer(task.layer_idx);
   const PlanState& plan = *worker.step.plan;

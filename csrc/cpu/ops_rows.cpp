@@ -7,7 +7,8 @@
 namespace mimo_rt::cpu {
 namespace {
 
-/// One row of a packed BF16 matrix: its 16-row group holds element pairs (2j, 2j + 1) of all rows side by side.
+/// One row of a packed BF16 matrix: its 16-row group holds element pairs (2j, 2j + 1) of all rows
+/// side by side.
 void gather_row(const PackedMatrix& matrix, uint32_t row, uint32_t num_elements, bf16_t* out) {
   const uint8_t* pairs = matrix.row_group(row / kTileRows) + row % kTileRows * 4;
   for (uint32_t k = 0; k < num_elements; k += 2)

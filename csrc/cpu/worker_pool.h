@@ -1,7 +1,8 @@
 // Resident threads that all run one job at a time and sleep between jobs.
 //
-// The caller of `run` is not a worker: it is the user's thread, whose affinity and priority are not ours to change, and
-// it sleeps while the workers have all cores. Starting a job costs one store when the workers still spin.
+// The caller of `run` is not a worker: it is the user's thread, whose affinity and priority are not
+// ours to change, and it sleeps while the workers have all cores. Starting a job costs one store
+// when the workers still spin.
 #pragma once
 
 #include <atomic>
@@ -15,7 +16,7 @@ class WorkerPool {
  public:
   struct Options {
     uint32_t num_workers = 1;
-    bool pin_workers = true;       ///< worker i to the i-th usable core, unless there are too few cores
+    bool pin_workers = true;       ///< worker i to the i-th usable core, if there are enough
     uint32_t park_after_us = 200;  ///< an idle worker spins this long, then sleeps
   };
   class Job {
@@ -32,8 +33,9 @@ class WorkerPool {
   WorkerPool(const WorkerPool&) = delete;
   WorkerPool& operator=(const WorkerPool&) = delete;
 
-  /// Calls job.work(i) once on every worker i and returns when all have returned. What the caller wrote before is
-  /// visible to the workers, what they wrote is visible to the caller. One caller at a time.
+  /// Calls job.work(i) once on every worker i and returns when all have returned. What the caller
+  /// wrote before is visible to the workers, what they wrote is visible to the caller. One caller
+  /// at a time.
   void run(Job& job);
 
   uint32_t num_workers() const { return static_cast<uint32_t>(threads_.size()); }

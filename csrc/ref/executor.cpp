@@ -1,6 +1,7 @@
 // Runs a plan's tasks one after the other, in an order that its counters allow.
 //
-// Workers take turns; one whose next task must wait is skipped. When nobody can go on, the plan itself is wrong.
+// Workers take turns; one whose next task must wait is skipped. When nobody can go on, the plan
+// itself is wrong.
 #include "core/checks.h"
 #include "engine/step.h"
 #include "plan/buffers.h"

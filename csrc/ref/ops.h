@@ -1,4 +1,5 @@
-// The ops of the reference executor: plain loops, sums in float64, one rounding where a result is stored.
+// The ops of the reference executor: plain loops, sums in float64, one rounding where a result is
+// stored.
 #pragma once
 
 #include "engine/step.h"
@@ -20,7 +21,8 @@ struct Step {
   StepOutput* output = nullptr;
 };
 
-/// Runs tasks one at a time; keeps the routing weights of the current layer unrounded for the exact mode.
+/// Runs tasks one at a time; keeps the routing weights of the current layer unrounded for the exact
+/// mode.
 class Ops {
  public:
   Ops(const Weights& weights, bool exact)
@@ -29,7 +31,7 @@ class Ops {
   void run(const Task& task, const Step& step);
 
  private:
-  using Rows = std::vector<double>;  // [num_rows, k] with k the padded length of the matrix that reads them
+  using Rows = std::vector<double>;  // [num_rows, k], k: padded length of the matrix that reads
 
   // ops_rows.cpp
   void embed(const Task& task, const Step& step);

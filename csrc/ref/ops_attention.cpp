@@ -55,7 +55,8 @@ void Ops::attention(const Task& task, const Step& step) {
   }
 }
 
-/// out = sum_j exp(s_j - m) v_j / (exp(sink - m) + sum_j exp(s_j - m)), s_j = q.k_j / sqrt(qk_head_dim)
+/// out = sum_j exp(s_j - m) v_j / (exp(sink - m) + sum_j exp(s_j - m)), s_j = q.k_j /
+/// sqrt(qk_head_dim)
 void Ops::attend(const Task& task, const Step& step, uint32_t token, uint32_t q_head) {
   const LayerConfig& layer = config_.layers[task.layer_idx];
   const uint32_t pos = step.input->positions[token], seq = step.input->seq_idx[token];

@@ -9,7 +9,8 @@
 namespace mimo_rt::ref {
 
 void Ops::run(const Task& task, const Step& step) {
-  const LayerWeights* layer = task.layer_idx == kNoLayer ? nullptr : &weights_.layer(task.layer_idx);
+  const bool is_in_layer = task.layer_idx != kNoLayer;
+  const LayerWeights* layer = is_in_layer ? &weights_.layer(task.layer_idx) : nullptr;
   switch (task.kind) {
     case TaskKind::embed: return embed(task, step);
     case TaskKind::rms_norm: return rms_norm(task, step);

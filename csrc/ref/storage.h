@@ -1,7 +1,8 @@
 // Where the reference executor keeps activations, keys and values.
 //
-// Rounded: the plan's own bytes (BF16 and FP32) and the caller's KvCache: what is stored is rounded to the
-// nearest, once. Exact: float64 everywhere, nothing is rounded, keys and values lie in a store of their own.
+// Rounded: the plan's own bytes (BF16 and FP32) and the caller's KvCache: what is stored is rounded
+// to the nearest, once. Exact: float64 everywhere, nothing is rounded, keys and values lie in a
+// store of their own.
 #pragma once
 
 #include "kv/kv_cache.h"
@@ -22,7 +23,8 @@ class Buffers {
 
   void read(uint16_t buffer_id, uint64_t row, uint32_t col, uint32_t num_cols, double* out) const;
   void write(uint16_t buffer_id, uint64_t row, uint32_t col, double value);
-  /// Rounded: bytes as the plan lays them out. Exact: the float64 elements (`route`: bytes as well).
+  /// Rounded: bytes as the plan lays them out. Exact: the float64 elements (`route`: bytes as
+  /// well).
   uint8_t* data(uint16_t buffer_id);
   const uint8_t* data(uint16_t buffer_id) const;
 
@@ -34,7 +36,8 @@ class Buffers {
   std::vector<std::vector<uint64_t>> bytes_;  // words: 8-byte alignment serves every element type
 };
 
-/// Keys and values. A float64 store per cache that steps were run with; grows as positions are written.
+/// Keys and values. A float64 store per cache that steps were run with; grows as positions are
+/// written.
 class KeyValues {
  public:
   enum class Part : uint8_t { k, v };

@@ -11,15 +11,6 @@
 #include <memory>
 #include <vector>
 
-namespace mimo_rt {
-
-/// Corrupts plans; the library's Plan names it as a friend.
-struct PlanMutator {
-  static std::vector<Task>& tasks(Plan& plan) { return *plan.tasks_; }
-};
-
-}  // namespace mimo_rt
-
 namespace fixture {
 
 using namespace mimo_rt;

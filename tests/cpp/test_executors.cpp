@@ -1,5 +1,6 @@
 // Whole steps: the CPU executor against the reference, against itself, and when things go wrong.
 #include "cpu/counters.h"
+#include "plan_mutator.h"
 #include "step_fixture.h"
 
 #include <mimo_rt/device.h>
@@ -90,10 +91,12 @@ TEST_CASE("the exact comparison sees a window of one key more or less, a dropped
   CHECK_EQ(changed([](ModelConfig&) {}), 0.0);
   CHECK(changed([](ModelConfig& c) { c.layers[1].window_tokens += 1; }) > 4 * noise);
   CHECK(changed([](ModelConfig& c) { c.layers[1].window_tokens -= 1; }) > 4 * noise);
-  CHECK(changed([](ModelConfig& c) { c.layers[1].has_sink = false; }) > 4 * noise);
   CHECK(changed([](ModelConfig& c) { c.value_scale = 1.1; }) > 4 * noise);
   CHECK(changed([](ModelConfig& c) { c.layers[1].rope_theta = 1e6; }) > 4 * noise);
   CHECK(changed([](ModelConfig& c) { c.routed_scaling_factor = 1.2; }) > 4 * noise);
+  const Weights sinkless = Weights::synthetic(config, 11);
+  for (uint32_t h = 0; h < 4; ++h) const_cast<float*>(sinkless.layer(1).sink_logits)[h] = -1e30f;
+  CHECK(relative_distance(run_ref(sinkless, tokens, 8, true), exact) > 4 * noise);
 }
 
 TEST_CASE("logits are bit-equal for any chunk, any worker count, fused or not, twice") {
@@ -183,15 +186,13 @@ TEST_CASE("a lost signal is a timeout with a hang report, and the executor stays
   const ModelConfig config = test_configs::tiny();
   const Weights weights = Weights::synthetic(config, 1);
   const std::vector<int32_t> tokens = random_tokens(config, 1, 1);
-  Plan plan = Plan::build(config, plan_options(2, 1, 1));
+  const Plan whole = Plan::build(config, plan_options(2, 1, 1));
+  PlanMutator mutator(whole);
   uint32_t counter = kNoCounter;
-  for (Task& task : PlanMutator::tasks(plan))
-    if (task.kind == TaskKind::o_proj && task.layer_idx == 1) {
-      counter = task.signal_counter;
-      task.signal_counter = kNoCounter;
-      break;
-    }
+  for (Task& task : mutator.lists[0])
+    if (task.kind == TaskKind::o_proj && task.layer_idx == 1) std::swap(counter, task.signal_counter);
   CHECK(counter != kNoCounter);
+  const Plan plan = mutator.finish();
   ExecutorOptions options;
   options.num_workers = 2;
   options.timeout_ms = 50;
