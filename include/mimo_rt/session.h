@@ -77,8 +77,8 @@ class MIMO_RT_API Session {
                           const TokenCallback& on_token = {});
 
   /// Logits of every position, appended to `out` as [tokens.size(), vocab_size]; the cache is rebuilt from scratch.
-  /// `step_tokens`: rows per step (0: as many as the plan allows; at most prefill_chunk_tokens and
-  /// 64); results do not depend on it. @throws as generate(); Error{cancelled} after cancel(), `out` is unchanged.
+  /// `step_tokens`: rows per step, 0..prefill_chunk_tokens (0 and more than 64: 64); results do not
+  /// depend on it. @throws as generate(); Error{cancelled} after cancel(), `out` is unchanged.
   void logits(std::span<const int32_t> tokens, std::vector<float>& out, uint32_t step_tokens = 0);
 
   /// From any thread: the running generate() returns within one step with FinishReason::abort.
