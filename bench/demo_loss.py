@@ -100,7 +100,9 @@ def human_eval_texts(cache: Path, num_tasks: int) -> list[str]:
 def total_loss(logits_of: Logits, sequences: list[list[int]]) -> float:
     """Sum of the negative log-likelihoods of all tokens but the first of each sequence."""
     total = 0.0
-    for token_ids in sequences:
+    for done, token_ids in enumerate(sequences):
+        if sys.stderr.isatty():
+            print(f"\r{done}/{len(sequences)}", end=" ", file=sys.stderr)
         rows = np.asarray(logits_of(token_ids)[:-1], dtype=np.float32)
         rows = rows - rows.max(axis=1, keepdims=True)
         log_sum = np.log(np.exp(rows).sum(axis=1, dtype=np.float64))

@@ -78,12 +78,14 @@ class ReferenceModel:
     # --- weights ------------------------------------------------------------------------------
 
     def plain(self, name):
-        dtype, data = self.tensors[name]
-        if dtype == "BF16":
-            data = (data.astype(np.uint32) << 16).view(np.float32)
-        else:
-            assert dtype in ("F32", "F16"), f"{name} is {dtype}"
-        return data.astype(self.dtype)
+        if name not in self._cache:
+            dtype, data = self.tensors[name]
+            if dtype == "BF16":
+                data = (data.astype(np.uint32) << 16).view(np.float32)
+            else:
+                assert dtype in ("F32", "F16"), f"{name} is {dtype}"
+            self._cache[name] = data.astype(self.dtype)
+        return self._cache[name]
 
     def linear(self, module, chunks=1):
         """The weight [rows, cols] of a linear module, whatever its format."""
