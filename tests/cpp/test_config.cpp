@@ -239,8 +239,8 @@ TEST_CASE("every field: mistyped and out of range") {
 }
 
 TEST_CASE("the control: a check that is not in the table does not fire") {
-  parse(with(good(), "some_new_field", "{\"a\":[1]}"));
-  parse(with(good(), "attention_chunk_size", "\"ignored\""));
+  CHECK_EQ(parse(with(good(), "some_new_field", "{\"a\":[1]}")).layers.size(), size_t{3});
+  CHECK_EQ(parse(with(good(), "attention_chunk_size", "\"ignored\"")).layers.size(), size_t{3});
 }
 
 TEST_CASE("good values land where they belong") {
