@@ -1,4 +1,5 @@
-// The list of CPU backends. This file is compiled for the baseline processor: it may ask what the machine can do.
+// The list of CPU backends. This file is compiled for the baseline processor: it may ask what the
+// machine can do.
 #include "cpu/dispatch.h"
 
 #include "core/checks.h"
@@ -21,18 +22,22 @@ constexpr bool layouts_agree() {
 }
 static_assert(layouts_agree());
 static_assert(uint32_t{layout::kRows} == kTileRows && uint32_t{layout::kTileK} == kTileK &&
-              uint32_t{layout::kBlockK} == kBlockK && uint32_t{layout::kAlignment} == kTileAlignment);
-static_assert(layout::kMxfp4 == int(PackedFormat::mxfp4) && layout::kFp8 == int(PackedFormat::fp8_e4m3) &&
+              uint32_t{layout::kBlockK} == kBlockK &&
+              uint32_t{layout::kAlignment} == kTileAlignment);
+static_assert(layout::kMxfp4 == int(PackedFormat::mxfp4) &&
+              layout::kFp8 == int(PackedFormat::fp8_e4m3) &&
               layout::kBf16 == int(PackedFormat::bf16) && layout::kF32 == int(PackedFormat::f32));
 
 std::vector<CpuBackend> find_backends() {
   std::vector<CpuBackend> list = {{"cpu-generic", "any processor", kernels_generic(), true}};
 #if defined(MIMO_RT_X86)
   // __builtin_cpu_supports also asks whether the operating system saves the wide registers.
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                      __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bf16") &&
+                      __builtin_cpu_supports("avx512vbmi");
   list.push_back({"cpu-avx2", "AVX2, FMA, F16C", kernels_avx2(), avx2});
   list.push_back({"cpu-avx512", "AVX-512 F, BW, VL, DQ, BF16, VBMI", kernels_avx512(), avx512});
 #else
@@ -52,12 +57,13 @@ const std::vector<CpuBackend>& cpu_backends() {
 const Kernels& select_kernels(std::string_view backend_name) {
   for (const CpuBackend& backend : cpu_backends()) {
     if (backend_name != backend.name) continue;
-    MIMO_RT_CHECK(backend.kernels && backend.supported, unavailable, "select_kernels", "backend '", backend_name,
-                  "': expected a processor with ", backend.needs, ", got one without");
+    MIMO_RT_CHECK(backend.kernels && backend.supported, unavailable, "select_kernels", "backend '",
+                  backend_name, "': expected a processor with ", backend.needs,
+                  ", got one without");
     return *backend.kernels;
   }
-  fail(ErrorCode::invalid_argument, "select_kernels", "backend: expected cpu-generic, cpu-avx2 or cpu-avx512, got '",
-       backend_name, "'");
+  fail(ErrorCode::invalid_argument, "select_kernels",
+       "backend: expected cpu-generic, cpu-avx2 or cpu-avx512, got '", backend_name, "'");
 }
 
 }  // namespace mimo_rt::cpu

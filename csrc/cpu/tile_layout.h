@@ -1,7 +1,8 @@
 // The numbers of csrc/weights/packed.h for the ISA translation units.
 //
-// packed.h holds inline functions: a debug build could emit them as weak symbols from an AVX object and the linker could
-// let them replace the baseline ones. Everything here has internal linkage; dispatch.cpp asserts that both files agree.
+// packed.h holds inline functions: a debug build could emit them as weak symbols from an AVX object
+// and the linker could let them replace the baseline ones. Everything here has internal linkage;
+// dispatch.cpp asserts that both files agree.
 #pragma once
 
 #include <stdint.h>
@@ -19,7 +20,8 @@ static constexpr uint32_t block_bytes(int format) {
 
 /// Bytes of a tile of `num_blocks` (1..4) blocks of 32 k.
 static constexpr uint32_t tile_bytes(int format, uint32_t num_blocks) {
-  const uint32_t scales = format == kMxfp4 ? (num_blocks * kRows + kAlignment - 1) / kAlignment * kAlignment
+  const uint32_t scales = format == kMxfp4
+                              ? (num_blocks * kRows + kAlignment - 1) / kAlignment * kAlignment
                           : format == kFp8 ? kRows * 4
                                            : 0;
   return num_blocks * block_bytes(format) + scales;
@@ -28,7 +30,8 @@ static constexpr uint32_t tile_bytes(int format, uint32_t num_blocks) {
 /// Bytes of a row group over all of k (a multiple of 32).
 static constexpr uint64_t row_group_bytes(int format, uint32_t k) {
   const uint32_t rest = k % kTileK / kBlockK;
-  return uint64_t{k / kTileK} * tile_bytes(format, kBlocksPerTile) + (rest ? tile_bytes(format, rest) : 0);
+  return uint64_t{k / kTileK} * tile_bytes(format, kBlocksPerTile) +
+         (rest ? tile_bytes(format, rest) : 0);
 }
 
 }  // namespace mimo_rt::cpu::layout

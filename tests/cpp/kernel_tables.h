@@ -1,12 +1,12 @@
 // The kernel tables that this machine can run, and AVX-512 through SIMDe where the build found it.
 #pragma once
 
-#include "cpu/dispatch.h"
-
 #include <cstdlib>
 #include <memory>
 #include <string>
 #include <vector>
+
+#include "cpu/dispatch.h"
 
 #if defined(MIMO_RT_HAVE_SIMDE)
 namespace mimo_rt::cpu {
@@ -34,7 +34,8 @@ inline std::vector<Table> runnable() {
 /// 64-byte aligned memory; uninitialised bytes are 0xff, a NaN pattern, so that reading them shows.
 class Aligned {
  public:
-  explicit Aligned(size_t bytes) : data_(static_cast<uint8_t*>(std::aligned_alloc(64, (bytes + 127) / 64 * 64))) {
+  explicit Aligned(size_t bytes)
+      : data_(static_cast<uint8_t*>(std::aligned_alloc(64, (bytes + 127) / 64 * 64))) {
     for (size_t i = 0; i < (bytes + 127) / 64 * 64; ++i) data_.get()[i] = 0xff;
   }
   uint8_t* bytes() const { return data_.get(); }

@@ -1,13 +1,13 @@
 // Backends and processors: names, refusals, and control group files of both versions.
-#include "check.h"
-#include "core/usable_cores.h"
-#include "cpu/dispatch.h"
-
 #include <mimo_rt/device.h>
 
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+
+#include "check.h"
+#include "core/usable_cores.h"
+#include "cpu/dispatch.h"
 
 using namespace mimo_rt;
 
@@ -39,8 +39,10 @@ TEST_CASE("the listed backends are the known ones and the available ones resolve
   for (const Backend& backend : list_backends()) {
     names += backend.name + " ";
     CHECK(!backend.reason.empty());
-    if (backend.available) CHECK_EQ(resolve_backend(backend.name), backend.name);
-    else CHECK_THROWS(unavailable, backend.reason, resolve_backend(backend.name));
+    if (backend.available)
+      CHECK_EQ(resolve_backend(backend.name), backend.name);
+    else
+      CHECK_THROWS(unavailable, backend.reason, resolve_backend(backend.name));
   }
   CHECK_EQ(names, "ref cpu-generic cpu-avx2 cpu-avx512 cuda ");
   CHECK_THROWS(invalid_argument, "'cpu-sse'", resolve_backend("cpu-sse"));
@@ -50,7 +52,8 @@ TEST_CASE("the listed backends are the known ones and the available ones resolve
 TEST_CASE("the forced table is the one that is returned") {
   for (const cpu::CpuBackend& backend : cpu::cpu_backends()) {
     if (backend.supported && backend.kernels)
-      CHECK_EQ(std::string("cpu-") + cpu::select_kernels(backend.name).name, std::string(backend.name));
+      CHECK_EQ(std::string("cpu-") + cpu::select_kernels(backend.name).name,
+               std::string(backend.name));
     else
       CHECK_THROWS(unavailable, backend.needs, cpu::select_kernels(backend.name));
   }

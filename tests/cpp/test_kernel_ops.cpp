@@ -1,19 +1,19 @@
 // Attention and the element-wise kernels of every instruction set against float64.
+#include <cmath>
+#include <random>
+
 #include "check.h"
 #include "core/numeric.h"
 #include "kernel_tables.h"
 
-#include <cmath>
-#include <random>
-
 using namespace mimo_rt;
-using mimo_rt::KvSegment;
 using kernel_tables::Aligned;
 using kernel_tables::Table;
+using mimo_rt::KvSegment;
 
 namespace {
 
-constexpr double kU = 0x1p-24;         // unit roundoff of FP32
+constexpr double kU = 0x1p-24;          // unit roundoff of FP32
 constexpr double kRounded = 0x1.01p-8;  // unit roundoff of bf16, and the second order
 
 std::vector<bf16_t> random_bf16(size_t count, uint32_t seed, float size = 1.0f) {
@@ -40,25 +40,33 @@ struct Attention {
   float scale;
 
   Attention(uint32_t heads, uint32_t qk, uint32_t v_size, uint32_t keys, bool sinks)
-      : num_q(heads), qk_dim(qk), v_dim(v_size), num_keys(keys), has_sink(sinks),
-        q(random_bf16(size_t{heads} * qk, 1, 2.0f)), k(random_bf16(size_t{keys} * qk, 2)),
-        v(random_bf16(size_t{keys} * v_size, 3)), sink(random_f32(heads, 4, 3.0f)),
+      : num_q(heads),
+        qk_dim(qk),
+        v_dim(v_size),
+        num_keys(keys),
+        has_sink(sinks),
+        q(random_bf16(size_t{heads} * qk, 1, 2.0f)),
+        k(random_bf16(size_t{keys} * qk, 2)),
+        v(random_bf16(size_t{keys} * v_size, 3)),
+        sink(random_f32(heads, 4, 3.0f)),
         scale(1.0f / std::sqrt(static_cast<float>(qk))) {
     // Strong sinks and a heavy last key: leaving one out must show in bf16.
     for (float& logit : sink) logit = 4.0f + std::abs(logit);
-    for (size_t i = v.size() - v_size; i < v.size(); ++i) v[i] = f32_to_bf16(64.0f * bf16_to_f32(v[i]));
+    for (size_t i = v.size() - v_size; i < v.size(); ++i)
+      v[i] = f32_to_bf16(64.0f * bf16_to_f32(v[i]));
   }
 };
 
 /// Keys [0, num_keys) cut at `cuts`.
-std::vector<bf16_t> attend(const Table& table, const Attention& a, const std::vector<uint32_t>& cuts = {},
-                           bool with_sink = true) {
+std::vector<bf16_t> attend(const Table& table, const Attention& a,
+                           const std::vector<uint32_t>& cuts = {}, bool with_sink = true) {
   std::vector<KvSegment> segments;
   uint32_t begin = 0;
   std::vector<uint32_t> ends = cuts;
   ends.push_back(a.num_keys);
   for (const uint32_t end : ends) {
-    segments.push_back({a.k.data() + size_t{begin} * a.qk_dim, a.v.data() + size_t{begin} * a.v_dim, end - begin});
+    segments.push_back(
+        {a.k.data() + size_t{begin} * a.qk_dim, a.v.data() + size_t{begin} * a.v_dim, end - begin});
     begin = end;
   }
   const Aligned scratch(table.kernels->attend_scratch_floats(a.num_q, a.qk_dim, a.v_dim) * 4);
@@ -69,9 +77,10 @@ std::vector<bf16_t> attend(const Table& table, const Attention& a, const std::ve
   return out;
 }
 
-/// Largest error over its bound. A score is off by at most ds = (qk_dim + 3) u scale sum|q k|, its distance to the
-/// maximum by 2 ds + 90 u (arguments below -87 vanish), an exponential by 4 u more; rescaling and adding cost at most
-/// 8 u per key in numerator and denominator each. The result is rounded to bf16 once.
+/// Largest error over its bound. A score is off by at most ds = (qk_dim + 3) u scale sum|q k|, its
+/// distance to the maximum by 2 ds + 90 u (arguments below -87 vanish), an exponential by 4 u more;
+/// rescaling and adding cost at most 8 u per key in numerator and denominator each. The result is
+/// rounded to bf16 once.
 double worst_attention(const Attention& a, const std::vector<bf16_t>& out) {
   double worst = 0;
   for (uint32_t h = 0; h < a.num_q; ++h) {
@@ -80,7 +89,8 @@ double worst_attention(const Attention& a, const std::vector<bf16_t>& out) {
     for (uint32_t j = 0; j < a.num_keys; ++j) {
       double magnitude = 0;
       for (uint32_t i = 0; i < a.qk_dim; ++i) {
-        const double p = double{bf16_to_f32(a.q[h * a.qk_dim + i])} * bf16_to_f32(a.k[size_t{j} * a.qk_dim + i]);
+        const double p =
+            double{bf16_to_f32(a.q[h * a.qk_dim + i])} * bf16_to_f32(a.k[size_t{j} * a.qk_dim + i]);
         s[j] += p * a.scale;
         magnitude += std::abs(p) * a.scale;
       }
@@ -111,12 +121,15 @@ std::vector<uint32_t> lengths() { return {1, 7, 8, 16, 17, 33, 576, 2048}; }
 
 TEST_CASE("attention stays within the bound; a missing key or sink does not") {
   for (const Table& table : kernel_tables::runnable())
-    for (const auto& [qk_dim, v_dim] : {std::pair{192u, 128u}, {64u, 64u}, {128u, 128u}, {20u, 13u}, {8u, 200u}})
+    for (const auto& [qk_dim, v_dim] :
+         {std::pair{192u, 128u}, {64u, 64u}, {128u, 128u}, {20u, 13u}, {8u, 200u}})
       for (const uint32_t num_q : {1u, 3u, 8u, 16u})
         for (const uint32_t num_keys : {1u, 5u, 16u, 40u, 129u}) {
           const Attention a(num_q, qk_dim, v_dim, num_keys, num_q != 3);
           const double error = worst_attention(a, attend(table, a));
-          if (!(error <= 1.0)) check::report(__FILE__, __LINE__, table.name + " error / bound " + std::to_string(error));
+          if (!(error <= 1.0))
+            check::report(__FILE__, __LINE__,
+                          table.name + " error / bound " + std::to_string(error));
           CHECK(error <= 1.0);
           Attention shorter = a;
           shorter.num_keys = num_keys - 1;
@@ -188,7 +201,8 @@ TEST_CASE("silu_mul over the whole range of gates") {
       for (uint32_t i = 0; i < n; ++i) {
         const double r = gate[i] / (1.0 + std::exp(-double{gate[i]})) * up[i];
         // exp 4 u, sum, division and two products; exp(-87) and below may vanish.
-        const double bound = (kRounded + 12 * kU) * std::abs(r) + 1e4 * 2e-38 * std::abs(up[i]) + 0x1p-133;
+        const double bound =
+            (kRounded + 12 * kU) * std::abs(r) + 1e4 * 2e-38 * std::abs(up[i]) + 0x1p-133;
         worst = std::max(worst, std::abs(bf16_to_f32(y[i]) - r) / bound);
         control = std::max(control, std::abs(bf16_to_f32(y[i]) - gate[i] * up[i]) / bound);
       }
@@ -208,7 +222,8 @@ TEST_CASE("add_residual rounds once, ties to even; NaN stays NaN") {
       std::vector<bf16_t> residual = before;
       residual.push_back(0x1234);
       table.kernels->add_residual(delta.data(), n, residual.data());
-      for (uint32_t i = 0; i < n; ++i) CHECK_EQ(residual[i], f32_to_bf16(bf16_to_f32(before[i]) + delta[i]));
+      for (uint32_t i = 0; i < n; ++i)
+        CHECK_EQ(residual[i], f32_to_bf16(bf16_to_f32(before[i]) + delta[i]));
       CHECK_EQ(residual[n], 0x1234);
     }
 }

@@ -1,9 +1,10 @@
-// Matrix products of every instruction set against float64, and against themselves for every batch and split.
+// Matrix products of every instruction set against float64, and against themselves for every batch
+// and split.
+#include <cmath>
+
 #include "check.h"
 #include "kernel_tables.h"
 #include "pack_reference.h"
-
-#include <cmath>
 
 using namespace mimo_rt;
 using kernel_tables::Aligned;
@@ -12,8 +13,8 @@ using pack_reference::Matrix;
 
 namespace {
 
-constexpr PackedFormat kFormats[] = {PackedFormat::mxfp4, PackedFormat::fp8_e4m3, PackedFormat::bf16,
-                                     PackedFormat::f32};
+constexpr PackedFormat kFormats[] = {PackedFormat::mxfp4, PackedFormat::fp8_e4m3,
+                                     PackedFormat::bf16, PackedFormat::f32};
 constexpr uint32_t kTokenCounts[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 64};
 constexpr uint32_t kLengths[] = {32, 96, 576, 2048};
 
@@ -26,8 +27,8 @@ std::vector<bf16_t> random_tokens(uint32_t num_tokens, uint32_t k, uint32_t seed
 }
 
 /// y[num_tokens, rows], row groups in calls of `groups_per_call`.
-std::vector<float> multiply(const Table& table, const Matrix& m, const bf16_t* x, uint32_t num_tokens,
-                            uint32_t groups_per_call = 1000) {
+std::vector<float> multiply(const Table& table, const Matrix& m, const bf16_t* x,
+                            uint32_t num_tokens, uint32_t groups_per_call = 1000) {
   const int format = static_cast<int>(m.format);
   const Aligned packed(m.rows / 16 * row_group_bytes(m.format, m.k));
   pack_reference::pack(m, packed.bytes());
@@ -36,8 +37,8 @@ std::vector<float> multiply(const Table& table, const Matrix& m, const bf16_t* x
   std::vector<float> y(size_t{num_tokens} * m.rows, NAN);
   for (uint32_t group = 0; group < m.rows / 16; group += groups_per_call) {
     const uint32_t count = std::min(groups_per_call, m.rows / 16 - group);
-    table.kernels->gemm(format, {packed.bytes() + group * row_group_bytes(m.format, m.k), count, m.k, prepared.bytes(),
-                                 num_tokens, y.data() + group * 16, m.rows});
+    table.kernels->gemm(format, {packed.bytes() + group * row_group_bytes(m.format, m.k), count,
+                                 m.k, prepared.bytes(), num_tokens, y.data() + group * 16, m.rows});
   }
   return y;
 }
@@ -46,9 +47,10 @@ struct Reference {
   std::vector<double> y, bound;
 };
 
-/// The bound counts roundings of one row: a block of 32 k has at most 32 products and 32 additions (FMA and vdpbf16ps
-/// need fewer), its scale and its addition to the running sum two more, the final sum of classes one. With n roundings
-/// in any path the error is at most n u / (1 - n u) times the sum of |products|. 2^-126 covers flushed subnormals.
+/// The bound counts roundings of one row: a block of 32 k has at most 32 products and 32 additions
+/// (FMA and vdpbf16ps need fewer), its scale and its addition to the running sum two more, the
+/// final sum of classes one. With n roundings in any path the error is at most n u / (1 - n u)
+/// times the sum of |products|. 2^-126 covers flushed subnormals.
 Reference reference(const Matrix& m, const std::vector<bf16_t>& x, uint32_t num_tokens) {
   const double n = 65.0 + 2.0 * (m.k / 32.0), u = 0x1p-24;
   Reference ref;
@@ -56,7 +58,8 @@ Reference reference(const Matrix& m, const std::vector<bf16_t>& x, uint32_t num_
     for (uint32_t row = 0; row < m.rows; ++row) {
       double y = 0, magnitude = 0;
       for (uint32_t k = 0; k < m.k; ++k) {
-        const double p = double{m.value(row, k)} * m.scale(row, k) * bf16_to_f32(x[size_t{t} * m.k + k]);
+        const double p =
+            double{m.value(row, k)} * m.scale(row, k) * bf16_to_f32(x[size_t{t} * m.k + k]);
         y += p;
         magnitude += std::abs(p);
       }
@@ -77,13 +80,15 @@ double worst(const std::vector<float>& y, const Reference& ref) {
 }
 
 std::string where(const Table& table, PackedFormat format, uint32_t k, uint32_t num_tokens) {
-  return table.name + " format " + std::to_string(static_cast<int>(format)) + " k " + std::to_string(k) + " tokens " +
-         std::to_string(num_tokens);
+  return table.name + " format " + std::to_string(static_cast<int>(format)) + " k " +
+         std::to_string(k) + " tokens " + std::to_string(num_tokens);
 }
 
 }  // namespace
 
-TEST_CASE("products stay within the rounding bound of float64; a wrong scale or a swapped block does not") {
+TEST_CASE(
+    "products stay within the rounding bound of float64; a wrong scale or a swapped block does "
+    "not") {
   for (const PackedFormat format : kFormats)
     for (const uint32_t k : kLengths) {
       const Matrix m = pack_reference::random_matrix(format, 48, k, 7 + k);
@@ -98,8 +103,9 @@ TEST_CASE("products stay within the rounding bound of float64; a wrong scale or 
       if (!rescaled.tile_scale.empty()) rescaled.tile_scale[5] *= 1.001f;
       for (const Table& table : kernel_tables::runnable()) {
         const double error = worst(multiply(table, m, x.data(), 17), ref);
-        if (!(error <= 1.0)) check::report(__FILE__, __LINE__, where(table, format, k, 17) + " error / bound " +
-                                                                   std::to_string(error));
+        if (!(error <= 1.0))
+          check::report(__FILE__, __LINE__,
+                        where(table, format, k, 17) + " error / bound " + std::to_string(error));
         CHECK(error <= 1.0);
         CHECK(worst(multiply(table, swapped, x.data(), 17), ref) > 1.0);
         const bool has_scale = !m.e8m0.empty() || !m.tile_scale.empty();
@@ -117,15 +123,20 @@ TEST_CASE("a token's result has the same bits for any number of tokens and any s
         const std::vector<float> all = multiply(table, m, x.data(), 64);
         for (const uint32_t num_tokens : kTokenCounts) {
           const uint32_t first = 64 - num_tokens;  // another place in the batch than in `all`
-          const std::vector<float> some = multiply(table, m, x.data() + size_t{first} * k, num_tokens, 1);
-          const bool equal = !std::memcmp(some.data(), all.data() + size_t{first} * m.rows, some.size() * 4);
-          if (!equal) check::report(__FILE__, __LINE__, where(table, format, k, num_tokens) + ": bits differ");
+          const std::vector<float> some =
+              multiply(table, m, x.data() + size_t{first} * k, num_tokens, 1);
+          const bool equal =
+              !std::memcmp(some.data(), all.data() + size_t{first} * m.rows, some.size() * 4);
+          if (!equal)
+            check::report(__FILE__, __LINE__,
+                          where(table, format, k, num_tokens) + ": bits differ");
           CHECK(equal);
         }
         // The comparison sees one bit of one activation.
         std::vector<bf16_t> changed(x.begin(), x.begin() + k);
         changed[k / 2] ^= 1;
-        CHECK(std::memcmp(multiply(table, m, changed.data(), 1).data(), all.data(), size_t{m.rows} * 4) != 0);
+        CHECK(std::memcmp(multiply(table, m, changed.data(), 1).data(), all.data(),
+                          size_t{m.rows} * 4) != 0);
       }
 }
 
@@ -139,7 +150,8 @@ TEST_CASE("blocks of 512 tokens") {
   }
 }
 
-// Token k is one-hot at k, so its result is the weight itself; the scale is a power of two: equality.
+// Token k is one-hot at k, so its result is the weight itself; the scale is a power of two:
+// equality.
 TEST_CASE("every code of every format is exact, with the smallest and a large E8M0 scale") {
   for (const Table& table : kernel_tables::runnable())
     for (const PackedFormat format : kFormats)
@@ -176,9 +188,11 @@ TEST_CASE("prepare gathers rows, obeys the stride and pads with zeros") {
         for (size_t i = 0; i < row_ids.size(); ++i)
           std::copy_n(pool.begin() + row_ids[i] * stride, k_valid, dense.begin() + i * k);
         const std::vector<float> expected = multiply(table, m, dense.data(), 7);
-        const Aligned packed(row_group_bytes(format, k)), prepared(table.kernels->prepared_bytes(code, 7, k));
+        const Aligned packed(row_group_bytes(format, k)),
+            prepared(table.kernels->prepared_bytes(code, 7, k));
         pack_reference::pack(m, packed.bytes());
-        table.kernels->prepare(code, {pool.data(), stride, row_ids.data(), 7, k_valid, k, prepared.bytes()});
+        table.kernels->prepare(
+            code, {pool.data(), stride, row_ids.data(), 7, k_valid, k, prepared.bytes()});
         std::vector<float> y(7 * 20, -1.0f);  // y_stride 20: the gap stays untouched
         table.kernels->gemm(code, {packed.bytes(), 1, k, prepared.bytes(), 7, y.data(), 20});
         for (size_t t = 0; t < 7; ++t) {

@@ -1,10 +1,13 @@
 // Attention of one token over one kv head: online softmax over blocks of 16 keys.
 //
-// A block's keys and values are widened to FP32 in scratch once and used by every q head that shares them. Blocks are
-// counted from the first visible key and cross segment boundaries, so pages and rings never change a bit. Per head
-// (m: running maximum, l: running denominator, o: running output):
-//   m' = max(m, max_j s_j)   p_j = e^(s_j - m')   l = l e^(m - m') + sum_j p_j   o = o e^(m - m') + sum_j p_j v_j
-// A sink starts as m = sink, l = 1. Bound by the KV bytes for one q head, by the FMA units for eight.
+// A block's keys and values are widened to FP32 in scratch once and used by every q head that
+// shares them. Blocks are counted from the first visible key and cross segment boundaries, so pages
+// and rings never change a bit. Per head (m: running maximum, l: running denominator, o: running
+// output):
+//   m' = max(m, max_j s_j)   p_j = e^(s_j - m')   l = l e^(m - m') + sum_j p_j   o = o e^(m - m') +
+//   sum_j p_j v_j
+// A sink starts as m = sink, l = 1. Bound by the KV bytes for one q head, by the FMA units for
+// eight.
 #include "entries.h"
 #include "simd.h"
 
@@ -48,14 +51,14 @@ static uint32_t load_block(const AttendArgs& args, const Scratch& s, Cursor& cur
     const uint64_t key = cursor.key++;
     widen_row(cursor.segment->k + key * args.qk_head_dim, args.qk_head_dim,
               s.k + num_keys * s.qk_dim);
-    widen_row(cursor.segment->v + key * args.v_head_dim, args.v_head_dim,
-              s.v + num_keys * s.v_dim);
+    widen_row(cursor.segment->v + key * args.v_head_dim, args.v_head_dim, s.v + num_keys * s.v_dim);
     ++num_keys;
   }
   return num_keys;
 }
 
-/// scores[j] = q . k_j; four keys at a time share the loads of q. Rows past num_keys are stale but finite or ignored.
+/// scores[j] = q . k_j; four keys at a time share the loads of q. Rows past num_keys are stale but
+/// finite or ignored.
 MIMO_RT_INLINE void score_block(const float* q, const Scratch& s, float* scores) {
   for (uint32_t j = 0; j < kBlockKeys; j += 4) {
     const float* k = s.k + j * s.qk_dim;
@@ -69,8 +72,7 @@ MIMO_RT_INLINE void score_block(const float* q, const Scratch& s, float* scores)
     }
     const __m256 a = _mm256_hadd_ps(sums[0], sums[1]), b = _mm256_hadd_ps(sums[2], sums[3]);
     const __m256 c = _mm256_hadd_ps(a, b);
-    _mm_store_ps(scores + j,
-                 _mm_add_ps(_mm256_castps256_ps128(c), _mm256_extractf128_ps(c, 1)));
+    _mm_store_ps(scores + j, _mm_add_ps(_mm256_castps256_ps128(c), _mm256_extractf128_ps(c, 1)));
   }
 }
 

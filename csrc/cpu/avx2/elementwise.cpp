@@ -20,7 +20,8 @@ void rms_norm(const bf16_t* x, const float* weight, float eps, uint32_t num_elem
   for (; i + 4 * kLanes <= num_elements; i += 4 * kLanes)
     for (uint32_t j = 0; j < 4; ++j) sums[j] = square_added(x + i + j * kLanes, kLanes, sums[j]);
   for (; i < num_elements; i += kLanes) sums[0] = square_added(x + i, num_elements - i, sums[0]);
-  const __m256 sum = _mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3]));
+  const __m256 sum =
+      _mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3]));
   const float mean = sum_lanes(sum) / static_cast<float>(num_elements);
   const __m256 inverse = _mm256_set1_ps(1.0f / __builtin_sqrtf(mean + eps));
   for (i = 0; i < num_elements; i += kLanes) {

@@ -9,7 +9,8 @@ struct Unscaled {
   static constexpr uint32_t kClasses = 1, kUnits = 1, kSteps = 32;
 
   // fma(sum, 1, acc) is acc + sum.
-  MIMO_RT_INLINE void scales(const uint8_t*, uint32_t, uint32_t, uint32_t, __m256& scale0, __m256& scale1) {
+  MIMO_RT_INLINE void scales(const uint8_t*, uint32_t, uint32_t, uint32_t, __m256& scale0,
+                             __m256& scale1) {
     scale0 = scale1 = _mm256_set1_ps(1.0f);
   }
 
@@ -24,11 +25,13 @@ struct Bf16 : Unscaled {
   static constexpr uint32_t kVectors = 16;
 
   template <class Emit>
-  MIMO_RT_INLINE void expand(const uint8_t* tile, uint32_t, uint32_t block, uint32_t j, const Emit& emit) {
+  MIMO_RT_INLINE void expand(const uint8_t* tile, uint32_t, uint32_t block, uint32_t j,
+                             const Emit& emit) {
     const __m256i* pairs = reinterpret_cast<const __m256i*>(tile + (block * kVectors + j) * 64);
     const __m256i pair0 = _mm256_load_si256(pairs), pair1 = _mm256_load_si256(pairs + 1);
     const __m256i odd = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
-    emit(j * 2, _mm256_castsi256_ps(_mm256_slli_epi32(pair0, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(pair1, 16)));
+    emit(j * 2, _mm256_castsi256_ps(_mm256_slli_epi32(pair0, 16)),
+         _mm256_castsi256_ps(_mm256_slli_epi32(pair1, 16)));
     emit(j * 2 + 1, _mm256_castsi256_ps(_mm256_and_si256(pair0, odd)),
          _mm256_castsi256_ps(_mm256_and_si256(pair1, odd)));
   }
@@ -39,7 +42,8 @@ struct F32 : Unscaled {
   static constexpr uint32_t kVectors = 32;
 
   template <class Emit>
-  MIMO_RT_INLINE void expand(const uint8_t* tile, uint32_t, uint32_t block, uint32_t j, const Emit& emit) {
+  MIMO_RT_INLINE void expand(const uint8_t* tile, uint32_t, uint32_t block, uint32_t j,
+                             const Emit& emit) {
     const float* rows = reinterpret_cast<const float*>(tile + (block * kVectors + j) * 64);
     emit(j, _mm256_load_ps(rows), _mm256_load_ps(rows + 8));
   }

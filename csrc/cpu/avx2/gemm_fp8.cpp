@@ -1,29 +1,31 @@
-// FP8 E4M3 weights: the code's nibbles are looked up as the two bytes of a bf16, which is exact, and widened to FP32.
+// FP8 E4M3 weights: the code's nibbles are looked up as the two bytes of a bf16, which is exact,
+// and widened to FP32.
 //
-// With h = s.eee and l = e.mmm the bf16 of a code is byte H(h), byte l << 4, unless eee is zero: then the weight is
-// l * 2^-9, the four-bit integers of exponent fields 0 and 1, and both bytes depend on l alone. Going through half
-// floats would be shorter, but their subnormals (every code with a zero exponent field) stall some processors.
+// With h = s.eee and l = e.mmm the bf16 of a code is byte H(h), byte l << 4, unless eee is zero:
+// then the weight is l * 2^-9, the four-bit integers of exponent fields 0 and 1, and both bytes
+// depend on l alone. Going through half floats would be shorter, but their subnormals (every code
+// with a zero exponent field) stall some processors.
 #include "entries.h"
-#include "gemm.h"
+#include "two_classes.h"
 
 namespace mimo_rt::cpu::avx2 {
 namespace {
 
 #define MIMO_RT_TWICE(...) {__VA_ARGS__, __VA_ARGS__}
 /// High byte by h; zero (or the sign) where eee is zero.
-alignas(32) const uint8_t kHigh[32] =
-    MIMO_RT_TWICE(0, 61, 62, 63, 64, 65, 66, 67, 128, 189, 190, 191, 192, 193, 194, 195);
+alignas(32) const uint8_t kHigh[32] = MIMO_RT_TWICE(0, 61, 62, 63, 64, 65, 66, 67, 128, 189, 190,
+                                                    191, 192, 193, 194, 195);
 /// 0x80 by h where eee is not zero: makes the following lookups yield zero.
-alignas(32) const uint8_t kSkip[32] =
-    MIMO_RT_TWICE(0, 128, 128, 128, 128, 128, 128, 128, 0, 128, 128, 128, 128, 128, 128, 128);
+alignas(32) const uint8_t kSkip[32] = MIMO_RT_TWICE(0, 128, 128, 128, 128, 128, 128, 128, 0, 128,
+                                                    128, 128, 128, 128, 128, 128);
 /// Low byte by l.
-alignas(32) const uint8_t kLow[32] =
-    MIMO_RT_TWICE(0, 16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192, 208, 224, 240);
+alignas(32) const uint8_t kLow[32] = MIMO_RT_TWICE(0, 16, 32, 48, 64, 80, 96, 112, 128, 144, 160,
+                                                   176, 192, 208, 224, 240);
 /// bf16 of l * 2^-9: high byte, and what the low byte differs in from kLow.
-alignas(32) const uint8_t kSmallHigh[32] =
-    MIMO_RT_TWICE(0, 59, 59, 59, 60, 60, 60, 60, 60, 60, 60, 60, 60, 60, 60, 60);
-alignas(32) const uint8_t kSmallLow[32] =
-    MIMO_RT_TWICE(0, 16, 160, 240, 64, 112, 32, 16, 0, 0, 0, 0, 0, 0, 0, 0);
+alignas(32) const uint8_t kSmallHigh[32] = MIMO_RT_TWICE(0, 59, 59, 59, 60, 60, 60, 60, 60, 60, 60,
+                                                         60, 60, 60, 60, 60);
+alignas(32) const uint8_t kSmallLow[32] = MIMO_RT_TWICE(0, 16, 160, 240, 64, 112, 32, 16, 0, 0, 0,
+                                                        0, 0, 0, 0, 0);
 #undef MIMO_RT_TWICE
 
 MIMO_RT_INLINE __m256i look_up(const uint8_t* table, __m256i idx) {

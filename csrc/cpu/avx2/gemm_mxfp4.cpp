@@ -1,11 +1,13 @@
-// MXFP4 weights: E2M1 codes looked up as the two bytes of a bf16, which is exact, and widened to FP32.
+// MXFP4 weights: E2M1 codes looked up as the two bytes of a bf16, which is exact, and widened to
+// FP32.
 #include "entries.h"
-#include "gemm.h"
+#include "two_classes.h"
 
 namespace mimo_rt::cpu::avx2 {
 namespace {
 
-// bf16 of 0 .5 1 1.5 2 3 4 6 and their negatives: high bytes, low bytes; twice, for the two halves of a register.
+// bf16 of 0 .5 1 1.5 2 3 4 6 and their negatives: high bytes, low bytes; twice, for the two halves
+// of a register.
 alignas(32) const uint8_t kHighBytes[32] = {
     0x00, 0x3f, 0x3f, 0x3f, 0x40, 0x40, 0x40, 0x40, 0x80, 0xbf, 0xbf, 0xbf, 0xc0, 0xc0, 0xc0, 0xc0,
     0x00, 0x3f, 0x3f, 0x3f, 0x40, 0x40, 0x40, 0x40, 0x80, 0xbf, 0xbf, 0xbf, 0xc0, 0xc0, 0xc0, 0xc0};
@@ -35,8 +37,7 @@ struct Mxfp4 : TwoClasses {
 
   MIMO_RT_INLINE void scales(const uint8_t* tile, uint32_t num_blocks, uint32_t unit,
                              uint32_t block, __m256& scale0, __m256& scale1) {
-    const uint8_t* e8m0 =
-        tile + num_blocks * layout::block_bytes(kFormat) + block * 16 + unit * 8;
+    const uint8_t* e8m0 = tile + num_blocks * layout::block_bytes(kFormat) + block * 16 + unit * 8;
     const __m256i exponent =
         _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(e8m0)));
     // Byte 0 means 2^-127, the subnormal 0x00400000.

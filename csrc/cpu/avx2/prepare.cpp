@@ -1,4 +1,5 @@
-// Activations as the GEMM kernels of this folder read them: FP32, [group of tokens][k-step][token][class].
+// Activations as the GEMM kernels of this folder read them: FP32, [group of
+// tokens][k-step][token][class].
 #include "entries.h"
 #include "gemm.h"
 
@@ -20,19 +21,22 @@ MIMO_RT_INLINE __m256 load_row(const bf16_t* row, uint32_t k, uint32_t k_valid) 
 
 /// One token of a group: `out` is its place in k-step 0, `stride` the floats of a k-step.
 template <uint32_t kClasses>
-static void prepare_row(const bf16_t* row, uint32_t k_valid, uint32_t k_padded, float* out, uint32_t stride) {
+static void prepare_row(const bf16_t* row, uint32_t k_valid, uint32_t k_padded, float* out,
+                        uint32_t stride) {
   alignas(32) float values[8];
   for (uint32_t k = 0; k < k_padded; k += 8) {
     __m256 x = load_row(row, k, k_valid);
     // Two classes: the k-steps of k..k+3 are (k, k+2) and (k+1, k+3).
-    if constexpr (kClasses == 2) x = _mm256_permutevar8x32_ps(x, _mm256_setr_epi32(0, 2, 1, 3, 4, 6, 5, 7));
+    if constexpr (kClasses == 2)
+      x = _mm256_permutevar8x32_ps(x, _mm256_setr_epi32(0, 2, 1, 3, 4, 6, 5, 7));
     if (stride == kClasses) {
       _mm256_store_ps(out + k, x);
       continue;
     }
     _mm256_store_ps(values, x);
     for (uint32_t i = 0; i < 8; i += kClasses)
-      for (uint32_t c = 0; c < kClasses; ++c) out[uint64_t{(k + i) / kClasses} * stride + c] = values[i + c];
+      for (uint32_t c = 0; c < kClasses; ++c)
+        out[uint64_t{(k + i) / kClasses} * stride + c] = values[i + c];
   }
 }
 
@@ -43,8 +47,8 @@ static void prepare_tokens(const PrepareArgs& args) {
     const uint32_t width = group_width(args.num_tokens, first);
     for (uint32_t t = 0; t < width; ++t) {
       const uint32_t row = args.row_ids ? args.row_ids[first + t] : first + t;
-      prepare_row<kClasses>(args.x + uint64_t{row} * args.x_stride, args.k_valid, args.k, out + t * kClasses,
-                            width * kClasses);
+      prepare_row<kClasses>(args.x + uint64_t{row} * args.x_stride, args.k_valid, args.k,
+                            out + t * kClasses, width * kClasses);
     }
     out += uint64_t{width} * args.k;
     first += width;
@@ -53,7 +57,9 @@ static void prepare_tokens(const PrepareArgs& args) {
 
 }  // namespace
 
-uint64_t prepared_bytes(int, uint32_t num_tokens, uint32_t k) { return uint64_t{num_tokens} * k * sizeof(float); }
+uint64_t prepared_bytes(int, uint32_t num_tokens, uint32_t k) {
+  return uint64_t{num_tokens} * k * sizeof(float);
+}
 
 void prepare(int format, const PrepareArgs& args) {
   const bool two_classes = format == layout::kMxfp4 || format == layout::kFp8;

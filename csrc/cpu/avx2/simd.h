@@ -43,8 +43,8 @@ MIMO_RT_INLINE void store_bf16(bf16_t* y, __m256 value, uint32_t count) {
   const __m256i rounded = _mm256_add_epi32(bits, bias);
   const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x00400000));
   const __m256 is_nan = _mm256_cmp_ps(value, value, _CMP_UNORD_Q);
-  const __m256i word = _mm256_srli_epi32(
-      _mm256_blendv_epi8(rounded, quiet, _mm256_castps_si256(is_nan)), 16);
+  const __m256i word =
+      _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, _mm256_castps_si256(is_nan)), 16);
   const __m128i packed =
       _mm_packus_epi32(_mm256_castsi256_si128(word), _mm256_extracti128_si256(word, 1));
   if (count >= kLanes) return _mm_storeu_si128(reinterpret_cast<__m128i*>(y), packed);
@@ -55,9 +55,9 @@ MIMO_RT_INLINE void store_bf16(bf16_t* y, __m256 value, uint32_t count) {
 
 /// e^x for x <= 0, relative error below 4 * 2^-24; zero below -87 (e^-87 = 1.6e-38).
 ///
-/// x = n ln2 + r, |r| <= 0.347: n ln2_hi is exact (ln2_hi has 15 bits, |n| < 2^7), so r carries one rounding and
-/// n * (error of ln2_lo); the Taylor remainder r^8/8! is 5.2e-9; Horner with FMA adds at most
-/// 2^-24 (1 + |r| + |r|^2 + ...) / (1 - |r|) < 2.4 * 2^-24.
+/// x = n ln2 + r, |r| <= 0.347: n ln2_hi is exact (ln2_hi has 15 bits, |n| < 2^7), so r carries one
+/// rounding and n * (error of ln2_lo); the Taylor remainder r^8/8! is 5.2e-9; Horner with FMA adds
+/// at most 2^-24 (1 + |r| + |r|^2 + ...) / (1 - |r|) < 2.4 * 2^-24.
 MIMO_RT_INLINE __m256 exp_negative(__m256 x) {
   const __m256 in_range = _mm256_cmp_ps(x, _mm256_set1_ps(-87.0f), _CMP_GE_OQ);
   const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)),

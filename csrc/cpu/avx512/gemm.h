@@ -1,10 +1,12 @@
-// y = W x for packed weights and prepared activations: the loops that every weight format of this folder shares.
+// y = W x for packed weights and prepared activations: the loops that every weight format of this
+// folder shares.
 //
-// A lane is one row (fp8: one row and one half of its k). A *step* multiplies the weights of one, two or four
-// neighbouring k of 16 rows, F::kWide registers, with one broadcast per token: vdpbf16ps on pairs of bf16, or FMA for
-// FP32 weights. In every block of 32 k a lane accumulates its steps in order, from zero; then
-// acc = fma(block sum, scale, acc), blocks ascending. Up to eight tokens share the expansion of the weights; every width
-// executes this same sequence per lane, so a token's result does not depend on the number of tokens.
+// A lane is one row (fp8: one row and one half of its k). A *step* multiplies the weights of one,
+// two or four neighbouring k of 16 rows, F::kWide registers, with one broadcast per token:
+// vdpbf16ps on pairs of bf16, or FMA for FP32 weights. In every block of 32 k a lane accumulates
+// its steps in order, from zero; then acc = fma(block sum, scale, acc), blocks ascending. Up to
+// eight tokens share the expansion of the weights; every width executes this same sequence per
+// lane, so a token's result does not depend on the number of tokens.
 //
 // vdpbf16ps adds two exact products with at most two roundings and flushes subnormals.
 // Prepared activations: [group of up to 8 tokens][step][token][F::kClasses] words of 4 bytes.
@@ -47,8 +49,8 @@ MIMO_RT_INLINE __m512i broadcast(const uint32_t* x) {
 
 /// B neighbouring blocks for T tokens. B > 1 only adds independent chains.
 template <class F, uint32_t T, uint32_t B>
-MIMO_RT_INLINE void tile_blocks(const uint8_t* tile, uint32_t num_blocks, uint32_t block, const uint32_t* x,
-                                float* acc) {
+MIMO_RT_INLINE void tile_blocks(const uint8_t* tile, uint32_t num_blocks, uint32_t block,
+                                const uint32_t* x, float* acc) {
   __m512 part[B][T][F::kWide];
 #pragma GCC unroll 8
   for (uint32_t b = 0; b < B; ++b)
@@ -62,16 +64,20 @@ MIMO_RT_INLINE void tile_blocks(const uint8_t* tile, uint32_t num_blocks, uint32
     for (uint32_t b = 0; b < B; ++b) {
       const uint32_t* xb = x + uint64_t{b} * F::kSteps * T * F::kClasses;
       const uint8_t* codes = tile + ((block + b) * F::kVectors + j) * 64;
-      F::expand(codes, j, [&](uint32_t step, auto... w) __attribute__((always_inline)) {
-        const __m512i weights[] = {w...};
+      // One token leaves the stream to the hardware's prefetchers; more keep the core too busy to
+      // trigger them in time.
+      if constexpr (T > 1) _mm_prefetch(reinterpret_cast<const char*>(codes) + 8192, _MM_HINT_T1);
+      F::expand(
+          codes, j, [&](uint32_t step, auto... w) __attribute__((always_inline)) {
+            const __m512i weights[] = {w...};
 #pragma GCC unroll 8
-        for (uint32_t t = 0; t < T; ++t) {
-          const __m512i xt = broadcast<F::kClasses>(xb + (step * T + t) * F::kClasses);
+            for (uint32_t t = 0; t < T; ++t) {
+              const __m512i xt = broadcast<F::kClasses>(xb + (step * T + t) * F::kClasses);
 #pragma GCC unroll 2
-          for (uint32_t n = 0; n < F::kWide; ++n)
-            part[b][t][n] = F::multiply_add(part[b][t][n], weights[n], xt);
-        }
-      });
+              for (uint32_t n = 0; n < F::kWide; ++n)
+                part[b][t][n] = F::multiply_add(part[b][t][n], weights[n], xt);
+            }
+          });
     }
   }
 #pragma GCC unroll 4
@@ -100,17 +106,25 @@ static void tile_tokens(const uint8_t* tile, uint32_t num_blocks, const uint32_t
 }
 
 template <class F>
-MIMO_RT_INLINE void tile_any(uint32_t width, const uint8_t* tile, uint32_t num_blocks, const uint32_t* x,
-                             float* acc) {
+MIMO_RT_INLINE void tile_any(uint32_t width, const uint8_t* tile, uint32_t num_blocks,
+                             const uint32_t* x, float* acc) {
   switch (width) {
-    case 1: return tile_tokens<F, 1>(tile, num_blocks, x, acc);
-    case 2: return tile_tokens<F, 2>(tile, num_blocks, x, acc);
-    case 3: return tile_tokens<F, 3>(tile, num_blocks, x, acc);
-    case 4: return tile_tokens<F, 4>(tile, num_blocks, x, acc);
-    case 5: return tile_tokens<F, 5>(tile, num_blocks, x, acc);
-    case 6: return tile_tokens<F, 6>(tile, num_blocks, x, acc);
-    case 7: return tile_tokens<F, 7>(tile, num_blocks, x, acc);
-    default: return tile_tokens<F, 8>(tile, num_blocks, x, acc);
+    case 1:
+      return tile_tokens<F, 1>(tile, num_blocks, x, acc);
+    case 2:
+      return tile_tokens<F, 2>(tile, num_blocks, x, acc);
+    case 3:
+      return tile_tokens<F, 3>(tile, num_blocks, x, acc);
+    case 4:
+      return tile_tokens<F, 4>(tile, num_blocks, x, acc);
+    case 5:
+      return tile_tokens<F, 5>(tile, num_blocks, x, acc);
+    case 6:
+      return tile_tokens<F, 6>(tile, num_blocks, x, acc);
+    case 7:
+      return tile_tokens<F, 7>(tile, num_blocks, x, acc);
+    default:
+      return tile_tokens<F, 8>(tile, num_blocks, x, acc);
   }
 }
 
@@ -127,18 +141,21 @@ static void gemm_tokens(const GemmArgs& args, uint32_t first, uint32_t last) {
     for (uint32_t i = 0; i < (last - first) * kAccPerToken; ++i) acc[i] = 0.0f;
     for (uint32_t k = 0; k < args.k; k += layout::kTileK) {
       const uint32_t left = (args.k - k) / layout::kBlockK;
-      const uint32_t num_blocks = left < layout::kBlocksPerTile ? left : uint32_t{layout::kBlocksPerTile};
+      const uint32_t num_blocks =
+          left < layout::kBlocksPerTile ? left : uint32_t{layout::kBlocksPerTile};
       for (uint32_t t = first; t < last;) {
         const uint32_t width = group_width(args.num_tokens, t);
         tile_any<F>(width, tile, num_blocks,
-                    x + (t - first) * words_per_token + uint64_t{k / layout::kBlockK} * words_per_block * width,
+                    x + (t - first) * words_per_token +
+                        uint64_t{k / layout::kBlockK} * words_per_block * width,
                     acc + (t - first) * kAccPerToken);
         t += width;
       }
       tile += layout::tile_bytes(F::kFormat, num_blocks);
     }
     for (uint32_t t = first; t < last; ++t)
-      F::finish(acc + (t - first) * kAccPerToken, args.y + uint64_t{t} * args.y_stride + group * layout::kRows);
+      F::finish(acc + (t - first) * kAccPerToken,
+                args.y + uint64_t{t} * args.y_stride + group * layout::kRows);
   }
 }
 

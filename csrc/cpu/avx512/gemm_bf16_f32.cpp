@@ -9,9 +9,13 @@ struct Unscaled {
   static constexpr uint32_t kClasses = 1, kWide = 1, kChains = 1;
 
   // fma(sum, 1, acc) is acc + sum.
-  MIMO_RT_INLINE void scales(const uint8_t*, uint32_t, uint32_t, __m512* scale) { scale[0] = _mm512_set1_ps(1.0f); }
+  MIMO_RT_INLINE void scales(const uint8_t*, uint32_t, uint32_t, __m512* scale) {
+    scale[0] = _mm512_set1_ps(1.0f);
+  }
 
-  MIMO_RT_INLINE void finish(const float* acc, float* y) { _mm512_storeu_ps(y, _mm512_load_ps(acc)); }
+  MIMO_RT_INLINE void finish(const float* acc, float* y) {
+    _mm512_storeu_ps(y, _mm512_load_ps(acc));
+  }
 
   template <class Emit>
   MIMO_RT_INLINE void expand(const uint8_t* codes, uint32_t j, const Emit& emit) {
@@ -22,7 +26,9 @@ struct Unscaled {
 struct Bf16 : Unscaled {
   static constexpr int kFormat = layout::kBf16;
   static constexpr uint32_t kVectors = 16, kSteps = 16;
-  MIMO_RT_INLINE __m512 multiply_add(__m512 acc, __m512i w, __m512i x) { return dot_pairs(acc, w, x); }
+  MIMO_RT_INLINE __m512 multiply_add(__m512 acc, __m512i w, __m512i x) {
+    return dot_pairs(acc, w, x);
+  }
 };
 
 struct F32 : Unscaled {

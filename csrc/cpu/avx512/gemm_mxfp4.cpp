@@ -5,12 +5,12 @@
 namespace mimo_rt::cpu::avx512 {
 namespace {
 
-// bf16 of the 16 codes, twice: vpermw reads five index bits, and the fifth belongs to the next nibble.
+// bf16 of the 16 codes, twice: vpermw reads five index bits, and the fifth belongs to the next
+// nibble.
 alignas(64) const uint16_t kE2m1[32] = {
-    0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0,
-    0x8000, 0xbf00, 0xbf80, 0xbfc0, 0xc000, 0xc040, 0xc080, 0xc0c0,
-    0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0,
-    0x8000, 0xbf00, 0xbf80, 0xbfc0, 0xc000, 0xc040, 0xc080, 0xc0c0};
+    0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0, 0x8000, 0xbf00, 0xbf80,
+    0xbfc0, 0xc000, 0xc040, 0xc080, 0xc0c0, 0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040,
+    0x4080, 0x40c0, 0x8000, 0xbf00, 0xbf80, 0xbfc0, 0xc000, 0xc040, 0xc080, 0xc0c0};
 
 struct Mxfp4 {
   static constexpr int kFormat = layout::kMxfp4;
@@ -27,17 +27,23 @@ struct Mxfp4 {
     emit(j * 4 + 3, _mm512_permutexvar_epi16(_mm512_srli_epi16(v, 12), table));
   }
 
-  MIMO_RT_INLINE __m512 multiply_add(__m512 acc, __m512i w, __m512i x) { return dot_pairs(acc, w, x); }
+  MIMO_RT_INLINE __m512 multiply_add(__m512 acc, __m512i w, __m512i x) {
+    return dot_pairs(acc, w, x);
+  }
 
-  MIMO_RT_INLINE void scales(const uint8_t* tile, uint32_t num_blocks, uint32_t block, __m512* scale) {
+  MIMO_RT_INLINE void scales(const uint8_t* tile, uint32_t num_blocks, uint32_t block,
+                             __m512* scale) {
     const uint8_t* e8m0 = tile + num_blocks * layout::block_bytes(kFormat) + block * 16;
-    const __m512i exponent = _mm512_cvtepu8_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(e8m0)));
+    const __m512i exponent =
+        _mm512_cvtepu8_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(e8m0)));
     // Byte 0 means 2^-127, the subnormal 0x00400000.
     scale[0] = _mm512_castsi512_ps(
         _mm512_max_epi32(_mm512_slli_epi32(exponent, 23), _mm512_set1_epi32(0x00400000)));
   }
 
-  MIMO_RT_INLINE void finish(const float* acc, float* y) { _mm512_storeu_ps(y, _mm512_load_ps(acc)); }
+  MIMO_RT_INLINE void finish(const float* acc, float* y) {
+    _mm512_storeu_ps(y, _mm512_load_ps(acc));
+  }
 };
 
 }  // namespace

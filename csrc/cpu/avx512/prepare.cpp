@@ -1,5 +1,5 @@
-// Activations as the GEMM kernels of this folder read them: pairs of bf16 (f32 weights: FP32) in words of 4 bytes,
-// [group of tokens][step][token][class].
+// Activations as the GEMM kernels of this folder read them: pairs of bf16 (f32 weights: FP32) in
+// words of 4 bytes, [group of tokens][step][token][class].
 #include "entries.h"
 #include "gemm.h"
 

@@ -43,7 +43,8 @@ MIMO_RT_INLINE void store_bf16(bf16_t* y, __m512 value, uint32_t count) {
   _mm256_mask_storeu_epi16(y, lane_mask(count), _mm512_cvtepi32_epi16(word));
 }
 
-/// e^x for x <= 0, relative error below 4 * 2^-24; zero below -87. The derivation is in ../avx2/simd.h.
+/// e^x for x <= 0, relative error below 4 * 2^-24; zero below -87. The derivation is in
+/// ../avx2/simd.h.
 MIMO_RT_INLINE __m512 exp_negative(__m512 x) {
   const __mmask16 in_range = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_GE_OQ);
   const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)),

@@ -3,10 +3,10 @@
 // Per head (m: running maximum, l: running denominator, o: running output):
 //   m' = max(m, s_j)   l = l e^(m - m') + e^(s_j - m')   o = o e^(m - m') + e^(s_j - m') v_j
 // A block is one key, so segment boundaries cannot matter. A sink starts as m = sink, l = 1.
+#include <math.h>
+
 #include "entries.h"
 #include "scalar.h"
-
-#include <math.h>
 
 namespace mimo_rt::cpu::generic {
 namespace {

@@ -1,8 +1,8 @@
 // Norm, activation and residual updates.
+#include <math.h>
+
 #include "entries.h"
 #include "scalar.h"
-
-#include <math.h>
 
 namespace mimo_rt::cpu::generic {
 

@@ -1,8 +1,10 @@
-// y = W x for packed weights in portable C++: the loops that every weight format of this folder shares.
+// y = W x for packed weights in portable C++: the loops that every weight format of this folder
+// shares.
 //
-// Blocks of 32 k of a row group are expanded to FP32, [k][row], and multiplied with every token. A row sums the products
-// of a block in k order, from zero; then acc += block sum * scale, blocks ascending. The sequence does not depend on the
-// number of tokens. Built without contraction to FMA.
+// Blocks of 32 k of a row group are expanded to FP32, [k][row], and multiplied with every token. A
+// row sums the products of a block in k order, from zero; then acc += block sum * scale, blocks
+// ascending. The sequence does not depend on the number of tokens. Built without contraction to
+// FMA.
 #pragma once
 
 #include <stdint.h>

@@ -8,15 +8,19 @@ namespace {
 
 void gemm(int format, const GemmArgs& args) {
   switch (format) {
-    case layout::kMxfp4: return gemm_mxfp4(args);
-    case layout::kFp8: return gemm_fp8(args);
-    case layout::kBf16: return gemm_bf16(args);
-    default: return gemm_f32(args);
+    case layout::kMxfp4:
+      return gemm_mxfp4(args);
+    case layout::kFp8:
+      return gemm_fp8(args);
+    case layout::kBf16:
+      return gemm_bf16(args);
+    default:
+      return gemm_f32(args);
   }
 }
 
 const Kernels kTable = {"generic", prepared_bytes, prepare,  gemm,         attend_scratch_floats,
-                        attend, rms_norm,       silu_mul, add_residual, axpy};
+                        attend,    rms_norm,       silu_mul, add_residual, axpy};
 
 }  // namespace
 }  // namespace generic

@@ -1,5 +1,6 @@
-// Found before the compiler's own <immintrin.h>: AVX-512 intrinsics become SIMDe's portable functions, so that the very
-// sources of csrc/cpu/avx512 run on any processor. SIMDe includes <immintrin.h> again, hence include_next first.
+// Found before the compiler's own <immintrin.h>: AVX-512 intrinsics become SIMDe's portable
+// functions, so that the very sources of csrc/cpu/avx512 run on any processor. SIMDe includes
+// <immintrin.h> again, hence include_next first.
 #pragma once
 
 #pragma GCC system_header
@@ -26,7 +27,8 @@ static inline simde__m512i mimo_rt_cvtepu8_epi32(simde__m128i a) {
 }
 #define _mm512_cvtepu8_epi32(a) mimo_rt_cvtepu8_epi32(a)
 
-// SIMDe's masked loads and stores touch the whole vector; the instructions touch only the selected elements.
+// SIMDe's masked loads and stores touch the whole vector; the instructions touch only the selected
+// elements.
 static inline simde__m256i mimo_rt_maskz_loadu_epi16(simde__mmask16 mask, const void* p) {
   simde__m256i_private value;
   for (int i = 0; i < 16; ++i)
