@@ -90,7 +90,7 @@ set(MIMO_RT_AVX512_SOURCES
   csrc/cpu/avx512/prepare.cpp
   csrc/cpu/avx512/table.cpp)
 set(MIMO_RT_AVX512_FLAGS -O3 -mfma -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mavx512vbmi
-  -Wno-maybe-uninitialized)  # false positives inside gcc 12 intrinsics
+  -Wno-maybe-uninitialized -Wno-uninitialized)  # false positives inside gcc 12 intrinsics
 set(MIMO_RT_CUDA_SOURCES
   csrc/cuda/cuda_devices.cu)
 set(MIMO_RT_PYTHON_SOURCES
