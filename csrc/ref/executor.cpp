@@ -91,7 +91,13 @@ void RefExecutor::run(const Plan& plan, KvCache& cache, const StepInput& input,
   kv_.select(cache);
   step_begin_ = Clock::now();
   trace_.clear();
-  run_tasks(state, {&state.plan, &state.buffers, &kv_, &input, &output});
+  try {
+    run_tasks(state, {&state.plan, &state.buffers, &kv_, &input, &output});
+  } catch (...) {  // as if the step had never begun
+    for (uint64_t c = 0; c < state.counters.size(); ++c)
+      state.counters[c] = state.epoch * state.plan.counters()[c].total;
+    throw;
+  }
   ++state.epoch;
 }
 
@@ -136,8 +142,6 @@ void RefExecutor::run_tasks(PlanState& state, const ref::Step& step) {
     for (uint32_t w = 0; w < plan.num_workers(); ++w) {
       if (next[w] == plan.tasks(w).size()) continue;
       const Task& task = plan.tasks(w)[next[w]];
-      for (uint64_t c = 0; c < state.counters.size(); ++c)  // as if the step had never begun
-        state.counters[c] = state.epoch * plan.counters()[c].total;
       fail(ErrorCode::plan_invalid, "ref", "no task can run: worker ", w, " stands at task ",
            next[w], " (", task_kind_name(task.kind), ", layer ", task.layer_idx, ")");
     }
