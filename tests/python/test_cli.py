@@ -4,6 +4,7 @@ import json
 import pathlib
 import signal
 import subprocess
+import threading
 import sys
 import time
 
@@ -119,11 +120,31 @@ def test_debug_shows_the_traceback(tmp_path):
     assert run.returncode == 1 and "Traceback" in run.stderr
 
 
-def test_ctrl_c_exits_with_130(model):
-    process = subprocess.Popen(
-        [*COMMAND, "generate", model, "-p", "x", "--ignore-eos", "--max-context", "200000", *FAST],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )
+@pytest.fixture
+def start():
+    """Starts a command that Ctrl-C reaches even where the test runner ignores it (as shells do in the background),
+    and kills it after a minute, so that a fault fails the test and never hangs it."""
+    started = []
+
+    def launch(*arguments, **options):
+        process = subprocess.Popen(
+            [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        killer = threading.Timer(60, process.kill)
+        killer.start()
+        started.append((process, killer))
+        return process
+
+    yield launch
+    for process, killer in started:
+        killer.cancel()
+        process.kill()
+        process.wait()
+
+
+def test_ctrl_c_exits_with_130(model, start):
+    process = start("generate", model, "-p", "x", "--ignore-eos", "--max-context", "200000", *FAST)
     assert process.stdout.read(20)  # it is running
     process.send_signal(signal.SIGINT)
     begin = time.monotonic()
@@ -133,11 +154,8 @@ def test_ctrl_c_exits_with_130(model):
     assert errors.decode().strip() == "mimo-rt: interrupted"
 
 
-def test_a_closed_pipe_is_no_error(model):
-    process = subprocess.Popen(
-        [*COMMAND, "generate", model, "-p", "x", "--ignore-eos", "--max-context", "200000", *FAST],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )
+def test_a_closed_pipe_is_no_error(model, start):
+    process = start("generate", model, "-p", "x", "--ignore-eos", "--max-context", "200000", *FAST)
     assert process.stdout.read(10)
     process.stdout.close()
     errors = process.stderr.read().decode()
@@ -170,11 +188,8 @@ def test_chat_without_template(model, tmp_path):
     assert "chat_template" in cli("chat", path, *FAST, stdin="hi\n", code=1).stderr
 
 
-def test_ctrl_c_in_chat_cancels_the_answer_only(model):
-    process = subprocess.Popen(
-        [*COMMAND, "chat", model, "--ignore-eos", "--max-context", "200000", *FAST],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
-    )
+def test_ctrl_c_in_chat_cancels_the_answer_only(model, start):
+    process = start("chat", model, "--ignore-eos", "--max-context", "200000", *FAST, stdin=subprocess.PIPE, bufsize=0)
     process.stdin.write(b"hi\n")
     assert process.stdout.read(1)
     process.send_signal(signal.SIGINT)
