@@ -5,6 +5,7 @@ The build directory is kept between runs (build/tests-<sanitizers>), so only cha
 
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ def build_cpp(targets: list[str], *, sanitize: str = "", build_type: str = "Rele
     configure = [
         "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", f"-DCMAKE_BUILD_TYPE={build_type}",
         "-DMIMO_RT_BUILD_TESTS=ON", "-DMIMO_RT_CUDA=OFF",
+        f"-DMIMO_RT_REQUIRE_SIMDE={'ON' if os.environ.get('CI') else 'OFF'}",
         f"-DMIMO_RT_WERROR={'ON' if os.environ.get('CI') else 'OFF'}",
         f"-DMIMO_RT_SANITIZE={sanitize}", f"-DPython_EXECUTABLE={sys.executable}",
     ]
@@ -37,10 +39,17 @@ class CppFile(pytest.File):
     """tests/cpp/test_x.cpp: one item per TEST_CASE."""
 
     def collect(self):
-        for line in self.path.read_text().splitlines():
-            if line.startswith('TEST_CASE("'):
-                name = line.removeprefix('TEST_CASE("').rsplit('")', 1)[0]
-                yield CppItem.from_parent(self, name=name)
+        for name in test_case_names(self.path.read_text()):
+            yield CppItem.from_parent(self, name=name)
+
+
+def test_case_names(source: str) -> list[str]:
+    """Names of the TEST_CASEs of a C++ file; a name may be split into several literals."""
+    cases = re.findall(r'^TEST_CASE\(\s*((?:"[^"]*"\s*)+)\)', source, re.MULTILINE)
+    return ["".join(re.findall(r'"([^"]*)"', literals)) for literals in cases]
+
+
+test_case_names.__test__ = False
 
 
 class CppItem(pytest.Item):
@@ -71,8 +80,12 @@ _programs: list[pathlib.Path] = []
 
 def _cpp_programs() -> pathlib.Path:
     if not _programs:
-        names = sorted(path.stem for path in (ROOT / "tests" / "cpp").glob("test_*.cpp"))
-        _programs.append(build_cpp(names))
+        sources = sorted((ROOT / "tests" / "cpp").glob("test_*.cpp"))
+        programs = build_cpp([path.stem for path in sources])
+        for path in sources:  # no TEST_CASE may escape the collection
+            listed = subprocess.run([programs / path.stem, "--list"], capture_output=True, text=True, check=True)
+            assert listed.stdout.splitlines() == test_case_names(path.read_text()), path
+        _programs.append(programs)
     return _programs[0]
 
 

@@ -238,7 +238,9 @@ Target faulty_target() {
             const size_t comma = input.find(',');
             if (comma == std::string::npos) return;
             const size_t end = std::strtoull(input.c_str() + comma + 1, nullptr, 10);
-            std::vector<char>(8).at(end == 0 ? 0 : end - 1) = 1;
+            std::vector<char> buffer(8);  // the sanitizer, and nothing else, must see the write behind it
+            volatile char* bytes = buffer.data();
+            if (end > 0 && end < 64) bytes[end - 1] = 1;
           }, {}, 0};
 }
 

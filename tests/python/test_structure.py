@@ -29,8 +29,11 @@ MAX_LINES = {".cpp": 500, ".cu": 500, ".h": 300, ".py": 300, ".cmake": 250, ".tx
 
 
 def sources():
-    """All tracked source files."""
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True)
+    """All source files: what git knows, or in an unpacked archive whatever is there."""
+    if not (ROOT / ".git").exists():
+        return [p for p in ROOT.rglob("*") if p.is_file() and not {"build", "__pycache__"} & set(p.parts)]
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True,
+                            text=True, check=True)
     return [ROOT / line for line in listed.stdout.splitlines() if (ROOT / line).is_file()]
 
 
