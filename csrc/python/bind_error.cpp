@@ -47,7 +47,12 @@ void translate(std::exception_ptr pointer) {
     if (pointer) std::rethrow_exception(pointer);
   } catch (const Error& error) {
     const std::string code(error_name(error.code()));
-    const py::object instance = classes()[py::str(code)](py::str(error.what()));
+    // Messages quote paths, which are bytes: what is no UTF-8 shows as \xNN.
+    const std::string_view what = error.what();
+    const py::object text = py::reinterpret_steal<py::object>(
+        PyUnicode_DecodeUTF8(what.data(), static_cast<Py_ssize_t>(what.size()), "backslashreplace"));
+    if (!text) return;  // out of memory: Python has set that error
+    const py::object instance = classes()[py::str(code)](text);
     PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(instance.ptr())), instance.ptr());
   }
 }

@@ -33,7 +33,6 @@ class _Run:
         self._slots = threading.Semaphore(MAX_PENDING_EVENTS)
         self._stop = False
         self._thread: threading.Thread | None = None
-        self.reader: threading.Thread | None = None
         self.outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     @property
@@ -41,7 +40,6 @@ class _Run:
         return self._thread is not None
 
     def start(self) -> None:
-        self.reader = threading.current_thread()
         self._thread = threading.Thread(target=self._main, name="mimo_rt-generate")
         self._thread.start()
 
@@ -53,8 +51,9 @@ class _Run:
 
     def _on_token(self, token_ids: list[int], text: str) -> bool:
         while not self._stop and not self._slots.acquire(timeout=_POLL_SECONDS):
-            # Without this, a half-read stream would keep the interpreter from exiting.
-            if self.reader is None or not self.reader.is_alive():
+            # Without this, a half-read stream would keep the interpreter from exiting. (Whether
+            # the reader's thread lives says nothing: the next event may be read by another one.)
+            if not threading.main_thread().is_alive():
                 self._stop = True
         if not self._stop:
             self.outbox.put(StreamEvent(text, list(token_ids)))
@@ -62,7 +61,6 @@ class _Run:
 
     def next(self) -> StreamEvent | GenerationResult | None:
         """The next event or the result; None after `stop`. Raises what the generation raised."""
-        self.reader = threading.current_thread()
         item = self.outbox.get()
         if isinstance(item, BaseException):
             raise item

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
 from .. import _C
 from ..loading import open_engine
+from ..params import as_int
 from ._options import add_engine_options, engine_arguments
 from ._output import format_bytes, format_table, note, print_json, public_fields
 
 _TRACE_PROMPT_TOKENS = 8
 _TRACE_STEPS = 4
+_MAX_LOGIT_ROWS = 64  # as in the engine's plans: the hash covers it
 
 
 def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
@@ -22,7 +25,8 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
         "except for --trace, which runs a real step.",
     )
     parser.add_argument("model", metavar="MODEL", help="checkpoint directory or config.json")
-    parser.add_argument("--workers", type=int, metavar="N", help="default: all usable cores")
+    parser.add_argument("--workers", type=int, metavar="N",
+                        help="the same as --threads (default: all usable cores)")
     parser.add_argument("--max-tokens", type=int, default=8, metavar="T",
                         help="rows a step may have (default 8)")
     parser.add_argument("--verify", action="store_true", help="prove the plan sound")
@@ -31,14 +35,19 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
                         help="run a step and write a Chrome trace (Perfetto opens it)")
     parser.add_argument("--json", action="store_true", help="one JSON record")
     add_engine_options(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, refuse=parser.error)
 
 
 def run(args: argparse.Namespace) -> int:
+    num_workers = _checked_workers(args)
+    max_tokens = as_int("--max-tokens", args.max_tokens, 1, 4096, "plan")
     config = read_config(Path(args.model), args.window_tokens or 0)
-    num_workers = args.workers or args.threads or _C.num_usable_cores()
+    if args.trace:
+        _check_trace(args)  # before any work
     options = _C.PlanOptions(
-        num_workers=num_workers, max_tokens=args.max_tokens, max_logit_rows=args.max_tokens
+        num_workers=num_workers,
+        max_tokens=max_tokens,
+        max_logit_rows=min(max_tokens, _MAX_LOGIT_ROWS),
     )
     plan = _C.Plan.build(config, options)
     report = plan.verify() if args.verify else None
@@ -50,8 +59,30 @@ def run(args: argparse.Namespace) -> int:
             print(plan.dump(), end="")
     if args.trace:
         args.threads = num_workers
-        write_trace(args)
+        write_trace(args, plan)
     return 0
+
+
+def _checked_workers(args: argparse.Namespace) -> int:
+    """The number of workers, after refusing options that would be ignored."""
+    if args.workers is not None and args.threads is not None:
+        args.refuse("--workers and --threads are the same here: give one.")
+    if not args.trace and (args.device != "auto" or args.no_pin):
+        args.refuse("--device and --no-pin need --trace: without it nothing runs.")
+    chosen = args.threads if args.workers is None else args.workers
+    if chosen is None:
+        return _C.num_usable_cores()
+    return as_int("--workers", chosen, 1, 4096, "plan")
+
+
+def _check_trace(args: argparse.Namespace) -> None:
+    """What would fail only after the minutes that loading may take."""
+    if not Path(args.model).is_dir():
+        raise ValueError(f"--trace needs the weights: expected a directory, got '{args.model}'.")
+    trace = Path(args.trace)
+    place = trace if trace.exists() else trace.parent
+    if trace.is_dir() or not trace.parent.is_dir() or not os.access(place, os.W_OK):
+        raise OSError(f"--trace: expected a file that can be written, got '{trace}'.")
 
 
 def read_config(path: Path, window_tokens: int = 0) -> Any:
@@ -62,12 +93,15 @@ def read_config(path: Path, window_tokens: int = 0) -> Any:
     return _C.ModelConfig.from_json(text, str(path), window_tokens)
 
 
-def write_trace(args: argparse.Namespace) -> None:
-    """Run a short prompt and a few steps; the trace is of the last step."""
-    path = Path(args.model)
-    if not path.is_dir():
-        raise ValueError(f"--trace needs the weights: expected a directory, got '{path}'.")
-    engine = open_engine(path, None, engine_arguments(args))
+def write_trace(args: argparse.Namespace, plan: Any) -> None:
+    """Run a short prompt and a few steps of ``plan``; the trace is of the last step."""
+    arguments = engine_arguments(args) | {"max_decode_tokens": args.max_tokens}
+    engine = open_engine(Path(args.model), None, arguments)
+    if engine.decode_plan.hash() != plan.hash():
+        raise _C.InternalError(
+            f"[plan] --trace: expected the engine to run plan {plan.hash():016x}, "
+            f"got {engine.decode_plan.hash():016x}."
+        )
     engine.set_tracing(True)
     session = _C.Session(engine, max_context=_TRACE_PROMPT_TOKENS + _TRACE_STEPS)
     options = _C.GenerateOptions(
