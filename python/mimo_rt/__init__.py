@@ -8,22 +8,38 @@ nor the template engine: they are imported when a session first needs them.
 """
 
 from . import errors
-from ._C import Engine, ModelConfig, __version__, list_backends
+from ._C import Engine, EngineOptions, ModelConfig, __version__, list_backends
 from ._paths import get_cmake_dir, get_include, get_lib_dir
 from .errors import MimoRtError
 from .params import SamplingParams
-from .results import GenerationResult, GenerationStats, StreamEvent, Usage
+from .results import (
+    GenerationResult,
+    GenerationStats,
+    ScoreResult,
+    SessionStats,
+    StreamEvent,
+    TokenLogprob,
+    TokenLogprobs,
+    Usage,
+)
 from .session import Session
+from .streaming import TokenStream
 
 __all__ = [
     "Engine",
+    "EngineOptions",
     "GenerationResult",
     "GenerationStats",
     "MimoRtError",
     "ModelConfig",
     "SamplingParams",
+    "ScoreResult",
     "Session",
+    "SessionStats",
     "StreamEvent",
+    "TokenLogprob",
+    "TokenLogprobs",
+    "TokenStream",
     "Usage",
     "__version__",
     "errors",

@@ -9,6 +9,20 @@ from . import _C
 _ROOT = Path(_C.__file__).resolve().parent
 
 
+def build_answer(arguments: list[str]) -> str | None:
+    """The answer to ``mimo-rt --cmake-dir`` and its kin; None when anything else is asked."""
+    answers = {
+        "--cmake-dir": get_cmake_dir(),
+        "--include-dir": get_include(),
+        "--lib-dir": get_lib_dir(),
+        "--cflags": f"-std=c++20 -I{get_include()}",
+        "--ldflags": f"-L{get_lib_dir()} -lmimo_rt -Wl,-rpath,{get_lib_dir()}",
+    }
+    if not arguments or any(argument not in answers for argument in arguments):
+        return None
+    return " ".join(answers[argument] for argument in arguments)
+
+
 def get_include() -> str:
     """Directory to pass to the compiler with ``-I``."""
     return str(_ROOT / "include")

@@ -25,6 +25,7 @@ MAX_RANGE_ITEMS = 100_000
 _MAX_TEMPLATE_BYTES = 1 << 20
 _MAX_REPEATED_ITEMS = 1 << 20
 _PADDING_METHODS = frozenset({"center", "ljust", "rjust", "zfill", "expandtabs"})
+_RESERVED_NAMES = frozenset({"messages", "tools", "add_generation_prompt", "range"})
 _TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -116,10 +117,11 @@ class ChatTemplate:
 
 def check_messages(messages: Any) -> None:
     """Raise InvalidArgumentError unless ``messages`` is a list of dicts with a "role" each."""
-    if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence) or not messages:
+    is_list = isinstance(messages, Sequence) and not isinstance(messages, (str, bytes))
+    if not is_list or not messages:
+        found = f"an empty {type(messages).__name__}" if is_list else type(messages).__name__
         raise _C.InvalidArgumentError(
-            "[chat] messages: expected a list of at least one dict, "
-            f"got {type(messages).__name__}."
+            f"[chat] messages: expected a list of at least one dict, got {found}."
         )
     if len(messages) > MAX_MESSAGES:
         raise _C.InvalidArgumentError(
@@ -130,6 +132,22 @@ def check_messages(messages: Any) -> None:
             raise _C.InvalidArgumentError(
                 f"[chat] messages[{index}]: expected a dict with a string 'role', got {message!r}."
             )
+
+
+def check_template_variables(variables: Any) -> dict[str, Any]:
+    """``chat_template_kwargs`` as a dict, without names that have arguments of their own."""
+    if variables is None:
+        return {}
+    if not isinstance(variables, Mapping) or not all(isinstance(name, str) for name in variables):
+        raise _C.InvalidArgumentError(
+            "[chat] chat_template_kwargs: expected a dict with string keys, "
+            f"got {type(variables).__name__}."
+        )
+    if taken := sorted(_RESERVED_NAMES & set(variables)):
+        raise _C.InvalidArgumentError(
+            f"[chat] chat_template_kwargs: expected no reserved name, got {', '.join(taken)}."
+        )
+    return dict(variables)
 
 
 def _find_source(model_dir: Path, config: Mapping[str, Any]) -> tuple[Any, str] | None:

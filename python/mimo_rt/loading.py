@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -11,11 +12,14 @@ from typing import Any, TextIO
 
 from . import _C
 from .errors import unknown_name
-from .params import as_int
+from .params import as_flag, as_int
 from .streaming import call_interruptibly
 
 Progress = Callable[[int, int], "bool | None"]
 _ENGINE_OPTIONS = {name for name in vars(_C.EngineOptions) if not name.startswith("_")}
+_FLAGS = {"pin_threads", "exact", "use_mmap"}
+# Arguments of Session that are no field of EngineOptions, for "did you mean".
+_SESSION_ARGUMENTS = {"threads", "max_context", "seed", "generation_config"}
 _UNSIGNED = {"timeout_ms", "park_after_us", "max_decode_tokens", "prefill_chunk_tokens"}
 
 
@@ -28,8 +32,8 @@ def open_engine(
         TypeError: an unknown option; names the closest one.
         CancelledError: ``progress`` returned False.
     """
-    if not model_dir.is_dir():
-        raise _C.IoError(f"[Session] {model_dir}: expected a model directory, found none.")
+    require_directory(model_dir)
+    check_progress(progress)
     reporter = _Reporter(progress)
     core_options = engine_options(**options, progress=reporter)
     try:
@@ -44,18 +48,39 @@ def open_engine(
         reporter.close()
 
 
+def require_directory(model_dir: str | os.PathLike[str]) -> Path:
+    """``model_dir`` as a path; IoError when it is no directory."""
+    path = Path(model_dir)
+    if not path.is_dir():
+        raise _C.IoError(f"[Session] {path}: expected a model directory, found none.")
+    return path
+
+
+def check_progress(progress: Any) -> None:
+    """Raise InvalidArgumentError unless ``progress`` is a function, a bool or None."""
+    if not (progress is None or isinstance(progress, bool) or callable(progress)):
+        raise _C.InvalidArgumentError(
+            "[Session] progress: expected a function (done, total), True, False or None, "
+            f"got {progress!r}."
+        )
+
+
 def engine_options(**options: Any) -> Any:
     """EngineOptions with the given fields; checks names and integer ranges."""
     chosen = {name: value for name, value in options.items() if value is not None}
     for name, value in chosen.items():
         if name not in _ENGINE_OPTIONS:
-            raise unknown_name("Session", name, _ENGINE_OPTIONS | {"max_context", "seed"})
+            raise unknown_name("Session", name, _ENGINE_OPTIONS | _SESSION_ARGUMENTS)
         if name in _UNSIGNED | {"window_tokens"}:
             chosen[name] = as_int(name, value, 0, 2**32 - 1, "Session")
         elif name == "num_threads":
-            chosen[name] = as_int(name, value, 1, 4096, "Session")
-        elif name == "device":
-            chosen[name] = str(value)
+            chosen[name] = as_int(name, value, 1, 1024, "Session")
+        elif name in _FLAGS:
+            chosen[name] = as_flag(name, value, "Session")
+        elif name == "device" and not isinstance(value, str):
+            raise _C.InvalidArgumentError(
+                f"[Session] device: expected the name of a backend, got {value!r}."
+            )
     return _C.EngineOptions(**chosen)
 
 

@@ -7,6 +7,7 @@ import json
 import math
 import operator
 import secrets
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,6 +207,30 @@ def as_int(name: str, value: Any, low: int, high: int, where: str = "SamplingPar
     return number
 
 
+def as_number(name: str, value: Any, low: float, high: float, where: str) -> float:
+    """``value`` as a float in (low, high]."""
+    number = _float32(value)
+    if not low < number <= high:
+        raise _invalid(name, f"a number in ({low:g}, {high:g}]", value, where)
+    return float(value)
+
+
+def as_flag(name: str, value: Any, where: str = "SamplingParams") -> bool:
+    """``value`` if it is True or False; nothing else passes for one."""
+    if not isinstance(value, bool):
+        raise _invalid(name, "True or False", value, where)
+    return value
+
+
+def _float32(value: Any) -> float:
+    """``value`` as the core will see it; NaN for what is no finite number there."""
+    try:
+        number = float("nan") if isinstance(value, (bool, str)) else float(value)
+        return struct.unpack("f", struct.pack("f", number))[0]
+    except (TypeError, ValueError, OverflowError):
+        return float("nan")
+
+
 def _integer(low: int, high: int, optional: bool = False) -> Any:
     def check(name: str, value: Any) -> int | None:
         return None if optional and value is None else as_int(name, value, low, high)
@@ -217,21 +242,12 @@ def _number(text: str, accepts: Any) -> Any:
     def check(name: str, value: Any) -> float | None:
         if value is None:
             return None
-        try:
-            number = float("nan") if isinstance(value, (bool, str)) else float(value)
-        except (TypeError, ValueError, OverflowError):
-            number = float("nan")
+        number = _float32(value)
         if not (math.isfinite(number) and accepts(number)):
             raise _invalid(name, text, value)
-        return number
+        return float(value)
 
     return check
-
-
-def _flag(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise _invalid(name, "True or False", value)
-    return value
 
 
 def _as_tuple(name: str, expected: str, value: Any) -> tuple[Any, ...]:
@@ -275,7 +291,7 @@ _CHECKS = {
     "seed": _integer(0, 2**64 - 1, optional=True),
     "stop": _stops,
     "stop_token_ids": _token_ids,
-    "ignore_eos": _flag,
+    "ignore_eos": as_flag,
     "logprobs": _integer(0, 20, optional=True),
-    "include_stop_str_in_output": _flag,
+    "include_stop_str_in_output": as_flag,
 }

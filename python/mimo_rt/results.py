@@ -103,6 +103,7 @@ class StreamEvent:
 
     @property
     def finished(self) -> bool:
+        """Whether this is the last event, the one with the result."""
         return self.result is not None
 
 
@@ -122,6 +123,7 @@ class ScoreResult:
 
     @property
     def num_scored_tokens(self) -> int:
+        """Tokens that have a logprob: all but the first."""
         return len(self.token_ids) - 1
 
 

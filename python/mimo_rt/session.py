@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import _C
-from .loading import Progress, engine_options, open_engine
+from .chat_template import check_template_variables
+from .loading import Progress, check_progress, engine_options, open_engine, require_directory
 from .params import (
     GenerationDefaults,
     SamplingParams,
@@ -17,6 +18,7 @@ from .params import (
     fresh_seed,
     resolve_params,
 )
+from .preflight import check_model_files
 from .results import GenerationResult, ScoreResult, StreamEvent, result_from_core
 from .scoring import score_logits
 from .session_state import Limits, SessionState
@@ -75,11 +77,18 @@ class Session(SessionState):
             "pin_threads": pin_threads,
             "window_tokens": window_tokens,
         }
-        engine_options(**options)  # refuse bad options before the minutes that loading may take
-        defaults = _read_defaults(Path(model_dir), generation_config)
+        # All that can be refused before the minutes that loading may take.
+        engine_options(**options)
+        check_progress(progress)
         limits = Limits(max_context, seed)
-        text = ModelText(Path(model_dir))
-        self._attach(open_engine(Path(model_dir), progress, options), text, defaults, limits)
+        directory = require_directory(model_dir)
+        defaults = _read_defaults(directory, generation_config)
+        text = ModelText(directory)
+        check_model_files(
+            directory, text, defaults,
+            max_context=limits.max_context, window_tokens=window_tokens,
+        )
+        self._attach(open_engine(directory, progress, options), text, defaults, limits)
 
     @classmethod
     def from_engine(
@@ -153,7 +162,8 @@ class Session(SessionState):
         Raises:
             InvalidArgumentError: no chat template, or it refused the messages.
         """
-        text = self.apply_chat_template(messages, tools=tools, **(chat_template_kwargs or {}))
+        variables = check_template_variables(chat_template_kwargs)
+        text = self.apply_chat_template(messages, tools=tools, **variables)
         ids = self.encode(text, add_special_tokens=False)
         return run_to_end(self._prepare("chat", ids, params, arguments), self.cancel)
 
@@ -186,6 +196,7 @@ class Session(SessionState):
         seed = next(s for s in (params.seed, self._limits.seed, fresh_seed()) if s is not None)
         options = core_options(params, self._defaults, seed)
         token_ids = self._text.prompt_ids(prompt)
+        self._check_fits(where, len(token_ids), core.max_context - 1)
 
         def call(on_token: OnToken | None) -> GenerationResult:
             with self._hold(where):
@@ -223,6 +234,7 @@ class Session(SessionState):
         core = self._require_open("logits")
         rows = as_int("step_tokens", step_tokens, 0, 2**31 - 1, "Session.logits")
         ids = np.asarray(self._text.prompt_ids(prompt), dtype=np.int32)
+        self._check_fits("logits", len(ids), core.max_context)
         with self._hold("logits"):
             return call_interruptibly(lambda: core.logits(ids, rows), core.cancel)
 

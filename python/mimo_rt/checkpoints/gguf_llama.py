@@ -55,16 +55,22 @@ def half_split_rotary(weight: np.ndarray, num_heads: int) -> np.ndarray:
     return pairs.swapaxes(1, 2).reshape(rows, cols)
 
 
+def require_gguf() -> Any:
+    """The package `gguf`, which is an extra; UnavailableError says how to get it."""
+    try:
+        import gguf
+    except ImportError as error:
+        raise _C.UnavailableError(
+            "[demo] reading GGUF files needs the package 'gguf': pip install 'mimo_rt[demo]'."
+        ) from error
+    return gguf
+
+
 class LlamaGguf:
     """An open GGUF file; weights are dequantised when asked for."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            import gguf
-        except ImportError as error:
-            raise _C.UnavailableError(
-                "[demo] reading GGUF files needs the package 'gguf': pip install 'mimo_rt[demo]'."
-            ) from error
+        gguf = require_gguf()
         self._dequantize = gguf.quants.dequantize
         self._reader = gguf.GGUFReader(str(path))
         self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}

@@ -1,7 +1,8 @@
 """The command `mimo-rt`: one module per subcommand, each with `add_parser` and `run`.
 
 Exit codes: 0 success, 1 error (one line on stderr; --debug shows the traceback), 2 wrong usage,
-130 Ctrl-C.
+130 Ctrl-C. `mimo-rt --cmake-dir`, `--include-dir`, `--lib-dir`, `--cflags` and `--ldflags` answer
+with what a C++ build needs.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import sys
 import traceback
 
-from .. import MimoRtError, __version__
+from .. import MimoRtError, __version__, _paths
 from . import bench, chat, demo, doctor, generate, inspect, plan
 from ._output import escape_controls
 
@@ -23,6 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mimo-rt",
         description="Run MiMo-V2-class models with MXFP4 experts.",
+        epilog="For C++ builds: --cmake-dir, --include-dir, --lib-dir, --cflags, --ldflags.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"mimo-rt {__version__}")
@@ -37,9 +39,13 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code. Wrong usage exits with 2 from inside argparse."""
     arguments = sys.argv[1:] if argv is None else argv
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal without UTF-8 gets '?', not a traceback
             stream.reconfigure(errors="replace")
+    if (answer := _paths.build_answer(arguments)) is not None:
+        print(answer)
+        return 0
     args = build_parser().parse_args(arguments)
     args.command_line = ["mimo-rt", *arguments]
     try:
@@ -58,6 +64,19 @@ def main(argv: list[str] | None = None) -> int:
             traceback.print_exc()
         print(f"mimo-rt: error: {_one_line(error)}", file=sys.stderr)
         return 1
+
+
+def _open_closed_streams() -> None:
+    """Standard streams that the caller closed (`>&-`) become /dev/null.
+
+    In this order each gets its own descriptor back, which no other file can then take.
+    """
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def _one_line(error: Exception) -> str:

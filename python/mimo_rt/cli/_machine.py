@@ -48,6 +48,17 @@ def available_memory_bytes() -> int | None:
     return None
 
 
+def usable_memory_bytes() -> int | None:
+    """What a program may still take: available memory, within the control group's limit."""
+    limit, used = (
+        _read(f"/sys/fs/cgroup/memory.{name}").strip() for name in ("max", "current")
+    )
+    bounds = [available_memory_bytes()]
+    if limit.isdigit():
+        bounds.append(max(int(limit) - (int(used) if used.isdigit() else 0), 0))
+    return min((bound for bound in bounds if bound is not None), default=None)
+
+
 def cgroup_cpu_limit() -> str:
     """The quota of the control group as text, e.g. "2.0 cores"."""
     quota = _read("/sys/fs/cgroup/cpu.max").split()

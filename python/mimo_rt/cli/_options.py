@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import os
+from pathlib import Path
 from typing import Any
 
+from .. import _C
 from ..loading import ProgressLine
 from ..params import SamplingParams
+from ..preflight import DEFAULT_MAX_CONTEXT
 from ..session import Session
+from ..text import ModelText
 
 # flag, field of SamplingParams, type, help. Ranges are checked by SamplingParams.
 _SAMPLING_FLAGS: tuple[tuple[str, str, Any, str], ...] = (
-    ("--max-tokens", "max_tokens", int, "upper limit (default: until a stop or full context)"),
+    ("--max-tokens", "max_tokens", int, "upper limit (default: {max_tokens_default})"),
     ("--min-tokens", "min_tokens", int, "no stop before this many tokens"),
     ("--temperature", "temperature", float, "0 takes the most likely token"),
     ("--top-k", "top_k", int, "keep this many tokens; 0: all"),
@@ -19,7 +24,6 @@ _SAMPLING_FLAGS: tuple[tuple[str, str, Any, str], ...] = (
     ("--min-p", "min_p", float, "keep tokens of at least this fraction of the best one's"),
     ("--repetition-penalty", "repetition_penalty", float, "1 is off"),
     ("--seed", "seed", int, "repeat an earlier output (default: a fresh one)"),
-    ("--logprobs", "logprobs", int, "report this many alternatives per token (with --json)"),
 )
 
 
@@ -30,6 +34,8 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
                        help="auto, cpu, ref, cuda or a backend of 'mimo-rt doctor'")
     group.add_argument("--threads", type=int, metavar="N", help="workers (default: all cores)")
     group.add_argument("--no-pin", action="store_true", help="do not bind workers to cores")
+    group.add_argument("--no-mmap", action="store_true",
+                       help="read the weight files into memory instead of mapping them")
     group.add_argument("--window-tokens", type=int, metavar="N",
                        help="width of window layers (128 or 129) instead of the config's")
 
@@ -44,10 +50,13 @@ def add_session_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--quiet", action="store_true", help="no progress, no statistics")
 
 
-def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+def add_sampling_options(
+    parser: argparse.ArgumentParser, max_tokens_default: str = "until a stop or full context"
+) -> None:
     """The flags of `SamplingParams`."""
     group = parser.add_argument_group("sampling")
     for flag, field, kind, text in _SAMPLING_FLAGS:
+        text = text.format(max_tokens_default=max_tokens_default)
         extra = ("-n",) if field == "max_tokens" else ()
         group.add_argument(flag, *extra, dest=field, type=kind, help=text,
                            metavar="N" if kind is int else "X")
@@ -62,8 +71,8 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
 def sampling_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of `Session.generate`: only what was given, and already checked."""
     names = [field for _, field, _, _ in _SAMPLING_FLAGS]
-    names += ["stop", "stop_token_ids", "ignore_eos"]
-    values = {name: getattr(args, name) for name in names}
+    names += ["stop", "stop_token_ids", "ignore_eos", "logprobs"]
+    values = {name: getattr(args, name, None) for name in names}
     given = {name: value for name, value in values.items() if value is not None}
     SamplingParams(**given)  # a bad value is told before the model is loaded
     return given
@@ -88,6 +97,28 @@ def open_session(args: argparse.Namespace, model_dir: Any) -> Session:
     return session
 
 
+def checked_prompt(args: argparse.Namespace, model_dir: str | os.PathLike[str], prompt: Any) -> Any:
+    """Token ids of ``prompt``: what is wrong with it is told before the model is loaded."""
+    directory = Path(model_dir)
+    if not directory.is_dir():
+        return prompt  # loading says so
+    config = _C.ModelConfig.from_directory(str(directory), args.window_tokens or 0)
+    ids = ModelText(directory).prompt_ids(prompt)
+    for token_id in ids:
+        if token_id >= config.vocab_size:
+            raise _C.InvalidArgumentError(
+                f"[Session] prompt: expected token ids in 0..{config.vocab_size - 1}, "
+                f"got {token_id}."
+            )
+    limit = args.max_context or min(DEFAULT_MAX_CONTEXT, config.max_position_embeddings)
+    if len(ids) >= limit:
+        raise _C.CapacityError(
+            f"[Session] prompt: expected fewer than {limit} tokens, got {len(ids)}. "
+            "Raise --max-context."
+        )
+    return ids
+
+
 def engine_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Fields of EngineOptions, for commands that need an engine without a session."""
     return {
@@ -95,4 +126,5 @@ def engine_arguments(args: argparse.Namespace) -> dict[str, Any]:
         "num_threads": args.threads,
         "pin_threads": not args.no_pin,
         "window_tokens": args.window_tokens,
+        "use_mmap": False if args.no_mmap else None,
     }

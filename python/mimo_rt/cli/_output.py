@@ -23,7 +23,7 @@ def format_table(rows: Iterable[Sequence[Any]], header: Sequence[str]) -> str:
     cells = [list(map(str, header)), *([str(cell) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     is_number = [
-        all(cell[:1].isdigit() or cell in ("", "-") for cell in column[1:])
+        all(cell.lstrip("~")[:1].isdigit() or cell in ("", "-") for cell in column[1:])
         for column in zip(*cells, strict=True)
     ]
     lines = []

@@ -30,18 +30,24 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--model", metavar="DIR", help="checkpoint directory")
     source.add_argument("--synthetic", action="store_true", help="random weights (the default)")
-    parser.add_argument("--layers", type=int, default=16, metavar="N",
+    parser.add_argument("--layers", type=int, metavar="N",
                         help="layers of the random model (default 16)")
-    parser.add_argument("--context", type=int, default=16, metavar="T",
+    parser.add_argument("--context", type=int, metavar="T",
                         help="tokens in the cache when decoding begins (default 16)")
     parser.add_argument("--seconds", type=float, default=4.0, metavar="S",
                         help="time per case (default 4)")
     parser.add_argument("--json", action="store_true", help="one JSON object per case and line")
     add_engine_options(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, refuse=parser.error)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.layers is not None and (args.model or args.case == "bandwidth"):
+        args.refuse("--layers shapes the random model of decode and prefill only.")
+    if args.context is not None and args.case == "bandwidth":
+        args.refuse("--context is of decode and prefill only.")
+    args.layers = 16 if args.layers is None else args.layers
+    args.context = 16 if args.context is None else args.context
     if not (math.isfinite(args.seconds) and 0 < args.seconds <= 3600):
         raise ValueError(f"--seconds: expected a number in (0, 3600], got {args.seconds}.")
     if not 1 <= args.context <= 1 << 20:

@@ -10,7 +10,13 @@ from typing import Any
 from ..errors import MimoRtError
 from ..results import GenerationResult
 from ..session import Session
-from ._options import add_sampling_options, add_session_options, open_session, sampling_arguments
+from ._options import (
+    add_sampling_options,
+    add_session_options,
+    checked_prompt,
+    open_session,
+    sampling_arguments,
+)
 from ._output import format_stats, note, write_text
 
 _HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C cancels an answer."
@@ -30,6 +36,7 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     arguments = sampling_arguments(args)
+    checked_prompt(args, args.model, [{"role": "user", "content": "?"}])
     with open_session(args, args.model) as session:
         Conversation(session, arguments, args.system, args.quiet).run()
     return 0
@@ -50,7 +57,6 @@ class Conversation:
 
     def run(self) -> None:
         session = self._session
-        session.apply_chat_template([{"role": "user", "content": "?"}])  # fail before the prompt
         if self._is_terminal:
             with contextlib.suppress(ImportError):
                 import readline  # noqa: F401  (input() then has line editing and history)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from typing import Any
 
 from ..loading import ProgressLine
@@ -22,7 +23,7 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("prompt", nargs="?", default=_DEFAULT_PROMPT, metavar="PROMPT",
                         help=f"default: {_DEFAULT_PROMPT!r}")
-    add_sampling_options(parser)
+    add_sampling_options(parser, str(_DEFAULT_MAX_TOKENS))
     add_session_options(parser)
     parser.set_defaults(run=run)
 
@@ -53,6 +54,7 @@ class _Stages:
     def __init__(self, is_quiet: bool) -> None:
         self._is_quiet = is_quiet
         self._stage = ""
+        self._begin = 0.0
         self._line: ProgressLine | None = None
         self.was_called = False
 
@@ -62,10 +64,14 @@ class _Stages:
             return
         if stage != self._stage:
             self.close()
+            self._begin = time.monotonic()
             note(f"demo model: {stage} …")
             self._stage, self._line = stage, ProgressLine(f"  {stage}", in_gb=False)
         if self._line is not None:
             self._line(done, total)
+        if done == total:
+            self.close()
+            note(f"demo model: {stage} took {time.monotonic() - self._begin:.0f} s")
 
     def close(self) -> None:
         if self._line is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.metadata
 import tempfile
 from collections.abc import Callable
@@ -43,12 +44,19 @@ def run(args: argparse.Namespace) -> int:
     report.check("backend", lambda: _C.resolve_backend(args.device))
     report.check("self-test", lambda: _self_test(args))
     if args.model:
-        report.check("config", lambda: _check_config(args.model))
-        report.check("tensors", lambda: _check_tensors(args.model))
-        report.check("text files", lambda: _check_text(args.model))
-        report.check("memory", lambda: _check_memory(args.model))
+        _check_model(report, args.model)
     print(f"\n{'all checks passed' if report.num_failed == 0 else 'FAILED: ' + report.failed}")
     return 0 if report.num_failed == 0 else 1
+
+
+def _check_model(report: _Report, model: str) -> None:
+    checks = {"tensors": _check_tensors, "text files": _check_text, "memory": _check_memory}
+    if not report.check("config", lambda: _check_config(model)):
+        for name in checks:  # each needs the config: it would only repeat the message
+            report.line(name, "skipped: no config")
+        return
+    for name, check in checks.items():
+        report.check(name, functools.partial(check, model))
 
 
 class _Report:
@@ -63,13 +71,15 @@ class _Report:
     def line(self, name: str, text: str) -> None:
         print(f"  {name:<18}{text}", flush=True)
 
-    def check(self, name: str, call: Callable[[], str]) -> None:
+    def check(self, name: str, call: Callable[[], str]) -> bool:
         try:
             self.line(name, f"ok: {call()}")
+            return True
         except Exception as error:  # every failure belongs into the report
             self._failed.append(name)
             kind = getattr(error, "code", "") or type(error).__name__
             self.line(name, f"FAILED ({kind}): {' '.join(str(error).split())}")
+            return False
 
     @property
     def num_failed(self) -> int:
@@ -123,7 +133,8 @@ def _self_test(args: argparse.Namespace) -> str:
         with Session(model_dir, device="ref", num_threads=1) as reference:
             expected = reference.logits(ids)
         with Session(model_dir, device=args.device, num_threads=args.threads,
-                     pin_threads=not args.no_pin) as session:
+                     pin_threads=not args.no_pin,
+                     use_mmap=False if args.no_mmap else None) as session:
             logits = session.logits(ids)
             backend = session.backend
             result = session.generate(ids, max_tokens=8, temperature=0.0, ignore_eos=True)
@@ -135,8 +146,10 @@ def _self_test(args: argparse.Namespace) -> str:
             f"[doctor] {backend} against ref: expected a relative error of at most "
             f"{_MAX_RELATIVE_ERROR:.3g}, got {error:.3g}."
         )
-    return (f"{backend} against ref: relative error {error:.1e}; "
-            f"{result.usage.completion_tokens} tokens generated")
+    num_tokens = result.usage.completion_tokens
+    if backend == "ref":  # an error of 0 would only say that it repeats itself
+        return f"ref repeats itself (no other backend was compared); {num_tokens} tokens generated"
+    return f"{backend} against ref: relative error {error:.1e}; {num_tokens} tokens generated"
 
 
 def _check_config(model: str) -> str:
@@ -174,7 +187,7 @@ def _check_text(model: str) -> str:
 def _check_memory(model: str) -> str:
     tensors = _C.Checkpoint.open(model).tensors
     needed = sum(tensor.num_bytes for tensor in tensors)  # packing keeps the formats' sizes
-    available = _machine.available_memory_bytes()
+    available = _machine.usable_memory_bytes()
     if available is not None and needed > available:
         raise _C.OutOfMemoryError(
             f"[doctor] weights: expected at most {format_bytes(available)} of free memory, "

@@ -10,7 +10,13 @@ from typing import Any
 
 from ..results import GenerationResult
 from ..session import Session
-from ._options import add_sampling_options, add_session_options, open_session, sampling_arguments
+from ._options import (
+    add_sampling_options,
+    add_session_options,
+    checked_prompt,
+    open_session,
+    sampling_arguments,
+)
 from ._output import format_stats, note, print_json, write_text
 
 
@@ -29,17 +35,24 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", metavar="TEXT", help="system message, with --chat")
     parser.add_argument("--json", action="store_true",
                         help="print one JSON record at the end instead of the text")
+    parser.add_argument("--logprobs", type=int, metavar="N",
+                        help="report this many alternatives per token, with --json")
     add_sampling_options(parser)
     add_session_options(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, refuse=parser.error)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.system is not None and not args.chat:
+        args.refuse("--system needs --chat.")
+    if args.logprobs is not None and not args.json:
+        args.refuse("--logprobs needs --json.")
     arguments = sampling_arguments(args)
     prompt = _read_prompt(args)
+    if args.chat:
+        prompt = _chat_messages(prompt, args.system)
+    prompt = checked_prompt(args, args.model, prompt)
     with open_session(args, args.model) as session:
-        if args.chat:
-            prompt = _chat_messages(prompt, args.system)
         if args.json:
             result = session.generate(prompt, **arguments)
             print_json({"model": args.model, "backend": session.backend, **result.to_dict()})
@@ -78,7 +91,17 @@ def _read_prompt(args: argparse.Namespace) -> Any:
     if args.prompt is not None:
         return args.prompt
     if args.file is not None and args.file != "-":
-        return Path(args.file).read_text(encoding="utf-8")
+        return _decode(Path(args.file).read_bytes(), args.file)
     if sys.stdin.isatty():
         note("reading the prompt from the terminal; end with Ctrl-D")
-    return sys.stdin.buffer.read().decode("utf-8")
+    return _decode(sys.stdin.buffer.read(), "standard input")
+
+
+def _decode(data: bytes, source_name: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"the prompt in {source_name}: expected UTF-8, got byte 0x{data[error.start]:02x} at "
+            f"{error.start}."
+        ) from None
