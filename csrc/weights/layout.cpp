@@ -10,6 +10,7 @@ namespace {
 constexpr const char* kWhere = "Weights";
 constexpr uint64_t kMaxTotalBytes = uint64_t{1} << 46;
 constexpr uint64_t kMaxRows = uint64_t{1} << 31;
+constexpr uint64_t kMaxQkvRows = uint64_t{1} << 28;  // of all layers, packed: bounds their tiles
 
 class Planner {
  public:
@@ -17,6 +18,7 @@ class Planner {
       : data_(data), config_(data.config), format_of_(format_of) {}
 
   WeightsLayout plan() {
+    check_qkv_rows();
     data_.layers.resize(config_.num_layers);
     add({MatrixRole::embed, 0, 0, &data_.embed}, config_.vocab_size, config_.hidden_size);
     for (uint32_t i = 0; i < config_.num_layers; ++i) add_layer(i);
@@ -40,6 +42,14 @@ class Planner {
                   " weights, got ", k);
     slot.offset = reserve(slot.matrix->bytes());
     layout_.matrices.push_back(slot);
+  }
+
+  // The tables of tiles are made before memory is known to suffice.
+  void check_qkv_rows() const {
+    uint64_t num_rows = 0;
+    for (const LayerConfig& layer : config_.layers) num_rows += num_qkv_tiles(layer) * kTileRows;
+    MIMO_RT_CHECK(num_rows <= kMaxQkvRows, unsupported_shape, kWhere, "expected at most ",
+                  kMaxQkvRows, " packed qkv rows in all layers, got ", num_rows);
   }
 
   void add(VectorSlot slot) {

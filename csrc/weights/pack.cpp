@@ -48,16 +48,24 @@ Words shuffle_nibbles(Words words) {
   return words ^ changed ^ (changed << 4);
 }
 
+/// Picks four of the eight words of `a` and `b`. GCC has the other spelling only since version 12.
+template <uint32_t... kWordIdx>
+Words pick(Words a, Words b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, kWordIdx...);
+#else
+  return __builtin_shuffle(a, b, Words{kWordIdx...});
+#endif
+}
+
 /// Transposes four words of four rows; `out` is the place of the first row in the first vector.
 void store_transposed(const Words (&rows)[4], uint8_t* out) {
-  const Words low01 = __builtin_shufflevector(rows[0], rows[1], 0, 4, 1, 5);
-  const Words low23 = __builtin_shufflevector(rows[2], rows[3], 0, 4, 1, 5);
-  const Words high01 = __builtin_shufflevector(rows[0], rows[1], 2, 6, 3, 7);
-  const Words high23 = __builtin_shufflevector(rows[2], rows[3], 2, 6, 3, 7);
-  const Words columns[4] = {__builtin_shufflevector(low01, low23, 0, 1, 4, 5),
-                            __builtin_shufflevector(low01, low23, 2, 3, 6, 7),
-                            __builtin_shufflevector(high01, high23, 0, 1, 4, 5),
-                            __builtin_shufflevector(high01, high23, 2, 3, 6, 7)};
+  const Words low01 = pick<0, 4, 1, 5>(rows[0], rows[1]);
+  const Words low23 = pick<0, 4, 1, 5>(rows[2], rows[3]);
+  const Words high01 = pick<2, 6, 3, 7>(rows[0], rows[1]);
+  const Words high23 = pick<2, 6, 3, 7>(rows[2], rows[3]);
+  const Words columns[4] = {pick<0, 1, 4, 5>(low01, low23), pick<2, 3, 6, 7>(low01, low23),
+                            pick<0, 1, 4, 5>(high01, high23), pick<2, 3, 6, 7>(high01, high23)};
   for (uint32_t i = 0; i < 4; ++i)
     std::memcpy(out + i * kTileRows * sizeof(uint32_t), &columns[i], sizeof(Words));
 }

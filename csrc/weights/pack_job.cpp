@@ -55,8 +55,9 @@ void convert_row(const MatrixSource& source, uint32_t row, PackedFormat format, 
     }
     MIMO_RT_CHECK((bits & 0xffffu) == 0 || value != value, unsupported_shape, kWhere, "tensor ",
                   printable(source.weight->name), ", element ",
-                  source.stored_row(row) * source.k + k, ": expected a value that BF16 holds, got ",
-                  value, ". Store this tensor as BF16.");
+                  source.stored_row(row) * source.k + k,
+                  ": embedding and head rows are kept in BF16: expected a value that BF16 holds, "
+                  "got ", value, ". Store this tensor as BF16.");
     const auto high = static_cast<uint16_t>(bits >> 16);
     std::memcpy(out + uint64_t{k} * 2, &high, 2);
   }
@@ -139,8 +140,9 @@ PackedFormat packed_format(const PackJob& job) {
                   " columns, got ", first.scale_block_cols);
     return PackedFormat::fp8_e4m3;
   }
-  return is_one_dtype && first.weight->dtype != DType::f32 ? PackedFormat::bf16
-                                                           : PackedFormat::f32;
+  // F32 holds every plain value; BF16 only its own.
+  return is_one_dtype && first.weight->dtype == DType::bf16 ? PackedFormat::bf16
+                                                            : PackedFormat::f32;
 }
 
 void pack_row_group(const PackJob& job, const PackedMatrix& matrix, uint32_t group, uint8_t* out,

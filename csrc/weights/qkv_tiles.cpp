@@ -29,10 +29,22 @@ void append_head(std::vector<QkvTile>& tiles, QkvTile::Part part, uint32_t head_
     push(false, dim, std::min(kTileRows, head_dim - dim));
 }
 
+uint64_t num_head_tiles(uint32_t head_dim, uint32_t rotary_dim) {
+  return (rotary_dim / 2 + kPairsPerTile - 1) / kPairsPerTile +
+         (std::max(head_dim, rotary_dim) - rotary_dim + kTileRows - 1) / kTileRows;
+}
+
 }  // namespace
+
+uint64_t num_qkv_tiles(const LayerConfig& layer) {
+  const uint64_t num_qk_heads = uint64_t{layer.num_q_heads} + layer.num_kv_heads;
+  return num_qk_heads * num_head_tiles(layer.qk_head_dim, layer.rotary_dim) +
+         layer.num_kv_heads * num_head_tiles(layer.v_head_dim, 0);
+}
 
 std::vector<QkvTile> qkv_tiles(const LayerConfig& layer) {
   std::vector<QkvTile> tiles;
+  tiles.reserve(num_qkv_tiles(layer));
   for (uint32_t head = 0; head < layer.num_q_heads; ++head)
     append_head(tiles, QkvTile::Part::q, head, layer.qk_head_dim, layer.rotary_dim);
   for (uint32_t head = 0; head < layer.num_kv_heads; ++head)

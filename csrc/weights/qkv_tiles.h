@@ -21,6 +21,9 @@ struct QkvTile {
   uint16_t num_dims;    ///< valid rows; when rotary: valid pairs, 1..8
 };
 
+/// The size of `qkv_tiles(layer)`, without making it.
+uint64_t num_qkv_tiles(const LayerConfig& layer);
+
 /// [num_tiles] in packed order.
 std::vector<QkvTile> qkv_tiles(const LayerConfig& layer);
 

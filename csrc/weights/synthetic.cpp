@@ -9,6 +9,7 @@
 #include "weights/pack.h"
 #include "weights/work_items.h"
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>

@@ -333,7 +333,7 @@ TEST_CASE("plain types are converted only when no value changes") {
   const uint16_t exact[] = {0x3e00, 0x0001, 0x8000, 0xfbf8};
   const float values[] = {1.5f, 0x1p-24f, -0.0f, -65280.0f};
   std::memcpy(f16->weight_data(), exact, sizeof exact);
-  const UnpackedRow row = unpack_row(pack(plain_job(*f16)).matrix, 0);
+  const UnpackedRow row = unpack_row(pack(plain_job(*f16), PackedFormat::bf16).matrix, 0);
   for (int k = 0; k < 4; ++k) {
     uint16_t bits;
     std::memcpy(&bits, &row.codes[static_cast<size_t>(k) * 2], 2);
@@ -341,10 +341,16 @@ TEST_CASE("plain types are converted only when no value changes") {
   }
   const uint16_t inexact = 0x3c01, infinity = 0x7c00;
   std::memcpy(f16->weight_data() + 20, &inexact, 2);
-  CHECK_THROWS(unsupported_shape, "tensor 'w', element 10:", pack(plain_job(*f16)));
-  CHECK_THROWS(unsupported_shape, "BF16", pack(plain_job(*f16)));
+  for (const char* needle : {"tensor 'w', element 10:", "embedding and head rows are kept in BF16"})
+    CHECK_THROWS(unsupported_shape, needle, pack(plain_job(*f16), PackedFormat::bf16));
+  // F32 holds it: what linear layers of F16 become.
+  const UnpackedRow wide_row = unpack_row(pack(plain_job(*f16)).matrix, 0);
+  float value;
+  std::memcpy(&value, &wide_row.codes[10 * 4], 4);
+  CHECK_EQ(value, 1.0f + 0x1p-10f);
   std::memcpy(f16->weight_data() + 20, &infinity, 2);
-  CHECK_THROWS(bad_format, "element 10:", pack(plain_job(*f16)));
+  for (const PackedFormat format : {PackedFormat::bf16, PackedFormat::f32})
+    CHECK_THROWS(bad_format, "element 10:", pack(plain_job(*f16), format));
 }
 
 TEST_CASE("the packed format follows the sources") {
@@ -353,6 +359,12 @@ TEST_CASE("the packed format follows the sources") {
   auto fp8 = make_matrix(PackedFormat::fp8_e4m3, 16, 32, 16);
   PackJob job = plain_job(*bf16);
   CHECK(packed_format(job) == PackedFormat::bf16);
+  auto f16 = make_matrix(PackedFormat::bf16, 16, 32, 17);
+  f16->weight.dtype = DType::f16;
+  CHECK(packed_format(plain_job(*f16)) == PackedFormat::f32);
+  job.sources.push_back(f16->source);
+  CHECK(packed_format(job) == PackedFormat::f32);
+  job.sources.pop_back();
   job.sources.push_back(f32->source);
   CHECK(packed_format(job) == PackedFormat::f32);
   job.order = RowOrder::alternate;

@@ -212,6 +212,54 @@ TEST_CASE("unquantised checkpoints: BF16, tied embeddings, F32 that BF16 holds o
   CHECK_THROWS(unsupported_shape, "'model.embed_tokens.weight'", load(inexact, config));
 }
 
+TEST_CASE("a checkpoint of F16: linears become F32, the embedding must fit BF16") {
+  ModelConfig config = small_config();
+  config.expert_format = config.linear_format = WeightFormat::plain;
+  std::map<std::string, DType> dtypes;
+  for (const ExpectedTensor& tensor : expected_tensors(config)) dtypes[tensor.name] = DType::f16;
+  const writer::TempDir dir, inexact;
+  // Multiples of 8 of the mantissa: what BF16 holds as well.
+  write_checkpoint(dir, config, dtypes, [](const std::string& name, std::string& bytes) {
+    if (name == "model.embed_tokens.weight" || name == "lm_head.weight")
+      for (size_t i = 0; i < bytes.size(); i += 2) bytes[i] = static_cast<char>(bytes[i] & 0xf8);
+  });
+  const Weights weights = load(dir, config);
+  CHECK(weights.embed().format == PackedFormat::bf16);
+  CHECK(weights.layer(0).qkv.format == PackedFormat::f32);
+  CHECK(weights.layer(1).expert_gate_up[1].format == PackedFormat::f32);
+  const Stored stored(dir);
+  const std::string row = stored.row("model.layers.0.self_attn.o_proj.weight", 7);
+  const UnpackedRow unpacked = unpack_row(weights.layer(0).o_proj, 7);
+  for (size_t k = 0; k < row.size() / 2; ++k) {
+    uint16_t bits;
+    std::memcpy(&bits, &row[k * 2], 2);
+    const int exponent = bits >> 10 & 31, mantissa = bits & 1023;
+    const double magnitude = exponent ? std::ldexp(1024 + mantissa, exponent - 25)
+                                      : std::ldexp(mantissa, -24);
+    float value;
+    std::memcpy(&value, &unpacked.codes[k * 4], 4);
+    CHECK_EQ(double{value}, bits >> 15 ? -magnitude : magnitude);
+  }
+  write_checkpoint(inexact, config, dtypes);
+  CHECK_THROWS(unsupported_shape, "embedding and head rows are kept in BF16",
+               load(inexact, config));
+}
+
+TEST_CASE("the tables of qkv tiles are bounded before they are made") {
+  ModelConfig config = small_config();
+  for (const LayerConfig& layer : config.layers)
+    CHECK_EQ(num_qkv_tiles(layer), qkv_tiles(layer).size());
+  LayerConfig odd = config.layers[0];
+  for (odd.rotary_dim = 0; odd.rotary_dim <= 48; odd.rotary_dim += 2)
+    CHECK_EQ(num_qkv_tiles(odd), qkv_tiles(odd).size());
+  LayerConfig& layer = config.layers[0];
+  layer.num_q_heads = layer.num_kv_heads = 1u << 22;
+  layer.qk_head_dim = layer.v_head_dim = layer.rotary_dim = 2;  // one tile per head and part
+  config.layers[1] = layer;  // 2^22 * 3 tiles of 16 rows in each layer
+  CHECK_THROWS(unsupported_shape, "qkv rows in all layers, got 402653184",
+               Weights::synthetic(config, 1));
+}
+
 TEST_CASE("equal bytes for any number of threads, and for any run") {
   const ModelConfig config = small_config();
   const writer::TempDir dir, changed;
