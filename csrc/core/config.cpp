@@ -14,6 +14,7 @@ constexpr const char* kWhere = "ModelConfig.from_json";
 constexpr uint64_t kMaxConfigBytes = 1 << 20;
 constexpr uint64_t kMaxRows = 1 << 30;  // of one matrix: row indices are uint32_t everywhere
 constexpr uint64_t kMaxExperts = 1 << 18;  // of all layers: bounds the tables made from a config
+constexpr size_t kMaxIgnoredLayers = 8192;
 
 /// One value per layer.
 struct LayerFlags {
@@ -210,7 +211,12 @@ void Builder::fill_formats(ModelConfig& config, bool has_moe) const {
   config.fp8_block_rows = static_cast<uint32_t>(raw_.weight_block_size->values[0]);
   config.fp8_block_cols = static_cast<uint32_t>(raw_.weight_block_size->values[1]);
   config.linear_format = WeightFormat::fp8_block;
-  config.ignored_layers = raw_.ignored_layers.value_or(StringList{});
+  if (raw_.ignored_layers) {
+    if (raw_.ignored_layers->size() > kMaxIgnoredLayers)
+      bad("quantization_config.ignored_layers: expected at most ", kMaxIgnoredLayers,
+          " entries, got ", raw_.ignored_layers->size());
+    config.ignored_layers = {raw_.ignored_layers->begin(), raw_.ignored_layers->end()};
+  }
   if (!has_moe) return;
   config.expert_format = WeightFormat::fp8_block;
   if (raw_.store_dtype.value_or("") != "mxfp4") return;
@@ -258,11 +264,6 @@ ModelConfig Builder::build() {
   return config;
 }
 
-bool ends_with_module(std::string_view name, std::string_view tail) {
-  return name.size() > tail.size() && name.ends_with(tail) &&
-         name[name.size() - tail.size() - 1] == '.';
-}
-
 }  // namespace
 
 ModelConfig ModelConfig::from_json(std::string_view json, std::string_view source_name,
@@ -283,11 +284,11 @@ ModelConfig ModelConfig::from_directory(const std::filesystem::path& directory,
 WeightFormat ModelConfig::format_of(std::string_view module_name) const {
   const bool is_expert = module_name.find(".mlp.experts.") != std::string_view::npos;
   // Entries name a module, a parent of it ("model.layers.0"), or its last parts ("o_proj").
-  const bool ignored =
-      std::any_of(ignored_layers.begin(), ignored_layers.end(), [&](const std::string& entry) {
-        return module_name == entry || ends_with_module(module_name, entry) ||
-               (module_name.starts_with(entry) && module_name[entry.size()] == '.');
-      });
+  bool ignored = ignored_layers.contains(module_name);
+  for (size_t dot = module_name.find('.'); !ignored && dot != std::string_view::npos;
+       dot = module_name.find('.', dot + 1))
+    ignored = ignored_layers.contains(module_name.substr(0, dot)) ||
+              ignored_layers.contains(module_name.substr(dot + 1));
   if (ignored) return WeightFormat::plain;
   return is_expert ? expert_format : linear_format;
 }

@@ -44,7 +44,11 @@ void bind_config(py::module_& m) {
       .def_readonly("qkv_chunks", &ModelConfig::qkv_chunks)
       .def_readonly("expert_format", &ModelConfig::expert_format)
       .def_readonly("linear_format", &ModelConfig::linear_format)
-      .def_readonly("ignored_layers", &ModelConfig::ignored_layers)
+      .def_property_readonly("ignored_layers",
+                             [](const ModelConfig& config) {
+                               const auto& names = config.ignored_layers;
+                               return std::vector<std::string>(names.begin(), names.end());
+                             })
       .def_readonly("layers", &ModelConfig::layers)
       .def_readonly("eos_token_ids", &ModelConfig::eos_token_ids);
 }

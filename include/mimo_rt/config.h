@@ -5,6 +5,8 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -62,7 +64,9 @@ struct ModelConfig {
   WeightFormat expert_format = WeightFormat::plain;
   WeightFormat linear_format = WeightFormat::plain;  ///< qkv, dense MLP (o_proj: see ignored_layers)
   uint32_t fp8_block_rows = 128, fp8_block_cols = 128;
-  std::vector<std::string> ignored_layers;           ///< module names kept unquantised, e.g. "model.layers.0.self_attn.o_proj"
+  /// Module names kept unquantised, e.g. "model.layers.0.self_attn.o_proj"; at most 8192 from a file. A set: it is
+  /// looked up for every module of a checkpoint.
+  std::set<std::string, std::less<>> ignored_layers;
 
   std::vector<LayerConfig> layers;        ///< [num_layers]
   std::vector<int32_t> eos_token_ids;     ///< from config.json; generation_config.json may override

@@ -7,6 +7,7 @@
 #include "safetensors_writer.h"
 
 #include <algorithm>
+#include <chrono>
 #include <map>
 
 namespace {
@@ -269,6 +270,40 @@ TEST_CASE("good values land where they belong") {
   CHECK(config.format_of("model.layers.10.self_attn.o_proj") == WeightFormat::fp8_block);
   CHECK(config.format_of("model.layers.1.mlp.experts.0.up_proj") == WeightFormat::mxfp4);
   CHECK_EQ(parse(with(good(), "attention_value_scale", "null")).value_scale, 1.0);
+}
+
+TEST_CASE("ignored layers: a module, its parent, its last parts; never part of a name") {
+  const auto format = [](const std::string& ignored, const char* module) {
+    return parse(with(good(), "quantization_config.ignored_layers", ignored)).format_of(module);
+  };
+  const char* module = "model.layers.1.self_attn.o_proj";
+  for (const char* entry : {"model.layers.1.self_attn.o_proj", "model", "model.layers.1",
+                            "model.layers.1.self_attn", "o_proj", "self_attn.o_proj",
+                            "layers.1.self_attn.o_proj"})
+    CHECK(format("[\"z\",\"" + std::string(entry) + "\",\"a\"]", module) == WeightFormat::plain);
+  for (const char* entry : {"", ".", "model.", ".o_proj", "proj", "mode", "self_attn", "layers",
+                            "model.layers.1.self_attn.o_proj.", "model.layers.10", "1"})
+    CHECK(format("[\"z\",\"" + std::string(entry) + "\",\"a\"]", module) ==
+          WeightFormat::fp8_block);
+}
+
+TEST_CASE("ignored layers: a long list is refused, the longest one is looked up quickly") {
+  const auto list = [](int count) {
+    std::string out = "[\"o_proj\"";
+    for (int i = 1; i < count; ++i) out += ",\"model.layers.x" + std::to_string(i) + "\"";
+    return out + "]";
+  };
+  REFUSED(with(good(), "quantization_config.ignored_layers", list(8193)),
+          "quantization_config.ignored_layers: expected at most 8192 entries, got 8193");
+  const ModelConfig config = parse(with(good(), "quantization_config.ignored_layers", list(8192)));
+  // As many look-ups as the largest config makes; a scan of the list would take half a minute.
+  const std::string expert = "model.layers.1.mlp.experts.0.up_proj";
+  const auto begin = std::chrono::steady_clock::now();
+  int num_quantised = 0;
+  for (int i = 0; i < 786'432; ++i) num_quantised += config.format_of(expert) == WeightFormat::mxfp4;
+  CHECK_EQ(num_quantised, 786'432);
+  CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(8));
+  CHECK(config.format_of("model.layers.0.self_attn.o_proj") == WeightFormat::plain);
 }
 
 TEST_CASE("fields must agree with each other") {

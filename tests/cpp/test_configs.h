@@ -33,7 +33,7 @@ inline LayerConfig make_layer(const Heads& heads, bool is_moe, uint32_t window_t
 
 inline void set_o_proj_unquantised(ModelConfig& config) {
   for (uint32_t l = 0; l < config.num_layers; ++l)
-    config.ignored_layers.push_back("model.layers." + std::to_string(l) + ".self_attn.o_proj");
+    config.ignored_layers.insert("model.layers." + std::to_string(l) + ".self_attn.o_proj");
 }
 
 /// The target of MiMo-V2.5-Pro-FP4-DFlash; the same as tests/golden/mimo_v2_5_pro_fp4_config.json.
