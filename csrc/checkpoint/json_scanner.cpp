@@ -3,6 +3,10 @@
 #include "core/checks.h"
 #include "core/text.h"
 
+#include <algorithm>
+#include <set>
+#include <vector>
+
 namespace mimo_rt {
 namespace {
 
@@ -10,6 +14,28 @@ bool is_space(char c) { return c == ' ' || c == '\t' || c == '\n' || c == '\r'; 
 bool is_digit(char c) { return c >= '0' && c <= '9'; }
 bool is_scalar_char(char c) {  // of numbers, true, false, null
   return is_digit(c) || (c >= 'a' && c <= 'z') || c == '+' || c == '-' || c == '.' || c == 'E';
+}
+
+/// "-"? ("0" | [1-9] digits) ("." digits)? ([eE] [+-]? digits)?
+bool is_number(std::string_view word) {
+  const auto take = [&word](std::string_view any_of) {
+    const bool found = !word.empty() && any_of.find(word[0]) != std::string_view::npos;
+    if (found) word.remove_prefix(1);
+    return found;
+  };
+  const auto take_digits = [&word] {
+    const size_t count = std::min(word.find_first_not_of("0123456789"), word.size());
+    word.remove_prefix(count);
+    return count > 0;
+  };
+  take("-");
+  if (!take("0") && !take_digits()) return false;
+  if (take(".") && !take_digits()) return false;
+  if (take("eE")) {
+    take("+-");
+    if (!take_digits()) return false;
+  }
+  return word.empty();
 }
 
 void append_utf8(std::string& out, uint32_t code) {
@@ -139,34 +165,40 @@ void JsonScanner::skip_scalar() {
   const size_t begin = pos_;
   while (pos_ < text_.size() && is_scalar_char(text_[pos_])) ++pos_;
   const std::string_view word = text_.substr(begin, pos_ - begin);
-  const bool is_number = !word.empty() && (is_digit(word[0]) || word[0] == '-');
-  if (!is_number && word != "true" && word != "false" && word != "null") fail_here("a JSON value");
+  if (word == "true" || word == "false" || word == "null" || is_number(word)) return;
+  pos_ = begin;
+  fail_here("a JSON value");
 }
 
 void JsonScanner::skip_value(int max_depth) {
-  std::string closers;  // the brackets that are open
+  struct Open {
+    char closer;
+    std::set<std::string> keys;  // of an object
+  };
+  std::vector<Open> open;
   do {
     skip_space();
     const char next = pos_ < text_.size() ? text_[pos_] : '\0';
     bool opened = false;
     if (next == '{' || next == '[') {
       ++pos_;
-      closers += next == '{' ? '}' : ']';
-      if (closers.size() > static_cast<size_t>(max_depth)) fail_here("less nesting");
-      opened = !accept(closers.back());
-      if (!opened) closers.pop_back();
+      open.push_back({next == '{' ? '}' : ']', {}});
+      if (open.size() > static_cast<size_t>(max_depth)) fail_here("less nesting");
+      opened = !accept(open.back().closer);
+      if (!opened) open.pop_back();
     } else {
       skip_scalar();
     }
-    while (!opened && !closers.empty() && !accept(',')) {
-      expect(closers.back());
-      closers.pop_back();
+    while (!opened && !open.empty() && !accept(',')) {
+      expect(open.back().closer);
+      open.pop_back();
     }
-    if (!closers.empty() && closers.back() == '}') {
-      string();
+    if (!open.empty() && open.back().closer == '}') {
+      const auto [key, is_new] = open.back().keys.insert(string());
+      if (!is_new) fail_here(concat("each key once, after a second ", printable(*key)));
       expect(':');
     }
-  } while (!closers.empty());
+  } while (!open.empty());
 }
 
 void JsonScanner::expect_end(char padding) {

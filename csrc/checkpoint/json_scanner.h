@@ -23,7 +23,8 @@ class JsonScanner {
   std::string string();
   /// A literal without sign, fraction or exponent, at most `max`. @throws Error{bad_format}
   uint64_t integer(uint64_t max);
-  /// Skips one value of any type. @throws Error{bad_format} when it nests deeper than `max_depth`
+  /// Skips one value of any type. @throws Error{bad_format} when it nests deeper than `max_depth`,
+  /// or an object of it has a key twice
   void skip_value(int max_depth);
   /// After the document: nothing may follow but `padding` (' ') or, when 0, white space.
   void expect_end(char padding);

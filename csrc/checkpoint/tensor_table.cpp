@@ -1,6 +1,7 @@
 #include "checkpoint/tensor_table.h"
 
 #include "core/checks.h"
+#include "core/text.h"
 
 #include <utility>
 
@@ -196,6 +197,23 @@ MatrixSource MatrixFinder::module(const std::string& name, uint64_t rows, uint64
   return source;
 }
 
+/// A k_proj whose scale blocks restart at each head shows it by its number of scale rows. Published
+/// checkpoints restart on full layers alone, so the same number is a doubt only there.
+uint64_t k_scale_run_rows(const MatrixSource& source, const LayerConfig& layer) {
+  const uint64_t head_rows = layer.qk_head_dim, num_heads = layer.num_kv_heads;
+  const uint64_t block_rows = source.scale_block_rows;
+  const uint64_t num_blocks = ceil_div(source.rows, block_rows);
+  if (source.scale->shape[0] != num_blocks) return head_rows;
+  const bool is_same_grid = num_heads == 1 || head_rows % block_rows == 0;
+  MIMO_RT_CHECK(layer.window_tokens != 0 || is_same_grid ||
+                    num_blocks != num_heads * ceil_div(head_rows, block_rows),
+                unsupported_shape, "Checkpoint.find_matrix", "tensor ",
+                printable(source.scale->name), ": expected a number of scale rows that tells "
+                "whether blocks of ", block_rows, " rows restart at each of ", num_heads,
+                " heads of ", head_rows, " rows, got ", num_blocks, ", which both ways have");
+  return source.rows;
+}
+
 MatrixSource MatrixFinder::qkv_part(MatrixKind kind, uint32_t layer_idx) const {
   const LayerConfig& layer = config_.layers[layer_idx];
   const bool is_q = kind == MatrixKind::q_proj, is_v = kind == MatrixKind::v_proj;
@@ -205,10 +223,8 @@ MatrixSource MatrixFinder::qkv_part(MatrixKind kind, uint32_t layer_idx) const {
   if (config_.qkv_layout == QkvLayout::split) {
     const char* tail = is_q ? "self_attn.q_proj" : is_v ? "self_attn.v_proj" : "self_attn.k_proj";
     MatrixSource source = module(layer_name(layer_idx, tail), rows, config_.hidden_size);
-    // A k_proj whose scale blocks restart at each head shows it by its number of scale rows.
-    if (kind == MatrixKind::k_proj && source.format == WeightFormat::fp8_block &&
-        source.scale->shape[0] != ceil_div(rows, source.scale_block_rows))
-      source.scale_run_rows = head_rows;
+    if (kind == MatrixKind::k_proj && source.format == WeightFormat::fp8_block)
+      source.scale_run_rows = k_scale_run_rows(source, layer);
     return source;
   }
   const uint64_t chunks = config_.qkv_chunks;

@@ -42,10 +42,11 @@ struct Differences {
   size_t num_missing = 0, num_mismatched = 0, num_unknown = 0;
 
   size_t count() const { return num_missing + num_mismatched + num_unknown; }
-  template <typename... Args>
-  void add(size_t& counter, const Args&... args) {
+  /// `text` is only called for a difference that is shown: a hostile config has millions.
+  template <typename Text>
+  void add(size_t& counter, const Text& text) {
     ++counter;
-    if (shown.size() < kMaxShown) shown.push_back(concat(args...));
+    if (shown.size() < kMaxShown) shown.push_back(text());
   }
 };
 
@@ -73,12 +74,16 @@ void Checkpoint::validate(const ModelConfig& config) const {
   for (const ExpectedTensor& wanted : expected) {
     const TensorInfo* tensor = find(wanted.name);
     if (!tensor) {
-      differences.add(differences.num_missing, "tensor ", printable(wanted.name), ": expected ",
-                      show(wanted), ", found none");
+      differences.add(differences.num_missing, [&] {
+        return concat("tensor ", printable(wanted.name), ": expected ", show(wanted),
+                      ", found none");
+      });
     } else if (!matches(*tensor, wanted)) {
-      differences.add(differences.num_mismatched, "tensor ", printable(wanted.name), " of ",
-                      printable(tensor->file_name), ": expected ", show(wanted), ", got ",
+      differences.add(differences.num_mismatched, [&] {
+        return concat("tensor ", printable(wanted.name), " of ", printable(tensor->file_name),
+                      ": expected ", show(wanted), ", got ",
                       show(dtype_name(tensor->dtype), tensor->shape));
+      });
     }
   }
   auto wanted = expected.begin();
@@ -86,8 +91,10 @@ void Checkpoint::validate(const ModelConfig& config) const {
     while (wanted != expected.end() && wanted->name < tensor.name) ++wanted;
     const bool known = wanted != expected.end() && wanted->name == tensor.name;
     if (!known && !is_ignored_tensor(tensor.name))
-      differences.add(differences.num_unknown, "tensor ", printable(tensor.name), " of ",
-                      printable(tensor.file_name), ": expected no such tensor");
+      differences.add(differences.num_unknown, [&] {
+        return concat("tensor ", printable(tensor.name), " of ", printable(tensor.file_name),
+                      ": expected no such tensor");
+      });
   }
   if (differences.count() > 0) fail_with(differences);
 }

@@ -279,9 +279,19 @@ TEST_CASE("check 21: a hostile index is refused") {
   refused("{\"metadata\":{\"a\":[{\"b\":[{}]}]}," + map + "}", "less nesting");
   refused("{\"metadata\":{\"a\":}," + map + "}", "JSON value");
   refused("{\"metadata\":{\"a\":tru}," + map + "}", "JSON value");
+  for (const char* number : {"1-2..e", "-", "+1", "01", "-01", "1.", ".5", "1e", "1e+", "1.e2", "--1",
+                             "1e5.0", "0x1", "1-", "00", "1true", "NaN", "Infinity", "E1"})
+    refused("{\"metadata\":{\"a\":" + std::string(number) + "}," + map + "}", "JSON value");
+  refused("{\"metadata\":{\"a\":1,\"b\":2,\"a\":3}," + map + "}", "second 'a'");
+  refused("{\"metadata\":{\"a\":1,\"\\u0061\":3}," + map + "}", "second 'a'");
+  refused("{\"metadata\":[{},{\"c\":{\"d\":[],\"d\":{}}}]," + map + "}", "second 'd'");
   refused("{\"weight_map\":[]}", "'{'");
   refused("{\"metadata\":{}}", "weight_map");
   dir.write(kIndex, "{\"metadata\":{\"a\":[-1.5e3,true,null,\"x\",{}]}," + map + " } \n");
+  CHECK_EQ(Checkpoint::open(dir.path()).tensors().size(), size_t{2});
+  // The twins: every form of a number, and equal keys of different objects.
+  dir.write(kIndex, "{\"metadata\":{\"a\":[0,-0,10,0.5,-0.05,1E5,1e+5,2.5e-07,0e0],"
+                    "\"b\":{\"a\":{\"a\":1},\"b\":2},\"c\":{\"a\":3}}," + map + "}");
   CHECK_EQ(Checkpoint::open(dir.path()).tensors().size(), size_t{2});
 }
 

@@ -188,6 +188,19 @@ TEST_CASE("at most ten differences are listed") {
                empty.validate(config));
 }
 
+TEST_CASE("of a million differences ten are listed and all are counted") {
+  const TempDir dir;
+  ModelConfig config = tiny_config("mimo_v2_flash", "");
+  config.num_layers = 4;
+  config.num_experts = 65535;
+  config.layers.assign(4, config.layers[1]);
+  const Checkpoint empty = write_and_open(dir, {{"x", "U8", {1}, "a"}});
+  const size_t num_expected = mimo_rt::expected_tensors(config).size();
+  CHECK(num_expected > 4 * 3 * 65535);
+  CHECK_THROWS(missing_tensor, "and " + std::to_string(num_expected + 1 - 10) + " more",
+               empty.validate(config));
+}
+
 TEST_CASE("other forms that are allowed") {
   const TempDir dir;
   const ModelConfig config = tiny_config("mimo_v2_flash", kMxfp4);
@@ -229,6 +242,32 @@ TEST_CASE("k_proj scale rows may restart at each head") {
 
   set_shape(find(tensors, name), "F32", {7, 2}, 7 * 2 * 4);
   CHECK_THROWS(shape_mismatch, name, write_and_open(dir, tensors).validate(config));
+}
+
+TEST_CASE("k_proj scales that may mean two things are refused, on full layers alone") {
+  const auto k_of = [](const std::string& more, uint32_t layer) {
+    const ModelConfig config = tiny_config("mimo_v2_flash", more);
+    const TempDir dir;
+    const Checkpoint checkpoint = write_and_open(dir, make_tensors(config));
+    checkpoint.validate(config);
+    return mimo_rt::find_matrix(checkpoint, config, MatrixKind::k_proj, layer).scale_run_rows;
+  };
+  // 2 heads of 96 rows: 2 scale rows either way, of which row 96 has another one each way.
+  CHECK_THROWS(unsupported_shape, "'model.layers.0.self_attn.k_proj.weight_scale_inv'",
+               k_of(kFp8, 0));
+  CHECK_EQ(k_of(kFp8, 1), uint64_t{192});  // a window layer
+  // Whole blocks, one head, another number of rows, no scales: nothing to doubt.
+  CHECK_EQ(k_of("", 0), uint64_t{192});
+  for (const auto& [head_dim, heads] :
+       {std::pair{128, 2}, {256, 2}, {96, 1}, {192, 2}, {48, 2}}) {
+    ModelConfig config = tiny_config("mimo_v2_flash", kFp8);
+    config.layers[0].qk_head_dim = static_cast<uint32_t>(head_dim);
+    config.layers[0].num_kv_heads = static_cast<uint32_t>(heads);
+    const TempDir dir;
+    const Checkpoint checkpoint = write_and_open(dir, make_tensors(config));
+    const MatrixSource k = mimo_rt::find_matrix(checkpoint, config, MatrixKind::k_proj, 0);
+    CHECK_EQ(k.scale_run_rows, static_cast<uint64_t>(head_dim * heads));
+  }
 }
 
 TEST_CASE("rows of the fused qkv: the worked vectors of the 70-layer model") {
