@@ -54,24 +54,30 @@ Plan build_plan(const ModelConfig& config, uint32_t num_workers, uint32_t max_to
   return plan;
 }
 
-/// Everything after the weights: plans, their proof, and the executor.
-std::shared_ptr<Engine> build_engine(Weights weights, const EngineOptions& options,
-                                     const std::string& backend) {
+/// What is known before the weights: plans and their proof, which also check the config.
+std::unique_ptr<Engine::Impl> prepare_engine(const ModelConfig& config,
+                                             const EngineOptions& options) {
   auto impl = std::make_unique<Engine::Impl>();
+  impl->config = config;
   impl->options = options;
   impl->options.progress = nullptr;  // what it refers to may end with the load
-  impl->weights = std::make_unique<Weights>(std::move(weights));
-  impl->config = impl->weights->config();
-  impl->weight_bytes = count_weight_bytes(*impl->weights);
-  ExecutorOptions executor_options{.num_workers = options.num_threads,
-                                   .pin_workers = options.pin_threads,
-                                   .park_after_us = options.park_after_us,
-                                   .timeout_ms = options.timeout_ms};
-  if (executor_options.num_workers == 0) executor_options.num_workers = num_usable_cores();
-  const uint32_t num_workers = executor_options.num_workers;
+  const uint32_t num_workers = options.num_threads ? options.num_threads : num_usable_cores();
   impl->decode_plan = build_plan(impl->config, num_workers, options.max_decode_tokens);
   impl->prefill_plan = build_plan(impl->config, num_workers, options.prefill_chunk_tokens);
   impl->max_logit_rows = std::min(options.prefill_chunk_tokens, kMaxLogitRows);
+  return impl;
+}
+
+/// Everything after the weights: the executor.
+std::shared_ptr<Engine> build_engine(std::unique_ptr<Engine::Impl> impl, Weights weights,
+                                     const std::string& backend) {
+  impl->weights = std::make_unique<Weights>(std::move(weights));
+  impl->weight_bytes = count_weight_bytes(*impl->weights);
+  const EngineOptions& options = impl->options;
+  const ExecutorOptions executor_options{.num_workers = impl->decode_plan.num_workers(),
+                                         .pin_workers = options.pin_threads,
+                                         .park_after_us = options.park_after_us,
+                                         .timeout_ms = options.timeout_ms};
   const std::vector<const Plan*> plans = {&impl->decode_plan, &impl->prefill_plan};
   impl->executor = backend == "ref"
                        ? make_ref_executor(*impl->weights, plans, executor_options, options.exact)
@@ -93,10 +99,11 @@ std::shared_ptr<Engine> Engine::open(const std::filesystem::path& model_dir,
   check_options(options);
   const std::string backend = pick_backend(options);
   const ModelConfig config = ModelConfig::from_directory(model_dir, options.window_tokens);
-  const Checkpoint checkpoint = Checkpoint::open(model_dir);
+  const Checkpoint checkpoint = Checkpoint::open(model_dir, {.use_mmap = options.use_mmap});
   checkpoint.validate(config);
   const Weights::Options load{.num_threads = options.num_threads, .progress = options.progress};
-  return build_engine(Weights::load(checkpoint, config, load), options, backend);
+  auto impl = prepare_engine(config, options);
+  return build_engine(std::move(impl), Weights::load(checkpoint, config, load), backend);
 }
 
 std::shared_ptr<Engine> Engine::synthetic(const ModelConfig& config, uint64_t seed,
@@ -106,7 +113,8 @@ std::shared_ptr<Engine> Engine::synthetic(const ModelConfig& config, uint64_t se
   ModelConfig adjusted = config;
   for (LayerConfig& layer : adjusted.layers)
     if (layer.window_tokens && options.window_tokens) layer.window_tokens = options.window_tokens;
-  return build_engine(Weights::synthetic(adjusted, seed), options, backend);
+  auto impl = prepare_engine(adjusted, options);
+  return build_engine(std::move(impl), Weights::synthetic(adjusted, seed), backend);
 }
 
 const ModelConfig& Engine::config() const { return impl_->config; }

@@ -19,6 +19,7 @@ void bind_engine(py::module_& m) {
       .def_readwrite("prefill_chunk_tokens", &EngineOptions::prefill_chunk_tokens)
       .def_readwrite("window_tokens", &EngineOptions::window_tokens)
       .def_readwrite("exact", &EngineOptions::exact)
+      .def_readwrite("use_mmap", &EngineOptions::use_mmap)
       .def_readwrite("progress", &EngineOptions::progress);
   py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine", "A loaded model: packed weights, plans, executor.")
       .def_static("open", &Engine::open, py::arg("model_dir"), py::arg("options") = EngineOptions{},

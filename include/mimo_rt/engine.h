@@ -16,13 +16,14 @@ namespace mimo_rt {
 struct EngineOptions {
   std::string device = "auto";        ///< "auto", "cpu", "ref", "cuda" or a backend name, see device.h
   uint32_t num_threads = 0;           ///< workers; 0: all usable cores
-  bool pin_threads = true;            ///< bind worker i to the i-th usable core
+  bool pin_threads = true;            ///< bind worker i to the i-th usable core; not under a CPU quota (cgroup) below the core count
   uint32_t park_after_us = 200;       ///< idle workers spin this long, then sleep: an idle engine uses no CPU
-  uint32_t timeout_ms = 10'000;       ///< deadline of any wait inside a step
+  uint32_t timeout_ms = 10'000;       ///< a step has hung when none of its tasks finishes for this long
   uint32_t max_decode_tokens = 8;     ///< rows of a decode step
   uint32_t prefill_chunk_tokens = 512;///< rows of a prefill step
   uint32_t window_tokens = 0;         ///< overrides the width of window layers (128 or 129 keys); 0: the config's
   bool exact = false;                 ///< "ref" only: float64 activations, an evaluator of the mathematical model
+  bool use_mmap = true;               ///< false: read the files into memory; they may change while they are loaded
   /// (done, total) packed bytes; returning false cancels the load.
   std::function<bool(uint64_t, uint64_t)> progress;
 };

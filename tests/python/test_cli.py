@@ -1,5 +1,6 @@
 """The command `mimo-rt`, run as a process."""
 
+import argparse
 import json
 import pathlib
 import signal
@@ -14,6 +15,8 @@ import pytest
 import mimo_rt
 from mimo_rt.checkpoints import write_tiny_checkpoint
 from mimo_rt.cli import doctor
+from mimo_rt.cli._options import add_engine_options, engine_arguments
+from mimo_rt.loading import engine_options
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden"
 COMMAND = [sys.executable, "-m", "mimo_rt"]
@@ -72,6 +75,20 @@ def test_where_the_prompt_comes_from(model, tmp_path):
     assert len(outputs) == 1
     chat = json.loads(cli("generate", model, "-p", "Hello", "--chat", *tail).stdout)
     assert chat["usage"]["prompt_tokens"] > len("Hello")
+
+
+def test_weights_can_be_read_instead_of_mapped(model):
+    tail = ("-p", "Hello", "-n", 4, "--seed", 1, "--json", *FAST)
+    mapped = json.loads(cli("generate", model, *tail).stdout)
+    read = json.loads(cli("generate", model, "--no-mmap", *tail).stdout)
+    assert read["token_ids"] == mapped["token_ids"]
+    parser = argparse.ArgumentParser()
+    add_engine_options(parser)
+    for flags, expected in (((), True), (("--no-mmap",), False)):
+        options = engine_options(**engine_arguments(parser.parse_args(flags)))
+        assert options.use_mmap is expected
+    with mimo_rt.Session(model, num_threads=1, use_mmap=False) as session:
+        assert session.generate("Hello", max_tokens=4, seed=1).token_ids == mapped["token_ids"]
 
 
 def test_sampling_flags_reach_the_engine(model):
@@ -257,8 +274,6 @@ def test_plan_trace(model, tmp_path):
 
 def test_plan_of_a_config_without_weights():
     config = GOLDEN / "mimo_v2_5_pro_fp4_config.json"
-    if not config.is_file():
-        pytest.skip("tests/golden has no config of the full model")
     run = cli("plan", config, "--workers", 132, "--max-tokens", 8)
     assert "70 layers" in run.stdout
     assert "weights" in cli("plan", config, "--workers", 1, "--trace", "x", code=1).stderr
