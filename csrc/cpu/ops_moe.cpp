@@ -3,6 +3,7 @@
 #include "cpu/ops_linear.h"
 #include "plan/buffers.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>

@@ -6,6 +6,7 @@
 #include "sampling/fixed_exp.h"
 #include "sampling/philox.h"
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 

@@ -2,6 +2,7 @@
 #include <mimo_rt/mimo_rt.h>
 
 #include <cstdio>
+#include <cstdlib>
 #include <vector>
 
 int main(int argc, char** argv) {
