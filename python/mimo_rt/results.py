@@ -31,6 +31,7 @@ class GenerationStats:
 
     @classmethod
     def from_core(cls, stats: Any) -> GenerationStats:
+        """The extension module's numbers as a plain value."""
         return cls(**{field.name: getattr(stats, field.name) for field in dataclasses.fields(cls)})
 
 
@@ -146,6 +147,7 @@ class SessionStats:
     last: GenerationStats | None
 
     def to_dict(self) -> dict[str, Any]:
+        """Nested dicts, ready for JSON."""
         return dataclasses.asdict(self)
 
 

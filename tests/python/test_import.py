@@ -1,6 +1,7 @@
 """Importing the package is quick, silent and light; C++ programs find what they need."""
 
 import ast
+import inspect
 import pathlib
 import subprocess
 import sys
@@ -49,6 +50,21 @@ def test_public_names_exist():
     for name in mimo_rt.__all__:
         assert getattr(mimo_rt, name) is not None
     assert mimo_rt.__version__ == _C.__version__
+    results = {"ScoreResult", "SessionStats", "TokenLogprob", "TokenLogprobs", "TokenStream"}
+    assert results | {"EngineOptions"} <= set(mimo_rt.__all__)
+
+
+def test_public_classes_and_properties_have_docstrings():
+    for name in mimo_rt.__all__:
+        value = getattr(mimo_rt, name)
+        if not isinstance(value, type):
+            continue
+        assert value.__doc__, name
+        if value.__module__.startswith("mimo_rt._C"):
+            continue
+        for member, content in inspect.getmembers(value):
+            if not member.startswith("_") and (isinstance(content, property) or callable(content)):
+                assert content.__doc__, f"{name}.{member}"
 
 
 def test_every_error_of_the_core_is_a_class_of_the_package():

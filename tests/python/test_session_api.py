@@ -46,6 +46,8 @@ def with_generation_config(model_dir, tmp_path, fields):
         (lambda s, d: SamplingParams(stop_tokens=[1]), "Did you mean 'stop_token_ids'"),
         (lambda s, d: Session(d, devic="cpu"), "Did you mean 'device'"),
         (lambda s, d: Session(d, max_contxt=5), "Did you mean 'max_context'"),
+        (lambda s, d: Session(d, thread=5), "Did you mean 'threads'"),
+        (lambda s, d: Session(d, generation_confg="none"), "Did you mean 'generation_config'"),
         (lambda s, d: s.generate(PROMPT, max_tokens=1, max_new_tokens=1), "given twice"),
         (lambda s, d: Session(d, threads=1, num_threads=1), "given twice"),
     ],
@@ -70,6 +72,9 @@ def test_unknown_arguments_are_refused(session, model_dir, call, needle):
         ("top_p", 0.0),
         ("top_p", 1.01),
         ("min_p", 1.0),
+        ("min_p", 1 - 1e-12),  # 1 as a float32
+        ("top_p", 1e-50),  # 0 as a float32
+        ("temperature", 1e39),  # infinity as a float32
         ("repetition_penalty", 0),
         ("seed", -1),
         ("seed", 2**64),
@@ -299,3 +304,78 @@ def test_bad_generation_config(model_dir, tmp_path, content, needle):
         Session(copy, num_threads=1)
     assert "generation_config.json" in str(caught.value)
     Session(copy, num_threads=1, generation_config="none").close()
+
+
+# -- refused before the weights are read
+
+
+@pytest.fixture
+def never_loads(monkeypatch):
+    def fail(*_arguments):
+        raise AssertionError("the engine was opened")
+
+    monkeypatch.setattr(_C, "Engine", type("Engine", (), {"open": fail}))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "needle"),
+    [
+        ({"max_context": 10**6}, r"max_context: expected 2\.\.\d+ \(the model's"),
+        ({"max_context": 1}, "max_context: expected"),
+        ({"pin_threads": 1}, "pin_threads: expected True or False"),
+        ({"exact": "no"}, "exact: expected True or False"),
+        ({"device": 3}, "device: expected the name"),
+        ({"progress": 5}, "progress: expected a function"),
+        ({"threads": 2.0}, "num_threads: expected an integer"),
+        ({"window_tokens": "8"}, "window_tokens: expected an integer"),
+    ],
+)
+def test_bad_options_are_refused_before_loading(model_dir, never_loads, arguments, needle):
+    with pytest.raises(errors.InvalidArgumentError, match=needle):
+        Session(model_dir, **arguments)
+
+
+def test_good_options_reach_the_load(model_dir, never_loads):
+    with pytest.raises(AssertionError, match="opened"):
+        Session(model_dir, max_context=16, pin_threads=False, exact=False, progress=True)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"eos_token_id": 515}, {"eos_token_id": [1, 10**6]}, {"min_p": 1 - 1e-12}]
+)
+def test_generation_config_out_of_range_names_the_file(model_dir, tmp_path, never_loads, fields):
+    copy = with_generation_config(model_dir, tmp_path, fields)
+    with pytest.raises(errors.BadFormatError, match=rf"generation_config.json\].*{min(fields)}"):
+        Session(copy)
+    with pytest.raises(AssertionError, match="opened"):
+        Session(copy, generation_config="none")
+
+
+def test_the_message_of_a_full_context_names_the_option(model_dir):
+    with Session(model_dir, num_threads=1, max_context=16) as session:
+        for call in (session.generate, session.stream, session.logits):
+            with pytest.raises(errors.CapacityError, match=r"Raise max_context \(--max-context"):
+                call([1] * 17)
+        assert session.logits([1] * 16).shape[0] == 16
+        assert session.generate([1] * 15, max_tokens=1).finish_reason == "length"
+
+
+@pytest.mark.parametrize("name", ["messages", "tools", "add_generation_prompt"])
+def test_reserved_template_variables_are_refused(session, name):
+    messages = [{"role": "user", "content": "x"}]
+    with pytest.raises(errors.InvalidArgumentError, match=f"reserved name, got {name}"):
+        session.chat(messages, chat_template_kwargs={name: True})
+    session.chat(messages, chat_template_kwargs={"enable_thinking": True}, max_tokens=1)
+    with pytest.raises(errors.InvalidArgumentError, match="expected a dict"):
+        session.chat(messages, chat_template_kwargs=[name])
+
+
+def test_no_messages(session):
+    with pytest.raises(errors.InvalidArgumentError, match="got an empty list"):
+        session.chat([])
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), "1", True, None])
+def test_measure_bandwidth_checks_its_time(session, seconds):
+    with pytest.raises(errors.InvalidArgumentError, match="seconds: expected a number"):
+        session.measure_bandwidth(seconds)

@@ -111,6 +111,21 @@ def test_a_reader_that_stops_stops_the_generation(session):
     assert len(stream.result.token_ids) < 10 * (MAX_PENDING_EVENTS + 41)
 
 
+def test_a_stream_may_move_to_another_thread(session):
+    """A thread that has read some events ends, and long after that another one goes on."""
+    num_tokens = 2 * MAX_PENDING_EVENTS + 20
+    expected = session.generate(PROMPT, max_tokens=num_tokens, **ENDLESS)
+    stream = session.stream(PROMPT, max_tokens=num_tokens, **ENDLESS)
+    events = []
+    thread = threading.Thread(target=lambda: events.append(next(stream)))
+    thread.start()
+    thread.join()
+    time.sleep(0.3)  # the queue is full, and the generation waits for a reader
+    events += stream
+    assert stream.result.finish_reason == "length"
+    assert [i for event in events for i in event.token_ids] == expected.token_ids
+
+
 def test_cancel_from_another_thread(session):
     results = []
     thread = threading.Thread(target=lambda: results.append(session.generate(PROMPT, **ENDLESS)))

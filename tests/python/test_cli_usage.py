@@ -1,0 +1,197 @@
+"""The command `mimo-rt` used in odd ways: useless options, closed streams, unreadable files, early errors."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import mimo_rt
+from mimo_rt import _C
+from mimo_rt.checkpoints import write_tiny_checkpoint
+from mimo_rt.cli import _machine, _output, doctor
+from mimo_rt.cli import main as cli_main
+from mimo_rt.cli import plan as plan_command
+
+COMMAND = [sys.executable, "-m", "mimo_rt"]
+FAST = ("--threads", "1", "--quiet")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(write_tiny_checkpoint(tmp_path_factory.mktemp("model") / "tiny", seed=6))
+
+
+@pytest.fixture
+def never_loads(monkeypatch):
+    """The weights are not read."""
+
+    def fail(*_arguments):
+        raise AssertionError("the engine was opened")
+
+    monkeypatch.setattr(_C, "Engine", type("Engine", (), {"open": fail, "synthetic": fail}))
+
+
+def run_here(capsys, *arguments):
+    """Exit code and stderr of a command, in this process."""
+    try:
+        code = cli_main([str(argument) for argument in arguments])
+    except SystemExit as exit_:
+        code = exit_.code
+    return code, capsys.readouterr().err
+
+
+# -- options that would be ignored
+
+
+@pytest.mark.parametrize(
+    ("arguments", "needle"),
+    [
+        (("generate", "m", "-p", "x", "--system", "s"), "--system needs --chat"),
+        (("generate", "m", "-p", "x", "--logprobs", "2"), "--logprobs needs --json"),
+        (("chat", "m", "--logprobs", "2"), "unrecognized arguments: --logprobs"),
+        (("plan", "m", "--workers", "2", "--threads", "2"), "give one"),
+        (("plan", "m", "--device", "ref"), "need --trace"),
+        (("plan", "m", "--no-pin"), "need --trace"),
+        (("bench", "decode", "--model", "m", "--layers", "3"), "--layers"),
+        (("bench", "bandwidth", "--layers", "3"), "--layers"),
+        (("bench", "bandwidth", "--context", "3"), "--context"),
+    ],
+)
+def test_options_without_effect_are_wrong_usage(capsys, arguments, needle):
+    code, errors = run_here(capsys, *arguments)
+    assert code == 2 and needle in errors
+
+
+def test_demo_help_names_its_own_default(capsys):
+    with pytest.raises(SystemExit):
+        cli_main(["demo", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "upper limit (default: 256)" in shown and "until a stop" not in shown
+
+
+# -- errors come before the weights are loaded
+
+
+@pytest.mark.parametrize(
+    ("arguments", "needle"),
+    [
+        (("generate", "MODEL", "-p", "x", "--max-context", "100000"), "max_position_embeddings"),
+        (("generate", "MODEL", "-p", "x" * 200, "--max-context", "100"), "Raise --max-context"),
+        (("generate", "MODEL", "--prompt-ids", "1,999999"), "expected token ids in 0..514"),
+        (("generate", "MODEL", "-p", ""), "at least one token"),
+        (("plan", "MODEL", "--trace", "absent/x.json"), "--trace: expected a file"),
+        (("plan", "MODEL", "--workers", "0"), "--workers: expected an integer in 1..4096"),
+        (("plan", "MODEL", "--max-tokens", "4097"), "--max-tokens: expected"),
+    ],
+)
+def test_cheap_errors_come_first(capsys, model, never_loads, arguments, needle):
+    code, errors = run_here(capsys, *(model if a == "MODEL" else a for a in arguments))
+    assert code == 1 and needle in errors and errors.count("\n") == 1
+
+
+def test_the_guard_of_these_tests_sees_a_load(capsys, model, never_loads):
+    code, errors = run_here(capsys, "generate", model, "-p", "x", *FAST)
+    assert code == 1 and "the engine was opened" in errors
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_a_broken_tokenizer_is_told_before_loading(capsys, tmp_path, never_loads, text):
+    path = write_tiny_checkpoint(tmp_path / "tiny")
+    (path / "tokenizer.json").write_text(text)
+    code, errors = run_here(capsys, "generate", path, "--prompt-ids", "1")
+    assert code == 1 and "tokenizer.json" in errors and "opened" not in errors
+
+
+def test_a_prompt_that_is_no_utf8_names_its_file(capsys, model, tmp_path):
+    (tmp_path / "prompt.txt").write_bytes(b"ab\xff")
+    code, errors = run_here(capsys, "generate", model, "-f", tmp_path / "prompt.txt", *FAST)
+    assert code == 1 and "prompt.txt" in errors and "byte 0xff at 2" in errors
+    code, errors = run_here(capsys, "generate", model, "-f", tmp_path / "absent.txt", *FAST)
+    assert code == 1 and "absent.txt" in errors
+
+
+# -- standard streams
+
+
+@pytest.mark.parametrize("closing", ["", ">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
+def test_closed_standard_streams(model, closing):
+    head = " ".join(COMMAND)
+    run = subprocess.run(
+        ["sh", "-c", f"{head} generate {model} -p Hi -n 4 --temperature 0 --threads 1 {closing}"],
+        capture_output=True, timeout=120,
+    )
+    assert run.returncode == 0, run.stderr
+    assert b"Traceback" not in run.stderr
+    assert bool(run.stdout) == (" >&-" not in f" {closing}"), "the text goes to stdout if there is one"
+    run = subprocess.run(
+        ["sh", "-c", f"{head} generate {model} {closing}"], capture_output=True, timeout=120,
+        input=b"" if "<" not in closing else None,
+    )
+    assert run.returncode == 1 and b"Traceback" not in run.stderr  # an empty prompt
+
+
+def test_paths_that_are_no_utf8(model, tmp_path):
+    path = os.fsencode(tmp_path) + b"/\xff-model"
+    shutil.copytree(model, os.fsdecode(path))
+    run = subprocess.run([*COMMAND, "inspect", path], capture_output=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    os.unlink(path + b"/config.json")
+    run = subprocess.run([*COMMAND, "inspect", path], capture_output=True, timeout=120)
+    assert run.returncode == 1 and b"Unicode" not in run.stderr
+    assert b"-model" in run.stderr and b"xff" in run.stderr and run.stderr.count(b"\n") == 1
+
+
+# -- plan, doctor, bench
+
+
+def test_plan_traces_the_plan_that_it_prints(capsys, model, tmp_path, monkeypatch):
+    opened = []
+    real = plan_command.open_engine
+    monkeypatch.setattr(plan_command, "open_engine", lambda *a: opened.append(real(*a)) or opened[-1])
+    for max_tokens in (1, 5, 100):
+        cli_main(["plan", model, "--workers", "2", "--max-tokens", str(max_tokens), "--json",
+                  "--trace", str(tmp_path / "t.json")])
+        shown = json.loads(capsys.readouterr().out)["hash"]
+        assert f"{opened[-1].decode_plan.hash():016x}" == shown
+    default = _C.Engine.open(model, _C.EngineOptions(num_threads=2))  # control: 8 rows
+    assert f"{default.decode_plan.hash():016x}" != shown
+
+
+def test_doctor_skips_what_needs_the_config(capsys, tmp_path):
+    path = write_tiny_checkpoint(tmp_path / "tiny")
+    (path / "config.json").write_text("{}")
+    assert cli_main(["doctor", str(path), "--threads", "1"]) == 1
+    shown = capsys.readouterr().out
+    assert shown.count("skipped: no config") == 3 and shown.count("FAILED (") == 1
+
+
+def test_doctor_does_not_compare_ref_with_itself(capsys):
+    assert cli_main(["doctor", "--device", "ref", "--threads", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "ref repeats itself" in shown and "relative error" not in shown
+
+
+def test_doctor_knows_the_control_group(monkeypatch, model):
+    files = {"/proc/meminfo": "MemAvailable: 1000000 kB\n",
+             "/sys/fs/cgroup/memory.max": "5000\n", "/sys/fs/cgroup/memory.current": "4000\n"}
+    monkeypatch.setattr(_machine, "_read", lambda path: files.get(path, ""))
+    assert _machine.usable_memory_bytes() == 1000
+    with pytest.raises(_C.OutOfMemoryError):
+        doctor._check_memory(model)
+    files["/sys/fs/cgroup/memory.max"] = "max\n"
+    assert _machine.usable_memory_bytes() == 1024 * 10**6
+    assert "weights need" in doctor._check_memory(model)
+
+
+def test_estimated_numbers_align_right():
+    lines = _output.format_table([("a", "12.5"), ("b", "~7")], ("case", "GB/s")).splitlines()
+    assert lines[1:] == ["a     12.5", "b       ~7"]
+
+
+def test_paths_for_cpp_builds_from_the_console_script():
+    script = "import sys; from mimo_rt.cli import main; sys.exit(main())"
+    run = subprocess.run([sys.executable, "-c", script, "--cmake-dir"], capture_output=True, text=True)
+    assert run.stdout == mimo_rt.get_cmake_dir() + "\n"
