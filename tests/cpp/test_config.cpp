@@ -300,7 +300,8 @@ TEST_CASE("ignored layers: a long list is refused, the longest one is looked up 
   const std::string expert = "model.layers.1.mlp.experts.0.up_proj";
   const auto begin = std::chrono::steady_clock::now();
   int num_quantised = 0;
-  for (int i = 0; i < 786'432; ++i) num_quantised += config.format_of(expert) == WeightFormat::mxfp4;
+  for (int i = 0; i < 786'432; ++i)
+    num_quantised += config.format_of(expert) == WeightFormat::mxfp4;
   CHECK_EQ(num_quantised, 786'432);
   CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(8));
   CHECK(config.format_of("model.layers.0.self_attn.o_proj") == WeightFormat::plain);
