@@ -14,6 +14,7 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/core/dtype.cpp
   csrc/core/error.cpp
   csrc/core/file.cpp
+  csrc/core/pin.cpp
   csrc/core/text.cpp
   csrc/core/usable_cores.cpp
   csrc/checkpoint/checkpoint.cpp
@@ -80,7 +81,7 @@ set(MIMO_RT_AVX2_SOURCES
   csrc/cpu/avx2/gemm_mxfp4.cpp
   csrc/cpu/avx2/prepare.cpp
   csrc/cpu/avx2/table.cpp)
-set(MIMO_RT_AVX2_FLAGS -O3 -mavx2 -mfma -mf16c)
+set(MIMO_RT_AVX2_FLAGS -O3 -mavx2 -mfma)
 set(MIMO_RT_AVX512_SOURCES
   csrc/cpu/avx512/attend.cpp
   csrc/cpu/avx512/elementwise.cpp

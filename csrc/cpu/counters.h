@@ -3,9 +3,9 @@
 //
 // Contract. `signal` is a release addition: all that the worker wrote before is visible to whoever
 // has seen the new value in `wait` or `has`, which are acquire loads (each addition continues the
-// release sequences of those before it, so one load synchronises with all signallers). A wait that
-// lasts longer than the deadline stops the step: every wait that is not met returns false and
-// leaves a HangReport. No lock, no allocation; no system call unless a wait is long.
+// release sequences of those before it, so one load synchronises with all signallers). A wait
+// during which no counter moves for the deadline stops the step: every wait that is not met returns
+// false and leaves a HangReport. No lock, no allocation; no system call unless a wait is long.
 #pragma once
 
 #include <atomic>
@@ -34,11 +34,14 @@ class Counters {
   uint64_t load(uint32_t counter) const {
     return cells_[counter].value.load(std::memory_order_acquire);
   }
+  /// Of all counters, roughly: it may miss those that arrive meanwhile.
+  uint64_t num_signals() const;
 
  private:
   struct alignas(64) Cell {
     std::atomic<uint64_t> value{0};
   };
+  size_t num_counters_;
   std::unique_ptr<Cell[]> cells_;
 };
 

@@ -32,13 +32,12 @@ std::vector<CpuBackend> find_backends() {
   std::vector<CpuBackend> list = {{"cpu-generic", "any processor", kernels_generic(), true}};
 #if defined(MIMO_RT_X86)
   // __builtin_cpu_supports also asks whether the operating system saves the wide registers.
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("f16c");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bf16") &&
                       __builtin_cpu_supports("avx512vbmi");
-  list.push_back({"cpu-avx2", "AVX2, FMA, F16C", kernels_avx2(), avx2});
+  list.push_back({"cpu-avx2", "AVX2, FMA", kernels_avx2(), avx2});
   list.push_back({"cpu-avx512", "AVX-512 F, BW, VL, DQ, BF16, VBMI", kernels_avx512(), avx512});
 #else
   list.push_back({"cpu-avx2", "an x86-64 build", nullptr, false});

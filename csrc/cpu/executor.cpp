@@ -62,6 +62,7 @@ void CpuExecutor::run(const Plan& plan, KvCache& cache, const StepInput& input,
   pool_.run(*this);
   if (monitor_.has_stopped()) {
     failure_ = hang_text();
+    for (const auto& worker : workers_) worker->trace.clear();  // last_trace(): of whole steps
     fail(ErrorCode::timeout, kWhere, failure_);
   }
   ++state.epoch;
@@ -145,7 +146,7 @@ std::string CpuExecutor::wait_text(const HangReport& report) const {
 std::string CpuExecutor::hang_text() const {
   constexpr uint32_t kMaxWaits = 8;
   const uint32_t first = monitor_.first_worker();
-  std::string text = concat("timed out after ", timeout_ms_, " ms: ",
+  std::string text = concat("timed out after ", timeout_ms_, " ms without progress: ",
                             wait_text(monitor_.reports()[first]));
   uint32_t num_others = 0;
   for (const HangReport& report : monitor_.reports()) {
@@ -153,7 +154,7 @@ std::string CpuExecutor::hang_text() const {
     if (++num_others <= kMaxWaits) text += "; " + wait_text(report);
   }
   if (num_others > kMaxWaits) text += concat("; and ", num_others - kMaxWaits, " more");
-  return text;
+  return text + ". Open the engine again; raise timeout_ms if the machine was overloaded.";
 }
 
 void CpuExecutor::set_tracing(bool on) {

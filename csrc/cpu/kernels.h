@@ -19,6 +19,7 @@ using bf16_t = uint16_t;
 using mimo_rt::KvSegment;
 
 /// y[token, row] = sum over k of w[row, k] * x[token, k], products exact, FP32 accumulation in an order fixed by k.
+/// AVX-512 only: vdpbf16ps takes subnormal inputs and results as zero and rounds once per pair of products.
 struct GemmArgs {
   const uint8_t* weights;   ///< first row group, see csrc/weights/packed.h
   uint32_t num_row_groups;  ///< groups of 16 rows, contiguous

@@ -18,8 +18,8 @@ AlignedBytes::AlignedBytes(uint64_t num_bytes)
     : size_((num_bytes + kAlignment - 1) / kAlignment * kAlignment) {
   if (!size_) return;
   data_.reset(static_cast<uint8_t*>(std::aligned_alloc(kAlignment, size_)));
-  MIMO_RT_CHECK(data_, out_of_memory, "cpu", "cannot allocate ", size_,
-                " bytes for activations. Lower max_tokens.");
+  MIMO_RT_CHECK(data_, out_of_memory, "Engine.open", "cannot allocate ", size_,
+                " bytes for activations. Lower prefill_chunk_tokens.");
 }
 
 RopeTable::RopeTable(double theta, uint32_t rotary_dim, uint32_t max_tokens)

@@ -1,13 +1,15 @@
 #include "cpu/worker_pool.h"
 
 #include "core/checks.h"
+#include "core/pin.h"
 #include "cpu/counters.h"
 
 #include <mimo_rt/device.h>
 
 #include <sched.h>
+#include <unistd.h>
 
-#include <algorithm>
+#include <cfenv>
 #include <chrono>
 #include <system_error>
 
@@ -21,32 +23,13 @@ using Clock = std::chrono::steady_clock;
 constexpr auto kYieldAfter = std::chrono::microseconds(20);
 constexpr uint32_t kPollsPerClockRead = 32;
 
-std::vector<int> usable_cores() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  std::vector<int> cores;
-  if (sched_getaffinity(0, sizeof(set), &set) != 0) return cores;
-  for (int core = 0; core < CPU_SETSIZE; ++core)
-    if (CPU_ISSET(core, &set)) cores.push_back(core);
-  return cores;
-}
-
-/// Best effort: a refused binding costs speed, not correctness.
-void pin_this_thread(int core) {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  CPU_SET(core, &set);
-  sched_setaffinity(0, sizeof(set), &set);
-}
-
 }  // namespace
 
-WorkerPool::WorkerPool(const Options& options) : options_(options) {
+WorkerPool::WorkerPool(const Options& options) : options_(options), owner_(getpid()) {
   MIMO_RT_CHECK(options.num_workers > 0, invalid_argument, "WorkerPool",
                 "num_workers: expected > 0, got 0");
   is_oversubscribed_ = options.num_workers > num_usable_cores();
-  if (options.pin_workers && !is_oversubscribed_) cores_ = usable_cores();
-  if (cores_.size() < options.num_workers) cores_.clear();
+  if (options.pin_workers && !is_oversubscribed_) cores_ = cores_to_pin(options.num_workers);
   threads_.reserve(options.num_workers);
   try {
     for (uint32_t i = 0; i < options.num_workers; ++i)
@@ -55,7 +38,10 @@ WorkerPool::WorkerPool(const Options& options) : options_(options) {
     const size_t num_started = threads_.size();
     stop();
     fail(ErrorCode::unavailable, "WorkerPool", "threads: expected ", options.num_workers,
-         ", the system gave ", num_started, " (", error.what(), "). Lower num_workers.");
+         ", the system gave ", num_started, " (", error.what(), "). Lower num_threads.");
+  } catch (...) {
+    stop();
+    throw;
   }
 }
 
@@ -65,10 +51,21 @@ void WorkerPool::stop() {
   is_stopping_.store(true, std::memory_order_relaxed);
   job_number_.fetch_add(1, std::memory_order_release);
   job_number_.notify_all();
-  for (std::thread& thread : threads_) thread.join();
+  const bool is_owner = getpid() == owner_;
+  for (std::thread& thread : threads_) {
+    if (is_owner)
+      thread.join();
+    else
+      thread.detach();  // a fork has no such thread
+  }
 }
 
 void WorkerPool::run(Job& job) {
+  const pid_t caller = getpid();
+  MIMO_RT_CHECK(caller == owner_, unavailable, "Executor.run", "the engine was opened in process ",
+                owner_, ", this is its fork ", caller,
+                ": workers do not survive fork. Open it in the child, or use the 'spawn' start "
+                "method.");
   job_ = &job;
   num_running_.store(num_workers(), std::memory_order_relaxed);
   job_number_.fetch_add(1, std::memory_order_release);
@@ -98,6 +95,7 @@ uint32_t WorkerPool::await_job(uint32_t seen) {
 }
 
 void WorkerPool::worker_loop(uint32_t worker_idx) {
+  std::fesetenv(FE_DFL_ENV);  // a thread inherits the rounding of whoever opens the engine
   if (!cores_.empty()) pin_this_thread(cores_[worker_idx]);
   for (uint32_t seen = 0;;) {
     seen = await_job(seen);

@@ -5,6 +5,8 @@
 // when the workers still spin.
 #pragma once
 
+#include <sys/types.h>
+
 #include <atomic>
 #include <cstdint>
 #include <thread>
@@ -16,7 +18,7 @@ class WorkerPool {
  public:
   struct Options {
     uint32_t num_workers = 1;
-    bool pin_workers = true;       ///< worker i to the i-th usable core, if there are enough
+    bool pin_workers = true;       ///< worker i see core/pin.h; never when oversubscribed
     uint32_t park_after_us = 200;  ///< an idle worker spins this long, then sleeps
   };
   class Job {
@@ -35,7 +37,8 @@ class WorkerPool {
 
   /// Calls job.work(i) once on every worker i and returns when all have returned. What the caller
   /// wrote before is visible to the workers, what they wrote is visible to the caller. One caller
-  /// at a time.
+  /// at a time. The workers compute in the default floating-point environment.
+  /// @throws Error{unavailable} in a fork of the process that made the pool
   void run(Job& job);
 
   uint32_t num_workers() const { return static_cast<uint32_t>(threads_.size()); }
@@ -48,6 +51,7 @@ class WorkerPool {
   void stop();
 
   Options options_;
+  pid_t owner_;  ///< the process that has the threads
   bool is_oversubscribed_ = false;
   std::vector<int> cores_;
   Job* job_ = nullptr;

@@ -1,10 +1,9 @@
 #include "engine/bandwidth.h"
 
 #include "core/checks.h"
+#include "core/pin.h"
 #include "weights/weights.h"
 
-#include <pthread.h>
-#include <sched.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -45,20 +44,6 @@ uint64_t read_all(const uint8_t* data, uint64_t bytes) {
   return sum;
 }
 
-/// Best effort: a refused affinity makes the measurement noisier, not wrong.
-void pin_to_usable_core(uint32_t idx) {
-  cpu_set_t usable, one;
-  if (sched_getaffinity(0, sizeof usable, &usable) != 0) return;
-  uint32_t left = idx % static_cast<uint32_t>(CPU_COUNT(&usable));
-  for (size_t core = 0; core < CPU_SETSIZE; ++core) {
-    if (!CPU_ISSET(core, &usable) || left-- > 0) continue;
-    CPU_ZERO(&one);
-    CPU_SET(core, &one);
-    pthread_setaffinity_np(pthread_self(), sizeof one, &one);
-    return;
-  }
-}
-
 /// Anonymous memory in huge pages where the system has them.
 class Buffer {
  public:
@@ -83,11 +68,14 @@ class Readers {
  public:
   Readers(std::span<const ReadRange> ranges, const BandwidthOptions& options)
       : barrier_(options.num_threads + 1) {
+    std::vector<int> cores;
+    if (options.pin_threads) cores = cores_to_pin(options.num_threads);
+    threads_.reserve(options.num_threads);
     try {
       for (uint32_t i = 0; i < options.num_threads; ++i) {
-        threads_.emplace_back([this, i, pin = options.pin_threads,
+        threads_.emplace_back([this, core = cores.empty() ? -1 : cores[i],
                                share = share_of(ranges, i, options.num_threads)] {
-          if (pin) pin_to_usable_core(i);
+          if (core >= 0) pin_this_thread(core);
           started_.wait(false);
           while (true) {
             barrier_.arrive_and_wait();
@@ -100,11 +88,12 @@ class Readers {
         });
       }
     } catch (const std::system_error& error) {
-      // The barrier counts threads that never came: let them arrive as dropped.
-      for (size_t i = threads_.size(); i < options.num_threads; ++i) barrier_.arrive_and_drop();
-      stop();
+      give_up(options.num_threads);
       fail(ErrorCode::out_of_memory, kWhere, "cannot start ", options.num_threads,
            " threads: ", error.what());
+    } catch (...) {
+      give_up(options.num_threads);
+      throw;
     }
     start();
   }
@@ -123,6 +112,11 @@ class Readers {
   void start() {
     started_ = true;
     started_.notify_all();
+  }
+  /// The barrier counts threads that never came: lets them arrive as dropped.
+  void give_up(uint32_t num_threads) {
+    for (size_t i = threads_.size(); i < num_threads; ++i) barrier_.arrive_and_drop();
+    stop();
   }
   void stop() {
     stopped_ = true;

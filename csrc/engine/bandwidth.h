@@ -23,7 +23,7 @@ std::vector<ReadRange> share_of(std::span<const ReadRange> ranges, uint32_t part
 
 struct BandwidthOptions {
   uint32_t num_threads = 1;
-  bool pin_threads = true;  ///< thread i to the i-th usable core
+  bool pin_threads = true;  ///< see core/pin.h
   double seconds = 0.2;
 };
 

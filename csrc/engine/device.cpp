@@ -54,7 +54,7 @@ std::string resolve_backend(std::string_view name) {
   if (wanted == "cpu") return fastest_cpu(list);
   const auto found = std::find_if(list.begin(), list.end(), [&](const Backend& b) { return b.name == wanted; });
   MIMO_RT_CHECK(found != list.end(), invalid_argument, "resolve_backend",
-                "backend: expected auto, cpu, ref, cpu-generic, cpu-avx2, cpu-avx512 or cuda, got '", wanted, "'");
+                "device: expected auto, cpu, ref, cpu-generic, cpu-avx2, cpu-avx512 or cuda, got '", wanted, "'");
   MIMO_RT_CHECK(found->available, unavailable, "resolve_backend", "backend '", wanted,
                 "': expected one that this machine can run, got: ", found->reason);
   return wanted;

@@ -63,9 +63,9 @@ class Executor {
 
 struct ExecutorOptions {
   uint32_t num_workers = 0;       ///< cpu: 0 = num_usable_cores(); ref: any number, run serially in dependency order
-  bool pin_workers = true;        ///< bind worker i to the i-th usable core
+  bool pin_workers = true;        ///< see core/pin.h
   uint32_t park_after_us = 200;   ///< an idle worker spins this long before it sleeps (no CPU use while idle)
-  uint32_t timeout_ms = 10'000;   ///< deadline of every wait inside a step
+  uint32_t timeout_ms = 10'000;   ///< a step in which nothing moves for this long has hung
 };
 
 /// `backend`: a resolved name (include/mimo_rt/device.h). The weights must outlive the executor.

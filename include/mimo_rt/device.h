@@ -17,7 +17,7 @@ struct Backend {
   std::string reason;      ///< why not, when not available; else a short description
 };
 
-/// All backends that this version knows, fastest CPU one last among the available ones' preference order.
+/// All backends that this version knows: ref, the CPU backends slowest first, then cuda.
 MIMO_RT_API std::vector<Backend> list_backends();
 
 /// Turns "auto", "cpu", "ref", "cuda" or a backend name into an available backend's name.

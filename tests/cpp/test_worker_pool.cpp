@@ -1,16 +1,23 @@
 // Threads, counters and waits under stress; every check counts what was lost or torn.
+#include "core/pin.h"
 #include "cpu/counters.h"
 #include "cpu/worker_pool.h"
 
 #include "check.h"
 
+#include <mimo_rt/device.h>
+
 #include <sched.h>
+#include <sys/wait.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <atomic>
+#include <cfenv>
 #include <chrono>
 #include <fstream>
 #include <functional>
+#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
@@ -96,13 +103,68 @@ TEST_CASE("pinning binds workers to distinct cores and leaves the caller alone")
   cpu_set_t all;
   CPU_ZERO(&all);
   for (const cpu_set_t& set : sets) {
-    if (!pool.is_oversubscribed()) CHECK_EQ(CPU_COUNT(&set), 1);
+    // Under a CPU quota nobody is bound.
+    const bool is_bound = mimo_rt::num_usable_cores() == num_workers;
+    CHECK_EQ(CPU_COUNT(&set), is_bound ? 1 : int(num_workers));
     CPU_OR(&all, &all, &set);
   }
   CHECK(CPU_EQUAL(&all, &before));
   cpu_set_t after;
   sched_getaffinity(0, sizeof(after), &after);
   CHECK(CPU_EQUAL(&before, &after));
+}
+
+TEST_CASE("threads get cores only when there is one for each") {
+  const uint32_t usable = mimo_rt::num_usable_cores();
+  cpu_set_t set;
+  sched_getaffinity(0, sizeof(set), &set);
+  const bool has_quota = usable < static_cast<uint32_t>(CPU_COUNT(&set));
+  CHECK_EQ(mimo_rt::cores_to_pin(1).empty(), has_quota);
+  CHECK(mimo_rt::cores_to_pin(static_cast<uint32_t>(CPU_COUNT(&set)) + 1).empty());
+}
+
+TEST_CASE("a fork gets an error instead of waiting for workers it does not have") {
+  for (const uint32_t park_after_us : {0u, 1'000'000u}) {
+    const WorkerPool::Options options{
+        .num_workers = 2, .pin_workers = false, .park_after_us = park_after_us};
+    auto pool = std::make_unique<WorkerPool>(options);
+    std::atomic<uint32_t> count{0};
+    FunctionJob job([&](uint32_t) { ++count; });
+    pool->run(job);
+    const pid_t child = fork();
+    if (child == 0) {
+      alarm(20);  // a hang becomes a signal
+      int code = 1;
+      try {
+        pool->run(job);
+      } catch (const mimo_rt::Error& error) {
+        const bool is_clear = std::string(error.what()).find("fork") != std::string::npos;
+        if (error.code() == mimo_rt::ErrorCode::unavailable && is_clear) code = 42;
+      }
+      pool.reset();  // must not join
+      _exit(code);
+    }
+    CHECK(child > 0);
+    int status = 0;
+    CHECK_EQ(waitpid(child, &status, 0), child);
+    CHECK(WIFEXITED(status));
+    CHECK_EQ(WEXITSTATUS(status), 42);
+    pool->run(job);  // control: the parent goes on
+    CHECK_EQ(count.load(), 4u);
+  }
+}
+
+TEST_CASE("workers round to nearest, whatever the caller has set") {
+  std::fesetround(FE_UPWARD);
+  std::atomic<int> inherited{-1};
+  std::thread([&] { inherited = std::fegetround(); }).join();
+  WorkerPool pool({.num_workers = 2, .pin_workers = false, .park_after_us = 50});
+  std::atomic<uint32_t> num_nearest{0};
+  FunctionJob job([&](uint32_t) { num_nearest += std::fegetround() == FE_TONEAREST; });
+  pool.run(job);
+  std::fesetround(FE_TONEAREST);
+  CHECK_EQ(num_nearest.load(), 2u);
+  CHECK_EQ(inherited.load(), FE_UPWARD);  // control: a plain thread inherits it
 }
 
 TEST_CASE("sleeping workers use no CPU time") {
@@ -186,6 +248,29 @@ TEST_CASE("a wait that nobody meets stops all workers, each with its report") {
   CHECK_EQ(monitor.reports()[1].seen, 1u);
   CHECK_EQ(monitor.reports()[2].expected, 0u);
   CHECK(monitor.wait(counters, {0, 0, 1, 1, nullptr, nullptr}));  // a met wait still passes
+}
+
+TEST_CASE("a wait longer than the deadline is no hang while others make progress") {
+  for (const bool moves : {true, false}) {  // false: the control
+    WorkerPool pool({.num_workers = 2, .pin_workers = false, .park_after_us = 50});
+    Counters counters(2);
+    WaitMonitor monitor(2, 250, true);
+    bool was_met = false;
+    FunctionJob job([&](uint32_t w) {
+      if (w == 0) {
+        was_met = monitor.wait(counters, {0, 0, 0, 1, nullptr, nullptr});
+        return;
+      }
+      for (int i = 0; i < 100; ++i) {  // one second
+        std::this_thread::sleep_for(std::chrono::milliseconds(10));
+        if (moves) counters.signal(1);
+      }
+      counters.signal(0);
+    });
+    pool.run(job);
+    CHECK_EQ(was_met, moves);
+    CHECK_EQ(monitor.has_stopped(), !moves);
+  }
 }
 
 CHECK_MAIN()

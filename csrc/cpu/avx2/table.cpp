@@ -1,4 +1,4 @@
-// The AVX2 kernels as a table. Needs AVX2, FMA and F16C.
+// The AVX2 kernels as a table. Needs AVX2 and FMA.
 #include "../tile_layout.h"
 #include "entries.h"
 
