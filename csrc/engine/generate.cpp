@@ -76,13 +76,14 @@ class Generation {
     session_.sequence.keep_common_prefix(prompt_, last);
     num_reused_ = session_.sequence.size();
     std::span<const int32_t> rest = prompt_.subspan(num_reused_);
-    while (!rest.empty() && !stop_when_cancelled()) {
+    while (!rest.empty() && !finished_ && !stop_when_cancelled()) {
       const size_t count = std::min<size_t>(rest.size(), engine_.max_step_tokens());
       step(rest.first(count), count == rest.size());
       rest = rest.subspan(count);
     }
   }
 
+  /// Finishes the generation instead when it was cancelled while it waited for the engine.
   void step(std::span<const int32_t> tokens, bool want_token) {
     const auto last_row = static_cast<uint32_t>(tokens.size() - 1);
     const bool may_stop = result_.token_ids.size() >= options_.min_tokens;
@@ -91,10 +92,17 @@ class Generation {
     request_.num_masked_ids = may_stop ? 0 : static_cast<uint32_t>(stop_ids_.size());
     StepOutput output;
     output.sampled = &sampled_;
+    bool is_cancelled;
     {
       const std::lock_guard lock(engine_.steps);
-      session_.sequence.step(engine_, tokens, {&last_row, want_token ? 1u : 0u},
-                             want_token ? &request_ : nullptr, output);
+      is_cancelled = session_.cancelled;  // while it waited for the engine
+      if (!is_cancelled)
+        session_.sequence.step(engine_, tokens, {&last_row, want_token ? 1u : 0u},
+                               want_token ? &request_ : nullptr, output);
+    }
+    if (is_cancelled) {
+      stop_when_cancelled();
+      return;
     }
     if (!result_.token_ids.empty()) clock_.count_step(engine_.weight_bytes, output.active_experts);
     if (!want_token || sampled_.token_id >= 0) return;

@@ -18,6 +18,7 @@ void Sequence::keep_common_prefix(std::span<const int32_t> tokens, uint32_t max_
   cache_.truncate(0, kept);
   token_ids_.resize(kept);
   if (kept == 0) most_tokens_ = 0;
+  num_cached_ = kept;
 }
 
 void Sequence::step(Engine::Impl& engine, std::span<const int32_t> tokens,
@@ -41,13 +42,19 @@ void Sequence::step(Engine::Impl& engine, std::span<const int32_t> tokens,
     input.logit_rows = logit_rows.data();
     input.sample = sample;
     const Plan& plan = engine.plan_for(num_tokens);
-    engine.last_plan = &plan;
     engine.executor->run(plan, cache_, input, output);
+    engine.last_plan = &plan;  // not before: a refused step leaves no trace
   } catch (...) {
     token_ids_.resize(begin);
     cache_.truncate(0, begin);
     throw;
   }
+  num_cached_ = size();
+}
+
+void Sequence::release() {
+  keep_common_prefix({}, 0);
+  cache_.release_memory();
 }
 
 }  // namespace mimo_rt

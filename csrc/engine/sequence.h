@@ -4,6 +4,7 @@
 #include "engine/engine_impl.h"
 #include "kv/kv_cache.h"
 
+#include <atomic>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -17,11 +18,16 @@ class Sequence {
   /// Ids whose keys and values are in the cache.
   const std::vector<int32_t>& token_ids() const { return token_ids_; }
   uint32_t size() const { return static_cast<uint32_t>(token_ids_.size()); }
+  /// size() after the last step, readable while another thread runs one.
+  uint32_t num_cached_tokens() const { return num_cached_; }
   const KvCache& cache() const { return cache_; }
 
   /// Forgets what does not begin `tokens`; keeps at most `max_kept` tokens. Keeps nothing when the
   /// window layers' rings have lost what a continuation there would read.
   void keep_common_prefix(std::span<const int32_t> tokens, uint32_t max_kept);
+
+  /// Forgets all tokens and gives the memory of their keys and values back to the system.
+  void release();
 
   /// Runs one step that appends `tokens` (at most Impl::max_step_tokens()). Logits are computed for
   /// the rows `logit_rows`; `sample` and `output.sampled` as in StepInput. The caller holds
@@ -33,6 +39,7 @@ class Sequence {
   KvCache cache_;
   std::vector<int32_t> token_ids_;
   std::vector<uint32_t> positions_, seq_idx_;  ///< of a step
+  std::atomic<uint32_t> num_cached_ = 0;
   uint32_t most_tokens_ = 0;  ///< that steps wrote since the sequence was empty
 };
 

@@ -21,6 +21,27 @@ uint32_t pick_max_context(const ModelConfig& config, uint32_t wanted) {
   return wanted ? wanted : std::min(limit, kDefaultContext);
 }
 
+/// Gives a vector its former size back when a call fails half-way.
+class ResizeBack {
+ public:
+  explicit ResizeBack(std::vector<float>& values) : values_(values), size_(values.size()) {}
+  ResizeBack(const ResizeBack&) = delete;
+  ResizeBack& operator=(const ResizeBack&) = delete;
+  ~ResizeBack() { values_.resize(size_); }
+  void keep() { size_ = values_.size(); }
+
+ private:
+  std::vector<float>& values_;
+  size_t size_;
+};
+
+/// What a session holds, unless it was moved from.
+template <typename Pointer>
+auto& live(const Pointer& impl, const char* where) {
+  MIMO_RT_CHECK(impl, invalid_argument, where, "expected a session, got one that was moved from");
+  return *impl;
+}
+
 }  // namespace
 
 std::string_view finish_reason_name(FinishReason reason) noexcept {
@@ -49,30 +70,34 @@ Session& Session::operator=(Session&&) noexcept = default;
 Session::~Session() = default;
 
 void Session::load_vocabulary(const std::filesystem::path& tokenizer_json) {
-  const BusyGuard guard(impl_->busy, "Session.load_vocabulary");
-  impl_->vocabulary = Vocabulary::from_file(tokenizer_json);
+  constexpr const char* kWhere = "Session.load_vocabulary";
+  Impl& impl = live(impl_, kWhere);
+  const BusyGuard guard(impl.busy, kWhere);
+  impl.vocabulary = Vocabulary::from_file(tokenizer_json);
 }
 
 GenerateResult Session::generate(std::span<const int32_t> prompt, const GenerateOptions& options,
                                  const TokenCallback& on_token) {
   constexpr const char* kWhere = "Session.generate";
-  const BusyGuard guard(impl_->busy, kWhere);
-  impl_->cancelled = false;
-  const uint32_t vocab_size = impl_->engine->config().vocab_size;
-  check_generate_options(options, vocab_size, impl_->vocabulary.has_value());
+  Impl& impl = live(impl_, kWhere);
+  const BusyGuard guard(impl.busy, kWhere);
+  impl.cancelled = false;
+  const uint32_t vocab_size = impl.engine->config().vocab_size;
+  check_generate_options(options, vocab_size, impl.vocabulary.has_value());
   check_tokens(prompt, vocab_size, kWhere, "prompt");
   MIMO_RT_CHECK(prompt.size() < max_context(), capacity, kWhere, "prompt: expected fewer than ",
                 max_context(), " tokens, got ", prompt.size(),
                 ". Raise SessionOptions.max_context.");
-  return run_generation(*impl_, prompt, options, on_token);
+  return run_generation(impl, prompt, options, on_token);
 }
 
 void Session::logits(std::span<const int32_t> tokens, std::vector<float>& out,
                      uint32_t step_tokens) {
   constexpr const char* kWhere = "Session.logits";
-  const BusyGuard guard(impl_->busy, kWhere);
-  impl_->cancelled = false;
-  Engine::Impl& engine = impl_->engine->impl();
+  Impl& impl = live(impl_, kWhere);
+  const BusyGuard guard(impl.busy, kWhere);
+  impl.cancelled = false;
+  Engine::Impl& engine = impl.engine->impl();
   const uint32_t vocab_size = engine.config.vocab_size;
   const uint32_t chunk_tokens = engine.options.prefill_chunk_tokens;
   MIMO_RT_CHECK(step_tokens <= chunk_tokens, invalid_argument, kWhere,
@@ -84,24 +109,24 @@ void Session::logits(std::span<const int32_t> tokens, std::vector<float>& out,
       std::min(step_tokens ? step_tokens : chunk_tokens, engine.max_logit_rows);
   std::vector<uint32_t> rows(rows_per_step);
   std::iota(rows.begin(), rows.end(), 0u);
-  std::vector<float> result;
-  result.reserve(tokens.size() * vocab_size);
-  impl_->sequence.keep_common_prefix({}, 0);
+  out.reserve(out.size() + tokens.size() * vocab_size);
+  impl.sequence.keep_common_prefix({}, 0);
+  ResizeBack restore(out);
   while (!tokens.empty()) {
-    MIMO_RT_CHECK(!impl_->cancelled, cancelled, kWhere, "cancelled with ", tokens.size(),
-                  " tokens left");
     const size_t count = std::min<size_t>(tokens.size(), rows_per_step);
     const std::lock_guard lock(engine.steps);  // the logits live until the next step of anybody
+    MIMO_RT_CHECK(!impl.cancelled, cancelled, kWhere, "cancelled with ", tokens.size(),
+                  " tokens left");
     StepOutput output;
-    impl_->sequence.step(engine, tokens.first(count), std::span(rows).first(count), nullptr,
+    impl.sequence.step(engine, tokens.first(count), std::span(rows).first(count), nullptr,
                          output);
     for (size_t row = 0; row < count; ++row) {
       const float* begin = output.logits + row * output.logits_stride;
-      result.insert(result.end(), begin, begin + vocab_size);
+      out.insert(out.end(), begin, begin + vocab_size);
     }
     tokens = tokens.subspan(count);
   }
-  out.insert(out.end(), result.begin(), result.end());
+  restore.keep();
 }
 
 void Session::cancel() noexcept {
@@ -109,12 +134,19 @@ void Session::cancel() noexcept {
 }
 
 void Session::reset() {
-  const BusyGuard guard(impl_->busy, "Session.reset");
-  impl_->sequence.keep_common_prefix({}, 0);
+  Impl& impl = live(impl_, "Session.reset");
+  const BusyGuard guard(impl.busy, "Session.reset");
+  impl.sequence.release();
 }
 
-uint32_t Session::num_cached_tokens() const { return impl_->sequence.size(); }
-uint32_t Session::max_context() const { return impl_->sequence.cache().max_context(); }
-uint64_t Session::kv_bytes() const { return impl_->sequence.cache().bytes(); }
+uint32_t Session::num_cached_tokens() const {
+  return live(impl_, "Session.num_cached_tokens").sequence.num_cached_tokens();
+}
+uint32_t Session::max_context() const {
+  return live(impl_, "Session.max_context").sequence.cache().max_context();
+}
+uint64_t Session::kv_bytes() const {
+  return live(impl_, "Session.kv_bytes").sequence.cache().bytes();
+}
 
 }  // namespace mimo_rt

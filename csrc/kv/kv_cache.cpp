@@ -85,7 +85,7 @@ struct KvCache::Impl {
                                  &layer_bytes) ||
           __builtin_add_overflow(bytes, layer_bytes, &bytes) || bytes > (uint64_t{1} << 56);
       MIMO_RT_CHECK(!overflow, out_of_memory, kWhere, "max_context ", options.max_context,
-                    " with ", options.num_seqs, " sequences: no address space is that large");
+                    " with ", options.num_seqs, " sequences: no address space is that large. Lower max_context.");
       layers.push_back(layout);
     }
   }
@@ -164,6 +164,13 @@ void KvCache::truncate(uint32_t seq_idx, uint32_t num_tokens) {
     impl.free_pages.push_back(impl.page_table[uint64_t{seq_idx} * impl.pages_per_seq + held]);
   }
   impl.reserved_tokens[seq_idx] = num_tokens;
+}
+
+void KvCache::release_memory() noexcept {
+  const std::vector<uint32_t>& reserved = impl_->reserved_tokens;
+  if (std::any_of(reserved.begin(), reserved.end(), [](uint32_t count) { return count > 0; }))
+    return;
+  madvise(impl_->data, impl_->bytes, MADV_DONTNEED);
 }
 
 bool KvCache::can_truncate(uint32_t stored_tokens, uint32_t num_tokens) const {

@@ -3,7 +3,8 @@
 // Full layer, per page: [num_kv_heads][kPageTokens][qk_head_dim] K, then the same with v_head_dim for V. One page table
 // per sequence serves all full layers (page p of a sequence has the same index in every layer's pool).
 // Window layer, per sequence: [num_kv_heads][ring_rows][dim], row = pos % ring_rows, with
-// ring_rows >= window_tokens + max_step_tokens rounded up, so that a step may write all its rows before any is read.
+// ring_rows >= window_tokens + max_step_tokens (or max_context, if that is less) rounded up, so that a step may write
+// all its rows before any is read.
 #pragma once
 
 #include <mimo_rt/config.h>
@@ -34,6 +35,9 @@ class KvCache {
   void reserve(uint32_t seq_idx, uint32_t num_tokens);
   /// Forgets everything from position num_tokens on and frees its pages.
   void truncate(uint32_t seq_idx, uint32_t num_tokens);
+  /// Gives the memory back to the system; it returns as it is written again. Does nothing while a
+  /// sequence holds tokens.
+  void release_memory() noexcept;
   /// Whether the window rings still hold all that a continuation at `num_tokens` needs, when steps have written
   /// positions [0, stored_tokens): the most the sequence ever had since it was empty, rejected tokens included (their
   /// rows overwrote older ring rows for good).

@@ -58,7 +58,8 @@ struct SessionOptions {
   uint64_t sequence_id = 0;  ///< keys the random generator together with seed and position
 };
 
-/// One thread at a time, except `cancel`. Moves, does not copy.
+/// One thread at a time, except `cancel` and `num_cached_tokens`. Moves, does not copy: a session that was moved from
+/// answers every call but `cancel` with Error{invalid_argument}.
 class MIMO_RT_API Session {
  public:
   Session(std::shared_ptr<Engine> engine, const SessionOptions& options = {});
@@ -81,9 +82,10 @@ class MIMO_RT_API Session {
   /// depend on it. @throws as generate(); Error{cancelled} after cancel(), `out` is unchanged.
   void logits(std::span<const int32_t> tokens, std::vector<float>& out, uint32_t step_tokens = 0);
 
-  /// From any thread: the running generate() returns within one step with FinishReason::abort.
+  /// From any thread: the running generate() returns within one step with FinishReason::abort, and one that waits for
+  /// the engine runs no further step. A cancel before the call begins has no effect.
   void cancel() noexcept;
-  void reset();                    ///< forgets the cached tokens
+  void reset();                    ///< forgets the cached tokens and gives their memory back
   uint32_t num_cached_tokens() const;
   uint32_t max_context() const;
   uint64_t kv_bytes() const;

@@ -178,6 +178,10 @@ TEST_CASE("options out of range and devices that are not there") {
                open([](auto& o) { o.max_decode_tokens = 0; }));
   CHECK_THROWS(invalid_argument, "prefill_chunk_tokens",
                open([](auto& o) { o.prefill_chunk_tokens = 4097; }));
+  ModelConfig torn = fixture::small_quantised();
+  torn.layers.pop_back();
+  CHECK_THROWS(unsupported_shape, "layers: expected",
+               Engine::synthetic(torn, 3, engine_options("cpu")));
   const auto absent = std::filesystem::temp_directory_path() / "mimo_rt_no_such_model";
   CHECK_THROWS(io, "mimo_rt_no_such_model", Engine::open(absent, engine_options("cpu")));
   const auto engine = small_engine("cpu");

@@ -130,6 +130,24 @@ TEST_CASE("truncate frees pages and keeps the rest") {
   CHECK_EQ(count_wrong(cache, 0, 0, 0, 200), 0u);
 }
 
+TEST_CASE("memory goes back to the system once no sequence holds tokens") {
+  KvCache cache(two_layers(), {.max_context = 256, .max_step_tokens = 8, .num_seqs = 2});
+  cache.reserve(1, 1);
+  write(cache, 1, 0);
+  const uint16_t* row = cache.k_row(0, 1, 0, 0);
+  const uint16_t stored = *row;
+  CHECK(stored != 0);
+  cache.release_memory();
+  CHECK_EQ(*row, stored);  // control: a sequence holds it
+  cache.truncate(1, 0);
+  CHECK_EQ(*row, stored);
+  cache.release_memory();
+  CHECK_EQ(*row, 0);  // a fresh page of zeros
+  cache.reserve(0, 200);
+  for (uint32_t pos = 0; pos < 200; ++pos) write(cache, 0, pos);
+  CHECK_EQ(count_wrong(cache, 0, 0, 0, 200), 0u);
+}
+
 TEST_CASE("can_truncate agrees with a simulated ring") {
   KvCache cache(two_layers(), {.max_context = 1000, .max_step_tokens = 8, .num_seqs = 1});
   const uint32_t ring = cache.ring_rows(1), window = 5;
