@@ -3,15 +3,18 @@
 
 #include <mimo_rt/error.h>
 
+#include <locale>
 #include <sstream>
 #include <string>
 
 namespace mimo_rt {
 
-/// Joins its arguments with operator<<: `concat("layer ", 3)`.
+/// Joins its arguments with operator<<: `concat("layer ", 3)`. Numbers look the same whatever locale the
+/// program has set.
 template <typename... Args>
 std::string concat(const Args&... args) {
   std::ostringstream out;
+  out.imbue(std::locale::classic());
   (out << ... << args);
   return out.str();
 }

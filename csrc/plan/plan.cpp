@@ -78,6 +78,7 @@ uint64_t Plan::hash() const {
 
 std::string Plan::dump() const {
   std::ostringstream out;
+  out.imbue(std::locale::classic());
   out << "plan " << std::hex << hash() << std::dec << ": " << num_workers() << " workers, " << tasks_->size()
       << " tasks, " << counters_.size() << " counters, arena " << arena_bytes_ << " bytes, up to "
       << options_.max_tokens << " tokens\n";

@@ -5,6 +5,7 @@
 #include "plan/task.h"
 
 #include <algorithm>
+#include <locale>
 #include <sstream>
 
 namespace mimo_rt {
@@ -13,7 +14,10 @@ namespace {
 /// Writes the events of a trace; times in microseconds with three digits.
 class TraceWriter {
  public:
-  TraceWriter() { out_ << "{\"displayTimeUnit\":\"ns\",\"traceEvents\":["; }
+  TraceWriter() {
+    out_.imbue(std::locale::classic());
+    out_ << "{\"displayTimeUnit\":\"ns\",\"traceEvents\":[";
+  }
 
   void name(const char* what, uint32_t pid, uint32_t tid, const std::string& text) {
     begin_event();

@@ -3,6 +3,7 @@
 #include "fake_engine.h"
 
 #include <limits>
+#include <locale>
 #include <mutex>
 #include <thread>
 
@@ -85,8 +86,107 @@ TEST_CASE("cancel: from another thread, within one step, in prefill and in decod
   f.executor->step_sizes.clear();
   cancel_at = 2;
   std::vector<float> out;
+  out = {7.0f};
   CHECK_THROWS(cancelled, "32 tokens left", session.logits(prompt, out));
-  CHECK(out.empty());
+  CHECK((out == std::vector<float>{7.0f}));
+}
+
+TEST_CASE("cancel: a session that waits for the engine runs no further step") {
+  for (const bool cancels : {true, false}) {  // false: the control
+    const Fixture f;
+    const Tokens prompt = iota_tokens(10);
+    Session running(f.engine), waiting(f.engine), scoring(f.engine);
+    GenerateResult result;
+    bool was_cancelled = false;
+    std::vector<float> out = {7.0f};
+    std::thread generates, scores;
+    StepQueue& queue = f.engine->impl().steps;
+    f.executor->on_step = [&] {
+      if (f.executor->step_sizes.size() > 1) return;
+      generates = std::thread([&] { result = waiting.generate(prompt, greedy(3)); });
+      while (queue.num_waiting() != 1) std::this_thread::yield();
+      scores = std::thread([&] {
+        try {
+          scoring.logits(prompt, out);
+        } catch (const Error& error) {
+          was_cancelled = error.code() == ErrorCode::cancelled;
+        }
+      });
+      while (queue.num_waiting() != 2) std::this_thread::yield();
+      if (!cancels) return;
+      waiting.cancel();
+      scoring.cancel();
+    };
+    running.generate(prompt, greedy(1));
+    generates.join();
+    scores.join();
+    CHECK_EQ(was_cancelled, cancels);
+    CHECK_EQ(result.finish_reason == FinishReason::abort, cancels);
+    CHECK_EQ(result.token_ids.size(), cancels ? 0u : 3u);
+    CHECK_EQ(f.executor->step_sizes.size(), cancels ? 1u : 5u);
+    CHECK_EQ(waiting.num_cached_tokens(), cancels ? 0u : 12u);
+    CHECK_EQ(out.size(), cancels ? 1u : 1u + 10u * kVocab);
+  }
+}
+
+TEST_CASE("cancel: a decode that waits for the engine does not repeat its last token") {
+  const Fixture f;
+  const Tokens prompt = iota_tokens(10);
+  Session session(f.engine);
+  StepQueue& queue = f.engine->impl().steps;
+  std::thread canceller;
+  uint32_t num_tokens = 0;
+  const GenerateResult result = session.generate(prompt, greedy(9), [&](const TokenEvent& event) {
+    num_tokens += uint32_t(event.token_ids.size());
+    if (num_tokens == 2) {
+      queue.lock();  // the next step has to wait
+      canceller = std::thread([&] {
+        while (queue.num_waiting() != 1) std::this_thread::yield();
+        session.cancel();
+        queue.unlock();
+      });
+    }
+    return true;
+  });
+  canceller.join();
+  CHECK(result.finish_reason == FinishReason::abort);
+  CHECK(result.token_ids == reference(prompt, greedy(2)));
+  CHECK_EQ(num_tokens, 2u);
+  CHECK_EQ(session.num_cached_tokens(), 11u);
+}
+
+TEST_CASE("a session that was moved from answers with an error") {
+  const Fixture f;
+  const Tokens prompt = iota_tokens(10);
+  Session session(f.engine);
+  Session moved = std::move(session);
+  std::vector<float> out;
+  constexpr const char* kText = "got one that was moved from";
+  CHECK_THROWS(invalid_argument, kText, session.generate(prompt, greedy(1)));
+  CHECK_THROWS(invalid_argument, kText, session.logits(prompt, out));
+  CHECK_THROWS(invalid_argument, kText, session.load_vocabulary("x.json"));
+  CHECK_THROWS(invalid_argument, kText, session.reset());
+  CHECK_THROWS(invalid_argument, kText, session.num_cached_tokens());
+  CHECK_THROWS(invalid_argument, kText, session.max_context());
+  CHECK_THROWS(invalid_argument, kText, session.kv_bytes());
+  session.cancel();  // the one call that is ignored
+  CHECK(moved.generate(prompt, greedy(3)).token_ids == reference(prompt, greedy(3)));  // control
+  session = std::move(moved);
+  CHECK_EQ(session.num_cached_tokens(), 12u);
+}
+
+TEST_CASE("messages write numbers alike in every locale") {
+  struct Grouping : std::numpunct<char> {
+    char do_thousands_sep() const override { return '.'; }
+    std::string do_grouping() const override { return "\3"; }
+  };
+  const std::locale before = std::locale::global(std::locale(std::locale(), new Grouping));
+  std::ostringstream plain;
+  plain << 1234567;
+  const std::string text = concat(1234567, ' ', 0.5);
+  std::locale::global(before);
+  CHECK_EQ(text, "1234567 0.5");
+  CHECK_EQ(plain.str(), "1.234.567");  // control: a plain stream follows the locale
 }
 
 TEST_CASE("callbacks may stop, throw, or call back") {
