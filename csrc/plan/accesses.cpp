@@ -6,6 +6,8 @@
 #include "weights/packed.h"
 
 #include <algorithm>
+#include <array>
+#include <map>
 #include <numeric>
 
 namespace mimo_rt {
@@ -77,7 +79,13 @@ uint32_t domain_rows(const Plan& plan, RowDomain domain) {
 }
 
 AccessModel::AccessModel(const Plan& plan) : plan_(plan) {
-  for (const PlanShape::Layer& layer : plan.shape().layers) qkv_tiles_.push_back(qkv_tiles(layer_config(layer)));
+  std::map<std::array<uint32_t, 5>, std::shared_ptr<const std::vector<QkvTile>>> by_heads;
+  for (const PlanShape::Layer& layer : plan.shape().layers) {
+    auto& tiles = by_heads[{layer.num_q_heads, layer.num_kv_heads, layer.qk_head_dim, layer.v_head_dim,
+                            layer.rotary_dim}];
+    if (!tiles) tiles = std::make_shared<const std::vector<QkvTile>>(qkv_tiles(layer_config(layer)));
+    qkv_tiles_.push_back(tiles);
+  }
 }
 
 void AccessModel::append(const Task& task, std::vector<Access>& out) const {
@@ -132,7 +140,7 @@ void AccessModel::append(const Task& task, std::vector<Access>& out) const {
 
 void AccessModel::append_qkv(const Task& task, Sink& sink) const {
   const PlanShape::Layer& layer = plan_.shape().layers[task.layer_idx];
-  const std::vector<QkvTile>& tiles = qkv_tiles_[task.layer_idx];
+  const std::vector<QkvTile>& tiles = *qkv_tiles_[task.layer_idx];
   std::vector<Cols> q, kv;
   for (uint64_t i = task.tile_first; i < task.tile_end; i += task.tile_stride) {
     const QkvTile& tile = tiles[i];

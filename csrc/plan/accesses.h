@@ -11,6 +11,7 @@
 
 #include <mimo_rt/plan.h>
 
+#include <memory>
 #include <vector>
 
 namespace mimo_rt {
@@ -48,7 +49,7 @@ class AccessModel {
   void append_expert_gate_up(const Task& task, Sink& sink) const;
 
   const Plan& plan_;
-  std::vector<std::vector<QkvTile>> qkv_tiles_;  ///< [num_layers]
+  std::vector<std::shared_ptr<const std::vector<QkvTile>>> qkv_tiles_;  ///< [num_layers], one for equal heads
 };
 
 /// The same for a single task.

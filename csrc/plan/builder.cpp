@@ -13,6 +13,7 @@ namespace {
 
 constexpr const char* kWhere = "Plan.build";
 constexpr uint32_t kMaxWorkers = 4096, kMaxTokens = 4096, kMaxLayers = 4096, kMaxDim = 1u << 24;
+constexpr uint64_t kMaxQkvGroups = 1u << 24;  // of all layers; 70 layers of 128 heads have 120 thousand
 constexpr uint32_t kFuseNormTokens = 16;  // up to here a redundant norm per worker is cheaper than one more edge
 constexpr uint64_t kArenaAlignment = 64;
 
@@ -121,6 +122,16 @@ void PlanBuilder::make_shape() {
   }
 }
 
+void PlanBuilder::check_shape() const {
+  // Tables of 8 bytes per row group follow from a few numbers, and work on each group from every layer.
+  uint64_t num_groups = 0;
+  for (uint32_t l = 0; l < config_.num_layers; ++l) {
+    num_groups += num_tiles(plan_.shape_, TaskKind::qkv_proj, static_cast<uint16_t>(l));
+    MIMO_RT_CHECK(num_groups <= kMaxQkvGroups, unsupported_shape, kWhere,
+                  "row groups of the qkv matrices of layers 0..", l, ": expected <= ", kMaxQkvGroups, ", got ", num_groups);
+  }
+}
+
 void PlanBuilder::add_buffer(std::string name, BufferInfo::Space space, uint64_t rows, uint64_t cols,
                              uint32_t element_bytes) {
   const uint64_t bytes = rows * cols * element_bytes;
@@ -224,12 +235,6 @@ void PlanBuilder::add_norm(uint16_t layer_idx, bool mlp_norm) {
   add_phase(TaskKind::rms_norm, layer_idx, strided(1, tokens, tokens), {4.0 * config_.hidden_size, 0}, mlp_norm);
 }
 
-uint32_t PlanBuilder::expert_shares() const {
-  return choose_expert_shares((config_.expert_intermediate_size + kTileRows - 1) / kTileRows,
-                              plan_.options_.num_workers,
-                              max_active_experts(plan_.shape_, plan_.options_.max_tokens));
-}
-
 void PlanBuilder::add_moe(uint16_t layer_idx) {
   const PlanShape& shape = plan_.shape_;
   const uint32_t tokens = plan_.options_.max_tokens;
@@ -237,12 +242,14 @@ void PlanBuilder::add_moe(uint16_t layer_idx) {
   add_phase(TaskKind::router, layer_idx, contiguous(num_tiles(shape, TaskKind::router, layer_idx)), router);
   const double logits = static_cast<double>(tokens) * shape.num_experts;
   add_phase(TaskKind::select_experts, layer_idx, one_worker(), {4.0 * logits, 32.0 * logits});
-  const uint32_t num_shares = expert_shares();
+  if (!num_expert_shares_)
+    num_expert_shares_ = choose_expert_shares(num_tiles(shape, TaskKind::expert_gate_up, layer_idx),
+                                              plan_.options_.num_workers, max_active_experts(shape, tokens));
   TileCost tile = costs_.expert_gate_up_pair();
-  const double pairs = static_cast<double>(num_tiles(shape, TaskKind::expert_gate_up, layer_idx)) / num_shares;
+  const double pairs = static_cast<double>(num_tiles(shape, TaskKind::expert_gate_up, layer_idx)) / num_expert_shares_;
   tile.bytes *= pairs, tile.macs *= pairs;
   add_phase(TaskKind::expert_gate_up, layer_idx,
-            strided(num_shares, max_active_experts(shape, tokens), costs_.expected_active_experts()), tile);
+            strided(num_expert_shares_, max_active_experts(shape, tokens), costs_.expected_active_experts()), tile);
   add_phase(TaskKind::expert_down, layer_idx, contiguous(num_tiles(shape, TaskKind::expert_down, layer_idx)),
             costs_.expert_down_tile());
 }
@@ -287,6 +294,7 @@ Plan PlanBuilder::build() {
   fuse_norms_ = options.fuse_norm == PlanOptions::FuseNorm::yes ||
                 (options.fuse_norm == PlanOptions::FuseNorm::automatic && options.max_tokens <= kFuseNormTokens);
   make_shape();
+  check_shape();
   make_buffers();
   lists_.resize(options.num_workers);
   last_producers_.assign(options.num_workers, false);

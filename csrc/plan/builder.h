@@ -27,6 +27,7 @@ class PlanBuilder {
   };
 
   void make_shape();
+  void check_shape() const;
   void make_buffers();
   void add_buffer(std::string name, BufferInfo::Space space, uint64_t rows, uint64_t cols, uint32_t element_bytes);
   void add_layer(uint32_t layer_idx);
@@ -40,13 +41,13 @@ class PlanBuilder {
   std::vector<Share> one_worker() const;
   std::vector<Share> contiguous(uint32_t num_tiles) const;
   std::vector<Share> strided(uint32_t tiles_per_row, uint32_t max_rows, double expected_rows) const;
-  uint32_t expert_shares() const;
   void finish();
 
   const ModelConfig& config_;
   const CostModel costs_;
   Plan plan_;
   bool fuse_norms_ = false;
+  uint32_t num_expert_shares_ = 0;        ///< tiles per expert; the same in all MoE layers
   std::vector<std::vector<Task>> lists_;  ///< [num_workers]
   uint32_t last_counter_ = kNoCounter;    ///< of the previous phase
   std::vector<bool> last_producers_;      ///< [num_workers] who has a task in the previous phase

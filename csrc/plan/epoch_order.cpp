@@ -19,7 +19,14 @@ EpochOrder::EpochOrder(const Plan& plan) : plan_(plan), counters_(plan.counters(
   for (uint32_t w = 0; w < plan.num_workers(); ++w)
     for (const Task& task : plan.tasks(w))
       for (const Wait& wait : waits_of(task))
-        if (wait.value && wait.value < plan.counters()[wait.counter].total) counters_[wait.counter].keep_signals = true;
+        if (wait.value && wait.value < plan.counters()[wait.counter].total)
+          counters_[wait.counter].num_signals.assign(plan.num_workers(), 0);
+  for (uint32_t w = 0; w < plan.num_workers(); ++w)
+    for (const Task& task : plan.tasks(w)) {
+      if (task.signal_counter == kNoCounter) continue;
+      Counter& counter = counters_[task.signal_counter];
+      if (counter.keeps_signals()) ++counter.num_signals[w];
+    }
 }
 
 bool EpochOrder::ready(const Task& task) const {
@@ -28,14 +35,14 @@ bool EpochOrder::ready(const Task& task) const {
   return true;
 }
 
-void EpochOrder::join_guaranteed(const Counter& counter, uint32_t value, Clock& clock) const {
-  // Of the signals that a worker gives, the later ones come first here: m counts them.
-  std::vector<uint32_t> given(plan_.num_workers(), 0);
-  for (const Counter::Signal& signal : counter.signals) ++given[signal.worker_idx];
-  std::vector<uint32_t> passed(plan_.num_workers(), 0);
+void EpochOrder::join_guaranteed(const Counter& counter, uint32_t total, uint32_t value,
+                                 Clock& clock) const {
+  // All signals of the epoch count, not only those visited so far: what comes later here may come
+  // earlier in another run, and make up for a signal that is missing there.
+  std::vector<uint32_t> left = counter.num_signals;  // of each worker, the signal at hand included
   for (const Counter::Signal& signal : counter.signals) {
-    const uint32_t m = given[signal.worker_idx] - passed[signal.worker_idx]++;
-    if (counter.count - m < value) join(clock, signal.clock);
+    const uint32_t m = left[signal.worker_idx]--;
+    if (total - m < value) join(clock, signal.clock);
   }
 }
 
@@ -43,8 +50,9 @@ void EpochOrder::absorb_waits(const Task& task, Clock& clock) const {
   for (const Wait& wait : waits_of(task)) {
     if (wait.value == 0) continue;  // earlier epochs only
     const Counter& counter = counters_[wait.counter];
-    if (wait.value == plan_.counters()[wait.counter].total) join(clock, counter.all);
-    else join_guaranteed(counter, wait.value, clock);
+    const uint32_t total = plan_.counters()[wait.counter].total;
+    if (wait.value == total) join(clock, counter.all);
+    else join_guaranteed(counter, total, wait.value, clock);
   }
 }
 
@@ -54,7 +62,7 @@ void EpochOrder::signal(const Task& task, uint32_t worker_idx, const Clock& afte
   ++counter.count;
   if (counter.all.empty()) counter.all = after;
   else join(counter.all, after);
-  if (counter.keep_signals) counter.signals.push_back({worker_idx, after});
+  if (counter.keeps_signals()) counter.signals.push_back({worker_idx, after});
 }
 
 void EpochOrder::run(const Visit& visit) {

@@ -6,8 +6,9 @@
 // the same place.
 //
 // What a wait {c, v} guarantees: signal s has happened if the count cannot reach v without it. Without s, its worker
-// does not get to its later signals of c either; let m be their number with s included. Then total - m < v proves that
-// s has happened. (Signals of other workers that need s in turn are not counted: fewer guarantees, never false ones.)
+// does not get to its later signals of c either; let m be their number with s included. Every other signal of the epoch
+// may come first, whatever the greedy run visits first. Then total - m < v proves that s has happened. (Signals of
+// other workers that need s in turn are not counted: fewer guarantees, never false ones.)
 // With v == total, as the planner writes it, every signal is guaranteed.
 #pragma once
 
@@ -51,13 +52,14 @@ class EpochOrder {
       uint32_t worker_idx;
       Clock clock;
     };
-    bool keep_signals = false;  ///< some wait asks for fewer than all
-    std::vector<Signal> signals;
+    bool keeps_signals() const { return !num_signals.empty(); }
+    std::vector<Signal> signals;        ///< so far, if kept; those of one worker in the order of its list
+    std::vector<uint32_t> num_signals;  ///< [num_workers] per epoch, if some wait asks for fewer than all
   };
 
   bool ready(const Task& task) const;
   void absorb_waits(const Task& task, Clock& clock) const;
-  void join_guaranteed(const Counter& counter, uint32_t value, Clock& clock) const;
+  void join_guaranteed(const Counter& counter, uint32_t total, uint32_t value, Clock& clock) const;
   void signal(const Task& task, uint32_t worker_idx, const Clock& after);
   [[noreturn]] void report_stuck(const std::vector<uint32_t>& next) const;
 

@@ -14,7 +14,6 @@ namespace {
 constexpr const char* kWhere = "Plan.verify";
 constexpr uint64_t kArenaAlignment = 64;
 
-/// Element size, and the least number of elements per row where accesses do not show it.
 uint32_t expected_element_bytes(uint16_t buffer) {
   switch (buffer) {
     case kTokens:
@@ -38,7 +37,9 @@ void check_buffer(const Plan& plan, uint16_t id) {
   MIMO_RT_CHECK(info.space == expected_space(id), plan_invalid, kWhere, name(), "is in the wrong space");
   MIMO_RT_CHECK(info.element_bytes == expected_element_bytes(id), plan_invalid, kWhere, name(),
                 "element_bytes: expected ", expected_element_bytes(id), ", got ", info.element_bytes);
-  const uint64_t needed = uint64_t{info.rows} * info.cols * info.element_bytes;
+  uint64_t needed = 0;
+  MIMO_RT_CHECK(!__builtin_mul_overflow(uint64_t{info.rows} * info.cols, info.element_bytes, &needed), plan_invalid,
+                kWhere, name(), "is too large: ", info.rows, " x ", info.cols, " elements");
   MIMO_RT_CHECK(info.bytes >= needed, plan_invalid, kWhere, name(), "bytes: expected at least ", needed, ", got ",
                 info.bytes);
   if (info.space != BufferInfo::Space::arena) return;
@@ -47,6 +48,15 @@ void check_buffer(const Plan& plan, uint16_t id) {
   MIMO_RT_CHECK(info.bytes <= plan.arena_bytes() && info.offset <= plan.arena_bytes() - info.bytes, plan_invalid,
                 kWhere, name(), "ends outside the arena of ", plan.arena_bytes(), " bytes: offset ", info.offset,
                 ", bytes ", info.bytes);
+}
+
+/// The step's input is not among the accesses that Plan::verify() follows.
+void check_tokens(const Plan& plan) {
+  const BufferInfo& info = plan.buffers()[kTokens];
+  MIMO_RT_CHECK(info.rows >= plan.options().max_tokens, plan_invalid, kWhere, "buffer '", info.name,
+                "' rows: expected at least ", plan.options().max_tokens, ", got ", info.rows);
+  MIMO_RT_CHECK(info.cols >= 1, plan_invalid, kWhere, "buffer '", info.name,
+                "' cols: expected at least 1, got ", info.cols);
 }
 
 void check_buffers(const Plan& plan) {
@@ -59,6 +69,7 @@ void check_buffers(const Plan& plan) {
     check_buffer(plan, id);
     if (buffers[id].space == BufferInfo::Space::arena && buffers[id].bytes) in_arena.push_back(&buffers[id]);
   }
+  check_tokens(plan);
   std::sort(in_arena.begin(), in_arena.end(),
             [](const BufferInfo* a, const BufferInfo* b) { return a->offset < b->offset; });
   for (size_t i = 1; i < in_arena.size(); ++i)

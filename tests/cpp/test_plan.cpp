@@ -14,6 +14,7 @@
 #include <mimo_rt/plan.h>
 #include <nlohmann/json.hpp>
 
+#include <ctime>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -61,6 +62,37 @@ const Task* find_task(const Plan& plan, TaskKind kind) {
     for (const Task& task : plan.tasks(w))
       if (task.kind == kind) return &task;
   return nullptr;
+}
+
+struct StageSplit {
+  uint32_t num_tasks = 0;
+  uint64_t all_tiles = 0;           ///< of the largest step
+  uint32_t fewest = ~0u, most = 0;  ///< tiles of a task
+};
+
+/// How the tiles of each stage are spread over the workers in the largest step.
+std::map<std::string, StageSplit> stage_splits(const Plan& plan) {
+  std::map<std::string, StageSplit> stages;
+  for (uint32_t w = 0; w < plan.num_workers(); ++w)
+    for (const Task& task : plan.tasks(w)) {
+      const TripCount trip = trip_count(task.kind);
+      const uint32_t tokens = plan.options().max_tokens;
+      const uint64_t count = trip == TripCount::once        ? 1
+                             : trip == TripCount::per_token ? tokens
+                                                            : max_active_experts(plan.shape(), tokens);
+      StageSplit& split = stages[stage_name(stage_of(task))];
+      const uint64_t end = trip == TripCount::once ? task.tile_end : task.tile_end * count;
+      const uint32_t tiles = static_cast<uint32_t>((end - task.tile_first + task.tile_stride - 1) / task.tile_stride);
+      split.all_tiles = trip == TripCount::once ? num_tiles(plan.shape(), task.kind, task.layer_idx) : end;
+      split.fewest = std::min(split.fewest, tiles), split.most = std::max(split.most, tiles);
+      ++split.num_tasks;
+    }
+  return stages;
+}
+
+/// No worker is idle while another has two tiles, and none has two more than another.
+bool is_even(const StageSplit& split, uint32_t num_workers) {
+  return split.num_tasks == std::min<uint64_t>(num_workers, split.all_tiles) && split.most - split.fewest <= 1;
 }
 
 /// Pairs of row groups that the busiest worker computes with `num_active` experts, over the mean.
@@ -171,17 +203,22 @@ TEST_CASE("a plan keeps the epoch rule and uses the fixed buffers") {
 }
 
 TEST_CASE("work is split evenly") {
-  const Plan plan = Plan::build(test_configs::mimo_v2_5_pro_fp4(), make_options(132, 8));
-  std::map<std::string, std::pair<uint32_t, uint32_t>> extent;  // least and most tiles of a task, per stage
-  for (uint32_t w = 0; w < plan.num_workers(); ++w)
-    for (const Task& task : plan.tasks(w)) {
-      if (trip_count(task.kind) != TripCount::once) continue;
-      const uint32_t tiles = task.tile_end - task.tile_first;
-      auto [found, is_new] = extent.try_emplace(stage_name(stage_of(task)), tiles, tiles);
-      found->second = {std::min(found->second.first, tiles), std::max(found->second.second, tiles)};
-    }
-  CHECK(extent.size() > 300);
-  for (const auto& [stage, tiles] : extent) CHECK(tiles.second - tiles.first <= 1);
+  for (uint32_t workers : {16u, 132u, 400u}) {
+    const Plan plan = Plan::build(test_configs::mimo_v2_5_pro_fp4(), make_options(workers, 8));
+    const std::map<std::string, StageSplit> stages = stage_splits(plan);
+    CHECK_EQ(stages.size(), 2u + 70 * 3 + 2 + 69 * 4 + 1);
+    uint32_t num_uneven = 0;
+    for (const auto& [stage, split] : stages) num_uneven += !is_even(split, workers);
+    CHECK_EQ(num_uneven, 0u);
+  }
+  // An idle worker is seen: one worker takes over the whole part of another.
+  PlanMutator idle(Plan::build(test_configs::tiny_all_dense(), make_options(3, 8)));
+  CHECK(is_even(stage_splits(idle.plan).at("layer 0 down_proj"), 3));
+  for (Task& task : idle.lists[0])
+    if (task.kind == TaskKind::down_proj && task.layer_idx == 0) task.tile_end = 2;
+  std::erase_if(idle.lists[1],
+                [](const Task& t) { return t.kind == TaskKind::down_proj && t.layer_idx == 0; });
+  CHECK(!is_even(stage_splits(idle.finish()).at("layer 0 down_proj"), 3));
 
   // Experts, whatever the router says: 128 pairs of row groups over 132 workers, and other counts.
   CHECK_EQ(choose_expert_shares(128, 132, 64), 128u);
@@ -297,6 +334,37 @@ TEST_CASE("wrong options and shapes are refused by name") {
   ModelConfig experts = config;
   experts.experts_per_token = 7;
   CHECK_THROWS(unsupported_shape, "experts_per_token: expected 1..6, got 7", Plan::build(experts, make_options(1, 1)));
+}
+
+TEST_CASE("a small config cannot ask for tables of many gigabytes") {
+  ModelConfig config = test_configs::tiny_all_dense();
+  const auto repeat = [&](uint32_t num_layers, const test_configs::Heads& heads) {
+    config.num_layers = num_layers;
+    config.layers.assign(num_layers, test_configs::make_layer(heads, false, 0, false));
+  };
+  const test_configs::Heads many{65535, 65535, 64, 64, 0};  // 3 * 4 * 65535 row groups
+  repeat(4096, many);
+  CHECK_THROWS(unsupported_shape, "row groups of the qkv matrices of layers 0..21: expected <= 16777216, got 17301240",
+               Plan::build(config, make_options(1, 1)));
+  repeat(21, many);
+  CHECK(Plan::build(config, make_options(1, 1)).num_tasks() > 0);
+  repeat(4096, {128, 8, 192, 128, 64});  // a deep model of the usual width
+  CHECK(Plan::build(config, make_options(1, 1)).num_tasks() > 0);
+}
+
+TEST_CASE("more MoE layers do not take more searches for the best split of an expert") {
+  ModelConfig config = test_configs::tiny_all_moe();
+  config.expert_intermediate_size = 1u << 24;
+  const auto cpu_seconds = [&](uint32_t num_layers) {
+    config.num_layers = num_layers;
+    config.layers.resize(num_layers, config.layers[0]);
+    const std::clock_t begin = std::clock();
+    CHECK(Plan::build(config, make_options(2, 16)).num_tasks() > 0);
+    return double(std::clock() - begin) / CLOCKS_PER_SEC;
+  };
+  const double one = cpu_seconds(1), many = cpu_seconds(33);
+  std::printf("  1 layer: %.3f s, 33 layers: %.3f s\n", one, many);
+  CHECK(many < 8 * one + 0.05);
 }
 
 TEST_CASE("a violation is reported with worker, task, op, layer and buffer") {
