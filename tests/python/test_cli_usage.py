@@ -56,6 +56,11 @@ def run_here(capsys, *arguments):
         (("plan", "m", "--device", "ref"), "need --trace"),
         (("plan", "m", "--no-pin"), "need --trace"),
         (("bench", "decode", "--model", "m", "--layers", "3"), "--layers"),
+        (("plan", "m", "--no-mmap"), "need --trace"),
+        (("plan", "m", "--json", "--dump"), "--dump"),
+        (("doctor", "--window-tokens", "128"), "unrecognized arguments: --window-tokens"),
+        (("bench", "decode", "--no-mmap"), "need --model"),
+        (("bench", "decode", "--window-tokens", "128"), "need --model"),
         (("bench", "bandwidth", "--layers", "3"), "--layers"),
         (("bench", "bandwidth", "--context", "3"), "--context"),
     ],
@@ -80,8 +85,9 @@ def test_demo_help_names_its_own_default(capsys):
     [
         (("generate", "MODEL", "-p", "x", "--max-context", "100000"), "max_position_embeddings"),
         (("generate", "MODEL", "-p", "x" * 200, "--max-context", "100"), "Raise --max-context"),
-        (("generate", "MODEL", "--prompt-ids", "1,999999"), "expected token ids in 0..514"),
+        (("generate", "MODEL", "--prompt-ids", "1,999999"), "expected ids in 0..514"),
         (("generate", "MODEL", "-p", ""), "at least one token"),
+        (("generate", "MODEL", "-p", "x", "--stop-token-id", "515"), "stop_token_ids: expected"),
         (("plan", "MODEL", "--trace", "absent/x.json"), "--trace: expected a file"),
         (("plan", "MODEL", "--workers", "0"), "--workers: expected an integer in 1..4096"),
         (("plan", "MODEL", "--max-tokens", "4097"), "--max-tokens: expected"),
@@ -111,6 +117,18 @@ def test_a_prompt_that_is_no_utf8_names_its_file(capsys, model, tmp_path):
     assert code == 1 and "prompt.txt" in errors and "byte 0xff at 2" in errors
     code, errors = run_here(capsys, "generate", model, "-f", tmp_path / "absent.txt", *FAST)
     assert code == 1 and "absent.txt" in errors
+
+
+def test_stop_strings_without_a_tokenizer_are_told_before_loading(capsys, tmp_path, never_loads):
+    path = write_tiny_checkpoint(tmp_path / "tiny", tokenizer=False)
+    code, errors = run_here(capsys, "generate", path, "--prompt-ids", "1", "--stop", "x")
+    assert code == 1 and "stop: stop strings need" in errors
+
+
+def test_bench_context_is_checked_against_the_model(capsys, model):
+    code, errors = run_here(capsys, "bench", "decode", "--model", model, "--context", "900000",
+                            "--threads", "1")
+    assert code == 1 and "--context: expected" in errors
 
 
 # -- standard streams
@@ -176,7 +194,7 @@ def test_doctor_does_not_compare_ref_with_itself(capsys):
 
 def test_doctor_knows_the_control_group(monkeypatch, model):
     files = {"/proc/meminfo": "MemAvailable: 1000000 kB\n",
-             "/sys/fs/cgroup/memory.max": "5000\n", "/sys/fs/cgroup/memory.current": "4000\n"}
+             "/sys/fs/cgroup/memory.max": "1000\n"}
     monkeypatch.setattr(_machine, "_read", lambda path: files.get(path, ""))
     assert _machine.usable_memory_bytes() == 1000
     with pytest.raises(_C.OutOfMemoryError):

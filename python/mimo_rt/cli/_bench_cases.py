@@ -87,6 +87,10 @@ class Bench:
         self.bandwidths: list[float] = []
         longest = max(num_context + _MAX_STEPS, PREFILL_TOKENS + 1)
         limit = min(longest, engine.config.max_position_embeddings)
+        if num_context >= limit:
+            raise MimoRtError(
+                f"[bench] --context: expected 1..{limit - 1} for this model, got {num_context}."
+            )
         self._session = _C.Session(engine, max_context=limit)
 
     @property

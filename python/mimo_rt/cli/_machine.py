@@ -50,12 +50,10 @@ def available_memory_bytes() -> int | None:
 
 def usable_memory_bytes() -> int | None:
     """What a program may still take: available memory, within the control group's limit."""
-    limit, used = (
-        _read(f"/sys/fs/cgroup/memory.{name}").strip() for name in ("max", "current")
-    )
+    limit = _read("/sys/fs/cgroup/memory.max").strip()
     bounds = [available_memory_bytes()]
-    if limit.isdigit():
-        bounds.append(max(int(limit) - (int(used) if used.isdigit() else 0), 0))
+    if limit.isdigit():  # all of it: what the group uses now is mostly page cache
+        bounds.append(int(limit))
     return min((bound for bound in bounds if bound is not None), default=None)
 
 

@@ -27,8 +27,8 @@ _SAMPLING_FLAGS: tuple[tuple[str, str, Any, str], ...] = (
 )
 
 
-def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    """Where and how wide to run."""
+def add_backend_options(parser: argparse.ArgumentParser) -> Any:
+    """Where and how wide to run; returns the group of options."""
     group = parser.add_argument_group("engine")
     group.add_argument("--device", "--backend", default="auto", metavar="NAME",
                        help="auto, cpu, ref, cuda or a backend of 'mimo-rt doctor'")
@@ -36,6 +36,12 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--no-pin", action="store_true", help="do not bind workers to cores")
     group.add_argument("--no-mmap", action="store_true",
                        help="read the weight files into memory instead of mapping them")
+    return group
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """Where to run, and as what."""
+    group = add_backend_options(parser)
     group.add_argument("--window-tokens", type=int, metavar="N",
                        help="width of window layers (128 or 129) instead of the config's")
 
@@ -103,13 +109,19 @@ def checked_prompt(args: argparse.Namespace, model_dir: str | os.PathLike[str], 
     if not directory.is_dir():
         return prompt  # loading says so
     config = _C.ModelConfig.from_directory(str(directory), args.window_tokens or 0)
-    ids = ModelText(directory).prompt_ids(prompt)
-    for token_id in ids:
-        if token_id >= config.vocab_size:
-            raise _C.InvalidArgumentError(
-                f"[Session] prompt: expected token ids in 0..{config.vocab_size - 1}, "
-                f"got {token_id}."
-            )
+    text = ModelText(directory)
+    if args.stop and text.tokenizer is None:
+        raise _C.InvalidArgumentError(
+            "[Session] stop: stop strings need a tokenizer.json, got none. Use --stop-token-id."
+        )
+    ids = text.prompt_ids(prompt)
+    for name, values in (("prompt", ids), ("stop_token_ids", args.stop_token_ids or [])):
+        for token_id in values:
+            if token_id >= config.vocab_size:
+                raise _C.InvalidArgumentError(
+                    f"[Session] {name}: expected ids in 0..{config.vocab_size - 1}, "
+                    f"got {token_id}."
+                )
     limit = args.max_context or min(DEFAULT_MAX_CONTEXT, config.max_position_embeddings)
     if len(ids) >= limit:
         raise _C.CapacityError(

@@ -46,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
         args.refuse("--layers shapes the random model of decode and prefill only.")
     if args.context is not None and args.case == "bandwidth":
         args.refuse("--context is of decode and prefill only.")
+    if not args.model and (args.no_mmap or args.window_tokens is not None):
+        args.refuse("--no-mmap and --window-tokens need --model.")
     args.layers = 16 if args.layers is None else args.layers
     args.context = 16 if args.context is None else args.context
     if not (math.isfinite(args.seconds) and 0 < args.seconds <= 3600):

@@ -7,7 +7,13 @@ import time
 from typing import Any
 
 from ..loading import ProgressLine
-from ._options import add_sampling_options, add_session_options, open_session, sampling_arguments
+from ._options import (
+    add_sampling_options,
+    add_session_options,
+    checked_prompt,
+    open_session,
+    sampling_arguments,
+)
 from ._output import format_stats, note, write_text
 from .generate import stream_text
 
@@ -40,8 +46,9 @@ def run(args: argparse.Namespace) -> int:
     if progress.was_called:  # the model is new here: say once whose it is
         note((model_dir / "README.md").read_text(encoding="utf-8").strip())
         note(f"Kept in {model_dir}.\n")
+    prompt = checked_prompt(args, model_dir, [{"role": "user", "content": args.prompt}])
     with open_session(args, model_dir) as session:
-        result = stream_text(session, [{"role": "user", "content": args.prompt}], arguments)
+        result = stream_text(session, prompt, arguments)
         write_text("\n")
         if not args.quiet:
             note(f"[{session.backend}; {format_stats(result.stats)}; seed {result.seed}]")

@@ -12,7 +12,7 @@ from typing import Any
 
 from .. import _C, __version__
 from . import _machine
-from ._options import add_engine_options
+from ._options import add_backend_options
 from ._output import format_bytes
 
 # Largest relative difference of logits (L2) between the serial reference and the kernels. Both
@@ -29,7 +29,7 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
         "if given, check a checkpoint. Exit code 1 when a check fails.",
     )
     parser.add_argument("model", nargs="?", metavar="MODEL", help="checkpoint directory")
-    add_engine_options(parser)
+    add_backend_options(parser)
     parser.set_defaults(run=run)
 
 
