@@ -238,7 +238,6 @@ ModelConfig Builder::build() {
   config.routed_scaling_factor = *raw_.routed_scaling_factor;
   config.norm_topk_prob = *raw_.norm_topk_prob;
   config.tie_word_embeddings = *raw_.tie_word_embeddings;
-  config.router_bf16 = *raw_.router_dtype == "bfloat16";
   if (raw_.eos_token_ids)
     for (const int64_t id : raw_.eos_token_ids->values)
       config.eos_token_ids.push_back(static_cast<int32_t>(id));

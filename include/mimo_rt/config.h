@@ -57,7 +57,6 @@ struct ModelConfig {
   double routed_scaling_factor = 1.0;
   bool norm_topk_prob = true;
   bool tie_word_embeddings = false;
-  bool router_bf16 = false;               ///< `moe_router_dtype` = bfloat16: the router sees BF16 inputs either way
 
   QkvLayout qkv_layout = QkvLayout::split;
   uint32_t qkv_chunks = 1;                ///< chunks of the fused tensor = `num_key_value_heads` of the config
