@@ -142,8 +142,8 @@ class SessionState:
     def _check_fits(self, where: str, num_tokens: int, limit: int) -> None:
         if num_tokens > limit:
             raise _C.CapacityError(
-                f"[Session.{where}] prompt: expected fewer than {limit + 1} tokens, got {num_tokens}. "
-                "Raise max_context (--max-context on the command line)."
+                f"[Session.{where}] prompt: expected fewer than {limit + 1} tokens, "
+                f"got {num_tokens}. Raise max_context (--max-context on the command line)."
             )
 
     @contextlib.contextmanager

@@ -17,8 +17,8 @@ from ._output import format_bytes
 
 # Largest relative difference of logits (L2) between the serial reference and the kernels. Both
 # round activations to BF16 (2**-8); a sum in another precision flips some of these roundings. A
-# sound build shows 1.6e-3 on the tiny model, one key less in the windows 2.8e-2, one wrong FP8 block
-# scale 0.11.
+# sound build shows 1.6e-3 on the tiny model, one key less in the windows 2.8e-2, one wrong FP8
+# block scale 0.11.
 _MAX_RELATIVE_ERROR = 2.0**-7
 
 
