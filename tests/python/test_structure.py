@@ -25,6 +25,10 @@ ALLOWED = {
 }
 # Executors see the engine only through the step interface.
 ENGINE_HEADERS_FOR_EXECUTORS = {"engine/step.h"}
+# Longer than the limit, each with its reason.
+LONG_FILES = {
+    "tests/cpp/test_plan_mutations.cpp": 600,  # the kinds of corruption are one list, read against each other
+}
 MAX_LINES = {".cpp": 500, ".cu": 500, ".h": 300, ".py": 300, ".cmake": 250, ".txt": 250}
 
 
@@ -79,7 +83,7 @@ def test_files_are_small():
         if limit and path.relative_to(ROOT).parts[0] in ("csrc", "include", "python", "tests", "bench"):
             lines = len(path.read_text().splitlines())
             if path.relative_to(ROOT).parts[0] == "tests":
-                limit = 500
+                limit = LONG_FILES.get(str(path.relative_to(ROOT)), 500)
             if lines > limit:
                 too_long[str(path.relative_to(ROOT))] = lines
     assert not too_long
