@@ -39,6 +39,10 @@ def test_cpp_example_compiles(root, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+def test_no_placeholder_is_left(root):
+    assert "<!--" not in (root / "README.md").read_text()
+
+
 def test_files_that_the_readme_names_exist(root):
     for name in re.findall(r"`((?:csrc|include|python|tests|bench|third_party)/[\w./-]*)`", (root / "README.md").read_text()):
         assert (root / name.rstrip("/")).exists(), name
