@@ -4,17 +4,21 @@
 #include "kv/kv_cache.h"
 #include "plan/trace.h"
 #include "sampling/sampler.h"
+#include "weights/draft_weights.h"
 #include "weights/weights.h"
 
 #include <mimo_rt/plan.h>
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
 namespace mimo_rt {
+
+struct RoundState;  // engine/round.h
 
 /// Rows of a step. Positions of one sequence are consecutive and ascending and follow what its cache holds.
 struct StepInput {
@@ -25,6 +29,11 @@ struct StepInput {
   uint32_t num_logit_rows = 0;            ///< 0..plan.max_logit_rows
   const uint32_t* logit_rows = nullptr;   ///< [num_logit_rows] ascending row indices whose logits are wanted
   const SampleRequest* sample = nullptr;  ///< [num_logit_rows], or nullptr: no sampling
+  // Models with a draft. Context rows belong to sequence seq_idx[0]; their features are in its cache.
+  uint32_t context_begin = 0;             ///< first position whose draft keys and values are to be made
+  uint32_t num_context_rows = 0;          ///< 0..plan.max_context_rows
+  uint32_t num_draft_rows = 0;            ///< rounds only: block size, or 0: this round does not draft
+  RoundState* round = nullptr;            ///< rounds only
 };
 
 struct StepOutput {
@@ -54,7 +63,12 @@ class Executor {
   /// Runs one epoch of `plan` (verified, made for num_workers() workers, options within those given to the factory).
   /// @throws Error{timeout} with a hang report; the executor then refuses further steps.
   virtual void run(const Plan& plan, KvCache& cache, const StepInput& input, StepOutput& output) = 0;
-  /// Task times of the last step; empty unless tracing is on. Tracing changes no result.
+  /// Runs epochs of a round plan until `state.end` says otherwise; the caller has called state.begin() and reserved the
+  /// cache. `poll` is called on the caller's thread now and then, after new tokens at the latest when the rounds end; it
+  /// reads state.ring and may set state.stop_requested. If it throws, the rounds end and the exception goes on.
+  /// @throws Error{timeout} as run().
+  virtual void run_rounds(const Plan& plan, KvCache& cache, RoundState& state, const std::function<void()>& poll) = 0;
+  /// Task times of the last step or round; empty unless tracing is on. Tracing changes no result.
   virtual void set_tracing(bool on) = 0;
   virtual std::vector<TaskTrace> last_trace() const = 0;
   /// Bytes of any arena buffer after the last step (for comparing executors buffer by buffer).
@@ -70,12 +84,15 @@ struct ExecutorOptions {
 
 /// `backend`: a resolved name (include/mimo_rt/device.h). The weights must outlive the executor.
 /// Workers' memory is sized for `plans`, the only plans that may be run.
-std::unique_ptr<Executor> make_cpu_executor(const Weights& weights, const std::vector<const Plan*>& plans,
-                                            const std::string& backend, const ExecutorOptions& options);
+/// `draft`: nullptr for a model without; must outlive the executor.
+std::unique_ptr<Executor> make_cpu_executor(const Weights& weights, const DraftWeights* draft,
+                                            const std::vector<const Plan*>& plans, const std::string& backend,
+                                            const ExecutorOptions& options);
 
 /// Serial reference. `exact`: activations, KV and logits stay float64 (no BF16 rounding anywhere), which makes it an
 /// evaluator of the mathematical model; otherwise buffers round exactly where the CPU executor rounds, sums are float64.
-std::unique_ptr<Executor> make_ref_executor(const Weights& weights, const std::vector<const Plan*>& plans,
-                                            const ExecutorOptions& options, bool exact);
+std::unique_ptr<Executor> make_ref_executor(const Weights& weights, const DraftWeights* draft,
+                                            const std::vector<const Plan*>& plans, const ExecutorOptions& options,
+                                            bool exact);
 
 }  // namespace mimo_rt

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <mimo_rt/config.h>
+#include <mimo_rt/draft.h>
 
 #include "core/kv_segment.h"
 
@@ -26,8 +27,10 @@ class KvCache {
     uint32_t max_step_tokens = 1;  ///< rows that one step may add to a sequence
     uint32_t num_seqs = 1;
   };
+  /// With a draft: its layers follow the target's (layer_idx num_layers + n; windows are rings, else pages), and a ring
+  /// holds the features of the last max_step_tokens + block_size positions at least.
   /// @throws Error{invalid_argument, out_of_memory}
-  KvCache(const ModelConfig& config, const Options& options);
+  KvCache(const ModelConfig& config, const Options& options, const DraftConfig* draft = nullptr);
   KvCache(KvCache&&) noexcept;
   ~KvCache();
 
@@ -50,6 +53,9 @@ class KvCache {
   uint32_t segments(uint32_t layer_idx, uint32_t seq_idx, uint32_t kv_head_idx, uint32_t pos_begin, uint32_t pos_end,
                     KvSegment* out) const;
   uint32_t max_segments() const;
+  /// [captured layers * hidden_size] bf16 of one position: row pos % feature_rows().
+  uint16_t* feature_row(uint32_t seq_idx, uint32_t pos);
+  uint32_t feature_rows() const;                 ///< 0 without a draft
   uint32_t max_context() const;
   uint32_t max_step_tokens() const;
   uint32_t num_seqs() const;

@@ -10,7 +10,8 @@
 namespace mimo_rt {
 
 // name, trip count. One task covers tiles t = tile_first, tile_first + tile_stride, … < tile_end * count, where count is
-// 1 (once), StepInput::num_tokens (per_token), or the number of active experts (per_active_expert).
+// 1 (once), StepInput::num_tokens (per_token), the number of active experts (per_active_expert), or
+// StepInput::num_draft_rows (per_draft_row): the block size in a round that drafts, else 0.
 //
 //   embed           per_token  x[t] = E[token_ids[t]]                                   tile: one token
 //   rms_norm        per_token  h[t] = rms_norm(x[t]); norm: see kMlpNorm, kNoLayer      tile: one token
@@ -25,6 +26,27 @@ namespace mimo_rt {
 //   down_proj       once       x += W_d act  (dense)                                    tile: 16 rows
 //   lm_head         once       logits[r] = W_lm h[logit_rows[r]]                        tile: 16 rows
 //   sample          once       sampled[r] <- logits[r], sampling parameters             tile: the whole step
+//
+// Steps of a model with a draft begin with the context of rows not yet in the draft's KV cache (num_context_rows of them,
+// 0 included); `layer_idx` of a draft_* kind counts the draft's layers. These kinds normalise their input privately:
+//
+//   context_fc          once           context[r] = W_fc features[context_begin + r]                tile: 16 rows
+//   context_kv          once           draft KV cache <- W_k u, W_v u, u = rms_norm(context)        tile: see below
+//
+// A round (draft a block, verify it, accept) has these before the target's tasks, and `accept` instead of `sample`:
+//
+//   draft_embed         per_draft_row  draft_x[t] = E[block[0]] for t = 0, else the mask embedding  tile: one row
+//   draft_qkv_proj      once           draft_q, draft_kv <- W_qkv rms_norm(draft_x) (q/k norm, RoPE, value scale)
+//                                                                       tile: one head: q heads, k heads, v heads
+//   draft_attention     per_draft_row  draft_attn[t, heads of g], context and block visible   tile: t * num_kv_heads + g
+//   draft_o_proj        once           draft_x += W_o draft_attn                                    tile: 16 rows
+//   draft_gate_up_proj  once           draft_act = silu(W_g h) * (W_u h), h = rms_norm(draft_x)     tile: 16 columns
+//   draft_down_proj     once           draft_x += W_d draft_act                                     tile: 16 rows
+//   draft_lm_head       once           draft_logits[t - 1] = W_lm rms_norm(draft_x[t]), t >= 1      tile: 16 rows
+//   draft_sample        per_draft_row  block[t] <- draft_logits[t - 1]; nothing for t = 0           tile: one row
+//   accept              once           tokens out, the next round's block[0] and rows <- logits, block, draft_logits
+//
+// Tile t of context_kv is one kv head's keys or values in one draft layer: t = (layer * 2 + is_v) * num_kv_heads + head.
 //
 // Tile t of expert_gate_up is active expert t / tile_end and share c = t % tile_end of its P = ceil(width / 16) pairs of
 // row groups (16 gate rows, 16 up rows, 16 columns of act): [share_begin(c, tile_end, P), share_begin(c + 1, tile_end, P)).
@@ -41,7 +63,18 @@ namespace mimo_rt {
   X(gate_up_proj, once)                \
   X(down_proj, once)                   \
   X(lm_head, once)                     \
-  X(sample, once)
+  X(sample, once)                      \
+  X(context_fc, once)                  \
+  X(context_kv, once)                  \
+  X(draft_embed, per_draft_row)        \
+  X(draft_qkv_proj, once)              \
+  X(draft_attention, per_draft_row)    \
+  X(draft_o_proj, once)                \
+  X(draft_gate_up_proj, once)          \
+  X(draft_down_proj, once)             \
+  X(draft_lm_head, once)               \
+  X(draft_sample, per_draft_row)       \
+  X(accept, once)
 
 enum class TaskKind : uint16_t {
 #define MIMO_RT_X(name, trip) name,
@@ -49,7 +82,7 @@ enum class TaskKind : uint16_t {
 #undef MIMO_RT_X
 };
 
-enum class TripCount : uint8_t { once, per_token, per_active_expert };
+enum class TripCount : uint8_t { once, per_token, per_active_expert, per_draft_row };
 
 inline constexpr uint32_t kNoCounter = 0xffffffffu;
 inline constexpr uint16_t kNoBuffer = 0xffffu;
@@ -58,6 +91,8 @@ inline constexpr uint16_t kNoLayer = 0xffffu;
 // Task::flags
 inline constexpr uint16_t kFusedNorm = 1;  // `input` is x: normalise all rows privately first; else `input` is h
 inline constexpr uint16_t kMlpNorm = 2;    // rms_norm only: the norm before the MLP, not the one before attention
+inline constexpr uint16_t kCapture = 4;    // down_proj, expert_down: x after this layer also goes to `output2`, features
+inline constexpr uint16_t kFromBlock = 8;  // embed only: the tokens are the round's block, not the step's input
 
 /// Passes when counters[counter] >= epoch * total(counter) + value. `value` 0 waits for all of the previous epochs.
 struct Wait {
@@ -102,7 +137,7 @@ constexpr const char* task_kind_name(TaskKind kind) {
   return kNames[static_cast<uint16_t>(kind)];
 }
 
-inline constexpr uint16_t kNumTaskKinds = static_cast<uint16_t>(TaskKind::sample) + 1;
+inline constexpr uint16_t kNumTaskKinds = static_cast<uint16_t>(TaskKind::accept) + 1;
 
 /// Shares of an uneven split: part i of `parts` covers [share_begin(i), share_begin(i + 1)).
 constexpr uint32_t share_begin(uint32_t part, uint32_t parts, uint32_t total) {

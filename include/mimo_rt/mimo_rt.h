@@ -4,6 +4,7 @@
 #include <mimo_rt/checkpoint.h>
 #include <mimo_rt/config.h>
 #include <mimo_rt/device.h>
+#include <mimo_rt/draft.h>
 #include <mimo_rt/dtype.h>
 #include <mimo_rt/engine.h>
 #include <mimo_rt/error.h>

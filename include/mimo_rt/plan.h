@@ -3,6 +3,7 @@
 
 #include <mimo_rt/api.h>
 #include <mimo_rt/config.h>
+#include <mimo_rt/draft.h>
 
 #include <cstdint>
 #include <memory>
@@ -20,6 +21,9 @@ struct PlanOptions {
   uint32_t max_logit_rows = 1;  ///< rows of logits a step may ask for (1..max_tokens)
   /// Fuse RMSNorm into its consumers: each worker normalises all rows for itself. One edge less per norm, more work.
   enum class FuseNorm : uint8_t { automatic, yes, no } fuse_norm = FuseNorm::automatic;
+  /// A round (draft, verify, accept) instead of a step; needs a draft. max_tokens and max_logit_rows must be its block size.
+  bool is_round = false;
+  uint32_t max_context_rows = 0;  ///< rows of draft context per step; 1..4096 with a draft, else 0
   double bytes_per_ns = 10.0;   ///< weight bytes per ns and worker that the cost estimates assume
 };
 
@@ -33,6 +37,12 @@ struct PlanShape {
   uint32_t dense_width = 0, expert_width = 0;  ///< columns of `act`
   uint32_t num_experts = 0, experts_per_token = 0;
   std::vector<Layer> layers;
+  /// The draft; num_layers 0: there is none.
+  struct Draft {
+    uint32_t num_layers = 0, block_size = 0, intermediate_size = 0;
+    uint32_t num_q_heads = 0, num_kv_heads = 0, qk_head_dim = 0, v_head_dim = 0, rotary_dim = 0;
+    std::vector<uint32_t> target_layer_ids;  ///< captured layers, in the order of their columns in `features`
+  } draft;
 };
 
 /// A named range of an arena, or an external array. Rows x cols of elements; a row is `cols` elements.
@@ -63,7 +73,7 @@ struct VerifyReport {
 class MIMO_RT_API Plan {
  public:
   /// @throws Error{invalid_argument, unsupported_shape}
-  static Plan build(const ModelConfig& config, const PlanOptions& options);
+  static Plan build(const ModelConfig& config, const PlanOptions& options, const DraftConfig* draft = nullptr);
 
   const PlanOptions& options() const { return options_; }
   const PlanShape& shape() const { return shape_; }

@@ -1,9 +1,31 @@
 // Numbers about generations, with units in the names.
 #pragma once
 
+#include <array>
 #include <cstdint>
 
 namespace mimo_rt {
+
+/// Speculative decoding of one generation. Names and definitions as in vLLM and aiperf: acceptance length counts the
+/// token that every round emits beyond the accepted drafts. A block cut by a stop or a limit counts what it emitted.
+struct DraftStats {
+  static constexpr uint32_t kMaxDrafts = 15;
+  uint64_t num_rounds = 0;           ///< verification steps, those without a draft included
+  uint64_t num_drafted_rounds = 0;   ///< those that ran the draft
+  uint64_t num_draft_tokens = 0;     ///< proposed and verified
+  uint64_t num_accepted_tokens = 0;
+  std::array<uint64_t, kMaxDrafts> accepted_at_pos{};   ///< [i] drafted rounds that accepted draft i + 1
+  std::array<uint64_t, kMaxDrafts> drafted_at_pos{};    ///< [i] drafted rounds that verified draft i + 1
+  std::array<uint64_t, kMaxDrafts + 1> accepted_histogram{};  ///< [n] rounds that accepted n drafts
+  std::array<uint64_t, kMaxDrafts + 1> width_histogram{};     ///< [n] rounds that verified n drafts
+
+  double acceptance_length() const {  ///< 1 + accepted / rounds; 0 without rounds
+    return num_rounds ? 1.0 + static_cast<double>(num_accepted_tokens) / static_cast<double>(num_rounds) : 0.0;
+  }
+  double acceptance_rate() const {    ///< accepted / proposed; 0 without proposals
+    return num_draft_tokens ? static_cast<double>(num_accepted_tokens) / static_cast<double>(num_draft_tokens) : 0.0;
+  }
+};
 
 /// Of one generation. TTFT, TPOT: definitions of vLLM (queue included; TPOT = (e2e - TTFT) / (output tokens - 1)).
 struct GenerationStats {
@@ -19,6 +41,7 @@ struct GenerationStats {
   double weight_bytes_per_step = 0.0;  ///< mean over decode steps: packed weight bytes that the step had to read
   double decode_gbs = 0.0;             ///< weight bytes per second while decoding, GB = 1e9 bytes
   double bandwidth_fraction = 0.0;     ///< decode_gbs / Engine's measured read bandwidth; 0 when not measured
+  DraftStats draft;                    ///< all zero without a draft
 };
 
 }  // namespace mimo_rt

@@ -1,0 +1,112 @@
+// Rounds: draft a block, verify it with the target, accept, go on. The state that the tasks of a round carry from one
+// round to the next, and the ring through which tokens leave while rounds run.
+//
+// One sequence. P: the position of the anchor, the last token accepted, which has no keys and values yet. A round runs
+// the target on block[0 .. num_tokens) at positions P…; row t predicts the token after block[t]. Rows are accepted while
+// the token drawn for row t - 1 equals block[t]; the first that differs, or the one after the whole block, is the next
+// anchor. So every round emits 1..num_tokens tokens and P grows by as many; keys and values of rejected rows are
+// overwritten later.
+#pragma once
+
+#include "engine/draft_width.h"
+#include "engine/step.h"
+
+#include <mimo_rt/draft.h>
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <span>
+
+namespace mimo_rt {
+
+/// Tokens by sequence number, from 0. One writer (the accept task), one reader (the host).
+class TokenRing {
+ public:
+  static constexpr uint32_t kCapacity = 256;
+
+  // Writer. `push` needs free() > 0.
+  void push(const SampleResult& token);
+  uint32_t free() const;
+  // Reader. A token is valid from num_pushed() > number until release(number + 1).
+  uint64_t num_pushed() const { return num_pushed_.load(std::memory_order_acquire); }
+  const SampleResult& operator[](uint64_t number) const { return tokens_[number % kCapacity]; }
+  void release(uint64_t num_read) { num_read_.store(num_read, std::memory_order_release); }
+
+ private:
+  std::array<SampleResult, kCapacity> tokens_;
+  std::atomic<uint64_t> num_pushed_{0}, num_read_{0};
+};
+
+/// What the caller decides for a generation; constant while rounds run.
+struct RoundRequest {
+  const SamplingParams* params = nullptr;
+  uint64_t sequence_id = 0;
+  uint32_t* token_counts = nullptr;         ///< [vocab_size] prompt and output, kept up to date; see SampleRequest
+  std::span<const int32_t> stop_ids;        ///< ascending; any of them ends the generation
+  uint64_t min_tokens = 0, max_tokens = 0;  ///< of the generation's output; stop ids are masked before min_tokens
+  uint32_t max_context = 0;                 ///< positions of the KV cache that rounds may write: [0, max_context)
+  DraftOptions::Proposal proposal = DraftOptions::Proposal::argmax;
+};
+
+/// Why rounds ended.
+enum class RoundEnd : uint8_t {
+  running,
+  stop_id,
+  max_tokens,
+  context,     ///< the anchor stands at max_context: no room for its keys and values
+  requested,   ///< stop_requested, or the ring is full; the generation may go on
+  max_rounds,  ///< the generation may go on
+  bad_logits,  ///< a row without any finite logit
+};
+
+struct RoundState {
+  RoundState(const RoundRequest& request_, DraftWidth& width_, uint32_t vocab_size, uint32_t block_size);
+
+  RoundRequest request;
+  DraftWidth& width;                        ///< chooses how many drafts the next round verifies
+  TokenRing ring;
+  std::atomic<bool> stop_requested{false};  ///< set by any thread: the rounds end after the running one
+  uint32_t max_rounds = ~0u;                ///< of one Executor::run_rounds
+
+  // Carried from round to round by the accept task.
+  std::array<int32_t, kMaxBlockSize> block{};  ///< [0]: the anchor; [1 .. num_tokens): drafts of the running round
+  uint32_t position = 0;                       ///< P
+  uint32_t num_context = 0;                    ///< positions [0, num_context) are in the draft's KV cache
+  uint64_t num_output = 0;                     ///< tokens of the generation so far, the anchor included
+  RoundEnd end = RoundEnd::running;
+  uint64_t round_begin_ns = 0;                 ///< steady clock; when the running round began
+  uint32_t num_rounds = 0;                     ///< of this run_rounds
+  uint64_t active_experts = 0;                 ///< of this run_rounds, summed by the executor
+
+  /// The step of the running round; arrays below.
+  StepInput input;
+  std::array<uint32_t, kMaxBlockSize> positions{}, seq_idx{}, logit_rows{};
+
+  /// Scratch of accept (two rows: target and draft) and of draft_sample (one per row), each sampler_scratch_bytes.
+  uint8_t* target_scratch() const;
+  uint8_t* draft_scratch(uint32_t row) const;
+
+  /// Fills `input` for the round that begins at `position` with the anchor block[0]: chooses the width, limited by what
+  /// max_tokens and max_context leave, and the rows of context to make. Also resets num_rounds, end, active_experts.
+  void begin();
+
+ private:
+  void prepare_round();
+  friend void accept_round(RoundState&, const float*, uint32_t, const float*, uint32_t);
+  uint64_t scratch_stride_ = 0;
+  std::unique_ptr<std::max_align_t[]> scratch_;
+  uint32_t vocab_size_ = 0, block_size_ = 0;
+};
+
+/// The draft_sample task for row `row` >= 1: block[row] <- draft_logits.
+void propose_token(RoundState& state, uint32_t row, const float* draft_logits);
+
+/// The accept task: draws and compares row by row, emits tokens to the ring, moves `position`, tells `width` what
+/// happened, ends the rounds or prepares the next. `logits` [num_tokens, stride]; `draft_logits` [block_size - 1,
+/// draft_stride] or nullptr when the round did not draft.
+void accept_round(RoundState& state, const float* logits, uint32_t stride, const float* draft_logits,
+                  uint32_t draft_stride);
+
+}  // namespace mimo_rt

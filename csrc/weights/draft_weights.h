@@ -1,0 +1,54 @@
+// The weights of a DFlash draft, packed like the target's.
+#pragma once
+
+#include <mimo_rt/draft.h>
+
+#include "weights/packed.h"
+#include "weights/weights.h"
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+
+namespace mimo_rt {
+
+struct DraftLayerWeights {
+  const float* attn_norm = nullptr;    ///< [hidden_size]
+  const float* mlp_norm = nullptr;     ///< [hidden_size]
+  const float* q_norm = nullptr;       ///< [qk_head_dim] or nullptr
+  const float* k_norm = nullptr;       ///< [qk_head_dim] or nullptr
+  const float* sink_logits = nullptr;  ///< [num_q_heads] or nullptr
+  PackedMatrix qkv;      ///< rows in stored order: all q heads, all k heads, all v heads (whole groups of 16 per head)
+  PackedMatrix o_proj;   ///< rows hidden_size, k = num_q_heads * v_head_dim
+  PackedMatrix gate_up;  ///< row groups alternate: 16 gate rows, 16 up rows
+  PackedMatrix down;     ///< rows hidden_size, k = intermediate_size
+};
+
+/// Owns one arena; immutable and shareable after construction.
+class DraftWeights {
+ public:
+  /// Reads `config.json`, the safetensors files (through their index when there is one, whatever their names) and the
+  /// mask embedding of `draft_dir`. @throws as Weights::load; Error{missing_tensor} for a missing mask embedding.
+  static DraftWeights load(const std::filesystem::path& draft_dir, const DraftConfig& config,
+                           const Weights::Options& options);
+  /// Random weights of the right shapes. Equal seeds give equal bytes.
+  static DraftWeights synthetic(const DraftConfig& config, uint64_t seed);
+
+  DraftWeights(DraftWeights&&) noexcept;
+  ~DraftWeights();
+
+  const DraftConfig& config() const;
+  const PackedMatrix& fc() const;           ///< rows hidden_size, k = target_layer_ids.size() * hidden_size
+  const float* hidden_norm() const;         ///< [hidden_size]
+  const float* final_norm() const;          ///< [hidden_size]
+  const uint16_t* mask_embedding() const;   ///< [hidden_size] bf16
+  const DraftLayerWeights& layer(uint32_t layer_idx) const;
+  uint64_t packed_bytes() const;
+
+ private:
+  struct Impl;
+  explicit DraftWeights(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace mimo_rt
