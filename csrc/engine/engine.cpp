@@ -44,44 +44,62 @@ std::string pick_backend(const EngineOptions& options) {
   return backend;
 }
 
-Plan build_plan(const ModelConfig& config, uint32_t num_workers, uint32_t max_tokens) {
-  PlanOptions options;
-  options.num_workers = num_workers;
-  options.max_tokens = max_tokens;
-  options.max_logit_rows = std::min(max_tokens, kMaxLogitRows);
-  Plan plan = Plan::build(config, options);
+Plan build_plan(const ModelConfig& config, const DraftConfig* draft, PlanOptions options) {
+  options.max_logit_rows = std::min(options.max_tokens, kMaxLogitRows);
+  Plan plan = Plan::build(config, options, draft);
   plan.verify();
   return plan;
 }
 
+/// The folder of the draft; empty: none.
+std::filesystem::path find_draft(const std::filesystem::path& model_dir, const std::string& draft) {
+  if (draft == "none") return {};
+  if (draft != "auto") return draft;
+  const std::filesystem::path usual = model_dir / "dflash";
+  std::error_code error;
+  return std::filesystem::is_directory(usual, error) ? usual : std::filesystem::path();
+}
+
 /// What is known before the weights: plans and their proof, which also check the config.
-std::unique_ptr<Engine::Impl> prepare_engine(const ModelConfig& config,
+std::unique_ptr<Engine::Impl> prepare_engine(const ModelConfig& config, const DraftConfig* draft,
                                              const EngineOptions& options) {
   auto impl = std::make_unique<Engine::Impl>();
   impl->config = config;
   impl->options = options;
   impl->options.progress = nullptr;  // what it refers to may end with the load
-  const uint32_t num_workers = options.num_threads ? options.num_threads : num_usable_cores();
-  impl->decode_plan = build_plan(impl->config, num_workers, options.max_decode_tokens);
-  impl->prefill_plan = build_plan(impl->config, num_workers, options.prefill_chunk_tokens);
+  PlanOptions plan;
+  plan.num_workers = options.num_threads ? options.num_threads : num_usable_cores();
+  // Features of one step wait at most until the next: see csrc/engine/round.h.
+  plan.max_context_rows = draft ? impl->max_step_tokens() : 0;
+  plan.max_tokens = options.max_decode_tokens;
+  impl->decode_plan = build_plan(impl->config, draft, plan);
+  plan.max_tokens = options.prefill_chunk_tokens;
+  impl->prefill_plan = build_plan(impl->config, draft, plan);
+  if (draft) {
+    plan.max_tokens = draft->block_size;
+    plan.is_round = true;
+    impl->round_plan = build_plan(impl->config, draft, plan);
+  }
   impl->max_logit_rows = std::min(options.prefill_chunk_tokens, kMaxLogitRows);
   return impl;
 }
 
 /// Everything after the weights: the executor.
-std::shared_ptr<Engine> build_engine(std::unique_ptr<Engine::Impl> impl, Weights weights,
+std::shared_ptr<Engine> build_engine(std::unique_ptr<Engine::Impl> impl,
                                      const std::string& backend) {
-  impl->weights = std::make_unique<Weights>(std::move(weights));
-  impl->weight_bytes = count_weight_bytes(*impl->weights);
+  const DraftWeights* draft = impl->draft.get();
+  impl->weight_bytes = count_weight_bytes(*impl->weights, draft);
   const EngineOptions& options = impl->options;
   const ExecutorOptions executor_options{.num_workers = impl->decode_plan.num_workers(),
                                          .pin_workers = options.pin_threads,
                                          .park_after_us = options.park_after_us,
                                          .timeout_ms = options.timeout_ms};
-  const std::vector<const Plan*> plans = {&impl->decode_plan, &impl->prefill_plan};
-  impl->executor = backend == "ref"
-                       ? make_ref_executor(*impl->weights, plans, executor_options, options.exact)
-                       : make_cpu_executor(*impl->weights, plans, backend, executor_options);
+  std::vector<const Plan*> plans = {&impl->decode_plan, &impl->prefill_plan};
+  if (impl->round_plan) plans.push_back(&*impl->round_plan);
+  impl->executor =
+      backend == "ref"
+          ? make_ref_executor(*impl->weights, draft, plans, executor_options, options.exact)
+          : make_cpu_executor(*impl->weights, draft, plans, backend, executor_options);
   return Engine::Impl::assemble(std::move(impl));
 }
 
@@ -101,20 +119,36 @@ std::shared_ptr<Engine> Engine::open(const std::filesystem::path& model_dir,
   const ModelConfig config = ModelConfig::from_directory(model_dir, options.window_tokens);
   const Checkpoint checkpoint = Checkpoint::open(model_dir, {.use_mmap = options.use_mmap});
   checkpoint.validate(config);
-  const Weights::Options load{.num_threads = options.num_threads, .progress = options.progress};
-  auto impl = prepare_engine(config, options);
-  return build_engine(std::move(impl), Weights::load(checkpoint, config, load), backend);
+  const std::filesystem::path draft_dir = find_draft(model_dir, options.draft);
+  std::optional<DraftConfig> draft;
+  if (!draft_dir.empty()) {
+    draft = DraftConfig::from_directory(draft_dir);
+    draft->check_target(config);
+  }
+  auto impl = prepare_engine(config, draft ? &*draft : nullptr, options);
+  Weights::Options load{.num_threads = options.num_threads, .progress = options.progress};
+  impl->weights = std::make_unique<Weights>(Weights::load(checkpoint, config, load));
+  if (draft) {  // small beside the target: no progress of its own
+    load.progress = nullptr;
+    impl->draft = std::make_unique<DraftWeights>(DraftWeights::load(draft_dir, *draft, load));
+  }
+  return build_engine(std::move(impl), backend);
 }
 
 std::shared_ptr<Engine> Engine::synthetic(const ModelConfig& config, uint64_t seed,
-                                          const EngineOptions& options) {
+                                          const EngineOptions& options,
+                                          const DraftConfig* draft) {
   check_options(options);
   const std::string backend = pick_backend(options);
   ModelConfig adjusted = config;
   for (LayerConfig& layer : adjusted.layers)
     if (layer.window_tokens && options.window_tokens) layer.window_tokens = options.window_tokens;
-  auto impl = prepare_engine(adjusted, options);
-  return build_engine(std::move(impl), Weights::synthetic(adjusted, seed), backend);
+  if (draft) draft->check_target(adjusted);
+  auto impl = prepare_engine(adjusted, draft, options);
+  impl->weights = std::make_unique<Weights>(Weights::synthetic(adjusted, seed));
+  if (draft)
+    impl->draft = std::make_unique<DraftWeights>(DraftWeights::synthetic(*draft, seed + 1));
+  return build_engine(std::move(impl), backend);
 }
 
 const ModelConfig& Engine::config() const { return impl_->config; }
@@ -123,6 +157,11 @@ const std::string& Engine::backend() const { return impl_->executor->backend_nam
 uint32_t Engine::num_workers() const { return impl_->executor->num_workers(); }
 const Plan& Engine::decode_plan() const { return impl_->decode_plan; }
 const Plan& Engine::prefill_plan() const { return impl_->prefill_plan; }
+const DraftConfig* Engine::draft_config() const { return impl_->draft_config(); }
+const Plan* Engine::round_plan() const {
+  return impl_->round_plan ? &*impl_->round_plan : nullptr;
+}
+uint64_t Engine::draft_bytes_per_round() const { return impl_->weight_bytes.per_draft; }
 uint64_t Engine::weight_bytes() const { return impl_->weight_bytes.total; }
 uint64_t Engine::dense_bytes_per_step() const { return impl_->weight_bytes.dense_per_step; }
 uint64_t Engine::expert_bytes() const { return impl_->weight_bytes.per_expert; }

@@ -5,27 +5,32 @@
 
 #include "engine/step.h"
 #include "engine/step_queue.h"
+#include "weights/draft_weights.h"
 #include "weights/weights.h"
 
 #include <atomic>
 #include <memory>
+#include <optional>
 #include <vector>
 
 namespace mimo_rt {
 
 /// Weight bytes by how often a step reads them.
 struct WeightBytes {
-  uint64_t total = 0;           ///< packed
+  uint64_t total = 0;           ///< packed, the draft's included
   uint64_t dense_per_step = 0;  ///< all but embedding rows and experts
   uint64_t per_expert = 0;      ///< one expert of one layer
+  uint64_t per_draft = 0;       ///< drafting one block: the draft's weights and the lm_head
 };
-WeightBytes count_weight_bytes(const Weights& weights);
+WeightBytes count_weight_bytes(const Weights& weights, const DraftWeights* draft);
 
 struct Engine::Impl {
   EngineOptions options;
   ModelConfig config;
   std::unique_ptr<Weights> weights;
+  std::unique_ptr<DraftWeights> draft;  ///< nullptr: the model has none
   Plan decode_plan, prefill_plan;
+  std::optional<Plan> round_plan;       ///< with a draft
   uint32_t max_logit_rows = 1;         ///< of both plans
   WeightBytes weight_bytes;
   std::atomic<double> bandwidth_gbs = 0.0;  ///< 0: not measured
@@ -41,6 +46,7 @@ struct Engine::Impl {
   uint32_t max_step_tokens() const {
     return std::max(options.max_decode_tokens, options.prefill_chunk_tokens);
   }
+  const DraftConfig* draft_config() const { return draft ? &draft->config() : nullptr; }
   static std::shared_ptr<Engine> assemble(std::unique_ptr<Impl> impl);
 };
 

@@ -1,4 +1,4 @@
-// Prompt in, tokens out: prefill in chunks, then one step per token.
+// Prompt in, tokens out: prefill in chunks, then one step per token, or rounds when the model has a draft.
 #include "core/checks.h"
 #include "engine/generation_clock.h"
 #include "engine/session_impl.h"
@@ -45,14 +45,16 @@ class Generation {
 
   GenerateResult run() {
     prefill();
-    while (!finished_) {
-      const int32_t token_id = sampled_.token_id;
-      accept(token_id);
-      if (finished_ || stop_when_cancelled()) break;
-      step({&token_id, 1}, true);
+    if (!finished_) {
+      count_for_penalty(sampled_.token_id);
+      accept(sampled_);
+      if (engine_.draft) decode_rounds();
+      else decode_steps();
     }
     result_.text = text_.release_text();
+    const DraftStats draft = result_.stats.draft;
     result_.stats = clock_.finish(prompt_.size(), num_reused_, engine_.bandwidth_gbs);
+    result_.stats.draft = draft;
     return std::move(result_);
   }
 
@@ -83,6 +85,69 @@ class Generation {
     }
   }
 
+  void decode_steps() {
+    while (!finished_ && !stop_when_cancelled()) {
+      const int32_t token_id = sampled_.token_id;
+      step({&token_id, 1}, true);
+      if (finished_) break;
+      count_for_penalty(sampled_.token_id);
+      accept(sampled_);
+    }
+  }
+
+  /// Rounds count the tokens that they draw.
+  void count_for_penalty(int32_t token_id) {
+    if (request_.token_counts) ++session_.token_counts[static_cast<size_t>(token_id)];
+  }
+
+  void decode_rounds() {
+    if (!session_.width || session_.width_options != options_.draft) {
+      session_.width.emplace(options_.draft, engine_.draft->config().block_size);
+      session_.width_options = options_.draft;
+    }
+    session_.width->reset_stats();
+    RoundState state(round_request(), *session_.width, engine_.config.vocab_size,
+                     engine_.draft->config().block_size);
+    state.block[0] = result_.token_ids.back();
+    state.num_output = result_.token_ids.size();
+    while (!finished_ && !stop_when_cancelled()) run_rounds(state);
+    result_.stats.draft = session_.width->stats();
+    clock_.count_drafts(engine_.weight_bytes, result_.stats.draft.num_drafted_rounds);
+  }
+
+  RoundRequest round_request() {
+    RoundRequest request;
+    request.params = &options_.sampling;
+    request.sequence_id = session_.sequence_id;
+    if (request_.token_counts) request.token_counts = session_.token_counts.data();
+    request.stop_ids = stop_ids_;
+    request.min_tokens = options_.min_tokens;
+    request.max_tokens = limit_;
+    request.max_context = session_.sequence.cache().max_context();
+    request.max_context_rows = engine_.round_plan->options().max_context_rows;
+    request.proposal = options_.draft.proposal;
+    return request;
+  }
+
+  /// Rounds until the generation ends or another session wants the engine.
+  void run_rounds(RoundState& state) {
+    const auto on_token = [&](const SampleResult& token) {
+      accept(token);
+      if (session_.cancelled || engine_.steps.num_waiting() > 0) state.stop_requested = true;
+      return !finished_;
+    };
+    {
+      const std::lock_guard lock(engine_.steps);
+      if (session_.cancelled) return;  // while it waited for the engine
+      session_.sequence.run_rounds(engine_, state, on_token);
+    }
+    clock_.count_rounds(engine_.weight_bytes, state.num_rounds, state.active_experts);
+    if (state.end == RoundEnd::bad_logits) fail_bad_logits(state.position);
+    const bool may_go_on = state.end == RoundEnd::requested || state.end == RoundEnd::max_rounds;
+    MIMO_RT_CHECK(finished_ || may_go_on, internal, kWhere, "the rounds ended (",
+                  static_cast<int>(state.end), ") and the generation did not");
+  }
+
   /// Finishes the generation instead when it was cancelled while it waited for the engine.
   void step(std::span<const int32_t> tokens, bool want_token) {
     const auto last_row = static_cast<uint32_t>(tokens.size() - 1);
@@ -105,17 +170,20 @@ class Generation {
       return;
     }
     if (!result_.token_ids.empty()) clock_.count_step(engine_.weight_bytes, output.active_experts);
-    if (!want_token || sampled_.token_id >= 0) return;
+    if (want_token && sampled_.token_id < 0) fail_bad_logits(request_.position - 1);
+  }
+
+  [[noreturn]] void fail_bad_logits(uint32_t position) {
     session_.sequence.keep_common_prefix({}, 0);  // keys and values are just as broken
-    fail(ErrorCode::internal, kWhere, "logits of position ", request_.position - 1,
+    fail(ErrorCode::internal, kWhere, "logits of position ", position,
          ": expected a finite value, got only NaN or infinity. Check the weights.");
   }
 
-  void accept(int32_t token_id) {
+  void accept(const SampleResult& token) {
+    const int32_t token_id = token.token_id;
     clock_.count_token();
     result_.token_ids.push_back(token_id);
-    if (request_.token_counts) ++session_.token_counts[static_cast<size_t>(token_id)];
-    record_logprobs();
+    record_logprobs(token);
     const bool is_stop = std::binary_search(stop_ids_.begin(), stop_ids_.end(), token_id);
     const bool in_text = !is_stop || options_.include_stop_str_in_output;
     if (in_text && session_.vocabulary &&
@@ -135,11 +203,10 @@ class Generation {
     if (!go_on && !finished_) finish(FinishReason::abort);
   }
 
-  void record_logprobs() {
+  void record_logprobs(const SampleResult& token) {
     if (!options_.sampling.want_logprob && options_.sampling.num_logprobs == 0) return;
-    result_.logprobs.push_back(
-        {{sampled_.token_id, sampled_.logprob},
-         {sampled_.alternatives, sampled_.alternatives + sampled_.num_alternatives}});
+    result_.logprobs.push_back({{token.token_id, token.logprob},
+                                {token.alternatives, token.alternatives + token.num_alternatives}});
   }
 
   /// Ends with FinishReason::abort when cancel() was called; the callback gets the text held back.

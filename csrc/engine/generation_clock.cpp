@@ -15,8 +15,17 @@ void GenerationClock::count_token() {
 }
 
 void GenerationClock::count_step(const WeightBytes& weights, uint64_t active_experts) {
-  ++num_steps_;
-  weight_bytes_ += weights.dense_per_step + active_experts * weights.per_expert;
+  count_rounds(weights, 1, active_experts);
+}
+
+void GenerationClock::count_rounds(const WeightBytes& weights, uint64_t num_rounds,
+                                   uint64_t active_experts) {
+  num_steps_ += num_rounds;
+  weight_bytes_ += num_rounds * weights.dense_per_step + active_experts * weights.per_expert;
+}
+
+void GenerationClock::count_drafts(const WeightBytes& weights, uint64_t num_drafted_rounds) {
+  weight_bytes_ += num_drafted_rounds * weights.per_draft;
 }
 
 GenerationStats GenerationClock::finish(uint64_t num_prompt_tokens, uint64_t num_cached_tokens,

@@ -18,6 +18,10 @@ class GenerationClock {
   void count_token();
   /// One step after the prefill.
   void count_step(const WeightBytes& weights, uint64_t active_experts);
+  /// Rounds after the prefill; their active experts are summed.
+  void count_rounds(const WeightBytes& weights, uint64_t num_rounds, uint64_t active_experts);
+  /// Blocks that were drafted.
+  void count_drafts(const WeightBytes& weights, uint64_t num_drafted_rounds);
   GenerationStats finish(uint64_t num_prompt_tokens, uint64_t num_cached_tokens,
                          double bandwidth_gbs) const;
 

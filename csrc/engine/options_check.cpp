@@ -52,7 +52,7 @@ void check_tokens(std::span<const int32_t> tokens, uint32_t vocab_size, const ch
 }
 
 void check_generate_options(const GenerateOptions& options, uint32_t vocab_size,
-                            bool has_vocabulary) {
+                            bool has_vocabulary, const DraftConfig* draft) {
   check_sampling(options.sampling);
   check_stop_strings(options.stop, has_vocabulary);
   MIMO_RT_CHECK(options.stop_token_ids.size() <= kMaxStopTokenIds, invalid_argument, kWhere,
@@ -63,6 +63,9 @@ void check_generate_options(const GenerateOptions& options, uint32_t vocab_size,
   MIMO_RT_CHECK(options.max_tokens == 0 || options.min_tokens <= options.max_tokens,
                 invalid_argument, kWhere, "min_tokens: expected <= max_tokens (",
                 options.max_tokens, "), got ", options.min_tokens);
+  MIMO_RT_CHECK(!draft || options.draft.num_draft_tokens < draft->block_size, invalid_argument,
+                kWhere, "num_draft_tokens: expected 0..", draft->block_size - 1,
+                " (the draft's block_size - 1), got ", options.draft.num_draft_tokens);
 }
 
 }  // namespace mimo_rt

@@ -14,7 +14,7 @@ inline constexpr size_t kMaxStopTokenIds = 4096;
 
 /// @throws Error{invalid_argument}
 void check_generate_options(const GenerateOptions& options, uint32_t vocab_size,
-                            bool has_vocabulary);
+                            bool has_vocabulary, const DraftConfig* draft);
 
 /// Token ids must lie in [0, vocab_size); `where` names the public operation.
 /// @throws Error{invalid_argument} when empty or out of range

@@ -47,6 +47,7 @@ struct RoundRequest {
   std::span<const int32_t> stop_ids;        ///< ascending; any of them ends the generation
   uint64_t min_tokens = 0, max_tokens = 0;  ///< of the generation's output; stop ids are masked before min_tokens
   uint32_t max_context = 0;                 ///< positions of the KV cache that rounds may write: [0, max_context)
+  uint32_t max_context_rows = 0;            ///< of the plan: rows of draft context that one round can make
   DraftOptions::Proposal proposal = DraftOptions::Proposal::argmax;
 };
 
@@ -89,7 +90,9 @@ struct RoundState {
   uint8_t* draft_scratch(uint32_t row) const;
 
   /// Fills `input` for the round that begins at `position` with the anchor block[0]: chooses the width, limited by what
-  /// max_tokens and max_context leave, and the rows of context to make. Also resets num_rounds, end, active_experts.
+  /// max_tokens and max_context leave, and the rows of context to make: all pending ones when the round drafts or when
+  /// they become many (pending + block_size > min(64, max_context_rows)), else none; so pending rows never exceed
+  /// max_context_rows. Also resets num_rounds, end, active_experts and stop_requested.
   void begin();
 
  private:

@@ -1,14 +1,21 @@
 #include "engine/sequence.h"
 
+#include "core/checks.h"
+
 #include <algorithm>
 #include <numeric>
+#include <utility>
 
 namespace mimo_rt {
 
-Sequence::Sequence(const ModelConfig& config, uint32_t max_context, uint32_t max_step_tokens)
-    : cache_(config, {.max_context = max_context,
-                      .max_step_tokens = std::min(max_step_tokens, max_context),
-                      .num_seqs = 1}) {}
+Sequence::Sequence(const ModelConfig& config, const DraftConfig* draft, uint32_t max_context,
+                   uint32_t max_step_tokens)
+    : cache_(config,
+             {.max_context = max_context,
+              .max_step_tokens = std::min(
+                  std::max(max_step_tokens, draft ? draft->block_size : 0), max_context),
+              .num_seqs = 1},
+             draft) {}
 
 void Sequence::keep_common_prefix(std::span<const int32_t> tokens, uint32_t max_kept) {
   const auto mismatch =
@@ -17,6 +24,7 @@ void Sequence::keep_common_prefix(std::span<const int32_t> tokens, uint32_t max_
   if (!cache_.can_truncate(most_tokens_, kept)) kept = 0;
   cache_.truncate(0, kept);
   token_ids_.resize(kept);
+  num_context_ = std::min(num_context_, kept);
   if (kept == 0) most_tokens_ = 0;
   num_cached_ = kept;
 }
@@ -41,6 +49,10 @@ void Sequence::step(Engine::Impl& engine, std::span<const int32_t> tokens,
     input.num_logit_rows = static_cast<uint32_t>(logit_rows.size());
     input.logit_rows = logit_rows.data();
     input.sample = sample;
+    if (engine.draft) {  // before this step's rows overwrite their features
+      input.context_begin = num_context_;
+      input.num_context_rows = begin - num_context_;
+    }
     const Plan& plan = engine.plan_for(num_tokens);
     engine.executor->run(plan, cache_, input, output);
     engine.last_plan = &plan;  // not before: a refused step leaves no trace
@@ -49,6 +61,60 @@ void Sequence::step(Engine::Impl& engine, std::span<const int32_t> tokens,
     cache_.truncate(0, begin);
     throw;
   }
+  if (engine.draft) num_context_ = begin;
+  num_cached_ = size();
+}
+
+void Sequence::run_rounds(Engine::Impl& engine, RoundState& state,
+                          const std::function<bool(const SampleResult&)>& on_token) {
+  const uint32_t begin = size();
+  state.position = begin;
+  state.num_context = num_context_;
+  int32_t anchor = state.block[0];  // the next token to get keys and values
+  uint64_t num_read = state.ring.num_pushed();
+  bool wants_more = true, poll_failed = false;
+  const auto read_token = [&] {
+    const SampleResult token = state.ring[num_read];
+    state.ring.release(++num_read);
+    token_ids_.push_back(std::exchange(anchor, token.token_id));
+    return token;
+  };
+  const auto poll = [&] {
+    try {
+      while (num_read < state.ring.num_pushed()) {
+        const SampleResult token = read_token();
+        if (wants_more && !on_token(token)) wants_more = false;
+      }
+      if (!wants_more) state.stop_requested = true;
+    } catch (...) {
+      poll_failed = true;
+      throw;
+    }
+  };
+  try {
+    cache_.reserve(0, state.request.max_context);
+    state.begin();
+    engine.executor->run_rounds(*engine.round_plan, cache_, state, poll);
+    engine.last_plan = &*engine.round_plan;
+  } catch (...) {
+    if (poll_failed) {
+      while (num_read < state.ring.num_pushed()) read_token();
+      settle_rounds(state, engine.draft->config().block_size);
+    } else {
+      token_ids_.resize(begin);
+      cache_.truncate(0, begin);
+    }
+    throw;
+  }
+  settle_rounds(state, engine.draft->config().block_size);
+}
+
+void Sequence::settle_rounds(const RoundState& state, uint32_t block_size) {
+  MIMO_RT_CHECK(size() == state.position, internal, "Sequence.run_rounds", "expected ",
+                state.position, " tokens after the last round, got ", size());
+  num_context_ = state.num_context;
+  most_tokens_ = std::max(most_tokens_, size() + block_size);  // rejected rows were written too
+  cache_.truncate(0, size());
   num_cached_ = size();
 }
 

@@ -2,10 +2,12 @@
 #pragma once
 
 #include "engine/engine_impl.h"
+#include "engine/round.h"
 #include "kv/kv_cache.h"
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -13,7 +15,8 @@ namespace mimo_rt {
 
 class Sequence {
  public:
-  Sequence(const ModelConfig& config, uint32_t max_context, uint32_t max_step_tokens);
+  Sequence(const ModelConfig& config, const DraftConfig* draft, uint32_t max_context,
+           uint32_t max_step_tokens);
 
   /// Ids whose keys and values are in the cache.
   const std::vector<int32_t>& token_ids() const { return token_ids_; }
@@ -35,12 +38,23 @@ class Sequence {
   void step(Engine::Impl& engine, std::span<const int32_t> tokens,
             std::span<const uint32_t> logit_rows, const SampleRequest* sample, StepOutput& output);
 
+  /// Runs rounds that continue from the anchor state.block[0], which follows the tokens held here,
+  /// until state.end says why not. `on_token` is called on this thread for every token; returning
+  /// false asks the rounds to stop, and tokens that come after that are kept here but not shown.
+  /// The caller holds `engine.steps`. On an exception of `on_token` the sequence holds all that
+  /// the rounds made; on any other it is as before.
+  void run_rounds(Engine::Impl& engine, RoundState& state,
+                  const std::function<bool(const SampleResult&)>& on_token);
+
  private:
+  void settle_rounds(const RoundState& state, uint32_t block_size);
+
   KvCache cache_;
   std::vector<int32_t> token_ids_;
   std::vector<uint32_t> positions_, seq_idx_;  ///< of a step
   std::atomic<uint32_t> num_cached_ = 0;
   uint32_t most_tokens_ = 0;  ///< that steps wrote since the sequence was empty
+  uint32_t num_context_ = 0;  ///< tokens whose keys and values the draft has
 };
 
 }  // namespace mimo_rt

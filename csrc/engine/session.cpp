@@ -83,7 +83,8 @@ GenerateResult Session::generate(std::span<const int32_t> prompt, const Generate
   const BusyGuard guard(impl.busy, kWhere);
   impl.cancelled = false;
   const uint32_t vocab_size = impl.engine->config().vocab_size;
-  check_generate_options(options, vocab_size, impl.vocabulary.has_value());
+  check_generate_options(options, vocab_size, impl.vocabulary.has_value(),
+                         impl.engine->draft_config());
   check_tokens(prompt, vocab_size, kWhere, "prompt");
   MIMO_RT_CHECK(prompt.size() < max_context(), capacity, kWhere, "prompt: expected fewer than ",
                 max_context(), " tokens, got ", prompt.size(),

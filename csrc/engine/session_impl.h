@@ -19,12 +19,15 @@ struct SessionState {
   SessionState(std::shared_ptr<Engine> engine_, uint32_t max_context, uint64_t sequence_id_)
       : engine(std::move(engine_)),
         sequence_id(sequence_id_),
-        sequence(engine->config(), max_context, engine->impl().max_step_tokens()) {}
+        sequence(engine->config(), engine->draft_config(), max_context,
+                 engine->impl().max_step_tokens()) {}
 
   std::shared_ptr<Engine> engine;
   uint64_t sequence_id;
   Sequence sequence;
   std::optional<Vocabulary> vocabulary;
+  std::optional<DraftWidth> width;              ///< what this session has learnt about drafting
+  DraftOptions width_options;                   ///< that `width` was made for
   std::vector<uint32_t> token_counts;           ///< for the repetition penalty
   std::vector<std::max_align_t> sample_scratch;
   std::atomic<bool> cancelled = false;

@@ -3,7 +3,7 @@
 
 namespace mimo_rt {
 
-WeightBytes count_weight_bytes(const Weights& weights) {
+WeightBytes count_weight_bytes(const Weights& weights, const DraftWeights* draft) {
   const ModelConfig& config = weights.config();
   const uint64_t norm_bytes = sizeof(float) * uint64_t{config.hidden_size};
   WeightBytes bytes;
@@ -20,6 +20,10 @@ WeightBytes count_weight_bytes(const Weights& weights) {
     bytes.dense_per_step += layer.router.bytes();
     if (layer.router_bias) bytes.dense_per_step += sizeof(float) * config.num_experts;
     bytes.per_expert = layer.expert_gate_up[0].bytes() + layer.expert_down[0].bytes();
+  }
+  if (draft) {
+    bytes.total += draft->packed_bytes();
+    bytes.per_draft = draft->packed_bytes() + weights.lm_head().bytes();
   }
   return bytes;
 }

@@ -19,19 +19,24 @@ void bind_engine(py::module_& m) {
       .def_readwrite("prefill_chunk_tokens", &EngineOptions::prefill_chunk_tokens)
       .def_readwrite("window_tokens", &EngineOptions::window_tokens)
       .def_readwrite("exact", &EngineOptions::exact)
+      .def_readwrite("draft", &EngineOptions::draft)
       .def_readwrite("use_mmap", &EngineOptions::use_mmap)
       .def_readwrite("progress", &EngineOptions::progress);
   py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine", "A loaded model: packed weights, plans, executor.")
       .def_static("open", &Engine::open, py::arg("model_dir"), py::arg("options") = EngineOptions{},
                   py::call_guard<py::gil_scoped_release>())
       .def_static("synthetic", &Engine::synthetic, py::arg("config"), py::arg("seed") = 0,
-                  py::arg("options") = EngineOptions{}, py::call_guard<py::gil_scoped_release>())
+                  py::arg("options") = EngineOptions{}, py::arg("draft") = nullptr,
+                  py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("config", &Engine::config)
       .def_property_readonly("options", &Engine::options)
       .def_property_readonly("backend", &Engine::backend)
       .def_property_readonly("num_workers", &Engine::num_workers)
       .def_property_readonly("decode_plan", &Engine::decode_plan)
       .def_property_readonly("prefill_plan", &Engine::prefill_plan)
+      .def_property_readonly("draft_config", &Engine::draft_config, py::return_value_policy::reference_internal)
+      .def_property_readonly("round_plan", &Engine::round_plan, py::return_value_policy::reference_internal)
+      .def_property_readonly("draft_bytes_per_round", &Engine::draft_bytes_per_round)
       .def_property_readonly("weight_bytes", &Engine::weight_bytes)
       .def_property_readonly("dense_bytes_per_step", &Engine::dense_bytes_per_step)
       .def_property_readonly("expert_bytes", &Engine::expert_bytes)

@@ -55,9 +55,22 @@ void bind_options(py::module_& m) {
       .def_readwrite("seed", &SamplingParams::seed)
       .def_readwrite("num_logprobs", &SamplingParams::num_logprobs)
       .def_readwrite("want_logprob", &SamplingParams::want_logprob);
+  py::class_<DraftOptions> draft(m, "DraftOptions", "How a generation drafts; fields as in mimo_rt/draft.h.");
+  py::enum_<DraftOptions::Mode>(draft, "Mode")
+      .value("off", DraftOptions::Mode::off)
+      .value("fixed", DraftOptions::Mode::fixed)
+      .value("adaptive", DraftOptions::Mode::adaptive);
+  py::enum_<DraftOptions::Proposal>(draft, "Proposal")
+      .value("argmax", DraftOptions::Proposal::argmax)
+      .value("sampled", DraftOptions::Proposal::sampled);
+  draft.def(py::init(&from_kwargs<DraftOptions>))
+      .def_readwrite("mode", &DraftOptions::mode)
+      .def_readwrite("num_draft_tokens", &DraftOptions::num_draft_tokens)
+      .def_readwrite("proposal", &DraftOptions::proposal);
   py::class_<GenerateOptions>(m, "GenerateOptions", "What ends a generation; fields as in mimo_rt/session.h.")
       .def(py::init(&from_kwargs<GenerateOptions>))
       .def_readwrite("sampling", &GenerateOptions::sampling)
+      .def_readwrite("draft", &GenerateOptions::draft)
       .def_readwrite("max_tokens", &GenerateOptions::max_tokens)
       .def_readwrite("min_tokens", &GenerateOptions::min_tokens)
       .def_readwrite("stop_token_ids", &GenerateOptions::stop_token_ids)
@@ -73,6 +86,17 @@ void bind_results(py::module_& m) {
   py::class_<TokenLogprobs>(m, "TokenLogprobs")
       .def_readonly("chosen", &TokenLogprobs::chosen)
       .def_readonly("alternatives", &TokenLogprobs::alternatives);
+  py::class_<DraftStats>(m, "DraftStats", "Speculative decoding of one generation; fields as in mimo_rt/stats.h.")
+      .def_readonly("num_rounds", &DraftStats::num_rounds)
+      .def_readonly("num_drafted_rounds", &DraftStats::num_drafted_rounds)
+      .def_readonly("num_draft_tokens", &DraftStats::num_draft_tokens)
+      .def_readonly("num_accepted_tokens", &DraftStats::num_accepted_tokens)
+      .def_readonly("accepted_at_pos", &DraftStats::accepted_at_pos)
+      .def_readonly("drafted_at_pos", &DraftStats::drafted_at_pos)
+      .def_readonly("accepted_histogram", &DraftStats::accepted_histogram)
+      .def_readonly("width_histogram", &DraftStats::width_histogram)
+      .def_property_readonly("acceptance_length", &DraftStats::acceptance_length)
+      .def_property_readonly("acceptance_rate", &DraftStats::acceptance_rate);
   py::class_<GenerationStats>(m, "GenerationStats", "Fields as in mimo_rt/stats.h.")
       .def_readonly("num_prompt_tokens", &GenerationStats::num_prompt_tokens)
       .def_readonly("num_cached_tokens", &GenerationStats::num_cached_tokens)
@@ -85,7 +109,8 @@ void bind_results(py::module_& m) {
       .def_readonly("decode_tokens_per_s", &GenerationStats::decode_tokens_per_s)
       .def_readonly("weight_bytes_per_step", &GenerationStats::weight_bytes_per_step)
       .def_readonly("decode_gbs", &GenerationStats::decode_gbs)
-      .def_readonly("bandwidth_fraction", &GenerationStats::bandwidth_fraction);
+      .def_readonly("bandwidth_fraction", &GenerationStats::bandwidth_fraction)
+      .def_readonly("draft", &GenerationStats::draft);
   py::class_<GenerateResult>(m, "GenerateResult")
       .def_readonly("token_ids", &GenerateResult::token_ids)
       .def_readonly("text", &GenerateResult::text)

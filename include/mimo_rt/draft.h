@@ -60,6 +60,8 @@ struct DraftOptions {
     argmax,   ///< the draft's best token; the output equals plain decoding with the same seed, token for token
     sampled,  ///< a draw from the draft, accepted by the ratio test; distributed as plain decoding
   } proposal = Proposal::argmax;
+
+  bool operator==(const DraftOptions&) const = default;
 };
 
 inline constexpr uint32_t kMaxBlockSize = 16;

@@ -3,6 +3,7 @@
 
 #include <mimo_rt/api.h>
 #include <mimo_rt/config.h>
+#include <mimo_rt/draft.h>
 #include <mimo_rt/plan.h>
 
 #include <cstdint>
@@ -23,6 +24,8 @@ struct EngineOptions {
   uint32_t prefill_chunk_tokens = 512;///< rows of a prefill step
   uint32_t window_tokens = 0;         ///< overrides the width of window layers (128 or 129 keys); 0: the config's
   bool exact = false;                 ///< "ref" only: float64 activations, an evaluator of the mathematical model
+  /// The DFlash draft: "auto": `<model_dir>/dflash` if it exists; "none"; or the directory of a draft for this model.
+  std::string draft = "auto";
   bool use_mmap = true;               ///< false: read the files into memory; they may change while they are loaded
   /// (done, total) packed bytes; returning false cancels the load.
   std::function<bool(uint64_t, uint64_t)> progress;
@@ -36,7 +39,8 @@ class MIMO_RT_API Engine {
   ///         cancelled.
   static std::shared_ptr<Engine> open(const std::filesystem::path& model_dir, const EngineOptions& options = {});
   /// Random weights of the given shape, made in memory: for benchmarks.
-  static std::shared_ptr<Engine> synthetic(const ModelConfig& config, uint64_t seed, const EngineOptions& options = {});
+  static std::shared_ptr<Engine> synthetic(const ModelConfig& config, uint64_t seed, const EngineOptions& options = {},
+                                           const DraftConfig* draft = nullptr);
   ~Engine();
 
   const ModelConfig& config() const;
@@ -45,6 +49,9 @@ class MIMO_RT_API Engine {
   uint32_t num_workers() const;
   const Plan& decode_plan() const;
   const Plan& prefill_plan() const;
+  const DraftConfig* draft_config() const;   ///< nullptr without a draft
+  const Plan* round_plan() const;            ///< draft, verify, accept; nullptr without a draft
+  uint64_t draft_bytes_per_round() const;    ///< weights that drafting one block reads, the lm_head included
   uint64_t weight_bytes() const;             ///< packed
   uint64_t dense_bytes_per_step() const;     ///< weights every step reads: all but embedding rows and experts
   uint64_t expert_bytes() const;             ///< of one expert of one layer

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <mimo_rt/api.h>
+#include <mimo_rt/draft.h>
 #include <mimo_rt/engine.h>
 #include <mimo_rt/sampling.h>
 #include <mimo_rt/stats.h>
@@ -18,6 +19,7 @@ namespace mimo_rt {
 
 struct GenerateOptions {
   SamplingParams sampling;
+  DraftOptions draft;                   ///< has no effect on an engine without a draft
   uint32_t max_tokens = 0;              ///< 0: until a stop or the end of the context
   uint32_t min_tokens = 0;              ///< stop tokens are masked before this many tokens
   std::vector<int32_t> stop_token_ids;  ///< added to the model's eos ids
