@@ -12,12 +12,16 @@ from typing import Any, TextIO
 
 from . import _C
 from .errors import unknown_name
-from .params import as_flag, as_int
+from .value_checks import as_flag, as_int
 from .streaming import call_interruptibly
 
 Progress = Callable[[int, int], "bool | None"]
 _ENGINE_OPTIONS = {name for name in vars(_C.EngineOptions) if not name.startswith("_")}
 _FLAGS = {"pin_threads", "exact", "use_mmap"}
+_STRINGS = {
+    "device": "the name of a backend",
+    "draft": "'auto', 'none' or a directory",
+}
 # Arguments of Session that are no field of EngineOptions, for "did you mean".
 _SESSION_ARGUMENTS = {"threads", "max_context", "seed", "generation_config"}
 _UNSIGNED = {"timeout_ms", "park_after_us", "max_decode_tokens", "prefill_chunk_tokens"}
@@ -77,9 +81,9 @@ def engine_options(**options: Any) -> Any:
             chosen[name] = as_int(name, value, 1, 1024, "Session")
         elif name in _FLAGS:
             chosen[name] = as_flag(name, value, "Session")
-        elif name == "device" and not isinstance(value, str):
+        elif name in _STRINGS and not isinstance(value, str):
             raise _C.InvalidArgumentError(
-                f"[Session] device: expected the name of a backend, got {value!r}."
+                f"[Session] {name}: expected {_STRINGS[name]}, got {value!r}."
             )
     return _C.EngineOptions(**chosen)
 

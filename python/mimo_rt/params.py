@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import operator
 import secrets
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +12,8 @@ from typing import Any
 
 from . import _C
 from .errors import unknown_name
+from .value_checks import SAMPLING_CHECKS, invalid_value, token_ids
 
-MAX_STOP_STRINGS = 16
-MAX_STOP_STRING_BYTES = 1024
-MAX_STOP_TOKEN_IDS = 1024
 _MAX_JSON_BYTES = 1 << 20
 _ALIASES = {"max_new_tokens": "max_tokens", "num_logprobs": "logprobs"}
 # Fields that generation_config.json may set, with the value that switches each of them off.
@@ -52,6 +47,11 @@ class SamplingParams:
         ignore_eos: the model's end tokens do not stop.
         logprobs: None: off; n in 0..20: the chosen token and the n most likely ones.
         include_stop_str_in_output: keep the stop string at the end of the text.
+        draft_mode: with a DFlash draft: "off" decodes plainly, "fixed" verifies num_draft_tokens
+            in every round, "adaptive" as many as pay. Never changes what the text is drawn from.
+        num_draft_tokens: at most this many per round, 1..15; None: the draft's whole block.
+        draft_proposal: "argmax" or "sampled", how the draft proposes when temperature > 0. With
+            "argmax" the output is that of plain decoding with the same seed, token for token.
     """
 
     max_tokens: int | None = None
@@ -67,12 +67,15 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     include_stop_str_in_output: bool = False
+    draft_mode: str = "adaptive"
+    num_draft_tokens: int | None = None
+    draft_proposal: str = "argmax"
 
     def __init__(self, **arguments: Any) -> None:
         values = {field.name: field.default for field in dataclasses.fields(SamplingParams)}
         values |= resolve_names("SamplingParams", arguments, values)
         for name, value in values.items():
-            object.__setattr__(self, name, _CHECKS[name](name, value))
+            object.__setattr__(self, name, SAMPLING_CHECKS[name](name, value))
 
     def replace(self, **arguments: Any) -> SamplingParams:
         """A copy with some fields changed; same names and errors as the constructor."""
@@ -107,7 +110,7 @@ class GenerationDefaults:
         eos_ids = [] if eos is None else eos if isinstance(eos, list) else [eos]
         try:
             SamplingParams(**sampling)
-            return cls(sampling, _token_ids("eos_token_id", eos_ids))
+            return cls(sampling, token_ids("eos_token_id", eos_ids))
         except _C.MimoRtError as error:
             raise _C.BadFormatError(f"[{path}] {error}") from None
 
@@ -133,7 +136,7 @@ def resolve_params(
 ) -> SamplingParams:
     """Keyword arguments win over the fields of ``params``."""
     if params is not None and not isinstance(params, SamplingParams):
-        raise _invalid("params", "a SamplingParams", params, where)
+        raise invalid_value("params", "a SamplingParams", params, where)
     return (params or SamplingParams()).replace(**resolve_names(where, arguments))
 
 
@@ -154,8 +157,14 @@ def core_options(params: SamplingParams, defaults: GenerationDefaults, seed: int
         want_logprob=params.logprobs is not None,
     )
     eos_ids = () if params.ignore_eos else defaults.eos_token_ids
+    draft = _C.DraftOptions(
+        mode=_C.DraftOptions.Mode.__members__[params.draft_mode],
+        num_draft_tokens=params.num_draft_tokens or 0,
+        proposal=_C.DraftOptions.Proposal.__members__[params.draft_proposal],
+    )
     return _C.GenerateOptions(
         sampling=sampling,
+        draft=draft,
         max_tokens=params.max_tokens or 0,
         min_tokens=params.min_tokens,
         stop_token_ids=[*params.stop_token_ids, *eos_ids],
@@ -186,112 +195,3 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 def _first(*values: Any) -> Any:
     return next(value for value in values if value is not None)
-
-
-def _invalid(name: str, expected: str, value: Any, where: str = "SamplingParams") -> Exception:
-    shown = repr(value)
-    shown = shown if len(shown) <= 80 else shown[:77] + "..."
-    return _C.InvalidArgumentError(f"[{where}] {name}: expected {expected}, got {shown}.")
-
-
-def as_int(name: str, value: Any, low: int, high: int, where: str = "SamplingParams") -> int:
-    """``value`` as an int in [low, high]; numpy integers pass, bools and floats do not."""
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        number = operator.index(value)
-    except TypeError:
-        raise _invalid(name, "an integer", value, where) from None
-    if not low <= number <= high:
-        raise _invalid(name, f"an integer in {low}..{high}", value, where)
-    return number
-
-
-def as_number(name: str, value: Any, low: float, high: float, where: str) -> float:
-    """``value`` as a float in (low, high]."""
-    number = _float32(value)
-    if not low < number <= high:
-        raise _invalid(name, f"a number in ({low:g}, {high:g}]", value, where)
-    return float(value)
-
-
-def as_flag(name: str, value: Any, where: str = "SamplingParams") -> bool:
-    """``value`` if it is True or False; nothing else passes for one."""
-    if not isinstance(value, bool):
-        raise _invalid(name, "True or False", value, where)
-    return value
-
-
-def _float32(value: Any) -> float:
-    """``value`` as the core will see it; NaN for what is no finite number there."""
-    try:
-        number = float("nan") if isinstance(value, (bool, str)) else float(value)
-        return struct.unpack("f", struct.pack("f", number))[0]
-    except (TypeError, ValueError, OverflowError):
-        return float("nan")
-
-
-def _integer(low: int, high: int, optional: bool = False) -> Any:
-    def check(name: str, value: Any) -> int | None:
-        return None if optional and value is None else as_int(name, value, low, high)
-
-    return check
-
-
-def _number(text: str, accepts: Any) -> Any:
-    def check(name: str, value: Any) -> float | None:
-        if value is None:
-            return None
-        number = _float32(value)
-        if not (math.isfinite(number) and accepts(number)):
-            raise _invalid(name, text, value)
-        return float(value)
-
-    return check
-
-
-def _as_tuple(name: str, expected: str, value: Any) -> tuple[Any, ...]:
-    try:
-        return () if value is None else tuple(value)
-    except TypeError:
-        raise _invalid(name, expected, value) from None
-
-
-def _stops(name: str, value: Any) -> tuple[str, ...]:
-    strings = (value,) if isinstance(value, str) else _as_tuple(name, "a string or a list", value)
-    if len(strings) > MAX_STOP_STRINGS:
-        raise _invalid(name, f"at most {MAX_STOP_STRINGS} strings", len(strings))
-    for string in strings:
-        if not isinstance(string, str):
-            raise _invalid(name, "strings", string)
-        try:
-            num_bytes = len(string.encode())
-        except UnicodeEncodeError:
-            raise _invalid(name, "valid Unicode", string) from None
-        if not 1 <= num_bytes <= MAX_STOP_STRING_BYTES:
-            raise _invalid(name, f"1..{MAX_STOP_STRING_BYTES} bytes", string)
-    return strings
-
-
-def _token_ids(name: str, value: Any) -> tuple[int, ...]:
-    ids = _as_tuple(name, "a list of token ids", value)
-    if len(ids) > MAX_STOP_TOKEN_IDS:
-        raise _invalid(name, f"at most {MAX_STOP_TOKEN_IDS} ids", len(ids))
-    return tuple(as_int(name, token_id, 0, 2**31 - 1) for token_id in ids)
-
-
-_CHECKS = {
-    "max_tokens": _integer(1, 2**31 - 1, optional=True),
-    "min_tokens": _integer(0, 2**31 - 1),
-    "temperature": _number("a number >= 0", lambda x: x >= 0),
-    "top_k": _integer(-1, 2**31 - 1, optional=True),
-    "top_p": _number("a number in (0, 1]", lambda x: 0 < x <= 1),
-    "min_p": _number("a number in [0, 1)", lambda x: 0 <= x < 1),
-    "repetition_penalty": _number("a number > 0", lambda x: x > 0),
-    "seed": _integer(0, 2**64 - 1, optional=True),
-    "stop": _stops,
-    "stop_token_ids": _token_ids,
-    "ignore_eos": as_flag,
-    "logprobs": _integer(0, 20, optional=True),
-    "include_stop_str_in_output": as_flag,
-}

@@ -9,6 +9,44 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class DraftStats:
+    """Speculative decoding of one generation; names and definitions as in vLLM and aiperf.
+
+    The acceptance length counts the token that every round emits beyond the accepted drafts:
+    1 + accepted / rounds; 0 without rounds. A block cut by a stop or a limit counts what it
+    emitted.
+
+    Attributes:
+        num_rounds: verification steps, those without a draft included.
+        num_drafted_rounds: those that ran the draft.
+        accepted_at_pos, drafted_at_pos: rounds that accepted, or verified, draft i + 1.
+        accepted_histogram, width_histogram: rounds that accepted, or verified, n drafts.
+    """
+
+    num_rounds: int = 0
+    num_drafted_rounds: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    acceptance_length: float = 0.0
+    acceptance_rate: float = 0.0
+    accepted_at_pos: tuple[int, ...] = ()
+    drafted_at_pos: tuple[int, ...] = ()
+    accepted_histogram: tuple[int, ...] = ()
+    width_histogram: tuple[int, ...] = ()
+
+    @classmethod
+    def from_core(cls, stats: Any) -> DraftStats:
+        """The extension module's numbers as a plain value; lists end at the widest round."""
+        values = {field.name: getattr(stats, field.name) for field in dataclasses.fields(cls)}
+        widest = max((n for n, count in enumerate(stats.width_histogram) if count), default=0)
+        for name in ("accepted_at_pos", "drafted_at_pos"):
+            values[name] = tuple(values[name][:widest])
+        for name in ("accepted_histogram", "width_histogram"):
+            values[name] = tuple(values[name][: widest + 1])
+        return cls(**values)
+
+
+@dataclass(frozen=True)
 class GenerationStats:
     """Times and rates of one generation; the definitions are in ``mimo_rt/stats.h``.
 
@@ -28,11 +66,13 @@ class GenerationStats:
     weight_bytes_per_step: float = 0.0
     decode_gbs: float = 0.0
     bandwidth_fraction: float = 0.0
+    draft: DraftStats = DraftStats()
 
     @classmethod
     def from_core(cls, stats: Any) -> GenerationStats:
         """The extension module's numbers as a plain value."""
-        return cls(**{field.name: getattr(stats, field.name) for field in dataclasses.fields(cls)})
+        values = {field.name: getattr(stats, field.name) for field in dataclasses.fields(cls)}
+        return cls(**{**values, "draft": DraftStats.from_core(stats.draft)})
 
 
 @dataclass(frozen=True)

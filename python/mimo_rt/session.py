@@ -13,7 +13,6 @@ from .loading import Progress, check_progress, engine_options, open_engine, requ
 from .params import (
     GenerationDefaults,
     SamplingParams,
-    as_int,
     core_options,
     fresh_seed,
     resolve_params,
@@ -24,6 +23,7 @@ from .scoring import score_logits
 from .session_state import Limits, SessionState
 from .streaming import Call, OnToken, TokenStream, call_interruptibly, iterate_async, run_to_end
 from .text import ModelText, Prompt
+from .value_checks import as_int
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,6 +42,8 @@ class Session(SessionState):
         max_context: tokens of prompt and output; None: the model's limit, at most 8192.
         seed: default of generations that give none; None: a fresh one each time.
         pin_threads: bind each worker to a core.
+        draft: the DFlash draft for speculative decoding: "auto" (``model_dir/dflash`` if it
+            exists), "none", or a directory. The text never depends on it.
         window_tokens: width of sliding-window layers instead of the config's (128 or 129).
         progress: called with (done, total) bytes while loading, False cancels; True: a line on
             stderr.
@@ -64,6 +66,7 @@ class Session(SessionState):
         max_context: int | None = None,
         seed: int | None = None,
         pin_threads: bool = True,
+        draft: str | os.PathLike[str] = "auto",
         window_tokens: int | None = None,
         progress: Progress | bool | None = None,
         generation_config: str = "auto",
@@ -75,6 +78,7 @@ class Session(SessionState):
             "device": device,
             "num_threads": threads if num_threads is None else num_threads,
             "pin_threads": pin_threads,
+            "draft": os.fspath(draft),
             "window_tokens": window_tokens,
         }
         # All that can be refused before the minutes that loading may take.

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from . import _C
-from .params import GenerationDefaults, as_int, as_number
+from .params import GenerationDefaults
 from .results import GenerationResult, GenerationStats, SessionStats
 from .text import ModelText
+from .value_checks import as_int, as_number
 
 
 class Limits:

@@ -8,7 +8,7 @@ from typing import Any
 
 from . import _C
 from .chat_template import ChatTemplate
-from .params import as_int
+from .value_checks import as_int
 from .tokenizer import Tokenizer
 
 # Text, token ids in [0, vocab_size), or chat messages.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from . import _C
-from .params import as_int
+from .value_checks import as_int
 
 _MAX_FILE_BYTES = 256 << 20
 

@@ -24,6 +24,7 @@ _SAMPLING_FLAGS: tuple[tuple[str, str, Any, str], ...] = (
     ("--min-p", "min_p", float, "keep tokens of at least this fraction of the best one's"),
     ("--repetition-penalty", "repetition_penalty", float, "1 is off"),
     ("--seed", "seed", int, "repeat an earlier output (default: a fresh one)"),
+    ("--num-draft-tokens", "num_draft_tokens", int, "drafts per round (default: a whole block)"),
 )
 
 
@@ -44,6 +45,8 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group = add_backend_options(parser)
     group.add_argument("--window-tokens", type=int, metavar="N",
                        help="width of window layers (128 or 129) instead of the config's")
+    group.add_argument("--draft", default="auto", metavar="DIR",
+                       help="DFlash draft: auto (MODEL/dflash if it exists), none, or a directory")
 
 
 def add_session_options(parser: argparse.ArgumentParser) -> None:
@@ -70,6 +73,10 @@ def add_sampling_options(
                        help="end before this text (may be repeated)")
     group.add_argument("--stop-token-id", dest="stop_token_ids", action="append", type=int,
                        metavar="ID", help="end at this token (may be repeated)")
+    group.add_argument("--draft-mode", choices=("off", "fixed", "adaptive"),
+                       help="how many drafts a round verifies (default: adaptive)")
+    group.add_argument("--draft-proposal", choices=("argmax", "sampled"),
+                       help="how the draft proposes when temperature > 0 (default: argmax)")
     group.add_argument("--ignore-eos", action="store_true", default=None,
                        help="the model's end token does not stop")
 
@@ -77,7 +84,7 @@ def add_sampling_options(
 def sampling_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of `Session.generate`: only what was given, and already checked."""
     names = [field for _, field, _, _ in _SAMPLING_FLAGS]
-    names += ["stop", "stop_token_ids", "ignore_eos", "logprobs"]
+    names += ["stop", "stop_token_ids", "ignore_eos", "logprobs", "draft_mode", "draft_proposal"]
     values = {name: getattr(args, name, None) for name in names}
     given = {name: value for name, value in values.items() if value is not None}
     SamplingParams(**given)  # a bad value is told before the model is loaded
@@ -138,5 +145,6 @@ def engine_arguments(args: argparse.Namespace) -> dict[str, Any]:
         "num_threads": args.threads,
         "pin_threads": not args.no_pin,
         "window_tokens": args.window_tokens,
+        "draft": args.draft,
         "use_mmap": False if args.no_mmap else None,
     }

@@ -45,6 +45,8 @@ def format_stats(stats: GenerationStats) -> str:
     ]
     if stats.decode_tokens_per_s > 0:
         parts.append(f"{stats.decode_tokens_per_s:.1f} tok/s")
+    if stats.draft.num_drafted_rounds:
+        parts.append(f"acceptance length {stats.draft.acceptance_length:.2f}")
     if stats.decode_gbs > 0:
         share = ""
         if stats.bandwidth_fraction > 0:

@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import _C
 from ..loading import open_engine
-from ..params import as_int
+from ..value_checks import as_int
 from ._options import add_engine_options, engine_arguments
 from ._output import format_bytes, format_table, note, print_json, public_fields
 
