@@ -43,7 +43,7 @@ class Session(SessionState):
         seed: default of generations that give none; None: a fresh one each time.
         pin_threads: bind each worker to a core.
         draft: the DFlash draft for speculative decoding: "auto" (``model_dir/dflash`` if it
-            exists), "none", or a directory. The text never depends on it.
+            exists), None for none, or a directory. The text never depends on it.
         window_tokens: width of sliding-window layers instead of the config's (128 or 129).
         progress: called with (done, total) bytes while loading, False cancels; True: a line on
             stderr.
@@ -66,7 +66,7 @@ class Session(SessionState):
         max_context: int | None = None,
         seed: int | None = None,
         pin_threads: bool = True,
-        draft: str | os.PathLike[str] = "auto",
+        draft: str | os.PathLike[str] | None = "auto",
         window_tokens: int | None = None,
         progress: Progress | bool | None = None,
         generation_config: str = "auto",
@@ -78,7 +78,7 @@ class Session(SessionState):
             "device": device,
             "num_threads": threads if num_threads is None else num_threads,
             "pin_threads": pin_threads,
-            "draft": os.fspath(draft),
+            "draft": "none" if draft is None else os.fspath(draft),
             "window_tokens": window_tokens,
         }
         # All that can be refused before the minutes that loading may take.
