@@ -27,6 +27,7 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/checkpoint/validate.cpp
   csrc/plan/accesses.cpp
   csrc/plan/builder.cpp
+  csrc/plan/builder_draft.cpp
   csrc/plan/costs.cpp
   csrc/plan/data_flow.cpp
   csrc/plan/epoch_order.cpp
@@ -37,10 +38,13 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/plan/trace.cpp
   csrc/plan/verify.cpp
   csrc/weights/arena.cpp
+  csrc/weights/draft_weights.cpp
   csrc/weights/layout.cpp
   csrc/weights/pack.cpp
   csrc/weights/pack_job.cpp
+  csrc/weights/pack_matrices.cpp
   csrc/weights/qkv_tiles.cpp
+  csrc/weights/random_fill.cpp
   csrc/weights/synthetic.cpp
   csrc/weights/weights.cpp
   csrc/weights/work_items.cpp
@@ -48,10 +52,12 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/sampling/sampler.cpp
   csrc/engine/bandwidth.cpp
   csrc/engine/device.cpp
+  csrc/engine/draft_width.cpp
   csrc/engine/engine.cpp
   csrc/engine/generate.cpp
   csrc/engine/generation_clock.cpp
   csrc/engine/options_check.cpp
+  csrc/engine/round.cpp
   csrc/engine/sequence.cpp
   csrc/engine/session.cpp
   csrc/engine/step_check.cpp

@@ -10,22 +10,33 @@
 
 namespace mimo_rt {
 
+/// What happened in a round.
+struct RoundOutcome {
+  uint32_t num_drafts = 0;        ///< verified
+  uint32_t num_accepted = 0;      ///< of them; emitted tokens - 1
+  uint32_t num_context_rows = 0;  ///< of draft context that the round made
+  uint64_t ns = 0;
+  bool is_cut = false;            ///< a stop ended it early: drafts beyond num_accepted say nothing
+};
+
 class DraftWidth {
  public:
   /// `num_draft_tokens` at most: block_size - 1, or less when the options say so. Mode off: always 0.
   DraftWidth(const DraftOptions& options, uint32_t block_size);
 
-  /// Drafts to verify in the next round, 0..max. 0: the round does not draft at all.
-  uint32_t choose();
-  /// A round verified `num_drafts`, accepted `num_accepted` of them and took `ns`. `is_cut`: a stop or a limit ended it
-  /// early, so later drafts say nothing about acceptance.
-  void observe(uint32_t num_drafts, uint32_t num_accepted, uint64_t ns, bool is_cut);
+  /// Drafts to verify in the next round, 0..min(max, limit). 0: the round does not draft at all.
+  uint32_t choose(uint32_t limit);
+  void observe(const RoundOutcome& outcome);
   const DraftStats& stats() const { return stats_; }
   /// Statistics of the next generation begin at zero; what was learnt about cost and acceptance stays.
   void reset_stats() { stats_ = {}; }
 
  private:
+  void count(const RoundOutcome& outcome);
+
   DraftStats stats_;
+  DraftOptions::Mode mode_;
+  uint32_t max_drafts_;
 };
 
 }  // namespace mimo_rt

@@ -85,31 +85,29 @@ struct RoundState {
   StepInput input;
   std::array<uint32_t, kMaxBlockSize> positions{}, seq_idx{}, logit_rows{};
 
-  /// Scratch of accept (two rows: target and draft) and of draft_sample (one per row), each sampler_scratch_bytes.
-  uint8_t* target_scratch() const;
-  uint8_t* draft_scratch(uint32_t row) const;
-
   /// Fills `input` for the round that begins at `position` with the anchor block[0]: chooses the width, limited by what
   /// max_tokens and max_context leave, and the rows of context to make: all pending ones when the round drafts or when
-  /// they become many (pending + block_size > min(64, max_context_rows)), else none; so pending rows never exceed
-  /// max_context_rows. Also resets num_rounds, end, active_experts and stop_requested.
+  /// they become many (pending + block_size > min(64, max_context_rows)), else none. A round does not draft while more
+  /// than max_context_rows are pending. Also resets num_rounds, end, active_experts and stop_requested.
+  /// When a limit is reached already, it sets `end` and leaves `input` empty: then no round may run.
   void begin();
 
  private:
+  RoundEnd limit_reached() const;
   void prepare_round();
-  friend void accept_round(RoundState&, const float*, uint32_t, const float*, uint32_t);
+  uint8_t* target_scratch() const;  ///< of accept
+  friend struct RoundTasks;
   uint64_t scratch_stride_ = 0;
   std::unique_ptr<std::max_align_t[]> scratch_;
   uint32_t vocab_size_ = 0, block_size_ = 0;
 };
 
-/// The draft_sample task for row `row` >= 1: block[row] <- draft_logits.
+/// The draft_sample task for row `row`: block[row] <- draft_logits. Does nothing for row 0 and for rows beyond those that
+/// the round verifies. Rows may be proposed by different threads at once.
 void propose_token(RoundState& state, uint32_t row, const float* draft_logits);
 
 /// The accept task: draws and compares row by row, emits tokens to the ring, moves `position`, tells `width` what
-/// happened, ends the rounds or prepares the next. `logits` [num_tokens, stride]; `draft_logits` [block_size - 1,
-/// draft_stride] or nullptr when the round did not draft.
-void accept_round(RoundState& state, const float* logits, uint32_t stride, const float* draft_logits,
-                  uint32_t draft_stride);
+/// happened, ends the rounds or prepares the next. `logits` [num_tokens, stride].
+void accept_round(RoundState& state, const float* logits, uint32_t stride);
 
 }  // namespace mimo_rt

@@ -40,17 +40,6 @@ void for_each_candidate(const Row& row, const SampleRequest& request, Visit visi
   }
 }
 
-int32_t best_token(const Row& row, const SampleRequest& request) {
-  int32_t best = -1;
-  double best_score = 0.0;
-  for_each_candidate(row, request, [&](double score, uint32_t id) {
-    if (best >= 0 && score <= best_score) return;
-    best = static_cast<int32_t>(id);
-    best_score = score;
-  });
-  return best;
-}
-
 /// The candidates of one row while filters narrow them down, in the row's scratch.
 struct CandidateSet {
   Candidate* first;
@@ -169,13 +158,24 @@ uint64_t sampler_scratch_bytes(uint32_t vocab_size) {
   return uint64_t{vocab_size} * sizeof(Candidate);
 }
 
+int32_t best_token(const float* logits, uint32_t vocab_size, const SampleRequest& request) {
+  int32_t best = -1;
+  double best_score = 0.0;
+  for_each_candidate({logits, vocab_size}, request, [&](double score, uint32_t id) {
+    if (best >= 0 && score <= best_score) return;
+    best = static_cast<int32_t>(id);
+    best_score = score;
+  });
+  return best;
+}
+
 void sample_token(const float* logits, uint32_t vocab_size, const SampleRequest& request,
                   SampleResult& result) {
   const Row row{logits, vocab_size};
   const SamplingParams& params = *request.params;
   result.logprob = 0.0f;
   result.num_alternatives = 0;
-  result.token_id = params.temperature == 0.0f ? best_token(row, request)
+  result.token_id = params.temperature == 0.0f ? best_token(logits, vocab_size, request)
                                                : draw_token(row, request);
   if (result.token_id < 0) return;
   if (params.want_logprob || params.num_logprobs > 0) fill_logprobs(row, request, result);

@@ -42,6 +42,10 @@ uint64_t sampler_scratch_bytes(uint32_t vocab_size);
 void sample_token(const float* logits, uint32_t vocab_size, const SampleRequest& request,
                   SampleResult& result);
 
+/// The candidate with the highest score (the lowest id among equals), whatever the temperature; -1
+/// without any. Needs no scratch.
+int32_t best_token(const float* logits, uint32_t vocab_size, const SampleRequest& request);
+
 /// Uniform in [0, 1) with 53 bits: Philox-4x32-10 keyed by seed, counter (sequence_id, position,
 /// stream).
 double uniform_at(uint64_t seed, uint64_t sequence_id, uint32_t position, uint32_t stream);

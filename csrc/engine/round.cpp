@@ -1,0 +1,177 @@
+#include "engine/round.h"
+
+#include <algorithm>
+#include <chrono>
+
+namespace mimo_rt {
+namespace {
+
+/// Rounds that do not draft leave the draft's context until about so many rows are pending: they cost less in one pass.
+constexpr uint32_t kLazyContextRows = 64;
+
+uint64_t steady_ns() {
+  const auto now = std::chrono::steady_clock::now().time_since_epoch();
+  return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(now).count());
+}
+
+/// How the token after row `row` of the running round is chosen when `num_before` tokens precede it in the output:
+/// exactly as Generation would ask for it in a step of its own.
+SampleRequest row_request(const RoundState& state, uint32_t row, uint64_t num_before) {
+  const RoundRequest& asked = state.request;
+  SampleRequest request;
+  request.params = asked.params;
+  request.token_counts = asked.token_counts;
+  request.sequence_id = asked.sequence_id;
+  request.position = state.position + row + 1;
+  request.masked_ids = asked.stop_ids.data();
+  request.num_masked_ids = num_before < asked.min_tokens ? static_cast<uint32_t>(asked.stop_ids.size()) : 0;
+  return request;
+}
+
+/// What became of a round's rows.
+struct Emitted {
+  uint32_t num_tokens = 0;
+  int32_t last = -1;
+  bool last_was_drafted = false;  ///< the last token equals the draft of its position
+  RoundEnd end = RoundEnd::running;
+};
+
+}  // namespace
+
+/// The tasks, with access to what RoundState keeps to itself.
+struct RoundTasks {
+  RoundState& state;
+
+  void propose(uint32_t row, const float* draft_logits);
+  void accept(const float* logits, uint32_t stride);
+
+ private:
+  Emitted emit_rows(const float* logits, uint32_t stride);
+  void emit(const SampleResult& token, Emitted& emitted);
+};
+
+void TokenRing::push(const SampleResult& token) {
+  const uint64_t number = num_pushed_.load(std::memory_order_relaxed);
+  tokens_[number % kCapacity] = token;
+  num_pushed_.store(number + 1, std::memory_order_release);
+}
+
+uint32_t TokenRing::free() const {
+  const uint64_t unread = num_pushed_.load(std::memory_order_relaxed) - num_read_.load(std::memory_order_acquire);
+  return kCapacity - static_cast<uint32_t>(unread);
+}
+
+RoundState::RoundState(const RoundRequest& request_, DraftWidth& width_, uint32_t vocab_size, uint32_t block_size)
+    : request(request_), width(width_), vocab_size_(vocab_size), block_size_(block_size) {
+  constexpr uint64_t kUnit = sizeof(std::max_align_t);
+  const uint64_t num_units = (sampler_scratch_bytes(vocab_size) + kUnit - 1) / kUnit;
+  scratch_stride_ = num_units * kUnit;
+  scratch_ = std::make_unique_for_overwrite<std::max_align_t[]>(num_units);
+  for (uint32_t row = 0; row < kMaxBlockSize; ++row) logit_rows[row] = row;
+}
+
+uint8_t* RoundState::target_scratch() const { return reinterpret_cast<uint8_t*>(scratch_.get()); }
+
+void RoundState::begin() {
+  num_rounds = 0;
+  active_experts = 0;
+  stop_requested = false;
+  end = limit_reached();
+  prepare_round();
+  round_begin_ns = steady_ns();
+}
+
+RoundEnd RoundState::limit_reached() const {
+  if (num_output >= request.max_tokens) return RoundEnd::max_tokens;
+  if (position >= request.max_context) return RoundEnd::context;
+  if (stop_requested || ring.free() < block_size_) return RoundEnd::requested;
+  return num_rounds >= max_rounds ? RoundEnd::max_rounds : RoundEnd::running;
+}
+
+void RoundState::prepare_round() {
+  input = {};
+  if (end != RoundEnd::running) return;
+  const uint32_t pending = position - num_context;
+  const bool can_draft = pending <= request.max_context_rows;  // else the draft would not see all of the text
+  const uint64_t num_left = std::min<uint64_t>(request.max_tokens - num_output, request.max_context - position);
+  const auto limit = static_cast<uint32_t>(std::min<uint64_t>(num_left, block_size_)) - 1;
+  const uint32_t num_drafts = width.choose(can_draft ? limit : 0);
+  input.num_tokens = 1 + num_drafts;
+  input.num_draft_rows = num_drafts ? block_size_ : 0;
+  input.context_begin = num_context;
+  if (num_drafts || pending + block_size_ > std::min(kLazyContextRows, request.max_context_rows))
+    input.num_context_rows = std::min(pending, request.max_context_rows);
+  for (uint32_t row = 0; row < input.num_tokens; ++row) positions[row] = position + row;
+  input.token_ids = block.data();
+  input.seq_idx = seq_idx.data();
+  input.positions = positions.data();
+  input.num_logit_rows = input.num_tokens;
+  input.logit_rows = logit_rows.data();
+  input.round = this;
+}
+
+void RoundTasks::propose(uint32_t row, const float* draft_logits) {
+  if (row == 0 || row >= state.input.num_tokens) return;  // the block is wider than what this round verifies
+  const SampleRequest request = row_request(state, row - 1, state.num_output + row - 1);
+  const int32_t best = best_token(draft_logits, state.vocab_size_, request);
+  state.block[row] = std::max(best, 0);  // a broken draft proposes something; the target decides
+}
+
+void RoundTasks::accept(const float* logits, uint32_t stride) {
+  const Emitted emitted = emit_rows(logits, stride);
+  const uint64_t now = steady_ns();
+  // A token that ends the text is the round's own even if it was drafted: every round emits 1 + accepted tokens.
+  state.width.observe(
+      {.num_drafts = state.input.num_tokens - 1,
+       .num_accepted = emitted.num_tokens ? emitted.num_tokens - 1 : 0,
+       .num_context_rows = state.input.num_context_rows,
+       .ns = now - state.round_begin_ns,
+       .is_cut = emitted.end == RoundEnd::bad_logits || emitted.last_was_drafted});
+  state.round_begin_ns = now;
+  state.position += emitted.num_tokens;
+  state.num_context += state.input.num_context_rows;
+  if (emitted.num_tokens) state.block[0] = emitted.last;
+  ++state.num_rounds;
+  state.end = emitted.end == RoundEnd::running ? state.limit_reached() : emitted.end;
+  state.prepare_round();
+}
+
+/// Draws row after row while the drafts are confirmed.
+Emitted RoundTasks::emit_rows(const float* logits, uint32_t stride) {
+  Emitted emitted;
+  SampleResult token;
+  for (uint32_t row = 0; row < state.input.num_tokens && emitted.end == RoundEnd::running; ++row) {
+    SampleRequest request = row_request(state, row, state.num_output);
+    request.scratch = state.target_scratch();
+    sample_token(logits + uint64_t{row} * stride, state.vocab_size_, request, token);
+    if (token.token_id < 0) {
+      emitted.end = RoundEnd::bad_logits;
+      break;
+    }
+    emit(token, emitted);
+    emitted.last_was_drafted = row + 1 < state.input.num_tokens && token.token_id == state.block[row + 1];
+    if (!emitted.last_was_drafted) break;
+  }
+  return emitted;
+}
+
+void RoundTasks::emit(const SampleResult& token, Emitted& emitted) {
+  const RoundRequest& asked = state.request;
+  ++state.num_output;
+  ++emitted.num_tokens;
+  emitted.last = token.token_id;
+  if (asked.token_counts) ++asked.token_counts[token.token_id];
+  if (std::binary_search(asked.stop_ids.begin(), asked.stop_ids.end(), token.token_id))
+    emitted.end = RoundEnd::stop_id;
+  else if (state.num_output >= asked.max_tokens)
+    emitted.end = RoundEnd::max_tokens;
+  state.ring.push(token);
+}
+
+void propose_token(RoundState& state, uint32_t row, const float* draft_logits) {
+  RoundTasks{state}.propose(row, draft_logits);
+}
+
+void accept_round(RoundState& state, const float* logits, uint32_t stride) { RoundTasks{state}.accept(logits, stride); }
+
+}  // namespace mimo_rt
