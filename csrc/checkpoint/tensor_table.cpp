@@ -292,6 +292,7 @@ MatrixSource find_matrix(const Checkpoint& checkpoint, const ModelConfig& config
     case MatrixKind::expert_gate_proj:
     case MatrixKind::expert_up_proj:
     case MatrixKind::expert_down_proj: return finder.expert(kind, layer_idx, expert_idx);
+    case MatrixKind::context_fc: break;
   }
   fail(ErrorCode::internal, "find_matrix", "unknown matrix kind");
 }
@@ -309,6 +310,9 @@ const TensorInfo& find_vector(const Checkpoint& checkpoint, VectorKind kind, uin
                                                      : "self_attn.attention_sink_bias"));
     case VectorKind::router_bias:
       return checkpoint.at(layer_name(layer_idx, "mlp.gate.e_score_correction_bias"));
+    case VectorKind::hidden_norm:
+    case VectorKind::q_norm:
+    case VectorKind::k_norm: break;
   }
   fail(ErrorCode::internal, "find_vector", "unknown vector kind");
 }

@@ -1,5 +1,5 @@
-// Which tensors a config implies, and where each logical matrix of the model lies inside them. The
-// only place where tensor names are spelled. Two namings exist: the vendor's, and the one that
+// Which tensors a config implies, and where each logical matrix of the model lies inside them. Tensor
+// names are spelled only here and, for a draft, in draft_tensors.h. Two namings exist: the vendor's, and the one that
 // transformers writes with `save_original_format=False` (all experts of a layer in one 3-d tensor,
 // sinks called `self_attn.sinks`).
 #pragma once
@@ -38,6 +38,7 @@ enum class MatrixKind : uint8_t {
   gate_proj, up_proj, down_proj,
   router,
   expert_gate_proj, expert_up_proj, expert_down_proj,
+  context_fc,  // of a draft: see draft_tensors.h
 };
 
 /// A logical matrix [rows, k] inside a stored tensor (its leading dimensions are folded into rows).
@@ -91,6 +92,7 @@ enum class VectorKind : uint8_t {
   attn_norm, mlp_norm,  // input_layernorm, post_attention_layernorm
   sink_logits,          // [num_q_heads]
   router_bias,          // [num_experts], e_score_correction_bias
+  hidden_norm, q_norm, k_norm,  // of a draft: see draft_tensors.h
 };
 
 /// A one-dimensional tensor (F32, BF16 or F16). The checkpoint must have passed `validate(config)`.

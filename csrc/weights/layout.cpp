@@ -14,8 +14,8 @@ constexpr uint64_t kMaxQkvRows = uint64_t{1} << 28;  // of all layers, packed: b
 
 class Planner {
  public:
-  Planner(WeightsData& data, const std::function<PackedFormat(const MatrixSlot&)>& format_of)
-      : data_(data), config_(data.config), format_of_(format_of) {}
+  Planner(WeightsData& data, const FormatOf& format_of)
+      : data_(data), config_(data.config), builder_(format_of) {}
 
   WeightsLayout plan() {
     check_qkv_rows();
@@ -25,24 +25,12 @@ class Planner {
     add({VectorKind::final_norm, 0, config_.hidden_size, &data_.final_norm});
     if (!data_.is_tied())
       add({MatrixRole::lm_head, 0, 0, &data_.lm_head}, config_.vocab_size, config_.hidden_size);
-    return std::move(layout_);
+    return builder_.take();
   }
 
  private:
-  void add(MatrixSlot slot, uint64_t rows, uint64_t k) {
-    MIMO_RT_CHECK(rows <= kMaxRows && k <= kMaxRows, unsupported_shape, kWhere,
-                  "expected a matrix of at most ", kMaxRows, " x ", kMaxRows, ", got ", rows,
-                  " x ", k);
-    slot.stored_k = static_cast<uint32_t>(k);
-    slot.matrix->rows = round_up(static_cast<uint32_t>(rows), kTileRows);
-    slot.matrix->k = round_up(slot.stored_k, kBlockK);
-    slot.matrix->format = format_of_(slot);
-    MIMO_RT_CHECK(slot.matrix->format != PackedFormat::mxfp4 || k % kBlockK == 0,
-                  unsupported_shape, kWhere, "expected MXFP4 rows of a multiple of ", kBlockK,
-                  " weights, got ", k);
-    slot.offset = reserve(slot.matrix->bytes());
-    layout_.matrices.push_back(slot);
-  }
+  void add(const MatrixSlot& slot, uint64_t rows, uint64_t k) { builder_.add(slot, rows, k); }
+  void add(const VectorSlot& slot) { builder_.add(slot); }
 
   // The tables of tiles are made before memory is known to suffice.
   void check_qkv_rows() const {
@@ -50,20 +38,6 @@ class Planner {
     for (const LayerConfig& layer : config_.layers) num_rows += num_qkv_tiles(layer) * kTileRows;
     MIMO_RT_CHECK(num_rows <= kMaxQkvRows, unsupported_shape, kWhere, "expected at most ",
                   kMaxQkvRows, " packed qkv rows in all layers, got ", num_rows);
-  }
-
-  void add(VectorSlot slot) {
-    slot.offset = reserve(uint64_t{slot.num_elements} * sizeof(float));
-    layout_.vectors.push_back(slot);
-  }
-
-  uint64_t reserve(uint64_t num_bytes) {
-    const uint64_t offset = layout_.total_bytes;
-    const uint64_t rounded = (num_bytes + kTileAlignment - 1) / kTileAlignment * kTileAlignment;
-    MIMO_RT_CHECK(rounded <= kMaxTotalBytes - offset, unsupported_shape, kWhere,
-                  "expected at most ", kMaxTotalBytes, " bytes of packed weights, got more");
-    layout_.total_bytes += rounded;
-    return offset;
   }
 
   void add_layer(uint32_t i) {
@@ -100,30 +74,55 @@ class Planner {
     }
   }
 
-  static uint64_t gate_up_rows(uint64_t width) {
-    return 2 * ((width + kTileRows - 1) / kTileRows * kTileRows);
-  }
-
   WeightsData& data_;
   const ModelConfig& config_;
-  const std::function<PackedFormat(const MatrixSlot&)>& format_of_;
-  WeightsLayout layout_;
+  LayoutBuilder builder_;
 };
 
 }  // namespace
 
-WeightsLayout plan_layout(WeightsData& data,
-                          const std::function<PackedFormat(const MatrixSlot&)>& format_of) {
+void LayoutBuilder::add(MatrixSlot slot, uint64_t rows, uint64_t k) {
+  MIMO_RT_CHECK(rows <= kMaxRows && k <= kMaxRows, unsupported_shape, kWhere,
+                "expected a matrix of at most ", kMaxRows, " x ", kMaxRows, ", got ", rows, " x ",
+                k);
+  slot.stored_k = static_cast<uint32_t>(k);
+  slot.matrix->rows = round_up(static_cast<uint32_t>(rows), kTileRows);
+  slot.matrix->k = round_up(slot.stored_k, kBlockK);
+  slot.matrix->format = format_of_(slot);
+  MIMO_RT_CHECK(slot.matrix->format != PackedFormat::mxfp4 || k % kBlockK == 0, unsupported_shape,
+                kWhere, "expected MXFP4 rows of a multiple of ", kBlockK, " weights, got ", k);
+  slot.offset = reserve(slot.matrix->bytes());
+  layout_.matrices.push_back(slot);
+}
+
+void LayoutBuilder::add(VectorSlot slot) {
+  slot.offset = reserve(uint64_t{slot.num_elements} * sizeof(float));
+  layout_.vectors.push_back(slot);
+}
+
+uint64_t LayoutBuilder::reserve(uint64_t num_bytes) {
+  const uint64_t offset = layout_.total_bytes;
+  const uint64_t rounded = (num_bytes + kTileAlignment - 1) / kTileAlignment * kTileAlignment;
+  MIMO_RT_CHECK(rounded <= kMaxTotalBytes - offset, unsupported_shape, kWhere, "expected at most ",
+                kMaxTotalBytes, " bytes of packed weights, got more");
+  layout_.total_bytes += rounded;
+  return offset;
+}
+
+WeightsLayout plan_layout(WeightsData& data, const FormatOf& format_of) {
   return Planner(data, format_of).plan();
 }
 
-void allocate(WeightsData& data, const WeightsLayout& layout, const char* where) {
+void allocate(Arena& arena, const WeightsLayout& layout, const char* where) {
   check_memory(layout.total_bytes, available_memory_bytes(), where);
-  data.arena = Arena(layout.total_bytes, where);
-  for (const MatrixSlot& slot : layout.matrices)
-    slot.matrix->data = data.arena.data() + slot.offset;
+  arena = Arena(layout.total_bytes, where);
+  for (const MatrixSlot& slot : layout.matrices) slot.matrix->data = arena.data() + slot.offset;
   for (const VectorSlot& slot : layout.vectors)
-    *slot.data = reinterpret_cast<const float*>(data.arena.data() + slot.offset);
+    *slot.data = reinterpret_cast<const float*>(arena.data() + slot.offset);
+}
+
+void allocate(WeightsData& data, const WeightsLayout& layout, const char* where) {
+  allocate(data.arena, layout, where);
   if (data.is_tied()) data.lm_head = data.embed;
 }
 

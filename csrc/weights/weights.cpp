@@ -4,19 +4,14 @@
 #include "core/checks.h"
 #include "weights/layout.h"
 #include "weights/pack.h"
-#include "weights/work_items.h"
+#include "weights/pack_matrices.h"
 
-#include <algorithm>
 #include <utility>
 
 namespace mimo_rt {
 namespace {
 
 constexpr const char* kWhere = "Weights.load";
-
-// One range of work: large enough to hide the bookkeeping, small enough that the source pages that
-// all threads hold at once stay far below the 15 % that loading may need beyond the result.
-constexpr uint64_t kRangeBytes = uint64_t{1} << 20;
 
 class Loader {
  public:
@@ -33,17 +28,7 @@ class Loader {
     });
     allocate(data_, layout_, kWhere);
     for (const VectorSlot& slot : layout_.vectors) load_vector(slot);
-    const std::vector<GroupRange> ranges = split_into_ranges(layout_, kRangeBytes);
-    WorkItems work;
-    work.num_items = ranges.size();
-    for (const MatrixSlot& slot : layout_.matrices) work.total_bytes += slot.matrix->bytes();
-    work.run = [&](uint64_t item_idx) { return pack_range(ranges[item_idx]); };
-    work.progress = options_.progress;
-    work.num_threads = options_.num_threads;
-    work.where = kWhere;
-    run_work_items(work);
-    // What is left: FP8 scales, and pages that a neighbour's read brought back.
-    for (const TensorInfo& tensor : checkpoint_.tensors()) checkpoint_.release_pages(tensor);
+    pack_matrices({checkpoint_, layout_, jobs_, data_.arena, options_, kWhere});
   }
 
  private:
@@ -53,9 +38,6 @@ class Loader {
 
   PackJob find_job(const MatrixSlot& slot) const;
   void load_vector(const VectorSlot& slot) const;
-  uint64_t pack_range(const GroupRange& range) const;
-  template <typename Function>
-  void for_each_source_span(const GroupRange& range, const Function& function) const;
 
   const Checkpoint& checkpoint_;
   WeightsData& data_;
@@ -88,6 +70,7 @@ PackJob Loader::find_job(const MatrixSlot& slot) const {
       job.tiles = &data_.layers[slot.layer_idx].qkv_tiles;
       return job;
     }
+    case MatrixRole::context_fc: break;
   }
   fail(ErrorCode::internal, kWhere, "unknown matrix role");
 }
@@ -96,56 +79,6 @@ void Loader::load_vector(const VectorSlot& slot) const {
   const TensorInfo& tensor = find_vector(checkpoint_, slot.kind, slot.layer_idx);
   auto* out = reinterpret_cast<float*>(data_.arena.data() + slot.offset);
   read_vector(tensor, {out, slot.num_elements});
-}
-
-/// Calls `function(tensor, bytes)` for the stored weights and MXFP4 scales of the range. Rows that
-/// lie close together are one span: the pieces of a fused qkv stay apart.
-template <typename Function>
-void Loader::for_each_source_span(const GroupRange& range, const Function& function) const {
-  const PackJob& job = jobs_[range.matrix_idx];
-  struct Rows {
-    uint64_t begin = 0, end = 0;
-  };
-  std::vector<Rows> open(job.sources.size());
-  const auto flush = [&](size_t source_idx) {
-    const MatrixSource& source = job.sources[source_idx];
-    const auto [begin, end] = open[source_idx];
-    if (begin == end) return;
-    const auto call = [&](const TensorInfo& tensor, uint64_t row_bytes) {
-      function(tensor, tensor.data.subspan(begin * row_bytes, (end - begin) * row_bytes));
-    };
-    call(*source.weight, source.row_bytes());
-    if (source.format == WeightFormat::mxfp4) call(*source.scale, source.scale_cols());
-  };
-  for (uint32_t group = range.begin; group < range.end; ++group)
-    for (const RowRef& ref : job.group_rows(group)) {
-      if (ref.row == RowRef::kPadding) continue;
-      const uint64_t row = job.sources[ref.source_idx].stored_row(ref.row);
-      Rows& rows = open[ref.source_idx];
-      const uint64_t reach = data_.layer_config(layout_.matrices[range.matrix_idx]).qk_head_dim;
-      if (rows.begin == rows.end || row + reach < rows.begin || row > rows.end + reach) {
-        flush(ref.source_idx);
-        rows = {row, row + 1};
-      }
-      rows = {std::min(rows.begin, row), std::max(rows.end, row + 1)};
-    }
-  for (size_t i = 0; i < open.size(); ++i) flush(i);
-}
-
-uint64_t Loader::pack_range(const GroupRange& range) const {
-  const MatrixSlot& slot = layout_.matrices[range.matrix_idx];
-  const PackedMatrix& matrix = *slot.matrix;
-  for_each_source_span(range, [](const TensorInfo&, std::span<const std::byte> bytes) {
-    prefetch_pages(bytes);
-  });
-  PackScratch scratch;
-  for (uint32_t group = range.begin; group < range.end; ++group)
-    pack_row_group(jobs_[range.matrix_idx], matrix, group, group_place(data_, slot, group),
-                   scratch);
-  for_each_source_span(range, [this](const TensorInfo& tensor, std::span<const std::byte> bytes) {
-    checkpoint_.release_pages({{}, tensor.dtype, {}, bytes, {}});
-  });
-  return (range.end - range.begin) * row_group_bytes(matrix.format, matrix.k);
 }
 
 }  // namespace

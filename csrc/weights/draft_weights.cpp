@@ -1,0 +1,110 @@
+// DraftWeights: the layout of a draft's arena, and its two sources (a checkpoint, random numbers).
+#include "weights/draft_weights.h"
+
+#include "core/checks.h"
+#include "core/numeric.h"
+#include "weights/layout.h"
+#include "weights/random_fill.h"
+
+#include <cmath>
+#include <utility>
+#include <vector>
+
+namespace mimo_rt {
+
+struct DraftWeights::Impl {
+  DraftConfig config;
+  std::vector<DraftLayerWeights> layers;
+  PackedMatrix fc;
+  const float* hidden_norm = nullptr;
+  const float* final_norm = nullptr;
+  std::vector<bf16_t> mask_embedding;
+  Arena arena;
+};
+
+namespace {
+
+/// Sizes every matrix and vector and gives it a place, in the order in which a round reads them.
+/// The slots point into `impl`.
+template <typename Impl>
+WeightsLayout plan_draft_layout(Impl& impl, const FormatOf& format_of) {
+  const DraftConfig& config = impl.config;
+  const uint64_t hidden = config.hidden_size;
+  LayoutBuilder builder(format_of);
+  builder.add({MatrixRole::context_fc, 0, 0, &impl.fc}, hidden,
+              hidden * config.target_layer_ids.size());
+  builder.add({VectorKind::hidden_norm, 0, config.hidden_size, &impl.hidden_norm});
+  impl.layers.resize(config.num_layers);
+  for (uint32_t i = 0; i < config.num_layers; ++i) {
+    DraftLayerWeights& layer = impl.layers[i];
+    builder.add({VectorKind::attn_norm, i, config.hidden_size, &layer.attn_norm});
+    builder.add({VectorKind::mlp_norm, i, config.hidden_size, &layer.mlp_norm});
+    if (config.has_qk_norm) {
+      builder.add({VectorKind::q_norm, i, config.qk_head_dim, &layer.q_norm});
+      builder.add({VectorKind::k_norm, i, config.qk_head_dim, &layer.k_norm});
+    }
+    if (config.has_sink)
+      builder.add({VectorKind::sink_logits, i, config.num_q_heads, &layer.sink_logits});
+    const uint64_t q_rows = uint64_t{config.num_q_heads} * config.qk_head_dim;
+    const uint64_t kv_rows =
+        config.num_kv_heads * (uint64_t{config.qk_head_dim} + config.v_head_dim);
+    builder.add({MatrixRole::qkv, i, 0, &layer.qkv}, q_rows + kv_rows, hidden);
+    builder.add({MatrixRole::o_proj, i, 0, &layer.o_proj}, hidden,
+                uint64_t{config.num_q_heads} * config.v_head_dim);
+    builder.add({MatrixRole::gate_up, i, 0, &layer.gate_up},
+                gate_up_rows(config.intermediate_size), hidden);
+    builder.add({MatrixRole::down, i, 0, &layer.down}, hidden, config.intermediate_size);
+  }
+  builder.add({VectorKind::final_norm, 0, config.hidden_size, &impl.final_norm});
+  return builder.take();
+}
+
+/// Inputs of order one give outputs of order one; what joins the residual stream is smaller.
+float wanted_rms(const MatrixSlot& slot) {
+  const bool feeds_residual = slot.role == MatrixRole::o_proj || slot.role == MatrixRole::down;
+  return (feeds_residual ? 0.5f : 1.0f) / std::sqrt(static_cast<float>(slot.stored_k));
+}
+
+}  // namespace
+
+DraftWeights::DraftWeights(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+DraftWeights::DraftWeights(DraftWeights&&) noexcept = default;
+DraftWeights::~DraftWeights() = default;
+
+DraftWeights DraftWeights::synthetic(const DraftConfig& config, uint64_t seed) {
+  constexpr const char* kWhere = "DraftWeights.synthetic";
+  auto impl = std::make_unique<Impl>();
+  impl->config = config;
+  const WeightsLayout layout =
+      plan_draft_layout(*impl, [](const MatrixSlot&) { return PackedFormat::bf16; });
+  allocate(impl->arena, layout, kWhere);
+  const auto valid_lanes = [&](const MatrixSlot& slot, uint32_t group) {
+    switch (slot.role) {
+      case MatrixRole::qkv: return 0xffffu;  // heads are whole groups
+      case MatrixRole::gate_up: return first_lanes(config.intermediate_size, group / 2);
+      default: return first_lanes(config.hidden_size, group);
+    }
+  };
+  fill_random({layout, impl->arena, seed, kWhere, valid_lanes, wanted_rms});
+  // Of order one, as the rows of a synthetic embedding are.
+  Random random(seed ^ Random::mix(layout.total_bytes + 1));
+  for (uint32_t i = 0; i < config.hidden_size; ++i) {
+    const float unit = static_cast<float>(random.next() >> 40) * 0x1p-23f - 1.0f;  // [-1, 1)
+    impl->mask_embedding.push_back(f32_to_bf16(unit * 1.75f));
+  }
+  return DraftWeights(std::move(impl));
+}
+
+const DraftConfig& DraftWeights::config() const { return impl_->config; }
+const PackedMatrix& DraftWeights::fc() const { return impl_->fc; }
+const float* DraftWeights::hidden_norm() const { return impl_->hidden_norm; }
+const float* DraftWeights::final_norm() const { return impl_->final_norm; }
+const uint16_t* DraftWeights::mask_embedding() const { return impl_->mask_embedding.data(); }
+const DraftLayerWeights& DraftWeights::layer(uint32_t layer_idx) const {
+  return impl_->layers[layer_idx];
+}
+uint64_t DraftWeights::packed_bytes() const {
+  return impl_->arena.size_bytes() + impl_->mask_embedding.size() * sizeof(bf16_t);
+}
+
+}  // namespace mimo_rt
