@@ -1,0 +1,46 @@
+"""The operations that target and draft share. Shapes as in the functions; no batch dimension.
+
+Source: the forward pass of MiMo-V2 (RMSNorm without offset, half-split rotary pairs, one sink logit
+per query head in the softmax denominator).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """x ``[..., size]`` over its last dimension, times ``weight``."""
+    return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + epsilon) * weight
+
+
+def rotate(u: Tensor, positions: Tensor, rotary_dim: int, theta: float) -> Tensor:
+    """Rotary embedding of the first ``rotary_dim`` elements, pairs (j, j + rotary_dim / 2).
+
+    u ``[..., heads, head size]``; positions ``[...]`` (any integer type).
+    """
+    if rotary_dim == 0:
+        return u
+    half = rotary_dim // 2
+    exponent = torch.arange(half, dtype=torch.float64, device=u.device) * (-2.0 / rotary_dim)
+    angle = positions.double()[..., None, None] * theta**exponent
+    cos, sin = angle.cos().to(u.dtype), angle.sin().to(u.dtype)
+    a, b = u[..., :half], u[..., half:rotary_dim]
+    return torch.cat([a * cos - b * sin, b * cos + a * sin, u[..., rotary_dim:]], dim=-1)
+
+
+def sink_softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
+    """Softmax over the last dimension; ``sinks`` (broadcast to one logit per row) only divide.
+
+    Every row has at least one finite score.
+    """
+    if sinks is None:
+        return scores.softmax(dim=-1)
+    sinks = sinks.expand(*scores.shape[:-1], 1)
+    return torch.cat([scores, sinks], dim=-1).softmax(dim=-1)[..., :-1]
+
+
+def swiglu(h: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """down(silu(gate h) * up h), weights ``[rows, cols]``."""
+    return (torch.nn.functional.silu(h @ gate.T) * (h @ up.T)) @ down.T
