@@ -1,4 +1,4 @@
-// One private anonymous mapping holds the pages and rings of all layers. The kernel backs a page of
+// One private anonymous mapping holds the pages and rings of all layers, then the feature rings. The kernel backs a page of
 // memory when it is first written, so a large max_context costs address space, not memory, until a
 // sequence grows that long.
 #include "kv/kv_cache.h"
@@ -38,18 +38,19 @@ struct LayerLayout {
   }
 };
 
-LayerLayout layout_of(const LayerConfig& layer, const KvCache::Options& options) {
+/// A ring as long as the context never wraps: no need to be longer.
+uint32_t rounded_ring(uint64_t rows, uint32_t max_context) {
+  return static_cast<uint32_t>((std::min(rows, uint64_t{max_context}) + kRingStep - 1) / kRingStep * kRingStep);
+}
+
+/// `step_rows`: the most positions whose keys and values one step may write.
+LayerLayout layout_of(const LayerConfig& layer, uint64_t step_rows, uint32_t max_context) {
   LayerLayout layout;
   layout.num_kv_heads = layer.num_kv_heads;
   layout.qk_head_dim = layer.qk_head_dim;
   layout.v_head_dim = layer.v_head_dim;
   layout.window_tokens = layer.window_tokens;
-  if (layer.window_tokens) {
-    // A ring as long as the context never wraps: no need to be longer.
-    const uint64_t rows = std::min(uint64_t{layer.window_tokens} + options.max_step_tokens,
-                                   uint64_t{options.max_context});
-    layout.ring_rows = static_cast<uint32_t>((rows + kRingStep - 1) / kRingStep * kRingStep);
-  }
+  if (layer.window_tokens) layout.ring_rows = rounded_ring(layer.window_tokens + step_rows, max_context);
   layout.block_rows = layout.ring_rows ? layout.ring_rows : KvCache::kPageTokens;
   const uint64_t rows = uint64_t{layer.num_kv_heads} * layout.block_rows;
   layout.v_begin = align_up(2 * rows * layer.qk_head_dim);
@@ -57,11 +58,23 @@ LayerLayout layout_of(const LayerConfig& layer, const KvCache::Options& options)
   return layout;
 }
 
+LayerConfig draft_layer(const DraftConfig& draft, uint32_t layer_idx) {
+  LayerConfig layer;
+  layer.window_tokens = draft.window_tokens[layer_idx];
+  layer.num_kv_heads = draft.num_kv_heads;
+  layer.qk_head_dim = draft.qk_head_dim;
+  layer.v_head_dim = draft.v_head_dim;
+  return layer;
+}
+
 }  // namespace
 
 struct KvCache::Impl {
   Options options;
-  std::vector<LayerLayout> layers;
+  std::vector<LayerLayout> layers;      // the target's, then the draft's
+  uint64_t features_begin = 0;          // bytes from the start of the mapping
+  uint64_t feature_bytes = 0;           // of one row
+  uint32_t feature_rows = 0;            // of one sequence
   uint32_t pages_per_seq = 0;
   std::vector<uint32_t> page_table;       // [num_seqs, pages_per_seq]
   std::vector<uint32_t> num_pages;        // [num_seqs]
@@ -74,20 +87,34 @@ struct KvCache::Impl {
     if (data) munmap(data, bytes);
   }
 
-  void plan_layout(const ModelConfig& config) {
-    for (const LayerConfig& layer : config.layers) {
-      LayerLayout layout = layout_of(layer, options);
-      layout.begin = bytes;
-      const uint64_t blocks_per_seq = layout.ring_rows ? 1 : pages_per_seq;
-      uint64_t layer_bytes = 0;
-      const bool overflow =
-          __builtin_mul_overflow(layout.block_bytes, blocks_per_seq * options.num_seqs,
-                                 &layer_bytes) ||
-          __builtin_add_overflow(bytes, layer_bytes, &bytes) || bytes > (uint64_t{1} << 56);
-      MIMO_RT_CHECK(!overflow, out_of_memory, kWhere, "max_context ", options.max_context,
-                    " with ", options.num_seqs, " sequences: no address space is that large. Lower max_context.");
-      layers.push_back(layout);
-    }
+  void add_bytes(uint64_t block_bytes, uint64_t num_blocks) {
+    uint64_t more = 0;
+    const bool overflow = __builtin_mul_overflow(block_bytes, num_blocks, &more) ||
+                          __builtin_add_overflow(bytes, more, &bytes) || bytes > (uint64_t{1} << 56);
+    MIMO_RT_CHECK(!overflow, out_of_memory, kWhere, "max_context ", options.max_context,
+                  " with ", options.num_seqs, " sequences: no address space is that large. Lower max_context.");
+  }
+
+  void add_layer(const LayerConfig& layer, uint64_t step_rows) {
+    LayerLayout layout = layout_of(layer, step_rows, options.max_context);
+    layout.begin = bytes;
+    const uint64_t blocks_per_seq = layout.ring_rows ? 1 : pages_per_seq;
+    add_bytes(layout.block_bytes, blocks_per_seq * options.num_seqs);
+    layers.push_back(layout);
+  }
+
+  void plan_layout(const ModelConfig& config, const DraftConfig* draft) {
+    for (const LayerConfig& layer : config.layers) add_layer(layer, options.max_step_tokens);
+    if (!draft) return;
+    // A step makes context for what the step before added, or for what rounds have left to do.
+    const uint64_t context_rows = std::max(options.max_step_tokens, kMaxPendingContext);
+    for (uint32_t n = 0; n < draft->num_layers; ++n) add_layer(draft_layer(*draft, n), context_rows);
+    // The features of pending positions must outlive the rows that a step captures before their turn comes.
+    feature_rows = rounded_ring(uint64_t{options.max_step_tokens} + draft->block_size + kMaxPendingContext,
+                                options.max_context);
+    feature_bytes = 2 * uint64_t{draft->target_layer_ids.size()} * draft->hidden_size;
+    features_begin = bytes;
+    add_bytes(align_up(feature_rows * feature_bytes), options.num_seqs);
   }
 
   void map() {
@@ -107,7 +134,7 @@ struct KvCache::Impl {
   }
 };
 
-KvCache::KvCache(const ModelConfig& config, const Options& options)
+KvCache::KvCache(const ModelConfig& config, const Options& options, const DraftConfig* draft)
     : impl_(std::make_unique<Impl>()) {
   MIMO_RT_CHECK(options.max_context > 0, invalid_argument, kWhere,
                 "max_context: expected > 0, got 0");
@@ -121,7 +148,7 @@ KvCache::KvCache(const ModelConfig& config, const Options& options)
   const uint64_t total_pages = uint64_t{impl.pages_per_seq} * options.num_seqs;
   MIMO_RT_CHECK(total_pages < 0xffffffffu, out_of_memory, kWhere, "page table: expected < 2^32 ",
                 "pages, got ", total_pages, ". Lower max_context or num_seqs.");
-  impl.plan_layout(config);
+  impl.plan_layout(config, draft);
   impl.map();
   impl.page_table.resize(total_pages);
   impl.num_pages.resize(options.num_seqs);
@@ -216,6 +243,14 @@ uint32_t KvCache::segments(uint32_t layer_idx, uint32_t seq_idx, uint32_t kv_hea
   return num_segments;
 }
 
+uint16_t* KvCache::feature_row(uint32_t seq_idx, uint32_t pos) {
+  const Impl& impl = *impl_;
+  const uint64_t ring_bytes = align_up(impl.feature_rows * impl.feature_bytes);
+  const uint64_t offset = impl.features_begin + seq_idx * ring_bytes + pos % impl.feature_rows * impl.feature_bytes;
+  return reinterpret_cast<uint16_t*>(impl.data + offset);
+}
+
+uint32_t KvCache::feature_rows() const { return impl_->feature_rows; }
 uint32_t KvCache::max_segments() const { return std::max(impl_->pages_per_seq, 2u); }
 uint32_t KvCache::max_context() const { return impl_->options.max_context; }
 uint32_t KvCache::max_step_tokens() const { return impl_->options.max_step_tokens; }

@@ -21,6 +21,8 @@ namespace mimo_rt {
 class KvCache {
  public:
   static constexpr uint32_t kPageTokens = 64;
+  /// Rounds may leave so many positions without draft keys and values before they make them.
+  static constexpr uint32_t kMaxPendingContext = 64;
 
   struct Options {
     uint32_t max_context = 0;      ///< tokens per sequence
@@ -28,7 +30,7 @@ class KvCache {
     uint32_t num_seqs = 1;
   };
   /// With a draft: its layers follow the target's (layer_idx num_layers + n; windows are rings, else pages), and a ring
-  /// holds the features of the last max_step_tokens + block_size positions at least.
+  /// holds the features of the last max_step_tokens + block_size + kMaxPendingContext positions at least.
   /// @throws Error{invalid_argument, out_of_memory}
   KvCache(const ModelConfig& config, const Options& options, const DraftConfig* draft = nullptr);
   KvCache(KvCache&&) noexcept;
@@ -43,7 +45,8 @@ class KvCache {
   void release_memory() noexcept;
   /// Whether the window rings still hold all that a continuation at `num_tokens` needs, when steps have written
   /// positions [0, stored_tokens): the most the sequence ever had since it was empty, rejected tokens included (their
-  /// rows overwrote older ring rows for good).
+  /// rows overwrote older ring rows for good). Draft layers count as if every stored position had draft keys and values.
+  /// Features are not looked at: positions from stored_tokens - feature_rows() on have theirs.
   bool can_truncate(uint32_t stored_tokens, uint32_t num_tokens) const;
 
   // Called by executors, inside steps; the position must be reserved.

@@ -74,6 +74,9 @@ uint32_t domain_rows(const Plan& plan, RowDomain domain) {
     case RowDomain::logit_row: return plan.options().max_logit_rows;
     case RowDomain::active_expert: return max_active_experts(plan.shape(), plan.options().max_tokens);
     case RowDomain::whole: return 1;
+    case RowDomain::context_row: return plan.options().max_context_rows;
+    case RowDomain::draft_row: return plan.shape().draft.block_size;
+    case RowDomain::draft_logit_row: return std::max(plan.shape().draft.block_size, 1u) - 1;
   }
   fail(ErrorCode::internal, "plan", "unknown row domain");
 }
@@ -96,6 +99,7 @@ void AccessModel::append(const Task& task, std::vector<Access>& out) const {
   if (takes_norm(task.kind)) sink.all_rows(read, task.input, hidden);
   switch (task.kind) {
     case TaskKind::embed:
+      if (task.flags & kFromBlock) append_block_reads(task, sink);
       out.push_back({task.output, RowDomain::token, write, task.tile_first, task.tile_stride, 0, hidden.end});
       break;
     case TaskKind::rms_norm:
@@ -122,11 +126,13 @@ void AccessModel::append(const Task& task, std::vector<Access>& out) const {
       sink.all_rows(read, task.input2, Cols{0, plan_.buffers()[kRoute].cols}, RowDomain::whole);
       sink.all_rows(read, task.input, Cols{0, shape.expert_width}, RowDomain::active_expert);
       sink.all_rows(update, task.output, tile_cols(task, shape.hidden_size));
+      append_capture(task, sink);
       break;
     case TaskKind::gate_up_proj: sink.all_rows(write, task.output, tile_cols(task, shape.dense_width)); break;
     case TaskKind::down_proj:
       sink.all_rows(read, task.input, Cols{0, shape.dense_width});
       sink.all_rows(update, task.output, tile_cols(task, shape.hidden_size));
+      append_capture(task, sink);
       break;
     case TaskKind::lm_head:
       sink.all_rows(write, task.output, tile_cols(task, round_up(shape.vocab_size, kTileRows)), RowDomain::logit_row);
@@ -135,7 +141,134 @@ void AccessModel::append(const Task& task, std::vector<Access>& out) const {
       sink.all_rows(read, task.input, Cols{0, shape.vocab_size}, RowDomain::logit_row);
       sink.all_rows(write, task.output, Cols{0, 1}, RowDomain::logit_row);
       break;
+    default: append_draft(task, sink);
   }
+}
+
+void AccessModel::append_capture(const Task& task, Sink& sink) const {
+  if (!(task.flags & kCapture)) return;
+  std::vector<Cols> cols = tile_cols(task, plan_.shape().hidden_size);
+  const uint32_t base = static_cast<uint32_t>(capture_index(plan_.shape(), task.layer_idx)) * plan_.shape().hidden_size;
+  for (Cols& part : cols) part.begin += base, part.end += base;
+  sink.all_rows(AccessMode::write, task.output2, cols);
+}
+
+void AccessModel::append_draft(const Task& task, Sink& sink) const {
+  using enum AccessMode;
+  using enum RowDomain;
+  const PlanShape& shape = plan_.shape();
+  const PlanShape::Draft& draft = shape.draft;
+  const uint32_t num_features = static_cast<uint32_t>(draft.target_layer_ids.size()) * shape.hidden_size;
+  switch (task.kind) {
+    case TaskKind::context_fc:
+      sink.all_rows(read_earlier, task.input, Cols{0, num_features});
+      sink.all_rows(write, task.output, tile_cols(task, shape.hidden_size), context_row);
+      break;
+    case TaskKind::context_kv: append_context_kv(task, sink); break;
+    case TaskKind::draft_embed:
+      if (task.tile_first == 0) sink.all_rows(read_earlier, task.input, Cols{0, 1}, whole);
+      sink.out.push_back({task.output, draft_row, write, task.tile_first, task.tile_stride, 0, shape.hidden_size});
+      break;
+    case TaskKind::draft_qkv_proj: append_draft_qkv(task, sink); break;
+    case TaskKind::draft_attention: append_draft_attention(task, sink); break;
+    case TaskKind::draft_o_proj:
+      sink.all_rows(read, task.input, Cols{0, draft.num_q_heads * draft.v_head_dim}, draft_row);
+      sink.all_rows(update, task.output, tile_cols(task, shape.hidden_size), draft_row);
+      break;
+    case TaskKind::draft_gate_up_proj:
+      sink.all_rows(read, task.input, Cols{0, shape.hidden_size}, draft_row);
+      sink.all_rows(write, task.output, tile_cols(task, draft.intermediate_size), draft_row);
+      break;
+    case TaskKind::draft_down_proj:
+      sink.all_rows(read, task.input, Cols{0, draft.intermediate_size}, draft_row);
+      sink.all_rows(update, task.output, tile_cols(task, shape.hidden_size), draft_row);
+      break;
+    case TaskKind::draft_lm_head:
+      sink.all_rows(read, task.input, Cols{0, shape.hidden_size}, draft_row);
+      sink.all_rows(write, task.output, tile_cols(task, round_up(shape.vocab_size, kTileRows)), draft_logit_row);
+      break;
+    case TaskKind::draft_sample:
+      for (uint64_t row = task.tile_first; row < draft.block_size; row += task.tile_stride) {
+        if (row == 0) continue;  // the anchor is not drafted
+        const uint32_t t = static_cast<uint32_t>(row);
+        sink.out.push_back({task.input, draft_logit_row, read, t - 1, draft.block_size, 0, shape.vocab_size});
+        sink.all_rows(write, task.output, Cols{t, t + 1}, whole);
+      }
+      break;
+    case TaskKind::accept:
+      sink.all_rows(read, task.input, Cols{0, shape.vocab_size}, logit_row);
+      sink.all_rows(read, task.input2, Cols{0, shape.vocab_size}, draft_logit_row);
+      sink.all_rows(read_earlier, task.output, Cols{0, 1}, whole);
+      sink.all_rows(read, task.output, Cols{1, draft.block_size}, whole);
+      sink.all_rows(write, task.output, Cols{0, 1}, whole);  // the next round's anchor
+      break;
+    default: fail(ErrorCode::internal, "plan", "task kind ", static_cast<int>(task.kind), " has no accesses");
+  }
+}
+
+void AccessModel::append_block_reads(const Task& task, Sink& sink) const {
+  for (uint64_t row = task.tile_first; row < plan_.options().max_tokens; row += task.tile_stride) {
+    const uint32_t t = static_cast<uint32_t>(row);
+    sink.all_rows(t ? AccessMode::read : AccessMode::read_earlier, task.input, Cols{t, t + 1}, RowDomain::whole);
+  }
+}
+
+void AccessModel::append_context_kv(const Task& task, Sink& sink) const {
+  const PlanShape::Draft& draft = plan_.shape().draft;
+  sink.all_rows(AccessMode::read, task.input, Cols{0, plan_.shape().hidden_size}, RowDomain::context_row);
+  std::vector<Cols> cols;
+  for (uint64_t tile = task.tile_first; tile < task.tile_end; tile += task.tile_stride) {
+    const uint32_t head = static_cast<uint32_t>(tile) % draft.num_kv_heads;
+    const uint32_t part = static_cast<uint32_t>(tile) / draft.num_kv_heads;  // layer * 2 + is_v
+    const uint32_t head_dim = part % 2 ? draft.v_head_dim : draft.qk_head_dim;
+    const uint32_t part_begin =
+        context_kv_begin(draft, part / 2) + (part % 2 ? draft.num_kv_heads * draft.qk_head_dim : 0);
+    cols.push_back({part_begin + head * head_dim, part_begin + (head + 1) * head_dim});
+  }
+  coalesce(cols);
+  sink.all_rows(AccessMode::write, task.output, cols, RowDomain::context_row);
+}
+
+void AccessModel::append_draft_qkv(const Task& task, Sink& sink) const {
+  const PlanShape::Draft& draft = plan_.shape().draft;
+  const uint32_t num_qk = draft.num_q_heads + draft.num_kv_heads;
+  sink.all_rows(AccessMode::read, task.input, Cols{0, plan_.shape().hidden_size}, RowDomain::draft_row);
+  std::vector<Cols> q, kv;
+  for (uint64_t tile = task.tile_first; tile < task.tile_end; tile += task.tile_stride) {
+    const uint32_t head = static_cast<uint32_t>(tile);
+    const uint32_t dk = draft.qk_head_dim, dv = draft.v_head_dim;
+    if (head < draft.num_q_heads) {
+      q.push_back({head * dk, (head + 1) * dk});
+    } else if (head < num_qk) {
+      kv.push_back({(head - draft.num_q_heads) * dk, (head - draft.num_q_heads + 1) * dk});
+    } else {
+      const uint32_t begin = draft.num_kv_heads * dk + (head - num_qk) * dv;
+      kv.push_back({begin, begin + dv});
+    }
+  }
+  coalesce(q);
+  coalesce(kv);
+  sink.all_rows(AccessMode::write, task.output, q, RowDomain::draft_row);
+  sink.all_rows(AccessMode::write, task.output2, kv, RowDomain::draft_row);
+}
+
+void AccessModel::append_draft_attention(const Task& task, Sink& sink) const {
+  const PlanShape::Draft& draft = plan_.shape().draft;
+  const uint32_t q_per_kv = draft.num_q_heads / draft.num_kv_heads;
+  const uint32_t dk = draft.qk_head_dim, dv = draft.v_head_dim, v_base = draft.num_kv_heads * dk;
+  const uint32_t context = context_kv_begin(draft, task.layer_idx);
+  for_each_share(task, draft.block_size, [&](uint32_t head, uint32_t first, uint32_t stride) {
+    const uint32_t q_begin = head * q_per_kv * dk, out_begin = head * q_per_kv * dv;
+    const Cols k{head * dk, (head + 1) * dk}, v{v_base + head * dv, v_base + (head + 1) * dv};
+    sink.out.push_back(
+        {task.input, RowDomain::draft_row, AccessMode::read, first, stride, q_begin, q_begin + q_per_kv * dk});
+    sink.all_rows(AccessMode::read, task.input2, std::vector{k, v}, RowDomain::draft_row);
+    for (const Cols& cols : {k, v})  // any row of context made in this step may be visible
+      sink.all_rows(AccessMode::read, kContextKv, Cols{context + cols.begin, context + cols.end},
+                    RowDomain::context_row);
+    sink.out.push_back(
+        {task.output, RowDomain::draft_row, AccessMode::write, first, stride, out_begin, out_begin + q_per_kv * dv});
+  });
 }
 
 void AccessModel::append_qkv(const Task& task, Sink& sink) const {

@@ -17,7 +17,7 @@ constexpr uint64_t kMaxQkvGroups = 1u << 24;  // of all layers; 70 layers of 128
 constexpr uint32_t kFuseNormTokens = 16;  // up to here a redundant norm per worker is cheaper than one more edge
 constexpr uint64_t kArenaAlignment = 64;
 
-void check_options(const PlanOptions& options) {
+void check_options(const PlanOptions& options, const DraftConfig* draft) {
   const auto in_range = [](const char* name, uint32_t value, uint32_t max) {
     MIMO_RT_CHECK(value >= 1 && value <= max, invalid_argument, kWhere, name, ": expected 1..", max, ", got ", value);
   };
@@ -26,6 +26,14 @@ void check_options(const PlanOptions& options) {
   in_range("max_logit_rows", options.max_logit_rows, options.max_tokens);
   MIMO_RT_CHECK(std::isfinite(options.bytes_per_ns) && options.bytes_per_ns > 0, invalid_argument, kWhere,
                 "bytes_per_ns: expected > 0, got ", options.bytes_per_ns);
+  if (draft) in_range("max_context_rows", options.max_context_rows, kMaxTokens);
+  MIMO_RT_CHECK(draft || !options.max_context_rows, invalid_argument, kWhere,
+                "max_context_rows: expected 0 without a draft, got ", options.max_context_rows);
+  if (!options.is_round) return;
+  MIMO_RT_CHECK(draft, invalid_argument, kWhere, "is_round: expected false without a draft");
+  MIMO_RT_CHECK(options.max_tokens == draft->block_size && options.max_logit_rows == draft->block_size,
+                invalid_argument, kWhere, "a round's max_tokens and max_logit_rows: expected the block size ",
+                draft->block_size, ", got ", options.max_tokens, " and ", options.max_logit_rows);
 }
 
 void check_dim(const std::string& name, uint64_t value, uint64_t max = kMaxDim) {
@@ -64,9 +72,10 @@ void check_config(const ModelConfig& config) {
   }
 }
 
-const ModelConfig& checked(const ModelConfig& config, const PlanOptions& options) {
-  check_options(options);
+const ModelConfig& checked(const ModelConfig& config, const PlanOptions& options, const DraftConfig* draft) {
+  check_options(options, draft);
   check_config(config);
+  if (draft) check_draft(*draft, config);
   return config;
 }
 
@@ -100,8 +109,8 @@ uint32_t choose_expert_shares(uint32_t num_pairs, uint32_t num_workers, uint32_t
   return best;
 }
 
-PlanBuilder::PlanBuilder(const ModelConfig& config, const PlanOptions& options)
-    : config_(checked(config, options)), costs_(config, options) {
+PlanBuilder::PlanBuilder(const ModelConfig& config, const PlanOptions& options, const DraftConfig* draft)
+    : config_(checked(config, options, draft)), draft_(draft), costs_(config, options) {
   plan_.options_ = options;
 }
 
@@ -120,6 +129,10 @@ void PlanBuilder::make_shape() {
       shape.dense_width = config_.intermediate_size;
     }
   }
+  if (!draft_) return;
+  shape.draft = {draft_->num_layers,  draft_->block_size,  draft_->intermediate_size,
+                 draft_->num_q_heads, draft_->num_kv_heads, draft_->qk_head_dim,
+                 draft_->v_head_dim,  draft_->rotary_dim,  draft_->target_layer_ids};
 }
 
 void PlanBuilder::check_shape() const {
@@ -165,7 +178,8 @@ void PlanBuilder::make_buffers() {
   add_buffer("route", arena, has_moe ? 1 : 0, route_words, 4);
   add_buffer("act", arena, std::max(max_slots, tokens), std::max(shape.dense_width, shape.expert_width), 2);
   add_buffer("logits", output, logit_rows, round_up(shape.vocab_size, kTileRows), 4);
-  add_buffer("sampled", output, logit_rows, 1, 4);
+  add_buffer("sampled", output, plan_.options_.is_round ? 0 : logit_rows, 1, 4);
+  make_draft_buffers();
   for (size_t l = 0; l < shape.layers.size(); ++l) {
     const PlanShape::Layer& layer = shape.layers[l];
     add_buffer(concat("kv.", l), kv, tokens, layer.num_kv_heads * (layer.qk_head_dim + layer.v_head_dim), 2);
@@ -199,13 +213,17 @@ void PlanBuilder::add_phase(TaskKind kind, uint16_t layer_idx, const std::vector
                             bool mlp_norm) {
   const uint32_t counter = static_cast<uint32_t>(plan_.counters_.size());
   const bool fused = fuse_norms_ && takes_norm(kind);
+  const bool ends_layer = kind == TaskKind::down_proj || kind == TaskKind::expert_down;
+  const bool captures = ends_layer && capture_index(plan_.shape_, layer_idx) >= 0;
+  const bool from_block = kind == TaskKind::embed && plan_.options_.is_round;
   std::vector<bool> producers(lists_.size(), false);
   const auto num_last = std::count(last_producers_.begin(), last_producers_.end(), true);
   for (const Share& share : shares) {
     Task task{};
     task.kind = kind;
     task.layer_idx = layer_idx;
-    task.flags = static_cast<uint16_t>((fused ? kFusedNorm : 0) | (mlp_norm ? kMlpNorm : 0));
+    task.flags = static_cast<uint16_t>((fused ? kFusedNorm : 0) | (mlp_norm ? kMlpNorm : 0) |
+                                       (captures ? kCapture : 0) | (from_block ? kFromBlock : 0));
     task.tile_first = share.tile_first;
     task.tile_stride = share.tile_stride;
     task.tile_end = share.tile_end;
@@ -301,6 +319,8 @@ Plan PlanBuilder::build() {
   plan_.counters_.push_back({"step", 1});  // the gate
   plan_.gate_counter_ = 0;
 
+  if (draft_) add_context();
+  if (options.is_round) add_draft();
   const uint32_t tokens = options.max_tokens;
   add_phase(TaskKind::embed, kNoLayer, strided(1, tokens, tokens), {4.0 * config_.hidden_size, 0});
   for (uint32_t l = 0; l < config_.num_layers; ++l) add_layer(l);
@@ -308,7 +328,8 @@ Plan PlanBuilder::build() {
   const TileCost head = costs_.matrix_tile(PackedFormat::bf16, config_.hidden_size, options.max_logit_rows);
   add_phase(TaskKind::lm_head, kNoLayer, contiguous(num_tiles(plan_.shape_, TaskKind::lm_head, kNoLayer)), head);
   const double logits = static_cast<double>(options.max_logit_rows) * config_.vocab_size;
-  add_phase(TaskKind::sample, kNoLayer, one_worker(), {4.0 * logits, 4.0 * logits});
+  if (options.is_round) add_phase(TaskKind::accept, kNoLayer, one_worker(), {8.0 * logits, 8.0 * logits});
+  else add_phase(TaskKind::sample, kNoLayer, one_worker(), {4.0 * logits, 4.0 * logits});
   // The last task of a step signals the gate instead of a counter of its own.
   plan_.counters_.pop_back();
   lists_[0].back().signal_counter = plan_.gate_counter_;
@@ -316,8 +337,8 @@ Plan PlanBuilder::build() {
   return std::move(plan_);
 }
 
-Plan Plan::build(const ModelConfig& config, const PlanOptions& options) {
-  return PlanBuilder(config, options).build();
+Plan Plan::build(const ModelConfig& config, const PlanOptions& options, const DraftConfig* draft) {
+  return PlanBuilder(config, options, draft).build();
 }
 
 }  // namespace mimo_rt

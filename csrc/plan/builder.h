@@ -16,7 +16,7 @@ namespace mimo_rt {
 class PlanBuilder {
  public:
   /// @throws Error{invalid_argument, unsupported_shape}
-  PlanBuilder(const ModelConfig& config, const PlanOptions& options);
+  PlanBuilder(const ModelConfig& config, const PlanOptions& options, const DraftConfig* draft);
   Plan build();
 
  private:
@@ -29,11 +29,17 @@ class PlanBuilder {
   void make_shape();
   void check_shape() const;
   void make_buffers();
+  void make_draft_buffers();
   void add_buffer(std::string name, BufferInfo::Space space, uint64_t rows, uint64_t cols, uint32_t element_bytes);
   void add_layer(uint32_t layer_idx);
   void add_moe(uint16_t layer_idx);
   void add_dense(uint16_t layer_idx);
   void add_norm(uint16_t layer_idx, bool mlp_norm);
+  void add_context();  ///< keys and values of earlier positions for the draft
+  void add_draft();    ///< one pass of the draft over its block
+  void add_draft_layer(uint16_t layer_idx);
+  /// A phase of matrix `kind` of the draft: rows of `k` weights, `rows_per_tile` of them a tile, for `num_rows` rows.
+  void add_draft_matrix(TaskKind kind, uint16_t layer_idx, uint32_t k, double rows_per_tile, uint32_t num_rows);
 
   /// Adds one task per share. The tasks wait for the previous phase.
   void add_phase(TaskKind kind, uint16_t layer_idx, const std::vector<Share>& shares, TileCost tile,
@@ -44,6 +50,7 @@ class PlanBuilder {
   void finish();
 
   const ModelConfig& config_;
+  const DraftConfig* const draft_;  ///< nullptr: none
   const CostModel costs_;
   Plan plan_;
   bool fuse_norms_ = false;
@@ -52,6 +59,9 @@ class PlanBuilder {
   uint32_t last_counter_ = kNoCounter;    ///< of the previous phase
   std::vector<bool> last_producers_;      ///< [num_workers] who has a task in the previous phase
 };
+
+/// @throws Error{unsupported_shape} for a draft that no plan can hold, or not one for this target
+void check_draft(const DraftConfig& draft, const ModelConfig& config);
 
 /// How many tiles to cut one expert's `num_pairs` pairs of row groups into, so that num_workers striding workers finish
 /// together for any number of active experts up to max_active.

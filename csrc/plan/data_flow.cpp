@@ -10,6 +10,17 @@ namespace {
 
 constexpr const char* kWhere = "Plan.verify";
 
+/// Whether the buffer's rows are wanted after the step.
+bool leaves_step(const Plan& plan, uint16_t buffer) {
+  switch (buffer) {
+    case kSampled: return !plan.options().is_round;
+    case kBlock: return plan.options().is_round;
+    case kFeatures:
+    case kContextKv: return plan.shape().draft.num_layers != 0;
+    default: return buffer == kLogits || buffer >= kFirstKv;
+  }
+}
+
 }  // namespace
 
 DataFlow::DataFlow(const Plan& plan) : plan_(plan), model_(plan), buffers_(plan.buffers().size()) {
@@ -57,10 +68,11 @@ void DataFlow::visit(uint32_t worker_idx, uint32_t task_idx, const Clock& before
   num_accesses_ += accesses_.size();
   for (const Access& access : accesses_) {
     check_bounds(actor, access);
-    if (access.mode != AccessMode::write) read(actor, access);
+    if (access.mode == AccessMode::read_earlier) read_earlier(actor, access);
+    else if (access.mode != AccessMode::write) read(actor, access);
   }
   for (const Access& access : accesses_)
-    if (access.mode != AccessMode::read) write(actor, access);
+    if (access.mode == AccessMode::write || access.mode == AccessMode::update) write(actor, access);
 }
 
 void DataFlow::read(const Actor& actor, const Access& access) {
@@ -90,6 +102,20 @@ void DataFlow::read(const Actor& actor, const Access& access) {
       if (wanted != RowSets::kAll) mark_read(piece.readers, actor);
     }
     if (wanted == RowSets::kAll && access.mode == AccessMode::read) mark_read(slab->second.readers, actor);
+  }
+}
+
+void DataFlow::read_earlier(const Actor& actor, const Access& access) {
+  View& seen = view(access);
+  seen.last_access[actor.worker_idx] = actor.task_idx + 1;
+  const auto begin = split(seen, access.col_begin), end = split(seen, access.col_end);
+  for (auto slab = begin; slab != end; ++slab) {
+    for (const Piece& piece : slab->second.pieces)
+      if (piece.writer_worker != kNobody)
+        fail(ErrorCode::plan_invalid, kWhere, task_name(plan_, actor.worker_idx, actor.task_idx), " reads ",
+             region(access), ": expected what an earlier epoch left there, but ",
+             task_name(plan_, piece.writer_worker, piece.writer_task), " may have overwritten it");
+    mark_read(slab->second.readers, actor);  // whoever writes it must come later
   }
 }
 
@@ -181,8 +207,8 @@ void DataFlow::write(const Actor& actor, const Access& access) {
 
 void DataFlow::finish() const {
   for (uint16_t buffer = 0; buffer < buffers_.size(); ++buffer) {
+    if (!leaves_step(plan_, buffer)) continue;
     const BufferInfo& info = plan_.buffers()[buffer];
-    if (info.space != BufferInfo::Space::output && info.space != BufferInfo::Space::kv) continue;
     bool complete = false;
     for (const std::unique_ptr<View>& seen : buffers_[buffer].views) {
       if (!seen) continue;

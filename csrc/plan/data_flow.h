@@ -64,6 +64,7 @@ class DataFlow {
   RowSets& rows(const Access& access) { return row_sets_[static_cast<size_t>(access.domain)]; }
   void check_bounds(const Actor& actor, const Access& access) const;
   void read(const Actor& actor, const Access& access);
+  void read_earlier(const Actor& actor, const Access& access);  ///< all rows
   void write(const Actor& actor, const Access& access);
   void mark_read(Clock& readers, const Actor& actor) const;
   void check_writer(const Actor& actor, const Access& access, const Piece& piece);

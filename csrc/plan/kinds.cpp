@@ -24,6 +24,12 @@ Stage residual_before(const PlanShape& shape, uint32_t layer_idx) {
   return {last, static_cast<uint16_t>(layer_idx - 1), false};
 }
 
+/// The same for draft_x.
+Stage draft_residual_before(uint32_t layer_idx) {
+  if (layer_idx == 0) return {TaskKind::draft_embed, kNoLayer, false};
+  return {TaskKind::draft_down_proj, static_cast<uint16_t>(layer_idx - 1), false};
+}
+
 /// The rms_norm whose rows `task` consumes.
 Stage norm_of(const Task& task) {
   return {TaskKind::rms_norm, task.layer_idx, task.kind != TaskKind::qkv_proj && task.kind != TaskKind::lm_head};
@@ -34,8 +40,8 @@ Stage norm_of(const Task& task) {
 Scope scope_of(TaskKind kind) {
   switch (kind) {
     case TaskKind::embed:
-    case TaskKind::lm_head:
-    case TaskKind::sample: return Scope::model;
+    case TaskKind::lm_head: return Scope::model;
+    case TaskKind::sample: return Scope::step;
     case TaskKind::rms_norm: return Scope::norm;
     case TaskKind::qkv_proj:
     case TaskKind::attention:
@@ -46,6 +52,17 @@ Scope scope_of(TaskKind kind) {
     case TaskKind::expert_down: return Scope::moe_layer;
     case TaskKind::gate_up_proj:
     case TaskKind::down_proj: return Scope::dense_layer;
+    case TaskKind::context_fc:
+    case TaskKind::context_kv: return Scope::context;
+    case TaskKind::draft_embed:
+    case TaskKind::draft_lm_head:
+    case TaskKind::draft_sample:
+    case TaskKind::accept: return Scope::round;
+    case TaskKind::draft_qkv_proj:
+    case TaskKind::draft_attention:
+    case TaskKind::draft_o_proj:
+    case TaskKind::draft_gate_up_proj:
+    case TaskKind::draft_down_proj: return Scope::draft_layer;
   }
   fail(ErrorCode::internal, "plan", "task kind ", static_cast<int>(kind), " has no scope");
 }
@@ -55,11 +72,22 @@ bool takes_norm(TaskKind kind) {
          kind == TaskKind::gate_up_proj || kind == TaskKind::lm_head;
 }
 
+int32_t capture_index(const PlanShape& shape, uint16_t layer_idx) {
+  const std::vector<uint32_t>& ids = shape.draft.target_layer_ids;
+  const auto found = std::find(ids.begin(), ids.end(), layer_idx);
+  return found == ids.end() ? -1 : static_cast<int32_t>(found - ids.begin());
+}
+
+uint32_t context_kv_begin(const PlanShape::Draft& draft, uint32_t layer_idx) {
+  return layer_idx * draft.num_kv_heads * (draft.qk_head_dim + draft.v_head_dim);
+}
+
 TaskFields expected_fields(const Task& task) {
+  const uint16_t features = (task.flags & kCapture) ? uint16_t{kFeatures} : kNoBuffer;
   const uint16_t rows = (task.flags & kFusedNorm) ? kX : kH;
   const uint16_t kv = static_cast<uint16_t>(kFirstKv + task.layer_idx);
   switch (task.kind) {
-    case TaskKind::embed: return {kTokens, kNoBuffer, kX, kNoBuffer};
+    case TaskKind::embed: return {(task.flags & kFromBlock) ? kBlock : kTokens, kNoBuffer, kX, kNoBuffer};
     case TaskKind::rms_norm: return {kX, kNoBuffer, kH, kNoBuffer};
     case TaskKind::qkv_proj: return {rows, kNoBuffer, kQ, kv};
     case TaskKind::attention: return {kQ, kv, kAttn, kNoBuffer};
@@ -67,11 +95,22 @@ TaskFields expected_fields(const Task& task) {
     case TaskKind::router: return {rows, kNoBuffer, kRouterLogits, kNoBuffer};
     case TaskKind::select_experts: return {kRouterLogits, kNoBuffer, kRoute, kNoBuffer};
     case TaskKind::expert_gate_up: return {rows, kRoute, kAct, kNoBuffer};
-    case TaskKind::expert_down: return {kAct, kRoute, kX, kNoBuffer};
+    case TaskKind::expert_down: return {kAct, kRoute, kX, features};
     case TaskKind::gate_up_proj: return {rows, kNoBuffer, kAct, kNoBuffer};
-    case TaskKind::down_proj: return {kAct, kNoBuffer, kX, kNoBuffer};
+    case TaskKind::down_proj: return {kAct, kNoBuffer, kX, features};
     case TaskKind::lm_head: return {rows, kNoBuffer, kLogits, kNoBuffer};
     case TaskKind::sample: return {kLogits, kNoBuffer, kSampled, kNoBuffer};
+    case TaskKind::context_fc: return {kFeatures, kNoBuffer, kContext, kNoBuffer};
+    case TaskKind::context_kv: return {kContext, kNoBuffer, kContextKv, kNoBuffer};
+    case TaskKind::draft_embed: return {kBlock, kNoBuffer, kDraftX, kNoBuffer};
+    case TaskKind::draft_qkv_proj: return {kDraftX, kNoBuffer, kDraftQ, kDraftKv};
+    case TaskKind::draft_attention: return {kDraftQ, kDraftKv, kDraftAttn, kNoBuffer};
+    case TaskKind::draft_o_proj: return {kDraftAttn, kNoBuffer, kDraftX, kNoBuffer};
+    case TaskKind::draft_gate_up_proj: return {kDraftX, kNoBuffer, kDraftAct, kNoBuffer};
+    case TaskKind::draft_down_proj: return {kDraftAct, kNoBuffer, kDraftX, kNoBuffer};
+    case TaskKind::draft_lm_head: return {kDraftX, kNoBuffer, kDraftLogits, kNoBuffer};
+    case TaskKind::draft_sample: return {kDraftLogits, kNoBuffer, kBlock, kNoBuffer};
+    case TaskKind::accept: return {kLogits, kDraftLogits, kBlock, kNoBuffer};
   }
   fail(ErrorCode::internal, "plan", "task kind ", static_cast<int>(task.kind), " has no fields");
 }
@@ -108,6 +147,21 @@ Stage source_stage(const PlanShape& shape, const Task& task, uint16_t buffer) {
     case kRoute: return of(TaskKind::select_experts);
     case kAct: return of(task.kind == TaskKind::down_proj ? TaskKind::gate_up_proj : TaskKind::expert_gate_up);
     case kLogits: return {TaskKind::lm_head, kNoLayer, false};
+    case kContext: return {TaskKind::context_fc, kNoLayer, false};
+    case kContextKv: return {TaskKind::context_kv, kNoLayer, false};
+    case kBlock: return {TaskKind::draft_sample, kNoLayer, false};
+    case kDraftX:
+      switch (task.kind) {
+        case TaskKind::draft_qkv_proj:
+        case TaskKind::draft_o_proj: return draft_residual_before(layer);
+        case TaskKind::draft_lm_head: return draft_residual_before(shape.draft.num_layers);
+        default: return of(TaskKind::draft_o_proj);
+      }
+    case kDraftQ:
+    case kDraftKv: return of(TaskKind::draft_qkv_proj);
+    case kDraftAttn: return of(TaskKind::draft_attention);
+    case kDraftAct: return of(TaskKind::draft_gate_up_proj);
+    case kDraftLogits: return {TaskKind::draft_lm_head, kNoLayer, false};
     default: fail(ErrorCode::internal, "plan", "buffer ", buffer, " is read by ", task_kind_name(task.kind));
   }
 }
@@ -118,20 +172,32 @@ uint32_t max_active_experts(const PlanShape& shape, uint32_t max_tokens) {
 }
 
 uint32_t num_tiles(const PlanShape& shape, TaskKind kind, uint16_t layer_idx) {
+  const PlanShape::Draft& draft = shape.draft;
   switch (kind) {
     case TaskKind::qkv_proj: return num_qkv_tiles(shape.layers[layer_idx]);
     case TaskKind::attention: return shape.layers[layer_idx].num_kv_heads;
     case TaskKind::o_proj:
     case TaskKind::expert_down:
-    case TaskKind::down_proj: return num_groups(shape.hidden_size);
+    case TaskKind::down_proj:
+    case TaskKind::context_fc:
+    case TaskKind::draft_o_proj:
+    case TaskKind::draft_down_proj: return num_groups(shape.hidden_size);
     case TaskKind::router: return num_groups(shape.num_experts);
     case TaskKind::expert_gate_up: return num_groups(shape.expert_width);
     case TaskKind::gate_up_proj: return num_groups(shape.dense_width);
-    case TaskKind::lm_head: return num_groups(shape.vocab_size);
+    case TaskKind::lm_head:
+    case TaskKind::draft_lm_head: return num_groups(shape.vocab_size);
+    case TaskKind::context_kv: return draft.num_layers * 2 * draft.num_kv_heads;
+    case TaskKind::draft_qkv_proj: return draft.num_q_heads + 2 * draft.num_kv_heads;
+    case TaskKind::draft_attention: return draft.num_kv_heads;
+    case TaskKind::draft_gate_up_proj: return num_groups(draft.intermediate_size);
     case TaskKind::embed:
     case TaskKind::rms_norm:
     case TaskKind::select_experts:
-    case TaskKind::sample: return 1;
+    case TaskKind::sample:
+    case TaskKind::draft_embed:
+    case TaskKind::draft_sample:
+    case TaskKind::accept: return 1;
   }
   fail(ErrorCode::internal, "plan", "task kind ", static_cast<int>(kind), " has no tiles");
 }

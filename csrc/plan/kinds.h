@@ -9,15 +9,23 @@
 
 namespace mimo_rt {
 
-/// Where in a model a kind may stand.
-enum class Scope : uint8_t { model, any_layer, moe_layer, dense_layer, norm };
+/// Where in a model a kind may stand. step: steps only; context: steps and rounds of a model with a draft; round: rounds
+/// only; draft_layer: a layer of the draft, in rounds only.
+enum class Scope : uint8_t { model, any_layer, moe_layer, dense_layer, norm, step, context, round, draft_layer };
 
 Scope scope_of(TaskKind kind);
 
 /// Whether the kind reads normalised rows: `h`, or `x` with kFusedNorm.
 bool takes_norm(TaskKind kind);
 
-/// The buffer ids that a task's fields must hold; kNoBuffer where the kind has none.
+/// The position of a layer in `target_layer_ids`, or -1: its output is not captured.
+int32_t capture_index(const PlanShape& shape, uint16_t layer_idx);
+
+/// First column of draft layer `layer_idx` in `context_kv`; its columns: K of all heads, then V of all heads.
+uint32_t context_kv_begin(const PlanShape::Draft& draft, uint32_t layer_idx);
+
+/// The buffer ids that a task's fields must hold; kNoBuffer where the kind has none. draft_attention also reads
+/// kContextKv, for which it has no field.
 struct TaskFields {
   uint16_t input, input2, output, output2;
   bool operator==(const TaskFields&) const = default;

@@ -37,9 +37,10 @@ const char* space_name(BufferInfo::Space space) {
 }
 
 void dump_task(std::ostream& out, const Plan& plan, const Task& task) {
-  out << stage_name(stage_of(task)) << (task.flags & kFusedNorm ? " +norm" : "") << " tiles " << task.tile_first << ".."
-      << task.tile_end << " step " << task.tile_stride;
-  constexpr const char* kPer[] = {"", " per token", " per active expert"};
+  out << stage_name(stage_of(task)) << (task.flags & kFusedNorm ? " +norm" : "")
+      << (task.flags & kCapture ? " +capture" : "") << (task.flags & kFromBlock ? " +block" : "") << " tiles "
+      << task.tile_first << ".." << task.tile_end << " step " << task.tile_stride;
+  constexpr const char* kPer[] = {"", " per token", " per active expert", " per draft row"};
   out << kPer[static_cast<size_t>(trip_count(task.kind))];
   for (uint32_t i = 0; i < task.num_waits; ++i)
     out << (i ? ", " : " | waits ") << plan.counters()[task.waits[i].counter].name << " >= " << task.waits[i].value;
@@ -61,6 +62,11 @@ uint64_t Plan::hash() const {
   for (const PlanShape::Layer& layer : shape_.layers)
     hash.ints(layer.is_moe, layer.num_q_heads, layer.num_kv_heads, layer.qk_head_dim, layer.v_head_dim,
               layer.rotary_dim);
+  const PlanShape::Draft& draft = shape_.draft;
+  hash.ints(options_.is_round, options_.max_context_rows, draft.num_layers, draft.block_size, draft.intermediate_size,
+            draft.num_q_heads, draft.num_kv_heads, draft.qk_head_dim, draft.v_head_dim, draft.rotary_dim,
+            draft.target_layer_ids.size());
+  for (uint32_t id : draft.target_layer_ids) hash.ints(id);
   hash.ints(buffers_.size());
   for (const BufferInfo& info : buffers_) {
     hash.text(info.name);
@@ -79,7 +85,7 @@ uint64_t Plan::hash() const {
 std::string Plan::dump() const {
   std::ostringstream out;
   out.imbue(std::locale::classic());
-  out << "plan " << std::hex << hash() << std::dec << ": " << num_workers() << " workers, " << tasks_->size()
+  out << (options_.is_round ? "round " : "plan ") << std::hex << hash() << std::dec << ": " << num_workers() << " workers, " << tasks_->size()
       << " tasks, " << counters_.size() << " counters, arena " << arena_bytes_ << " bytes, up to "
       << options_.max_tokens << " tokens\n";
   for (size_t id = 0; id < buffers_.size(); ++id) {

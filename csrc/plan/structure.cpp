@@ -20,15 +20,23 @@ uint32_t expected_element_bytes(uint16_t buffer) {
     case kRouterLogits:
     case kRoute:
     case kLogits:
-    case kSampled: return 4;
+    case kSampled:
+    case kBlock:
+    case kDraftLogits: return 4;
     default: return 2;
   }
 }
 
 BufferInfo::Space expected_space(uint16_t buffer) {
-  if (buffer == kTokens) return BufferInfo::Space::input;
-  if (buffer == kLogits || buffer == kSampled) return BufferInfo::Space::output;
-  return buffer >= kFirstKv ? BufferInfo::Space::kv : BufferInfo::Space::arena;
+  switch (buffer) {
+    case kTokens: return BufferInfo::Space::input;
+    case kLogits:
+    case kSampled:
+    case kBlock: return BufferInfo::Space::output;
+    case kFeatures:
+    case kContextKv: return BufferInfo::Space::kv;
+    default: return buffer >= kFirstKv ? BufferInfo::Space::kv : BufferInfo::Space::arena;
+  }
 }
 
 void check_buffer(const Plan& plan, uint16_t id) {
@@ -59,6 +67,22 @@ void check_tokens(const Plan& plan) {
                 "' cols: expected at least 1, got ", info.cols);
 }
 
+/// What domain_rows() takes for granted.
+void check_draft(const Plan& plan) {
+  const PlanShape::Draft& draft = plan.shape().draft;
+  const PlanOptions& options = plan.options();
+  const bool has_draft = draft.num_layers != 0;
+  MIMO_RT_CHECK(has_draft == (options.max_context_rows != 0), plan_invalid, kWhere,
+                "max_context_rows: expected ", has_draft ? "> 0" : "0, for there is no draft", ", got ",
+                options.max_context_rows);
+  if (!options.is_round) return;
+  MIMO_RT_CHECK(has_draft && draft.block_size >= 2 && options.max_tokens == draft.block_size &&
+                    options.max_logit_rows == draft.block_size,
+                plan_invalid, kWhere, "a round: expected a draft whose block size, at least 2, is max_tokens and ",
+                "max_logit_rows, got block size ", draft.block_size, ", ", options.max_tokens, " tokens, ",
+                options.max_logit_rows, " logit rows");
+}
+
 void check_buffers(const Plan& plan) {
   const std::vector<BufferInfo>& buffers = plan.buffers();
   const size_t expected = kFirstKv + plan.shape().layers.size();
@@ -82,17 +106,36 @@ void check_buffers(const Plan& plan) {
                 "buffer 'route': expected at least ", route, " bytes per row, got ", buffers[kRoute].cols, " words");
 }
 
-bool layer_fits(const PlanShape& shape, const Task& task) {
+bool layer_fits(const Plan& plan, const Task& task) {
+  const PlanShape& shape = plan.shape();
+  const bool is_round = plan.options().is_round;
   const bool in_layer = task.layer_idx != kNoLayer;
+  const Scope scope = scope_of(task.kind);
+  if (scope == Scope::draft_layer) return is_round && task.layer_idx < shape.draft.num_layers;
   if (in_layer && task.layer_idx >= shape.layers.size()) return false;
-  switch (scope_of(task.kind)) {
+  switch (scope) {
     case Scope::model: return !in_layer;
     case Scope::norm: return in_layer || !(task.flags & kMlpNorm);
     case Scope::any_layer: return in_layer;
     case Scope::moe_layer: return in_layer && shape.layers[task.layer_idx].is_moe;
     case Scope::dense_layer: return in_layer && !shape.layers[task.layer_idx].is_moe;
+    case Scope::step: return !in_layer && !is_round;
+    case Scope::context: return !in_layer && shape.draft.num_layers != 0;
+    case Scope::round: return !in_layer && is_round;
+    case Scope::draft_layer: break;
   }
   return false;
+}
+
+/// Flags that a task may have or not.
+uint32_t allowed_flags(const Task& task) {
+  return (takes_norm(task.kind) ? kFusedNorm : 0u) | (task.kind == TaskKind::rms_norm ? kMlpNorm : 0u);
+}
+
+uint32_t required_flags(const Plan& plan, const Task& task) {
+  if (task.kind == TaskKind::embed) return plan.options().is_round ? kFromBlock : 0u;
+  const bool ends_layer = task.kind == TaskKind::down_proj || task.kind == TaskKind::expert_down;
+  return ends_layer && capture_index(plan.shape(), task.layer_idx) >= 0 ? kCapture : 0u;
 }
 
 /// A task must have something to do in the largest step, and nothing outside of it.
@@ -105,6 +148,7 @@ bool tiles_fit(const Plan& plan, const Task& task) {
     case TripCount::per_token: return end == tiles && first < end * plan.options().max_tokens;
     case TripCount::per_active_expert:
       return end <= tiles && first < end * max_active_experts(plan.shape(), plan.options().max_tokens);
+    case TripCount::per_draft_row: return end == tiles && first < end * plan.shape().draft.block_size;
   }
   return false;
 }
@@ -114,12 +158,11 @@ void check_task(const Plan& plan, uint32_t worker_idx, uint32_t task_idx) {
   const auto who = [&] { return task_name(plan, worker_idx, task_idx) + ' '; };
   MIMO_RT_CHECK(static_cast<uint16_t>(task.kind) < kNumTaskKinds, plan_invalid, kWhere, who(), "kind: expected < ",
                 kNumTaskKinds, ", got ", static_cast<uint16_t>(task.kind));
-  const uint32_t allowed =
-      (takes_norm(task.kind) ? kFusedNorm : 0u) | (task.kind == TaskKind::rms_norm ? kMlpNorm : 0u);
-  MIMO_RT_CHECK(!(task.flags & ~allowed), plan_invalid, kWhere, who(), "flags: expected a subset of ", allowed,
-                ", got ", task.flags);
-  MIMO_RT_CHECK(layer_fits(plan.shape(), task), plan_invalid, kWhere, who(), "does not fit its layer: got layer ",
-                task.layer_idx, ", flags ", task.flags);
+  MIMO_RT_CHECK(layer_fits(plan, task), plan_invalid, kWhere, who(), "does not fit its layer or this kind of plan: ",
+                "got layer ", task.layer_idx, ", flags ", task.flags);
+  const uint32_t allowed = allowed_flags(task), required = required_flags(plan, task);
+  MIMO_RT_CHECK((task.flags & ~allowed) == required, plan_invalid, kWhere, who(), "flags: expected ", required,
+                " and a subset of ", allowed, ", got ", task.flags);
   MIMO_RT_CHECK(tiles_fit(plan, task), plan_invalid, kWhere, who(), "tiles: expected within ",
                 num_tiles(plan.shape(), task.kind, task.layer_idx), " per count, got first ", task.tile_first,
                 ", stride ", task.tile_stride, ", end ", task.tile_end);
@@ -162,6 +205,7 @@ void check_counters(const Plan& plan) {
 void check_structure(const Plan& plan) {
   MIMO_RT_CHECK(plan.num_workers() >= 1 && plan.num_workers() == plan.options().num_workers, plan_invalid, kWhere,
                 "lists: expected ", plan.options().num_workers, ", got ", plan.num_workers());
+  check_draft(plan);
   check_buffers(plan);
   for (uint32_t w = 0; w < plan.num_workers(); ++w)
     for (uint32_t i = 0; i < plan.tasks(w).size(); ++i) check_task(plan, w, i);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <mimo_rt/config.h>
+#include <mimo_rt/draft.h>
 
 #include <algorithm>
 #include <string>
@@ -9,6 +10,7 @@
 
 namespace test_configs {
 
+using mimo_rt::DraftConfig;
 using mimo_rt::LayerConfig;
 using mimo_rt::ModelConfig;
 
@@ -174,6 +176,50 @@ inline ModelConfig smollm2_split() {
   config.ignored_layers.clear();
   set_o_proj_unquantised(config);
   return config;
+}
+
+/// A draft of `num_layers` equal layers for `target`, with Qwen3's conventions.
+inline DraftConfig make_draft(const ModelConfig& target, const Heads& heads, uint32_t num_layers, uint32_t block_size,
+                              uint32_t window_tokens, std::vector<uint32_t> target_layer_ids) {
+  DraftConfig draft;
+  draft.hidden_size = target.hidden_size;
+  draft.num_layers = num_layers;
+  draft.intermediate_size = target.intermediate_size ? target.intermediate_size : 2 * target.hidden_size;
+  draft.num_q_heads = heads.num_q_heads;
+  draft.num_kv_heads = heads.num_kv_heads;
+  draft.qk_head_dim = heads.qk_head_dim;
+  draft.v_head_dim = heads.v_head_dim;
+  draft.rotary_dim = heads.rotary_dim;
+  draft.rope_theta = 1e4;
+  draft.rms_norm_eps = 1e-5;
+  draft.has_qk_norm = true;
+  draft.block_size = block_size;
+  draft.mask_token_id = static_cast<int32_t>(target.vocab_size) - 1;
+  draft.num_target_layers = target.num_layers;
+  draft.max_position_embeddings = target.max_position_embeddings;
+  draft.window_tokens.assign(num_layers, window_tokens);
+  draft.target_layer_ids = std::move(target_layer_ids);
+  return draft;
+}
+
+/// The draft of MiMo-V2.5-Pro-FP4-DFlash.
+inline DraftConfig mimo_v2_5_pro_draft() {
+  DraftConfig draft =
+      make_draft(mimo_v2_5_pro_fp4(), {128, 8, 128, 128, 64}, 5, 8, 1024, {0, 15, 31, 47, 69});
+  draft.value_scale = 0.612;
+  draft.has_sink = true;
+  draft.mask_token_id = 151669;
+  draft.max_position_embeddings = 262144;
+  return draft;
+}
+
+/// For any of tiny_configs(): heads of unequal size, the last layer and the first captured, in that order.
+inline DraftConfig tiny_draft(const ModelConfig& target, uint32_t block_size = 4) {
+  std::vector<uint32_t> ids = {target.num_layers - 1};
+  if (target.num_layers > 1) ids.push_back(0);
+  DraftConfig draft = make_draft(target, {4, 2, 32, 16, 8}, 2, block_size, 16, ids);
+  draft.window_tokens[1] = 0;
+  return draft;
 }
 
 struct NamedConfig {
