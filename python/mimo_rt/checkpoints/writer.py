@@ -119,7 +119,9 @@ class CheckpointWriter:
         directory: existing directory (see :func:`atomic_directory`).
         specs: every tensor of the checkpoint.
         max_shard_bytes: start a new shard when the current one would grow beyond this; ``None``
-            writes a single ``model.safetensors``.
+            writes a single file.
+        stem: what the file names begin with. Names other than ``model`` are always numbered, so
+            they can only be found through the index.
 
     Use as a context manager; leaving it without an error checks that every tensor was written.
     """
@@ -130,6 +132,7 @@ class CheckpointWriter:
         specs: Mapping[str, TensorSpec],
         *,
         max_shard_bytes: int | None = None,
+        stem: str = "model",
     ) -> None:
         self._directory = Path(directory)
         self._specs = dict(specs)
@@ -137,14 +140,14 @@ class CheckpointWriter:
         self._files: list[BinaryIO] = []
         self._place: dict[str, tuple[BinaryIO, int]] = {}
         shards = _split(self._specs, max_shard_bytes)
-        names = _file_names(len(shards))
+        names = _file_names(stem, len(shards))
         try:
             for name, shard in zip(names, shards, strict=True):
                 self._create(name, shard)
         except BaseException:
             self._close()
             raise
-        if max_shard_bytes is not None:
+        if max_shard_bytes is not None or stem != "model":
             self._write_index(names, shards)
 
     def _create(self, file_name: str, shard: dict[str, TensorSpec]) -> None:
@@ -210,7 +213,7 @@ def _split(
     return shards
 
 
-def _file_names(num_shards: int) -> list[str]:
-    if num_shards == 1:
+def _file_names(stem: str, num_shards: int) -> list[str]:
+    if num_shards == 1 and stem == "model":
         return ["model.safetensors"]
-    return [f"model-{i + 1:05d}-of-{num_shards:05d}.safetensors" for i in range(num_shards)]
+    return [f"{stem}-{i + 1:05d}-of-{num_shards:05d}.safetensors" for i in range(num_shards)]
