@@ -11,6 +11,7 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/core/config.cpp
   csrc/core/config_fields.cpp
   csrc/core/config_json.cpp
+  csrc/core/draft_config.cpp
   csrc/core/dtype.cpp
   csrc/core/error.cpp
   csrc/core/file.cpp
@@ -49,7 +50,9 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/weights/weights.cpp
   csrc/weights/work_items.cpp
   csrc/kv/kv_cache.cpp
+  csrc/sampling/candidate_set.cpp
   csrc/sampling/sampler.cpp
+  csrc/sampling/speculative.cpp
   csrc/engine/bandwidth.cpp
   csrc/engine/device.cpp
   csrc/engine/draft_width.cpp
@@ -75,6 +78,7 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/cpu/executor.cpp
   csrc/cpu/ops_attention.cpp
   csrc/cpu/ops_context.cpp
+  csrc/cpu/ops_draft.cpp
   csrc/cpu/ops_linear.cpp
   csrc/cpu/ops_moe.cpp
   csrc/cpu/ops_rows.cpp

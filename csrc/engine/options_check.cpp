@@ -25,6 +25,20 @@ void check_sampling(const SamplingParams& params) {
                 "num_logprobs: expected 0..", kMaxLogprobs, ", got ", params.num_logprobs);
 }
 
+void check_logit_bias(const std::vector<TokenBias>& biases, uint32_t vocab_size) {
+  for (size_t i = 0; i < biases.size(); ++i) {
+    const auto& [token_id, bias] = biases[i];
+    MIMO_RT_CHECK(token_id >= 0 && static_cast<uint32_t>(token_id) < vocab_size, invalid_argument,
+                  kWhere, "logit_bias[", i, "]: expected a token id in 0..", vocab_size - 1,
+                  ", got ", token_id);
+    MIMO_RT_CHECK(i == 0 || token_id > biases[i - 1].token_id, invalid_argument, kWhere,
+                  "logit_bias[", i, "]: expected ascending token ids, got ", token_id, " after ",
+                  i ? biases[i - 1].token_id : 0);
+    MIMO_RT_CHECK(std::abs(bias) <= kMaxLogitBias, invalid_argument, kWhere, "logit_bias[", i,
+                  "]: expected a bias in -", kMaxLogitBias, "..", kMaxLogitBias, ", got ", bias);
+  }
+}
+
 void check_stop_strings(const std::vector<std::string>& stop, bool has_vocabulary) {
   MIMO_RT_CHECK(stop.empty() || has_vocabulary, invalid_argument, kWhere,
                 "stop: expected no stop strings without a vocabulary, got ", stop.size(),
@@ -54,6 +68,7 @@ void check_tokens(std::span<const int32_t> tokens, uint32_t vocab_size, const ch
 void check_generate_options(const GenerateOptions& options, uint32_t vocab_size,
                             bool has_vocabulary, const DraftConfig* draft) {
   check_sampling(options.sampling);
+  check_logit_bias(options.sampling.logit_bias, vocab_size);
   check_stop_strings(options.stop, has_vocabulary);
   MIMO_RT_CHECK(options.stop_token_ids.size() <= kMaxStopTokenIds, invalid_argument, kWhere,
                 "stop_token_ids: expected at most ", kMaxStopTokenIds, ", got ",

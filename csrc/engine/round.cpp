@@ -47,6 +47,7 @@ struct RoundTasks {
 
  private:
   Emitted emit_rows(const float* logits, uint32_t stride);
+  bool draw_row(uint32_t row, const float* logits, SampleResult& token);
   void emit(const SampleResult& token, Emitted& emitted);
 };
 
@@ -66,11 +67,17 @@ RoundState::RoundState(const RoundRequest& request_, DraftWidth& width_, uint32_
   constexpr uint64_t kUnit = sizeof(std::max_align_t);
   const uint64_t num_units = (sampler_scratch_bytes(vocab_size) + kUnit - 1) / kUnit;
   scratch_stride_ = num_units * kUnit;
-  scratch_ = std::make_unique_for_overwrite<std::max_align_t[]>(num_units);
+  scratch_ = std::make_unique_for_overwrite<std::max_align_t[]>(num_units * (draws_drafts() ? block_size : 1));
   for (uint32_t row = 0; row < kMaxBlockSize; ++row) logit_rows[row] = row;
 }
 
-uint8_t* RoundState::target_scratch() const { return reinterpret_cast<uint8_t*>(scratch_.get()); }
+bool RoundState::draws_drafts() const {
+  return request.proposal == DraftOptions::Proposal::sampled && request.params->temperature > 0.0f;
+}
+
+uint8_t* RoundState::scratch(uint32_t row) const {
+  return reinterpret_cast<uint8_t*>(scratch_.get()) + row * scratch_stride_;
+}
 
 void RoundState::begin() {
   num_rounds = 0;
@@ -112,9 +119,15 @@ void RoundState::prepare_round() {
 
 void RoundTasks::propose(uint32_t row, const float* draft_logits) {
   if (row == 0 || row >= state.input.num_tokens) return;  // the block is wider than what this round verifies
-  const SampleRequest request = row_request(state, row - 1, state.num_output + row - 1);
-  const int32_t best = best_token(draft_logits, state.vocab_size_, request);
-  state.block[row] = std::max(best, 0);  // a broken draft proposes something; the target decides
+  SampleRequest request = row_request(state, row - 1, state.num_output + row - 1);
+  if (state.draws_drafts()) {
+    request.scratch = state.scratch(row);
+    state.proposals_[row] = draw_draft(draft_logits, state.vocab_size_, request, row);
+    state.block[row] = state.proposals_[row].token_id;
+  } else {
+    const int32_t best = best_token(draft_logits, state.vocab_size_, request);
+    state.block[row] = std::max(best, 0);  // a broken draft proposes something; the target decides
+  }
 }
 
 void RoundTasks::accept(const float* logits, uint32_t stride) {
@@ -140,19 +153,29 @@ void RoundTasks::accept(const float* logits, uint32_t stride) {
 Emitted RoundTasks::emit_rows(const float* logits, uint32_t stride) {
   Emitted emitted;
   SampleResult token;
-  for (uint32_t row = 0; row < state.input.num_tokens && emitted.end == RoundEnd::running; ++row) {
-    SampleRequest request = row_request(state, row, state.num_output);
-    request.scratch = state.target_scratch();
-    sample_token(logits + uint64_t{row} * stride, state.vocab_size_, request, token);
+  bool confirmed = true;
+  for (uint32_t row = 0; confirmed && emitted.end == RoundEnd::running; ++row) {
+    confirmed = draw_row(row, logits + uint64_t{row} * stride, token);
     if (token.token_id < 0) {
       emitted.end = RoundEnd::bad_logits;
-      break;
+    } else {
+      emit(token, emitted);
+      emitted.last_was_drafted = confirmed;
     }
-    emit(token, emitted);
-    emitted.last_was_drafted = row + 1 < state.input.num_tokens && token.token_id == state.block[row + 1];
-    if (!emitted.last_was_drafted) break;
   }
   return emitted;
+}
+
+/// Returns whether the next row holds the token drawn.
+bool RoundTasks::draw_row(uint32_t row, const float* logits, SampleResult& token) {
+  SampleRequest request = row_request(state, row, state.num_output);
+  request.scratch = state.scratch(0);
+  const uint32_t next = row + 1;
+  const bool has_draft = next < state.input.num_tokens;
+  if (has_draft && state.draws_drafts())
+    return verify_draft(logits, state.vocab_size_, request, next, state.proposals_[next], token);
+  sample_token(logits, state.vocab_size_, request, token);
+  return has_draft && token.token_id == state.block[next];
 }
 
 void RoundTasks::emit(const SampleResult& token, Emitted& emitted) {

@@ -10,6 +10,7 @@
 
 #include "engine/draft_width.h"
 #include "engine/step.h"
+#include "sampling/speculative.h"
 
 #include <mimo_rt/draft.h>
 
@@ -95,8 +96,10 @@ struct RoundState {
  private:
   RoundEnd limit_reached() const;
   void prepare_round();
-  uint8_t* target_scratch() const;  ///< of accept
+  bool draws_drafts() const;              ///< else a draft is the best token
+  uint8_t* scratch(uint32_t row) const;  ///< sampler_scratch_bytes; row 0: of accept, others: of draft_sample
   friend struct RoundTasks;
+  std::array<Proposal, kMaxBlockSize> proposals_;  ///< of the running round, when drafts are drawn
   uint64_t scratch_stride_ = 0;
   std::unique_ptr<std::max_align_t[]> scratch_;
   uint32_t vocab_size_ = 0, block_size_ = 0;

@@ -45,6 +45,10 @@ py::array_t<float> logits(Session& session, const TokenArray& tokens, uint32_t s
 }
 
 void bind_options(py::module_& m) {
+  py::class_<TokenBias>(m, "TokenBias", "Added to the logit of a token.")
+      .def(py::init<int32_t, float>(), py::arg("token_id"), py::arg("bias"))
+      .def_readonly("token_id", &TokenBias::token_id)
+      .def_readonly("bias", &TokenBias::bias);
   py::class_<SamplingParams>(m, "SamplingParams", "How a token is chosen; fields as in mimo_rt/sampling.h.")
       .def(py::init(&from_kwargs<SamplingParams>))
       .def_readwrite("temperature", &SamplingParams::temperature)
@@ -54,7 +58,8 @@ void bind_options(py::module_& m) {
       .def_readwrite("repetition_penalty", &SamplingParams::repetition_penalty)
       .def_readwrite("seed", &SamplingParams::seed)
       .def_readwrite("num_logprobs", &SamplingParams::num_logprobs)
-      .def_readwrite("want_logprob", &SamplingParams::want_logprob);
+      .def_readwrite("want_logprob", &SamplingParams::want_logprob)
+      .def_readwrite("logit_bias", &SamplingParams::logit_bias);
   py::class_<DraftOptions> draft(m, "DraftOptions", "How a generation drafts; fields as in mimo_rt/draft.h.");
   py::enum_<DraftOptions::Mode>(draft, "Mode")
       .value("off", DraftOptions::Mode::off)

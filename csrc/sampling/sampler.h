@@ -1,7 +1,7 @@
 // Turns logits into a token: penalties, temperature, top-k, top-p, min-p, and a counter-based
 // generator.
 //
-// Order (as in vLLM): repetition penalty -> temperature -> top-k -> top-p -> min-p -> draw.
+// Order (as in vLLM): logit bias -> repetition penalty -> temperature -> top-k -> top-p -> min-p -> draw.
 // temperature 0 is greedy (the lowest index among equal maxima). The uniform number is a pure
 // function of (seed, sequence id, position), so a token does not depend on batch, worker count, or
 // how the text before it was decoded. Scores are float64 from FP32 logits; probabilities relative
@@ -41,6 +41,10 @@ uint64_t sampler_scratch_bytes(uint32_t vocab_size);
 /// the raw logits, masked tokens included; filled when want_logprob is set or num_logprobs > 0.
 void sample_token(const float* logits, uint32_t vocab_size, const SampleRequest& request,
                   SampleResult& result);
+
+/// Logprobs of result.token_id and the alternatives, if the request wants them.
+void fill_logprobs(const float* logits, uint32_t vocab_size, const SampleRequest& request,
+                   SampleResult& result);
 
 /// The candidate with the highest score (the lowest id among equals), whatever the temperature; -1
 /// without any. Needs no scratch.

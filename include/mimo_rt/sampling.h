@@ -2,8 +2,15 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 namespace mimo_rt {
+
+struct TokenBias {
+  int32_t token_id;
+  float bias;
+  bool operator==(const TokenBias&) const = default;
+};
 
 struct SamplingParams {
   float temperature = 1.0f;         ///< >= 0; 0 = greedy
@@ -14,9 +21,11 @@ struct SamplingParams {
   uint64_t seed = 0;
   uint32_t num_logprobs = 0;        ///< alternatives to report, 0..20; 0 still reports the chosen token when wanted
   bool want_logprob = false;
+  std::vector<TokenBias> logit_bias = {};  ///< in [-100, 100], added to the logit first; ids ascending and unique
 };
 
 inline constexpr uint32_t kMaxLogprobs = 20;
+inline constexpr float kMaxLogitBias = 100.0f;  ///< as OpenAI's API
 
 struct TokenLogprob {
   int32_t token_id;

@@ -41,6 +41,8 @@ class SamplingParams:
         top_p: keep the smallest set of this probability, (0, 1].
         min_p: keep tokens with at least this fraction of the best one's probability, [0, 1).
         repetition_penalty: > 0; 1 is off; applies to prompt and output.
+        logit_bias: {token id: number in [-100, 100]} to add to logits, before everything else;
+            kept as sorted pairs. logprobs are reported without it.
         seed: 0 .. 2**64-1; None: a fresh random one, recorded in the result.
         stop: up to 16 strings of 1..1024 bytes; output ends before the first that appears.
         stop_token_ids: added to the model's end tokens.
@@ -61,6 +63,7 @@ class SamplingParams:
     top_p: float | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
@@ -155,6 +158,7 @@ def core_options(params: SamplingParams, defaults: GenerationDefaults, seed: int
         seed=seed,
         num_logprobs=params.logprobs or 0,
         want_logprob=params.logprobs is not None,
+        logit_bias=[_C.TokenBias(token_id, bias) for token_id, bias in params.logit_bias],
     )
     eos_ids = () if params.ignore_eos else defaults.eos_token_ids
     draft = _C.DraftOptions(

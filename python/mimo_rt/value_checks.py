@@ -12,6 +12,7 @@ from . import _C
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_BYTES = 1024
 MAX_STOP_TOKEN_IDS = 1024
+MAX_LOGIT_BIAS = 100
 
 
 def invalid_value(name: str, expected: str, value: Any, where: str = "SamplingParams") -> Exception:
@@ -106,6 +107,21 @@ def token_ids(name: str, value: Any) -> tuple[int, ...]:
     return tuple(as_int(name, token_id, 0, 2**31 - 1) for token_id in ids)
 
 
+def _logit_bias(name: str, value: Any) -> tuple[tuple[int, float], ...]:
+    try:
+        pairs = list(({} if value is None else dict(value)).items())
+    except (TypeError, ValueError):
+        raise invalid_value(name, "a dict of token id to number", value) from None
+    biases = {}
+    for token_id, bias in pairs:
+        number = _float32(bias)
+        if not -MAX_LOGIT_BIAS <= number <= MAX_LOGIT_BIAS:
+            expected = f"a number in {-MAX_LOGIT_BIAS}..{MAX_LOGIT_BIAS}"
+            raise invalid_value(f"{name}[{token_id!r}]", expected, bias)
+        biases[as_int(name, token_id, 0, 2**31 - 1)] = float(bias)
+    return tuple(sorted(biases.items()))
+
+
 def _one_of(*choices: str) -> Any:
     def check(name: str, value: Any) -> str:
         if not isinstance(value, str) or value not in choices:
@@ -123,6 +139,7 @@ SAMPLING_CHECKS = {
     "top_p": _number("a number in (0, 1]", lambda x: 0 < x <= 1),
     "min_p": _number("a number in [0, 1)", lambda x: 0 <= x < 1),
     "repetition_penalty": _number("a number > 0", lambda x: x > 0),
+    "logit_bias": _logit_bias,
     "seed": _integer(0, 2**64 - 1, optional=True),
     "stop": _stops,
     "stop_token_ids": token_ids,

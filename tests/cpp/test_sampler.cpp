@@ -8,28 +8,29 @@
 #include "sampling/fixed_exp.h"
 #include "sampling/philox.h"
 #include "sampling/sampler.h"
+#include "sampler_reference.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <numeric>
-#include <random>
 
 using namespace mimo_rt;
+using namespace sampler_reference;
 
 namespace {
 
 constexpr double kAlpha = 1e-3;
-constexpr int kNumChiSquareTests = 16;
+constexpr int kNumChiSquareTests = 17;
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr float kInf = std::numeric_limits<float>::infinity();
 
-struct Draws {
-  const std::vector<float>& logits;
-  SamplingParams params;
-  std::vector<uint32_t> counts = {};
-  std::vector<int32_t> masked = {};
-  uint64_t sequence_id = 0;
+struct Draws : Setting {
+  Draws(std::vector<float> logits_, SamplingParams params_, std::vector<uint32_t> counts_ = {},
+        std::vector<int32_t> masked_ = {}, uint64_t sequence_id_ = 0)
+      : Setting{std::move(logits_), std::move(params_), std::move(counts_), std::move(masked_)},
+        sequence_id(sequence_id_) {}
+  uint64_t sequence_id;
 
   SampleResult at(uint32_t position) const {
     const auto vocab = static_cast<uint32_t>(logits.size());
@@ -46,96 +47,11 @@ struct Draws {
   }
 };
 
-/// The distribution that the parameters define: full sorts, no shortcuts.
-std::vector<long double> enumerate(const Draws& draws) {
-  const size_t n = draws.logits.size();
-  const SamplingParams& p = draws.params;
-  std::vector<long double> score(n), probability(n, 0.0L);
-  std::vector<size_t> order;
-  for (size_t i = 0; i < n; ++i) {
-    score[i] = draws.logits[i];
-    if (!draws.counts.empty() && draws.counts[i])
-      score[i] = score[i] > 0 ? score[i] / p.repetition_penalty : score[i] * p.repetition_penalty;
-    const bool masked = std::count(draws.masked.begin(), draws.masked.end(), int(i)) > 0;
-    if (std::isfinite(draws.logits[i]) && !masked) order.push_back(i);
-  }
-  std::stable_sort(order.begin(), order.end(),
-                   [&](size_t a, size_t b) { return score[a] > score[b]; });
-  if (p.sample_top_k && order.size() > p.sample_top_k) order.resize(p.sample_top_k);
-  const long double best = score[order[0]];
-  const auto softmax = [&] {
-    std::fill(probability.begin(), probability.end(), 0.0L);
-    long double sum = 0;
-    for (const size_t i : order) sum += std::exp((score[i] - best) / p.temperature);
-    for (const size_t i : order) probability[i] = std::exp((score[i] - best) / p.temperature) / sum;
-  };
-  softmax();
-  long double before = 0;
-  size_t kept = 0;
-  while (kept < order.size() && before < p.sample_top_p) before += probability[order[kept++]];
-  if (p.sample_top_p < 1.0f) order.resize(kept);
-  softmax();
-  const long double floor = p.min_p * probability[order[0]];
-  std::erase_if(order, [&](size_t i) { return probability[i] < floor; });
-  softmax();
-  return probability;
-}
-
-/// Upper tail of the chi-square distribution: regularised incomplete gamma Q(dof/2, x/2).
-double chi_square_tail(double x, double dof) {
-  const double a = dof / 2, z = x / 2;
-  if (z <= 0) return 1.0;
-  const double front = std::exp(a * std::log(z) - z - std::lgamma(a));
-  if (z < a + 1) {
-    double term = 1 / a, sum = term;
-    for (int i = 1; i < 2000; ++i) sum += term *= z / (a + i);
-    return 1.0 - front * sum;
-  }
-  double b = z + 1 - a, c = 1e300, d = 1 / b, h = d;  // continued fraction, Lentz
-  for (int i = 1; i < 2000; ++i) {
-    const double an = -i * (i - a);
-    b += 2;
-    d = 1 / (an * d + b);
-    c = b + an / c;
-    h *= d * c;
-  }
-  return front * h;
-}
-
-/// p-value of the draws at positions 0..num_draws-1 under `expected`; 0 when an impossible token
-/// was drawn. Cells that expect fewer than five draws are merged.
+/// p-value of the draws at positions 0..num_draws-1 under `expected`.
 double p_value(const Draws& draws, const std::vector<long double>& expected, uint32_t num_draws) {
   std::vector<double> seen(expected.size());
   for (uint32_t i = 0; i < num_draws; ++i) seen[static_cast<size_t>(draws.at(i).token_id)] += 1;
-  double statistic = 0, rest_seen = 0, rest_expected = 0;
-  int cells = 0;
-  const auto add = [&](double count, double want) {
-    statistic += (count - want) * (count - want) / want;
-    ++cells;
-  };
-  for (size_t i = 0; i < expected.size(); ++i) {
-    const double want = static_cast<double>(expected[i]) * num_draws;
-    if (want == 0 && seen[i] > 0) return 0.0;
-    if (want >= 5) add(seen[i], want);
-    else rest_seen += seen[i], rest_expected += want;
-  }
-  if (rest_expected >= 5) add(rest_seen, rest_expected);
-  if (cells < 2) return 1.0;
-  return chi_square_tail(statistic, cells - 1);
-}
-
-std::vector<float> random_logits(size_t n, float scale, uint32_t seed) {
-  std::mt19937 generator(seed);
-  std::vector<float> logits(n);
-  for (float& x : logits)  // a sum of uniforms: the same numbers with every standard library
-    x = scale * (float(generator() % 1000 + generator() % 1000 + generator() % 1000) / 500 - 3);
-  return logits;
-}
-
-SamplingParams sampling(float temperature, uint32_t k = 0, float p = 1, float min_p = 0,
-                        float penalty = 1, uint64_t seed = 7) {
-  return {.temperature = temperature, .sample_top_k = k, .sample_top_p = p, .min_p = min_p,
-          .repetition_penalty = penalty, .seed = seed};
+  return sampler_reference::p_value(seen, expected);
 }
 
 }  // namespace
@@ -215,13 +131,37 @@ TEST_CASE("repetition penalty: divides positive, multiplies negative logits of s
   CHECK_EQ((Draws{positive, sampling(0, 0, 1, 0, 1.0f), {1, 0, 0}}.at(0).token_id), 0);
 }
 
+TEST_CASE("logit bias: added before the penalty, never to what is masked or not finite") {
+  const auto greedy = [](std::vector<float> logits, std::vector<TokenBias> bias,
+                         std::vector<uint32_t> counts = {}, std::vector<int32_t> masked = {}) {
+    SamplingParams params = sampling(0, 0, 1, 0, counts.empty() ? 1.0f : 2.0f);
+    params.logit_bias = std::move(bias);
+    return Draws{logits, params, std::move(counts), std::move(masked)}.at(0).token_id;
+  };
+  CHECK_EQ(greedy({1, 3, 2}, {}), 1);
+  CHECK_EQ(greedy({1, 3, 2}, {{2, 1.5f}}), 2);
+  CHECK_EQ(greedy({1, 3, 2}, {{1, -100}}), 2);
+  CHECK_EQ(greedy({1, 3, 2}, {{0, 5}, {1, 1}, {2, 5}}), 2);
+  CHECK_EQ(greedy({1, 3, kNan}, {{2, 100}}), 1);
+  CHECK_EQ(greedy({1, 3, 2}, {{2, 100}}, {}, {2}), 1);
+  CHECK_EQ(greedy({1, 3, 2}, {{0, 9}, {2, 100}}, {}, {0, 2}), 1);
+  CHECK_EQ(greedy({1, 3, 2}, {{0, 9}, {2, 2}}, {}, {0}), 2);  // a mask and a bias on one token, then a bias
+  CHECK_EQ(greedy({1, 3, 2, 0}, {{0, 1}, {2, 9}}, {}, {2}), 1);  // the loop must not go back to the mask
+  // (-1 + 3.9) / 2 < 1.5 < (-1 + 4.4) / 2; the penalty first would make -1 * 2 + 3.9 of the former, and win.
+  CHECK_EQ(greedy({-1, 1.5f}, {{0, 3.9f}}, {1, 0}), 1);
+  CHECK_EQ(greedy({-1, 1.5f}, {{0, 4.4f}}, {1, 0}), 0);
+}
+
 TEST_CASE("draws follow the enumerated distribution (chi-square)") {
   const std::vector<float> small = random_logits(12, 2, 1), large = random_logits(3000, 3, 2);
   std::vector<float> holes = random_logits(40, 1.5f, 3), ties(20, 0.5f);
   for (const size_t i : {3, 4, 17, 30}) holes[i] = i % 2 ? kNan : -kInf;
   std::vector<uint32_t> counts(12);
   for (const size_t i : {0, 5, 6, 11}) counts[i] = 1 + uint32_t(i);
+  SamplingParams biased = sampling(1.2f, 9, 0.95f, 0, 1.3f);
+  biased.logit_bias = {{0, -3}, {2, 2.5f}, {9, 1}, {11, -100}};
   const std::vector<Draws> cases = {
+      {small, biased, counts, {2}},
       {small, sampling(1)},
       {small, sampling(0.6f)},
       {small, sampling(1.7f, 5)},
@@ -237,7 +177,7 @@ TEST_CASE("draws follow the enumerated distribution (chi-square)") {
       {large, sampling(1, 0, 0.7f)},
       {large, sampling(1.5f, 900, 0.9f, 0.001f), {}, {}, 1234567890123ull},
   };
-  CHECK(cases.size() < kNumChiSquareTests);
+  CHECK(cases.size() <= kNumChiSquareTests - 2);  // two more below
   for (size_t i = 0; i < cases.size(); ++i) {
     const double p = p_value(cases[i], enumerate(cases[i]), 30'000);
     CHECK(p > kAlpha / kNumChiSquareTests);
@@ -248,13 +188,16 @@ TEST_CASE("draws follow the enumerated distribution (chi-square)") {
 TEST_CASE("control: a wrong sampler is caught by the same test") {
   const std::vector<float> logits = random_logits(12, 2, 1);
   const auto rejected = [&](SamplingParams actual, SamplingParams claimed) {
-    return p_value({logits, actual}, enumerate({logits, claimed}), 30'000) < 1e-9;
+    return p_value({logits, actual}, enumerate(Setting{logits, claimed}), 30'000) < 1e-9;
   };
   CHECK(rejected(sampling(1.1f), sampling(1)));                     // temperature off by 10 %
   CHECK(rejected(sampling(1, 6), sampling(1, 5)));                  // one token too many
   CHECK(rejected(sampling(1, 4), sampling(1, 5)));                  // one too few
   CHECK(rejected(sampling(1, 0, 0.85f), sampling(1, 0, 0.8f)));     // nucleus too large
   CHECK(rejected(sampling(1, 0, 1, 0.2f), sampling(1, 0, 1, 0.1f)));
+  SamplingParams biased = sampling(1);
+  biased.logit_bias = {{8, 0.3f}};  // the best token
+  CHECK(rejected(biased, sampling(1)));
   // A constant "random" number: all draws at one position.
   const Draws good{logits, sampling(1)};
   std::vector<long double> point(logits.size());
@@ -335,7 +278,7 @@ TEST_CASE("logprobs: log softmax of the raw logits, best first") {
   Draws draws{logits, sampling(0.5f, 3, 0.9f, 0.1f, 1.5f), std::vector<uint32_t>(700, 1), {7}};
   draws.params.num_logprobs = kMaxLogprobs;
   const SampleResult result = draws.at(0);
-  const auto raw = enumerate({logits, sampling(1)});
+  const auto raw = enumerate(Setting{logits, sampling(1)});
   const auto near = [&](const TokenLogprob& got) {
     const auto want = double(std::log(raw[size_t(got.token_id)]));
     // one float rounding of the result plus float64 rounding of a sum of 700 terms
