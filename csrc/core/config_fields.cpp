@@ -9,7 +9,6 @@ namespace mimo_rt {
 namespace {
 
 using Raw = RawConfig;
-constexpr const char* kWhere = "ModelConfig.from_json";
 constexpr ErrorCode kUnsupported = ErrorCode::unsupported_shape;
 constexpr double kMaxHeads = 16384, kMaxHeadDim = 4096, kMaxWidth = 1 << 22, kMaxTokens = 1 << 30;
 constexpr double kMaxToken = 2147483647;  // token ids are int32_t
@@ -121,14 +120,14 @@ std::string describe(const ConfigField& field) {
 std::span<const ConfigField> config_fields() { return kFields; }
 
 void fail_field(const ConfigField& field, ErrorCode code, std::string_view source,
-                std::string_view got) {
-  fail(code, kWhere, source, ": ", field.keys[0], ": expected ", describe(field), ", got ", got);
+                std::string_view got, const char* where) {
+  fail(code, where, source, ": ", field.keys[0], ": expected ", describe(field), ", got ", got);
 }
 
 const ConfigField& field_of(const ConfigField::Member& member) {
   const auto found = std::find_if(std::begin(kFields), std::end(kFields),
                                   [&](const ConfigField& field) { return field.member == member; });
-  MIMO_RT_CHECK(found != std::end(kFields), internal, kWhere, "a config member has no field");
+  MIMO_RT_CHECK(found != std::end(kFields), internal, "ModelConfig.from_json", "a config member has no field");
   return *found;
 }
 

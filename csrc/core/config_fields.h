@@ -1,4 +1,5 @@
-// The one table of Hugging Face config.json fields. No other file spells their names.
+// Tables of Hugging Face config.json fields: the model's here, the draft's in draft_config.cpp. No other file spells
+// their names.
 #pragma once
 
 #include <mimo_rt/error.h>
@@ -23,7 +24,8 @@ struct IntList {
 
 using StringList = std::vector<std::string>;
 
-/// config.json as it is written; an empty member was absent or null. Values here are the defaults.
+/// config.json as it is written, a model's or a draft's; an empty member was absent or null. Values here are the
+/// defaults.
 struct RawConfig {
   template <typename T>
   using Maybe = std::optional<T>;
@@ -60,6 +62,12 @@ struct RawConfig {
   Maybe<IntList> weight_block_size;
   Maybe<uint32_t> mxfp4_block_size;
   Maybe<StringList> ignored_layers;
+
+  // of a draft only
+  Maybe<uint32_t> block_size, mask_token_id, num_target_layers, draft_window, first_window_layer;
+  Maybe<IntList> target_layer_ids;
+  Maybe<bool> use_draft_window, use_sliding_window, has_sinks = false, has_qk_norm = true;
+  Maybe<bool> is_causal = false, is_mask_per_position = false;
 };
 
 /// When a field must be there.
@@ -85,16 +93,24 @@ std::span<const ConfigField> config_fields();
 
 /// Fails with "<source>: <key>: expected <what the field allows>, got <got>".
 [[noreturn]] void fail_field(const ConfigField& field, ErrorCode code, std::string_view source,
-                             std::string_view got);
+                             std::string_view got, const char* where = "ModelConfig.from_json");
 
-/// The field of the table that fills `member`.
+/// The field of the model's table that fills `member`.
 const ConfigField& field_of(const ConfigField::Member& member);
 
 /// Whether the member that `field` fills has a value.
 bool has_value(const ConfigField& field, const RawConfig& raw);
 
-/// Parses JSON text through the table; knows types and ranges, not how fields relate.
+/// The fields of one kind of config.json, and the public operation that reads it.
+struct ConfigTable {
+  std::span<const ConfigField> fields;
+  const char* where;
+};
+
+/// Parses JSON text through a table (here: the model's); knows types and ranges, not how fields relate.
 /// @throws Error{bad_format, unsupported_shape}
 RawConfig parse_raw_config(std::string_view json, std::string_view source);
+RawConfig parse_raw_config(std::string_view json, std::string_view source,
+                           const ConfigTable& table);
 
 }  // namespace mimo_rt

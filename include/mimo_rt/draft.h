@@ -32,6 +32,7 @@ struct DraftConfig {
   uint32_t block_size = 0;           ///< 2..16: the anchor and block_size - 1 masks
   int32_t mask_token_id = -1;
   uint32_t num_target_layers = 0;    ///< as the config states it; 0: not stated
+  uint32_t vocab_size = 0;           ///< as the config states it; 0: not stated
   uint32_t max_position_embeddings = 0;  ///< nominal only
   std::vector<uint32_t> window_tokens;   ///< [num_layers] a query sees keys less than this far away; 0: all
   std::vector<uint32_t> target_layer_ids;  ///< distinct; the residual stream after these layers conditions the draft
@@ -42,7 +43,7 @@ struct DraftConfig {
   /// @throws Error{bad_format} naming the field; Error{unsupported_shape} for a valid value this library cannot compute.
   MIMO_RT_API static DraftConfig from_json(std::string_view json, std::string_view source_name);
   MIMO_RT_API static DraftConfig from_directory(const std::filesystem::path& draft_dir);
-  /// Whether this draft can serve `target`: hidden size, layer ids, number of layers.
+  /// Whether this draft can serve `target`: hidden size, layer ids, number of layers, vocabulary.
   /// @throws Error{shape_mismatch} saying which field, both values, and what to do.
   MIMO_RT_API void check_target(const ModelConfig& target) const;
 };
