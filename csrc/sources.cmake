@@ -69,6 +69,7 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/engine/weight_bytes.cpp
   csrc/ref/executor.cpp
   csrc/ref/ops_attention.cpp
+  csrc/ref/ops_draft.cpp
   csrc/ref/ops_mlp.cpp
   csrc/ref/ops_rows.cpp
   csrc/ref/packed_access.cpp

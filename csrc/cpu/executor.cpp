@@ -2,11 +2,14 @@
 
 #include "core/checks.h"
 #include "cpu/dispatch.h"
+#include "cpu/ops_linear.h"
+#include "engine/round.h"
 #include "plan/buffers.h"
 
 #include <mimo_rt/device.h>
 
 #include <algorithm>
+#include <exception>
 
 namespace mimo_rt::cpu {
 namespace {
@@ -18,12 +21,29 @@ WorkerPool::Options pool_options(const ExecutorOptions& options) {
           options.park_after_us};
 }
 
+void check_draft(const Plan& plan, const DraftWeights* draft) {
+  constexpr const char* kMaker = "make_cpu_executor";
+  const PlanShape::Draft& planned = plan.shape().draft;
+  if (!planned.num_layers) return;
+  MIMO_RT_CHECK(draft, invalid_argument, kMaker,
+                "draft: expected weights for a plan with a draft, got nullptr");
+  const DraftConfig& config = draft->config();
+  MIMO_RT_CHECK(planned.num_layers == config.num_layers && planned.block_size == config.block_size,
+                invalid_argument, kMaker, "draft: expected ", planned.num_layers,
+                " layers and blocks of ", planned.block_size, " as in the plan, got ",
+                config.num_layers, " and ", config.block_size);
+  MIMO_RT_CHECK(draft_heads_fit(config), unsupported_shape, kMaker, "draft head sizes ",
+                config.qk_head_dim, " and ", config.v_head_dim, " with blocks of ",
+                config.block_size, ": too large for this backend");
+}
+
 }  // namespace
 
-CpuExecutor::CpuExecutor(const Weights& weights, const std::vector<const Plan*>& plans,
-                         const std::string& backend, const Kernels& kernels,
-                         const ExecutorOptions& options)
+CpuExecutor::CpuExecutor(const Weights& weights, const DraftWeights* draft,
+                         const std::vector<const Plan*>& plans, const std::string& backend,
+                         const Kernels& kernels, const ExecutorOptions& options)
     : weights_(weights),
+      draft_(draft),
       backend_(backend),
       timeout_ms_(options.timeout_ms),
       pool_(pool_options(options)),
@@ -32,13 +52,15 @@ CpuExecutor::CpuExecutor(const Weights& weights, const std::vector<const Plan*>&
   for (const Plan* plan : plans) {
     MIMO_RT_CHECK(plan->num_workers() == num_workers(), invalid_argument, "make_cpu_executor",
                   "plan: expected one for ", num_workers(), " workers, got ", plan->num_workers());
-    states_.push_back(std::make_unique<PlanState>(*plan, weights.config()));
+    check_draft(*plan, draft);
+    states_.push_back(std::make_unique<PlanState>(*plan, weights.config(),
+                                                  draft ? &draft->config() : nullptr));
     for (uint32_t w = 0; w < num_workers(); ++w)
       most_tasks = std::max(most_tasks, plan->tasks(w).size());
   }
-  const ScratchSizes sizes(weights, kernels, states_);
+  const ScratchSizes sizes(weights, kernels, states_, draft);
   for (uint32_t w = 0; w < num_workers(); ++w) {
-    workers_.push_back(std::make_unique<Worker>(weights, kernels, sizes, step_));
+    workers_.push_back(std::make_unique<Worker>(weights, kernels, sizes, step_, draft));
     workers_.back()->trace.reserve(most_tasks);
   }
   pool_.run(*this);  // every worker touches its scratch first
@@ -51,22 +73,60 @@ PlanState& CpuExecutor::state_of(const Plan& plan) const {
        "plan: expected one of those given to the executor, got another");
 }
 
-void CpuExecutor::run(const Plan& plan, KvCache& cache, const StepInput& input,
-                      StepOutput& output) {
+void CpuExecutor::refuse_after_failure() const {
   if (!failure_.empty())
     fail(ErrorCode::timeout, kWhere, "this executor has stopped for good: ", failure_);
+}
+
+void CpuExecutor::fail_after_hang() {
+  if (!monitor_.has_stopped()) return;
+  failure_ = hang_text();
+  for (const auto& worker : workers_) worker->trace.clear();  // last_trace(): of whole steps
+  fail(ErrorCode::timeout, kWhere, failure_);
+}
+
+void CpuExecutor::run(const Plan& plan, KvCache& cache, const StepInput& input,
+                      StepOutput& output) {
+  refuse_after_failure();
   PlanState& state = state_of(plan);
   checker_.check(weights_.config(), plan, cache, input, output);
   prepare_step(state, cache, input, output);
   running_ = &state;
+  rounds_ = nullptr;
   pool_.run(*this);
-  if (monitor_.has_stopped()) {
-    failure_ = hang_text();
-    for (const auto& worker : workers_) worker->trace.clear();  // last_trace(): of whole steps
-    fail(ErrorCode::timeout, kWhere, failure_);
-  }
+  fail_after_hang();
   ++state.epoch;
   for (const auto& worker : workers_) output.active_experts += worker->num_active_experts;
+}
+
+void CpuExecutor::run_rounds(const Plan& plan, KvCache& cache, RoundState& rounds,
+                             const std::function<void()>& poll) {
+  refuse_after_failure();
+  PlanState& state = state_of(plan);
+  if (!checker_.check_rounds(weights_.config(), plan, cache, rounds)) return;
+  StepOutput output;
+  prepare_step(state, cache, rounds.input, output);
+  running_ = &state;
+  rounds_ = &rounds;
+  std::exception_ptr poll_error;
+  pool_.run(*this, [&] {
+    if (poll_error || !poll) return;
+    try {
+      poll();
+    } catch (...) {
+      poll_error = std::current_exception();
+      rounds.stop_requested = true;
+    }
+  });
+  for (const auto& worker : workers_) rounds.active_experts += worker->num_active_experts;
+  if (poll_error) {
+    if (monitor_.has_stopped()) failure_ = hang_text();
+    else state.count_epochs();
+    std::rethrow_exception(poll_error);
+  }
+  fail_after_hang();
+  state.count_epochs();
+  rebase_trace();
 }
 
 void CpuExecutor::prepare_step(PlanState& state, KvCache& cache, const StepInput& input,
@@ -75,30 +135,50 @@ void CpuExecutor::prepare_step(PlanState& state, KvCache& cache, const StepInput
   output.logits_stride = state.stride(kLogits);
   output.active_experts = 0;
   step_ = {&state, &cache, &input, &output, step_.number + 1};
-  for (RopeTable& rope : state.ropes) rope.fill(input.positions, input.num_tokens);
+  state.fill_tables(input, cache);
   for (const auto& worker : workers_) {
     worker->num_active_experts = 0;
     worker->trace.clear();
-    // Only a cache with a longer context than any before makes this allocate.
-    if (worker->segments.size() < cache.max_segments())
-      worker->segments.resize(cache.max_segments());
+    worker->fit_segments(cache);
   }
   step_begin_ = std::chrono::steady_clock::now();
 }
 
 void CpuExecutor::work(uint32_t worker_idx) noexcept {
-  if (!running_) return workers_[worker_idx]->touch();
-  return is_tracing_ ? run_tasks<true>(worker_idx) : run_tasks<false>(worker_idx);
+  Worker& worker = *workers_[worker_idx];
+  if (!running_) return worker.touch();
+  // A worker without tasks is not waited for, so what a round leaves is no longer its to read.
+  if (running_->plan.tasks(worker_idx).empty()) return;
+  const RoundState* rounds = rounds_;
+  uint64_t epoch = running_->epoch;
+  do {
+    worker.begin_epoch();
+    const bool is_whole =
+        is_tracing_ ? run_tasks<true>(worker_idx, epoch) : run_tasks<false>(worker_idx, epoch);
+    if (!is_whole || !rounds || !await_gate(worker_idx, epoch)) return;
+    ++epoch;
+  } while (rounds->end == RoundEnd::running);
 }
 
-bool CpuExecutor::await_inputs(const Task& task, uint32_t worker_idx, uint32_t task_idx) {
+/// Passes when the round's last task is done: then `rounds_` says whether there is another, and its
+/// rows are ready.
+bool CpuExecutor::await_gate(uint32_t worker_idx, uint64_t epoch) {
+  const PlanState& state = *running_;
+  const uint32_t gate = state.plan.gate_counter();
+  const auto end = static_cast<uint32_t>(state.plan.tasks(worker_idx).size());
+  const uint64_t expected = (epoch + 1) * state.plan.counters()[gate].total;
+  return monitor_.wait(state.counters, {worker_idx, end, gate, expected, nullptr, nullptr});
+}
+
+bool CpuExecutor::await_inputs(const Task& task, uint32_t worker_idx, uint32_t task_idx,
+                               uint64_t epoch) {
   const PlanState& state = *running_;
   for (uint32_t i = 0; i < task.num_waits; ++i) {
     const Wait& wait = task.waits[i];
     const uint64_t expected =
-        state.epoch * state.plan.counters()[wait.counter].total + wait.value;
+        epoch * state.plan.counters()[wait.counter].total + wait.value;
     if (state.counters.load(wait.counter) >= expected) continue;
-    const ByteRange weights = first_weights(task, weights_);
+    const ByteRange weights = first_weights(task, *workers_[worker_idx]);
     if (!monitor_.wait(state.counters, {worker_idx, task_idx, wait.counter, expected,
                                         weights.begin, weights.end}))
       return false;
@@ -107,22 +187,24 @@ bool CpuExecutor::await_inputs(const Task& task, uint32_t worker_idx, uint32_t t
 }
 
 template <bool kIsTracing>
-void CpuExecutor::run_tasks(uint32_t worker_idx) {
+bool CpuExecutor::run_tasks(uint32_t worker_idx, uint64_t epoch) {
   Worker& worker = *workers_[worker_idx];
   const std::span<const Task> tasks = running_->plan.tasks(worker_idx);
   for (uint32_t i = 0; i < tasks.size(); ++i) {
     const Task& task = tasks[i];
     TaskTrace times{worker_idx, i, 0, 0, 0};
     if constexpr (kIsTracing) times.wait_begin_ns = now_ns();
-    if (!await_inputs(task, worker_idx, i)) return;
+    if (!await_inputs(task, worker_idx, i, epoch)) return false;
     if constexpr (kIsTracing) times.begin_ns = now_ns();
     run_task(task, worker);
     if (task.signal_counter != kNoCounter) running_->counters.signal(task.signal_counter);
+    if (task.kind == TaskKind::accept) pool_.notify_caller();
     if constexpr (kIsTracing) {
       times.end_ns = now_ns();
       worker.trace.push_back(times);  // within the capacity reserved for the longest list
     }
   }
+  return true;
 }
 
 uint64_t CpuExecutor::now_ns() const {
@@ -133,10 +215,14 @@ uint64_t CpuExecutor::now_ns() const {
 
 std::string CpuExecutor::wait_text(const HangReport& report) const {
   const Plan& plan = running_->plan;
-  const Task& task = plan.tasks(report.worker_idx)[report.task_idx];
-  const std::string layer = task.layer_idx == kNoLayer ? "" : concat(", layer ", task.layer_idx);
-  return concat("worker ", report.worker_idx, " task ", report.task_idx, " (",
-                task_kind_name(task.kind), layer, ") waits for counter '",
+  const std::span<const Task> tasks = plan.tasks(report.worker_idx);
+  std::string who = "the end of the round";
+  if (report.task_idx < tasks.size()) {
+    const Task& task = tasks[report.task_idx];
+    const std::string layer = task.layer_idx == kNoLayer ? "" : concat(", layer ", task.layer_idx);
+    who = concat("task ", report.task_idx, " (", task_kind_name(task.kind), layer, ")");
+  }
+  return concat("worker ", report.worker_idx, " ", who, " waits for counter '",
                 plan.counters()[report.counter].name, "': expected >= ", report.expected,
                 ", saw ", report.seen);
 }
@@ -162,6 +248,19 @@ void CpuExecutor::set_tracing(bool on) {
   for (const auto& worker : workers_) worker->trace.clear();
 }
 
+/// Times of the last round count from its own begin.
+void CpuExecutor::rebase_trace() {
+  uint64_t begin_ns = ~uint64_t{0};
+  for (const auto& worker : workers_)
+    if (!worker->trace.empty()) begin_ns = std::min(begin_ns, worker->trace[0].wait_begin_ns);
+  for (const auto& worker : workers_)
+    for (TaskTrace& times : worker->trace) {
+      times.wait_begin_ns -= begin_ns;
+      times.begin_ns -= begin_ns;
+      times.end_ns -= begin_ns;
+    }
+}
+
 std::vector<TaskTrace> CpuExecutor::last_trace() const {
   std::vector<TaskTrace> all;
   for (const auto& worker : workers_)
@@ -181,12 +280,12 @@ const uint8_t* CpuExecutor::buffer_data(const Plan& plan, uint16_t buffer_id) co
 
 namespace mimo_rt {
 
-std::unique_ptr<Executor> make_cpu_executor(const Weights& weights,
+std::unique_ptr<Executor> make_cpu_executor(const Weights& weights, const DraftWeights* draft,
                                             const std::vector<const Plan*>& plans,
                                             const std::string& backend,
                                             const ExecutorOptions& options) {
-  return std::make_unique<cpu::CpuExecutor>(weights, plans, backend, cpu::select_kernels(backend),
-                                            options);
+  return std::make_unique<cpu::CpuExecutor>(weights, draft, plans, backend,
+                                            cpu::select_kernels(backend), options);
 }
 
 }  // namespace mimo_rt

@@ -16,12 +16,15 @@ namespace mimo_rt::cpu {
 
 class CpuExecutor final : public Executor, private WorkerPool::Job {
  public:
-  CpuExecutor(const Weights& weights, const std::vector<const Plan*>& plans,
-              const std::string& backend, const Kernels& kernels, const ExecutorOptions& options);
+  CpuExecutor(const Weights& weights, const DraftWeights* draft,
+              const std::vector<const Plan*>& plans, const std::string& backend,
+              const Kernels& kernels, const ExecutorOptions& options);
 
   const std::string& backend_name() const override { return backend_; }
   uint32_t num_workers() const override { return pool_.num_workers(); }
   void run(const Plan& plan, KvCache& cache, const StepInput& input, StepOutput& output) override;
+  void run_rounds(const Plan& plan, KvCache& cache, RoundState& rounds,
+                  const std::function<void()>& poll) override;
   void set_tracing(bool on) override;
   std::vector<TaskTrace> last_trace() const override;
   const uint8_t* buffer_data(const Plan& plan, uint16_t buffer_id) const override;
@@ -29,21 +32,27 @@ class CpuExecutor final : public Executor, private WorkerPool::Job {
  private:
   void work(uint32_t worker_idx) noexcept override;
   template <bool kIsTracing>
-  void run_tasks(uint32_t worker_idx);
-  bool await_inputs(const Task& task, uint32_t worker_idx, uint32_t task_idx);
+  bool run_tasks(uint32_t worker_idx, uint64_t epoch);
+  bool await_inputs(const Task& task, uint32_t worker_idx, uint32_t task_idx, uint64_t epoch);
+  bool await_gate(uint32_t worker_idx, uint64_t epoch);
   PlanState& state_of(const Plan& plan) const;
+  void refuse_after_failure() const;
   void prepare_step(PlanState& state, KvCache& cache, const StepInput& input, StepOutput& output);
+  void fail_after_hang();
+  void rebase_trace();
   std::string hang_text() const;
   std::string wait_text(const HangReport& report) const;
   uint64_t now_ns() const;
 
   const Weights& weights_;
+  const DraftWeights* const draft_;
   const std::string backend_;
   const uint32_t timeout_ms_;
   std::vector<std::unique_ptr<PlanState>> states_;
   std::vector<std::unique_ptr<Worker>> workers_;
   StepChecker checker_;
   PlanState* running_ = nullptr;  // of the step that runs; nullptr: workers touch their memory
+  RoundState* rounds_ = nullptr;  // that run; nullptr: one step
   Step step_;
   bool is_tracing_ = false;
   std::chrono::steady_clock::time_point step_begin_;

@@ -28,17 +28,29 @@ RopeTable::RopeTable(double theta, uint32_t rotary_dim, uint32_t max_tokens)
     frequencies_.push_back(std::pow(theta, -2.0 * j / rotary_dim));
 }
 
-void RopeTable::fill(const uint32_t* positions, uint32_t num_tokens) {
-  float* out = cos_sin_.data();
-  for (uint32_t t = 0; t < num_tokens; ++t)
-    for (const double frequency : frequencies_) {
-      const double angle = positions[t] * frequency;
-      *out++ = static_cast<float>(std::cos(angle));
-      *out++ = static_cast<float>(std::sin(angle));
-    }
+void RopeTable::fill_row(uint32_t row, uint32_t position) {
+  float* out = cos_sin_.data() + uint64_t{row} * rotary_dim_;
+  for (const double frequency : frequencies_) {
+    const double angle = position * frequency;
+    *out++ = static_cast<float>(std::cos(angle));
+    *out++ = static_cast<float>(std::sin(angle));
+  }
 }
 
-PlanState::PlanState(const Plan& given, const ModelConfig& config)
+void RopeTable::fill(const uint32_t* positions, uint32_t num_tokens) {
+  for (uint32_t t = 0; t < num_tokens; ++t) fill_row(t, positions[t]);
+}
+
+void RopeTable::fill_from(uint32_t first_position, uint32_t num_tokens) {
+  for (uint32_t t = 0; t < num_tokens; ++t) fill_row(t, first_position + t);
+}
+
+DraftTables::DraftTables(const DraftConfig& config, const PlanOptions& options)
+    : context_rope(config.rope_theta, config.rotary_dim, options.max_context_rows),
+      block_rope(config.rope_theta, config.rotary_dim, options.is_round ? config.block_size : 0),
+      feature_rows(options.max_context_rows) {}
+
+PlanState::PlanState(const Plan& given, const ModelConfig& config, const DraftConfig* draft_config)
     : plan(given), arena(given.arena_bytes()), route{}, counters(given.counters().size()) {
   const std::vector<BufferInfo>& infos = plan.buffers();
   logits = AlignedBytes(infos[kLogits].bytes);
@@ -61,28 +73,42 @@ PlanState::PlanState(const Plan& given, const ModelConfig& config)
       found = ropes.emplace(ropes.end(), layer.rope_theta, layer.rotary_dim, max_tokens);
     layer_ropes.push_back(layer.rotary_dim ? &*found : nullptr);
   }
+  if (plan.shape().draft.num_layers)
+    draft = std::make_unique<DraftTables>(*draft_config, plan.options());
+}
+
+void PlanState::fill_tables(const StepInput& input, const KvCache& cache) {
+  for (RopeTable& rope : ropes) rope.fill(input.positions, input.num_tokens);
+  if (!draft) return;
+  draft->context_rope.fill_from(input.context_begin, input.num_context_rows);
+  draft->block_rope.fill_from(input.positions[0], input.num_draft_rows);
+  for (uint32_t r = 0; r < input.num_context_rows; ++r)
+    draft->feature_rows[r] = (input.context_begin + r) % cache.feature_rows();
+}
+
+void PlanState::count_epochs() {
+  const uint32_t gate = plan.gate_counter();
+  epoch = counters.load(gate) / plan.counters()[gate].total;
 }
 
 ScratchSizes::ScratchSizes(const Weights& weights, const Kernels& kernels,
-                           const std::vector<std::unique_ptr<PlanState>>& plans) {
+                           const std::vector<std::unique_ptr<PlanState>>& plans,
+                           const DraftWeights* draft) {
   const ModelConfig& config = weights.config();
-  uint32_t max_tokens = 1;
+  uint32_t max_tokens = 1, max_context_rows = 0;
   for (const auto& state : plans) {
     const Plan& plan = state->plan;
     max_tokens = std::max(max_tokens, plan.options().max_tokens);
+    max_context_rows = std::max(max_context_rows, plan.options().max_context_rows);
     for (uint32_t w = 0; w < plan.num_workers(); ++w)
       for (const Task& task : plan.tasks(w))
         if (task.flags & kFusedNorm)
           normalised_bytes = std::max(
               normalised_bytes, uint64_t{2} * plan.options().max_tokens * config.hidden_size);
   }
-  const uint32_t block_tokens = std::min(max_tokens, kMaxBlockTokens);
-  const auto add = [&](const PackedMatrix& matrix) {
-    if (!matrix.data) return;
-    prepared_bytes = std::max(
-        prepared_bytes,
-        kernels.prepared_bytes(static_cast<int>(matrix.format), block_tokens, matrix.k));
-  };
+  block_tokens_ = std::min(std::max(max_tokens, max_context_rows), kMaxBlockTokens);
+  if (draft) add_draft(*draft, kernels);
+  const auto add = [&](const PackedMatrix& matrix) { add_matrix(kernels, matrix); };
   add(weights.lm_head());
   for (uint32_t l = 0; l < config.layers.size(); ++l) {
     const LayerWeights& layer = weights.layer(l);
@@ -104,9 +130,33 @@ ScratchSizes::ScratchSizes(const Weights& weights, const Kernels& kernels,
   select_bytes = 4 * (2 * uint64_t{config.num_experts} + config.experts_per_token + 2 * chosen);
 }
 
+void ScratchSizes::add_matrix(const Kernels& kernels, const PackedMatrix& matrix) {
+  if (!matrix.data) return;
+  const auto format = static_cast<int>(matrix.format);
+  prepared_bytes =
+      std::max(prepared_bytes, kernels.prepared_bytes(format, block_tokens_, matrix.k));
+}
+
+void ScratchSizes::add_draft(const DraftWeights& draft, const Kernels& kernels) {
+  const DraftConfig& config = draft.config();
+  block_tokens_ = std::max(block_tokens_, config.block_size);
+  normalised_bytes =
+      std::max(normalised_bytes, uint64_t{2} * block_tokens_ * config.hidden_size);
+  add_matrix(kernels, draft.fc());
+  for (uint32_t l = 0; l < config.num_layers; ++l) {
+    const DraftLayerWeights& layer = draft.layer(l);
+    for (const PackedMatrix* matrix : {&layer.qkv, &layer.o_proj, &layer.gate_up, &layer.down})
+      add_matrix(kernels, *matrix);
+  }
+  attend_bytes = std::max(attend_bytes,
+                          4 * kernels.attend_scratch_floats(config.q_per_kv(), config.qk_head_dim,
+                                                            config.v_head_dim));
+}
+
 Worker::Worker(const Weights& given_weights, const Kernels& given_kernels,
-               const ScratchSizes& sizes, const Step& given_step)
+               const ScratchSizes& sizes, const Step& given_step, const DraftWeights* given_draft)
     : weights(given_weights),
+      draft(given_draft),
       config(given_weights.config()),
       kernels(given_kernels),
       step(given_step),
@@ -121,6 +171,16 @@ void Worker::touch() {
   for (const AlignedBytes* bytes :
        {&normalised, &prepared, &results, &expert_sums, &attend_scratch, &select_scratch})
     if (bytes->size()) std::memset(bytes->data(), 0, bytes->size());
+}
+
+void Worker::fit_segments(const KvCache& cache) {
+  const size_t num_segments = size_t{cache.max_segments()} + kMaxBlockSize;
+  if (segments.size() < num_segments) segments.resize(num_segments);
+}
+
+void Worker::begin_epoch() {
+  normalised_key = {};
+  trace.clear();
 }
 
 }  // namespace mimo_rt::cpu

@@ -50,21 +50,41 @@ class RopeTable {
   }
   /// Angles in float64, rounded to FP32 once: exact enough for any position.
   void fill(const uint32_t* positions, uint32_t num_tokens);
+  /// Rows of consecutive positions.
+  void fill_from(uint32_t first_position, uint32_t num_tokens);
   /// cos of pair 0, sin of pair 0, cos of pair 1, …
   const float* row(uint32_t token) const {
     return cos_sin_.data() + uint64_t{token} * rotary_dim_;
   }
 
  private:
+  void fill_row(uint32_t row, uint32_t position);
+
   double theta_;
   uint32_t rotary_dim_;
   std::vector<double> frequencies_;  // [rotary_dim / 2]
   std::vector<float> cos_sin_;       // [max_tokens, rotary_dim / 2, 2]
 };
 
+/// What the ops of a draft need to know about the rows of an epoch.
+struct DraftTables {
+  DraftTables(const DraftConfig& config, const PlanOptions& options);
+
+  RopeTable context_rope;              ///< row r: position context_begin + r
+  RopeTable block_rope;                ///< row t: position P + t
+  std::vector<uint32_t> feature_rows;  ///< [max_context_rows] where in the ring of features row r lies
+};
+
 /// A plan with the memory its steps run in.
 struct PlanState {
-  PlanState(const Plan& given, const ModelConfig& config);
+  /// @param draft  of the model, or nullptr
+  PlanState(const Plan& given, const ModelConfig& config, const DraftConfig* draft = nullptr);
+
+  /// Fills the tables for the rows of the epoch that comes. Before a step, and at the end of each
+  /// round.
+  void fill_tables(const StepInput& input, const KvCache& cache);
+  /// After rounds: sets `epoch` to the number of epochs that have run.
+  void count_epochs();
 
   uint8_t* buffer(uint16_t buffer_id) const { return buffers[buffer_id]; }
   uint32_t stride(uint16_t buffer_id) const { return plan.buffers()[buffer_id].cols; }
@@ -81,13 +101,14 @@ struct PlanState {
   RouteTable route;               ///< view of the route buffer; all zero without MoE layers
   std::vector<RopeTable> ropes;
   std::vector<const RopeTable*> layer_ropes;  ///< [num_layers], nullptr: the layer does not rotate
+  std::unique_ptr<DraftTables> draft;         ///< nullptr: the plan has no draft
   Counters counters;
   uint64_t epoch = 0;
 };
 
 /// The step that runs. Written by the caller before, read by all workers.
 struct Step {
-  const PlanState* plan = nullptr;
+  PlanState* plan = nullptr;
   KvCache* cache = nullptr;
   const StepInput* input = nullptr;
   StepOutput* output = nullptr;
@@ -97,32 +118,43 @@ struct Step {
 /// How much scratch a worker needs for any step of some plans.
 struct ScratchSizes {
   ScratchSizes(const Weights& weights, const Kernels& kernels,
-               const std::vector<std::unique_ptr<PlanState>>& plans);
+               const std::vector<std::unique_ptr<PlanState>>& plans,
+               const DraftWeights* draft = nullptr);
   uint64_t normalised_bytes = 0, prepared_bytes = 0, result_bytes = 0, expert_sum_bytes = 0,
            attend_bytes = 0, select_bytes = 0;
+
+ private:
+  void add_matrix(const Kernels& kernels, const PackedMatrix& matrix);
+  void add_draft(const DraftWeights& draft, const Kernels& kernels);
+
+  uint32_t block_tokens_ = 1;
 };
 
 /// One worker's private memory and what every op needs.
 class Worker {
  public:
   Worker(const Weights& weights, const Kernels& kernels, const ScratchSizes& sizes,
-         const Step& step);
+         const Step& step, const DraftWeights* draft = nullptr);
   /// Called on the worker's own thread, so that the memory lies near its core.
   void touch();
+  /// Makes room for any attention over `cache`. Allocates only for a longer context than any before.
+  void fit_segments(const KvCache& cache);
+  void begin_epoch();
 
   const Weights& weights;
+  const DraftWeights* const draft;     ///< nullptr: none
   const ModelConfig& config;
   const Kernels& kernels;
   const Step& step;
 
-  AlignedBytes normalised;             ///< [max_tokens, hidden_size] bf16, fused norms only
+  AlignedBytes normalised;             ///< rows of hidden_size bf16, for ops that normalise themselves
   AlignedBytes prepared;               ///< activations of one block, as the kernels want them
   AlignedBytes results;                ///< kResultFloats
   AlignedBytes expert_sums;            ///< kExpertSumFloats
   AlignedBytes attend_scratch;
   AlignedBytes select_scratch;
-  std::vector<KvSegment> segments;     ///< [cache.max_segments()]
-  uint64_t num_active_experts = 0;     ///< of this step, counted by select_experts
+  std::vector<KvSegment> segments;     ///< [cache.max_segments() + kMaxBlockSize]
+  uint64_t num_active_experts = 0;     ///< of this step or these rounds, counted by select_experts
   std::vector<TaskTrace> trace;        ///< preallocated
 
   struct NormKey {
@@ -143,6 +175,6 @@ struct ByteRange {
   const uint8_t* begin = nullptr;
   const uint8_t* end = nullptr;
 };
-ByteRange first_weights(const Task& task, const Weights& weights);
+ByteRange first_weights(const Task& task, const Worker& worker);
 
 }  // namespace mimo_rt::cpu

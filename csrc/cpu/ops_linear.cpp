@@ -2,49 +2,61 @@
 #include "cpu/ops_linear.h"
 
 #include "plan/buffers.h"
+#include "plan/kinds.h"
 
 #include <cstring>
 
 namespace mimo_rt::cpu {
 namespace {
 
-const PackedMatrix& matrix_of(const Task& task, const Weights& weights) {
-  if (task.kind == TaskKind::lm_head) return weights.lm_head();
-  const LayerWeights& layer = weights.layer(task.layer_idx);
+/// nullptr: the task multiplies by no matrix, or by one that is known only at run time.
+const PackedMatrix* matrix_of(const Task& task, const Worker& worker) {
+  const Weights& weights = worker.weights;
+  const DraftWeights* draft = worker.draft;
   switch (task.kind) {
-    case TaskKind::qkv_proj: return layer.qkv;
-    case TaskKind::o_proj: return layer.o_proj;
-    case TaskKind::router: return layer.router;
-    case TaskKind::gate_up_proj: return layer.gate_up;
-    default: return layer.down;
-  }
-}
-
-bool reads_a_dense_matrix(TaskKind kind) {
-  switch (kind) {
-    case TaskKind::qkv_proj:
-    case TaskKind::o_proj:
-    case TaskKind::router:
-    case TaskKind::gate_up_proj:
-    case TaskKind::down_proj:
-    case TaskKind::lm_head: return true;
-    default: return false;
+    case TaskKind::qkv_proj: return &weights.layer(task.layer_idx).qkv;
+    case TaskKind::o_proj: return &weights.layer(task.layer_idx).o_proj;
+    case TaskKind::router: return &weights.layer(task.layer_idx).router;
+    case TaskKind::gate_up_proj: return &weights.layer(task.layer_idx).gate_up;
+    case TaskKind::down_proj: return &weights.layer(task.layer_idx).down;
+    case TaskKind::lm_head:
+    case TaskKind::draft_lm_head: return &weights.lm_head();
+    case TaskKind::context_fc: return &draft->fc();
+    case TaskKind::draft_o_proj: return &draft->layer(task.layer_idx).o_proj;
+    case TaskKind::draft_gate_up_proj: return &draft->layer(task.layer_idx).gate_up;
+    case TaskKind::draft_down_proj: return &draft->layer(task.layer_idx).down;
+    default: return nullptr;
   }
 }
 
 }  // namespace
 
-ByteRange first_weights(const Task& task, const Weights& weights) {
+ByteRange first_weights(const Task& task, const Worker& worker) {
   // A quarter of a usual L2 cache: more would push out what the task before still needs.
   constexpr uint64_t kMaxPrefetchBytes = 128 * 1024;
-  if (!reads_a_dense_matrix(task.kind) || task.tile_first >= task.tile_end) return {};
-  const PackedMatrix& matrix = matrix_of(task, weights);
-  const uint32_t groups_per_tile = task.kind == TaskKind::gate_up_proj ? 2 : 1;
+  const PackedMatrix* matrix = matrix_of(task, worker);
+  if (!matrix || task.tile_first >= task.tile_end) return {};
+  if (is_draft(task.kind) && !worker.step.input->num_draft_rows) return {};
+  if (task.kind == TaskKind::context_fc && !worker.step.input->num_context_rows) return {};
+  const bool is_gate_up =
+      task.kind == TaskKind::gate_up_proj || task.kind == TaskKind::draft_gate_up_proj;
+  const uint32_t groups_per_tile = is_gate_up ? 2 : 1;
   const uint32_t tile_end = task.tile_stride == 1 ? task.tile_end : task.tile_first + 1;
-  const uint8_t* begin = matrix.row_group(task.tile_first * groups_per_tile);
+  const uint8_t* begin = matrix->row_group(task.tile_first * groups_per_tile);
   const uint64_t bytes = static_cast<uint64_t>(tile_end - task.tile_first) * groups_per_tile *
-                         row_group_bytes(matrix.format, matrix.k);
+                         row_group_bytes(matrix->format, matrix->k);
   return {begin, begin + std::min(bytes, kMaxPrefetchBytes)};
+}
+
+void capture_features(const Task& task, Worker& worker, uint32_t token, uint32_t col,
+                      uint32_t num_cols) {
+  if (!(task.flags & kCapture)) return;
+  const PlanState& plan = *worker.step.plan;
+  const StepInput& input = *worker.step.input;
+  const auto slot = static_cast<uint32_t>(capture_index(plan.plan.shape(), task.layer_idx));
+  bf16_t* row = worker.step.cache->feature_row(input.seq_idx[token], input.positions[token]);
+  std::memcpy(row + slot * worker.config.hidden_size + col, plan.bf16_row(task.output, token) + col,
+              sizeof(bf16_t) * num_cols);
 }
 
 void op_output_proj(const Task& task, Worker& worker) {
@@ -54,16 +66,22 @@ void op_output_proj(const Task& task, Worker& worker) {
   if (task.kind == TaskKind::o_proj) {
     const LayerConfig& layer = worker.config.layers[task.layer_idx];
     width = layer.num_q_heads * layer.v_head_dim;
+  } else if (task.kind != TaskKind::down_proj) {
+    width = plan.stride(task.input);
   }
-  const LinearInput input{plan.bf16_row(task.input, 0), plan.stride(task.input), nullptr,
-                          worker.step.input->num_tokens, width};
-  multiply_tiles(worker, task, matrix_of(task, worker.weights), 1, input,
+  const uint32_t num_rows = is_draft(task.kind) ? worker.step.input->num_draft_rows
+                                                : worker.step.input->num_tokens;
+  const LinearInput input{plan.bf16_row(task.input, 0), plan.stride(task.input), nullptr, num_rows,
+                          width};
+  multiply_tiles(worker, task, *matrix_of(task, worker), 1, input,
                  [&](const LinearResults& results) {
                    const uint32_t col = results.first_group * kTileRows;
                    const uint32_t num_cols = std::min(results.stride, hidden - col);
                    for (uint32_t i = 0; i < results.num_rows; ++i) {
-                     bf16_t* x = plan.bf16_row(task.output, results.first_row + i) + col;
+                     const uint32_t row = results.first_row + i;
+                     bf16_t* x = plan.bf16_row(task.output, row) + col;
                      worker.kernels.add_residual(results.row(i), num_cols, x);
+                     capture_features(task, worker, row, col, num_cols);
                    }
                  });
 }
@@ -71,11 +89,12 @@ void op_output_proj(const Task& task, Worker& worker) {
 void op_logits(const Task& task, Worker& worker) {
   const PlanState& plan = *worker.step.plan;
   const StepInput& step = *worker.step.input;
-  const bool is_head = task.kind == TaskKind::lm_head;
   const LinearInput input =
-      is_head ? consumer_rows(task, worker, step.logit_rows, step.num_logit_rows)
-              : consumer_rows(task, worker, nullptr, step.num_tokens);
-  multiply_tiles(worker, task, matrix_of(task, worker.weights), 1, input,
+      task.kind == TaskKind::draft_lm_head ? draft_consumer_rows(task, worker, 1)
+      : task.kind == TaskKind::lm_head
+          ? consumer_rows(task, worker, step.logit_rows, step.num_logit_rows)
+          : consumer_rows(task, worker, nullptr, step.num_tokens);
+  multiply_tiles(worker, task, *matrix_of(task, worker), 1, input,
                  [&](const LinearResults& results) {
                    for (uint32_t i = 0; i < results.num_rows; ++i) {
                      float* out = plan.f32_row(task.output, results.first_row + i) +
@@ -85,12 +104,13 @@ void op_logits(const Task& task, Worker& worker) {
                  });
 }
 
-void store_gate_up(Worker& worker, const LinearResults& results, uint32_t act_row, uint32_t width) {
+void store_gate_up(const Task& task, Worker& worker, const LinearResults& results,
+                   uint32_t act_row, uint32_t width) {
   const PlanState& plan = *worker.step.plan;
   const uint32_t first_pair = results.first_group / 2;
   for (uint32_t i = 0; i < results.num_rows; ++i) {
     const float* y = results.row(i);
-    bf16_t* act = plan.bf16_row(kAct, act_row + i);
+    bf16_t* act = plan.bf16_row(task.output, act_row + i);
     for (uint32_t p = 0; p < results.num_groups / 2; ++p) {
       const uint32_t col = (first_pair + p) * kTileRows;
       const float* gate = y + 2 * p * kTileRows;
@@ -107,12 +127,15 @@ void store_gate_up(Worker& worker, const LinearResults& results, uint32_t act_ro
 }
 
 void op_gate_up_proj(const Task& task, Worker& worker) {
+  const bool drafts = is_draft(task.kind);
+  const uint32_t width =
+      drafts ? worker.draft->config().intermediate_size : worker.config.intermediate_size;
   const LinearInput input =
-      consumer_rows(task, worker, nullptr, worker.step.input->num_tokens);
-  multiply_tiles(worker, task, matrix_of(task, worker.weights), 2, input,
+      drafts ? draft_consumer_rows(task, worker, 0)
+             : consumer_rows(task, worker, nullptr, worker.step.input->num_tokens);
+  multiply_tiles(worker, task, *matrix_of(task, worker), 2, input,
                  [&](const LinearResults& results) {
-                   store_gate_up(worker, results, results.first_row,
-                                 worker.config.intermediate_size);
+                   store_gate_up(task, worker, results, results.first_row, width);
                  });
 }
 

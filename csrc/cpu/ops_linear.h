@@ -8,6 +8,11 @@
 
 namespace mimo_rt::cpu {
 
+/// Kinds whose rows are those of the draft's block.
+constexpr bool is_draft(TaskKind kind) {
+  return kind >= TaskKind::draft_embed && kind <= TaskKind::draft_sample;
+}
+
 /// BF16 rows that a matrix is applied to.
 struct LinearInput {
   const bf16_t* rows;       ///< [*, stride]
@@ -86,13 +91,25 @@ void multiply_tiles(Worker& worker, const Task& task, const PackedMatrix& matrix
 LinearInput consumer_rows(const Task& task, Worker& worker, const uint32_t* row_ids,
                           uint32_t num_rows);
 
-/// act[first_row + row, 16 * pair …] = silu(gate) * up for results whose groups alternate gate, up.
-void store_gate_up(Worker& worker, const LinearResults& results, uint32_t act_row, uint32_t width);
+/// The same for a task of the draft, out of draft_x from row `first_row` on.
+LinearInput draft_consumer_rows(const Task& task, Worker& worker, uint32_t first_row);
+
+/// output[act_row + row, 16 * pair …] = silu(gate) * up for results whose groups alternate gate, up.
+void store_gate_up(const Task& task, Worker& worker, const LinearResults& results,
+                   uint32_t act_row, uint32_t width);
+
+/// Columns [col, col + num_cols) of x, row `token`, become final with this task: with kCapture they
+/// are features as well.
+void capture_features(const Task& task, Worker& worker, uint32_t token, uint32_t col,
+                      uint32_t num_cols);
+
+/// One row of the target's embedding.
+void gather_embedding(const Worker& worker, int32_t token_id, bf16_t* out);
 
 void op_qkv_proj(const Task& task, Worker& worker);
-void op_output_proj(const Task& task, Worker& worker);  ///< o_proj, down_proj
-void op_logits(const Task& task, Worker& worker);       ///< router, lm_head
-void op_gate_up_proj(const Task& task, Worker& worker);
+void op_output_proj(const Task& task, Worker& worker);   ///< o_proj, down_proj, the draft's
+void op_logits(const Task& task, Worker& worker);        ///< router, lm_head, the draft's
+void op_gate_up_proj(const Task& task, Worker& worker);  ///< and the draft's
 void op_select_experts(const Task& task, Worker& worker);
 void op_expert_gate_up(const Task& task, Worker& worker);
 void op_expert_down(const Task& task, Worker& worker);
@@ -100,5 +117,15 @@ void op_attention(const Task& task, Worker& worker);
 void op_embed(const Task& task, Worker& worker);
 void op_rms_norm(const Task& task, Worker& worker);
 void op_sample(const Task& task, Worker& worker);
+void op_context_fc(const Task& task, Worker& worker);
+void op_context_kv(const Task& task, Worker& worker);
+void op_draft_embed(const Task& task, Worker& worker);
+void op_draft_qkv_proj(const Task& task, Worker& worker);
+void op_draft_attention(const Task& task, Worker& worker);
+void op_draft_sample(const Task& task, Worker& worker);
+void op_accept(const Task& task, Worker& worker);
+
+/// Whether the heads of a draft fit the scratch: a whole head is computed at once.
+bool draft_heads_fit(const DraftConfig& config);
 
 }  // namespace mimo_rt::cpu

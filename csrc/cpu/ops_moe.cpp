@@ -124,7 +124,7 @@ void op_expert_gate_up(const Task& task, Worker& worker) {
       prepare_rows(worker, matrix, input, row, num_rows);
       multiply_groups(worker, matrix, row, num_rows, 2 * pair_begin, 2 * pair_end,
                       [&](const LinearResults& results) {
-                        store_gate_up(worker, results, slot + results.first_row, width);
+                        store_gate_up(task, worker, results, slot + results.first_row, width);
                       });
     }
   }
@@ -167,9 +167,11 @@ void add_expert_sums(const Task& task, Worker& worker, uint32_t group_begin, uin
   const uint32_t col = group_begin * kTileRows, num_cols = (group_end - group_begin) * kTileRows;
   const uint32_t num_valid = std::min(num_cols, worker.config.hidden_size - col);
   const auto* sums = reinterpret_cast<const float*>(worker.expert_sums.data());
-  for (uint32_t t = 0; t < worker.step.input->num_tokens; ++t)
+  for (uint32_t t = 0; t < worker.step.input->num_tokens; ++t) {
     worker.kernels.add_residual(sums + uint64_t{t} * num_cols, num_valid,
                                 worker.step.plan->bf16_row(task.output, t) + col);
+    capture_features(task, worker, t, col, num_valid);
+  }
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 // Ops on whole rows, and the dispatch from a task's kind to its op.
 #include "cpu/ops_linear.h"
+#include "engine/round.h"
 #include "plan/buffers.h"
 
 #include <cstring>
@@ -37,24 +38,40 @@ void run_task(const Task& task, Worker& worker) {
     case TaskKind::qkv_proj: return op_qkv_proj(task, worker);
     case TaskKind::attention: return op_attention(task, worker);
     case TaskKind::o_proj:
-    case TaskKind::down_proj: return op_output_proj(task, worker);
+    case TaskKind::down_proj:
+    case TaskKind::draft_o_proj:
+    case TaskKind::draft_down_proj: return op_output_proj(task, worker);
     case TaskKind::router:
-    case TaskKind::lm_head: return op_logits(task, worker);
+    case TaskKind::lm_head:
+    case TaskKind::draft_lm_head: return op_logits(task, worker);
     case TaskKind::select_experts: return op_select_experts(task, worker);
     case TaskKind::expert_gate_up: return op_expert_gate_up(task, worker);
     case TaskKind::expert_down: return op_expert_down(task, worker);
-    case TaskKind::gate_up_proj: return op_gate_up_proj(task, worker);
+    case TaskKind::gate_up_proj:
+    case TaskKind::draft_gate_up_proj: return op_gate_up_proj(task, worker);
     case TaskKind::sample: return op_sample(task, worker);
+    case TaskKind::context_fc: return op_context_fc(task, worker);
+    case TaskKind::context_kv: return op_context_kv(task, worker);
+    case TaskKind::draft_embed: return op_draft_embed(task, worker);
+    case TaskKind::draft_qkv_proj: return op_draft_qkv_proj(task, worker);
+    case TaskKind::draft_attention: return op_draft_attention(task, worker);
+    case TaskKind::draft_sample: return op_draft_sample(task, worker);
+    case TaskKind::accept: return op_accept(task, worker);
   }
+}
+
+void gather_embedding(const Worker& worker, int32_t token_id, bf16_t* out) {
+  gather_row(worker.weights.embed(), static_cast<uint32_t>(token_id), worker.config.hidden_size,
+             out);
 }
 
 void op_embed(const Task& task, Worker& worker) {
   const StepInput& input = *worker.step.input;
+  const int32_t* ids = (task.flags & kFromBlock) ? input.round->block.data() : input.token_ids;
   const uint64_t num_tiles = uint64_t{task.tile_end} * input.num_tokens;
   for (uint64_t t = task.tile_first; t < num_tiles; t += task.tile_stride) {
     const uint32_t token = static_cast<uint32_t>(t);
-    gather_row(worker.weights.embed(), static_cast<uint32_t>(input.token_ids[token]),
-               worker.config.hidden_size, worker.step.plan->bf16_row(task.output, token));
+    gather_embedding(worker, ids[token], worker.step.plan->bf16_row(task.output, token));
   }
 }
 

@@ -60,7 +60,12 @@ void WorkerPool::stop() {
   }
 }
 
-void WorkerPool::run(Job& job) {
+void WorkerPool::notify_caller() {
+  num_news_.fetch_add(1, std::memory_order_release);
+  num_news_.notify_one();
+}
+
+void WorkerPool::run(Job& job, const std::function<void()>& on_news) {
   const pid_t caller = getpid();
   MIMO_RT_CHECK(caller == owner_, unavailable, "Executor.run", "the engine was opened in process ",
                 owner_, ", this is its fork ", caller,
@@ -70,10 +75,11 @@ void WorkerPool::run(Job& job) {
   num_running_.store(num_workers(), std::memory_order_relaxed);
   job_number_.fetch_add(1, std::memory_order_release);
   job_number_.notify_all();  // no system call while nobody sleeps
-  for (;;) {
-    const uint32_t running = num_running_.load(std::memory_order_acquire);
-    if (running == 0) return;
-    num_running_.wait(running, std::memory_order_acquire);
+  for (bool is_running = true; is_running;) {
+    const uint32_t seen = num_news_.load(std::memory_order_acquire);
+    is_running = num_running_.load(std::memory_order_acquire) > 0;
+    if (on_news) on_news();
+    if (is_running) num_news_.wait(seen, std::memory_order_acquire);
   }
 }
 
@@ -102,7 +108,7 @@ void WorkerPool::worker_loop(uint32_t worker_idx) {
     if (is_stopping_.load(std::memory_order_relaxed)) return;
     job_->work(worker_idx);
     // acq_rel: the caller, which sees 0, sees what every worker wrote.
-    if (num_running_.fetch_sub(1, std::memory_order_acq_rel) == 1) num_running_.notify_one();
+    if (num_running_.fetch_sub(1, std::memory_order_acq_rel) == 1) notify_caller();
   }
 }
 

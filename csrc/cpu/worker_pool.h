@@ -9,6 +9,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <thread>
 #include <vector>
 
@@ -38,8 +39,13 @@ class WorkerPool {
   /// Calls job.work(i) once on every worker i and returns when all have returned. What the caller
   /// wrote before is visible to the workers, what they wrote is visible to the caller. One caller
   /// at a time. The workers compute in the default floating-point environment.
+  /// `on_news` is called on the caller's thread after notify_caller, several calls of which may
+  /// become one, and at last when all workers have returned; it must not throw.
   /// @throws Error{unavailable} in a fork of the process that made the pool
-  void run(Job& job);
+  void run(Job& job, const std::function<void()>& on_news = {});
+  /// By a worker inside a job: there is news for the caller. No system call unless the caller
+  /// sleeps.
+  void notify_caller();
 
   uint32_t num_workers() const { return static_cast<uint32_t>(threads_.size()); }
   /// More workers than cores: whoever waits must let others run.
@@ -58,6 +64,7 @@ class WorkerPool {
   alignas(64) std::atomic<uint32_t> job_number_{0};
   std::atomic<bool> is_stopping_{false};
   alignas(64) std::atomic<uint32_t> num_running_{0};
+  std::atomic<uint32_t> num_news_{0};  ///< what the caller sleeps on; the end of a job is news too
   std::vector<std::thread> threads_;
 };
 

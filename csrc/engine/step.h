@@ -49,8 +49,12 @@ class StepChecker {
   /// @throws Error{invalid_argument} naming the field, its row, what was expected and what came.
   void check(const ModelConfig& config, const Plan& plan, const KvCache& cache, const StepInput& input,
              const StepOutput& output);
+  /// For rounds, before the first of them. False: begin() found that no round may run.
+  /// @throws as check
+  bool check_rounds(const ModelConfig& config, const Plan& plan, const KvCache& cache, const RoundState& rounds);
 
  private:
+  void check_rows(const ModelConfig& config, const Plan& plan, const KvCache& cache, const StepInput& input);
   std::vector<uint32_t> next_pos_, num_rows_;  ///< [num_seqs], of the step being checked
 };
 

@@ -1,6 +1,9 @@
 // What must hold of a step before workers touch it: ops do not check and do not throw.
 #include "core/checks.h"
+#include "engine/round.h"
 #include "engine/step.h"
+
+#include <algorithm>
 
 namespace mimo_rt {
 namespace {
@@ -36,13 +39,79 @@ void check_logit_rows(const StepInput& input, const StepOutput& output) {
                   "sample[", i, "]: expected params and scratch, got nullptr");
 }
 
+/// Rows of context: their features must exist and must still be in the ring.
+void check_context(const Plan& plan, const KvCache& cache, const StepInput& input) {
+  const uint32_t num_rows = input.num_context_rows, begin = input.context_begin;
+  MIMO_RT_CHECK(num_rows <= plan.options().max_context_rows, invalid_argument, kWhere,
+                "num_context_rows: expected <= ", plan.options().max_context_rows, ", got ",
+                num_rows);
+  if (!num_rows) return;
+  const uint32_t seq = input.seq_idx[0], pos = input.positions[0];
+  MIMO_RT_CHECK(begin <= pos && num_rows <= pos - begin, invalid_argument, kWhere,
+                "context rows: expected to end at position ", pos, " of sequence ", seq,
+                " or before, got ", begin, " + ", num_rows);
+  MIMO_RT_CHECK(pos - begin <= cache.feature_rows(), invalid_argument, kWhere,
+                "context_begin: expected one of the last ", cache.feature_rows(),
+                " positions before ", pos, ", got ", begin);
+}
+
+/// Positions that rounds may still write end here, at most.
+uint64_t last_position(const RoundState& rounds, uint32_t block_size) {
+  const uint64_t by_rounds = uint64_t{rounds.max_rounds} * block_size;
+  const uint64_t num_left = rounds.request.max_tokens - rounds.num_output;
+  return std::min({uint64_t{rounds.request.max_context}, rounds.position + by_rounds,
+                   rounds.position + std::min(num_left, uint64_t{rounds.request.max_context})});
+}
+
 }  // namespace
 
 void StepChecker::check(const ModelConfig& config, const Plan& plan, const KvCache& cache,
                         const StepInput& input, const StepOutput& output) {
+  MIMO_RT_CHECK(!plan.options().is_round, invalid_argument, kWhere,
+                "plan: expected one of a step, got one of a round");
+  MIMO_RT_CHECK(!input.round && !input.num_draft_rows, invalid_argument, kWhere,
+                "round and num_draft_rows: expected none in a step");
+  check_rows(config, plan, cache, input);
+  check_logit_rows(input, output);
+}
+
+bool StepChecker::check_rounds(const ModelConfig& config, const Plan& plan, const KvCache& cache,
+                               const RoundState& rounds) {
+  MIMO_RT_CHECK(plan.options().is_round, invalid_argument, kWhere,
+                "plan: expected one of a round, got one of a step");
+  MIMO_RT_CHECK(rounds.request.params, invalid_argument, kWhere,
+                "params: expected sampling parameters, got nullptr");
+  if (rounds.end != RoundEnd::running) return false;
+  const StepInput& input = rounds.input;
+  const uint32_t block_size = plan.shape().draft.block_size;
+  MIMO_RT_CHECK(input.round == &rounds && input.num_tokens && input.positions[0] == rounds.position,
+                invalid_argument, kWhere, "rounds: expected RoundState::begin() just before");
+  MIMO_RT_CHECK(input.num_draft_rows == (input.num_tokens > 1 ? block_size : 0), invalid_argument,
+                kWhere, "num_draft_rows: expected the block size ", block_size,
+                " in a round with drafts, else 0; got ", input.num_draft_rows);
+  check_rows(config, plan, cache, input);
+  MIMO_RT_CHECK(rounds.request.max_context_rows <= plan.options().max_context_rows,
+                invalid_argument, kWhere, "max_context_rows: expected <= ",
+                plan.options().max_context_rows, " (the plan's), got ",
+                rounds.request.max_context_rows);
+  // Rounds prepare each other: what the last one may write must be there before the first.
+  const uint64_t needed = last_position(rounds, block_size);
+  const uint32_t reserved = cache.reserved_tokens(input.seq_idx[0]);
+  MIMO_RT_CHECK(reserved >= needed, invalid_argument, kWhere, "KV cache: expected ", needed,
+                " reserved positions for these rounds, got ", reserved);
+  const uint32_t max_rows = std::min(block_size, cache.max_context());
+  MIMO_RT_CHECK(max_rows <= cache.max_step_tokens(), invalid_argument, kWhere,
+                "KV cache: expected max_step_tokens >= ", max_rows, " (block size), got ",
+                cache.max_step_tokens());
+  return true;
+}
+
+void StepChecker::check_rows(const ModelConfig& config, const Plan& plan, const KvCache& cache,
+                             const StepInput& input) {
   check_counts(plan, input);
-  MIMO_RT_CHECK(cache.num_layers() == config.layers.size(), invalid_argument, kWhere,
-                "KV cache: expected ", config.layers.size(), " layers, got ", cache.num_layers());
+  const size_t num_layers = config.layers.size() + plan.shape().draft.num_layers;
+  MIMO_RT_CHECK(cache.num_layers() == num_layers, invalid_argument, kWhere,
+                "KV cache: expected ", num_layers, " layers, got ", cache.num_layers());
   next_pos_.assign(cache.num_seqs(), 0);
   num_rows_.assign(cache.num_seqs(), 0);
   for (uint32_t t = 0; t < input.num_tokens; ++t) {
@@ -63,7 +132,7 @@ void StepChecker::check(const ModelConfig& config, const Plan& plan, const KvCac
                   " (max_step_tokens), got more");
     next_pos_[seq] = pos + 1;
   }
-  check_logit_rows(input, output);
+  check_context(plan, cache, input);
 }
 
 }  // namespace mimo_rt

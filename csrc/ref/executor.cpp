@@ -3,6 +3,7 @@
 // Workers take turns; one whose next task must wait is skipped. When nobody can go on, the plan
 // itself is wrong.
 #include "core/checks.h"
+#include "engine/round.h"
 #include "engine/step.h"
 #include "plan/buffers.h"
 #include "ref/ops.h"
@@ -28,19 +29,25 @@ struct PlanState {
 
 class RefExecutor final : public Executor {
  public:
-  RefExecutor(const Weights& weights, const std::vector<const Plan*>& plans,
-              const ExecutorOptions& options, bool exact)
+  RefExecutor(const Weights& weights, const DraftWeights* draft,
+              const std::vector<const Plan*>& plans, const ExecutorOptions& options, bool exact)
       : config_(weights.config()),
         num_workers_(options.num_workers ? options.num_workers : 1),
         exact_(exact),
-        kv_(weights.config(), exact),
-        ops_(weights, exact) {
-    for (const Plan* plan : plans) states_.push_back(std::make_unique<PlanState>(*plan, exact));
+        kv_(weights.config(), exact, draft ? &draft->config() : nullptr),
+        ops_(weights, exact, draft) {
+    for (const Plan* plan : plans) {
+      MIMO_RT_CHECK(draft || !plan->shape().draft.num_layers, invalid_argument, "make_ref_executor",
+                    "draft: expected weights for a plan with a draft, got nullptr");
+      states_.push_back(std::make_unique<PlanState>(*plan, exact));
+    }
   }
 
   const std::string& backend_name() const override { return name_; }
   uint32_t num_workers() const override { return num_workers_; }
   void run(const Plan& plan, KvCache& cache, const StepInput& input, StepOutput& output) override;
+  void run_rounds(const Plan& plan, KvCache& cache, RoundState& rounds,
+                  const std::function<void()>& poll) override;
   void set_tracing(bool on) override {
     is_tracing_ = on;
     trace_.clear();
@@ -52,10 +59,12 @@ class RefExecutor final : public Executor {
 
  private:
   PlanState& state_of(const Plan& plan) const;
+  void run_epoch(PlanState& state, KvCache& cache, const StepInput& input, StepOutput& output);
   void run_tasks(PlanState& state, const ref::Step& step);
   bool is_ready(const PlanState& state, const Task& task) const;
   void run_task(PlanState& state, const ref::Step& step, uint32_t worker_idx, uint32_t task_idx);
-  void copy_logits(const PlanState& state, const StepInput& input, uint32_t stride);
+  void copy_rows(const PlanState& state, uint16_t buffer_id, uint32_t num_rows,
+                 std::vector<float>& out) const;
 
   const ModelConfig& config_;
   const std::string name_ = "ref";
@@ -65,7 +74,7 @@ class RefExecutor final : public Executor {
   ref::Ops ops_;
   StepChecker checker_;
   std::vector<std::unique_ptr<PlanState>> states_;
-  std::vector<float> float_logits_;  // exact mode: the caller's FP32 view
+  std::vector<float> float_logits_, float_draft_logits_;  // exact mode: FP32 views
   bool is_tracing_ = false;
   Clock::time_point step_begin_;
   std::vector<TaskTrace> trace_;
@@ -82,17 +91,38 @@ void RefExecutor::run(const Plan& plan, KvCache& cache, const StepInput& input,
                       StepOutput& output) {
   PlanState& state = state_of(plan);
   checker_.check(config_, plan, cache, input, output);
-  const BufferInfo& logits = plan.buffers()[kLogits];
-  output.logits_stride = logits.cols;
+  run_epoch(state, cache, input, output);
+}
+
+void RefExecutor::run_rounds(const Plan& plan, KvCache& cache, RoundState& rounds,
+                             const std::function<void()>& poll) {
+  PlanState& state = state_of(plan);
+  if (!checker_.check_rounds(config_, plan, cache, rounds)) return;
+  while (rounds.end == RoundEnd::running) {
+    StepOutput output;
+    run_epoch(state, cache, rounds.input, output);
+    rounds.active_experts += output.active_experts;
+    if (poll) poll();
+  }
+}
+
+void RefExecutor::run_epoch(PlanState& state, KvCache& cache, const StepInput& input,
+                            StepOutput& output) {
+  const auto floats_of = [&](uint16_t buffer_id, std::vector<float>& copy) -> const float* {
+    const BufferInfo& info = state.plan.buffers()[buffer_id];
+    if (!exact_) return reinterpret_cast<const float*>(state.buffers.data(buffer_id));
+    copy.resize(uint64_t{info.rows} * info.cols);
+    return copy.data();
+  };
+  output.logits_stride = state.plan.buffers()[kLogits].cols;
   output.active_experts = 0;
-  float_logits_.resize(exact_ ? uint64_t{logits.rows} * logits.cols : 0);
-  output.logits = exact_ ? float_logits_.data()
-                         : reinterpret_cast<const float*>(state.buffers.data(kLogits));
+  output.logits = floats_of(kLogits, float_logits_);
+  const float* draft_logits = floats_of(kDraftLogits, float_draft_logits_);
   kv_.select(cache);
   step_begin_ = Clock::now();
   trace_.clear();
   try {
-    run_tasks(state, {&state.plan, &state.buffers, &kv_, &input, &output});
+    run_tasks(state, {&state.plan, &state.buffers, &kv_, &input, &output, draft_logits});
   } catch (...) {  // as if the step had never begun
     for (uint64_t c = 0; c < state.counters.size(); ++c)
       state.counters[c] = state.epoch * state.plan.counters()[c].total;
@@ -118,8 +148,10 @@ void RefExecutor::run_task(PlanState& state, const ref::Step& step, uint32_t wor
   };
   const Task& task = state.plan.tasks(worker_idx)[task_idx];
   const uint64_t begin_ns = is_tracing_ ? now_ns() : 0;
-  if (exact_ && task.kind == TaskKind::sample)
-    copy_logits(state, *step.input, step.output->logits_stride);
+  if (exact_ && (task.kind == TaskKind::sample || task.kind == TaskKind::accept))
+    copy_rows(state, kLogits, step.input->num_logit_rows, float_logits_);
+  if (exact_ && task.kind == TaskKind::draft_sample && step.input->num_draft_rows)
+    copy_rows(state, kDraftLogits, step.input->num_draft_rows - 1, float_draft_logits_);
   ops_.run(task, step);
   if (task.signal_counter != kNoCounter) ++state.counters[task.signal_counter];
   if (is_tracing_) trace_.push_back({worker_idx, task_idx, begin_ns, begin_ns, now_ns()});
@@ -146,21 +178,23 @@ void RefExecutor::run_tasks(PlanState& state, const ref::Step& step) {
            next[w], " (", task_kind_name(task.kind), ", layer ", task.layer_idx, ")");
     }
   }
-  if (exact_) copy_logits(state, *step.input, step.output->logits_stride);
+  if (exact_ && !plan.options().is_round)
+    copy_rows(state, kLogits, step.input->num_logit_rows, float_logits_);
 }
 
-void RefExecutor::copy_logits(const PlanState& state, const StepInput& input, uint32_t stride) {
-  const auto* exact = reinterpret_cast<const double*>(state.buffers.data(kLogits));
-  for (uint64_t i = 0; i < uint64_t{input.num_logit_rows} * stride; ++i)
-    float_logits_[i] = static_cast<float>(exact[i]);
+void RefExecutor::copy_rows(const PlanState& state, uint16_t buffer_id, uint32_t num_rows,
+                            std::vector<float>& out) const {
+  const auto* exact = reinterpret_cast<const double*>(state.buffers.data(buffer_id));
+  const uint64_t count = uint64_t{num_rows} * state.plan.buffers()[buffer_id].cols;
+  for (uint64_t i = 0; i < count; ++i) out[i] = static_cast<float>(exact[i]);
 }
 
 }  // namespace
 
-std::unique_ptr<Executor> make_ref_executor(const Weights& weights,
+std::unique_ptr<Executor> make_ref_executor(const Weights& weights, const DraftWeights* draft,
                                             const std::vector<const Plan*>& plans,
                                             const ExecutorOptions& options, bool exact) {
-  return std::make_unique<RefExecutor>(weights, plans, options, exact);
+  return std::make_unique<RefExecutor>(weights, draft, plans, options, exact);
 }
 
 }  // namespace mimo_rt

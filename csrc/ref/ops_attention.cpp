@@ -57,35 +57,46 @@ void Ops::attention(const Task& task, const Step& step) {
 
 /// out = sum_j exp(s_j - m) v_j / (exp(sink - m) + sum_j exp(s_j - m)), s_j = q.k_j /
 /// sqrt(qk_head_dim)
+void Ops::attend_to(const Visible& visible, const Rows& q, Rows& out) {
+  const size_t qk_head_dim = q.size();
+  Rows k(qk_head_dim), v(out.size()), scores(visible.num_keys);
+  double largest = visible.sink_logit ? *visible.sink_logit : -INFINITY;
+  for (uint32_t j = 0; j < visible.num_keys; ++j) {
+    visible.read_k(j, k.data());
+    double dot = 0.0;
+    for (size_t d = 0; d < qk_head_dim; ++d) dot += q[d] * k[d];
+    scores[j] = dot / std::sqrt(static_cast<double>(qk_head_dim));
+    largest = std::max(largest, scores[j]);
+  }
+  double sum = visible.sink_logit ? std::exp(*visible.sink_logit - largest) : 0.0;
+  std::fill(out.begin(), out.end(), 0.0);
+  for (uint32_t j = 0; j < visible.num_keys; ++j) {
+    const double p = std::exp(scores[j] - largest);
+    sum += p;
+    visible.read_v(j, v.data());
+    for (size_t d = 0; d < out.size(); ++d) out[d] += p * v[d];
+  }
+  for (double& value : out) value /= sum;
+}
+
 void Ops::attend(const Task& task, const Step& step, uint32_t token, uint32_t q_head) {
   const LayerConfig& layer = config_.layers[task.layer_idx];
   const uint32_t pos = step.input->positions[token], seq = step.input->seq_idx[token];
-  const uint32_t kv_head = q_head / layer.q_per_kv();
-  const uint32_t window = layer.window_tokens;
+  const uint32_t kv_head = q_head / layer.q_per_kv(), window = layer.window_tokens;
   const uint32_t first = window && pos + 1 > window ? pos + 1 - window : 0;
-
-  Rows q(layer.qk_head_dim), k(layer.qk_head_dim), v(layer.v_head_dim), out(layer.v_head_dim);
+  const auto reader = [&](KeyValues::Part part) {
+    return [&step, &task, part, seq, kv_head, first](uint32_t key, double* row) {
+      step.kv->read(part, task.layer_idx, seq, kv_head, first + key, row);
+    };
+  };
+  const float* sinks = layer.has_sink ? weights_.layer(task.layer_idx).sink_logits : nullptr;
+  const Visible visible{pos + 1 - first, reader(KeyValues::Part::k), reader(KeyValues::Part::v),
+                        sinks ? sinks + q_head : nullptr};
+  Rows q(layer.qk_head_dim), out(layer.v_head_dim);
   step.buffers->read(task.input, token, q_head * layer.qk_head_dim, layer.qk_head_dim, q.data());
-  Rows scores(pos + 1 - first);
-  double largest = layer.has_sink ? weights_.layer(task.layer_idx).sink_logits[q_head] : -INFINITY;
-  for (uint32_t j = first; j <= pos; ++j) {
-    step.kv->read(KeyValues::Part::k, task.layer_idx, seq, kv_head, j, k.data());
-    double dot = 0.0;
-    for (uint32_t d = 0; d < layer.qk_head_dim; ++d) dot += q[d] * k[d];
-    scores[j - first] = dot / std::sqrt(static_cast<double>(layer.qk_head_dim));
-    largest = std::max(largest, scores[j - first]);
-  }
-  double sum = layer.has_sink
-                   ? std::exp(weights_.layer(task.layer_idx).sink_logits[q_head] - largest)
-                   : 0.0;
-  for (uint32_t j = first; j <= pos; ++j) {
-    const double p = std::exp(scores[j - first] - largest);
-    sum += p;
-    step.kv->read(KeyValues::Part::v, task.layer_idx, seq, kv_head, j, v.data());
-    for (uint32_t d = 0; d < layer.v_head_dim; ++d) out[d] += p * v[d];
-  }
+  attend_to(visible, q, out);
   for (uint32_t d = 0; d < layer.v_head_dim; ++d)
-    step.buffers->write(task.output, token, q_head * layer.v_head_dim + d, out[d] / sum);
+    step.buffers->write(task.output, token, q_head * layer.v_head_dim + d, out[d]);
 }
 
 }  // namespace mimo_rt::ref

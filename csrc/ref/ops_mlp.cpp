@@ -1,6 +1,7 @@
 // Matrix products and what follows them: residual additions, dense MLP, router and experts.
 #include "core/numeric.h"
 #include "plan/buffers.h"
+#include "plan/kinds.h"
 #include "plan/route_table.h"
 #include "ref/ops.h"
 #include "ref/packed_access.h"
@@ -51,16 +52,20 @@ void Ops::add_to_residual(const Task& task, const Step& step, uint32_t row, uint
   double x = 0.0;
   step.buffers->read(task.output, row, col, 1, &x);
   step.buffers->write(task.output, row, col, x + delta);
+  if (!(task.flags & kCapture)) return;
+  step.buffers->read(task.output, row, col, 1, &x);  // a feature is x as it was rounded
+  const auto slot = static_cast<uint32_t>(capture_index(step.plan->shape(), task.layer_idx));
+  step.kv->write_feature(step.input->seq_idx[row], step.input->positions[row],
+                         slot * config_.hidden_size + col, x);
 }
 
-/// o_proj and down_proj: x += W rows, where the rows have `width` elements.
+/// Output projections, the draft's included: x += W rows, where the rows have `width` elements.
 void Ops::output_proj(const Task& task, const Step& step, const PackedMatrix& matrix,
-                      uint32_t width) {
-  const uint32_t num_tokens = step.input->num_tokens;
-  Rows rows(uint64_t{num_tokens} * matrix.k);
-  for (uint32_t t = 0; t < num_tokens; ++t)
+                      uint32_t width, uint32_t num_rows) {
+  Rows rows(uint64_t{num_rows} * matrix.k);
+  for (uint32_t t = 0; t < num_rows; ++t)
     step.buffers->read(task.input, t, 0, width, rows.data() + uint64_t{t} * matrix.k);
-  for_each_tile(task, matrix, rows, num_tokens, [&](uint32_t tile, uint32_t t, const double* y) {
+  for_each_tile(task, matrix, rows, num_rows, [&](uint32_t tile, uint32_t t, const double* y) {
     for (uint32_t i = 0; i < kLanes && tile * kLanes + i < config_.hidden_size; ++i)
       add_to_residual(task, step, t, tile * kLanes + i, y[i]);
   });

@@ -1,5 +1,6 @@
 // Ops on whole rows: embedding, RMSNorm, sampling, and the dispatch from a task's kind to its op.
 #include "core/numeric.h"
+#include "engine/round.h"
 #include "plan/buffers.h"
 #include "ref/ops.h"
 #include "ref/packed_access.h"
@@ -9,6 +10,7 @@
 namespace mimo_rt::ref {
 
 void Ops::run(const Task& task, const Step& step) {
+  if (task.kind >= TaskKind::context_fc) return run_draft(task, step);
   const bool is_in_layer = task.layer_idx != kNoLayer;
   const LayerWeights* layer = is_in_layer ? &weights_.layer(task.layer_idx) : nullptr;
   switch (task.kind) {
@@ -18,7 +20,8 @@ void Ops::run(const Task& task, const Step& step) {
     case TaskKind::attention: return attention(task, step);
     case TaskKind::o_proj: {
       const LayerConfig& config = config_.layers[task.layer_idx];
-      return output_proj(task, step, layer->o_proj, config.num_q_heads * config.v_head_dim);
+      return output_proj(task, step, layer->o_proj, config.num_q_heads * config.v_head_dim,
+                         step.input->num_tokens);
     }
     case TaskKind::router: return logits(task, step, layer->router);
     case TaskKind::select_experts: return select_experts(task, step);
@@ -26,9 +29,11 @@ void Ops::run(const Task& task, const Step& step) {
     case TaskKind::expert_down: return expert_down(task, step);
     case TaskKind::gate_up_proj: return gate_up_proj(task, step);
     case TaskKind::down_proj:
-      return output_proj(task, step, layer->down, config_.intermediate_size);
+      return output_proj(task, step, layer->down, config_.intermediate_size,
+                         step.input->num_tokens);
     case TaskKind::lm_head: return logits(task, step, weights_.lm_head());
     case TaskKind::sample: return sample(task, step);
+    default: return;
   }
 }
 
@@ -37,20 +42,23 @@ double Ops::round_activation(double value) const {
 }
 
 void Ops::embed(const Task& task, const Step& step) {
+  const int32_t* ids =
+      (task.flags & kFromBlock) ? step.input->round->block.data() : step.input->token_ids;
   const uint32_t num_tiles = task.tile_end * step.input->num_tokens;
   for (uint32_t t = task.tile_first; t < num_tiles; t += task.tile_stride)
     for (uint32_t i = 0; i < config_.hidden_size; ++i) {
-      const uint32_t token_id = static_cast<uint32_t>(step.input->token_ids[t]);
+      const uint32_t token_id = static_cast<uint32_t>(ids[t]);
       step.buffers->write(task.output, t, i, packed_weight(weights_.embed(), token_id, i));
     }
 }
 
-void Ops::normalise(const Step& step, uint32_t row, const float* weight, double* out) const {
+void Ops::normalise(const Step& step, uint16_t buffer, uint32_t row, const float* weight,
+                    double eps, double* out) const {
   const uint32_t n = config_.hidden_size;
-  step.buffers->read(kX, row, 0, n, out);
+  step.buffers->read(buffer, row, 0, n, out);
   double sum = 0.0;
   for (uint32_t i = 0; i < n; ++i) sum += out[i] * out[i];
-  const double factor = 1.0 / std::sqrt(sum / n + config_.rms_norm_eps);
+  const double factor = 1.0 / std::sqrt(sum / n + eps);
   for (uint32_t i = 0; i < n; ++i) out[i] = round_activation(out[i] * factor * weight[i]);
 }
 
@@ -63,7 +71,7 @@ void Ops::rms_norm(const Task& task, const Step& step) {
   Rows row(config_.hidden_size);
   const uint32_t num_tiles = task.tile_end * step.input->num_tokens;
   for (uint32_t t = task.tile_first; t < num_tiles; t += task.tile_stride) {
-    normalise(step, t, weight, row.data());
+    normalise(step, kX, t, weight, config_.rms_norm_eps, row.data());
     for (uint32_t i = 0; i < config_.hidden_size; ++i)
       step.buffers->write(task.output, t, i, row[i]);
   }
@@ -82,7 +90,7 @@ Ops::Rows Ops::consumer_rows(const Task& task, const Step& step, const uint32_t*
     const uint32_t row = row_ids ? row_ids[r] : r;
     double* out = rows.data() + uint64_t{r} * k;
     if (task.flags & kFusedNorm)
-      normalise(step, row, weight, out);
+      normalise(step, kX, row, weight, config_.rms_norm_eps, out);
     else
       step.buffers->read(task.input, row, 0, config_.hidden_size, out);
   }

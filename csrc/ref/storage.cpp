@@ -56,6 +56,8 @@ void Buffers::write(uint16_t buffer_id, uint64_t row, uint32_t col, double value
 }
 
 uint32_t KeyValues::num_dims(Part part, uint32_t layer) const {
+  if (layer >= config_.layers.size())
+    return part == Part::k ? draft_->qk_head_dim : draft_->v_head_dim;
   const LayerConfig& config = config_.layers[layer];
   return part == Part::k ? config.qk_head_dim : config.v_head_dim;
 }
@@ -95,6 +97,34 @@ void KeyValues::read(Part part, uint32_t layer, uint32_t seq, uint32_t head, uin
   cache_->segments(layer, seq, head, pos, pos + 1, &segment);
   const uint16_t* row = part == Part::k ? segment.k : segment.v;
   for (uint32_t d = 0; d < num; ++d) out[d] = bf16_to_f32(row[d]);
+}
+
+uint64_t KeyValues::num_features() const {
+  return uint64_t{draft_->target_layer_ids.size()} * config_.hidden_size;
+}
+
+void KeyValues::write_feature(uint32_t seq, uint32_t pos, uint32_t col, double value) {
+  if (!exact_) {
+    cache_->feature_row(seq, pos)[col] = f32_to_bf16(static_cast<float>(value));
+    return;
+  }
+  std::vector<double>& elements = exact_features_[cache_][seq];
+  const uint64_t end = (pos + uint64_t{1}) * num_features();
+  if (elements.size() < end) elements.resize(end);
+  elements[pos * num_features() + col] = value;
+}
+
+void KeyValues::read_features(uint32_t seq, uint32_t pos, double* out) {
+  const uint64_t num = num_features();
+  if (!exact_) {
+    const uint16_t* row = cache_->feature_row(seq, pos);
+    for (uint64_t i = 0; i < num; ++i) out[i] = bf16_to_f32(row[i]);
+    return;
+  }
+  const std::vector<double>& elements = exact_features_[cache_][seq];
+  MIMO_RT_CHECK(elements.size() >= (pos + uint64_t{1}) * num, invalid_argument, "ref.context",
+                "position ", pos, " of sequence ", seq, " was never captured by this executor");
+  std::memcpy(out, elements.data() + pos * num, num * 8);
 }
 
 }  // namespace mimo_rt::ref

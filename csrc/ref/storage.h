@@ -42,24 +42,32 @@ class KeyValues {
  public:
   enum class Part : uint8_t { k, v };
 
-  KeyValues(const ModelConfig& config, bool exact) : config_(config), exact_(exact) {}
+  /// @param draft  of the model, or nullptr; its layers follow the target's
+  KeyValues(const ModelConfig& config, bool exact, const DraftConfig* draft = nullptr)
+      : config_(config), draft_(draft), exact_(exact) {}
 
   /// Later calls mean this cache.
   void select(KvCache& cache) { cache_ = &cache; }
   void write(Part part, uint32_t layer, uint32_t seq, uint32_t head, uint32_t pos, uint32_t dim,
              double value);
   void read(Part part, uint32_t layer, uint32_t seq, uint32_t head, uint32_t pos, double* out);
+  /// Captured features of one position; `col` counts over all captured layers.
+  void write_feature(uint32_t seq, uint32_t pos, uint32_t col, double value);
+  void read_features(uint32_t seq, uint32_t pos, double* out);
 
  private:
   struct Head {
     std::vector<double> k, v;  // [pos][dim]
   };
   uint32_t num_dims(Part part, uint32_t layer) const;
+  uint64_t num_features() const;
   std::vector<double>& stored(Part part, uint32_t layer, uint32_t seq, uint32_t head);
 
   const ModelConfig& config_;
+  const DraftConfig* const draft_;
   bool exact_;
   KvCache* cache_ = nullptr;
+  std::map<const KvCache*, std::map<uint32_t, std::vector<double>>> exact_features_;  // [seq][pos][col]
   std::map<const KvCache*, std::map<uint64_t, Head>> exact_heads_;  // key: see `stored`
 };
 

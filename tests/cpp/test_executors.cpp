@@ -34,7 +34,7 @@ std::vector<float> run_cpu(const Weights& weights, const std::string& backend, u
   const Plan plan = Plan::build(config, plan_options(num_workers, chunk, chunk, fuse));
   ExecutorOptions options;
   options.num_workers = num_workers;
-  const auto executor = make_cpu_executor(weights, {&plan}, backend, options);
+  const auto executor = make_cpu_executor(weights, nullptr, {&plan}, backend, options);
   KvCache cache(config, {.max_context = 512, .max_step_tokens = chunk, .num_seqs = 1});
   return feed(*executor, plan, cache, tokens, chunk, config.vocab_size);
 }
@@ -43,7 +43,7 @@ std::vector<float> run_ref(const Weights& weights, const std::vector<int32_t>& t
                            uint32_t chunk, bool exact) {
   const ModelConfig& config = weights.config();
   const Plan plan = Plan::build(config, plan_options(2, chunk, chunk));
-  const auto executor = make_ref_executor(weights, {&plan}, {}, exact);
+  const auto executor = make_ref_executor(weights, nullptr, {&plan}, {}, exact);
   KvCache cache(config, {.max_context = 512, .max_step_tokens = chunk, .num_seqs = 1});
   return feed(*executor, plan, cache, tokens, chunk, config.vocab_size);
 }
@@ -126,7 +126,7 @@ TEST_CASE("a sequence does not depend on the sequences beside it") {
   ExecutorOptions options;
   options.num_workers = 2;
   for (const std::string& backend : cpu_backends()) {
-    const auto executor = make_cpu_executor(weights, {&plan}, backend, options);
+    const auto executor = make_cpu_executor(weights, nullptr, {&plan}, backend, options);
     KvCache alone(config, {.max_context = 64, .max_step_tokens = 8, .num_seqs = 1});
     const std::vector<float> expected =
         feed(*executor, plan, alone, b, 8, config.vocab_size);
@@ -160,7 +160,7 @@ TEST_CASE("several plans of one executor share the cache and keep their own epoc
   const std::string backend = cpu_backends().back();
   ExecutorOptions options;
   options.num_workers = 2;
-  const auto executor = make_cpu_executor(weights, {&decode, &prefill}, backend, options);
+  const auto executor = make_cpu_executor(weights, nullptr, {&decode, &prefill}, backend, options);
   KvCache cache(config, {.max_context = 64, .max_step_tokens = 32, .num_seqs = 1});
   cache.reserve(0, 48);
   std::vector<float> logits;
@@ -200,13 +200,13 @@ TEST_CASE("a lost signal is a timeout with a hang report, and the executor stays
   cache.reserve(0, 1);
   const StepRows rows(tokens, 0, 0, 1);
   StepOutput output;
-  const auto executor = make_cpu_executor(weights, {&plan}, cpu_backends().back(), options);
+  const auto executor = make_cpu_executor(weights, nullptr, {&plan}, cpu_backends().back(), options);
   const auto begin = std::chrono::steady_clock::now();
   CHECK_THROWS(timeout, plan.counters()[counter].name,
                executor->run(plan, cache, rows.input, output));
   CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(10));
   CHECK_THROWS(timeout, "layer 1", executor->run(plan, cache, rows.input, output));
-  const auto ref = make_ref_executor(weights, {&plan}, {}, false);
+  const auto ref = make_ref_executor(weights, nullptr, {&plan}, {}, false);
   CHECK_THROWS(plan_invalid, "layer 1", ref->run(plan, cache, rows.input, output));
 }
 
@@ -227,7 +227,7 @@ TEST_CASE("an idle executor uses no CPU time") {
   options.num_workers = 2;
   const auto idle_seconds = [&](uint32_t park_after_us) {
     options.park_after_us = park_after_us;
-    const auto executor = make_cpu_executor(weights, {&plan}, cpu_backends().back(), options);
+    const auto executor = make_cpu_executor(weights, nullptr, {&plan}, cpu_backends().back(), options);
     KvCache cache(config, {.max_context = 64, .max_step_tokens = 1, .num_seqs = 1});
     feed(*executor, plan, cache, random_tokens(config, 3, 1), 1, config.vocab_size);
     const double begin = process_cpu_seconds();
@@ -246,8 +246,8 @@ TEST_CASE("tracing lists every task once, in order, and changes no result") {
   ExecutorOptions options;
   options.num_workers = 2;
   for (const bool is_ref : {false, true}) {
-    const auto executor = is_ref ? make_ref_executor(weights, {&plan}, options, false)
-                                 : make_cpu_executor(weights, {&plan}, cpu_backends().back(), options);
+    const auto executor = is_ref ? make_ref_executor(weights, nullptr, {&plan}, options, false)
+                                 : make_cpu_executor(weights, nullptr, {&plan}, cpu_backends().back(), options);
     KvCache cache(config, {.max_context = 64, .max_step_tokens = 4, .num_seqs = 1});
     const std::vector<float> plain = feed(*executor, plan, cache, tokens, 4, config.vocab_size);
     CHECK(executor->last_trace().empty());
@@ -272,7 +272,7 @@ TEST_CASE("bad steps are refused and leave the executor usable") {
   const Plan plan = Plan::build(config, plan_options(1, 4, 2));
   ExecutorOptions options;
   options.num_workers = 1;
-  const auto executor = make_cpu_executor(weights, {&plan}, cpu_backends().front(), options);
+  const auto executor = make_cpu_executor(weights, nullptr, {&plan}, cpu_backends().front(), options);
   KvCache cache(config, {.max_context = 64, .max_step_tokens = 4, .num_seqs = 2});
   cache.reserve(0, 4);
   const auto refused = [&](const char* needle, auto change) {

@@ -23,12 +23,10 @@ ALLOWED = {
     "no_cuda": {"mimo_rt", "core"},
     "cuda": {"mimo_rt", "core", "plan"},
 }
-# Executors see the engine only through the step interface.
-ENGINE_HEADERS_FOR_EXECUTORS = {"engine/step.h"}
+# Executors see the engine only through the interfaces of a step and of a round.
+ENGINE_HEADERS_FOR_EXECUTORS = {"engine/step.h", "engine/round.h"}
 # Longer than the limit, each with its reason.
-LONG_FILES = {
-    "tests/cpp/test_plan_mutations.cpp": 600,  # the kinds of corruption are one list, read against each other
-}
+LONG_FILES: dict[str, int] = {}
 MAX_LINES = {".cpp": 500, ".cu": 500, ".h": 300, ".py": 300, ".cmake": 250, ".txt": 250}
 
 
