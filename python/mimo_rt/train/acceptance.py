@@ -1,0 +1,56 @@
+"""How many tokens a round of decoding would emit, measured on finished answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .blocks import block_labels
+from .data import TrainingData
+from .draft import DraftModel
+from .features import FeatureSource
+from .loss import accepted_lengths, count_rounds
+from .target import TargetModel
+
+EVAL_BLOCKS = 64  # blocks per forward when all anchors of a sequence are tried
+
+
+def evaluate_draft(
+    target: TargetModel, draft: DraftModel, data: TrainingData, features: FeatureSource
+) -> dict[str, Any]:
+    """Offline acceptance on held-out answers, without sampling noise.
+
+    Every anchor of every answer is drafted greedily; a walk through each answer then counts the
+    rounds that decoding would take. For greedy answers, and for sampled ones when a draft token is
+    accepted only if it is the token that was drawn, this is the acceptance length itself.
+
+    Returns:
+        mean_acceptance_length: tokens per round; acceptance_rate_at: per slot, over all anchors.
+    """
+    block_size = draft.shape.block_size
+    num_rounds = num_tokens = 0
+    num_right, num_labels = torch.zeros(block_size - 1), torch.zeros(block_size - 1)
+    with torch.no_grad():
+        for seq_idx, ids in enumerate(data.token_ids):
+            ids = ids.to(target.device)
+            context = draft.context(features(seq_idx))
+            accepted: list[int] = []
+            begin, end = data.num_prompt_tokens[seq_idx], len(ids) - 1
+            for anchors in torch.arange(begin, end, device=target.device).split(EVAL_BLOCKS):
+                z = draft(context, target.embed[ids[anchors]], anchors)
+                labels, is_inside = block_labels(ids, anchors, block_size)
+                draft_ids = (z @ target.lm_head.T).argmax(dim=-1)
+                lengths = accepted_lengths(draft_ids, labels, is_inside)
+                accepted += lengths.tolist()
+                reached = torch.arange(block_size - 1) < lengths[:, None].cpu()
+                num_right += reached.sum(dim=0)
+                num_labels += is_inside.sum(dim=0).cpu()
+            rounds, tokens = count_rounds(accepted)
+            num_rounds, num_tokens = num_rounds + rounds, num_tokens + tokens
+    return {
+        "mean_acceptance_length": num_tokens / num_rounds,
+        "acceptance_rate_at": (num_right / num_labels.clamp(min=1)).tolist(),
+        "num_rounds": num_rounds,
+        "num_tokens": num_tokens,
+    }

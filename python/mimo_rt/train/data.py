@@ -1,0 +1,36 @@
+"""The sequences that a draft is trained or measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import _C
+from .generations import Generation
+
+
+class TrainingData:
+    """Sequences of prompt and answer, cut to a length, without those that have no block."""
+
+    def __init__(self, generations: Sequence[Generation], max_tokens: int) -> None:
+        usable = [g for g in generations if len(g.prompt_ids) + 2 <= max_tokens]
+        usable = [g for g in usable if len(g.output_ids) >= 2]
+        if not usable:
+            raise _C.InvalidArgumentError(
+                f"[train] expected answers of at least 2 tokens in sequences of at most "
+                f"{max_tokens}, got none among {len(generations)}."
+            )
+        self.token_ids = [torch.tensor(g.token_ids[:max_tokens]) for g in usable]
+        self.num_prompt_tokens = [len(g.prompt_ids) for g in usable]
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def frequent_ids(self, count: int) -> Tensor:
+        """The ``count`` most frequent ids of the answers, ties by id."""
+        pairs = zip(self.token_ids, self.num_prompt_tokens, strict=True)
+        counts = torch.cat([ids[begin:] for ids, begin in pairs]).bincount()
+        order = counts.sort(descending=True, stable=True).indices
+        return order[: min(count, int((counts > 0).sum()))]

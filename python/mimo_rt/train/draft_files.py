@@ -1,0 +1,68 @@
+"""Export and import of a draft: the ``dflash/`` folder of a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from .. import _C
+from ..checkpoints.draft_layout import (
+    FILE_STEM,
+    MAX_SHARD_BYTES,
+    draft_config,
+    draft_shape,
+    draft_specs,
+)
+from ..checkpoints.writer import CheckpointWriter, atomic_directory, write_json
+from .draft import DraftModel
+from .tensors import CheckpointTensors, read_config
+
+MASK_FILE = "mask_embedding.pt"
+
+
+def export_draft(model: DraftModel, directory: Path, *, overwrite: bool = False) -> Path:
+    """Write ``directory`` (usually MODEL/dflash); weights are rounded to BF16.
+
+    Files are at most 16 MiB each, unless a single tensor is larger.
+    """
+    shape = model.shape
+    tensors = {name: value.detach().cpu().bfloat16() for name, value in model.state_dict().items()}
+    mask = tensors.pop("mask_embedding")
+    with atomic_directory(Path(directory), overwrite=overwrite) as partial:
+        write_json(partial / "config.json", draft_config(shape))
+        torch.save({"mask_token_id": shape.mask_token_id, "embedding": mask}, partial / MASK_FILE)
+        with CheckpointWriter(
+            partial, draft_specs(shape), max_shard_bytes=MAX_SHARD_BYTES, stem=FILE_STEM
+        ) as writer:
+            for name, value in tensors.items():
+                writer.write(name, value.contiguous().view(torch.uint16).numpy())
+    return Path(directory)
+
+
+def import_draft(directory: Path) -> DraftModel:
+    """The draft that :func:`export_draft` wrote, or a published one of the same dialect.
+
+    Raises:
+        IoError, MissingTensorError, BadFormatError: naming the file or tensor.
+    """
+    directory = Path(directory)
+    try:
+        shape = draft_shape(read_config(directory))
+    except KeyError as error:
+        raise _C.BadFormatError(f"[{directory}/config.json] expected field {error}.") from None
+    tensors = CheckpointTensors(directory)
+    state = {name: tensors.plain(name) for name in draft_specs(shape)}
+    for name, spec in draft_specs(shape).items():
+        if tuple(state[name].shape) != spec.shape:
+            raise _C.ShapeMismatchError(
+                f"[draft] tensor '{name}': expected {list(spec.shape)}, "
+                f"got {list(state[name].shape)}."
+            )
+    path = directory / MASK_FILE
+    if not path.is_file():
+        raise _C.IoError(f"[draft] {directory}: expected {MASK_FILE}, found none.")
+    state["mask_embedding"] = torch.load(path, weights_only=True)["embedding"].float()
+    model = DraftModel(shape)
+    model.load_state_dict(state)
+    return model

@@ -1,0 +1,88 @@
+"""Features of the training sequences: computed when first asked for, kept as BF16 in one file.
+
+Why a file: the target's forward of a token costs about as much as one anchor's block in training,
+and every sequence is visited several times.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..checkpoints.formats import decode_bf16
+from ..checkpoints.writer import write_json
+from .target import TargetModel
+
+
+class FeatureSource:
+    """Features ``[num_tokens, F * hidden_size]`` of numbered sequences, rounded to BF16.
+
+    Args:
+        target: makes the features.
+        layer_ids: captured layers.
+        sequences: token ids ``[num_tokens]`` of every sequence.
+        cache: directory of the cache (2 bytes per value); None keeps nothing.
+    """
+
+    def __init__(
+        self,
+        target: TargetModel,
+        layer_ids: Sequence[int],
+        sequences: Sequence[Tensor],
+        cache: Path | None = None,
+    ) -> None:
+        self._target = target
+        self._layer_ids = tuple(layer_ids)
+        self._sequences = sequences
+        self._begin = np.cumsum([0, *(len(s) for s in sequences)])
+        self._rows: np.ndarray | None = None
+        if cache is not None:
+            self._open_cache(Path(cache))
+
+    def _open_cache(self, cache: Path) -> None:
+        """Map the files of ``cache``; files of other sequences or layers are started anew."""
+        cache.mkdir(parents=True, exist_ok=True)
+        shape = (int(self._begin[-1]), len(self._layer_ids) * self._target.hidden_size)
+        key = {"fingerprint": self._fingerprint(), "shape": list(shape)}
+        meta = cache / "features.json"
+        is_same = meta.is_file() and json.loads(meta.read_text(encoding="utf-8")) == key
+        mode = "r+" if is_same else "w+"
+        # A row of flags beside the data: set only after the data, so a killed run leaves no lie.
+        self._is_done = np.memmap(cache / "done.u8", np.uint8, mode, shape=(len(self._sequences),))
+        self._rows = np.memmap(cache / "features.bf16", np.uint16, mode, shape=shape)
+        if not is_same:
+            write_json(meta, key)
+
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256(repr((self._layer_ids, str(self._target.directory))).encode())
+        digest.update((self._target.directory / "config.json").read_bytes())
+        for path in sorted(self._target.directory.glob("*.safetensors")):
+            digest.update(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())
+        for sequence in self._sequences:
+            digest.update(sequence.numpy().tobytes())
+        return digest.hexdigest()
+
+    def __call__(self, seq_idx: int) -> Tensor:
+        """float32 on the target's device; equal bits whether computed or read."""
+        if self._rows is None:
+            return self._compute(seq_idx).float()
+        rows = slice(int(self._begin[seq_idx]), int(self._begin[seq_idx + 1]))
+        if not self._is_done[seq_idx]:
+            values = self._compute(seq_idx).cpu()
+            self._rows[rows] = values.view(torch.uint16).numpy()
+            self._rows.flush()
+            self._is_done[seq_idx] = 1
+        return torch.from_numpy(decode_bf16(self._rows[rows])).to(self._target.device)
+
+    def _compute(self, seq_idx: int) -> Tensor:
+        token_ids = self._sequences[seq_idx].to(self._target.device)
+        with torch.no_grad():
+            out = self._target.forward(token_ids, layer_ids=self._layer_ids, wants_logits=False)
+        assert out.features is not None
+        return out.features.bfloat16()

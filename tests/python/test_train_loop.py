@@ -1,0 +1,172 @@
+"""Training of a draft on a tiny target: it learns, it resumes bit for bit, and its data survives being killed."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from mimo_rt import MimoRtError  # noqa: E402
+from mimo_rt.checkpoints import write_tiny_checkpoint  # noqa: E402
+from mimo_rt.checkpoints.draft_layout import DraftShape  # noqa: E402
+from mimo_rt.train import optimizers  # noqa: E402
+from mimo_rt.train.acceptance import evaluate_draft  # noqa: E402
+from mimo_rt.train.data import TrainingData  # noqa: E402
+from mimo_rt.train.draft import DraftModel  # noqa: E402
+from mimo_rt.train.draft_trainer import DraftTrainer, DraftTrainingOptions  # noqa: E402
+from mimo_rt.train.features import FeatureSource  # noqa: E402
+from mimo_rt.train.generations import Generation  # noqa: E402
+from mimo_rt.train.target import TargetModel  # noqa: E402
+
+LAYERS = (0, 3)
+OPTIONS = DraftTrainingOptions(num_steps=60, sequences_per_step=4, anchors_per_sequence=24, lr=1e-2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory):
+    return TargetModel(write_tiny_checkpoint(tmp_path_factory.mktemp("m") / "m", preset="odd_sizes"))
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Four answers of random tokens: nothing but the features tells what comes next."""
+    rng = np.random.default_rng(2)
+    ids = rng.integers(0, 100, size=(4, 32)).tolist()
+    return TrainingData([Generation(str(i), 0, 0.0, row[:6], row[6:]) for i, row in enumerate(ids)], 64)
+
+
+def make_trainer(target, data, cache=None, seed=0, **options):
+    shape = DraftShape(hidden_size=96, intermediate_size=128, num_layers=1, num_q_heads=4, num_kv_heads=2,
+                       qk_head_dim=32, v_head_dim=32, rotary_dim=16, target_layer_ids=LAYERS, mask_token_id=99,
+                       num_target_layers=5, vocab_size=101, block_size=4, window_tokens=16, value_scale=0.7)
+    features = FeatureSource(target, LAYERS, data.token_ids, cache)
+    chosen = dataclasses.replace(OPTIONS, seed=seed, **options)
+    return DraftTrainer(target, DraftModel(shape, seed=1), data, features, chosen), features
+
+
+@pytest.mark.parametrize("options", [{}, {"num_frequent_ids": 20, "num_random_ids": 30, "ema_decay": 0.9}],
+                         ids=["whole softmax", "sampled softmax and average"])
+def test_it_learns_the_answers_by_their_features(target, data, options, tmp_path):
+    """Answers of random tokens are learnt by heart; with the features of other positions nothing is accepted.
+
+    A draft that ignores the features knows at best what follows the anchor token, and may be right by chance.
+    """
+    trainer, features = make_trainer(target, data, cache=tmp_path, **options)
+    before = evaluate_draft(target, trainer.draft, data, features)["mean_acceptance_length"]
+    losses = [trainer.step() for _ in range(OPTIONS.num_steps)]
+    result = evaluate_draft(target, trainer.averaged_draft(), data, features)
+    print(before, losses[0], losses[-1], result)
+    assert before < 1.2
+    assert losses[-1] < 0.1 * losses[0]
+    assert result["mean_acceptance_length"] > 3.0
+    assert result["acceptance_rate_at"][0] > 0.9
+
+    def shuffled(seq_idx):
+        values = features(seq_idx)
+        return values[torch.randperm(len(values), generator=torch.Generator().manual_seed(seq_idx))]
+
+    control = evaluate_draft(target, trainer.averaged_draft(), data, shuffled)["mean_acceptance_length"]
+    print(control)
+    assert control < 1.6
+
+
+def weights(trainer):
+    return {name: value.clone() for name, value in trainer.draft.state_dict().items()}
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(target, data, tmp_path):
+    options = {"num_frequent_ids": 20, "num_random_ids": 30, "ema_decay": 0.9, "sequences_per_step": 3}
+    whole, _ = make_trainer(target, data, **options)
+    for _ in range(6):
+        whole.step()
+    first, _ = make_trainer(target, data, cache=tmp_path / "features", **options)
+    for _ in range(3):
+        first.step()
+    first.save(tmp_path / "state.pt")
+    first.step()  # lost
+    second, _ = make_trainer(target, data, cache=tmp_path / "features", **options)
+    second.load(tmp_path / "state.pt")
+    assert second.step_idx == 3
+    for _ in range(3):
+        second.step()
+    assert second.history == whole.history
+    assert all(torch.equal(weights(second)[name], value) for name, value in weights(whole).items())
+    average = whole.averaged_draft().state_dict()
+    assert all(torch.equal(second.averaged_draft().state_dict()[name], value) for name, value in average.items())
+    other, _ = make_trainer(target, data, seed=1, **options)  # control: another seed, other weights
+    for _ in range(6):
+        other.step()
+    assert not torch.equal(weights(other)["fc.weight"], weights(whole)["fc.weight"])
+    with pytest.raises(MimoRtError, match="seed"):
+        other.load(tmp_path / "state.pt")
+
+
+def test_cached_features_equal_computed_ones(target, data, tmp_path):
+    plain = FeatureSource(target, LAYERS, data.token_ids)
+    cached = FeatureSource(target, LAYERS, data.token_ids, tmp_path)
+    expected = [plain(i) for i in range(len(data))]
+    assert all(torch.equal(cached(i), value) for i, value in enumerate(expected))
+    again = FeatureSource(target, LAYERS, data.token_ids, tmp_path)
+    again._compute = None  # must come from the file
+    assert all(torch.equal(again(i), value) for i, value in enumerate(expected))
+    other = FeatureSource(target, LAYERS[::-1], data.token_ids, tmp_path)  # other layers: started anew
+    assert torch.equal(other(0), expected[0].roll(96, dims=1))
+
+
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24), (32, 32)])
+def test_muon_equals_torch_up_to_its_bf16(shape):
+    """torch iterates in BF16 (u = 2^-8): five steps with slopes up to 3.44 leave a few per cent per element."""
+    generator = torch.Generator().manual_seed(1)
+    start = torch.randn(shape, generator=generator)
+    grads = [torch.randn(shape, generator=generator) for _ in range(3)]
+    ends = []
+    for make in (lambda p: optimizers.Float32Muon([p], lr=0.1, weight_decay=0.3),
+                 lambda p: torch.optim.Muon([p], lr=0.1, weight_decay=0.3, adjust_lr_fn="match_rms_adamw"),
+                 lambda p: torch.optim.Muon([p], lr=0.1, weight_decay=0.3, momentum=0.8,
+                                            adjust_lr_fn="match_rms_adamw")):
+        parameter = torch.nn.Parameter(start.clone())
+        optimizer = make(parameter)
+        for grad in grads:
+            parameter.grad = grad.clone()
+            optimizer.step()
+        ends.append(parameter.detach() - start)
+    ours, theirs, control = ends
+    assert (ours - theirs).norm() < 0.03 * theirs.norm()
+    assert (ours - control).norm() > 0.03 * theirs.norm()
+
+
+def test_orthogonalized_singular_values_are_near_one():
+    matrix = torch.randn(20, 50, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(optimizers.orthogonalize(matrix))
+    assert values.min() > 0.3
+    assert values.max() < 1.3
+    before = torch.linalg.svdvals(matrix / matrix.norm())
+    assert before.min() < 0.3
+
+
+def test_learning_rate():
+    factors = [optimizers.learning_rate_factor(step, 100, 0.1) for step in range(100)]
+    assert factors[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert max(factors) == factors[10] == 1.0
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert factors[-1] < 0.01
+
+
+def test_every_epoch_visits_every_sequence(target, data):
+    trainer, _ = make_trainer(target, data, sequences_per_step=3)
+    visits = []
+    for step_idx in range(8):
+        trainer.step_idx = step_idx
+        visits += trainer._sequences_of_step()
+    epochs = [visits[i : i + 4] for i in range(0, 24, 4)]
+    assert all(sorted(epoch) == [0, 1, 2, 3] for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
