@@ -16,8 +16,8 @@ uint64_t weight_of(const CandidateSet& set, int32_t token_id) {
   return c == set.last ? 0 : c->weight;
 }
 
-/// q in units of p: rounded down, so that the sum is at most p's. Hence after a rejection, where p(d) < q(d), some other
-/// token has p > q and the residual is not empty.
+/// q in units of p: rounded down, so that the sum is at most p's. Hence after a rejection, where p(d) < q(d), some
+/// other token has p > q and the residual is not empty.
 uint64_t rescale(uint64_t weight, uint64_t q_total, uint64_t p_total) {
   return static_cast<uint64_t>(static_cast<unsigned __int128>(weight) * p_total / q_total);
 }
