@@ -7,21 +7,20 @@ checkpoint holds weights, optimiser state, the step and the history of losses.
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import _C
 from .blocks import block_labels, sample_anchors
 from .data import TrainingData
 from .draft import DraftModel
 from .features import FeatureSource
 from .loss import VocabSample, block_loss, slot_weights
 from .optimizers import learning_rate_factor, make_optimizers, set_learning_rate
+from .schedule import mix_seed, sequences_of_step
+from .state_files import load_state, save_state
 from .target import TargetModel
 
 
@@ -85,14 +84,18 @@ class DraftTrainer:
 
     def step(self) -> float:
         """Train on the next sequences; returns the mean loss per label, in nat."""
-        generator = torch.Generator().manual_seed(_mix(self.options.seed, self.step_idx))
+        options = self.options
+        generator = torch.Generator().manual_seed(mix_seed(options.seed, self.step_idx))
+        chosen = sequences_of_step(
+            options.seed, self.step_idx, options.sequences_per_step, len(self._data)
+        )
         batch = []
-        for seq_idx in self._sequences_of_step():
+        for seq_idx in chosen:
             ids = self._data.token_ids[seq_idx]
             anchors = sample_anchors(
                 len(ids),
                 self._data.num_prompt_tokens[seq_idx],
-                self.options.anchors_per_sequence,
+                options.anchors_per_sequence,
                 generator,
             )
             labels, is_inside = block_labels(ids, anchors, self.draft.shape.block_size)
@@ -109,16 +112,6 @@ class DraftTrainer:
         self.history.append({"step": self.step_idx, "loss": loss})
         self.step_idx += 1
         return loss
-
-    def _sequences_of_step(self) -> list[int]:
-        """Every epoch visits all sequences once, in an order of its own."""
-        count, num_sequences = self.options.sequences_per_step, len(self._data)
-        chosen = []
-        for visit in range(self.step_idx * count, (self.step_idx + 1) * count):
-            epoch, place = divmod(visit, num_sequences)
-            generator = torch.Generator().manual_seed(_mix(self.options.seed, -1 - epoch))
-            chosen.append(int(torch.randperm(num_sequences, generator=generator)[place]))
-        return chosen
 
     def _sequence_loss(
         self,
@@ -179,28 +172,13 @@ class DraftTrainer:
             "ema": self._ema,
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
         }
-        temporary = path.with_name(path.name + ".tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, path)
+        save_state(path, state)
 
     def load(self, path: Path) -> None:
         """Continue from :meth:`save`. InvalidArgumentError when the options differ."""
-        state: dict[str, Any] = torch.load(path, weights_only=True)
-        ours = asdict(self.options)
-        different = [k for k in ours if ours[k] != state["options"].get(k)]
-        if different:
-            name = different[0]
-            raise _C.InvalidArgumentError(
-                f"[train] {path} was made with {name} = {state['options'].get(name)}, "
-                f"got {ours[name]}. Use the same options or another directory."
-            )
+        state = load_state(path, asdict(self.options))
         self.step_idx, self.history = state["step_idx"], state["history"]
         self.draft.load_state_dict(state["draft"])
         self._ema = state["ema"]
         for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-
-
-def _mix(seed: int, number: int) -> int:
-    """A generator seed for (seed, number); torch takes 63 bits."""
-    return (seed * 0x9E3779B97F4A7C15 + number * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**63

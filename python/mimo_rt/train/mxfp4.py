@@ -1,0 +1,81 @@
+"""MXFP4 rounding in torch: the values of ``checkpoints.formats.encode_mxfp4``, fast enough to train.
+
+A block of 32 columns shares a power of two (E8M0, stored as exponent + 127); its elements are E2M1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..checkpoints.formats import MXFP4_BLOCK
+
+
+@dataclass(frozen=True)
+class Mxfp4:
+    """values ``[rows, cols]`` float32 and the exponent of each block ``[rows, cols / 32]``."""
+
+    values: Tensor
+    exponent: Tensor
+
+    def encode(self) -> tuple[np.ndarray, np.ndarray]:
+        """Codes ``[rows, cols / 2]`` (low nibble first) and scales ``[rows, cols / 32]``, uint8."""
+        rows, cols = self.values.shape
+        blocks = self.values.reshape(rows, -1, MXFP4_BLOCK)
+        element = torch.ldexp(blocks, -self.exponent[..., None]).reshape(rows, cols)
+        magnitude = element.abs()
+        # The inverse of the table 0, .5, 1, 1.5, 2, 3, 4, 6.
+        code = torch.where(
+            magnitude < 2,
+            magnitude * 2,
+            torch.where(magnitude < 4, magnitude + 2, magnitude / 2 + 4),
+        ).to(torch.uint8)
+        code |= torch.signbit(element).to(torch.uint8) << 3
+        packed = code[:, 0::2] | (code[:, 1::2] << 4)
+        return packed.cpu().numpy(), (self.exponent + 127).to(torch.uint8).cpu().numpy()
+
+
+def quantize_mxfp4(weight: Tensor) -> Mxfp4:
+    """Round ``[rows, cols]`` (cols a multiple of 32) to the nearest MXFP4 values.
+
+    The exponent of a block is the one of e, e + 1, e - 1 with the least squared error, where
+    e = floor(log2(largest magnitude)) - 2; ties take the first.
+    """
+    rows, cols = weight.shape
+    blocks = weight.detach().float().reshape(rows, -1, MXFP4_BLOCK)
+    amax = blocks.abs().amax(dim=-1)
+    # frexp's mantissa is in [1/2, 1).
+    base = torch.where(amax > 0, torch.frexp(amax).exponent - 3, 0)
+    best: Tensor | None = None
+    for offset in (0, 1, -1):
+        exponent = (base + offset).clamp(-127, 127)
+        step = torch.exp2(exponent.float())[..., None]
+        values = _round_e2m1(blocks / step) * step
+        # In units of the largest magnitude, so that nothing underflows.
+        unit = torch.where(amax > 0, amax, 1.0)[..., None]
+        error = ((values - blocks) / unit).square().sum(dim=-1)
+        if best is None:
+            best, best_error, best_exponent = values, error, exponent
+        else:
+            is_better = error < best_error
+            best = torch.where(is_better[..., None], values, best)
+            best_error = torch.where(is_better, error, best_error)
+            best_exponent = torch.where(is_better, exponent, best_exponent)
+    assert best is not None
+    return Mxfp4(best.reshape(rows, cols), best_exponent)
+
+
+def _round_e2m1(x: Tensor) -> Tensor:
+    """The nearest of 0, .5, 1, 1.5, 2, 3, 4, 6 with the sign of x; ties to the even code."""
+    magnitude = x.abs()
+    rounded = torch.where(
+        magnitude < 2,
+        torch.round(magnitude * 2) / 2,
+        torch.where(
+            magnitude < 4, torch.round(magnitude), torch.round(magnitude.clamp(max=6) / 2) * 2
+        ),
+    )
+    return torch.copysign(rounded, x)

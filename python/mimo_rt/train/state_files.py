@@ -1,0 +1,33 @@
+"""Checkpoints of a training run: written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import _C
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Replace ``path``; the old file stays until the new one is on the disk."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def load_state(path: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """The saved state; InvalidArgumentError when it was made with other ``options``."""
+    state: dict[str, Any] = torch.load(path, weights_only=True)
+    for name, value in options.items():
+        if state["options"].get(name) != value:
+            raise _C.InvalidArgumentError(
+                f"[train] {path} was made with {name} = {state['options'].get(name)}, "
+                f"got {value}. Use the same options or another directory."
+            )
+    return state
