@@ -19,12 +19,16 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/core/text.cpp
   csrc/core/usable_cores.cpp
   csrc/checkpoint/checkpoint.cpp
+  csrc/checkpoint/draft_tensors.cpp
   csrc/checkpoint/index.cpp
   csrc/checkpoint/json_scanner.cpp
   csrc/checkpoint/mapped_file.cpp
+  csrc/checkpoint/mask_embedding.cpp
   csrc/checkpoint/safetensors.cpp
   csrc/checkpoint/scan.cpp
+  csrc/checkpoint/stored_zip.cpp
   csrc/checkpoint/tensor_table.cpp
+  csrc/checkpoint/torch_pickle.cpp
   csrc/checkpoint/validate.cpp
   csrc/plan/accesses.cpp
   csrc/plan/builder.cpp

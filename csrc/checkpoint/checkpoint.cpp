@@ -109,8 +109,10 @@ Checkpoint Checkpoint::open(const std::filesystem::path& directory, const Option
   auto impl = std::make_unique<Impl>();
   impl->directory = canonical_directory(directory, kWhere);
   CheckpointIndex index;
-  const bool has_index = has_entry(impl->directory / kIndexName);
-  if (has_index) {
+  const bool has_index = options.single_file.empty() && has_entry(impl->directory / kIndexName);
+  if (!options.single_file.empty()) {
+    index.file_names = {options.single_file};
+  } else if (has_index) {
     index = parse_index(read_text_file(impl->directory, kIndexName, kMaxIndexBytes, kWhere),
                         kIndexName);
   } else {

@@ -32,6 +32,12 @@ std::vector<ExpectedTensor> expected_tensors(const ModelConfig& config,
 /// Tensors that are allowed and not read: the multi-token-prediction layers.
 bool is_ignored_tensor(std::string_view name);
 
+/// Checks name, shape and dtype of every tensor; refuses others, but for `is_ignored_tensor`. Lists up
+/// to ten differences in one message. `where` names the public operation.
+/// @throws Error{missing_tensor, shape_mismatch, bad_format}
+void check_tensors(const Checkpoint& checkpoint, std::vector<ExpectedTensor> expected,
+                   const char* where);
+
 enum class MatrixKind : uint8_t {
   embed, lm_head,  // lm_head is the embedding when tied
   q_proj, k_proj, v_proj, o_proj,

@@ -50,7 +50,7 @@ struct Differences {
   }
 };
 
-[[noreturn]] void fail_with(const Differences& differences) {
+[[noreturn]] void fail_with(const Differences& differences, const char* where) {
   const ErrorCode code = differences.num_missing      ? ErrorCode::missing_tensor
                          : differences.num_mismatched ? ErrorCode::shape_mismatch
                                                       : ErrorCode::bad_format;
@@ -60,19 +60,19 @@ struct Differences {
   for (const std::string& line : differences.shown) text += "; " + line;
   if (differences.count() > differences.shown.size())
     text += concat("; and ", differences.count() - differences.shown.size(), " more");
-  fail(code, "Checkpoint.validate", text);
+  fail(code, where, text);
 }
 
 }  // namespace
 
-void Checkpoint::validate(const ModelConfig& config) const {
-  std::vector<ExpectedTensor> expected = expected_tensors(config, this);
+void check_tensors(const Checkpoint& checkpoint, std::vector<ExpectedTensor> expected,
+                   const char* where) {
   std::sort(expected.begin(), expected.end(), [](const ExpectedTensor& a, const ExpectedTensor& b) {
     return a.name < b.name;
   });
   Differences differences;
   for (const ExpectedTensor& wanted : expected) {
-    const TensorInfo* tensor = find(wanted.name);
+    const TensorInfo* tensor = checkpoint.find(wanted.name);
     if (!tensor) {
       differences.add(differences.num_missing, [&] {
         return concat("tensor ", printable(wanted.name), ": expected ", show(wanted),
@@ -87,7 +87,7 @@ void Checkpoint::validate(const ModelConfig& config) const {
     }
   }
   auto wanted = expected.begin();
-  for (const TensorInfo& tensor : tensors()) {
+  for (const TensorInfo& tensor : checkpoint.tensors()) {
     while (wanted != expected.end() && wanted->name < tensor.name) ++wanted;
     const bool known = wanted != expected.end() && wanted->name == tensor.name;
     if (!known && !is_ignored_tensor(tensor.name))
@@ -96,7 +96,11 @@ void Checkpoint::validate(const ModelConfig& config) const {
                       ": expected no such tensor");
       });
   }
-  if (differences.count() > 0) fail_with(differences);
+  if (differences.count() > 0) fail_with(differences, where);
+}
+
+void Checkpoint::validate(const ModelConfig& config) const {
+  check_tensors(*this, expected_tensors(config, this), "Checkpoint.validate");
 }
 
 }  // namespace mimo_rt

@@ -1,9 +1,14 @@
 // DraftWeights: the layout of a draft's arena, and its two sources (a checkpoint, random numbers).
 #include "weights/draft_weights.h"
 
+#include "checkpoint/draft_tensors.h"
+#include "checkpoint/mask_embedding.h"
 #include "core/checks.h"
 #include "core/numeric.h"
+#include "core/text.h"
 #include "weights/layout.h"
+#include "weights/pack.h"
+#include "weights/pack_matrices.h"
 #include "weights/random_fill.h"
 
 #include <cmath>
@@ -23,6 +28,8 @@ struct DraftWeights::Impl {
 };
 
 namespace {
+
+constexpr const char* kLoad = "DraftWeights.load";
 
 /// Sizes every matrix and vector and gives it a place, in the order in which a round reads them.
 /// The slots point into `impl`.
@@ -65,11 +72,67 @@ float wanted_rms(const MatrixSlot& slot) {
   return (feeds_residual ? 0.5f : 1.0f) / std::sqrt(static_cast<float>(slot.stored_k));
 }
 
+PackJob find_job(const Checkpoint& checkpoint, const DraftConfig& config, const MatrixSlot& slot) {
+  using Kind = MatrixKind;
+  const auto of = [&](std::initializer_list<Kind> kinds, RowOrder order) {
+    PackJob job;
+    for (const Kind kind : kinds)
+      job.sources.push_back(find_draft_matrix(checkpoint, config, kind, slot.layer_idx));
+    job.order = order;
+    return job;
+  };
+  switch (slot.role) {
+    case MatrixRole::context_fc: return of({Kind::context_fc}, RowOrder::plain);
+    case MatrixRole::qkv: return of({Kind::q_proj, Kind::k_proj, Kind::v_proj}, RowOrder::stacked);
+    case MatrixRole::o_proj: return of({Kind::o_proj}, RowOrder::plain);
+    case MatrixRole::gate_up: return of({Kind::gate_proj, Kind::up_proj}, RowOrder::alternate);
+    case MatrixRole::down: return of({Kind::down_proj}, RowOrder::plain);
+    default: fail(ErrorCode::internal, kLoad, "unknown matrix role");
+  }
+}
+
+/// The mask embedding takes the place of a row of a BF16 table.
+std::vector<bf16_t> as_bf16(const TensorInfo& tensor) {
+  std::vector<float> values(tensor.shape[0]);
+  read_vector(tensor, values);
+  std::vector<bf16_t> result;
+  for (const float value : values) {
+    result.push_back(f32_to_bf16(value));
+    MIMO_RT_CHECK(bf16_to_f32(result.back()) == value, unsupported_shape, kLoad,
+                  "mask embedding of ", printable(tensor.file_name), ", element ",
+                  result.size() - 1, ": expected a value that BF16 holds, got ", value,
+                  ". Store it as BF16.");
+  }
+  return result;
+}
+
 }  // namespace
 
 DraftWeights::DraftWeights(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 DraftWeights::DraftWeights(DraftWeights&&) noexcept = default;
 DraftWeights::~DraftWeights() = default;
+
+DraftWeights DraftWeights::load(const std::filesystem::path& draft_dir, const DraftConfig& config,
+                                const Weights::Options& options,
+                                const Checkpoint::Options& file_options) {
+  const Checkpoint checkpoint = open_draft(draft_dir, file_options);
+  check_tensors(checkpoint, expected_draft_tensors(config, &checkpoint), kLoad);
+  auto impl = std::make_unique<Impl>();
+  impl->config = config;
+  impl->mask_embedding = as_bf16(read_mask_embedding(checkpoint, config).tensor);
+  std::vector<PackJob> jobs;
+  const WeightsLayout layout = plan_draft_layout(*impl, [&](const MatrixSlot& slot) {
+    jobs.push_back(find_job(checkpoint, config, slot));
+    return packed_format(jobs.back());
+  });
+  allocate(impl->arena, layout, kLoad);
+  for (const VectorSlot& slot : layout.vectors) {
+    auto* out = reinterpret_cast<float*>(impl->arena.data() + slot.offset);
+    read_vector(find_draft_vector(checkpoint, slot.kind, slot.layer_idx), {out, slot.num_elements});
+  }
+  pack_matrices({checkpoint, layout, jobs, impl->arena, options, kLoad});
+  return DraftWeights(std::move(impl));
+}
 
 DraftWeights DraftWeights::synthetic(const DraftConfig& config, uint64_t seed) {
   constexpr const char* kWhere = "DraftWeights.synthetic";

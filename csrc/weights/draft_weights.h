@@ -30,7 +30,8 @@ class DraftWeights {
   /// Reads `config.json`, the safetensors files (through their index when there is one, whatever their names) and the
   /// mask embedding of `draft_dir`. @throws as Weights::load; Error{missing_tensor} for a missing mask embedding.
   static DraftWeights load(const std::filesystem::path& draft_dir, const DraftConfig& config,
-                           const Weights::Options& options);
+                           const Weights::Options& options,
+                           const Checkpoint::Options& file_options = {});
   /// Random weights of the right shapes. Equal seeds give equal bytes.
   static DraftWeights synthetic(const DraftConfig& config, uint64_t seed);
 

@@ -44,6 +44,7 @@ UnpackedRow unpack_row(const PackedMatrix& matrix, uint32_t row);
 enum class RowOrder : uint8_t {
   plain,      ///< one source
   alternate,  ///< two sources: 16 rows of the first, 16 rows of the second, and so on
+  stacked,    ///< all rows of each source in turn; all sources but the last have whole groups
   qkv,        ///< q, k and v in the order of `qkv_tiles`
 };
 

@@ -101,10 +101,23 @@ uint32_t qkv_source_row(const QkvTile& tile, const LayerConfig& layer, uint32_t 
          static_cast<uint32_t>(element);
 }
 
+RowRef stacked_row(const std::vector<MatrixSource>& sources, uint32_t row) {
+  for (uint32_t i = 0; i < sources.size(); ++i) {
+    if (row < sources[i].rows) return {i, row};
+    row -= sources[i].rows;
+  }
+  return {};
+}
+
 }  // namespace
 
 uint32_t PackJob::packed_rows() const {
   if (order == RowOrder::qkv) return static_cast<uint32_t>(tiles->size()) * kTileRows;
+  if (order == RowOrder::stacked) {
+    uint32_t rows = 0;
+    for (const MatrixSource& source : sources) rows += source.rows;
+    return round_up(rows, kTileRows);
+  }
   return round_up(sources[0].rows, kTileRows) * static_cast<uint32_t>(sources.size());
 }
 
@@ -115,6 +128,10 @@ std::array<RowRef, kTileRows> PackJob::group_rows(uint32_t group) const {
     if (order == RowOrder::qkv) {
       const QkvTile& tile = (*tiles)[group];
       refs[i] = {static_cast<uint32_t>(tile.part), qkv_source_row(tile, *layer, i)};
+      continue;
+    }
+    if (order == RowOrder::stacked) {
+      refs[i] = stacked_row(sources, group * kTileRows + i);
       continue;
     }
     const uint32_t row = group / num_sources * kTileRows + i;

@@ -92,11 +92,12 @@ inline void fill_valid(const std::string& name, DType dtype, std::string& bytes,
 
 using Edit = std::function<void(const std::string& name, std::string& bytes)>;
 
-/// Writes model.safetensors with every tensor of `config`. `dtypes` overrides the type of a tensor,
-/// `edit` may change the bytes of small tensors. Streams: memory stays small.
-inline void write_checkpoint(const writer::TempDir& dir, const ModelConfig& config,
-                             const std::map<std::string, DType>& dtypes = {},
-                             const Edit& edit = {}) {
+/// Writes one file with `tensors`. `dtypes` overrides the type of a tensor, `edit` may change the
+/// bytes of small tensors. Streams: memory stays small.
+inline void write_tensor_file(const std::filesystem::path& path,
+                              const std::vector<ExpectedTensor>& tensors,
+                              const std::map<std::string, DType>& dtypes = {},
+                              const Edit& edit = {}) {
   struct Entry {
     std::string name;
     DType dtype;
@@ -105,7 +106,7 @@ inline void write_checkpoint(const writer::TempDir& dir, const ModelConfig& conf
   std::vector<Entry> entries;
   std::string json = "{";
   uint64_t end = 0;
-  for (const ExpectedTensor& tensor : expected_tensors(config)) {
+  for (const ExpectedTensor& tensor : tensors) {
     const auto wanted = dtypes.find(tensor.name);
     const DType dtype = wanted != dtypes.end() ? wanted->second : tensor.forms[0].dtypes[0];
     uint64_t num_bytes = dtype_bits(dtype) / 8;
@@ -117,7 +118,7 @@ inline void write_checkpoint(const writer::TempDir& dir, const ModelConfig& conf
     end += num_bytes;
   }
   json += "}";
-  std::ofstream out(dir.path() / "model.safetensors", std::ios::binary);
+  std::ofstream out(path, std::ios::binary);
   out << writer::make_file(json, "");
   Bits bits{88172645463325252u};
   for (const Entry& entry : entries)
@@ -128,6 +129,13 @@ inline void write_checkpoint(const writer::TempDir& dir, const ModelConfig& conf
       out << bytes;
     }
   if (!out.flush()) throw std::runtime_error("cannot write the checkpoint");
+}
+
+/// Writes model.safetensors with every tensor of `config`.
+inline void write_checkpoint(const writer::TempDir& dir, const ModelConfig& config,
+                             const std::map<std::string, DType>& dtypes = {},
+                             const Edit& edit = {}) {
+  write_tensor_file(dir.path() / "model.safetensors", expected_tensors(config), dtypes, edit);
 }
 
 }  // namespace fixture
