@@ -1,6 +1,6 @@
-// One private anonymous mapping holds the pages and rings of all layers, then the feature rings. The kernel backs a page of
-// memory when it is first written, so a large max_context costs address space, not memory, until a
-// sequence grows that long.
+// One private anonymous mapping holds the pages and rings of all layers, then the feature rings. The
+// kernel backs a page of memory when it is first written, so a large max_context costs address space,
+// not memory, until a sequence grows that long.
 #include "kv/kv_cache.h"
 
 #include "core/checks.h"

@@ -45,7 +45,7 @@ class KvCache {
   void release_memory() noexcept;
   /// Whether the window rings still hold all that a continuation at `num_tokens` needs, when steps have written
   /// positions [0, stored_tokens): the most the sequence ever had since it was empty, rejected tokens included (their
-  /// rows overwrote older ring rows for good). Draft layers count as if every stored position had draft keys and values.
+  /// rows overwrote older ring rows for good). Draft layers count as if all stored positions had draft keys and values.
   /// Features are not looked at: positions from stored_tokens - feature_rows() on have theirs.
   bool can_truncate(uint32_t stored_tokens, uint32_t num_tokens) const;
 

@@ -4,9 +4,9 @@
 // those tiles of the largest step whose row is below n (tile t belongs to row t / tile_end, whatever n is). So the
 // accesses of a smaller step are the accesses of the largest one cut off at row n, for writers and readers alike:
 // coverage, disjointness and order carry over to every n. Rows of context are any number, with the same argument. Rows
-// of the draft are all or none. With none, `block` beyond the anchor is not written, though its row counts as whole: but
-// then the round has one token (no drafts to verify), so embed and accept, its readers, do not look there either. With
-// all of them and fewer tokens (a round may verify a part of the block), only readers are missing.
+// of the draft are all or none. With none, `block` beyond the anchor is not written, though its row counts as whole;
+// but then the round has one token (no drafts to verify), so embed and accept, its readers, do not look there either.
+// With all of them and fewer tokens (a round may verify a part of the block), only readers are missing.
 //
 // What a step reads of earlier epochs (read_earlier): all of them are complete, so the value is there; what is to be
 // shown is that no task of this epoch overwrites it before or during the read.
@@ -42,8 +42,9 @@ struct Access {
 uint32_t domain_rows(const Plan& plan, RowDomain domain);
 
 /// Lists accesses of one plan's tasks. The step's input (tokens, positions, rows) is never written and is left out, and
-/// so are KV rows of earlier steps: earlier epochs are complete, and rings are long enough that a step writes other rows. `features` is a ring in which the rows that context_fc
-/// reads may be those that this step captures; it is listed as if they always were.
+/// so are KV rows of earlier steps: earlier epochs are complete, and rings are long enough that a step writes other rows
+/// than it needs. `features` is a ring in which the rows that context_fc reads may be those that this step captures; it
+/// is listed as if they always were.
 class AccessModel {
  public:
   explicit AccessModel(const Plan& plan);

@@ -9,8 +9,8 @@
 
 namespace mimo_rt {
 
-/// Where in a model a kind may stand. step: steps only; context: steps and rounds of a model with a draft; round: rounds
-/// only; draft_layer: a layer of the draft, in rounds only.
+/// Where in a model a kind may stand. step: steps only; context: steps and rounds of a model with a draft; round:
+/// rounds only; draft_layer: a layer of the draft, in rounds only.
 enum class Scope : uint8_t { model, any_layer, moe_layer, dense_layer, norm, step, context, round, draft_layer };
 
 Scope scope_of(TaskKind kind);

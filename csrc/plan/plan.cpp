@@ -85,8 +85,8 @@ uint64_t Plan::hash() const {
 std::string Plan::dump() const {
   std::ostringstream out;
   out.imbue(std::locale::classic());
-  out << (options_.is_round ? "round " : "plan ") << std::hex << hash() << std::dec << ": " << num_workers() << " workers, " << tasks_->size()
-      << " tasks, " << counters_.size() << " counters, arena " << arena_bytes_ << " bytes, up to "
+  out << (options_.is_round ? "round " : "plan ") << std::hex << hash() << std::dec << ": " << num_workers()
+      << " workers, " << tasks_->size() << " tasks, " << counters_.size() << " counters, arena " << arena_bytes_ << " bytes, up to "
       << options_.max_tokens << " tokens\n";
   for (size_t id = 0; id < buffers_.size(); ++id) {
     const BufferInfo& info = buffers_[id];

@@ -1,7 +1,8 @@
 // Decides by brute force whether a plan computes the model, independently of the verifier.
 //
 // A machine runs the plan's tasks on memory that holds 64-bit hashes: every output element is a hash of everything it
-// depends on, so any wrong, stale, missing or doubled value shows in the outputs. Two epochs run back to back.
+// depends on, so any wrong, stale, missing or doubled value shows in the outputs. Two epochs run back to back; features
+// and the block are memory that both share, so what one epoch overwrites early the next one misses.
 //
 // Orders: counters only grow, so with one task frozen the others reach, in whatever order they run, exactly the tasks
 // that do not depend on it. For two conflicting tasks without an order between them, freezing one and running all
@@ -53,6 +54,9 @@ struct Scenario {
   std::array<uint32_t, kNumEpochs> num_tokens;
   uint64_t seed;  ///< seed % 3: experts at random, the same for all tokens, as many as possible
   uint64_t expected = 0;  ///< outputs()
+  // Plans with a draft.
+  std::array<uint32_t, kNumEpochs> num_context{};        ///< rows of context
+  std::array<bool, kNumEpochs> is_drafting{true, true};  ///< rounds; false only with one token
 };
 
 /// Sorted experts of each token.
@@ -86,16 +90,18 @@ class Machine {
   void execute(const Task& task, uint32_t epoch) {
     epoch_ = epoch;
     num_tokens_ = scenario_.num_tokens[epoch];
-    if (task.layer_idx != kNoLayer && task.layer_idx >= shape_.layers.size()) throw Violation("no such layer");
+    num_context_ = scenario_.num_context[epoch];
+    num_draft_ = scenario_.is_drafting[epoch] ? draft_.block_size : 0;
+    if (task.kind >= TaskKind::context_fc) check_draft_kind(task);
+    else if (task.layer_idx != kNoLayer && task.layer_idx >= shape_.layers.size()) throw Violation("no such layer");
     const bool moe_kind = task.kind >= TaskKind::router && task.kind <= TaskKind::expert_down;
     const bool needs_layer = moe_kind || (task.kind >= TaskKind::qkv_proj && task.kind <= TaskKind::down_proj);
     if (needs_layer && task.layer_idx == kNoLayer) throw Violation("kind needs a layer");
     if (moe_kind && !shape_.layers[task.layer_idx].is_moe) throw Violation("layer has no experts");
     slots_.clear();
     if (moe_kind) make_slots(task.layer_idx);
-    const uint64_t count = trip_count(task.kind) == TripCount::once        ? 1
-                           : trip_count(task.kind) == TripCount::per_token ? num_tokens_
-                                                                           : experts_.size();
+    const uint64_t counts[] = {1, num_tokens_, experts_.size(), num_draft_};
+    const uint64_t count = counts[static_cast<size_t>(trip_count(task.kind))];
     inputs_.clear();
     for (uint64_t t = task.tile_first; t < task.tile_end * count; t += std::max(task.tile_stride, 1u))
       run_tile(task, static_cast<uint32_t>(t));
@@ -107,14 +113,33 @@ class Machine {
     for (epoch_ = 0; epoch_ < kNumEpochs; ++epoch_) {
       const uint32_t n = scenario_.num_tokens[epoch_];
       for (uint32_t r = 0; r < n; ++r) {
-        hash = mix(hash, row(kLogits, r, 0, shape_.vocab_size), row(kSampled, r, 0, 1));
+        hash = mix(hash, row(kLogits, r, 0, shape_.vocab_size));
+        if (!plan_.options().is_round) hash = mix(hash, row(kSampled, r, 0, 1));
         for (uint32_t l = 0; l < shape_.layers.size(); ++l) hash = mix(hash, row(kv_id(l), r, 0, kv_cols(l)));
       }
+      for (uint32_t r = 0; r < scenario_.num_context[epoch_]; ++r)
+        hash = mix(hash, row(kContextKv, r, 0, context_cols(draft_.num_layers)));
     }
+    if (plan_.options().is_round) hash = mix(hash, row(kBlock, 0, 0, draft_.block_size));
+    if (!draft_.num_layers) return hash;
+    for (uint32_t r = 0; r < plan_.options().max_tokens; ++r) hash = mix(hash, row(kFeatures, r, 0, num_features()));
     return hash;
   }
 
  private:
+  void check_draft_kind(const Task& task) const {
+    const bool in_step = task.kind == TaskKind::context_fc || task.kind == TaskKind::context_kv;
+    if (!(in_step ? draft_.num_layers != 0 : plan_.options().is_round)) throw Violation("no such kind in this plan");
+    const bool needs_layer = task.kind >= TaskKind::draft_qkv_proj && task.kind <= TaskKind::draft_down_proj;
+    if (needs_layer && task.layer_idx >= draft_.num_layers) throw Violation("no such draft layer");
+  }
+  uint32_t num_features() const {
+    return static_cast<uint32_t>(draft_.target_layer_ids.size()) * shape_.hidden_size;
+  }
+  uint32_t context_cols(uint32_t num_layers) const {
+    return num_layers * draft_.num_kv_heads * (draft_.qk_head_dim + draft_.v_head_dim);
+  }
+
   struct Slot {
     uint32_t token, expert;
   };
@@ -125,7 +150,7 @@ class Machine {
     return l.num_kv_heads * (l.qk_head_dim + l.v_head_dim);
   }
 
-  /// The granules (2 bytes) of elements [begin, end) of a row; `epoch` matters for KV and outputs only.
+  /// The granules (2 bytes) of elements [begin, end) of a row; `epoch` matters for KV and logits only.
   std::span<uint64_t> granules(uint16_t id, uint32_t r, uint32_t begin, uint32_t end, uint32_t epoch) {
     if (id >= plan_.buffers().size()) throw Violation("no such buffer");
     const BufferInfo& info = plan_.buffers()[id];
@@ -134,6 +159,7 @@ class Machine {
     if (first + bytes > info.bytes) throw Violation("outside of " + info.name);
     const bool in_arena = info.space == BufferInfo::Space::arena;
     if (in_arena && info.offset + first + bytes > plan_.arena_bytes()) throw Violation("outside of the arena");
+    if (id == kFeatures || id == kBlock) epoch = 0;
     std::vector<uint64_t>& memory = in_arena ? arena_ : external_[epoch][id];
     return {memory.data() + ((in_arena ? info.offset : 0) + first) / 2, bytes / 2};
   }
@@ -173,9 +199,10 @@ class Machine {
     return inputs_[t];
   }
   /// Hashes of whole input rows.
-  uint64_t raw_input(const Task& task, uint32_t t, uint32_t width) {
+  uint64_t raw_input(const Task& task, uint32_t t, uint32_t width) { return raw_input(task, t, width, num_tokens_); }
+  uint64_t raw_input(const Task& task, uint32_t t, uint32_t width, uint32_t num_rows) {
     if (inputs_.empty())
-      for (uint32_t r = 0; r < num_tokens_; ++r) inputs_.push_back(row(task.input, r, 0, width));
+      for (uint32_t r = 0; r < num_rows; ++r) inputs_.push_back(row(task.input, r, 0, width));
     return inputs_[t];
   }
   uint64_t route_hash(uint16_t id) {
@@ -195,7 +222,8 @@ class Machine {
     };
     switch (task.kind) {
       case TaskKind::embed:
-        for (uint32_t c = 0; c < shape_.hidden_size; ++c) put(task.output, tile, c, mix(op, epoch_, tile, c));
+        for (uint32_t c = 0; c < shape_.hidden_size; ++c)
+          put(task.output, tile, c, mix(op, task.flags & kFromBlock ? get(kBlock, 0, tile) : mix(epoch_, tile), c));
         break;
       case TaskKind::rms_norm: {
         const uint64_t hash = mix(norm_id(l, task.flags & kMlpNorm), row(task.input, tile, 0, shape_.hidden_size));
@@ -229,6 +257,7 @@ class Machine {
             inputs_[slots_[s].token] = mix(inputs_[slots_[s].token], row(task.input, s, 0, shape_.expert_width));
         }
         columns(shape_.hidden_size, [&](uint32_t r) { return inputs_[r]; }, num_tokens_, true);
+        capture(task, first_col);
         break;
       }
       case TaskKind::gate_up_proj:
@@ -237,6 +266,7 @@ class Machine {
       case TaskKind::down_proj:
         columns(shape_.hidden_size, [&](uint32_t r) { return raw_input(task, r, shape_.dense_width); }, num_tokens_,
                 true);
+        capture(task, first_col);
         break;
       case TaskKind::lm_head:
         columns(round_up(shape_.vocab_size, kTileRows),
@@ -246,7 +276,98 @@ class Machine {
         for (uint32_t r = 0; r < num_tokens_; ++r)
           put(task.output, r, 0, mix(op, row(task.input, r, 0, shape_.vocab_size)));
         break;
+      default: run_draft_tile(task, tile, op, columns);
     }
+  }
+
+  void capture(const Task& task, uint32_t first_col) {
+    if (!(task.flags & kCapture)) return;
+    const std::vector<uint32_t>& ids = draft_.target_layer_ids;
+    const auto index = static_cast<uint32_t>(std::find(ids.begin(), ids.end(), task.layer_idx) - ids.begin());
+    if (index == ids.size()) throw Violation("layer is not captured");
+    for (uint32_t r = 0; r < num_tokens_; ++r)
+      for (uint32_t c = first_col; c < std::min(first_col + kTileRows, shape_.hidden_size); ++c)
+        put(task.output2, r, index * shape_.hidden_size + c, get(task.output, r, c));
+  }
+
+  template <typename Columns>
+  void run_draft_tile(const Task& task, uint32_t tile, uint64_t op, const Columns& columns) {
+    const uint32_t hidden = shape_.hidden_size, rows = num_draft_;
+    const auto from = [&](uint32_t width) {
+      return [&, width](uint32_t r) { return raw_input(task, r, width, rows); };
+    };
+    switch (task.kind) {
+      case TaskKind::context_fc:  // the ring holds max_tokens rows
+        columns(hidden, [&](uint32_t r) { return row(task.input, r % plan_.options().max_tokens, 0, num_features()); },
+                num_context_, false);
+        break;
+      case TaskKind::context_kv: run_context_kv(task, tile, op); break;
+      case TaskKind::draft_embed:
+        for (uint32_t c = 0; c < hidden; ++c)
+          put(task.output, tile, c, mix(op, tile ? 5 : get(task.input, 0, 0), c));
+        break;
+      case TaskKind::draft_qkv_proj: run_draft_qkv(task, tile, op); break;
+      case TaskKind::draft_attention: run_draft_attention(task, tile, op); break;
+      case TaskKind::draft_o_proj: columns(hidden, from(draft_.num_q_heads * draft_.v_head_dim), rows, true); break;
+      case TaskKind::draft_gate_up_proj: columns(draft_.intermediate_size, from(hidden), rows, false); break;
+      case TaskKind::draft_down_proj: columns(hidden, from(draft_.intermediate_size), rows, true); break;
+      case TaskKind::draft_lm_head:
+        if (!rows) break;
+        columns(round_up(shape_.vocab_size, kTileRows),
+                [&](uint32_t r) { return raw_input(task, r + 1, hidden, rows); }, rows - 1, false);
+        break;
+      case TaskKind::draft_sample:
+        if (tile) put(task.output, 0, tile, mix(op, row(task.input, tile - 1, 0, shape_.vocab_size)));
+        break;
+      case TaskKind::accept: {
+        uint64_t hash = op;
+        for (uint32_t r = 0; r < num_tokens_; ++r) {
+          hash = mix(hash, get(task.output, 0, r), row(task.input, r, 0, shape_.vocab_size));
+          if (r) hash = mix(hash, row(task.input2, r - 1, 0, shape_.vocab_size));
+        }
+        put(task.output, 0, 0, hash);
+        break;
+      }
+      default: throw Violation("unknown kind");
+    }
+  }
+
+  void run_context_kv(const Task& task, uint32_t tile, uint64_t op) {
+    const uint32_t head = tile % draft_.num_kv_heads, part = tile / draft_.num_kv_heads;
+    const uint32_t dim = part % 2 ? draft_.v_head_dim : draft_.qk_head_dim;
+    const uint32_t base = context_cols(part / 2) + (part % 2 ? draft_.num_kv_heads * draft_.qk_head_dim : 0);
+    if (part / 2 >= draft_.num_layers) throw Violation("tile outside of the matrix");
+    for (uint32_t r = 0; r < num_context_; ++r)
+      for (uint32_t c = base + head * dim; c < base + (head + 1) * dim; ++c)
+        put(task.output, r, c, mix(op, raw_input(task, r, shape_.hidden_size, num_context_), c));
+  }
+
+  void run_draft_qkv(const Task& task, uint32_t tile, uint64_t op) {
+    const uint32_t num_q = draft_.num_q_heads, num_kv = draft_.num_kv_heads;
+    if (tile >= num_q + 2 * num_kv) throw Violation("tile outside of the matrix");
+    const bool is_q = tile < num_q, is_v = tile >= num_q + num_kv;
+    const uint32_t dim = is_v ? draft_.v_head_dim : draft_.qk_head_dim;
+    uint32_t begin = (is_q ? tile : tile - num_q) * dim;
+    if (is_v) begin = num_kv * draft_.qk_head_dim + (tile - num_q - num_kv) * dim;
+    for (uint32_t t = 0; t < num_draft_; ++t)
+      for (uint32_t c = begin; c < begin + dim; ++c)
+        put(is_q ? task.output : task.output2, t, c, mix(op, raw_input(task, t, shape_.hidden_size, num_draft_), c));
+  }
+
+  void run_draft_attention(const Task& task, uint32_t tile, uint64_t op) {
+    const uint32_t num_kv = draft_.num_kv_heads, heads = draft_.num_q_heads / num_kv;
+    const uint32_t t = tile / num_kv, g = tile % num_kv, dk = draft_.qk_head_dim, dv = draft_.v_head_dim;
+    if (t >= num_draft_) throw Violation("no such row");
+    uint64_t hash = mix(op, row(task.input, t, g * heads * dk, (g + 1) * heads * dk));
+    const auto add = [&](uint16_t id, uint32_t r, uint32_t base, uint32_t epoch) {
+      const uint32_t v = base + num_kv * dk;
+      hash = mix(hash, row_of(id, r, base + g * dk, base + (g + 1) * dk, epoch),
+                 row_of(id, r, v + g * dv, v + (g + 1) * dv, epoch));
+    };
+    for (uint32_t e = 0; e <= epoch_; ++e)
+      for (uint32_t r = 0; r < scenario_.num_context[e]; ++r) add(kContextKv, r, context_cols(task.layer_idx), e);
+    for (uint32_t r = 0; r < num_draft_; ++r) add(task.input2, r, 0, epoch_);
+    for (uint32_t c = g * heads * dv; c < (g + 1) * heads * dv; ++c) put(task.output, t, c, mix(hash, c));
   }
 
   static uint64_t norm_id(uint32_t layer, bool mlp) { return mix(77, layer, mlp); }
@@ -300,10 +421,11 @@ class Machine {
 
   const Plan& plan_;
   const PlanShape& shape_;
+  const PlanShape::Draft& draft_ = shape_.draft;
   const Scenario scenario_;
   std::vector<uint64_t> arena_;
   std::array<std::vector<std::vector<uint64_t>>, kNumEpochs> external_;  ///< [epoch][buffer]
-  uint32_t epoch_ = 0, num_tokens_ = 0;
+  uint32_t epoch_ = 0, num_tokens_ = 0, num_context_ = 0, num_draft_ = 0;
   std::map<uint32_t, std::vector<QkvTile>> qkv_tiles_;
   std::vector<uint32_t> experts_;  ///< active, ascending
   std::vector<Slot> slots_;

@@ -6,7 +6,10 @@
 namespace plan_oracle {
 
 /// The model as a list of whole ops, written down without the planner.
-inline std::vector<Task> model_program(const PlanShape& shape, bool fused) {
+inline std::vector<Task> model_program(const Plan& plan, bool fused) {
+  const PlanShape& shape = plan.shape();
+  const PlanShape::Draft& draft = shape.draft;
+  const bool is_round = plan.options().is_round;
   std::vector<Task> program;
   const auto op = [&](TaskKind kind, uint32_t layer, uint32_t tiles, std::array<uint16_t, 4> ids, uint16_t flags = 0) {
     Task task{};
@@ -24,13 +27,32 @@ inline std::vector<Task> model_program(const PlanShape& shape, bool fused) {
     if (!fused) op(TaskKind::rms_norm, layer, 1, {kX, none, kH, none}, flags);
   };
   const uint32_t hidden = groups(shape.hidden_size);
-  op(TaskKind::embed, kNoLayer, 1, {kTokens, none, kX, none});
+  if (draft.num_layers) {
+    op(TaskKind::context_fc, kNoLayer, hidden, {kFeatures, none, kContext, none});
+    op(TaskKind::context_kv, kNoLayer, draft.num_layers * 2 * draft.num_kv_heads, {kContext, none, kContextKv, none});
+  }
+  if (is_round) {
+    op(TaskKind::draft_embed, kNoLayer, 1, {kBlock, none, kDraftX, none});
+    for (uint32_t l = 0; l < draft.num_layers; ++l) {
+      op(TaskKind::draft_qkv_proj, l, draft.num_q_heads + 2 * draft.num_kv_heads, {kDraftX, none, kDraftQ, kDraftKv});
+      op(TaskKind::draft_attention, l, draft.num_kv_heads, {kDraftQ, kDraftKv, kDraftAttn, none});
+      op(TaskKind::draft_o_proj, l, hidden, {kDraftAttn, none, kDraftX, none});
+      op(TaskKind::draft_gate_up_proj, l, groups(draft.intermediate_size), {kDraftX, none, kDraftAct, none});
+      op(TaskKind::draft_down_proj, l, hidden, {kDraftAct, none, kDraftX, none});
+    }
+    op(TaskKind::draft_lm_head, kNoLayer, groups(shape.vocab_size), {kDraftX, none, kDraftLogits, none});
+    op(TaskKind::draft_sample, kNoLayer, 1, {kDraftLogits, none, kBlock, none});
+  }
+  op(TaskKind::embed, kNoLayer, 1, {is_round ? kBlock : kTokens, none, kX, none}, is_round ? kFromBlock : 0);
   for (uint32_t l = 0; l < shape.layers.size(); ++l) {
     const PlanShape::Layer& layer = shape.layers[l];
     LayerConfig config;
     config.num_q_heads = layer.num_q_heads, config.num_kv_heads = layer.num_kv_heads;
     config.qk_head_dim = layer.qk_head_dim, config.v_head_dim = layer.v_head_dim, config.rotary_dim = layer.rotary_dim;
     const uint16_t kv = static_cast<uint16_t>(kFirstKv + l);
+    const std::vector<uint32_t>& ids = draft.target_layer_ids;
+    const bool is_captured = std::find(ids.begin(), ids.end(), l) != ids.end();
+    const uint16_t features = is_captured ? uint16_t{kFeatures} : none, capture = is_captured ? kCapture : 0;
     norm(l, 0);
     op(TaskKind::qkv_proj, l, static_cast<uint32_t>(qkv_tiles(config).size()), {rows, none, kQ, kv}, flag);
     op(TaskKind::attention, l, layer.num_kv_heads, {kQ, kv, kAttn, none});
@@ -40,15 +62,16 @@ inline std::vector<Task> model_program(const PlanShape& shape, bool fused) {
       op(TaskKind::router, l, groups(shape.num_experts), {rows, none, kRouterLogits, none}, flag);
       op(TaskKind::select_experts, l, 1, {kRouterLogits, none, kRoute, none});
       op(TaskKind::expert_gate_up, l, 1, {rows, kRoute, kAct, none}, flag);
-      op(TaskKind::expert_down, l, hidden, {kAct, kRoute, kX, none});
+      op(TaskKind::expert_down, l, hidden, {kAct, kRoute, kX, features}, capture);
     } else {
       op(TaskKind::gate_up_proj, l, groups(shape.dense_width), {rows, none, kAct, none}, flag);
-      op(TaskKind::down_proj, l, hidden, {kAct, none, kX, none});
+      op(TaskKind::down_proj, l, hidden, {kAct, none, kX, features}, capture);
     }
   }
   norm(kNoLayer, 0);
   op(TaskKind::lm_head, kNoLayer, groups(shape.vocab_size), {rows, none, kLogits, none}, flag);
-  op(TaskKind::sample, kNoLayer, 1, {kLogits, none, kSampled, none});
+  if (is_round) op(TaskKind::accept, kNoLayer, 1, {kLogits, kDraftLogits, kBlock, none});
+  else op(TaskKind::sample, kNoLayer, 1, {kLogits, none, kSampled, none});
   return program;
 }
 
@@ -56,7 +79,7 @@ inline std::vector<Task> model_program(const PlanShape& shape, bool fused) {
 inline uint64_t expected_outputs(const Plan& plan, bool fused, const Scenario& scenario) {
   Machine machine(plan, scenario);
   for (uint32_t epoch = 0; epoch < kNumEpochs; ++epoch)
-    for (const Task& task : model_program(plan.shape(), fused)) machine.execute(task, epoch);
+    for (const Task& task : model_program(plan, fused)) machine.execute(task, epoch);
   return machine.outputs();
 }
 

@@ -35,6 +35,13 @@ PlanOptions make_options(uint32_t num_workers, uint32_t max_tokens, FuseNorm fus
   return options;
 }
 
+/// Of the largest step.
+uint32_t largest_count(const Plan& plan, TripCount trip) {
+  const uint32_t tokens = plan.options().max_tokens;
+  const uint32_t counts[] = {1, tokens, max_active_experts(plan.shape(), tokens), plan.shape().draft.block_size};
+  return counts[static_cast<size_t>(trip)];
+}
+
 bool is_large(const ModelConfig& config) { return config.num_layers > 40; }
 
 /// Everything that a stage's tasks cover in a step with `count` tokens or active experts.
@@ -76,10 +83,7 @@ std::map<std::string, StageSplit> stage_splits(const Plan& plan) {
   for (uint32_t w = 0; w < plan.num_workers(); ++w)
     for (const Task& task : plan.tasks(w)) {
       const TripCount trip = trip_count(task.kind);
-      const uint32_t tokens = plan.options().max_tokens;
-      const uint64_t count = trip == TripCount::once        ? 1
-                             : trip == TripCount::per_token ? tokens
-                                                            : max_active_experts(plan.shape(), tokens);
+      const uint64_t count = largest_count(plan, trip);
       StageSplit& split = stages[stage_name(stage_of(task))];
       const uint64_t end = trip == TripCount::once ? task.tile_end : task.tile_end * count;
       const uint32_t tiles = static_cast<uint32_t>((end - task.tile_first + task.tile_stride - 1) / task.tile_stride);
@@ -144,15 +148,16 @@ TEST_CASE("the 70-layer model with 132 workers verifies in under 10 s") {
 TEST_CASE("phases cover every tile once for any number of tokens and of active experts") {
   for (const auto& [name, config] : test_configs::tiny_configs())
     for (uint32_t workers : {1u, 3u, 7u, 20u}) {
-      const Plan plan = Plan::build(config, make_options(workers, 5, workers % 2 ? FuseNorm::yes : FuseNorm::no));
+      PlanOptions options = make_options(workers, 5, workers % 2 ? FuseNorm::yes : FuseNorm::no);
+      options.is_round = true, options.max_context_rows = 3;  // has the tasks of a step as well
+      const DraftConfig draft = test_configs::tiny_draft(config, 5);
+      const Plan plan = Plan::build(config, options, &draft);
       std::set<std::string> seen;
       for (uint32_t w = 0; w < workers; ++w)
         for (const Task& task : plan.tasks(w)) {
           if (!seen.insert(stage_name(stage_of(task))).second) continue;
           const TripCount trip = trip_count(task.kind);
-          const uint32_t most = trip == TripCount::once        ? 1
-                                : trip == TripCount::per_token ? 5
-                                                               : max_active_experts(plan.shape(), 5);
+          const uint32_t most = largest_count(plan, trip);
           const uint32_t tiles = trip == TripCount::once ? num_tiles(plan.shape(), task.kind, task.layer_idx)
                                                          : task.tile_end;
           for (uint32_t n = 1; n <= most; ++n)
@@ -287,8 +292,11 @@ TEST_CASE("accesses of a strided task are the union of its tiles") {
 
 TEST_CASE("every task kind has a place, buffers, tiles and accesses") {
   std::set<TaskKind> met;
-  for (FuseNorm fuse : {FuseNorm::yes, FuseNorm::no}) {
-    const Plan plan = Plan::build(test_configs::tiny(), make_options(2, 4, fuse));
+  const DraftConfig draft = test_configs::tiny_draft(test_configs::tiny(), 4);
+  for (const auto& [fuse, is_round] : {std::pair(FuseNorm::yes, true), std::pair(FuseNorm::no, false)}) {
+    PlanOptions options = make_options(2, 4, fuse);
+    options.is_round = is_round, options.max_context_rows = 4;
+    const Plan plan = Plan::build(test_configs::tiny(), options, &draft);
     for (uint32_t w = 0; w < 2; ++w)
       for (const Task& task : plan.tasks(w)) {
         met.insert(task.kind);

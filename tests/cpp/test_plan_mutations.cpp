@@ -1,382 +1,17 @@
 // Corrupts sound plans in many ways. Plan::verify() must refuse every plan that a brute-force machine (plan_oracle.h)
 // can make go wrong, and accept every plan that was changed in a way that keeps its meaning.
 #include "check.h"
-#include "plan_mutator.h"
+#include "plan_mutations.h"
 #include "plan_oracle_run.h"
 #include "test_configs.h"
 
 #include <cstdlib>
 #include <map>
-#include <random>
 
 using namespace mimo_rt;
+using namespace plan_mutations;
 
 namespace {
-
-class Random {
- public:
-  explicit Random(uint64_t seed) : engine_(seed) {}
-  uint32_t below(size_t bound) { return static_cast<uint32_t>(engine_() % bound); }
-  bool coin() { return engine_() & 1; }
-
- private:
-  std::mt19937_64 engine_;
-};
-
-struct Place {
-  uint32_t worker, index;
-};
-
-/// A random task; `wanted` filters.
-template <typename Wanted>
-std::optional<Place> pick(const PlanMutator& m, Random& random, const Wanted& wanted) {
-  std::vector<Place> places;
-  for (uint32_t w = 0; w < m.lists.size(); ++w)
-    for (uint32_t i = 0; i < m.lists[w].size(); ++i)
-      if (wanted(m.lists[w][i])) places.push_back({w, i});
-  if (places.empty()) return std::nullopt;
-  return places[random.below(places.size())];
-}
-Place pick(const PlanMutator& m, Random& random) {
-  return *pick(m, random, [](const Task&) { return true; });
-}
-Task& at(PlanMutator& m, Place place) { return m.lists[place.worker][place.index]; }
-bool has_wait(const Task& task) { return task.num_waits > 0; }
-bool has_counted_wait(const Task& task) { return task.num_waits && task.waits[task.num_waits - 1].value > 0; }
-
-void insert(PlanMutator& m, uint32_t worker, uint32_t index, const Task& task) {
-  m.lists[worker].insert(m.lists[worker].begin() + index, task);
-}
-Task take(PlanMutator& m, Place place) {
-  const Task task = at(m, place);
-  m.lists[place.worker].erase(m.lists[place.worker].begin() + place.index);
-  return task;
-}
-
-/// Returns false when the plan offers no place for it.
-using Mutation = bool (*)(PlanMutator&, Random&);
-
-bool drop_signal(PlanMutator& m, Random& random) {
-  const auto place = pick(m, random, [](const Task& t) { return t.signal_counter != kNoCounter; });
-  at(m, *place).signal_counter = kNoCounter;
-  if (random.coin()) m.repair_counters();
-  return true;
-}
-bool redirect_signal(PlanMutator& m, Random& random) {
-  at(m, pick(m, random)).signal_counter = random.below(m.counters.size());
-  if (random.coin()) m.repair_counters();
-  return true;
-}
-bool drop_wait(PlanMutator& m, Random& random) {
-  const auto place = pick(m, random, has_wait);
-  Task& task = at(m, *place);
-  const uint32_t which = random.below(task.num_waits);
-  if (which == 0) task.waits[0] = task.waits[1];
-  task.waits[--task.num_waits] = {kNoCounter, 0};
-  return true;
-}
-bool lower_wait(PlanMutator& m, Random& random) {
-  const auto place = pick(m, random, has_counted_wait);
-  if (!place) return false;
-  Wait& wait = at(m, *place).waits[at(m, *place).num_waits - 1];
-  wait.value -= 1 + random.below(wait.value);
-  return true;
-}
-bool swap_shares_and_lower_wait(PlanMutator& m, Random& random) {  // what is waited for may not be what is needed
-  const auto needs_few_rows = [](const Task& t) {  // the rows that its worker embeds, unless shares are swapped
-    return has_counted_wait(t) && t.kind == TaskKind::rms_norm && t.layer_idx == 0 && !(t.flags & kMlpNorm);
-  };
-  auto place = pick(m, random, has_counted_wait);
-  if (const auto other = pick(m, random, needs_few_rows); other && random.coin()) place = other;
-  if (!place) return false;
-  Wait& wait = at(m, *place).waits[at(m, *place).num_waits - 1];
-  const auto signals = [&](const Task& task) { return task.signal_counter == wait.counter; };
-  const auto a = pick(m, random, signals), b = pick(m, random, signals);
-  if (!a || !b || &at(m, *a) == &at(m, *b) || wait.value < 2) return false;
-  std::swap(at(m, *a).tile_first, at(m, *b).tile_first);
-  if (trip_count(at(m, *a).kind) == TripCount::once) std::swap(at(m, *a).tile_end, at(m, *b).tile_end);
-  --wait.value;
-  return true;
-}
-bool raise_wait(PlanMutator& m, Random& random) {
-  const auto place = pick(m, random, has_wait);
-  at(m, *place).waits[random.below(at(m, *place).num_waits)].value += 1 + random.below(2);
-  return true;
-}
-bool redirect_wait(PlanMutator& m, Random& random) {
-  const auto place = pick(m, random, has_wait);
-  Wait& wait = at(m, *place).waits[random.below(at(m, *place).num_waits)];
-  wait.counter = random.below(m.counters.size());
-  wait.value = m.counters[wait.counter].total;
-  return true;
-}
-bool swap_tasks(PlanMutator& m, Random& random) {
-  const Place a = pick(m, random);
-  std::vector<Task>& list = m.lists[a.worker];
-  if (list.size() < 2) return false;
-  const uint32_t b = random.coin() ? (a.index + 1) % static_cast<uint32_t>(list.size()) : random.below(list.size());
-  std::swap(list[a.index], list[b]);
-  return b != a.index;
-}
-bool swap_work(PlanMutator& m, Random& random) {  // only what they do, not what they wait for
-  const Place a = pick(m, random), b = pick(m, random);
-  Task &x = at(m, a), &y = at(m, b);
-  std::swap(x, y);
-  std::swap(x.num_waits, y.num_waits);
-  std::swap(x.waits, y.waits);
-  std::swap(x.signal_counter, y.signal_counter);
-  return true;
-}
-bool move_task(PlanMutator& m, Random& random) {
-  const Task task = take(m, pick(m, random));
-  const uint32_t worker = random.below(m.lists.size());
-  std::vector<uint32_t> near;  // next to a task of the same layer, or anywhere
-  for (uint32_t i = 0; i < m.lists[worker].size(); ++i)
-    if (m.lists[worker][i].layer_idx == task.layer_idx) near.push_back(i);
-  const uint32_t index =
-      random.coin() && !near.empty() ? near[random.below(near.size())] : random.below(m.lists[worker].size() + 1);
-  insert(m, worker, index, task);
-  return true;
-}
-bool duplicate_task(PlanMutator& m, Random& random) {
-  const Task task = at(m, pick(m, random));
-  const uint32_t worker = random.below(m.lists.size());
-  insert(m, worker, random.below(m.lists[worker].size() + 1), task);
-  if (random.coin()) m.repair_counters();
-  return true;
-}
-bool duplicate_in_place(PlanMutator& m, Random& random) {
-  const Place place = pick(m, random);
-  insert(m, place.worker, place.index, at(m, place));
-  m.repair_counters();
-  return true;
-}
-bool remove_task(PlanMutator& m, Random& random) {
-  take(m, pick(m, random));
-  if (random.coin()) m.repair_counters();
-  return true;
-}
-bool shrink_buffer(PlanMutator& m, Random& random) {
-  BufferInfo& info = m.buffers[random.below(m.buffers.size())];
-  if (info.rows < 2 || info.cols < 1) return false;
-  switch (random.below(5)) {
-    case 0: info.rows -= 1; break;
-    case 1: info.cols -= 1; break;
-    case 2: info.bytes -= info.element_bytes; break;
-    case 3: info.rows = info.cols = 0, info.bytes = 0; break;
-    default: info.rows = info.cols = 1u << 31, info.bytes = 0;  // 2^64 bytes or 2^63
-  }
-  return true;
-}
-bool alias_buffers(PlanMutator& m, Random& random) {
-  BufferInfo& a = m.buffers[random.below(m.buffers.size())];
-  const BufferInfo& b = m.buffers[random.below(m.buffers.size())];
-  const auto arena = BufferInfo::Space::arena;
-  if (&a == &b || a.space != arena || b.space != arena || !a.bytes || !b.bytes) return false;
-  a.offset = random.coin() ? b.offset : (b.offset + b.bytes - 1) / 64 * 64;
-  m.arena_bytes += a.bytes;  // so that the end of the arena is not what refuses it
-  return true;
-}
-bool move_buffer(PlanMutator& m, Random& random) {
-  BufferInfo& info = m.buffers[random.below(m.buffers.size())];
-  if (info.space != BufferInfo::Space::arena || !info.bytes) return false;
-  info.offset = random.coin() ? m.arena_bytes : info.offset + 2 * (1 + random.below(31));
-  return true;
-}
-bool tile_range(PlanMutator& m, Random& random) {
-  Task& task = at(m, pick(m, random));
-  uint32_t& field = random.coin() ? task.tile_first : task.tile_end;
-  const uint32_t before = field;
-  field = random.coin() ? before + 1 + random.below(3) : before - std::min(before, 1 + random.below(3));
-  return field != before;
-}
-bool tile_range_pair(PlanMutator& m, Random& random) {  // a gap or an overlap with the next worker's range
-  const auto place =
-      pick(m, random, [](const Task& t) { return trip_count(t.kind) == TripCount::once && t.tile_end > 2; });
-  if (!place) return false;
-  Task& task = at(m, *place);
-  if (random.coin()) task.tile_end -= 1;
-  else task.tile_first += 1;
-  return true;
-}
-bool stride(PlanMutator& m, Random& random) {
-  Task& task = at(m, pick(m, random));
-  const uint32_t before = task.tile_stride;
-  task.tile_stride = random.coin() ? before + 1 : random.below(5);
-  return task.tile_stride != before;
-}
-bool change_buffers(PlanMutator& m, Random& random) {
-  Task& task = at(m, pick(m, random));
-  uint16_t* const fields[] = {&task.input, &task.input2, &task.output, &task.output2};
-  uint16_t& field = *fields[random.below(4)];
-  const uint16_t before = field;
-  field = static_cast<uint16_t>(random.below(m.buffers.size()));
-  return field != before && before != kNoBuffer;
-}
-bool read_before_write(PlanMutator& m, Random& random) {  // a task runs ahead of its predecessor, and waits pass by
-  const Place place = pick(m, random);
-  if (place.index == 0) return false;
-  std::vector<Task>& list = m.lists[place.worker];
-  Task &early = list[place.index], &late = list[place.index - 1];
-  std::swap(early.num_waits, late.num_waits);
-  std::swap(early.waits, late.waits);
-  std::swap(early, late);
-  return true;
-}
-bool late_wait(PlanMutator& m, Random& random) {  // a wait slips to the next task
-  const auto place = pick(m, random, has_counted_wait);
-  if (!place || place->index + 1 == m.lists[place->worker].size()) return false;
-  Task& task = at(m, *place);
-  Task& next = m.lists[place->worker][place->index + 1];
-  if (next.num_waits == 2) return false;
-  next.waits[next.num_waits++] = task.waits[--task.num_waits];
-  return true;
-}
-bool drop_gate_wait(PlanMutator& m, Random& random) {
-  std::vector<Task>& list = m.lists[random.below(m.lists.size())];
-  if (list.empty() || list[0].waits[0].counter != m.gate_counter) return false;
-  list[0].waits[0] = list[0].waits[1];
-  list[0].waits[1] = {kNoCounter, 0};
-  --list[0].num_waits;
-  return true;
-}
-bool early_gate(PlanMutator& m, Random& random) {
-  const auto gate = pick(m, random, [&](const Task& t) { return t.signal_counter == m.gate_counter; });
-  std::swap(at(m, *gate).signal_counter, at(m, pick(m, random)).signal_counter);
-  if (random.coin()) m.repair_counters();
-  return true;
-}
-bool other_gate(PlanMutator& m, Random& random) {
-  const uint32_t before = m.gate_counter;
-  m.gate_counter = random.below(m.counters.size());
-  for (auto& list : m.lists)
-    for (Task& task : list)
-      for (Wait& wait : task.waits)
-        if (wait.value == 0 && wait.counter == before) wait.counter = m.gate_counter;
-  return m.gate_counter != before;
-}
-bool counter_total(PlanMutator& m, Random& random) {
-  uint32_t& total = m.counters[random.below(m.counters.size())].total;
-  total = random.coin() ? total + 1 : total - 1;
-  return true;
-}
-bool change_kind(PlanMutator& m, Random& random) {
-  Task& task = at(m, pick(m, random));
-  const TaskKind before = task.kind;
-  task.kind = static_cast<TaskKind>(random.below(kNumTaskKinds + 1));
-  return task.kind != before;
-}
-bool change_layer(PlanMutator& m, Random& random) {
-  Task& task = at(m, pick(m, random));
-  const uint16_t before = task.layer_idx;
-  task.layer_idx = random.below(5) ? static_cast<uint16_t>(random.below(m.plan.shape().layers.size() + 1)) : kNoLayer;
-  if (random.coin() && before != kNoLayer && task.layer_idx != kNoLayer) {  // with the KV buffer to match
-    if (task.kind == TaskKind::qkv_proj) task.output2 = static_cast<uint16_t>(kFirstKv + task.layer_idx);
-    if (task.kind == TaskKind::attention) task.input2 = static_cast<uint16_t>(kFirstKv + task.layer_idx);
-  }
-  return task.layer_idx != before;
-}
-bool change_flags(PlanMutator& m, Random& random) {
-  Task& task = at(m, pick(m, random));
-  task.flags = static_cast<uint16_t>(task.flags ^ (1u << random.below(3)));
-  if (random.coin() && task.input <= kH) task.input = task.flags & kFusedNorm ? kX : kH;
-  return true;
-}
-
-// Changes that keep the meaning.
-bool split_task(PlanMutator& m, Random& random) {
-  const auto place = pick(m, random, [](const Task& t) { return t.signal_counter != 0; });
-  Task second = at(m, *place);
-  Task& first = at(m, *place);
-  if (first.kind == TaskKind::select_experts || first.kind == TaskKind::sample) return false;
-  if (trip_count(first.kind) == TripCount::once) {
-    if (first.tile_end - first.tile_first < 2) return false;
-    first.tile_end = second.tile_first = first.tile_first + 1 + random.below(first.tile_end - first.tile_first - 1);
-  } else {
-    second.tile_first += first.tile_stride;
-    first.tile_stride = second.tile_stride = 2 * first.tile_stride;
-    const PlanShape& shape = m.plan.shape();
-    const uint32_t tokens = m.plan.options().max_tokens;
-    const uint32_t rows = trip_count(first.kind) == TripCount::per_token
-                              ? tokens
-                              : std::min(shape.num_experts, tokens * shape.experts_per_token);
-    if (second.tile_first >= second.tile_end * rows) return false;
-  }
-  if (random.coin()) second.num_waits = 0, second.waits[0] = second.waits[1] = {kNoCounter, 0};
-  insert(m, place->worker, place->index + 1, second);
-  m.repair_counters();
-  return true;
-}
-bool swap_workers(PlanMutator& m, Random& random) {
-  const uint32_t a = random.below(m.lists.size()), b = random.below(m.lists.size());
-  std::swap(m.lists[a], m.lists[b]);
-  return a != b;
-}
-bool add_known_wait(PlanMutator& m, Random& random) {  // for something that its own worker has waited for before
-  const Place place = pick(m, random);
-  Task& task = at(m, place);
-  if (task.num_waits == 2 || place.index == 0) return false;
-  const Task& earlier = m.lists[place.worker][random.below(place.index)];
-  if (!earlier.num_waits) return false;
-  task.waits[task.num_waits++] = earlier.waits[random.below(earlier.num_waits)];
-  return true;
-}
-bool renumber_counters(PlanMutator& m, Random& random) {
-  const uint32_t a = random.below(m.counters.size()), b = random.below(m.counters.size());
-  std::swap(m.counters[a], m.counters[b]);
-  const auto rename = [&](uint32_t& counter) { counter = counter == a ? b : counter == b ? a : counter; };
-  rename(m.gate_counter);
-  for (auto& list : m.lists)
-    for (Task& task : list) {
-      rename(task.signal_counter);
-      for (Wait& wait : task.waits) rename(wait.counter);
-    }
-  return a != b;
-}
-bool pad_buffer(PlanMutator& m, Random& random) {
-  BufferInfo& info = m.buffers[random.below(m.buffers.size())];
-  info.bytes += 64;
-  if (info.space != BufferInfo::Space::arena) return true;
-  info.offset = m.arena_bytes;
-  m.arena_bytes += (info.bytes + 63) / 64 * 64;
-  return true;
-}
-bool move_to_free_worker(PlanMutator& m, Random& random) {  // a phase's task goes next to another one of its phase
-  const Place from = pick(m, random);
-  const Task task = at(m, from);
-  if (task.signal_counter == m.gate_counter || from.index == 0) return false;
-  for (uint32_t w = 0; w < m.lists.size(); ++w)
-    for (uint32_t i = 0; i < m.lists[w].size(); ++i)
-      if (w != from.worker && m.lists[w][i].signal_counter == task.signal_counter) {
-        insert(m, w, i + 1, task);
-        take(m, from);
-        return true;
-      }
-  return false;
-}
-
-struct NamedMutation {
-  const char* name;
-  Mutation apply;
-};
-const NamedMutation kHarmful[] = {
-    {"drop_signal", drop_signal},         {"redirect_signal", redirect_signal}, {"drop_wait", drop_wait},
-    {"lower_wait", lower_wait},           {"swap_shares_and_lower_wait", swap_shares_and_lower_wait},
-    {"raise_wait", raise_wait},           {"redirect_wait", redirect_wait},
-    {"swap_tasks", swap_tasks},           {"swap_work", swap_work},             {"move_task", move_task},
-    {"duplicate_task", duplicate_task},   {"duplicate_in_place", duplicate_in_place},
-    {"remove_task", remove_task},         {"shrink_buffer", shrink_buffer},     {"alias_buffers", alias_buffers},
-    {"move_buffer", move_buffer},         {"tile_range", tile_range},           {"tile_range_pair", tile_range_pair},
-    {"stride", stride},                   {"change_buffers", change_buffers},   {"read_before_write", read_before_write},
-    {"late_wait", late_wait},             {"drop_gate_wait", drop_gate_wait},   {"early_gate", early_gate},
-    {"other_gate", other_gate},           {"counter_total", counter_total},     {"change_kind", change_kind},
-    {"change_layer", change_layer},       {"change_flags", change_flags}};
-const NamedMutation kHarmless[] = {{"split_task", split_task},
-                                   {"swap_workers", swap_workers},
-                                   {"add_known_wait", add_known_wait},
-                                   {"renumber_counters", renumber_counters},
-                                   {"pad_buffer", pad_buffer},
-                                   {"move_to_free_worker", move_to_free_worker}};
 
 struct Sound {
   std::string name;
@@ -384,19 +19,36 @@ struct Sound {
   std::vector<plan_oracle::Scenario> scenarios;
 };
 
+enum class PlanKind { plain, step_with_draft, round };
+
+std::vector<plan_oracle::Scenario> scenarios_of(PlanKind kind, uint32_t n) {
+  if (kind == PlanKind::plain) return {{{n, n - 1}, 2}, {{n, n}, 3}, {{1, n}, 7}};
+  if (kind == PlanKind::step_with_draft)
+    return {{{n, n - 1}, 2, 0, {2, n}}, {{1, n}, 3, 0, {n, 1}}, {{n, n}, 7, 0, {0, n}}};
+  return {{{n, n - 1}, 2, 0, {2, 3}}, {{n, 1}, 3, 0, {1, 2}, {true, false}}, {{1, n}, 7, 0, {0, 3}, {false, true}}};
+}
+
+/// Plans of all tiny models: without a draft, steps with a draft, rounds.
 std::vector<Sound> sound_plans() {
   std::vector<Sound> plans;
   uint64_t seed = 1;
   for (const auto& [name, config] : test_configs::tiny_configs())
-    for (uint32_t num_workers : {2u, 3u, 5u}) {
+    for (const auto& [num_workers, kind] : std::initializer_list<std::pair<uint32_t, PlanKind>>{
+             {2, PlanKind::plain}, {3, PlanKind::plain}, {5, PlanKind::plain}, {3, PlanKind::step_with_draft},
+             {2, PlanKind::round}, {3, PlanKind::round}}) {
       const bool fused = (seed++ / 2) % 2;
       PlanOptions options;
       options.num_workers = num_workers;
       options.max_tokens = options.max_logit_rows = num_workers == 3 ? 4 : 3;
       options.fuse_norm = fused ? PlanOptions::FuseNorm::yes : PlanOptions::FuseNorm::no;
+      options.is_round = kind == PlanKind::round;
+      options.max_context_rows = kind == PlanKind::plain ? 0 : options.max_tokens;
       const uint32_t n = options.max_tokens;
-      Sound sound{name + " w" + std::to_string(num_workers) + (fused ? " fused" : ""), Plan::build(config, options),
-                  {{{n, n - 1}, 2}, {{n, n}, 3}, {{1, n}, 7}}};
+      const DraftConfig draft = test_configs::tiny_draft(config, n);
+      const char* kind_names[] = {"", " with draft", " round"};
+      Sound sound{name + kind_names[static_cast<int>(kind)] + " w" + std::to_string(num_workers) +
+                      (fused ? " fused" : ""),
+                  Plan::build(config, options, kind == PlanKind::plain ? nullptr : &draft), scenarios_of(kind, n)};
       for (auto& scenario : sound.scenarios)
         scenario.expected = plan_oracle::expected_outputs(sound.plan, fused, scenario);
       plans.push_back(std::move(sound));
@@ -513,10 +165,12 @@ TEST_CASE("no corrupted plan is accepted") {
   struct Count {
     uint32_t tried = 0, refused = 0, proven_harmless = 0, proven_harmful = 0, refused_but_harmless = 0;
   };
+  std::vector<NamedMutation> harmful(std::begin(kHarmful), std::end(kHarmful));
+  harmful.insert(harmful.end(), std::begin(kHarmfulToDrafts), std::end(kHarmfulToDrafts));
   std::map<std::string, Count> counts;
   uint64_t seed = 0;
   for (const Sound& sound : sound_plans())
-    for (const NamedMutation& mutation : kHarmful)
+    for (const NamedMutation& mutation : harmful)
       for (uint32_t round = 0; round < num_rounds(); ++round) {
         Random random(++seed);
         PlanMutator m(sound.plan);
@@ -545,8 +199,8 @@ TEST_CASE("no corrupted plan is accepted") {
     CHECK(count.proven_harmful > 0);  // each kind does real harm
     total += count.tried;
   }
-  CHECK_EQ(counts.size(), std::size(kHarmful));
-  CHECK(total >= 3000);
+  CHECK_EQ(counts.size(), harmful.size());
+  CHECK(total >= 6000);
 }
 
 TEST_CASE("a plan changed without harm is accepted") {
