@@ -106,12 +106,11 @@ struct KvCache::Impl {
   void plan_layout(const ModelConfig& config, const DraftConfig* draft) {
     for (const LayerConfig& layer : config.layers) add_layer(layer, options.max_step_tokens);
     if (!draft) return;
-    // A step makes context for what the step before added, or for what rounds have left to do.
-    const uint64_t context_rows = std::max(options.max_step_tokens, kMaxPendingContext);
-    for (uint32_t n = 0; n < draft->num_layers; ++n) add_layer(draft_layer(*draft, n), context_rows);
-    // The features of pending positions must outlive the rows that a step captures before their turn comes.
-    feature_rows = rounded_ring(uint64_t{options.max_step_tokens} + draft->block_size + kMaxPendingContext,
-                                options.max_context);
+    // The features of pending positions must outlive the rows that steps capture before their turn comes. A step makes
+    // context for as many positions as have features, at most.
+    const uint64_t pending = uint64_t{options.max_step_tokens} + draft->block_size + kMaxPendingContext;
+    feature_rows = rounded_ring(pending, options.max_context);
+    for (uint32_t n = 0; n < draft->num_layers; ++n) add_layer(draft_layer(*draft, n), pending);
     feature_bytes = 2 * uint64_t{draft->target_layer_ids.size()} * draft->hidden_size;
     features_begin = bytes;
     add_bytes(align_up(feature_rows * feature_bytes), options.num_seqs);

@@ -26,12 +26,27 @@ ModelConfig two_layers() {
   return config;
 }
 
+// Layer 0: window of 20 keys, layer 1: full; heads as in two_layers() but for their sizes.
+DraftConfig two_draft_layers() {
+  DraftConfig draft;
+  draft.hidden_size = 10;
+  draft.num_layers = 2;
+  draft.num_q_heads = 4;
+  draft.num_kv_heads = 2;
+  draft.qk_head_dim = 6;
+  draft.v_head_dim = 4;
+  draft.block_size = 4;
+  draft.window_tokens = {20, 0};
+  draft.target_layer_ids = {1, 0, 3};
+  return draft;
+}
+
 uint16_t value_of(uint32_t layer, uint32_t seq, uint32_t head, uint32_t pos, uint32_t dim) {
   return static_cast<uint16_t>(((layer * 7 + seq) * 5 + head) * 1031 + pos * 13 + dim);
 }
 
 void write(KvCache& cache, uint32_t seq, uint32_t pos) {
-  for (uint32_t layer = 0; layer < 2; ++layer)
+  for (uint32_t layer = 0; layer < cache.num_layers(); ++layer)
     for (uint32_t head = 0; head < 2; ++head) {
       for (uint32_t d = 0; d < 6; ++d)
         cache.k_row(layer, seq, head, pos)[d] = value_of(layer, seq, head, pos, d);
@@ -165,6 +180,113 @@ TEST_CASE("can_truncate agrees with a simulated ring") {
       num_false += !all;
     }
   CHECK(num_false > 0);  // the cases where a ring has lost rows did occur
+}
+
+TEST_CASE("a draft's layers follow the target's") {
+  const DraftConfig draft = two_draft_layers();
+  const KvCache::Options options{.max_context = 400, .max_step_tokens = 8, .num_seqs = 2};
+  KvCache cache(two_layers(), options, &draft);
+  CHECK_EQ(cache.num_layers(), 4u);
+  CHECK_EQ(cache.ring_rows(1), 16u);  // the target's rings are as without a draft
+  CHECK_EQ(cache.ring_rows(2), 96u);  // window 20 + step 8 + block 4 + 64 pending
+  CHECK_EQ(cache.ring_rows(3), 0u);
+  CHECK_EQ(cache.feature_rows(), 80u);  // step 8 + block 4 + 64 pending, rounded up
+  for (uint32_t pos = 0; pos < 400; ++pos)
+    for (uint32_t seq = 0; seq < 2; ++seq) {
+      cache.reserve(seq, pos + 1);
+      write(cache, seq, pos);
+    }
+  for (uint32_t seq = 0; seq < 2; ++seq) {
+    CHECK_EQ(count_wrong(cache, 0, seq, 0, 400), 0u);
+    CHECK_EQ(count_wrong(cache, 2, seq, 400 - 96, 400), 0u);
+    CHECK_EQ(count_wrong(cache, 3, seq, 0, 400), 0u);
+  }
+  CHECK(count_wrong(cache, 2, 0, 400 - 97, 400) > 0);  // control: the ring has forgotten row 303
+
+  KvCache without(two_layers(), options);
+  CHECK_EQ(without.feature_rows(), 0u);
+  CHECK_EQ(without.num_layers(), 2u);
+  // Per sequence: ring and 7 pages of 64 rows, K and V of 2 heads; 80 rows of 30 features.
+  const uint64_t row = 2 * 2 * (6 + 4);
+  CHECK_EQ(cache.bytes() - without.bytes(), 2 * (96 * row + 7 * 64 * row + 80 * 2 * 30));
+}
+
+TEST_CASE("features of the last positions are kept, apart from keys and values") {
+  const DraftConfig draft = two_draft_layers();
+  KvCache cache(two_layers(), {.max_context = 300, .max_step_tokens = 8, .num_seqs = 2}, &draft);
+  const uint32_t rows = cache.feature_rows(), width = 30;
+  for (uint32_t seq = 0; seq < 2; ++seq) {
+    cache.reserve(seq, 300);
+    for (uint32_t pos = 0; pos < 300; ++pos) {
+      write(cache, seq, pos);
+      for (uint32_t i = 0; i < width; ++i) cache.feature_row(seq, pos)[i] = value_of(9, seq, 3, pos, i);
+    }
+  }
+  const auto num_wrong = [&](uint32_t seq, uint32_t begin) {
+    uint32_t wrong = 0;
+    for (uint32_t pos = begin; pos < 300; ++pos)
+      for (uint32_t i = 0; i < width; ++i) wrong += cache.feature_row(seq, pos)[i] != value_of(9, seq, 3, pos, i);
+    return wrong;
+  };
+  for (uint32_t seq = 0; seq < 2; ++seq) {
+    CHECK_EQ(num_wrong(seq, 300 - rows), 0u);
+    CHECK_EQ(num_wrong(seq, 300 - rows - 1), width);  // control: one row longer is one row wrong
+    CHECK_EQ(count_wrong(cache, 3, seq, 0, 300), 0u);
+  }
+  KvCache small(two_layers(), {.max_context = 20, .max_step_tokens = 8, .num_seqs = 1}, &draft);
+  CHECK_EQ(small.feature_rows(), 32u);  // the context never wraps
+}
+
+// What rounds and prefill do in turn, with the rows of context left pending as long as they may be: at every moment the
+// features of all pending positions and the keys of every visible position are there.
+TEST_CASE("no pending feature and no visible draft key is overwritten early") {
+  const DraftConfig draft = two_draft_layers();
+  const uint32_t max_step = 24, window = 20;
+  KvCache cache(two_layers(), {.max_context = 4000, .max_step_tokens = max_step, .num_seqs = 1}, &draft);
+  cache.reserve(0, 4000);
+  std::map<uint32_t, uint32_t> features, keys;  // ring row -> position
+  const auto lost = [&](uint32_t ring, uint32_t pending_limit) {
+    uint32_t position = 0, num_context = 0, num_lost = 0;
+    features.clear(), keys.clear();
+    for (uint32_t i = 0; position + max_step < 4000; ++i) {
+      const bool is_prefill = i % 97 > 90;
+      const uint32_t rows = is_prefill ? max_step : i % 5 ? 1 : draft.block_size;
+      if (is_prefill || rows > 1 || position - num_context + draft.block_size > pending_limit) {
+        for (uint32_t pos = num_context; pos < position; ++pos) {
+          num_lost += features[pos % ring] != pos;
+          keys[pos % cache.ring_rows(2)] = pos;
+        }
+        num_context = position;
+        for (uint32_t pos = position < window ? 0 : position - window + 1; pos < position; ++pos)
+          num_lost += keys[pos % cache.ring_rows(2)] != pos;
+      }
+      for (uint32_t t = 0; t < rows; ++t) features[(position + t) % ring] = position + t;
+      position += is_prefill ? rows : 1;  // no draft is ever accepted: rejected rows do the most harm
+    }
+    return num_lost;
+  };
+  CHECK_EQ(lost(cache.feature_rows(), KvCache::kMaxPendingContext), 0u);
+  CHECK(lost(max_step - 1, KvCache::kMaxPendingContext) > 0);  // controls: a short ring, a long wait
+}
+
+TEST_CASE("can_truncate looks at a draft's rings too") {
+  DraftConfig draft = two_draft_layers();
+  draft.window_tokens = {200, 0};
+  ModelConfig full = two_layers();
+  full.layers[1].window_tokens = 0;
+  const KvCache::Options options{.max_context = 1000, .max_step_tokens = 8, .num_seqs = 1};
+  KvCache with(full, options, &draft), without(full, options);
+  const uint32_t ring = with.ring_rows(2), window = 200;
+  uint32_t num_false = 0;
+  for (uint32_t stored = 0; stored <= 3 * ring; stored += 7)
+    for (uint32_t kept = 2; kept <= stored; ++kept) {
+      // Rows of the last `ring` positions are there; the anchor at `kept` sees (kept - window, kept).
+      const bool all = stored <= ring || (kept + 1 > window ? kept + 1 - window : 0) >= stored - ring;
+      CHECK_EQ(with.can_truncate(stored, kept), all);
+      CHECK(without.can_truncate(stored, kept));
+      num_false += !all;
+    }
+  CHECK(num_false > 0);
 }
 
 TEST_CASE("limits are errors") {
