@@ -13,10 +13,10 @@ import sys
 import traceback
 
 from .. import MimoRtError, __version__, _paths
-from . import bench, chat, demo, doctor, generate, inspect, plan
+from . import bench, chat, demo, doctor, generate, inspect, plan, train
 from ._output import escape_controls
 
-_COMMANDS = (generate, chat, demo, inspect, plan, bench, doctor)
+_COMMANDS = (generate, chat, demo, inspect, plan, bench, doctor, train)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,0 +1,127 @@
+"""From a model and its answers to a trained draft: what ``mimo-rt train draft`` does."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..checkpoints.draft_layout import DraftShape, default_target_layer_ids
+from .acceptance import evaluate_draft
+from .data import TrainingData
+from .draft import DraftModel
+from .draft_files import export_draft
+from .draft_trainer import DraftTrainer, DraftTrainingOptions
+from .features import FeatureSource
+from .generations import Generation, read_generations
+from .run import Report, RunOptions, run_training
+from .target import TargetModel
+
+
+@dataclass(frozen=True)
+class DraftSizes:
+    """Choices of a new draft; heads, head sizes and MLP width are those of the target by default.
+
+    Attributes:
+        target_layer_ids: captured layers; empty: ``num_features`` layers evenly spread.
+        mask_token_id: recorded in config.json, never looked up; -1: the last id of the vocabulary.
+    """
+
+    num_layers: int = 3
+    num_features: int = 5
+    target_layer_ids: tuple[int, ...] = ()
+    block_size: int = 8
+    window_tokens: int = 1024
+    intermediate_size: int = 0
+    mask_token_id: int = -1
+    loss_decay_gamma: float = 4.0
+
+
+def shape_for_target(config: dict[str, Any], sizes: DraftSizes, num_anchors: int) -> DraftShape:
+    """The draft of a target: its hidden size and heads, 64 or fewer rotary dimensions."""
+    num_layers = config["num_hidden_layers"]
+    ids = sizes.target_layer_ids or default_target_layer_ids(num_layers, sizes.num_features)
+    # Engines take draft heads in whole groups of 16 elements.
+    qk_head_dim, v_head_dim = (-(-config[name] // 16) * 16 for name in ("head_dim", "v_head_dim"))
+    dense_width = config["moe_intermediate_size"] * config["num_experts_per_tok"]
+    return DraftShape(
+        hidden_size=config["hidden_size"],
+        intermediate_size=sizes.intermediate_size or dense_width,
+        num_layers=sizes.num_layers,
+        num_q_heads=config["num_attention_heads"],
+        num_kv_heads=config["num_key_value_heads"],
+        qk_head_dim=qk_head_dim,
+        v_head_dim=v_head_dim,
+        rotary_dim=min(qk_head_dim, 64),
+        target_layer_ids=tuple(ids),
+        mask_token_id=sizes.mask_token_id % config["vocab_size"],
+        num_target_layers=num_layers,
+        vocab_size=config["vocab_size"],
+        block_size=sizes.block_size,
+        window_tokens=sizes.window_tokens,
+        value_scale=config["attention_value_scale"],
+        rms_norm_eps=config["layernorm_epsilon"],
+        max_position_embeddings=config["max_position_embeddings"],
+        loss_decay_gamma=sizes.loss_decay_gamma,
+        num_anchors=num_anchors,
+    )
+
+
+def split_generations(
+    generations: Sequence[Generation], num_validation: int
+) -> tuple[list[Generation], list[Generation]]:
+    """(training, validation): whole prompts are held out, chosen by the hash of their name."""
+
+    def rank(name: str) -> bytes:
+        return hashlib.sha256(name.encode()).digest()
+
+    prompts = sorted({g.prompt for g in generations}, key=rank)
+    held_out = set(prompts[: min(num_validation, len(prompts) // 4)])
+    training = [g for g in generations if g.prompt not in held_out]
+    return training, [g for g in generations if g.prompt in held_out]
+
+
+def train_draft(
+    model_dir: Path,
+    data_dir: Path,
+    run_dir: Path,
+    *,
+    sizes: DraftSizes,
+    options: DraftTrainingOptions,
+    run: RunOptions,
+    num_validation: int = 16,
+    device: str = "cpu",
+    cache_features: bool = True,
+    report: Report,
+) -> Path | None:
+    """Train, or go on training, in ``run_dir``; the finished draft is ``run_dir/dflash``.
+
+    Returns:
+        The draft's directory, or None when the time of this call was up first.
+
+    Raises:
+        InvalidArgumentError: no usable answers, or the run was begun with other options.
+    """
+    run_dir = Path(run_dir)
+    report("loading the target")
+    target = TargetModel(model_dir, device=device)
+    training, validation = split_generations(read_generations(data_dir), num_validation)
+    data = TrainingData(training, options.max_sequence_tokens)
+    held_out = TrainingData(validation or training[:1], options.max_sequence_tokens)
+    shape = shape_for_target(target.config, sizes, options.anchors_per_sequence)
+    caches = (run_dir / "features", run_dir / "features-held-out") if cache_features else (None,) * 2
+    features, held_out_features = (
+        FeatureSource(target, shape.target_layer_ids, part.token_ids, cache)
+        for part, cache in zip((data, held_out), caches, strict=True)
+    )
+    draft = DraftModel(shape, seed=options.seed)
+    trainer = DraftTrainer(target, draft, data, features, options)
+
+    def evaluate() -> dict[str, Any]:
+        return evaluate_draft(target, trainer.averaged_draft(), held_out, held_out_features)
+
+    if not run_training(trainer, run_dir, run, evaluate=evaluate, report=report):
+        return None
+    return export_draft(trainer.averaged_draft(), run_dir / "dflash", overwrite=True)

@@ -1,0 +1,146 @@
+"""`mimo-rt train` from prompts to a draft and to trained experts, on tiny models."""
+
+import json
+import sys
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import mimo_rt  # noqa: E402
+from mimo_rt.checkpoints import write_tiny_checkpoint  # noqa: E402
+from mimo_rt.cli import main  # noqa: E402
+from mimo_rt.train import generations, prompts, prompts_code  # noqa: E402
+from mimo_rt.train.draft_files import import_draft  # noqa: E402
+from mimo_rt.train.target import TargetModel  # noqa: E402
+
+TINY = {"preset": "pro_fp4", "num_hidden_layers": 2, "hybrid_layer_pattern": [0, 1], "moe_layer_freq": [0, 1],
+        "n_routed_experts": 4}
+DRAFT = ["--steps", "3", "--sequences", "2", "--layers", "1", "--anchors", "4", "--target-layers", "0,1",
+         "--intermediate-size", "64", "--validation", "2", "--eval-every", "2"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("model") / "tiny", **TINY)
+
+
+@pytest.fixture(scope="module")
+def prompt_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("prompts") / "p.jsonl"
+    lines = [{"name": f"p/{i}", "text": f"Once upon a time {i}"} for i in range(6)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def generate(model, data, prompt_file, *extra):
+    return main(["train", "generate", str(model), str(data), "--prompt-file", str(prompt_file), "--max-tokens", "12",
+                 "--max-prompt-tokens", "40", "--threads", "1", *extra])
+
+
+@pytest.fixture(scope="module")
+def data(model, prompt_file, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("data")
+    assert generate(model, directory, prompt_file) == 0
+    return directory
+
+
+def test_answers_are_those_of_the_model_and_can_be_repeated(model, data):
+    found = generations.read_generations(data)
+    assert len(found) == 12
+    assert len({g.seed for g in found}) == 12
+    meta = json.loads((data / "meta.json").read_text())
+    assert meta["model"] == "tiny"
+    assert meta["temperatures"] == [0.0, 0.8]
+    with mimo_rt.Session(model, threads=1) as session:
+        for g in found[:4]:
+            again = session.generate(g.prompt_ids, max_tokens=12, temperature=g.temperature, seed=g.seed, top_k=0,
+                                     top_p=1.0)
+            assert again.token_ids == g.output_ids
+        other = session.generate(found[1].prompt_ids, max_tokens=12, temperature=0.8, seed=1, top_k=0, top_p=1.0)
+        assert other.token_ids != found[1].output_ids  # control: the seed matters
+
+
+def test_an_interrupted_generation_goes_on(model, data, prompt_file, tmp_path):
+    """A file that ends inside a line loses that line only; the result is that of one run."""
+    whole = (data / "part-0-of-1.jsonl").read_bytes()
+    (tmp_path / "meta.json").write_bytes((data / "meta.json").read_bytes())
+    part = tmp_path / "part-0-of-1.jsonl"
+    part.write_bytes(whole[: len(whole) // 2])
+    assert generate(model, tmp_path, prompt_file) == 0
+    assert part.read_bytes() == whole
+
+
+def test_parts_make_the_same_answers(model, data, prompt_file, tmp_path):
+    for index in range(2):
+        assert generate(model, tmp_path, prompt_file, "--part", f"{index}/2") == 0
+    assert generations.read_generations(tmp_path) == generations.read_generations(data)
+
+
+def test_other_options_need_another_directory(model, data, prompt_file, capsys):
+    assert generate(model, data, prompt_file, "--seed", "5") == 1
+    assert "seed is 0 there, 5 now" in capsys.readouterr().err
+
+
+def test_draft_in_two_calls(model, data, tmp_path, capsys):
+    """A call that runs out of time leaves a checkpoint; the next one finishes; the draft can be read."""
+    run = tmp_path / "run"
+    assert main(["train", "draft", str(model), str(data), str(run), *DRAFT, "--max-minutes", "1e-6"]) == 0
+    assert "Out of time" in capsys.readouterr().err
+    assert not (run / "dflash").exists()
+    assert main(["train", "draft", str(model), str(data), str(run), *DRAFT]) == 0
+    draft = import_draft(run / "dflash")
+    assert draft.shape.target_layer_ids == (0, 1)
+    assert draft.shape.hidden_size == 160
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in log if "loss" in entry] == [0, 1, 2]
+    assert all(1 <= entry["mean_acceptance_length"] <= 8 for entry in log if "mean_acceptance_length" in entry)
+    whole = tmp_path / "whole"
+    assert main(["train", "draft", str(model), str(data), str(whole), *DRAFT]) == 0
+    assert all(torch.equal(value, import_draft(whole / "dflash").state_dict()[name])
+               for name, value in draft.state_dict().items())
+
+
+def test_curve(model, data, tmp_path):
+    pytest.importorskip("matplotlib")
+    run = tmp_path / "run"
+    assert main(["train", "draft", str(model), str(data), str(run), *DRAFT]) == 0
+    assert (run / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_experts(model, data, tmp_path):
+    teacher = write_tiny_checkpoint(tmp_path / "teacher", linear_format="bf16", expert_format="bf16", **TINY)
+    run = tmp_path / "run"
+    options = ["--steps", "2", "--sequences", "2", "--validation", "2", "--lr", "1e-3"]
+    assert main(["train", "experts", str(teacher), str(model), str(data), str(run), *options]) == 0
+    changed = TargetModel(run / "model").weights
+    kept = TargetModel(model).weights
+    is_expert = {name: ".experts." in name for name in kept}
+    assert all(torch.equal(changed[name], kept[name]) for name in kept if not is_expert[name])
+    assert any(not torch.equal(changed[name], kept[name]) for name in kept if is_expert[name])
+
+
+def test_missing_torch_is_explained(model, data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert main(["train", "draft", str(model), str(data), str(tmp_path / "run")]) == 1
+    assert "pip install 'mimo_rt[train]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", ['{"name": "a"}', '{"text": "a"}', "[]", "{", '{"name": "a", "text": "x", "messages": []}'])
+def test_bad_prompt_files(tmp_path, line):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"name": "good", "text": "x"}\n' + line + "\n")
+    with pytest.raises(mimo_rt.MimoRtError, match="line 2"):
+        prompts.read_prompt_file(path)
+
+
+def test_built_in_prompts_repeat_and_differ(monkeypatch):
+    monkeypatch.setattr(prompts_code, "_MAX_FILES", 60)  # all of the library takes seconds
+    prompts_code.library_functions.cache_clear()
+    first = prompts.built_in_prompts(list(prompts.SETS), 20, 0)
+    assert first == prompts.built_in_prompts(list(prompts.SETS), 20, 0)
+    assert len({json.dumps(raw.get("text") or raw["messages"]) for raw in first}) > 75
+    assert first != prompts.built_in_prompts(list(prompts.SETS), 20, 1)
+    with pytest.raises(mimo_rt.MimoRtError, match="poems"):
+        prompts.built_in_prompts(["poems"], 1, 0)
+    prompts_code.library_functions.cache_clear()
