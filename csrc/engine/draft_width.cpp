@@ -1,18 +1,161 @@
 #include "engine/draft_width.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace mimo_rt {
+namespace {
 
-DraftWidth::DraftWidth(const DraftOptions& options, uint32_t block_size)
-    : mode_(options.mode), max_drafts_(std::min(block_size, kMaxBlockSize) - 1) {
-  if (options.num_draft_tokens) max_drafts_ = std::min(max_drafts_, options.num_draft_tokens);
-  if (mode_ == DraftOptions::Mode::off) max_drafts_ = 0;
+// Time is counted in plain rounds.
+constexpr double kLossRate = 0.02;    // of the time: what drafting may lose in the long run
+constexpr double kFirstCredit = 4.0;  // to find out what an unknown draft is worth
+constexpr double kMaxCredit = 10.0;   // for streaks of bad luck; also what a sudden change may cost
+
+constexpr double kFirstAcceptance = 0.7;  // before anything is known
+constexpr double kPriorWeight = 1.0;      // of a draft's predecessor in the estimate of its acceptance
+constexpr double kDecay = 0.96;      // of acceptance counts per drafted round: half of the weight in the last 17
+constexpr double kIdleDecay = 0.5;   // at most this after idle rounds: what was seen then may not hold any more
+constexpr uint32_t kFirstProbeGap = 2, kMaxProbeGap = 32;   // doubled by every probe that does not pay
+constexpr uint32_t kFirstPlainGap = 16, kMaxPlainGap = 256;  // doubled by every measurement
+constexpr uint32_t kMinPlainSamples = 2;    // the first step after a prefill may be slow
+constexpr uint64_t kMaxSampleAge = 64;      // rounds per sample; then neighbours know better
+constexpr double kBelievable = 2.0;         // times what was expected; longer was an interruption, or will repeat
+constexpr double kProbeMargin = 1.1;        // a probe must promise this much if all its drafts are accepted
+constexpr uint32_t kTypicalContextRows = kMaxBlockSize;  // rounds that make more say little about the next
+
+}  // namespace
+
+double RoundTimes::add(uint32_t num_drafts, double ns) {
+  ++num_rounds_;
+  Width& width = widths_[num_drafts];
+  const double believed = width.num_samples ? median(num_drafts) : widths_[0].num_samples ? at(num_drafts) : ns;
+  width.ns[width.next] = ns;
+  width.next = (width.next + 1) % kSamples;
+  width.num_samples = std::min(width.num_samples + 1, kSamples);
+  width.last_round = num_rounds_;
+  return std::min(median(num_drafts), kBelievable * believed);
 }
 
-uint32_t DraftWidth::choose(uint32_t limit) { return std::min(max_drafts_, limit); }
+bool RoundTimes::is_known(uint32_t num_drafts) const {
+  const Width& width = widths_[num_drafts];
+  return width.num_samples && (num_drafts == 0 || num_rounds_ - width.last_round <= width.num_samples * kMaxSampleAge);
+}
 
-void DraftWidth::observe(const RoundOutcome& outcome) { count(outcome); }
+/// The lower one of two: disturbances only ever make a round longer.
+double RoundTimes::median(uint32_t num_drafts) const {
+  const Width& width = widths_[num_drafts];
+  std::array<double, kSamples> sorted = width.ns;
+  const auto last = sorted.begin() + width.num_samples;
+  const auto middle = sorted.begin() + (width.num_samples - 1) / 2;
+  std::nth_element(sorted.begin(), middle, last);
+  return *middle;
+}
+
+double RoundTimes::at(uint32_t num_drafts) const {
+  if (is_known(num_drafts)) return median(num_drafts);
+  uint32_t below = num_drafts, above = num_drafts;
+  while (below > 0 && !is_known(below)) --below;
+  while (above < kMaxBlockSize && !is_known(above)) ++above;
+  if (above == kMaxBlockSize) return extrapolate(num_drafts, below);
+  const double slope = (median(above) - median(below)) / (above - below);
+  return median(below) + slope * (num_drafts - below);
+}
+
+double RoundTimes::extrapolate(uint32_t num_drafts, uint32_t nearest) const {
+  if (nearest == 0) return median(0) * (1.2 + 0.05 * num_drafts);  // a cheap draft: worth finding out
+  uint32_t below = nearest - 1;
+  while (below > 0 && !is_known(below)) --below;
+  // Drafting at all costs about as much as one more row.
+  const double num_rows = nearest - below + (below == 0 ? 1 : 0);
+  const double slope = std::max(0.0, (median(nearest) - median(below)) / num_rows);
+  return median(nearest) + slope * (num_drafts - nearest);
+}
+
+DraftWidth::DraftWidth(const DraftOptions& options, uint32_t block_size)
+    : mode_(options.mode),
+      max_drafts_(std::min(block_size, kMaxBlockSize) - 1),
+      credit_(kFirstCredit),
+      probe_gap_(kFirstProbeGap),
+      plain_gap_(kFirstPlainGap) {
+  if (options.num_draft_tokens) max_drafts_ = std::min(max_drafts_, options.num_draft_tokens);
+  if (mode_ == DraftOptions::Mode::off) max_drafts_ = 0;
+  accepted_[0] = kFirstAcceptance;
+  tried_[0] = 1.0;
+}
+
+uint32_t DraftWidth::choose(uint32_t limit) const {
+  limit = std::min(limit, max_drafts_);
+  return mode_ == DraftOptions::Mode::adaptive && limit ? choose_adaptive(limit) : limit;
+}
+
+/// The affordable width with the most tokens per time; a probe where that is none.
+uint32_t DraftWidth::choose_adaptive(uint32_t limit) const {
+  if (times_.num_samples(0) < kMinPlainSamples || num_drafted_rounds_ >= plain_gap_) return 0;
+  uint32_t best = 0;
+  double best_rate = 1.0, acceptance = accepted_[0] / tried_[0], all_accepted = 1.0, num_tokens = 1.0;
+  for (uint32_t n = 1; n <= limit; ++n) {
+    // What is not known about a draft is as for the one before it.
+    if (n > 1) acceptance = (accepted_[n - 1] + kPriorWeight * acceptance) / (tried_[n - 1] + kPriorWeight);
+    all_accepted *= acceptance;
+    num_tokens += all_accepted;
+    const double rate = num_tokens / cost(n);
+    if (rate <= best_rate || cost(n) - 1.0 > credit_) continue;
+    best = n;
+    best_rate = rate;
+  }
+  return best ? best : choose_probe(limit);
+}
+
+/// The narrowest width that would pay if all drafts were accepted, now and then.
+uint32_t DraftWidth::choose_probe(uint32_t limit) const {
+  if (num_idle_rounds_ < probe_gap_) return 0;
+  for (uint32_t n = 1; n <= limit; ++n)
+    if (n + 1.0 > kProbeMargin * cost(n)) return cost(n) - 1.0 <= credit_ ? n : 0;
+  return 0;
+}
+
+void DraftWidth::observe(const RoundOutcome& outcome) {
+  count(outcome);
+  if (mode_ != DraftOptions::Mode::adaptive) return;
+  const bool is_typical = outcome.num_context_rows <= kTypicalContextRows || !times_.is_known(outcome.num_drafts);
+  const double ns = is_typical ? times_.add(outcome.num_drafts, static_cast<double>(outcome.ns))
+                               : times_.at(outcome.num_drafts);
+  if (outcome.num_drafts) learn_acceptance(outcome);
+  if (times_.num_samples(0)) settle(outcome, ns / times_.at(0));
+  if (outcome.num_drafts) {
+    num_idle_rounds_ = 0;
+    ++num_drafted_rounds_;
+  } else {
+    if (num_drafted_rounds_ >= plain_gap_) plain_gap_ = std::min(2 * plain_gap_, kMaxPlainGap);
+    ++num_idle_rounds_;
+    num_drafted_rounds_ = 0;
+  }
+}
+
+void DraftWidth::learn_acceptance(const RoundOutcome& outcome) {
+  if (outcome.is_cut && outcome.num_accepted == 0) return;
+  const double decay = std::max(kIdleDecay, std::pow(kDecay, num_idle_rounds_ + 1.0));
+  for (uint32_t i = 0; i < max_drafts_; ++i) {
+    accepted_[i] *= decay;
+    tried_[i] *= decay;
+  }
+  for (uint32_t i = 0; i < outcome.num_accepted; ++i) {
+    accepted_[i] += 1.0;
+    tried_[i] += 1.0;
+  }
+  if (!outcome.is_cut && outcome.num_accepted < outcome.num_drafts) tried_[outcome.num_accepted] += 1.0;
+}
+
+/// `spent`: what the round cost by the estimates, not by the clock: one interrupted round shall not end drafting.
+void DraftWidth::settle(const RoundOutcome& outcome, double spent) {
+  credit_ += kLossRate * spent;
+  if (outcome.num_drafts) {
+    const double gain = 1.0 + outcome.num_accepted - spent;
+    credit_ += gain;
+    probe_gap_ = gain > 0.0 ? 0 : std::clamp(2 * probe_gap_, kFirstProbeGap, kMaxProbeGap);
+  }
+  credit_ = std::min(credit_, kMaxCredit);
+}
 
 void DraftWidth::count(const RoundOutcome& outcome) {
   const uint32_t num_known = outcome.is_cut ? outcome.num_accepted : outcome.num_drafts;

@@ -1,5 +1,9 @@
 // How many drafts a round should verify: the number that promises the most tokens per second, from measured round times
 // and acceptance. Pure bookkeeping: times come from the caller.
+//
+// Adaptive widths are chosen by expected tokens / time, under a budget: drafting may lose 2 % of the time against plain
+// decoding, and kMaxCredit plain rounds at most at once. What drafting gains fills the budget up again. So a draft that
+// is useless, or becomes useless, or alternates, cannot cost more, whatever the estimates say.
 #pragma once
 
 #include <mimo_rt/draft.h>
@@ -19,24 +23,62 @@ struct RoundOutcome {
   bool is_cut = false;            ///< a stop ended it early: drafts beyond num_accepted say nothing
 };
 
+/// Measured round times per width: medians of the last few, so that an interrupted round does no harm.
+class RoundTimes {
+ public:
+  /// Returns what to believe that the round cost.
+  double add(uint32_t num_drafts, double ns);
+  uint32_t num_samples(uint32_t num_drafts) const { return widths_[num_drafts].num_samples; }
+  bool is_known(uint32_t num_drafts) const;  ///< measured, and not too long ago
+  /// Expected ns. Widths never or long not measured: by their neighbours, affine. Needs a sample of width 0.
+  double at(uint32_t num_drafts) const;
+
+ private:
+  static constexpr uint32_t kSamples = 5;
+  struct Width {
+    std::array<double, kSamples> ns{};
+    uint32_t num_samples = 0;  ///< at most kSamples
+    uint32_t next = 0;
+    uint64_t last_round = 0;
+  };
+  double median(uint32_t num_drafts) const;
+  double extrapolate(uint32_t num_drafts, uint32_t nearest) const;
+
+  std::array<Width, kMaxBlockSize> widths_;
+  uint64_t num_rounds_ = 0;
+};
+
 class DraftWidth {
  public:
   /// `num_draft_tokens` at most: block_size - 1, or less when the options say so. Mode off: always 0.
   DraftWidth(const DraftOptions& options, uint32_t block_size);
 
   /// Drafts to verify in the next round, 0..min(max, limit). 0: the round does not draft at all.
-  uint32_t choose(uint32_t limit);
+  uint32_t choose(uint32_t limit) const;
   void observe(const RoundOutcome& outcome);
   const DraftStats& stats() const { return stats_; }
   /// Statistics of the next generation begin at zero; what was learnt about cost and acceptance stays.
   void reset_stats() { stats_ = {}; }
 
  private:
+  uint32_t choose_adaptive(uint32_t limit) const;
+  uint32_t choose_probe(uint32_t limit) const;
   void count(const RoundOutcome& outcome);
+  void learn_acceptance(const RoundOutcome& outcome);
+  void settle(const RoundOutcome& outcome, double spent);
+  double cost(uint32_t num_drafts) const { return times_.at(num_drafts) / times_.at(0); }
 
   DraftStats stats_;
   DraftOptions::Mode mode_;
   uint32_t max_drafts_;
+  RoundTimes times_;
+  /// Decayed counts for draft i + 1, given that those before were accepted.
+  std::array<double, DraftStats::kMaxDrafts> accepted_{}, tried_{};
+  double credit_;                  ///< plain rounds that drafting may lose
+  uint32_t num_idle_rounds_ = 0;   ///< since the last that drafted
+  uint32_t probe_gap_;             ///< idle rounds before a probe
+  uint32_t num_drafted_rounds_ = 0;  ///< since the last that did not draft
+  uint32_t plain_gap_;             ///< drafted rounds before a plain one, which measures the alternative
 };
 
 }  // namespace mimo_rt

@@ -7,7 +7,9 @@
 namespace mimo_rt {
 
 /// Speculative decoding of one generation. Names and definitions as in vLLM and aiperf: acceptance length counts the
-/// token that every round emits beyond the accepted drafts. A block cut by a stop or a limit counts what it emitted.
+/// token that every round emits beyond the accepted drafts: emitted = num_rounds + num_accepted_tokens. In a block that
+/// a stop cuts short, the last emitted token is the round's own, and drafts from there on count as neither proposed nor
+/// accepted; only width_histogram has the width that was run.
 struct DraftStats {
   static constexpr uint32_t kMaxDrafts = 15;
   uint64_t num_rounds = 0;           ///< verification steps, those without a draft included

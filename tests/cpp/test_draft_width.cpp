@@ -1,0 +1,266 @@
+// The adaptive width in simulation: no clocks, all times given by a model. References: plain decoding and the best
+// fixed width of the same model.
+#include "check.h"
+#include "engine/draft_width.h"
+
+#include <cmath>
+#include <functional>
+#include <utility>
+#include <vector>
+
+using namespace mimo_rt;
+
+namespace {
+
+constexpr DraftOptions kAdaptive{};
+constexpr DraftOptions kFixed{.mode = DraftOptions::Mode::fixed};
+
+struct Random {
+  uint64_t state;
+  double uniform() {
+    state = state * 6364136223846793005ull + 1442695040888963407ull;
+    return double(state >> 11) * 0x1p-53;
+  }
+};
+
+/// What a round costs and how good the draft is.
+struct World {
+  std::function<double(uint32_t num_drafts)> ns;
+  std::function<double(uint64_t num_tokens, uint32_t draft)> acceptance;  ///< given that those before were accepted
+  double noise = 0.0;          ///< +- relative
+  double outlier_rate = 0.0;   ///< rounds that take 20 times as long, in the measurement and in truth
+};
+
+struct Result {
+  double ns = 0;
+  uint64_t num_tokens = 0, num_rounds = 0;
+  std::vector<uint32_t> widths;
+  std::vector<uint64_t> tokens_before;
+  double ns_per_token() const { return ns / double(num_tokens); }
+};
+
+Result simulate(DraftWidth& width, const World& world, uint64_t num_tokens, uint64_t seed = 1) {
+  Random random{seed};
+  Result result;
+  uint32_t context_rows = 0;
+  while (result.num_tokens < num_tokens) {
+    const auto limit = uint32_t(std::min<uint64_t>(num_tokens - result.num_tokens, kMaxBlockSize)) - 1;
+    RoundOutcome round;
+    round.num_drafts = width.choose(limit);
+    CHECK(round.num_drafts <= limit);
+    while (round.num_accepted < round.num_drafts &&
+           random.uniform() < world.acceptance(result.num_tokens, round.num_accepted))
+      ++round.num_accepted;
+    double ns = world.ns(round.num_drafts) * (1.0 + world.noise * (2.0 * random.uniform() - 1.0));
+    if (random.uniform() < world.outlier_rate) ns *= 20;
+    round.ns = uint64_t(ns);
+    if (round.num_drafts) round.num_context_rows = std::exchange(context_rows, 0);
+    context_rows += 1 + round.num_accepted;
+    width.observe(round);
+    result.ns += ns;
+    result.widths.push_back(round.num_drafts);
+    result.tokens_before.push_back(result.num_tokens);
+    result.num_tokens += 1 + round.num_accepted;
+    ++result.num_rounds;
+  }
+  return result;
+}
+
+/// Round times: a draft costs `draft`, a row `row`, in plain rounds of 10 ms.
+std::function<double(uint32_t)> affine(double draft, double row) {
+  return [=](uint32_t n) { return 1e7 * (n ? 1.0 + draft + row * n : 1.0); };
+}
+const std::function<double(uint32_t)> kCosts[] = {affine(0.05, 0.01), affine(0.1, 0.1), affine(0.15, 0.25),
+                                                  affine(0.5, 0.5),   affine(0.3, 0.02), affine(3.0, 0.01)};
+
+double never(uint64_t, uint32_t) { return 0.0; }
+double always(uint64_t, uint32_t) { return 1.0; }
+
+/// ns per token of the best fixed width, plain decoding included, for one conditional acceptance at all positions.
+double best_fixed(const World& world, uint32_t max_drafts) {
+  double best = world.ns(0);
+  double tokens = 1.0, all = 1.0;
+  for (uint32_t n = 1; n <= max_drafts; ++n) {
+    all *= world.acceptance(0, n - 1);
+    tokens += all;
+    best = std::min(best, world.ns(n) / tokens);
+  }
+  return best;
+}
+
+double adaptive_ns_per_token(const World& world, uint32_t block_size, uint64_t num_tokens, uint64_t seed = 1) {
+  DraftWidth width(kAdaptive, block_size);
+  return simulate(width, world, num_tokens, seed).ns_per_token();
+}
+
+}  // namespace
+
+TEST_CASE("off and fixed") {
+  DraftWidth off({.mode = DraftOptions::Mode::off}, 8), fixed(kFixed, 8);
+  DraftWidth three({.mode = DraftOptions::Mode::fixed, .num_draft_tokens = 3}, 8);
+  DraftWidth many({.mode = DraftOptions::Mode::fixed, .num_draft_tokens = 15}, 8);
+  CHECK_EQ(off.choose(15), 0u);
+  CHECK_EQ(fixed.choose(15), 7u);
+  CHECK_EQ(fixed.choose(2), 2u);
+  CHECK_EQ(three.choose(15), 3u);
+  CHECK_EQ(many.choose(15), 7u);
+  for (uint32_t block_size = 2; block_size <= kMaxBlockSize; ++block_size) {
+    DraftWidth adaptive({.num_draft_tokens = 4}, block_size);
+    const Result result = simulate(adaptive, {kCosts[0], always}, 300);
+    for (const uint32_t n : result.widths) CHECK(n <= std::min(4u, block_size - 1));
+  }
+}
+
+TEST_CASE("useless drafts: adaptive stays within 3 % of plain decoding, whatever drafting costs") {
+  for (const auto& cost : kCosts)
+    for (const uint32_t block_size : {2u, 8u, 16u})
+      for (const double noise : {0.0, 0.1}) {
+        const World world{cost, never, noise};
+        const double ratio = adaptive_ns_per_token(world, block_size, 1000) / cost(0);
+        CHECK(ratio < 1.03);
+        if (ratio >= 1.03)
+          std::fprintf(stderr, "cost(1) %g, block %u, noise %g: %g\n", cost(1), block_size, noise, ratio);
+        DraftWidth fixed(kFixed, block_size);  // control: drafting all the time is not
+        CHECK(simulate(fixed, world, 1000).ns_per_token() / cost(0) > 1.04);
+      }
+}
+
+TEST_CASE("poor drafts: never more than 3 % behind plain decoding") {
+  for (const auto& cost : kCosts)
+    for (const double rate : {0.05, 0.15, 0.3})
+      for (const uint32_t block_size : {4u, 16u}) {
+        const World world{cost, [rate](uint64_t, uint32_t) { return rate; }, 0.1};
+        CHECK(adaptive_ns_per_token(world, block_size, 3000) / cost(0) < 1.03);
+      }
+}
+
+TEST_CASE("perfect drafts: within 2 % of the best fixed width") {
+  for (const auto& cost : kCosts)
+    for (const uint32_t block_size : {2u, 8u, 16u}) {
+      const World world{cost, always};
+      const double ratio = adaptive_ns_per_token(world, block_size, 8000) / best_fixed(world, block_size - 1);
+      CHECK(ratio < 1.02);
+      if (ratio >= 1.02) std::fprintf(stderr, "cost(1) %g, block %u: %g\n", cost(1), block_size, ratio);
+    }
+  // Control: half a block is not within 2 %.
+  DraftWidth half({.mode = DraftOptions::Mode::fixed, .num_draft_tokens = 3}, 8);
+  const World world{kCosts[0], always};
+  CHECK(simulate(half, world, 4000).ns_per_token() / best_fixed(world, 7) > 1.02);
+}
+
+TEST_CASE("steady acceptance: close to the best fixed width, noise and interrupted rounds or not") {
+  for (const auto& cost : kCosts)
+    for (const double rate : {0.5, 0.7, 0.85, 0.95})
+      for (const double noise : {0.0, 0.15}) {
+        const World world{cost, [rate](uint64_t, uint32_t) { return rate; }, noise};
+        const double ratio = adaptive_ns_per_token(world, 8, 20'000) / best_fixed(world, 7);
+        // A rejected draft that costs three rounds exhausts the budget soon, even where drafting pays on average.
+        const double bound = cost(1) > 2 * cost(0) ? 1.2 : 1.05;
+        CHECK(ratio < bound);
+        if (ratio >= bound) std::fprintf(stderr, "cost(1) %g, rate %g, noise %g: %g\n", cost(1), rate, noise, ratio);
+      }
+}
+
+TEST_CASE("interrupted rounds change little") {
+  for (const auto& cost : {kCosts[0], kCosts[1], kCosts[2]})
+    for (const double rate : {0.0, 0.8}) {
+      const World calm{cost, [rate](uint64_t, uint32_t) { return rate; }};
+      World rough = calm;
+      rough.outlier_rate = 0.02;
+      DraftWidth width(kAdaptive, 8), reference(kAdaptive, 8);
+      const Result result = simulate(width, rough, 10'000);
+      // Without its outliers: what the chosen widths cost.
+      double ns = 0;
+      for (const uint32_t n : result.widths) ns += cost(n);
+      const double ratio = ns / double(result.num_tokens) / simulate(reference, calm, 10'000).ns_per_token();
+      CHECK(ratio < 1.03);
+      if (ratio >= 1.03) std::fprintf(stderr, "cost(1) %g, rate %g: %g\n", cost(1), rate, ratio);
+    }
+}
+
+TEST_CASE("text that becomes predictable is noticed within a few dozen rounds, and the reverse costs little") {
+  for (const auto& cost : {kCosts[0], kCosts[1], kCosts[2], kCosts[4]})
+    for (const uint64_t seed : {1, 2, 3}) {
+      constexpr uint64_t kSwitch = 1500;
+      const World world{cost, [](uint64_t num_tokens, uint32_t) { return num_tokens < kSwitch ? 0.0 : 1.0; }, 0.05};
+      DraftWidth width(kAdaptive, 8);
+      const Result result = simulate(width, world, 4000, seed);
+      size_t first = 0, settled = 0;
+      while (result.tokens_before[first] < kSwitch) ++first;
+      for (settled = first; settled < result.widths.size() && result.widths[settled] < 5; ++settled) {
+      }
+      CHECK(settled - first <= 60);
+
+      const World reverse{cost, [](uint64_t num_tokens, uint32_t) { return num_tokens < kSwitch ? 1.0 : 0.0; }, 0.05};
+      DraftWidth other(kAdaptive, 8);
+      const Result back = simulate(other, reverse, kSwitch + 1000, seed);
+      double ns_after = 0;
+      uint64_t begin = 0;
+      for (size_t i = 0; i < back.widths.size(); ++i) {
+        if (back.tokens_before[i] < kSwitch) continue;
+        if (!begin) begin = back.tokens_before[i];
+        ns_after += cost(back.widths[i]);
+      }
+      // 2 % and the credit of ten rounds and one more.
+      CHECK(ns_after / cost(0) < 1.02 * double(back.num_tokens - begin) + 12);
+    }
+}
+
+TEST_CASE("no schedule of a hostile draft costs more than the budget") {
+  for (const auto& cost : kCosts)
+    for (const uint32_t period : {3u, 10u, 40u, 200u}) {
+      const World world{cost, [period](uint64_t num_tokens, uint32_t) { return num_tokens / period % 2 ? 0.9 : 0.0; }};
+      DraftWidth width(kAdaptive, 16);
+      const Result result = simulate(width, world, 5000);
+      CHECK(result.ns / cost(0) < 1.02 * 5000 + 12);
+    }
+}
+
+TEST_CASE("a machine that becomes slower or faster for a while") {
+  uint64_t num_rounds = 0;
+  const auto cost = [&](uint32_t n) {  // other work on the machine, in stretches of 150 rounds
+    return kCosts[1](n) * (++num_rounds / 150 % 2 ? 2.5 : 1.0);
+  };
+  const World world{cost, [](uint64_t, uint32_t) { return 0.8; }};
+  DraftWidth width(kAdaptive, 8);
+  const Result result = simulate(width, world, 10'000);
+  double ns = 0;
+  for (const uint32_t n : result.widths) ns += kCosts[1](n);
+  CHECK(ns / double(result.num_tokens) / best_fixed({kCosts[1], world.acceptance}, 7) < 1.08);
+}
+
+TEST_CASE("statistics of the next generation begin at zero, what was learnt stays") {
+  DraftWidth width(kAdaptive, 8);
+  const World world{kCosts[1], always};
+  simulate(width, world, 500);
+  CHECK(width.stats().num_rounds > 0);
+  CHECK(width.stats().acceptance_length() > 6);
+  width.reset_stats();
+  CHECK_EQ(width.stats().num_rounds, 0u);
+  CHECK_EQ(width.choose(15), 7u);
+  DraftWidth fresh(kAdaptive, 8);
+  CHECK_EQ(fresh.choose(15), 0u);  // control: the first rounds measure plain decoding
+}
+
+TEST_CASE("statistics: a cut round counts what it emitted") {
+  DraftWidth width(kFixed, 8);
+  width.observe({.num_drafts = 7, .num_accepted = 7, .num_context_rows = 8, .ns = 1});
+  width.observe({.num_drafts = 7, .num_accepted = 2, .num_context_rows = 8, .ns = 1});
+  width.observe({.num_drafts = 7, .num_accepted = 3, .num_context_rows = 8, .ns = 1, .is_cut = true});
+  width.observe({.num_drafts = 0, .num_accepted = 0, .num_context_rows = 0, .ns = 1});
+  const DraftStats& stats = width.stats();
+  CHECK_EQ(stats.num_rounds, 4u);
+  CHECK_EQ(stats.num_drafted_rounds, 3u);
+  CHECK_EQ(stats.num_draft_tokens, 17u);
+  CHECK_EQ(stats.num_accepted_tokens, 12u);
+  CHECK_EQ(stats.width_histogram[7], 3u);
+  CHECK_EQ(stats.width_histogram[0], 1u);
+  CHECK_EQ(stats.accepted_histogram[2], 1u);
+  CHECK_EQ(stats.accepted_histogram[3], 1u);
+  CHECK_EQ(stats.drafted_at_pos[2], 3u);
+  CHECK_EQ(stats.drafted_at_pos[3], 2u);
+  CHECK_EQ(stats.accepted_at_pos[2], 2u);
+  CHECK_EQ(stats.acceptance_length(), 4.0);
+}
+
+CHECK_MAIN()
