@@ -1,6 +1,7 @@
 #include "bind.h"
 
 #include <mimo_rt/config.h>
+#include <mimo_rt/draft.h>
 #include <pybind11/stl.h>
 #include <pybind11/stl/filesystem.h>
 
@@ -51,6 +52,16 @@ void bind_config(py::module_& m) {
                              })
       .def_readonly("layers", &ModelConfig::layers)
       .def_readonly("eos_token_ids", &ModelConfig::eos_token_ids);
+  py::class_<DraftConfig>(m, "DraftConfig", "A validated description of a DFlash draft; fields as in mimo_rt/draft.h.")
+      .def_static("from_json", &DraftConfig::from_json, py::arg("json"), py::arg("source_name") = "dflash/config.json")
+      .def_static("from_directory", &DraftConfig::from_directory, py::arg("directory"))
+      .def("check_target", &DraftConfig::check_target, py::arg("target"))
+      .def_readonly("hidden_size", &DraftConfig::hidden_size)
+      .def_readonly("num_layers", &DraftConfig::num_layers)
+      .def_readonly("block_size", &DraftConfig::block_size)
+      .def_readonly("mask_token_id", &DraftConfig::mask_token_id)
+      .def_readonly("window_tokens", &DraftConfig::window_tokens)
+      .def_readonly("target_layer_ids", &DraftConfig::target_layer_ids);
 }
 
 }  // namespace mimo_rt::python

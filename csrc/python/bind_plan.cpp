@@ -16,6 +16,8 @@ void bind_plan(py::module_& m) {
       .def_readwrite("max_tokens", &PlanOptions::max_tokens)
       .def_readwrite("max_logit_rows", &PlanOptions::max_logit_rows)
       .def_readwrite("fuse_norm", &PlanOptions::fuse_norm)
+      .def_readwrite("is_round", &PlanOptions::is_round)
+      .def_readwrite("max_context_rows", &PlanOptions::max_context_rows)
       .def_readwrite("bytes_per_ns", &PlanOptions::bytes_per_ns);
   py::class_<BufferInfo>(m, "BufferInfo")
       .def_readonly("name", &BufferInfo::name)
@@ -38,7 +40,7 @@ void bind_plan(py::module_& m) {
       .def_readonly("seconds", &VerifyReport::seconds)
       .def("__str__", &VerifyReport::to_string);
   py::class_<Plan>(m, "Plan", "Tasks per worker, buffers, counters; equal inputs give equal bytes.")
-      .def_static("build", &Plan::build, py::arg("config"), py::arg("options"),
+      .def_static("build", &Plan::build, py::arg("config"), py::arg("options"), py::arg("draft") = nullptr,
                   py::call_guard<py::gil_scoped_release>())
       .def("verify", &Plan::verify, py::call_guard<py::gil_scoped_release>(),
            "Proves the plan sound for any number of tokens and active experts, or raises PlanInvalidError.")
