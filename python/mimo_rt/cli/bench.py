@@ -1,4 +1,4 @@
-"""``mimo-rt bench``: speed as a fraction of the read bandwidth measured in the same run."""
+"""``mimo-rt bench``: speed as a fraction of what the machine measured in the same run can do."""
 
 from __future__ import annotations
 
@@ -10,171 +10,139 @@ from pathlib import Path
 from typing import Any
 
 from .. import _C
+from ..bench.cases import DECODE_ROWS, PREFILL_TOKENS, VERIFY_ROWS, Bench
+from ..bench.measurement import Measurement
+from ..bench.synthetic import synthetic_config
 from ..loading import engine_options, open_engine
-from ._bench_cases import DECODE_ROWS, PREFILL_TOKENS, Bench, Measurement
-from ._machine import machine_record
-from ._options import add_engine_options, engine_arguments
-from ._output import format_table, note, print_json
+from . import _bench_acceptance, _bench_files, _bench_startup
+from ._bench_report import print_measurements, records
+from ._options import add_backend_options, engine_arguments
+from ._output import note, print_json
 
-_CASES = ("bandwidth", "decode", "prefill")
+_HELP = {
+    "bandwidth": "what all workers can read",
+    "decode": f"one token per step, and {DECODE_ROWS} tokens per step, without a draft",
+    "verify": "steps of 1 to 16 tokens, taking turns, and their cost in one-token steps",
+    "prefill": f"a prompt of {PREFILL_TOKENS} tokens",
+}
 
 
 def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     parser = subparsers.add_parser(
-        "bench", parents=[common], help="measure speed", allow_abbrev=False,
-        description="bandwidth: what all workers can read. decode: one token per step, and "
-        f"{DECODE_ROWS} tokens per step. prefill: {PREFILL_TOKENS} tokens. Without --model the "
+        "bench", help="measure speed", allow_abbrev=False,
+        description="Every case measures the read bandwidth beside its times. Without --model the "
         "weights are random, made in memory: hidden 2048, 16 layers, 64 experts, 4 per token.",
     )
-    parser.add_argument("case", choices=_CASES)
+    cases = parser.add_subparsers(dest="case", metavar="CASE", required=True)
+    for name, text in _HELP.items():
+        case = cases.add_parser(name, parents=[common], help=text, description=text,
+                                allow_abbrev=False)
+        _add_source(case)
+        if name != "bandwidth":
+            case.add_argument("--layers", type=int, metavar="N",
+                              help="layers of the random model (default 16)")
+            case.add_argument("--plot", type=Path, metavar="FILE.png",
+                              help="draw a roofline of the results (needs matplotlib)")
+            case.add_argument("--kernels", type=Path, metavar="FILE.jsonl",
+                              help="lines of bench_kernels --json to draw as well")
+        if name in ("decode", "prefill"):
+            case.add_argument("--context", type=int, metavar="T",
+                              help="tokens in the cache when decoding begins (default 16)")
+        if name == "verify":
+            case.add_argument("--rows", type=_row_list, metavar="LIST", default=VERIFY_ROWS,
+                              help="widths, e.g. 1-8,16 (the default)")
+        case.add_argument("--seconds", type=float, default=4.0, metavar="S",
+                          help="time per case (default 4)")
+        case.add_argument("--json", action="store_true", help="one JSON object per case and line")
+        add_backend_options(case)
+        case.add_argument("--window-tokens", type=int, metavar="N",
+                          help="width of window layers (128 or 129) instead of the config's")
+        # These measure the target alone: a draft beside it would change what a step means.
+        case.set_defaults(run=run, refuse=case.error, layers=None, context=None, draft="none",
+                          plot=None, kernels=None)
+    for module in (_bench_startup, _bench_acceptance, _bench_files):
+        module.add_parsers(cases, common)
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--model", metavar="DIR", help="checkpoint directory")
     source.add_argument("--synthetic", action="store_true", help="random weights (the default)")
-    parser.add_argument("--layers", type=int, metavar="N",
-                        help="layers of the random model (default 16)")
-    parser.add_argument("--context", type=int, metavar="T",
-                        help="tokens in the cache when decoding begins (default 16)")
-    parser.add_argument("--seconds", type=float, default=4.0, metavar="S",
-                        help="time per case (default 4)")
-    parser.add_argument("--json", action="store_true", help="one JSON object per case and line")
-    add_engine_options(parser)
-    parser.set_defaults(run=run, refuse=parser.error)
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.layers is not None and (args.model or args.case == "bandwidth"):
-        args.refuse("--layers shapes the random model of decode and prefill only.")
-    if args.context is not None and args.case == "bandwidth":
-        args.refuse("--context is of decode and prefill only.")
+    if args.layers is not None and args.model:
+        args.refuse("--layers shapes the random model only.")
     if not args.model and (args.no_mmap or args.window_tokens is not None):
         args.refuse("--no-mmap and --window-tokens need --model.")
+    if args.kernels and not args.plot:
+        args.refuse("--kernels needs --plot.")
     args.layers = 16 if args.layers is None else args.layers
     args.context = 16 if args.context is None else args.context
     if not (math.isfinite(args.seconds) and 0 < args.seconds <= 3600):
         raise ValueError(f"--seconds: expected a number in (0, 3600], got {args.seconds}.")
     if not 1 <= args.context <= 1 << 20:
         raise ValueError(f"--context: expected 1..{1 << 20}, got {args.context}.")
+    if args.plot:
+        _bench_files.require_plot()
     bench = Bench(_open_engine(args), args.context, args.seconds)
     bench.measure_bandwidth()
-    hash_ = ""
-    measured: list[Measurement] = []
-    if args.case != "bandwidth":
-        hash_ = bench.check_rows_agree()  # a wrong result is not timed
-        measured += [bench.decode(), bench.decode_rows()]
-    if args.case == "prefill":
-        measured = [bench.prefill(), measured[0]]
+    hash_, measured = _measure(args, bench)
     bench.measure_bandwidth()  # again at the end: the machine may have changed its mind
     command = shlex.join(args.command_line)
+    lines = [{**record, "logits_hash": hash_ or None, "repeat": command}
+             for record in records(args, bench, measured)]
     if args.json:
-        for record in _records(args, bench, measured):
-            print_json({**record, "logits_hash": hash_ or None, "repeat": command})
+        for line in lines:
+            print_json(line)
     else:
-        _print_report(args, bench, measured)
+        print_measurements(args, bench, measured)
         print(f"{f'logits #{hash_}  ' if hash_ else ''}repeat: {command}")
+    if args.plot:
+        _bench_files.write_plot(lines, args.plot, args.kernels)
     return 0
 
 
-def synthetic_config(num_layers: int = 16) -> dict[str, Any]:
-    """config.json of the benchmark model: MiMo-V2.5-Pro-FP4 with a third of its width."""
-    from ..checkpoints.presets import quantization_fields
-
-    # One full layer at each end and every sixth; the rest see 128 keys. Layer 0 is dense.
-    is_window = [0 if i == 0 or (i + 1) % 6 == 0 else 1 for i in range(num_layers)]
-    heads = {"num_attention_heads": 16, "num_key_value_heads": 4, "head_dim": 192,
-             "v_head_dim": 128}
-    config: dict[str, Any] = {
-        "architectures": ["MiMoV2ForCausalLM"],
-        "model_type": "mimo_v2",
-        "attention_projection_layout": "fused_qkv",
-        "hidden_size": 2048,
-        "num_hidden_layers": num_layers,
-        "hybrid_layer_pattern": is_window,
-        "moe_layer_freq": [0, *[1] * (num_layers - 1)],
-        **heads,
-        **{f"swa_{name}": value for name, value in heads.items()},
-        "sliding_window": 128,
-        "add_swa_attention_sink_bias": True,
-        "add_full_attention_sink_bias": False,
-        "attention_bias": False,
-        "attention_value_scale": 0.612,
-        "partial_rotary_factor": 0.334,
-        "rope_theta": 10000000,
-        "swa_rope_theta": 10000,
-        "layernorm_epsilon": 1e-5,
-        "hidden_act": "silu",
-        "intermediate_size": 8192,
-        "moe_intermediate_size": 1024,
-        "n_routed_experts": 64,
-        "num_experts_per_tok": 4,
-        "n_shared_experts": None,
-        "scoring_func": "sigmoid",
-        "topk_method": "noaux_tc",
-        "n_group": 1,
-        "topk_group": 1,
-        "norm_topk_prob": True,
-        "routed_scaling_factor": None,
-        "vocab_size": 32768,
-        "tie_word_embeddings": False,
-        "max_position_embeddings": 1 << 20,
-        "eos_token_id": 0,
-        "torch_dtype": "bfloat16",
-    }
-    return config | quantization_fields(config, "fp8", "mxfp4")
+def _measure(args: argparse.Namespace, bench: Bench) -> tuple[str, list[Measurement]]:
+    """Hash of the checked logits, and the case's measurements."""
+    if args.case == "bandwidth":
+        return "", []
+    # A wrong result is not timed.
+    widest = max(args.rows) if args.case == "verify" else DECODE_ROWS
+    hash_ = bench.check_rows_agree(widest)
+    if args.plot or args.case != "decode":
+        bench.measure_peak()
+    if args.case == "verify":
+        return hash_, bench.verify(args.rows)
+    decode = bench.decode()
+    if args.case == "prefill":
+        return hash_, [bench.prefill(), decode]
+    return hash_, [decode, bench.decode_rows()]
 
 
 def _open_engine(args: argparse.Namespace) -> Any:
+    options = engine_arguments(args)
+    if args.case == "verify":  # all widths in one plan, as a round of a draft has them
+        options["max_decode_tokens"] = max(DECODE_ROWS, *args.rows)
     if args.model:
-        return open_engine(Path(args.model), None, engine_arguments(args))
+        return open_engine(Path(args.model), None, options)
     if args.case == "bandwidth":
         args.layers = 2  # the weights are not read: only the workers are needed
     if not 1 <= args.layers <= 1024:
         raise ValueError(f"--layers: expected 1..1024, got {args.layers}.")
     config = _C.ModelConfig.from_json(json.dumps(synthetic_config(args.layers)), "synthetic")
     note("making random weights …")
-    return _C.Engine.synthetic(config, 0, engine_options(**engine_arguments(args)))
+    return _C.Engine.synthetic(config, 0, engine_options(**options))
 
 
-def _records(
-    args: argparse.Namespace, bench: Bench, measured: list[Measurement]
-) -> list[dict[str, Any]]:
-    common = {
-        **machine_record(),
-        "backend": bench.engine.backend,
-        "num_workers": bench.engine.num_workers,
-        "model": args.model or f"synthetic-{args.layers}",
-        "bandwidth_gbs": round(bench.bandwidth_gbs, 3),
-        "cache": "warm",
-        "clock": "wall",
-    }
-    if args.case == "bandwidth":
-        low, high = min(bench.bandwidths), max(bench.bandwidths)
-        return [{"case": "bandwidth", **common, "low_gbs": low, "high_gbs": high,
-                 "n": len(bench.bandwidths)}]
-    records = [{**m.record(bench.bandwidth_gbs), **common} for m in measured]
-    if args.case == "prefill":
-        ratio = measured[0].tokens_per_s / measured[1].tokens_per_s
-        records[0]["prefill_over_decode"] = round(ratio, 3)
-    return records
-
-
-def _print_report(args: argparse.Namespace, bench: Bench, measured: list[Measurement]) -> None:
-    facts = machine_record()
-    commit = facts["commit"] or "no commit"
-    print(
-        f"mimo_rt bench {facts['version']} ({commit}{'+' if facts['dirty'] else ''})  "
-        f"{bench.engine.backend}  {facts['machine']}, {bench.engine.num_workers} workers, "
-        f"read {bench.bandwidth_gbs:.2f} GB/s measured  {facts['date']}"
-    )
-    if args.case == "bandwidth":
-        spread = f"{min(bench.bandwidths):.2f}..{max(bench.bandwidths):.2f}"
-        print(f"read bandwidth {bench.bandwidth_gbs:.2f} GB/s (best of {len(bench.bandwidths)}, "
-              f"{spread})")
-        return
-    rows = [m.row(bench.bandwidth_gbs) for m in measured]
-    header = ("case", "median ms", "p10..p90", "n", "GB read", "GB/s", "%bandwidth", "tok/s")
-    print(format_table(rows, header))
-    if any(m.is_bytes_estimated for m in measured):
-        print("~ bytes estimated: experts as by uniform routing")
-    if args.case == "prefill":
-        ratio = measured[0].tokens_per_s / measured[1].tokens_per_s
-        print(f"prefill / decode: {ratio:.1f} x tok/s")
+def _row_list(text: str) -> tuple[int, ...]:
+    """"1-4,8" as (1, 2, 3, 4, 8); 1 is always among them, as the unit of the others."""
+    rows = {1}
+    for part in text.split(","):
+        low, _, high = part.partition("-")
+        if not (low.isdigit() and (high.isdigit() or not _)):
+            raise argparse.ArgumentTypeError(f"expected widths like 1-8,16, got '{text}'")
+        rows |= set(range(int(low), int(high or low) + 1))
+    if not 1 <= min(rows) <= max(rows) <= 64:
+        raise argparse.ArgumentTypeError(f"expected widths in 1..64, got '{text}'")
+    return tuple(sorted(rows))

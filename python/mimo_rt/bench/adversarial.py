@@ -1,0 +1,47 @@
+"""A draft that is never right: what it costs when the engine may choose not to draft."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from .. import _C
+from ..loading import engine_options
+from .measurement import spread
+from .prompts import BenchPrompt
+from .synthetic import synthetic_config, synthetic_draft_config
+from .work import spread_prompt
+
+CATEGORY = "Adversarial"
+LIMIT = 0.97  # of plain decoding's speed
+PROMPT_TOKENS = 32
+
+
+def random_engine(num_layers: int, options: dict[str, Any]) -> Any:
+    """The random benchmark model with a random draft, which agrees with it by chance only."""
+    config = synthetic_config(num_layers)
+    target = _C.ModelConfig.from_json(json.dumps(config), "synthetic")
+    draft = _C.DraftConfig.from_json(json.dumps(synthetic_draft_config(config)), "synthetic draft")
+    return _C.Engine.synthetic(target, 0, engine_options(**options), draft)
+
+
+def random_prompts(config: Any, num_prompts: int) -> list[BenchPrompt]:
+    """Token ids without meaning, each list another one."""
+    return [
+        BenchPrompt(CATEGORY, f"random-{i}", spread_prompt(config, PROMPT_TOKENS, salt=i))
+        for i in range(num_prompts)
+    ]
+
+
+def verdict(ratios: Sequence[float], limit: float = LIMIT) -> str:
+    """"WITHIN" or "SLOWER" than ``limit`` times plain decoding, or "UNDECIDED".
+
+    SLOWER needs nine in ten prompts below the limit; one slow moment of the machine is no verdict.
+    """
+    if len(ratios) < 3:
+        return "UNDECIDED"
+    if statistics.median(ratios) >= limit:
+        return "WITHIN"
+    return "SLOWER" if spread(ratios)[1] < limit else "UNDECIDED"

@@ -1,0 +1,133 @@
+"""Steps of one engine without a draft: decoding, verification of drafts, prefill."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from .. import _C
+from ..errors import MimoRtError
+from .measurement import MIN_SAMPLES, Measurement, Roofs, repeat, take_turns
+from .peak import measure_peak_gflops
+from .work import active_experts, spread_prompt, step_bytes, step_flops
+
+DECODE_ROWS = 8
+PREFILL_TOKENS = 512
+VERIFY_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 16)
+_WARM_UP_STEPS = 4
+_MAX_STEPS = 4096
+
+
+class Bench:
+    """Runs cases on one engine."""
+
+    def __init__(self, engine: Any, num_context: int, seconds: float) -> None:
+        self.engine = engine
+        self._num_context = num_context
+        self._seconds = seconds
+        self.bandwidths: list[float] = []
+        self._peak_gflops: float | None = None
+        longest = max(num_context + _MAX_STEPS, PREFILL_TOKENS + 1)
+        limit = min(longest, engine.config.max_position_embeddings)
+        if num_context >= limit:
+            raise MimoRtError(
+                f"[bench] --context: expected 1..{limit - 1} for this model, got {num_context}."
+            )
+        self._session = _C.Session(engine, max_context=limit)
+
+    @property
+    def bandwidth_gbs(self) -> float:
+        """The best of all measurements: what the machine can do."""
+        return max(self.bandwidths)
+
+    @property
+    def roofs(self) -> Roofs:
+        return Roofs(self.bandwidth_gbs, self._peak_gflops)
+
+    def measure_bandwidth(self) -> None:
+        self.bandwidths += [self.engine.measure_bandwidth_gbs(0.3) for _ in range(3)]
+
+    def measure_peak(self) -> None:
+        self._peak_gflops = measure_peak_gflops(self.engine.num_workers)
+
+    def check_rows_agree(self, num_rows: int = DECODE_ROWS) -> str:
+        """Logits of tokens one by one and several at a time must be the same bits; their hash."""
+        ids = spread_prompt(self.engine.config, 2 * DECODE_ROWS)
+        alone = self._session.logits(ids, 1).tobytes()
+        if alone != self._session.logits(ids, num_rows).tobytes():
+            raise MimoRtError(
+                f"[bench] logits of 1 and of {num_rows} rows per step differ: nothing is timed."
+            )
+        return hashlib.sha256(alone).hexdigest()[:8]
+
+    def decode(self) -> Measurement:
+        """One token per step; a sample is the time between two tokens."""
+        stamps: list[int] = []
+        deadline = time.monotonic() + self._seconds
+
+        def on_token(_ids: list[int], _text: str) -> bool:
+            stamps.append(time.perf_counter_ns())
+            is_enough = len(stamps) > _WARM_UP_STEPS + MIN_SAMPLES
+            return not (is_enough and time.monotonic() > deadline)
+
+        self._session.reset()
+        config = self.engine.config
+        prompt = spread_prompt(config, self._num_context)
+        result = self._session.generate(prompt, greedy(_MAX_STEPS), on_token)
+        times = [(b - a) / 1e9 for a, b in zip(stamps, stamps[1:], strict=False)]
+        return Measurement(
+            f"decode/ctx{self._num_context}/1", tuple(times[_WARM_UP_STEPS:] or times), 1,
+            result.stats.weight_bytes_per_step, step_flops(config, 1, 1),
+        )
+
+    def decode_rows(self) -> Measurement:
+        """Eight tokens per step, as a verification of drafts would run."""
+        return self._rows([DECODE_ROWS], "decode")[0]
+
+    def verify(self, rows: Sequence[int] = VERIFY_ROWS) -> list[Measurement]:
+        """Steps of several widths taking turns. All rows give logits, which are copied out."""
+        return self._rows(rows, "verify")
+
+    def _rows(self, rows: Sequence[int], case: str) -> list[Measurement]:
+        num_steps = 4
+        config = self.engine.config
+        limit = self._session.max_context // num_steps
+        if max(rows) > limit:
+            raise MimoRtError(f"[bench] rows: expected 1..{limit} here, got {max(rows)}.")
+
+        def steps(num_rows: int) -> Any:
+            ids = spread_prompt(config, num_steps * num_rows)
+            return lambda: self._session.logits(ids, num_rows)
+
+        all_times = take_turns([steps(num_rows) for num_rows in rows], self._seconds)
+        # The core does not report the routing of this call: count as if routing were uniform.
+        return [
+            Measurement(
+                f"{case}/ctx0/{num_rows}", tuple(t / num_steps for t in times), num_rows,
+                step_bytes(self.engine, active_experts(config, num_rows)),
+                step_flops(config, num_rows, num_rows), is_bytes_estimated=True,
+            )
+            for num_rows, times in zip(rows, all_times, strict=True)
+        ]
+
+    def prefill(self) -> Measurement:
+        """A prompt of 512 tokens to its first output token."""
+        config = self.engine.config
+        ids = spread_prompt(config, PREFILL_TOKENS)
+
+        def once() -> None:
+            self._session.reset()
+            self._session.generate(ids, greedy(1))
+
+        times = repeat(once, self._seconds, min_samples=3)
+        num_bytes = step_bytes(self.engine, config.num_experts)
+        flops = step_flops(config, PREFILL_TOKENS, 1)
+        return Measurement(f"prefill/{PREFILL_TOKENS}", times, PREFILL_TOKENS, num_bytes, flops)
+
+
+def greedy(max_tokens: int) -> Any:
+    """Options of a generation that only the number of tokens ends."""
+    sampling = _C.SamplingParams(temperature=0.0)
+    return _C.GenerateOptions(sampling=sampling, max_tokens=max_tokens, ignore_eos=True)

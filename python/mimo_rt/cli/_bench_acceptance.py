@@ -1,0 +1,215 @@
+"""``mimo-rt bench acceptance``: what a draft is worth, and that it never changes the text."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..bench import adversarial
+from ..bench.acceptance import (
+    MODES,
+    PLAIN,
+    Generation,
+    record,
+    require_equal,
+    run_prompts,
+)
+from ..bench.prompts import DEFAULT_FILE, BenchPrompt, limit_per_category, read_prompts
+from ..bench.summary import Summary, summarize
+from ..errors import MimoRtError
+from ..loading import ProgressLine
+from ..session import Session
+from ..value_checks import as_int
+from ._bench_report import engine_record, print_head
+from ._options import (
+    add_sampling_options,
+    add_session_options,
+    engine_arguments,
+    open_session,
+    sampling_arguments,
+)
+from ._output import format_table, note, print_json
+
+_MAX_TOKENS = 128
+_RANDOM_PROMPTS = 6
+
+
+def add_parsers(cases: Any, common: argparse.ArgumentParser) -> None:
+    text = "tokens accepted per round and the speed they bring, plain and drafted by turns"
+    parser = cases.add_parser(
+        "acceptance", parents=[common], help=text, allow_abbrev=False,
+        description=f"{text}. Every output is compared with that of plain decoding; a difference "
+        "ends with exit code 1. Greedy unless --temperature is given.",
+    )
+    parser.add_argument("--model", metavar="DIR", help="checkpoint directory with a draft")
+    parser.add_argument("--adversarial", action="store_true",
+                        help="a useless draft: without --model a random one on random weights; "
+                        f"exit code 1 if adaptive is clearly below {adversarial.LIMIT} of plain")
+    parser.add_argument("--layers", type=int, metavar="N",
+                        help="layers of the random model (default 16)")
+    parser.add_argument("--prompts", type=Path, action="append", metavar="FILE.jsonl",
+                        help="lines with category, id and prompt, messages or token_ids (may be "
+                        "repeated; default: a small set of our own)")
+    parser.add_argument("--limit", type=int, metavar="N", help="prompts per category")
+    parser.add_argument("--modes", type=_mode_list, default=MODES, metavar="LIST",
+                        help="beside plain: fixed, adaptive or both (default: fixed,adaptive)")
+    parser.add_argument("--json", action="store_true",
+                        help="one JSON object per prompt and mode, then per category and mode")
+    add_session_options(parser)
+    add_sampling_options(parser, max_tokens_default=str(_MAX_TOKENS))
+    parser.set_defaults(run=run, refuse=parser.error)
+
+
+def run(args: argparse.Namespace) -> int:
+    params = _params(args)
+    session, prompts = _open(args)
+    with session:
+        num_spec_tokens = _num_spec_tokens(session, args)
+        bandwidth_gbs = session.measure_bandwidth()
+        line = None if args.quiet else ProgressLine("generating", in_gb=False)
+        try:
+            generations = run_prompts(session, prompts, args.modes, params, line)
+        finally:
+            if line is not None:
+                line.close()
+        summaries = summarize(generations)
+        common = {
+            **engine_record(args, session.engine), **params,
+            "bandwidth_gbs": round(bandwidth_gbs, 3), "clock": "wall",
+            "draft_bytes_per_round": session.engine.draft_bytes_per_round,
+            "repeat": shlex.join(args.command_line),
+        }
+        if args.json:
+            _print_records(generations, summaries, num_spec_tokens, common)
+        else:
+            print_head(args, session.engine, bandwidth_gbs)
+            _print_report(generations, summaries, params)
+            print(f"repeat: {common['repeat']}")
+    require_equal(generations)
+    return _adversarial_code(summaries) if args.adversarial else 0
+
+
+def _params(args: argparse.Namespace) -> dict[str, Any]:
+    if args.draft_mode is not None:
+        args.refuse("--draft-mode: use --modes.")
+    if not (args.model or args.adversarial):
+        args.refuse("expected --model DIR or --adversarial.")
+    if args.layers is not None and args.model:
+        args.refuse("--layers shapes the random model only.")
+    if args.prompts and args.adversarial:
+        args.refuse("--adversarial has prompts of its own.")
+    if args.limit is not None:
+        as_int("--limit", args.limit, 1, 1 << 20, "bench")
+    params = {"temperature": 0.0, "max_tokens": _MAX_TOKENS, **sampling_arguments(args)}
+    if params["temperature"]:
+        params.setdefault("seed", 0)  # all modes draw the same numbers
+    if args.adversarial:
+        params["ignore_eos"] = True
+    return params
+
+
+def _open(args: argparse.Namespace) -> tuple[Session, list[BenchPrompt]]:
+    args.layers = 16 if args.layers is None else as_int("--layers", args.layers, 1, 1024, "bench")
+    prompts = None
+    if not args.adversarial:  # a bad file is told before the model is loaded
+        prompts = read_prompts(args.prompts or [DEFAULT_FILE], args.limit)
+    if args.model:
+        session = open_session(args, args.model)
+    else:
+        note("making random weights …")
+        options = {**engine_arguments(args), "draft": None, "window_tokens": None,
+                   "use_mmap": None}
+        engine = adversarial.random_engine(args.layers, options)
+        session = Session.from_engine(engine, max_context=args.max_context)
+    if prompts is None:
+        prompts = limit_per_category(
+            adversarial.random_prompts(session.config, args.limit or _RANDOM_PROMPTS), args.limit
+        )
+    return session, prompts
+
+
+def _num_spec_tokens(session: Session, args: argparse.Namespace) -> int:
+    draft = session.engine.draft_config
+    if draft is None:
+        session.close()
+        raise MimoRtError(
+            "[bench] the model has no draft: expected MODEL/dflash. Give one with --draft DIR."
+        )
+    most = draft.block_size - 1
+    return min(args.num_draft_tokens or most, most)
+
+
+def _print_records(
+    generations: Sequence[Generation], summaries: Sequence[Summary], num_spec_tokens: int,
+    common: dict[str, Any],
+) -> None:
+    for generation in generations:
+        print_json({**record(generation, num_spec_tokens), **common})
+    for summary in summaries:
+        print_json({**summary.record(), **common})
+
+
+def _print_report(
+    generations: Sequence[Generation], summaries: Sequence[Summary], params: dict[str, Any]
+) -> None:
+    header = ("category", "n", "mode", "acceptance length", "rate", "tok/s", "x plain",
+              "p10..p90", "mean width")
+    print(format_table([_row(summary) for summary in summaries], header))
+    for s in summaries:
+        if s.mode == PLAIN or not s.draft.num_rounds:
+            continue
+        line = s.record()
+        print(f"{s.category} {s.mode}: per position "
+              f"{' '.join(f'{x:.2f}' for x in line['acceptance_per_position']) or '-'}; "
+              f"accepted {_histogram(s.draft.accepted_histogram)}; "
+              f"widths {_histogram(s.draft.width_histogram)}")
+    checked = [g for g in generations if g.mode != PLAIN and g.equals_plain is not None]
+    num_equal = sum(g.equals_plain is True for g in checked)
+    if checked:
+        print(f"equal to plain decoding, token for token: {num_equal} of {len(checked)} outputs")
+    else:
+        print("outputs not compared: --draft-proposal sampled promises the distribution only")
+    print(f"temperature {params['temperature']:g}, at most {params['max_tokens']} tokens"
+          + (f", seed {params['seed']}" if "seed" in params else ""))
+
+
+def _row(summary: Summary) -> tuple[str, ...]:
+    line = summary.record()
+    if summary.mode == PLAIN:
+        drafted = ("-", "-")
+        width = "-"
+    else:
+        drafted = (f"{summary.mean_acceptance_length:.2f}",
+                   f"{100 * summary.draft.acceptance_rate:.0f} %")
+        rounds = summary.draft.num_rounds
+        width = f"{summary.draft.num_draft_tokens / rounds:.2f}" if rounds else "-"
+    ratio = "-" if summary.ratio is None else f"{summary.ratio:.2f}"
+    ends = f"{line['over_plain_p10']:.2f}..{line['over_plain_p90']:.2f}" if summary.ratios else "-"
+    return (summary.category, str(summary.num_prompts), summary.mode, *drafted,
+            f"{summary.tokens_per_s:.1f}", ratio, ends, width)
+
+
+def _histogram(counts: Sequence[int]) -> str:
+    return " ".join(f"{n}:{count}" for n, count in enumerate(counts) if count) or "-"
+
+
+def _adversarial_code(summaries: Sequence[Summary]) -> int:
+    """1 if adaptive decoding is clearly slower than the limit."""
+    for summary in summaries:
+        if summary.mode == "adaptive":
+            verdict = adversarial.verdict(summary.ratios)
+            shown = "-" if summary.ratio is None else f"{summary.ratio:.3f}"
+            note(f"adaptive with a useless draft: {shown} x plain, limit {adversarial.LIMIT}: "
+                 f"{verdict}")
+            return int(verdict == "SLOWER")
+    return 0
+
+
+def _mode_list(text: str) -> tuple[str, ...]:
+    modes = tuple(text.split(","))
+    if not set(modes) <= set(MODES):
+        raise argparse.ArgumentTypeError(f"expected some of {', '.join(MODES)}, got '{text}'")
+    return tuple(dict.fromkeys((PLAIN, *modes)))

@@ -1,0 +1,95 @@
+"""``mimo-rt bench compare`` and ``plot``: work on records that were measured before."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+from ..bench import roofline
+from ..bench.compare import SLOWER, TOLERANCE, Case, compare, read_records, unmatched, warnings
+from ..errors import MimoRtError
+from ._output import format_table, note, print_json
+
+
+def add_parsers(cases: Any, common: argparse.ArgumentParser) -> None:
+    text = "two files of --json lines: FASTER, SLOWER, SAME or UNDECIDED for each case"
+    parser = cases.add_parser("compare", parents=[common], help=text, description=text,
+                              allow_abbrev=False)
+    parser.add_argument("before", type=Path, metavar="A.jsonl")
+    parser.add_argument("after", type=Path, metavar="B.jsonl")
+    parser.add_argument("--tolerance", type=float, default=TOLERANCE, metavar="X",
+                        help=f"smaller changes are the same (default {TOLERANCE})")
+    parser.add_argument("--fail-on-slower", action="store_true",
+                        help="exit code 1 if a case is SLOWER")
+    parser.add_argument("--json", action="store_true", help="one JSON object per case and line")
+    parser.set_defaults(run=run_compare, refuse=parser.error)
+    text = "a roofline picture of --json lines (needs matplotlib)"
+    parser = cases.add_parser("plot", parents=[common], help=text, description=text,
+                              allow_abbrev=False)
+    parser.add_argument("records", type=Path, nargs="*", metavar="FILE.jsonl")
+    parser.add_argument("--kernels", type=Path, metavar="FILE.jsonl",
+                        help="lines of bench_kernels --json")
+    parser.add_argument("--output", "-o", type=Path, required=True, metavar="FILE.png")
+    parser.set_defaults(run=run_plot, refuse=parser.error)
+
+
+def run_compare(args: argparse.Namespace) -> int:
+    if not (math.isfinite(args.tolerance) and 0 < args.tolerance < 1):
+        raise ValueError(f"--tolerance: expected a number in (0, 1), got {args.tolerance}.")
+    before, after = read_records(args.before), read_records(args.after)
+    results = compare(before, after, args.tolerance)
+    if not results:
+        raise MimoRtError("[bench] compare: the files have no case in common.")
+    if args.json:
+        for r in results:
+            print_json({"case": r.name, "before_us": r.before.median_us,
+                        "after_us": r.after.median_us, "change": round(r.change, 4),
+                        "verdict": r.verdict})
+    else:
+        header = ("case", "before ms", "after ms", "change", "%bandwidth", "verdict")
+        print(format_table([
+            (r.name, _shown(r.before), _shown(r.after), f"{100 * r.change:+.1f} %",
+             _shares(before, after, r.name), r.verdict)
+            for r in results
+        ], header))
+    for text in warnings(before, after):
+        note(f"warning: {text}")
+    if missing := unmatched(before, after):
+        note(f"only in one file: {', '.join(missing)}")
+    return int(args.fail_on_slower and any(r.verdict == SLOWER for r in results))
+
+
+def _shown(case: Case) -> str:
+    return (f"{case.median_us / 1e3:.3f} ({case.p10_us / 1e3:.3f}..{case.p90_us / 1e3:.3f}, "
+            f"n={case.n})")
+
+
+def _shares(before: list[dict[str, Any]], after: list[dict[str, Any]], name: str) -> str:
+    """Achieved fractions of the read bandwidth, which do not depend on the memory's mood."""
+    shares = []
+    for records in (before, after):
+        found = [r["bandwidth_fraction"] for r in records
+                 if r.get("case") == name and r.get("bandwidth_fraction")]
+        shares.append(f"{100 * found[-1]:.0f}" if found else "-")
+    return " > ".join(shares)
+
+
+def run_plot(args: argparse.Namespace) -> int:
+    if not args.records and not args.kernels:
+        args.refuse("expected files of records, --kernels, or both.")
+    require_plot()
+    records = [record for path in args.records for record in read_records(path)]
+    write_plot(records, args.output, args.kernels)
+    return 0
+
+
+def require_plot() -> None:
+    """Say that matplotlib is missing before anything is measured."""
+    roofline.require_matplotlib()
+
+
+def write_plot(records: list[dict[str, Any]], output: Path, kernels: Path | None) -> None:
+    roofline.draw(records, output, read_records(kernels) if kernels else ())
+    note(f"wrote {output}")

@@ -1,0 +1,268 @@
+"""What `mimo-rt bench` computes from its samples, compares and draws."""
+
+import json
+import math
+import statistics
+import sys
+
+import pytest
+
+from mimo_rt import _C
+from mimo_rt.bench import peak, roofline
+from mimo_rt.bench.compare import Case, compare, judge, read_records, unmatched, warnings
+from mimo_rt.bench.measurement import Measurement, Roofs, repeat, take_turns
+from mimo_rt.bench.synthetic import synthetic_config, synthetic_draft_config
+from mimo_rt.bench.work import active_experts, spread_prompt, step_flops
+from mimo_rt.checkpoints.layout import tensor_specs
+from mimo_rt.cli import main as cli_main
+
+# -- what a step needs
+
+
+def flops_of_specs(config, num_rows, num_logit_rows, *, with_router=True):
+    """Operations counted from the tensors of the checkpoint instead of from the core's config."""
+    weights = 0.0
+    for name, spec in tensor_specs(config).items():
+        if len(spec.shape) != 2 or "scale" in name or "embed_tokens" in name or name == "lm_head.weight":
+            continue
+        if name.endswith(".mlp.gate.weight") and not with_router:
+            continue
+        size = math.prod(spec.shape) * (2 if spec.dtype == "U8" else 1)
+        share = config["num_experts_per_tok"] / config["n_routed_experts"] if ".experts." in name else 1.0
+        weights += size * share
+    return 2 * (num_rows * weights + num_logit_rows * config["vocab_size"] * config["hidden_size"])
+
+
+@pytest.mark.parametrize(("rows", "logit_rows"), [(1, 1), (8, 8), (512, 1)])
+def test_operations_are_those_of_the_tensors(rows, logit_rows):
+    config = synthetic_config(7)
+    core = _C.ModelConfig.from_json(json.dumps(config), "synthetic")
+    assert step_flops(core, rows, logit_rows) == pytest.approx(flops_of_specs(config, rows, logit_rows))
+    # Control: the count sees a router less.
+    assert step_flops(core, rows, logit_rows) != flops_of_specs(config, rows, logit_rows, with_router=False)
+
+
+def test_active_experts_of_uniform_routing():
+    core = _C.ModelConfig.from_json(json.dumps(synthetic_config(2)), "synthetic")
+    assert active_experts(core, 1) == pytest.approx(core.experts_per_token)
+    assert core.experts_per_token < active_experts(core, 2) < 2 * core.experts_per_token
+    assert active_experts(core, 10_000) == pytest.approx(core.num_experts)
+
+
+def test_synthetic_draft_fits_its_target():
+    for num_layers in (1, 2, 5, 16):
+        config = synthetic_config(num_layers)
+        target = _C.ModelConfig.from_json(json.dumps(config), "synthetic")
+        draft = _C.DraftConfig.from_json(json.dumps(synthetic_draft_config(config)), "draft")
+        draft.check_target(target)
+        assert draft.block_size == 8 and max(draft.target_layer_ids) < num_layers
+    other = _C.ModelConfig.from_json(json.dumps(synthetic_config(3) | {"hidden_size": 1024}), "other")
+    with pytest.raises(_C.ShapeMismatchError):
+        draft.check_target(other)
+
+
+def test_prompts_spread_and_differ():
+    core = _C.ModelConfig.from_json(json.dumps(synthetic_config(2)), "synthetic")
+    prompts = {tuple(spread_prompt(core, 32, salt)) for salt in range(20)}
+    assert len(prompts) == 20
+    assert all(0 <= i < core.vocab_size and len(set(ids)) == 32 for ids in prompts for i in ids)
+
+
+# -- records
+
+
+def test_a_record_names_the_bound_that_is_nearer():
+    times = (0.010, 0.012, 0.011)
+    m = Measurement("verify/ctx0/8", times, 8, num_bytes=110e6, num_flops=2.2e9)
+    line = m.record(Roofs(bandwidth_gbs=20.0, peak_gflops=1000.0))
+    assert line["median_us"] == 11_000 and line["gbs"] == 10.0 and line["bandwidth_fraction"] == 0.5
+    assert line["bound_by"] == "bytes" and line["bound_fraction"] == 0.5
+    line = m.record(Roofs(bandwidth_gbs=20.0, peak_gflops=250.0))  # 8.8 ms of 11
+    assert line["bound_by"] == "vector" and line["bound_fraction"] == pytest.approx(0.8)
+    assert "bound_by" not in m.record(Roofs(20.0))
+
+
+def test_turns_are_taken_and_reversed():
+    seen = []
+    times = take_turns([lambda: seen.append("a"), lambda: seen.append("b")], 0.0, min_samples=4)
+    assert [len(samples) for samples in times] == [4, 4]
+    assert "".join(seen) == "ab" + "abba" * 2  # warm-up, then A B B A
+    assert len(repeat(lambda: None, 0.0, min_samples=3)) == 3
+
+
+def test_peak_of_the_vector_units(monkeypatch):
+    measured = peak.measure_peak_gflops(1)
+    assert measured is not None and measured > 0.1
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    assert peak.measure_peak_gflops(1) is None
+
+
+# -- compare
+
+
+def case(median, low, high, n=20):
+    return Case(median, low, high, n, None)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        (case(100, 99, 101), case(90, 89, 91), "FASTER"),
+        (case(100, 99, 101), case(110, 109, 111), "SLOWER"),
+        (case(100, 99, 101), case(101, 100, 102), "SAME"),
+        (case(100, 90, 120), case(110, 100, 130), "UNDECIDED"),  # ranges touch
+        (case(100, 99, 101, n=2), case(200, 199, 201, n=2), "UNDECIDED"),  # too few
+        (case(100, 60, 140, n=5), case(101, 60, 140, n=5), "UNDECIDED"),  # too noisy to be the same
+    ],
+)
+def test_verdicts(before, after, expected):
+    assert judge(before, after) == expected
+
+
+def test_verdicts_are_antisymmetric():
+    mirror = {"FASTER": "SLOWER", "SLOWER": "FASTER"}
+    for a in (case(100, 99, 101), case(107, 100.5, 112), case(95, 94, 96)):
+        for b in (case(103, 101, 104), case(110, 109, 111), case(96, 95, 97)):
+            there, back = judge(a, b, 0.05), judge(b, a, 0.05)
+            if "SAME" not in (there, back):  # relative changes differ by direction
+                assert back == mirror.get(there, there)
+
+
+def write_lines(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def line(name, median, **more):
+    return {"case": name, "median_us": median, "p10_us": 0.99 * median, "p90_us": 1.01 * median, "n": 50,
+            "machine": "M", "bandwidth_gbs": 30.0, "bandwidth_fraction": 0.5, **more}
+
+
+def test_compare_command(capsys, tmp_path):
+    a = write_lines(tmp_path / "a", [line("x", 100), line("y", 100), line("only", 1), {"case": "bandwidth"}])
+    b = write_lines(tmp_path / "b", [line("x", 120), line("y", 80)])
+    assert cli_main(["bench", "compare", str(a), str(b)]) == 0
+    shown = capsys.readouterr()
+    assert "SLOWER" in shown.out and "FASTER" in shown.out and "+20.0 %" in shown.out
+    assert "only in one file: only" in shown.err and "warning" not in shown.err
+    assert cli_main(["bench", "compare", str(a), str(b), "--fail-on-slower"]) == 1
+    assert cli_main(["bench", "compare", str(a), str(a), "--fail-on-slower"]) == 0
+    capsys.readouterr()
+    assert cli_main(["bench", "compare", str(a), str(b), "--json"]) == 0
+    assert [json.loads(text)["verdict"] for text in capsys.readouterr().out.splitlines()] == ["SLOWER", "FASTER"]
+
+
+def test_compare_warns_of_another_machine():
+    a, b = [line("x", 100)], [line("x", 100, machine="N", bandwidth_gbs=50.0, dirty=True)]
+    found = " | ".join(warnings(a, b))
+    assert "machine differs: M and N" in found and "30.0 and 50.0 GB/s" in found and "second file" in found
+    assert warnings(a, a) == []
+
+
+def test_compare_keeps_models_apart_and_pools_repeats():
+    a = [line("x", 100, model="m"), line("x", 104, model="m"), line("x", 50, model="n")]
+    results = compare(a, a)
+    assert sorted(r.name for r in results) == ["x m", "x n"]
+    pooled = next(r.before for r in results if r.name == "x m")
+    assert pooled.median_us == 102 and pooled.n == 100
+    assert pooled.p10_us == 99 and pooled.p90_us == pytest.approx(105.04)
+    assert unmatched(a, a) == []
+
+
+@pytest.mark.parametrize("text", ["[1]\n", "nothing\n", "{\n"])
+def test_records_that_are_none(tmp_path, text):
+    path = tmp_path / "a"
+    path.write_text(json.dumps(line("x", 1)) + "\n\n" + text)
+    with pytest.raises(_C.BadFormatError, match=":3"):
+        read_records(path)
+    with pytest.raises(_C.IoError):
+        read_records(tmp_path / "absent")
+
+
+# -- roofline
+
+STEP = {"case": "verify/ctx0/8", "flops": 2e9, "bytes": 1e8, "median_us": 1e4, "bandwidth_gbs": 20.0,
+        "peak_gflops": 300.0, "num_workers": 2, "model": "synthetic-16", "machine": "M", "commit": "abc"}
+KERNEL = {"case": "gemm/mxfp4/m1", "gflops": 40.0, "gbs": 10.0, "read_gbs": 12.0, "cache": "cold"}
+
+
+def test_points_below_the_roof():
+    roof = roofline.step_roof([STEP, {"case": "bandwidth", "bandwidth_gbs": 99.0}])
+    assert roof.at(20) == 300 and roof.at(10) == 200  # the ridge is at 15
+    (point,) = roofline.step_points([STEP], roof)
+    assert point.intensity == 20 and point.gflops == 200 and point.bound_fraction == pytest.approx(2 / 3)
+    lines = [KERNEL, {**KERNEL, "cache": "hot", "gflops": 80.0}]
+    roof = roofline.kernel_roof(lines)
+    assert roof.peak_gflops == 80 and roof.bandwidth_gbs == 12
+    (point,) = roofline.kernel_points(lines, roof)
+    assert point.intensity == 4 and point.bound_fraction == pytest.approx(40 / 48)
+    assert roofline.step_roof([{"case": "startup", "median_us": 1.0}]) is None
+
+
+def test_plot_command(capsys, tmp_path):
+    pytest.importorskip("matplotlib")
+    records = write_lines(tmp_path / "r", [STEP, {**STEP, "case": "decode/ctx16/1", "flops": 2e8}])
+    kernels = write_lines(tmp_path / "k", [KERNEL])
+    out = tmp_path / "roofline.png"
+    assert cli_main(["bench", "plot", str(records), "--kernels", str(kernels), "-o", str(out)]) == 0
+    assert out.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and out.stat().st_size > 20_000
+    empty = write_lines(tmp_path / "e", [{"case": "bandwidth", "bandwidth_gbs": 1.0}])
+    assert cli_main(["bench", "plot", str(empty), "-o", str(out)]) == 1
+    assert "expected records of decode" in capsys.readouterr().err
+
+
+def test_plot_without_matplotlib(capsys, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    records = write_lines(tmp_path / "r", [STEP])
+    assert cli_main(["bench", "plot", str(records), "-o", str(tmp_path / "x.png")]) == 1
+    assert "pip install 'mimo_rt[bench]'" in capsys.readouterr().err
+    assert cli_main(["bench", "decode", "--layers", "1", "--plot", str(tmp_path / "x.png")]) == 1
+    assert not (tmp_path / "x.png").exists()
+
+
+# -- options
+
+
+@pytest.mark.parametrize(
+    ("arguments", "needle"),
+    [
+        (("verify", "--rows", "0-3"), "1..64"),
+        (("verify", "--rows", "a"), "1-8,16"),
+        (("verify", "--rows", "-3"), "--rows"),
+        (("decode", "--kernels", "k"), "--kernels needs --plot"),
+        (("decode", "--draft", "d"), "--draft"),
+        (("bandwidth", "--plot", "x.png"), "--plot"),
+        (("startup",), "--model"),
+        (("acceptance",), "--model DIR or --adversarial"),
+        (("acceptance", "--model", "m", "--layers", "2"), "--layers"),
+        (("acceptance", "--model", "m", "--draft-mode", "off"), "use --modes"),
+        (("acceptance", "--model", "m", "--modes", "wide"), "fixed"),
+        (("acceptance", "--adversarial", "--prompts", "p"), "prompts of its own"),
+        (("compare", "a"), "B.jsonl"),
+        (("plot", "-o", "x.png"), "expected files"),
+    ],
+)
+def test_wrong_usage(capsys, arguments, needle):
+    with pytest.raises(SystemExit) as exit_:
+        cli_main(["bench", *arguments])
+    assert exit_.value.code == 2 and needle in capsys.readouterr().err
+
+
+def test_verify_measures_every_width(capsys, tmp_path):
+    from mimo_rt.checkpoints import write_tiny_checkpoint
+
+    model = str(write_tiny_checkpoint(tmp_path / "tiny"))
+    arguments = ["bench", "verify", "--model", model, "--rows", "1-3,16", "--seconds", "0.05", "--threads", "1"]
+    assert cli_main([*arguments, "--json"]) == 0
+    lines = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
+    assert [line["tokens"] for line in lines] == [1, 2, 3, 16]
+    assert lines[0]["cost_of_one"] == 1.0
+    for record in lines:
+        expected = record["median_us"] / lines[0]["median_us"]
+        assert record["cost_of_one"] == pytest.approx(expected, rel=1e-3)
+        assert record["n"] == lines[0]["n"] >= 5 and record["draft"] == "none"
+        assert record["bound_fraction"] > 0 and record["peak_gflops"] > 0
+    assert statistics.median(line["flops"] for line in lines) > 0
+    assert cli_main(arguments) == 0
+    assert "x one token" in capsys.readouterr().out
