@@ -128,12 +128,16 @@ void op_context_kv(const Task& task, Worker& worker) {
     const uint32_t num_rows = std::min(max_rows, input.num_context_rows - row);
     const LinearInput rows =
         normalised_rows(worker, task.input, row, num_rows, worker.draft->hidden_norm());
-    prepare_rows(worker, worker.draft->layer(0).qkv, rows, 0, num_rows);  // all layers are alike
+    const PackedMatrix* prepared_for = nullptr;
     for (uint64_t tile = task.tile_first; tile < task.tile_end; tile += task.tile_stride) {
       const uint32_t layer_idx = static_cast<uint32_t>(tile) / tiles_per_layer;
       const uint32_t place = static_cast<uint32_t>(tile) % tiles_per_layer;
       const Head head = head_at(config, config.num_q_heads + place);
       const DraftLayerWeights& layer = worker.draft->layer(layer_idx);
+      if (!prepared_for || prepared_for->format != layer.qkv.format) {
+        prepared_for = &layer.qkv;
+        prepare_rows(worker, layer.qkv, rows, 0, num_rows);
+      }
       const uint32_t cache_layer = worker.config.num_layers + layer_idx;
       const auto store = [&](const LinearResults& results) {
         for (uint32_t i = 0; i < num_rows; ++i) {
