@@ -32,7 +32,7 @@ class MIMO_RT_API Checkpoint {
   struct Options {
     uint64_t max_header_bytes = 100'000'000;  ///< per shard
     bool use_mmap = true;                     ///< false: read files into memory (they may change under us)
-    std::string single_file;                  ///< not empty: read this file alone, and no index
+    std::string single_file = {};             ///< not empty: read this file alone, and no index
   };
 
   /// @throws Error{io, bad_format, missing_tensor, shape_mismatch}; the message names file and tensor.

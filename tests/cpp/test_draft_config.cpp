@@ -100,8 +100,8 @@ TEST_CASE("a plain Qwen3 draft has no sinks, full attention and rotates whole he
   CHECK_EQ(config.num_target_layers, 0u);
   CHECK(config.window_tokens == std::vector<uint32_t>(3, 0));
   CHECK(!parse(with(qwen3(), {{"use_qk_norm", "false"}})).has_qk_norm);
-  CHECK_EQ(parse(with(qwen3(), {{"rope_theta", ""}, {"rope_parameters", "{\"rope_type\":\"default\",\"rope_theta\":5e6}"}}))
-               .rope_theta, 5e6);
+  const std::string nested = "{\"rope_type\":\"default\",\"rope_theta\":5e6}";
+  CHECK_EQ(parse(with(qwen3(), {{"rope_theta", ""}, {"rope_parameters", nested}})).rope_theta, 5e6);
   CHECK_EQ(parse(with(qwen3(), {{"partial_rotary_factor", "0"}})).rotary_dim, 0u);
 }
 
@@ -145,7 +145,8 @@ TEST_CASE("what this library cannot compute is refused by name") {
       {{{"model_type", "\"llama\""}}, "model_type"},
       {{{"rope_scaling", "{\"rope_type\":\"yarn\",\"factor\":4}"}}, "rope_scaling.rope_type"},
       {{{"rope_scaling", "{\"factor\":4}"}}, "rope_scaling"},
-      {{{"rope_theta", ""}, {"rope_parameters", "{\"rope_type\":\"linear\",\"rope_theta\":1e4}"}}, "rope_parameters.rope_type"},
+      {{{"rope_theta", ""}, {"rope_parameters", "{\"rope_type\":\"linear\",\"rope_theta\":1e4}"}},
+       "rope_parameters.rope_type"},
       {{{".per_position", "true"}}, "per_position"},
       {{{"quantization_config", "{\"quant_method\":\"fp8\"}"}}, "Use the unquantised draft"},
       {{{"head_dim", "24"}}, "head_dim: expected a multiple of 16, got 24"},

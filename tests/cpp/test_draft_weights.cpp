@@ -163,10 +163,12 @@ TEST_CASE("missing, misshapen, unknown and non-finite tensors are refused by nam
   CHECK_THROWS(missing_tensor, "'layers.2.input_layernorm.weight'", load(dir, other));
   other = config;
   other.num_layers = 1;
-  CHECK_THROWS(bad_format, "'layers.1.input_layernorm.weight' of 'anything.safetensors': expected no such", load(dir, other));
+  CHECK_THROWS(bad_format, "'layers.1.input_layernorm.weight' of 'anything.safetensors': expected no such",
+               load(dir, other));
   other = config;
   other.target_layer_ids = {0, 1};
-  CHECK_THROWS(shape_mismatch, "'fc.weight' of 'anything.safetensors': expected bf16|f32|f16 [72, 144], got bf16 [72, 216]",
+  CHECK_THROWS(shape_mismatch,
+               "'fc.weight' of 'anything.safetensors': expected bf16|f32|f16 [72, 144], got bf16 [72, 216]",
                load(dir, other));
   const auto poison = [](const std::string& name, std::string& bytes) {
     if (name == "layers.1.mlp.down_proj.weight") bytes[7] = '\x7f', bytes[6] = '\xc0';
@@ -281,7 +283,8 @@ TEST_CASE("synthetic drafts repeat, fit the config and keep activations at order
   CHECK(!near(gain(layer.down, 72, 100), 0.05));
   for (uint32_t row = 72; row < 80; ++row)  // padding
     CHECK(unpack_row(weights.fc(), row).codes == std::vector<std::byte>(weights.fc().k * 2));
-  for (uint32_t i = 0; i < 32; ++i) CHECK(std::abs(layer.q_norm[i] - 1) <= 0.11 && std::abs(layer.k_norm[i] - 1) <= 0.11);
+  for (uint32_t i = 0; i < 32; ++i)
+    CHECK(std::abs(layer.q_norm[i] - 1) <= 0.11 && std::abs(layer.k_norm[i] - 1) <= 0.11);
   double mask = 0;
   for (uint32_t i = 0; i < 72; ++i) mask += std::pow(bf16_to_f32(weights.mask_embedding()[i]), 2) / 72;
   CHECK(near(std::sqrt(mask), 1));

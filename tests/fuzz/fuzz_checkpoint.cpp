@@ -1,16 +1,19 @@
-// Mutation fuzzer of the checkpoint reader: headers, indices and configs in memory, directories on
-// disk. Any outcome but success or mimo_rt::Error is a crash. Meant to be built with
+// Mutation fuzzer of the checkpoint reader: headers, indices, configs and files of torch.save in
+// memory, directories on disk. Any outcome but success or mimo_rt::Error is a crash. Meant to be built with
 // -fsanitize=address,undefined. Inputs depend on --seed alone, so a crash repeats with its seed.
 //   fuzz_checkpoint [--seconds 20] [--seed 1] [--self-test 1]
 // --self-test 1 adds a reader with a planted fault: the run must fail.
 #include <mimo_rt/checkpoint.h>
+#include <mimo_rt/draft.h>
 #include <mimo_rt/error.h>
 
 #include "checkpoint/index.h"
+#include "checkpoint/mask_embedding.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/scan.h"
 #include "checkpoint/tensor_table.h"
 #include "safetensors_writer.h"
+#include "torch_file_writer.h"
 
 #include <chrono>
 #include <cstdio>
@@ -48,7 +51,9 @@ const std::vector<std::string> kTokens = {
     "\"dtype\"", "\"shape\"", "\"data_offsets\"", "\"__metadata__\"", "\"U8\"",
     "\"F4\"", "\"F8_E8M0\"", "\"BF16\"", "\"F32\"", "..", "/", "\"weight_map\"", "[[[[[[[[",
     "{\"a\":{\"a\":", "\"model.layers.0.mlp.gate.weight\"", "\"mimo_v2_flash\"", "\"split\"",
-    "\"layer_types\"", "\"rope_parameters\"", "\"hybrid_block_size\""};
+    "\"layer_types\"", "\"rope_parameters\"", "\"hybrid_block_size\"",
+    "\"dflash_config\"", "\"use_swa\":true,", "cos\nsystem\n", "ctorch\nHalfStorage\n", "(tR", "\x85",
+    "}(", "u.", "q\x01h\x01", "Q", "PK\x01\x02", "PK\x03\x04", "PK\x05\x06", "\xff\xff\xff\x7f"};
 
 std::string mutate(std::string text, const std::vector<std::string>& corpus, Random& random) {
   const size_t rounds = 1 + random.below(4);
@@ -148,6 +153,15 @@ const std::string kPortConfig =
     "\"rope_theta\":5e6},\"sliding_attention\":{\"rope_theta\":1e4}},\"sliding_window\":5,"
     "\"n_routed_experts\":2,\"num_experts_per_tok\":1,\"moe_intermediate_size\":16}";
 
+const std::string kDraftConfig =
+    "{\"model_type\":\"qwen3\",\"hidden_size\":32,\"intermediate_size\":48,\"num_hidden_layers\":2,"
+    "\"num_attention_heads\":4,\"num_key_value_heads\":2,\"head_dim\":32,\"v_head_dim\":16,"
+    "\"partial_rotary_factor\":0.5,\"rope_theta\":10000,\"block_size\":8,\"num_target_layers\":5,"
+    "\"vocab_size\":100,\"sliding_window\":64,\"rms_norm_eps\":1e-5,\"layer_types\":"
+    "[\"sliding_attention\",\"sliding_attention\"],\"dflash_config\":{\"target_layer_ids\":[0,4],"
+    "\"mask_token_id\":7,\"block_size\":8,\"use_swa\":true,\"swa_window_size\":64,"
+    "\"attention_value_scale\":0.612,\"attention_sink_bias\":true}}";
+
 std::vector<writer::Tensor> tensors_of(const ModelConfig& config) {
   std::vector<writer::Tensor> tensors;
   for (const mimo_rt::ExpectedTensor& expected : mimo_rt::expected_tensors(config)) {
@@ -232,6 +246,15 @@ Target header_target(const std::string& shard, const std::string& header) {
           }, {}, 0};
 }
 
+void read_mask(const std::string& file) {
+  const mimo_rt::MaskEmbedding mask =
+      mimo_rt::parse_torch_mask_embedding(std::as_bytes(std::span(file)), "fuzz");
+  unsigned sum = 0;
+  for (const std::byte byte : mask.tensor.data) sum += std::to_integer<unsigned>(byte);
+  volatile unsigned keep = sum;
+  (void)keep;
+}
+
 // Trusts the offsets that it parses.
 Target faulty_target() {
   return {"self-test", {"{\"a\":[0,8]}"}, [](const std::string& input) {
@@ -275,6 +298,14 @@ std::vector<Target> make_targets(const writer::TempDir& dir) {
                        if (config.num_experts < 1000 && config.num_layers < 100)
                          mimo_rt::expected_tensors(config);
                      }, {}, 0});
+  const std::string pickle = writer::make_pickle(writer::mask_items());
+  targets.push_back({"draft config", {kDraftConfig}, [](const std::string& input) {
+                       mimo_rt::DraftConfig::from_json(input, "fuzz");
+                     }, {}, 0});
+  targets.push_back({"torch pickle", {pickle}, [](const std::string& input) {
+                       read_mask(writer::make_torch_file(input));
+                     }, {}, 0});
+  targets.push_back({"torch file", {writer::make_torch_file(pickle)}, read_mask, {}, 0});
   targets.push_back({"shard on disk", {shard}, [&dir, shard](const std::string& input) {
                        dir.write("s1", input);
                        try {
@@ -329,7 +360,7 @@ int main(int argc, char** argv) {
   };
   for (uint64_t round = 0; round % 64 != 0 || elapsed() < seconds; ++round)
     for (size_t i = 0; i < targets.size(); ++i) {
-      const bool on_disk = i >= 3;  // slower, so rarer
+      const bool on_disk = i >= 6;  // slower, so rarer
       if ((!on_disk || round % 16 == i) && !step(targets[i], random)) return 1;
     }
   uint64_t executions = 0, outcomes = 0;

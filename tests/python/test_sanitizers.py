@@ -6,6 +6,7 @@ import subprocess
 import pytest
 
 FUZZ_SECONDS = 20
+HOSTILE_FILE_TESTS = ["test_checkpoint", "test_pack", "test_mask_embedding"]
 
 
 def run(command, **environment):
@@ -16,7 +17,7 @@ def run(command, **environment):
 
 @pytest.fixture(scope="module")
 def asan_programs(cpp_builder):
-    return cpp_builder(["fuzz_checkpoint", "test_checkpoint", "test_pack"], sanitize="address,undefined")
+    return cpp_builder(["fuzz_checkpoint", *HOSTILE_FILE_TESTS], sanitize="address,undefined")
 
 
 def test_fuzzing_the_checkpoint_reader_finds_nothing(asan_programs):
@@ -29,7 +30,7 @@ def test_the_fuzzer_finds_a_planted_fault(asan_programs):
     assert done.returncode != 0 and "AddressSanitizer: heap-buffer-overflow" in done.stderr
 
 
-@pytest.mark.parametrize("program", ["test_checkpoint", "test_pack"])
+@pytest.mark.parametrize("program", HOSTILE_FILE_TESTS)
 def test_hostile_files_under_asan(asan_programs, program):
     done = run([asan_programs / program])
     assert done.returncode == 0, done.stdout + done.stderr
