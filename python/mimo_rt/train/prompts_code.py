@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from .prompts_functions import function_prompt
+
 _SKIPPED = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "site-packages", "dist-packages",
             "__pycache__", "ensurepip", "pydoc_data", "distutils"}
 _MAX_FILES = 2000
@@ -101,19 +103,26 @@ def _shuffled(seed: int, label: str) -> tuple[list[Function], random.Random]:
 
 
 def coding_prompts(count: int, seed: int) -> list[dict[str, Any]]:
-    """Half plain text to be continued (a header with its docstring), half requests in a chat."""
+    """In turn: a small task as plain text, a request in a chat, a library header as plain text."""
     functions, rng = _shuffled(seed, "coding")
+    headers = [f for f in functions if f.arguments]
     prompts: list[dict[str, Any]] = []
     for index in range(count):
-        function = functions[index % len(functions)]
-        name = f"coding/{seed}/{index}"
-        if (index + index // len(functions)) % 2 == 0:
-            prompts.append({"name": name, "text": function.code})
-            continue
-        request = rng.choice(_ASK_FOR_CODE).format(
-            header=function.header, doc=function.summary, code=function.code, name=function.name
-        )
-        prompts.append({"name": name, "messages": [{"role": "user", "content": request}]})
+        raw: dict[str, Any] = {"name": f"coding/{seed}/{index}"}
+        if index % 3 == 0:
+            raw["text"] = function_prompt(rng)
+        elif index % 3 == 1:
+            function = functions[index % len(functions)]
+            request = rng.choice(_ASK_FOR_CODE).format(
+                header=function.header,
+                doc=function.summary,
+                code=function.code,
+                name=function.name,
+            )
+            raw["messages"] = [{"role": "user", "content": request}]
+        else:
+            raw["text"] = headers[index % len(headers)].code
+        prompts.append(raw)
     return prompts
 
 
