@@ -17,6 +17,8 @@ constexpr double kDecay = 0.96;      // of acceptance counts per drafted round: 
 constexpr double kIdleDecay = 0.5;   // at most this after idle rounds: what was seen then may not hold any more
 constexpr uint32_t kFirstProbeGap = 2, kMaxProbeGap = 32;   // doubled by every probe that does not pay
 constexpr uint32_t kFirstPlainGap = 16, kMaxPlainGap = 256;  // doubled by every measurement
+constexpr uint32_t kPlainSamples = 3;       // when one of them surprises: enough to move the median
+constexpr double kSurprise = 0.2;           // relative
 constexpr uint32_t kMinPlainSamples = 2;    // the first step after a prefill may be slow
 constexpr uint64_t kMaxSampleAge = 64;      // rounds per sample; then neighbours know better
 constexpr double kBelievable = 2.0;         // times what was expected; longer was an interruption, or will repeat
@@ -90,7 +92,7 @@ uint32_t DraftWidth::choose(uint32_t limit) const {
 
 /// The affordable width with the most tokens per time; a probe where that is none.
 uint32_t DraftWidth::choose_adaptive(uint32_t limit) const {
-  if (times_.num_samples(0) < kMinPlainSamples || num_drafted_rounds_ >= plain_gap_) return 0;
+  if (times_.num_samples(0) < kMinPlainSamples || num_plain_due_) return 0;
   uint32_t best = 0;
   double best_rate = 1.0, acceptance = accepted_[0] / tried_[0], all_accepted = 1.0, num_tokens = 1.0;
   for (uint32_t n = 1; n <= limit; ++n) {
@@ -117,6 +119,7 @@ uint32_t DraftWidth::choose_probe(uint32_t limit) const {
 void DraftWidth::observe(const RoundOutcome& outcome) {
   count(outcome);
   if (mode_ != DraftOptions::Mode::adaptive) return;
+  const bool is_surprising = is_surprise(outcome);
   const bool is_typical = outcome.num_context_rows <= kTypicalContextRows || !times_.is_known(outcome.num_drafts);
   const double ns = is_typical ? times_.add(outcome.num_drafts, static_cast<double>(outcome.ns))
                                : times_.at(outcome.num_drafts);
@@ -124,12 +127,27 @@ void DraftWidth::observe(const RoundOutcome& outcome) {
   if (times_.num_samples(0)) settle(outcome, ns / times_.at(0));
   if (outcome.num_drafts) {
     num_idle_rounds_ = 0;
-    ++num_drafted_rounds_;
+    if (++num_drafted_rounds_ >= plain_gap_) num_plain_due_ = kPlainSamples;
   } else {
-    if (num_drafted_rounds_ >= plain_gap_) plain_gap_ = std::min(2 * plain_gap_, kMaxPlainGap);
     ++num_idle_rounds_;
     num_drafted_rounds_ = 0;
+    if (num_plain_due_) measured_plain(is_surprising);
   }
+}
+
+/// One plain round is enough to see that nothing has changed.
+void DraftWidth::measured_plain(bool is_surprising) {
+  const bool is_first = num_plain_due_ == kPlainSamples;
+  --num_plain_due_;
+  if (!is_first) return;
+  plain_gap_ = is_surprising ? kFirstPlainGap : std::min(2 * plain_gap_, kMaxPlainGap);
+  if (!is_surprising) num_plain_due_ = 0;
+}
+
+bool DraftWidth::is_surprise(const RoundOutcome& outcome) const {
+  if (times_.num_samples(0) == 0) return false;
+  const double expected = times_.at(outcome.num_drafts);
+  return std::abs(static_cast<double>(outcome.ns) - expected) > kSurprise * expected;
 }
 
 void DraftWidth::learn_acceptance(const RoundOutcome& outcome) {

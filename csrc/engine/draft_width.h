@@ -64,6 +64,8 @@ class DraftWidth {
   uint32_t choose_adaptive(uint32_t limit) const;
   uint32_t choose_probe(uint32_t limit) const;
   void count(const RoundOutcome& outcome);
+  void measured_plain(bool is_surprising);
+  bool is_surprise(const RoundOutcome& outcome) const;
   void learn_acceptance(const RoundOutcome& outcome);
   void settle(const RoundOutcome& outcome, double spent);
   double cost(uint32_t num_drafts) const { return times_.at(num_drafts) / times_.at(0); }
@@ -79,6 +81,7 @@ class DraftWidth {
   uint32_t probe_gap_;             ///< idle rounds before a probe
   uint32_t num_drafted_rounds_ = 0;  ///< since the last that did not draft
   uint32_t plain_gap_;             ///< drafted rounds before a plain one, which measures the alternative
+  uint32_t num_plain_due_ = 0;     ///< plain rounds to come for that
 };
 
 }  // namespace mimo_rt

@@ -229,6 +229,29 @@ TEST_CASE("a machine that becomes slower or faster for a while") {
   CHECK(ns / double(result.num_tokens) / best_fixed({kCosts[1], world.acceptance}, 7) < 1.08);
 }
 
+TEST_CASE("plain rounds that become faster are noticed while drafting") {
+  uint64_t num_rounds = 0;
+  const auto cost = [&](uint32_t n) { return 1e7 * (n ? 2.0 : ++num_rounds < 1000 ? 1.0 : 0.3); };
+  const World world{cost, [](uint64_t, uint32_t) { return 0.75; }};  // 3.5 tokens in 2: 1.7 > 1, but < 3.3
+  DraftWidth width(kAdaptive, 8);
+  num_rounds = 0;
+  const Result before = simulate(width, world, 1000);
+  CHECK(before.ns_per_token() < 0.65e7);
+  num_rounds = 1000;
+  const Result after = simulate(width, world, 10'000);
+  CHECK(after.ns_per_token() < 0.35e7);
+}
+
+TEST_CASE("a first draft that is interrupted does not end drafting") {
+  uint64_t num_drafted = 0;
+  const auto cost = [&](uint32_t n) { return kCosts[1](n) * (n && ++num_drafted == 1 ? 60.0 : 1.0); };
+  DraftWidth width(kAdaptive, 8);
+  const Result result = simulate(width, {cost, always}, 3000);
+  double ns = 0;
+  for (const uint32_t n : result.widths) ns += kCosts[1](n);
+  CHECK(ns / 3000 / best_fixed({kCosts[1], always}, 7) < 1.25);
+}
+
 TEST_CASE("statistics of the next generation begin at zero, what was learnt stays") {
   DraftWidth width(kAdaptive, 8);
   const World world{kCosts[1], always};
