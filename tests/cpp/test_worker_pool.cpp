@@ -71,6 +71,44 @@ TEST_CASE("every worker runs every job once and plain memory is handed over both
   }
 }
 
+TEST_CASE("news reach the caller while workers run, and wake it only then") {
+  WorkerPool pool({.num_workers = 2, .pin_workers = false, .park_after_us = 50});
+  const auto thread_seconds = [] {
+    timespec time{};
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+    return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+  };
+  for (const bool tells : {true, false}) {
+    constexpr uint32_t kNumNews = 100;
+    std::atomic<uint32_t> said{0}, heard{0};
+    uint32_t num_calls = 0, num_lost = 0, num_ended = 0, seen_ended = 0;  // plain memory
+    FunctionJob job([&](uint32_t worker) {
+      if (worker == 1) return;
+      for (uint32_t i = 1; i <= kNumNews; ++i) {
+        said = i;
+        if (tells) pool.notify_caller();
+        const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(tells ? 5 : 0);
+        while (heard < i && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+        num_lost += heard < i;
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      }
+      ++num_ended;
+    });
+    const double begin = thread_seconds();
+    pool.run(job, [&] {
+      ++num_calls;
+      heard = said.load();
+      if (heard == kNumNews) seen_ended = kNumNews;
+    });
+    CHECK_EQ(num_ended, 1u);
+    CHECK_EQ(seen_ended, kNumNews);  // the last call comes after the end
+    CHECK_EQ(heard.load(), kNumNews);
+    if (tells) CHECK_EQ(num_lost, 0u);
+    else CHECK(num_lost >= kNumNews - 1 && num_calls <= 2);  // control: nobody wakes the caller
+    CHECK(thread_seconds() - begin < 0.050);  // of 100 ms and more
+  }
+}
+
 TEST_CASE("jobs arrive whether workers spin or sleep") {
   WorkerPool pool({.num_workers = 3, .pin_workers = false, .park_after_us = 0});
   std::atomic<uint32_t> count{0};
