@@ -189,7 +189,7 @@ KERNEL = {"case": "gemm/mxfp4/m1", "gflops": 40.0, "gbs": 10.0, "read_gbs": 12.0
 def test_points_below_the_roof():
     roof = roofline.step_roof([STEP, {"case": "bandwidth", "bandwidth_gbs": 99.0}])
     assert roof.at(20) == 300 and roof.at(10) == 200  # the ridge is at 15
-    (point,) = roofline.step_points([STEP], roof)
+    (point,) = roofline.step_points([{**STEP, "median_us": 1.0}, STEP], roof)  # repeats: the last
     assert point.intensity == 20 and point.gflops == 200 and point.bound_fraction == pytest.approx(2 / 3)
     lines = [KERNEL, {**KERNEL, "cache": "hot", "gflops": 80.0}]
     roof = roofline.kernel_roof(lines)

@@ -64,9 +64,9 @@ def kernel_roof(lines: Sequence[dict[str, Any]]) -> Roof | None:
 
 
 def step_points(records: Iterable[dict[str, Any]], roof: Roof) -> list[Point]:
-    """Markers of ``decode``, ``verify`` and ``prefill`` records."""
+    """Markers of ``decode``, ``verify`` and ``prefill`` records; of equal ones the last."""
     points = []
-    for r in filter(_is_step, records):
+    for r in {(r["case"], r.get("model")): r for r in records if _is_step(r)}.values():
         intensity = r["flops"] / r["bytes"]
         gflops = r["flops"] / r["median_us"] / 1e3
         points.append(Point(r["case"], r["case"].split("/")[0], intensity, gflops,
@@ -124,6 +124,9 @@ def draw(
         for index, point in enumerate(sorted(points, key=lambda p: p.intensity)):
             _draw_point(axes, point, roof, index / max(len(points) - 1, 1))
     _finish(axes, sets, low, high, _title(records or kernels))
+    figure.draw_without_rendering()  # fixes the layout, and with it the angle of the slopes
+    for roof, _, colour in sets:
+        _label_slope(axes, roof, low * 1.1, colour)
     figure.savefig(path)
 
 
@@ -137,18 +140,23 @@ def _draw_roof(axes: Any, roof: Roof, low: float, high: float, colour: str) -> N
     ridge = roof.peak_gflops / roof.bandwidth_gbs if roof.peak_gflops else high
     xs = [low, min(max(ridge, low), high), high]
     axes.plot(xs, [roof.at(x) for x in xs], color=colour, linewidth=2, zorder=2)
-    middle = math.sqrt(low * min(ridge, high))
-    axes.annotate(
-        f"read {roof.bandwidth_gbs:.1f} GB/s, {roof.label}", (middle, roof.at(middle)),
-        xytext=(-6, 6), textcoords="offset points", ha="right", va="bottom", color=colour,
-        fontsize=9,
-    )
     if roof.peak_gflops:
         axes.annotate(
-            f"vector peak {roof.peak_gflops:.0f} GFLOP/s", (high, roof.peak_gflops),
+            f"vector peak {roof.peak_gflops:.0f} GFLOP/s, {roof.label}", (high, roof.peak_gflops),
             xytext=(-6, 5), textcoords="offset points", ha="right", va="bottom", color=colour,
             fontsize=9,
         )
+
+
+def _label_slope(axes: Any, roof: Roof, start: float, colour: str) -> None:
+    """Along the roof, a little above it."""
+    begin, end = axes.transData.transform([(x, roof.at(x)) for x in (start, 1.01 * start)])
+    angle = math.degrees(math.atan2(end[1] - begin[1], end[0] - begin[0]))
+    axes.annotate(
+        f"read {roof.bandwidth_gbs:.1f} GB/s, {roof.label}", (start, roof.at(start)),
+        xytext=(-4, 4), textcoords="offset points", rotation=angle, rotation_mode="anchor",
+        color=colour, fontsize=9,
+    )
 
 
 def _draw_point(axes: Any, point: Point, roof: Roof, shade: float) -> None:
@@ -172,6 +180,8 @@ def _finish(
              ylim=(min(values) / 2.5, max([*tops, *values]) * 2),
              xlabel="operations per byte of weights read [FLOP/B]",
              ylabel="achieved [GFLOP/s]")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
     axes.grid(which="major", color="#dddddd", linewidth=0.8)
     axes.grid(which="minor", color="#eeeeee", linewidth=0.4)
     axes.set_axisbelow(True)

@@ -1,0 +1,244 @@
+"""`mimo-rt bench acceptance`: prompt files, sums of draft statistics, and the check against plain decoding."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from mimo_rt import _C
+from mimo_rt.bench import adversarial
+from mimo_rt.bench.acceptance import Generation, add_up, draft_record, record, require_equal, run_prompts
+from mimo_rt.bench.prompts import DEFAULT_FILE, BenchPrompt, limit_per_category, read_prompts
+from mimo_rt.bench.summary import summarize
+from mimo_rt.checkpoints.presets import tiny_config
+from mimo_rt.cli import _bench_acceptance
+from mimo_rt.cli import main as cli_main
+from mimo_rt.errors import MimoRtError
+from mimo_rt.results import DraftStats, GenerationResult, GenerationStats, Usage
+
+# -- prompts
+
+
+def test_default_prompts():
+    prompts = read_prompts([DEFAULT_FILE])
+    assert {p.category for p in prompts} == {"Coding", "Math", "Agent", "Chat"}
+    assert len({p.id for p in prompts}) == len(prompts) and all(p.is_chat for p in prompts)
+    assert [p.category for p in limit_per_category(prompts, 1)] == ["Coding", "Math", "Agent", "Chat"]
+
+
+def test_a_line_holds_text_messages_or_token_ids(tmp_path):
+    path = tmp_path / "set.jsonl"
+    lines = [{"category": "A", "prompt": "x", "id": 7}, {"messages": [{"role": "user", "content": "x"}]},
+             {"category": "A", "token_ids": [1, 2]}]
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+    prompts = read_prompts([path])
+    assert [(p.category, p.id, p.is_chat) for p in prompts] == [
+        ("A", "7", False), ("other", "set-2", True), ("A", "set-3", False)]
+    assert len(read_prompts([path, path], limit=1)) == 2
+
+
+@pytest.mark.parametrize(
+    "bad",
+    ["{", "[]", "7", '{"category": "A"}', '{"prompt": ""}', '{"prompt": 3}', '{"prompt": "x", "token_ids": [1]}',
+     '{"messages": ["x"]}', '{"messages": [{"role": "user"}]}', '{"token_ids": ["1"]}', '{"token_ids": [true]}',
+     '{"prompt": "x", "category": 3}', "[" * 100_000])
+def test_bad_prompt_lines_are_named(tmp_path, bad):
+    path = tmp_path / "set.jsonl"
+    path.write_text('{"prompt": "good"}\n' + bad + "\n")
+    with pytest.raises(_C.BadFormatError, match="set.jsonl:2"):
+        read_prompts([path])
+
+
+def test_prompt_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(_C.IoError):
+        read_prompts([tmp_path / "absent"])
+    (tmp_path / "empty").write_text("\n")
+    with pytest.raises(_C.BadFormatError, match="at least one"):
+        read_prompts([tmp_path / "empty"])
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    with pytest.raises(_C.BadFormatError, match="UTF-8"):
+        read_prompts([tmp_path / "binary"])
+
+
+# -- statistics
+
+
+def draft_stats(accepted, verified):
+    """Statistics of rounds that accepted and verified so many drafts."""
+    wide = max(verified, default=0)
+    return DraftStats(
+        num_rounds=len(verified),
+        num_drafted_rounds=sum(v > 0 for v in verified),
+        num_draft_tokens=sum(verified),
+        num_accepted_tokens=sum(accepted),
+        acceptance_length=1 + sum(accepted) / len(verified) if verified else 0.0,
+        acceptance_rate=sum(accepted) / sum(verified) if sum(verified) else 0.0,
+        accepted_at_pos=tuple(sum(a > i for a in accepted) for i in range(wide)),
+        drafted_at_pos=tuple(sum(v > i for v in verified) for i in range(wide)),
+        accepted_histogram=tuple(accepted.count(n) for n in range(wide + 1)) if verified else (),
+        width_histogram=tuple(verified.count(n) for n in range(wide + 1)) if verified else (),
+    )
+
+
+ROUNDS = [([0, 3, 1], [3, 3, 2]), ([1], [1]), ([], []), ([0, 0, 7], [0, 0, 7])]
+
+
+def test_sums_equal_the_statistics_of_all_rounds_together():
+    parts = [draft_stats(*rounds) for rounds in ROUNDS]
+    together = draft_stats(sum((a for a, _ in ROUNDS), []), sum((v for _, v in ROUNDS), []))
+    assert add_up(parts) == together
+    assert add_up(parts[1:]) != together  # control
+    assert add_up([]) == DraftStats()
+
+
+def test_record_has_the_common_names_and_agrees_with_itself():
+    line = draft_record(draft_stats([0, 3, 1, 0], [3, 3, 2, 0]))
+    histogram = {int(n): count for n, count in line["acceptance_histogram"].items()}
+    assert sum(histogram.values()) == line["num_spec_steps"] == 4
+    assert sum(n * count for n, count in histogram.items()) == line["num_accepted_draft_tokens"] == 4
+    assert line["mean_acceptance_length"] == 2.0 and line["draft_acceptance_rate"] == 0.5
+    assert line["acceptance_per_position"] == [0.6667, 0.3333, 0.3333]  # of the three drafted steps
+    assert line["acceptance_when_verified"] == [0.6667, 0.3333, 0.5]
+
+
+# -- runs
+
+
+class FakeSession:
+    """Says what it was asked for; ``bad_mode`` outputs other tokens."""
+
+    def __init__(self, bad_mode=None):
+        self.calls, self.bad_mode = [], bad_mode
+
+    def reset(self):
+        self.calls.append("reset")
+
+    def generate(self, content, **params):
+        mode = params["draft_mode"]
+        self.calls.append((content, mode))
+        speed = {"off": 10.0, "fixed": 15.0, "adaptive": 20.0}[mode]
+        draft = DraftStats() if mode == "off" else draft_stats([1, 1], [2, 2])
+        tokens = [9 if mode == self.bad_mode else 1, 2, 3, 4, 5]
+        stats = GenerationStats(num_output_tokens=5, decode_tokens_per_s=speed, ttft_ms=1.0, draft=draft)
+        return GenerationResult("", tokens, "length", None, Usage(3, 5, 8, 0), stats, params.get("seed", 0))
+
+    chat = generate
+
+
+PROMPTS = [BenchPrompt(category, f"{category}-{i}", f"{category}{i}") for category in "AB" for i in range(2)]
+GREEDY = {"temperature": 0.0, "max_tokens": 5}
+
+
+def test_modes_take_turns_from_an_empty_cache():
+    session = FakeSession()
+    done = run_prompts(session, PROMPTS, ("fixed", "adaptive"), GREEDY)
+    assert session.calls[::2] == ["reset"] * (len(session.calls) // 2)
+    calls = session.calls[3::2]  # after the warm-up
+    orders = [tuple(mode for _, mode in calls[i : i + 3]) for i in range(0, 12, 3)]
+    assert {order[0] for order in orders} == {"off", "fixed", "adaptive"}
+    assert all(sorted(order) == ["adaptive", "fixed", "off"] for order in orders)
+    assert [g.mode for g in done] == ["plain", "fixed", "adaptive"] * 4
+    require_equal(done)
+
+
+def test_a_changed_text_is_an_error():
+    done = run_prompts(FakeSession(bad_mode="adaptive"), PROMPTS, ("fixed", "adaptive"), GREEDY)
+    with pytest.raises(MimoRtError, match="4 outputs differ .* 'A-0' in mode 'adaptive'"):
+        require_equal(done)
+    # Drawn proposals promise the distribution, not the draw; drawn targets with argmax proposals the draw too.
+    for proposal, expected in (("sampled", None), ("argmax", False)):
+        params = {"temperature": 0.8, "seed": 1, "max_tokens": 5, "draft_proposal": proposal}
+        done = run_prompts(FakeSession(bad_mode="fixed"), PROMPTS[:1], ("fixed",), params)
+        assert done[1].equals_plain is expected
+
+
+def test_summaries_of_categories_and_of_all():
+    done = run_prompts(FakeSession(), PROMPTS, ("fixed", "adaptive"), GREEDY)
+    summaries = {(s.category, s.mode): s for s in summarize(done)}
+    assert list(summaries) == [(c, m) for c in ("A", "B", "all") for m in ("plain", "fixed", "adaptive")]
+    fixed = summaries["all", "fixed"]
+    assert fixed.num_prompts == 4 and fixed.ratio == pytest.approx(1.5)
+    assert fixed.tokens_per_s == pytest.approx(15.0)  # 4 x 4 tokens, 4 x 4/15 s
+    line = fixed.record()
+    assert line["case"] == "acceptance/all/fixed" and line["num_spec_steps"] == 8
+    assert line["mean_acceptance_length"] == line["token_weighted_acceptance_length"] == 2.0
+    assert line["median_us"] == pytest.approx(1e6 / 15, rel=1e-5)
+    assert summaries["A", "plain"].record()["mean_acceptance_length"] == 0.0
+    per_prompt = record(done[1], 7)
+    assert per_prompt["num_spec_tokens"] == 7 and per_prompt["completion_tokens"] == 5
+    assert per_prompt["equals_plain"] is True and record(done[0], 7)["num_spec_tokens"] == 0
+
+
+def test_a_prompt_that_ends_at_once_has_no_speed():
+    result = FakeSession().generate("", draft_mode="off")
+    stats = GenerationStats(num_output_tokens=1)
+    short = GenerationResult("", [1], "stop", None, Usage(3, 1, 4, 0), stats, 0)
+    done = [Generation(PROMPTS[0], mode, r, True) for r in (short, result) for mode in ("plain", "fixed")]
+    summary = summarize(done)[1]
+    assert len(summary.ratios) == 1 and summary.num_prompts == 2
+
+
+@pytest.mark.parametrize(
+    ("ratios", "expected"),
+    [((0.98, 0.99, 1.0), "WITHIN"), ((0.9, 0.91, 0.92), "SLOWER"), ((0.9, 0.95, 1.1), "UNDECIDED"),
+     ((0.5, 0.5), "UNDECIDED"), ((), "UNDECIDED")])
+def test_verdict_on_a_useless_draft(ratios, expected):
+    assert adversarial.verdict(ratios) == expected
+
+
+# -- the command, on a real engine with a random draft
+
+
+@pytest.fixture
+def tiny_random_model(monkeypatch):
+    config, _ = tiny_config("pro_fp4", {})
+    monkeypatch.setattr(adversarial, "synthetic_config", lambda num_layers: config)
+
+
+HEAD = ("bench", "acceptance", "--adversarial", "--threads", "1", "--limit", "2", "--max-tokens", "24", "--quiet")
+
+
+def run_here(capsys, *arguments):
+    code = cli_main([*HEAD, *arguments])
+    shown = capsys.readouterr()
+    return code, shown.out, shown.err
+
+
+def test_drafted_output_equals_plain_output(capsys, tiny_random_model):
+    code, out, err = run_here(capsys, "--json")
+    lines = [json.loads(text) for text in out.splitlines()]
+    prompts = [line for line in lines if line["case"].endswith("/prompt")]
+    assert len(prompts) == 6 and len(lines) == 6 + 3  # one category: no sum of all
+    assert all(line["equals_plain"] is True for line in prompts), err
+    assert {line["completion_tokens"] for line in prompts} == {24}
+    fixed = next(line for line in prompts if line["mode"] == "fixed")
+    assert fixed["num_spec_steps"] > 0 and fixed["num_draft_tokens"] > 0 and fixed["num_spec_tokens"] == 7
+    # Every step emits one token and what it accepted; the first token comes from the prompt's step.
+    emitted = fixed["num_spec_steps"] + fixed["num_accepted_draft_tokens"]
+    assert emitted == fixed["completion_tokens"] - 1
+    assert next(line for line in prompts if line["mode"] == "plain")["num_draft_tokens"] == 0
+    assert code == 0 and "UNDECIDED" in err  # two prompts are no verdict
+    code, out, _ = run_here(capsys, "--temperature", "0.8", "--seed", "3", "--modes", "fixed")
+    assert code == 0 and "2 of 2 outputs" in out and "seed 3" in out
+    code, out, _ = run_here(capsys, "--temperature", "0.8", "--draft-proposal", "sampled", "--modes", "fixed")
+    assert code == 0 and "not compared" in out
+
+
+def test_an_inequality_ends_with_exit_code_1(capsys, monkeypatch, tiny_random_model):
+    real = _bench_acceptance.run_prompts
+
+    def spoiled(*arguments):
+        plain, fixed, *others = real(*arguments)
+        return [plain, Generation(fixed.prompt, fixed.mode, fixed.result, False), *others]
+
+    monkeypatch.setattr(_bench_acceptance, "run_prompts", spoiled)
+    code, _, err = run_here(capsys)
+    assert code == 1 and "must never change the text" in err
+
+
+def test_a_model_without_a_draft():
+    closed = []
+    session = SimpleNamespace(engine=SimpleNamespace(draft_config=None), close=lambda: closed.append(1))
+    with pytest.raises(MimoRtError, match="--draft DIR"):
+        _bench_acceptance._num_spec_tokens(session, SimpleNamespace(num_draft_tokens=None))
+    assert closed
