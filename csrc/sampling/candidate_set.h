@@ -23,26 +23,26 @@ void for_each_candidate(const LogitRow& row, const SampleRequest& request, Visit
   const uint32_t* counts = penalty == 1.0 ? nullptr : request.token_counts;
   const auto& biases = request.params->logit_bias;
   auto next_bias = biases.begin();
+  const auto visit_one = [&](uint32_t id, double bias) {
+    double score = row.logits[id];
+    if (!std::isfinite(score)) return;
+    score += bias;
+    if (counts && counts[id]) score = score > 0.0 ? score / penalty : score * penalty;
+    visit(score, id);
+  };
   uint32_t num_masked = 0;
   for (uint32_t begin = 0; begin < row.vocab_size;) {
     const auto masked =
         num_masked < request.num_masked_ids ? static_cast<uint32_t>(request.masked_ids[num_masked]) : row.vocab_size;
     const auto biased = next_bias != biases.end() ? static_cast<uint32_t>(next_bias->token_id) : row.vocab_size;
-    const bool is_biased = begin == biased;
-    const double bias = is_biased ? (next_bias++)->bias : 0.0;
-    if (begin == masked) {
-      ++begin, ++num_masked;
+    if (begin < std::min(masked, biased)) {
+      for (const uint32_t end = std::min(masked, biased); begin < end; ++begin) visit_one(begin, 0.0);
       continue;
     }
-    const uint32_t end = is_biased ? begin + 1 : std::min(masked, biased);
-    for (uint32_t id = begin; id < end; ++id) {
-      double score = row.logits[id];
-      if (!std::isfinite(score)) continue;
-      score += bias;
-      if (counts && counts[id]) score = score > 0.0 ? score / penalty : score * penalty;
-      visit(score, id);
-    }
-    begin = end;
+    if (begin != masked) visit_one(begin, next_bias->bias);
+    num_masked += begin == masked;
+    next_bias += begin == biased;
+    ++begin;
   }
 }
 

@@ -124,6 +124,23 @@ TEST_CASE("greedy: lowest index among equal maxima; NaN and infinity never win")
   CHECK_EQ((Draws{broken, sampling(1, 2, 0.5f, 0.1f)}.at(0).token_id), -1);
 }
 
+TEST_CASE("greedy on long rows: the scan in blocks equals a plain loop") {
+  for (uint32_t n = 1; n < 300; n += n < 70 ? 1 : 17) {
+    std::vector<float> logits = random_logits(n, 0.02f, n);  // many equal logits
+    std::vector<int32_t> masked;
+    for (uint32_t i = 0; i < n; ++i) {
+      if ((i * 7 + n) % 11 == 0) logits[i] = i % 3 == 0 ? kNan : i % 3 == 1 ? kInf : -kInf;
+      if ((i * 5 + n) % 13 == 0) masked.push_back(int32_t(i));
+    }
+    int32_t want = -1;
+    for (uint32_t i = 0; i < n; ++i)
+      if (std::isfinite(logits[i]) && !std::count(masked.begin(), masked.end(), int(i)) &&
+          (want < 0 || logits[i] > logits[size_t(want)]))
+        want = int32_t(i);
+    CHECK_EQ((Draws{logits, sampling(0), {}, masked}.at(0).token_id), want);
+  }
+}
+
 TEST_CASE("repetition penalty: divides positive, multiplies negative logits of seen tokens") {
   const std::vector<float> positive = {2.0f, 1.9f, 0}, negative = {-2.0f, -1.9f, -9};
   CHECK_EQ((Draws{positive, sampling(0, 0, 1, 0, 1.1f), {1, 0, 0}}.at(0).token_id), 1);
