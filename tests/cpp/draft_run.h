@@ -68,6 +68,7 @@ struct DraftRunOptions {
   uint32_t num_workers = 2;
   uint32_t chunk = 8;  ///< rows of a step, of context and of tokens
   uint32_t max_context = 256;
+  uint32_t seq_idx = 0;
   uint32_t timeout_ms = 10'000;
   DraftOptions draft = {.mode = DraftOptions::Mode::fixed};
   std::function<Plan(const Plan&)> change_step_plan = {}, change_round_plan = {};
@@ -84,9 +85,10 @@ class DraftRun {
         cache(config,
               {.max_context = options.max_context,
                .max_step_tokens = std::max(options.chunk, draft_config.block_size),
-               .num_seqs = 1},
+               .num_seqs = options.seq_idx + 1},
               &draft_config),
         width(options.draft, draft_config.block_size),
+        seq(options.seq_idx),
         chunk(options.chunk) {
     ExecutorOptions executor_options;
     executor_options.num_workers = options.num_workers;
@@ -95,7 +97,7 @@ class DraftRun {
     executor = options.backend == "ref"
                    ? make_ref_executor(weights, &draft, plans, executor_options, options.exact)
                    : make_cpu_executor(weights, &draft, plans, options.backend, executor_options);
-    cache.reserve(0, options.max_context);
+    cache.reserve(seq, options.max_context);
     params.temperature = 0.0f;
     RoundRequest request;
     request.params = &params;
@@ -103,6 +105,7 @@ class DraftRun {
     request.max_context = options.max_context;
     request.max_context_rows = options.chunk;
     state = std::make_unique<RoundState>(request, width, config.vocab_size, draft_config.block_size);
+    state->seq_idx.fill(seq);
   }
 
   /// Steps over the tokens from `size` on; the context of each is what the steps before captured. Returns the greedy
@@ -111,7 +114,7 @@ class DraftRun {
     int32_t next = -1;
     for (uint32_t begin = size; begin < tokens.size(); begin = size) {
       const uint32_t end = std::min(begin + chunk, static_cast<uint32_t>(tokens.size()));
-      StepRows rows(tokens, 0, begin, end);
+      StepRows rows(tokens, seq, begin, end);
       rows.input.context_begin = num_context;
       rows.input.num_context_rows = begin - num_context;
       StepOutput output;
@@ -191,8 +194,8 @@ class DraftRun {
     std::vector<uint16_t> out;
     for (uint32_t pos = begin; pos < end; ++pos)
       for (uint32_t head = 0; head < num_heads; ++head) {
-        const uint16_t* k = cache.k_row(layer, 0, head, pos);
-        const uint16_t* v = cache.v_row(layer, 0, head, pos);
+        const uint16_t* k = cache.k_row(layer, seq, head, pos);
+        const uint16_t* v = cache.v_row(layer, seq, head, pos);
         out.insert(out.end(), k, k + qk);
         out.insert(out.end(), v, v + vd);
       }
@@ -202,7 +205,7 @@ class DraftRun {
   std::vector<uint16_t> features(uint32_t begin, uint32_t end) {
     std::vector<uint16_t> out;
     for (uint32_t pos = begin; pos < end; ++pos) {
-      const uint16_t* row = cache.feature_row(0, pos);
+      const uint16_t* row = cache.feature_row(seq, pos);
       out.insert(out.end(), row, row + draft_config.target_layer_ids.size() * config.hidden_size);
     }
     return out;
@@ -217,7 +220,7 @@ class DraftRun {
   std::unique_ptr<Executor> executor;
   std::unique_ptr<RoundState> state;
   uint32_t size = 0, num_context = 0;  ///< positions with target and with draft keys and values
-  uint32_t chunk;
+  uint32_t seq, chunk;
   std::vector<float> logits;           ///< of all steps, [tokens, vocab]
   std::vector<int32_t> tokens_out;
   uint64_t num_read = 0;

@@ -199,6 +199,44 @@ TEST_CASE("steps after rounds and rounds after steps go on alike") {
   }
 }
 
+// Drafts are the draft's best tokens, which leaves every draw of the target as it would be without them.
+TEST_CASE("rounds with a temperature and a penalty emit the tokens that rounds without drafts do") {
+  for (const DraftStyle& style : draft_styles(6)) {
+    const DraftModel model(style);
+    for (const std::string& backend : runnable_cpu_backends()) {
+      const auto decode = [&](DraftOptions::Mode mode, uint32_t num_workers, uint64_t seed) {
+        DraftRun run(model.weights, model.draft,
+                     {.backend = backend, .num_workers = num_workers, .draft = {.mode = mode}});
+        run.params = {.temperature = 2.5f, .sample_top_p = 0.98f, .repetition_penalty = 1.2f, .seed = seed};
+        std::vector<uint32_t> counts(style.config.vocab_size);
+        const std::vector<int32_t> prompt = prompt_of(style.config);
+        for (const int32_t token_id : prompt) ++counts[static_cast<size_t>(token_id)];
+        run.state->request.token_counts = counts.data();
+        run.feed(prompt);
+        const std::vector<int32_t> tokens = run.decode_rounds(1, 40);
+        CHECK_EQ(run.width.stats().num_drafted_rounds > 0, mode == DraftOptions::Mode::fixed);
+        return tokens;
+      };
+      const std::vector<int32_t> plain = decode(DraftOptions::Mode::off, 1, 8);
+      CHECK_EQ(plain.size(), 40u);
+      CHECK(decode(DraftOptions::Mode::fixed, 1, 8) == plain);
+      CHECK(decode(DraftOptions::Mode::fixed, 3, 8) == plain);
+      CHECK(decode(DraftOptions::Mode::fixed, 1, 9) != plain);  // control
+    }
+  }
+}
+
+TEST_CASE("rounds of any sequence of the cache, and by more workers than cores, are the same") {
+  const DraftModel model(draft_styles(4)[0]);
+  const std::string backend = runnable_cpu_backends().back();
+  const Plain plain = decode_plain(model.weights, backend, 30);
+  for (const auto& [seq_idx, num_workers] : {std::pair{0u, 8u}, std::pair{2u, 2u}}) {
+    DraftRun run(model.weights, model.draft, {.backend = backend, .num_workers = num_workers, .seq_idx = seq_idx});
+    run.feed(prompt_of(model.style.config));
+    CHECK(run.decode_rounds(plain.anchor, 30) == plain.tokens);
+  }
+}
+
 TEST_CASE("a round that does not draft is a plain step, and its context follows later") {
   const DraftModel model(draft_styles(4)[0]);
   const std::string backend = runnable_cpu_backends().back();
