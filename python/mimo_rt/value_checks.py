@@ -116,8 +116,8 @@ def _logit_bias(name: str, value: Any) -> tuple[tuple[int, float], ...]:
     for token_id, bias in pairs:
         number = _float32(bias)
         if not -MAX_LOGIT_BIAS <= number <= MAX_LOGIT_BIAS:
-            expected = f"a number in {-MAX_LOGIT_BIAS}..{MAX_LOGIT_BIAS}"
-            raise invalid_value(f"{name}[{token_id!r}]", expected, bias)
+            expected = f"numbers in {-MAX_LOGIT_BIAS}..{MAX_LOGIT_BIAS}"
+            raise invalid_value(name, expected, {token_id: bias})
         biases[as_int(name, token_id, 0, 2**31 - 1)] = float(bias)
     return tuple(sorted(biases.items()))
 

@@ -40,6 +40,13 @@ TEST_CASE("bad input is refused and changes nothing") {
                  with([&](auto& o) { o.sampling.repetition_penalty = bad; }));
   CHECK_THROWS(invalid_argument, "num_logprobs",
                with([](auto& o) { o.sampling.num_logprobs = 21; }));
+  for (const float bad : {100.5f, -101.0f, nan})
+    CHECK_THROWS(invalid_argument, "logit_bias[1]: expected a bias in -100..100",
+                 with([&](auto& o) { o.sampling.logit_bias = {{1, 1}, {2, bad}}; }));
+  CHECK_THROWS(invalid_argument, "logit_bias[0]: expected a token id in 0..63, got 64",
+               with([](auto& o) { o.sampling.logit_bias = {{64, 1}}; }));
+  CHECK_THROWS(invalid_argument, "logit_bias[1]: expected ascending token ids, got 3 after 3",
+               with([](auto& o) { o.sampling.logit_bias = {{3, 1}, {3, 1}}; }));
   CHECK_THROWS(invalid_argument, "stop_token_ids[1]",
                with([](auto& o) { o.stop_token_ids = {1, 64}; }));
   CHECK_THROWS(invalid_argument, "min_tokens", with([](auto& o) { o.min_tokens = 6; }));

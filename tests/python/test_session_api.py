@@ -71,6 +71,11 @@ def test_unknown_arguments_are_refused(session, model_dir, call, needle):
         ("top_k", -2),
         ("top_p", 0.0),
         ("top_p", 1.01),
+        ("logit_bias", {1: 100.5}),
+        ("logit_bias", {1: float("nan")}),
+        ("logit_bias", {-1: 1.0}),
+        ("logit_bias", {"1": 1.0}),
+        ("logit_bias", [1, 2]),
         ("min_p", 1.0),
         ("min_p", 1 - 1e-12),  # 1 as a float32
         ("top_p", 1e-50),  # 0 as a float32
@@ -103,6 +108,18 @@ def test_aliases_and_params_objects(session):
     assert len(session.generate(PROMPT, params).token_ids) == 9
     with pytest.raises(dataclasses.FrozenInstanceError):
         params.max_tokens = 1
+
+
+def test_logit_bias_bans_and_forces(session):
+    plain = session.generate(PROMPT, max_tokens=4, **GREEDY).token_ids
+    banned = session.generate(PROMPT, max_tokens=4, logit_bias={plain[0]: -100}, **GREEDY)
+    assert plain[0] not in banned.token_ids
+    forced = session.generate(PROMPT, max_tokens=3, logit_bias={7: 100, 5: -1}, **GREEDY)
+    assert forced.token_ids == [7, 7, 7]
+    params = SamplingParams(logit_bias={7: 100, 5: -1})
+    assert params == SamplingParams(logit_bias=params.logit_bias) and hash(params)
+    with pytest.raises(errors.InvalidArgumentError, match="expected a token id in 0.."):
+        session.generate(PROMPT, max_tokens=1, logit_bias={2**31 - 1: 1.0})
 
 
 # -- prompts
