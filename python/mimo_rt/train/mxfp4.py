@@ -49,33 +49,26 @@ def quantize_mxfp4(weight: Tensor) -> Mxfp4:
     amax = blocks.abs().amax(dim=-1)
     # frexp's mantissa is in [1/2, 1).
     base = torch.where(amax > 0, torch.frexp(amax).exponent - 3, 0)
-    best: Tensor | None = None
+    # In units of the largest magnitude, so that nothing underflows.
+    unit = torch.where(amax > 0, amax, 1.0)[..., None]
+    best = torch.empty_like(blocks)
+    best_error = torch.full_like(amax, torch.inf)
+    best_exponent = torch.empty_like(base)
     for offset in (0, 1, -1):
         exponent = (base + offset).clamp(-127, 127)
         step = torch.exp2(exponent.float())[..., None]
-        values = _round_e2m1(blocks / step) * step
-        # In units of the largest magnitude, so that nothing underflows.
-        unit = torch.where(amax > 0, amax, 1.0)[..., None]
-        error = ((values - blocks) / unit).square().sum(dim=-1)
-        if best is None:
-            best, best_error, best_exponent = values, error, exponent
-        else:
-            is_better = error < best_error
-            best = torch.where(is_better[..., None], values, best)
-            best_error = torch.where(is_better, error, best_error)
-            best_exponent = torch.where(is_better, exponent, best_exponent)
-    assert best is not None
+        values = _round_e2m1(blocks / step).mul_(step)
+        error = (values - blocks).div_(unit).square_().sum(dim=-1)
+        is_better = error < best_error
+        for old, new in ((best, values), (best_error, error), (best_exponent, exponent)):
+            old[is_better] = new[is_better]
     return Mxfp4(best.reshape(rows, cols), best_exponent)
 
 
 def _round_e2m1(x: Tensor) -> Tensor:
     """The nearest of 0, .5, 1, 1.5, 2, 3, 4, 6 with the sign of x; ties to the even code."""
-    magnitude = x.abs()
-    rounded = torch.where(
-        magnitude < 2,
-        torch.round(magnitude * 2) / 2,
-        torch.where(
-            magnitude < 4, torch.round(magnitude), torch.round(magnitude.clamp(max=6) / 2) * 2
-        ),
-    )
-    return torch.copysign(rounded, x)
+    magnitude = x.abs().clamp_(max=6)
+    # Without its mantissa a magnitude is the power of two below it; there are two values from one
+    # power to the next, and below 2 they are 1/2 apart.
+    step = (magnitude.view(torch.int32) & 0x7F800000).view(torch.float32).clamp_(min=1).mul_(0.5)
+    return magnitude.div_(step).round_().mul_(step).copysign_(x)
