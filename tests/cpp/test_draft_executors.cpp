@@ -103,8 +103,8 @@ double distance(const Vector& a, const Vector& b) {
 
 }  // namespace
 
-// Both sides compute in float64; sums of a few hundred terms over a few layers, and RoPE angles up to 31, stay far below
-// 1e-10 of the values.
+// Both sides compute in float64; sums of a few hundred terms over a few layers, and RoPE angles up to 31, stay far
+// below 1e-10 of the values.
 TEST_CASE("the exact reference computes the draft's formulas") {
   for (const DraftStyle& style : draft_styles(kBlockSize)) {
     const DraftModel model(style);

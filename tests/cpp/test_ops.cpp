@@ -64,7 +64,7 @@ TEST_CASE("every op stays within its bound, on every backend, for every tiny mod
       for (const auto& [kind, count] : result.num_compared) compared[kind] += count;
     }
   }
-  // A kind that never ran proves nothing. Those of the draft: see test_draft_executors.cpp.
+  // A kind that never ran proves nothing. Those of the draft: see test_draft_ops.cpp.
   for (uint16_t kind = 0; kind < static_cast<uint16_t>(TaskKind::context_fc); ++kind)
     if (static_cast<TaskKind>(kind) != TaskKind::sample)
       CHECK(compared[task_kind_name(static_cast<TaskKind>(kind))] > 0);
