@@ -21,8 +21,9 @@ _MAX_LOGIT_ROWS = 64  # as in the engine's plans: the hash covers it
 def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     parser = subparsers.add_parser(
         "plan", parents=[common], help="show and prove the task plan", allow_abbrev=False,
-        description="Build the plan of a model's step. A config.json alone is enough, "
-        "except for --trace, which runs a real step.",
+        description="Build the plan of a model's step and, when it has a draft, of a round "
+        "(draft, verify, accept). A config.json alone is enough, except for --trace, which runs "
+        "a real step.",
     )
     parser.add_argument("model", metavar="MODEL", help="checkpoint directory or config.json")
     parser.add_argument("--workers", type=int, metavar="N",
@@ -44,23 +45,39 @@ def run(args: argparse.Namespace) -> int:
     config = read_config(Path(args.model), args.window_tokens or 0)
     if args.trace:
         _check_trace(args)  # before any work
-    options = _C.PlanOptions(
-        num_workers=num_workers,
-        max_tokens=max_tokens,
-        max_logit_rows=min(max_tokens, _MAX_LOGIT_ROWS),
-    )
-    plan = _C.Plan.build(config, options)
-    report = plan.verify() if args.verify else None
+    plan, round_plan = build_plans(config, read_draft(args, config), num_workers, max_tokens)
+    plans = [plan] if round_plan is None else [plan, round_plan]
+    reports = [each.verify() if args.verify else None for each in plans]
     if args.json:
-        _print_record(plan, report)
+        records = [_record(*each) for each in zip(plans, reports)]
+        print_json(records[0] | {"round": records[1] if round_plan else None})
     else:
-        _print_summary(args.model, config, plan, report)
-        if args.dump:
-            print(plan.dump(), end="")
+        for index, (each, report) in enumerate(zip(plans, reports)):
+            print("\n" * bool(index), end="")
+            _print_summary(args.model, config, each, report)
+            if args.dump:
+                print(each.dump(), end="")
     if args.trace:
         args.threads = num_workers
         write_trace(args, plan)
     return 0
+
+
+def build_plans(config: Any, draft: Any, num_workers: int, max_tokens: int) -> tuple[Any, Any]:
+    """The plans of a step and of a round (None without a draft), as an engine builds them."""
+
+    def build(tokens: int, is_round: bool) -> Any:
+        longest_step = max(max_tokens, _C.EngineOptions().prefill_chunk_tokens)
+        options = _C.PlanOptions(
+            num_workers=num_workers,
+            max_tokens=tokens,
+            max_logit_rows=min(tokens, _MAX_LOGIT_ROWS),
+            max_context_rows=longest_step if draft else 0,
+            is_round=is_round,
+        )
+        return _C.Plan.build(config, options, draft)
+
+    return build(max_tokens, False), build(draft.block_size, True) if draft else None
 
 
 def _checked_workers(args: argparse.Namespace) -> int:
@@ -95,6 +112,18 @@ def read_config(path: Path, window_tokens: int = 0) -> Any:
     return _C.ModelConfig.from_json(text, str(path), window_tokens)
 
 
+def read_draft(args: argparse.Namespace, config: Any) -> Any:
+    """The draft's config, checked against the target's; None without a draft."""
+    if args.draft == "none":
+        return None
+    folder = Path(args.model) / "dflash" if args.draft == "auto" else Path(args.draft)
+    if args.draft == "auto" and not folder.is_dir():
+        return None
+    draft = _C.DraftConfig.from_directory(str(folder))
+    draft.check_target(config)
+    return draft
+
+
 def write_trace(args: argparse.Namespace, plan: Any) -> None:
     """Run a short prompt and a few steps of ``plan``; the trace is of the last step."""
     arguments = engine_arguments(args) | {"max_decode_tokens": args.max_tokens}
@@ -114,8 +143,8 @@ def write_trace(args: argparse.Namespace, plan: Any) -> None:
     note(f"trace of one decode step on {engine.backend}: {args.trace}")
 
 
-def _print_record(plan: Any, report: Any) -> None:
-    record = {
+def _record(plan: Any, report: Any) -> dict[str, Any]:
+    return {
         "num_workers": plan.num_workers,
         "num_tasks": plan.num_tasks,
         "arena_bytes": plan.arena_bytes,
@@ -124,20 +153,20 @@ def _print_record(plan: Any, report: Any) -> None:
         "counters": [public_fields(counter) for counter in plan.counters],
         "verified": None if report is None else public_fields(report),
     }
-    print_json(record)
 
 
 def _print_summary(model: str, config: Any, plan: Any, report: Any) -> None:
+    is_round = plan.options.is_round
     rows = [
         ("model", f"{config.model_type}, {config.num_layers} layers, hidden {config.hidden_size}"),
         ("workers", plan.num_workers),
-        ("tokens per step", f"1 to {plan.options.max_tokens}"),
+        ("tokens per round" if is_round else "tokens per step", f"1 to {plan.options.max_tokens}"),
         ("tasks", plan.num_tasks),
         ("counters", len(plan.counters)),
         ("buffers", len(plan.buffers)),
         ("activation arena", format_bytes(plan.arena_bytes)),
         ("hash", f"{plan.hash():016x}"),
     ]
-    print(format_table(rows, ("plan of", model)))
+    print(format_table(rows, ("round of" if is_round else "plan of", model)))
     if report is not None:
         print(f"\n{report}")
