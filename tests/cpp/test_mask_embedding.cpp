@@ -80,8 +80,8 @@ TEST_CASE("the writer's own file is read, with its offset and stride") {
   const std::string no_per_position = pickle_text("per_position") + "\x89";
   parse_pickle(make_pickle(mask_items() + no_per_position));
   // SETITEM, memo, small integers, a tuple by mark
-  parse_pickle("\x80\x02}q" + std::string(1, '\0') + pickle_text("mask_token_id") + "K\x07s" + pickle_text("embedding") +
-               PickleTensor{.sizes = "(KHt", .strides = "(M\x01" + std::string(1, '\0') + "t"}.text() + "s.");
+  parse_pickle("\x80\x02}q" + std::string(1, '\0') + pickle_text("mask_token_id") + "K\x07s" +
+               pickle_text("embedding") + PickleTensor{.sizes = "(KHt", .strides = "(M\x01" + std::string(1, '\0') + "t"}.text() + "s.");
 }
 
 TEST_CASE("every opcode but the known ones is refused") {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 from .. import _C
@@ -42,16 +43,21 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     config = _C.ModelConfig.from_directory(args.model)
     checkpoint = _C.Checkpoint.open(args.model)
+    draft = find_draft(args.model, config)
     num_scanned = None
     if args.check:
         from ._scan import scan_scales
 
+        if isinstance(draft, _C.MimoRtError):
+            raise draft
         checkpoint.validate(config)
         num_scanned = scan_scales(args.model, checkpoint.tensors)
     if args.json:
-        _print_record(args, config, checkpoint.tensors, num_scanned)
+        _print_record(args, config, draft, checkpoint.tensors, num_scanned)
         return 0
     print(format_table(config_rows(config), ("config", args.model)))
+    print()
+    print(format_table(draft_rows(draft), ("draft", "dflash")))
     print()
     print(format_table(*_group_table(checkpoint.tensors)))
     if args.tensors:
@@ -93,6 +99,39 @@ def config_rows(config: Any) -> list[tuple[str, Any]]:
     ]
 
 
+def find_draft(model_dir: str, config: Any) -> Any:
+    """The DraftConfig of ``model_dir/dflash``, None, or the error that makes it unusable."""
+    directory = Path(model_dir) / "dflash"
+    if not directory.is_dir():
+        return None
+    try:
+        draft = _C.DraftConfig.from_directory(directory)
+        draft.check_target(config)
+    except _C.MimoRtError as error:
+        return error
+    return draft
+
+
+def draft_rows(draft: Any) -> list[tuple[str, Any]]:
+    """What :func:`find_draft` returned, as (name, value) lines."""
+    if draft is None:
+        return [("present", "no: plain decoding")]
+    if isinstance(draft, _C.MimoRtError):
+        return [("unusable", escape_controls(str(draft)))]
+    windows = sorted(set(draft.window_tokens))
+    window = " or ".join(f"{tokens} tokens" if tokens else "all" for tokens in windows)
+    sink = ", sinks" if draft.has_sink else ""
+    return [
+        ("layers", f"{draft.num_layers}, width {draft.intermediate_size}"),
+        ("block", f"{draft.block_size} tokens, mask token {draft.mask_token_id}"),
+        ("features of layers", " ".join(map(str, draft.target_layer_ids))),
+        ("attention", f"{draft.num_q_heads} q / {draft.num_kv_heads} kv heads of "
+                      f"{draft.qk_head_dim}/{draft.v_head_dim}, rotary {draft.rotary_dim} at base "
+                      f"{draft.rope_theta:g}{sink}"),
+        ("window", window),
+    ]
+
+
 def _attention(layer: Any) -> str:
     window = f", {layer.window_tokens} keys" if layer.window_tokens else ""
     sink = ", sinks" if layer.has_sink else ""
@@ -130,11 +169,13 @@ def _tensor_table(tensors: list[Any]) -> tuple[list[tuple[Any, ...]], tuple[str,
 
 
 def _print_record(
-    args: argparse.Namespace, config: Any, tensors: list[Any], num_scanned: int | None
+    args: argparse.Namespace, config: Any, draft: Any, tensors: list[Any], num_scanned: int | None
 ) -> None:
+    is_unusable = isinstance(draft, _C.MimoRtError)
     record: dict[str, Any] = {
         "model": args.model,
         "config": public_fields(config) | {"layers": [public_fields(x) for x in config.layers]},
+        "draft": {"error": str(draft)} if is_unusable else draft and public_fields(draft),
         "num_tensors": len(tensors),
         "num_bytes": sum(tensor.num_bytes for tensor in tensors),
         "num_checked_scale_tensors": num_scanned,

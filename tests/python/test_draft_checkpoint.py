@@ -1,0 +1,179 @@
+"""Draft folders: both styles and all places of the mask embedding load; broken ones say what to do."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import mimo_rt
+from mimo_rt import _C
+from mimo_rt.checkpoints import write_tiny_checkpoint, write_tiny_draft
+
+PROMPT = list(range(40, 60))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("draft") / "tiny", seed=4)
+
+
+@pytest.fixture
+def copy(model, tmp_path):
+    return shutil.copytree(model, tmp_path / "model")
+
+
+def drafted(directory, draft="auto", **options):
+    with mimo_rt.Session(directory, num_threads=1, draft=draft, max_context=256) as session:
+        result = session.generate(PROMPT, max_tokens=24, temperature=0.0, ignore_eos=True,
+                                  draft_mode="fixed", **options)
+        return list(result.token_ids), result.stats.draft
+
+
+def edit_config(directory, **changes):
+    """Changes fields where they are: at the top or in dflash_config."""
+    path = directory / "dflash" / "config.json"
+    config = json.loads(path.read_text())
+    for key, value in changes.items():
+        (config if key in config else config["dflash_config"])[key] = value
+    if "block_size" in changes:
+        config["dflash_config"]["block_size"] = changes["block_size"]
+    path.write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("style", ["mimo", "qwen3"])
+@pytest.mark.parametrize("block_size", [2, 8, 16])
+def test_both_styles_load_and_change_no_text(copy, style, block_size):
+    plain, no_draft = drafted(copy)
+    directory = write_tiny_draft(copy, seed=1, style=style, block_size=block_size)
+    assert sorted(p.name for p in directory.glob("*.safetensors"))[0].startswith("dflash_draft_model-")
+    config = _C.DraftConfig.from_directory(directory)
+    assert (config.has_sink, config.block_size) == (style == "mimo", block_size)
+    assert config.window_tokens == [24 if style == "mimo" else 0] * 2
+    tokens, stats = drafted(copy)
+    assert tokens == plain
+    assert no_draft.num_draft_tokens == 0 < stats.num_draft_tokens
+
+
+def test_equal_seeds_give_equal_drafts(copy, model, tmp_path):
+    other = shutil.copytree(model, tmp_path / "other")
+    files = [
+        {p.name: p.read_bytes() for p in write_tiny_draft(path, seed=seed).iterdir()}
+        for path, seed in ((copy, 1), (other, 1))
+    ]
+    assert files[0] == files[1]
+    write_tiny_draft(other, seed=2, overwrite=True)
+    assert files[0] != {p.name: p.read_bytes() for p in (other / "dflash").iterdir()}
+
+
+@pytest.mark.parametrize("mask_format", ["tensor", "pt"])
+def test_the_mask_embedding_is_the_same_in_every_place(copy, mask_format):
+    if mask_format == "pt":
+        pytest.importorskip("torch", reason="torch is not installed")
+    write_tiny_draft(copy, seed=1)
+    expected = drafted(copy)
+    write_tiny_draft(copy, seed=1, mask_format=mask_format, overwrite=True)
+    assert not (copy / "dflash" / "mask_embedding.safetensors").exists()
+    tokens, stats = drafted(copy)
+    assert (tokens, stats) == expected
+
+
+def test_torch_files_of_other_shapes_are_refused(copy):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    draft = write_tiny_draft(copy, mask_format="pt")
+    path = draft / "mask_embedding.pt"
+    good = torch.load(path, weights_only=True)
+    vector, token_id = good["embedding"], good["mask_token_id"]
+    wide = torch.stack([vector * 2, vector], dim=1)
+
+    def save(value, **options):
+        torch.save(value, path, **options)
+
+    def refused(match):
+        with pytest.raises(_C.MimoRtError, match=match):
+            drafted(copy)
+
+    save(good | {"per_position": False, "embedding": wide[:, 1]})  # a strided view
+    drafted(copy)
+    advice = "Save it as mask_embedding.safetensors"
+    for value in (
+        good | {"embedding": torch.nn.Parameter(vector)},
+        good | {"embedding": vector.double()},
+        good | {"embedding": vector[None]},
+        good | {"per_position": True},
+        good | {"optimizer": {}},
+        good | {"mask_token_id": torch.tensor(token_id)},
+        {"embedding": vector},
+        [good],
+        vector,
+        print,
+    ):
+        save(value)
+        refused(advice)
+    save(good, _use_new_zipfile_serialization=False)
+    refused(advice)
+    save(good, pickle_protocol=4)
+    refused("protocol 2.*" + advice)
+    save(good | {"mask_token_id": token_id - 1})
+    refused("mask_token_id: expected the config's")
+    save(good | {"embedding": vector[:-1]})
+    refused("hidden_size")
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"hidden_size": 320}, "hidden_size: expected the model's 160, got 320"),
+        ({"num_target_layers": 6}, "num_target_layers: expected the model's 5 layers, got 6"),
+        ({"vocab_size": 516}, "vocab_size: expected at most the model's 515, got 516"),
+        ({"mask_token_id": 515}, "mask_token_id: expected a token below"),
+        ({"target_layer_ids": [0, 5], "num_target_layers": None}, "target_layer_ids: expected layers"),
+        ({"block_size": 17}, "block_size"),
+        ({"is_causal": True}, "is_causal"),
+    ],
+)
+def test_drafts_for_other_targets_are_refused(copy, changes, match):
+    write_tiny_draft(copy)
+    edit_config(copy, **changes)
+    with pytest.raises(_C.MimoRtError, match=match):
+        drafted(copy)
+    assert drafted(copy, draft=None)[1].num_draft_tokens == 0  # the model itself is fine
+
+
+def test_a_missing_mask_embedding_is_refused(copy):
+    (write_tiny_draft(copy) / "mask_embedding.safetensors").unlink()
+    with pytest.raises(_C.MissingTensorError, match="Copy the file from where the draft was published"):
+        drafted(copy)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"style": "eagle"}, {"mask_format": "gguf"}, {"block_size": 1}, {"color": 1},
+     {"style": "qwen3", "has_sink": True}, {"target_layer_ids": (5,)}],
+)
+def test_bad_options_of_the_generator(copy, options):
+    with pytest.raises(_C.InvalidArgumentError):
+        write_tiny_draft(copy, **options)
+    assert not (copy / "dflash").exists()
+
+
+def inspect(directory, *options, code=0):
+    run = subprocess.run([sys.executable, "-m", "mimo_rt", "inspect", str(directory), *options],
+                         capture_output=True, text=True, timeout=120, check=False)
+    assert run.returncode == code, run.stdout + run.stderr
+    return run.stdout + run.stderr
+
+
+def test_inspect_shows_the_draft(copy):
+    assert "no: plain decoding" in inspect(copy)
+    assert json.loads(inspect(copy, "--json"))["draft"] is None
+    write_tiny_draft(copy)
+    text = inspect(copy, "--check")
+    assert "8 tokens, mask token 514" in text and "4 q / 2 kv heads of 32/16" in text
+    record = json.loads(inspect(copy, "--json"))["draft"]
+    assert record["target_layer_ids"] == [0, 2, 4] and record["has_sink"] is True
+    edit_config(copy, hidden_size=320)
+    assert "unusable" in inspect(copy)
+    assert "hidden_size" in json.loads(inspect(copy, "--json"))["draft"]["error"]
+    assert "the draft is for another model" in inspect(copy, "--check", code=1)
