@@ -11,6 +11,7 @@ import pytest
 import mimo_rt
 from mimo_rt import _C
 from mimo_rt.checkpoints import write_tiny_checkpoint
+from mimo_rt.checkpoints.draft import write_tiny_draft
 from mimo_rt.cli import _machine, _output, doctor
 from mimo_rt.cli import main as cli_main
 from mimo_rt.cli import plan as plan_command
@@ -176,6 +177,29 @@ def test_plan_traces_the_plan_that_it_prints(capsys, model, tmp_path, monkeypatc
         assert f"{opened[-1].decode_plan.hash():016x}" == shown
     default = _C.Engine.open(model, _C.EngineOptions(num_threads=2))  # control: 8 rows
     assert f"{default.decode_plan.hash():016x}" != shown
+
+
+def test_plan_shows_the_plans_of_a_model_with_a_draft(capsys, tmp_path):
+    model = write_tiny_checkpoint(tmp_path / "tiny", seed=6)
+    draft = write_tiny_draft(model)
+
+    def shown(*extra):
+        assert cli_main(["plan", str(model), "--workers", "2", "--verify", "--json", *extra]) == 0
+        record = json.loads(capsys.readouterr().out)
+        round_record = record["round"] or {"hash": None}
+        return record["hash"], round_record["hash"]
+
+    engine = _C.Engine.open(str(model), _C.EngineOptions(num_threads=2))
+    hashes = tuple(f"{plan.hash():016x}" for plan in (engine.decode_plan, engine.round_plan))
+    assert shown() == shown("--draft", str(draft)) == hashes
+    step, without = shown("--draft", "none")
+    assert step != hashes[0] and without is None  # control
+    cli_main(["plan", str(model), "--workers", "2", "--verify", "--dump"])
+    text = capsys.readouterr().out
+    assert text.count("without deadlock") == 2 and "tokens per round" in text
+    assert " accept tiles" in text and "+capture" in text
+    code, err = run_here(capsys, "plan", str(model), "--draft", str(tmp_path / "absent"))
+    assert code == 1 and "absent" in err
 
 
 def test_doctor_skips_what_needs_the_config(capsys, tmp_path):
