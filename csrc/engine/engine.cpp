@@ -126,12 +126,13 @@ std::shared_ptr<Engine> Engine::open(const std::filesystem::path& model_dir,
     draft->check_target(config);
   }
   auto impl = prepare_engine(config, draft ? &*draft : nullptr, options);
-  Weights::Options load{.num_threads = options.num_threads, .progress = options.progress};
-  impl->weights = std::make_unique<Weights>(Weights::load(checkpoint, config, load));
-  if (draft) {  // small beside the target: no progress of its own
-    load.progress = nullptr;
-    impl->draft = std::make_unique<DraftWeights>(DraftWeights::load(draft_dir, *draft, load));
+  const Weights::Options load{.num_threads = options.num_threads, .progress = options.progress};
+  if (draft) {  // small, so without progress of its own, and first: a bad one fails at once
+    impl->draft = std::make_unique<DraftWeights>(DraftWeights::load(
+        draft_dir, *draft, {.num_threads = options.num_threads, .progress = nullptr},
+        {.use_mmap = options.use_mmap}));
   }
+  impl->weights = std::make_unique<Weights>(Weights::load(checkpoint, config, load));
   return build_engine(std::move(impl), backend);
 }
 
