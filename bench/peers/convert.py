@@ -1,0 +1,113 @@
+"""Write a MiMo checkpoint as GGUF, so that llama.cpp can run the same weights.
+
+  python bench/peers/convert.py MODEL_DIR OUT.gguf [--dense q8_0|bf16|f32] [--plain bf16|q8_0|f32]
+
+MXFP4 experts, norms, the router and (by default) BF16 weights are carried over bit by bit. FP8
+weights are rounded to --dense: Q8_0 is nearest in bytes (8.5 bits per weight against 8); F32 is
+exact. `mimo-rt demo` leaves the demo model in the cache; `synthetic.py` writes the benchmark model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from gguf_blocks import DENSE_TYPES, encode
+from gguf_models import gguf_model
+from stored import Linear, StoredCheckpoint
+
+
+def convert(directory: Path, output: Path, dense: str = "q8_0", plain: str = "bf16") -> dict:
+    """Write ``output``; returns the architecture and the bytes per tensor type.
+
+    ``output`` appears complete or not at all.
+    """
+    checkpoint = StoredCheckpoint(directory)
+    model = gguf_model(checkpoint)
+    partial = output.with_name(f".{output.name}.{os.getpid()}")
+    num_bytes: Counter[str] = Counter()
+    # Tensors wait in a temporary file until the header is known.
+    writer = gguf.GGUFWriter(str(partial), model.architecture, use_temp_file=True)
+    try:
+        writer.add_name(checkpoint.directory.name)
+        for key, value in model.metadata.items():
+            _add(writer, f"{model.architecture}.{key}", value)
+        _add_tokenizer(writer, checkpoint)
+        for name, make in model.tensors:
+            kind, data = _encode(make(), dense, plain)
+            raw_dtype = None if kind == "F32" else gguf.GGMLQuantizationType[kind]
+            writer.add_tensor(name, data, raw_dtype=raw_dtype)
+            num_bytes[kind] += data.nbytes
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        os.replace(partial, output)
+    finally:
+        partial.unlink(missing_ok=True)
+    return {"architecture": model.architecture, "bytes": dict(num_bytes)}
+
+
+def _encode(value: Linear | np.ndarray, dense: str, plain: str) -> tuple[str, np.ndarray]:
+    if isinstance(value, Linear):
+        return encode(value, dense, plain)
+    return "F32", np.ascontiguousarray(value, dtype=np.float32)
+
+
+def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    if isinstance(value, list):
+        writer.add_array(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    else:
+        writer.add_uint32(key, value)
+
+
+def _add_tokenizer(writer: gguf.GGUFWriter, checkpoint: StoredCheckpoint) -> None:
+    """The byte-level BPE of tokenizer.json, or none: then the model takes token ids only."""
+    path = checkpoint.directory / "tokenizer.json"
+    tokenizer = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    model = tokenizer.get("model", {})
+    vocab = dict(model.get("vocab", {}))
+    special = {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
+    vocab |= special
+    vocab_size = checkpoint.config["vocab_size"]
+    if model.get("type") != "BPE" or sorted(vocab.values()) != list(range(vocab_size)):
+        writer.add_tokenizer_model("none")
+        return
+    tokens = sorted(vocab, key=vocab.__getitem__)
+    control, normal = gguf.TokenType.CONTROL, gguf.TokenType.NORMAL
+    writer.add_tokenizer_model("gpt2")
+    has_digits = '"Digits"' in json.dumps(tokenizer.get("pre_tokenizer"))
+    writer.add_tokenizer_pre("smollm" if has_digits else "gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([control if token in special else normal for token in tokens])
+    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge)
+                             for merge in model["merges"]])
+    eos = checkpoint.config.get("eos_token_id")
+    if isinstance(eos, int):
+        writer.add_eos_token_id(eos)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path, metavar="MODEL_DIR")
+    parser.add_argument("output", type=Path, metavar="OUT.gguf")
+    parser.add_argument("--dense", choices=DENSE_TYPES, default="q8_0",
+                        help="type of FP8 weights (default q8_0)")
+    parser.add_argument("--plain", choices=DENSE_TYPES, default="bf16",
+                        help="type of BF16 weights (default bf16)")
+    args = parser.parse_args()
+    report = convert(args.model, args.output, args.dense, args.plain)
+    sizes = ", ".join(f"{kind} {size / 1e6:.1f} MB" for kind, size in report["bytes"].items())
+    print(f"{args.output}: {report['architecture']}, {sizes}")
+
+
+if __name__ == "__main__":
+    main()
