@@ -7,6 +7,14 @@ import pytest
 
 FUZZ_SECONDS = 20
 HOSTILE_FILE_TESTS = ["test_checkpoint", "test_pack", "test_mask_embedding"]
+# Program -> its cases; none: all of them.
+PARALLEL_TESTS = {
+    "test_worker_pool": [],
+    "test_executors": [],
+    "test_rounds": ["rounds of a draft that is often right emit the same tokens in fewer rounds",
+                    "an exception of the caller's ends the rounds and leaves them resumable",
+                    "a signal lost in a round is a timeout with a report, and the process goes on"],
+}
 
 
 def run(command, **environment):
@@ -36,8 +44,8 @@ def test_hostile_files_under_asan(asan_programs, program):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("program", ["test_worker_pool", "test_executors"])
+@pytest.mark.parametrize("program", PARALLEL_TESTS)
 def test_parallel_parts_under_tsan(cpp_builder, program):
-    programs = cpp_builder(["test_worker_pool", "test_executors"], sanitize="thread")
-    done = run(["setarch", "-R", programs / program], TSAN_OPTIONS="halt_on_error=1")
+    programs = cpp_builder(list(PARALLEL_TESTS), sanitize="thread")
+    done = run(["setarch", "-R", programs / program, *PARALLEL_TESTS[program]], TSAN_OPTIONS="halt_on_error=1")
     assert done.returncode == 0, done.stdout + done.stderr
