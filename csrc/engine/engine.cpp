@@ -70,7 +70,7 @@ std::unique_ptr<Engine::Impl> prepare_engine(const ModelConfig& config, const Dr
   PlanOptions plan;
   plan.num_workers = options.num_threads ? options.num_threads : num_usable_cores();
   // Features of one step wait at most until the next: see csrc/engine/round.h.
-  plan.max_context_rows = draft ? impl->max_step_tokens() : 0;
+  plan.max_context_rows = draft ? std::max(impl->max_step_tokens(), draft->block_size) : 0;
   plan.max_tokens = options.max_decode_tokens;
   impl->decode_plan = build_plan(impl->config, draft, plan);
   plan.max_tokens = options.prefill_chunk_tokens;

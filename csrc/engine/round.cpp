@@ -8,6 +8,7 @@ namespace {
 
 /// Rounds that do not draft leave the draft's context until about so many rows are pending: they cost less in one pass.
 constexpr uint32_t kLazyContextRows = 64;
+static_assert(kLazyContextRows <= KvCache::kMaxPendingContext);
 
 uint64_t steady_ns() {
   const auto now = std::chrono::steady_clock::now().time_since_epoch();

@@ -21,6 +21,9 @@ void Sequence::keep_common_prefix(std::span<const int32_t> tokens, uint32_t max_
   const auto mismatch =
       std::mismatch(token_ids_.begin(), token_ids_.end(), tokens.begin(), tokens.end()).first;
   auto kept = std::min(static_cast<uint32_t>(mismatch - token_ids_.begin()), max_kept);
+  // Features that the draft's context still needs must not have been overwritten.
+  const uint32_t feature_rows = cache_.feature_rows();  // 0 without a draft
+  if (feature_rows && most_tokens_ > num_context_ + feature_rows) kept = std::min(kept, num_context_);
   if (!cache_.can_truncate(most_tokens_, kept)) kept = 0;
   cache_.truncate(0, kept);
   token_ids_.resize(kept);

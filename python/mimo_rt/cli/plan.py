@@ -72,7 +72,7 @@ def build_plans(config: Any, draft: Any, num_workers: int, max_tokens: int) -> t
             num_workers=num_workers,
             max_tokens=tokens,
             max_logit_rows=min(tokens, _MAX_LOGIT_ROWS),
-            max_context_rows=longest_step if draft else 0,
+            max_context_rows=max(longest_step, draft.block_size) if draft else 0,
             is_round=is_round,
         )
         return _C.Plan.build(config, options, draft)
