@@ -87,6 +87,23 @@ bool draft_heads_fit(const DraftConfig& config) {
   return rows_per_block(config) >= config.block_size;
 }
 
+ByteRange first_head_weights(const Task& task, const Worker& worker) {
+  const DraftConfig& config = worker.draft->config();
+  const PackedMatrix* matrix = nullptr;
+  uint32_t row = task.tile_first;
+  if (task.kind == TaskKind::context_kv) {
+    const uint32_t tiles_per_layer = 2 * config.num_kv_heads;
+    matrix = &worker.draft->layer(task.tile_first / tiles_per_layer).qkv;
+    row = config.num_q_heads + task.tile_first % tiles_per_layer;
+  } else {
+    matrix = &worker.draft->layer(task.layer_idx).qkv;
+  }
+  const Head head = head_at(config, row);
+  const uint8_t* begin = matrix->row_group(head.group_begin);
+  const uint64_t bytes = head.num_groups * row_group_bytes(matrix->format, matrix->k);
+  return {begin, begin + std::min(bytes, kMaxPrefetchBytes)};
+}
+
 LinearInput draft_consumer_rows(const Task& task, Worker& worker, uint32_t first_row) {
   const uint32_t num_rows = worker.step.input->num_draft_rows;
   const float* weight = worker.draft->final_norm();

@@ -32,12 +32,14 @@ const PackedMatrix* matrix_of(const Task& task, const Worker& worker) {
 }  // namespace
 
 ByteRange first_weights(const Task& task, const Worker& worker) {
-  // A quarter of a usual L2 cache: more would push out what the task before still needs.
-  constexpr uint64_t kMaxPrefetchBytes = 128 * 1024;
-  const PackedMatrix* matrix = matrix_of(task, worker);
-  if (!matrix || task.tile_first >= task.tile_end) return {};
+  if (task.tile_first >= task.tile_end) return {};
+  const bool is_context = task.kind == TaskKind::context_fc || task.kind == TaskKind::context_kv;
   if (is_draft(task.kind) && !worker.step.input->num_draft_rows) return {};
-  if (task.kind == TaskKind::context_fc && !worker.step.input->num_context_rows) return {};
+  if (is_context && !worker.step.input->num_context_rows) return {};
+  if (task.kind == TaskKind::context_kv || task.kind == TaskKind::draft_qkv_proj)
+    return first_head_weights(task, worker);
+  const PackedMatrix* matrix = matrix_of(task, worker);
+  if (!matrix) return {};
   const bool is_gate_up =
       task.kind == TaskKind::gate_up_proj || task.kind == TaskKind::draft_gate_up_proj;
   const uint32_t groups_per_tile = is_gate_up ? 2 : 1;

@@ -8,6 +8,10 @@
 
 namespace mimo_rt::cpu {
 
+/// What a waiting worker prefetches. A quarter of a usual L2 cache: more would push out what the
+/// task before still needs.
+inline constexpr uint64_t kMaxPrefetchBytes = 128 * 1024;
+
 /// Kinds whose rows are those of the draft's block.
 constexpr bool is_draft(TaskKind kind) {
   return kind >= TaskKind::draft_embed && kind <= TaskKind::draft_sample;
@@ -124,6 +128,9 @@ void op_draft_qkv_proj(const Task& task, Worker& worker);
 void op_draft_attention(const Task& task, Worker& worker);
 void op_draft_sample(const Task& task, Worker& worker);
 void op_accept(const Task& task, Worker& worker);
+
+/// first_weights of the two kinds whose tiles are heads.
+ByteRange first_head_weights(const Task& task, const Worker& worker);
 
 /// Whether the heads of a draft fit the scratch: a whole head is computed at once.
 bool draft_heads_fit(const DraftConfig& config);
