@@ -12,7 +12,8 @@ are reported as skipped.
                  that libllama.so
   llama_bench    a llama-bench binary on the GGUF file; starts anew for every turn, so its rounds
                  hold only what it times itself
-  transformers   transformers on MODEL_DIR, a plain transformer in disguise (the demo model), BF16
+  transformers   transformers on MODEL_DIR, a plain transformer in disguise (the demo model), BF16;
+                 transformers_f32: twice the bytes, but faster where the machine has no BF16 units
 
 `convert.py` makes the GGUF file.
 """

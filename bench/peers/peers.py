@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-ENGINES = ("mimo_rt", "llama_cpp", "llama_bench", "transformers")
+ENGINES = ("mimo_rt", "llama_cpp", "llama_bench", "transformers", "transformers_f32")
 CONTEXT_TOKENS = 16
 DECODE_STEPS = 16
 ROW_STEPS = 4

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -97,13 +98,15 @@ def open_llama_cpp(model: Path, kind: str, num_rows: int, threads: int) -> Opene
     return facts, {"decode": decode, "rows": rows, "prefill": prefill}[kind]
 
 
-def open_transformers(model: Path, kind: str, num_rows: int, threads: int) -> Opened:
+def open_transformers(
+    model: Path, kind: str, num_rows: int, threads: int, dtype: str = "bfloat16"
+) -> Opened:
     import torch
     import transformers
     from hf_llama import load_llama
 
     torch.set_num_threads(threads)
-    llama = load_llama(model)
+    llama = load_llama(model, getattr(torch, dtype))
     vocab_size = llama.config.vocab_size
 
     def step(ids: list[int], cache: Any, num_logits: int) -> tuple[int, Any]:
@@ -134,7 +137,12 @@ def open_transformers(model: Path, kind: str, num_rows: int, threads: int) -> Op
     return {"engine_version": transformers.__version__}, torch.inference_mode()(run)
 
 
-OPENERS = {"mimo_rt": open_mimo_rt, "llama_cpp": open_llama_cpp, "transformers": open_transformers}
+OPENERS = {
+    "mimo_rt": open_mimo_rt,
+    "llama_cpp": open_llama_cpp,
+    "transformers": open_transformers,
+    "transformers_f32": partial(open_transformers, dtype="float32"),
+}
 
 
 def main() -> None:

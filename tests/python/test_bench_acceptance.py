@@ -33,8 +33,16 @@ def test_a_line_holds_text_messages_or_token_ids(tmp_path):
     path.write_text("\n".join(map(json.dumps, lines)) + "\n\n")
     prompts = read_prompts([path])
     assert [(p.category, p.id, p.is_chat) for p in prompts] == [
-        ("A", "7", False), ("other", "set-2", True), ("A", "set-3", False)]
+        ("A", "7", False), ("Set", "set-2", True), ("A", "set-3", False)]
     assert len(read_prompts([path, path], limit=1)) == 2
+
+
+def test_the_evaluation_prompts_can_be_read(root):
+    paths = [root / "bench" / "prompts" / f"{name}.jsonl" for name in ("coding", "math", "agent", "chat")]
+    prompts = read_prompts(paths)
+    assert list(dict.fromkeys(p.category for p in prompts)) == ["Coding", "Math", "Agent", "Chat"]
+    assert len({p.id for p in prompts}) == len(prompts) > 200
+    assert prompts[0].id == "HumanEval/0" and not prompts[0].is_chat and prompts[-1].is_chat
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""Prompt files: JSON lines with "category" and one of "prompt", "messages" or "token_ids"."""
+"""Prompt files: JSON lines with one of "prompt" (or "text"), "messages" and "token_ids".
+
+"category" defaults to the name of the file, "id" (or "name") to its line.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import Any
 from .. import _C
 
 DEFAULT_FILE = Path(__file__).parent / "prompts.jsonl"
-_CONTENTS = ("prompt", "messages", "token_ids")
+_CONTENTS = ("prompt", "text", "messages", "token_ids")
 _MAX_BYTES = 256 << 20
 
 
@@ -47,7 +50,7 @@ def read_prompts(paths: Iterable[Path], limit: int | None = None) -> list[BenchP
             raise _C.BadFormatError(f"[{path}] expected UTF-8 text.") from None
         for number, line in enumerate(lines, 1):
             if line.strip():
-                prompts.append(_parse(line, f"{path}:{number}", f"{path.stem}-{number}"))
+                prompts.append(_parse(line, path, number))
     if not prompts:
         raise _C.BadFormatError("[bench] prompts: expected at least one, found none.")
     return limit_per_category(prompts, limit)
@@ -64,7 +67,8 @@ def limit_per_category(prompts: Sequence[BenchPrompt], limit: int | None) -> lis
     return kept
 
 
-def _parse(line: str, where: str, default_id: str) -> BenchPrompt:
+def _parse(line: str, path: Path, number: int) -> BenchPrompt:
+    where = f"{path}:{number}"
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError):
@@ -74,18 +78,24 @@ def _parse(line: str, where: str, default_id: str) -> BenchPrompt:
         raise _C.BadFormatError(
             f"[{where}] expected a JSON object with one of {', '.join(_CONTENTS)}."
         )
-    content, kind = fields[given[0]], given[0]
-    is_right = {
-        "prompt": lambda: isinstance(content, str),
-        "messages": lambda: isinstance(content, list) and all(map(_is_message, content)),
-        "token_ids": lambda: isinstance(content, list) and all(type(i) is int for i in content),
-    }[kind]()
-    if not is_right:
+    (kind,) = given
+    if not _is_content(kind, fields[kind]):
         raise _C.BadFormatError(f"[{where}] {kind}: expected text, messages or token ids.")
-    category = fields.get("category", "other")
+    category = fields.get("category", path.stem.capitalize())
     if not isinstance(category, str):
         raise _C.BadFormatError(f"[{where}] category: expected a string.")
-    return BenchPrompt(category, str(fields.get("id", default_id)), content)
+    id_ = fields.get("id", fields.get("name", f"{path.stem}-{number}"))
+    return BenchPrompt(category, str(id_), fields[kind])
+
+
+def _is_content(kind: str, value: Any) -> bool:
+    if kind in ("prompt", "text"):
+        return isinstance(value, str)
+    if not isinstance(value, list):
+        return False
+    if kind == "messages":
+        return all(map(_is_message, value))
+    return all(type(token_id) is int for token_id in value)
 
 
 def _is_message(value: Any) -> bool:

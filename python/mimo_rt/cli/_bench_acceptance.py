@@ -34,6 +34,7 @@ from ._options import (
 from ._output import format_table, note, print_json
 
 _MAX_TOKENS = 128
+_ADVERSARIAL_MAX_TOKENS = 256  # what finding out costs is spread over the stream
 _RANDOM_PROMPTS = 6
 
 
@@ -51,7 +52,7 @@ def add_parsers(cases: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--layers", type=int, metavar="N",
                         help="layers of the random model (default 16)")
     parser.add_argument("--prompts", type=Path, action="append", metavar="FILE.jsonl",
-                        help="lines with category, id and prompt, messages or token_ids (may be "
+                        help="lines with prompt, messages or token_ids, and category and id (may be "
                         "repeated; default: a small set of our own)")
     parser.add_argument("--limit", type=int, metavar="N", help="prompts per category")
     parser.add_argument("--modes", type=_mode_list, default=MODES, metavar="LIST",
@@ -59,7 +60,8 @@ def add_parsers(cases: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true",
                         help="one JSON object per prompt and mode, then per category and mode")
     add_session_options(parser)
-    add_sampling_options(parser, max_tokens_default=str(_MAX_TOKENS))
+    add_sampling_options(parser, max_tokens_default=f"{_MAX_TOKENS}, with "
+                         f"--adversarial {_ADVERSARIAL_MAX_TOKENS}")
     parser.set_defaults(run=run, refuse=parser.error)
 
 
@@ -103,7 +105,8 @@ def _params(args: argparse.Namespace) -> dict[str, Any]:
         args.refuse("--adversarial has prompts of its own.")
     if args.limit is not None:
         as_int("--limit", args.limit, 1, 1 << 20, "bench")
-    params = {"temperature": 0.0, "max_tokens": _MAX_TOKENS, **sampling_arguments(args)}
+    max_tokens = _ADVERSARIAL_MAX_TOKENS if args.adversarial else _MAX_TOKENS
+    params = {"temperature": 0.0, "max_tokens": max_tokens, **sampling_arguments(args)}
     if params["temperature"]:
         params.setdefault("seed", 0)  # all modes draw the same numbers
     if args.adversarial:
