@@ -10,6 +10,8 @@ from mimo_rt.bench import adversarial
 from mimo_rt.bench.acceptance import Generation, add_up, draft_record, record, require_equal, run_prompts
 from mimo_rt.bench.prompts import DEFAULT_FILE, BenchPrompt, limit_per_category, read_prompts
 from mimo_rt.bench.summary import summarize
+from mimo_rt.checkpoints import write_tiny_checkpoint
+from mimo_rt.checkpoints.draft import write_tiny_draft
 from mimo_rt.checkpoints.presets import tiny_config
 from mimo_rt.cli import _bench_acceptance
 from mimo_rt.cli import main as cli_main
@@ -230,6 +232,25 @@ def test_drafted_output_equals_plain_output(capsys, tiny_random_model):
     assert code == 0 and "2 of 2 outputs" in out and "seed 3" in out
     code, out, _ = run_here(capsys, "--temperature", "0.8", "--draft-proposal", "sampled", "--modes", "fixed")
     assert code == 0 and "not compared" in out
+
+
+def test_a_model_with_a_draft_and_prompt_files(capsys, tmp_path):
+    model = write_tiny_checkpoint(tmp_path / "tiny")
+    write_tiny_draft(model, block_size=5)
+    prompts = tmp_path / "words.jsonl"
+    prompts.write_text("\n".join(json.dumps({"name": text, "text": text}) for text in ("Hello", "There", "You")))
+    arguments = ["bench", "acceptance", "--model", str(model), "--prompts", str(prompts), "--limit", "2", "-n", "16",
+                 "--ignore-eos", "--threads", "1", "--quiet"]
+    assert cli_main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "4 of 4 outputs" in shown and "Words" in shown and "per position" in shown
+    assert cli_main([*arguments, "--modes", "fixed", "--num-draft-tokens", "2", "--json"]) == 0
+    lines = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
+    fixed = [line for line in lines if line["mode"] == "fixed" and "id" in line]
+    assert [line["id"] for line in fixed] == ["Hello", "There"]
+    assert all(line["num_spec_tokens"] == 2 and len(line["width_histogram"]) <= 3 for line in fixed)
+    assert cli_main([*arguments, "--draft", "none"]) == 1
+    assert "the model has no draft" in capsys.readouterr().err
 
 
 def test_an_inequality_ends_with_exit_code_1(capsys, monkeypatch, tiny_random_model):

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import pathlib
 import stat
 import subprocess
@@ -261,9 +262,9 @@ def test_cases_are_parsed():
             arena.parse_cases(bad)
 
 
-def run_arena(*arguments):
+def run_arena(*arguments, **environment):
     command = [sys.executable, str(BENCH / "peers" / "arena.py"), *map(str, arguments)]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, **environment})
     return run.returncode, run.stdout, run.stderr
 
 
@@ -286,6 +287,41 @@ def test_arena_runs_what_is_there_and_names_what_is_not(tiny, tmp_path):
     assert ours["n"] == 2 and ours["bandwidth_gbs"] > 0 and "commit" in ours
     assert "one row of logits" in lines["peers/rows2/llama_bench"]["skipped"]
     assert "llama_cpp" in lines["peers/decode/llama_cpp"].get("skipped", "llama_cpp")
+
+
+FAKE_LLAMA_CPP = """
+import os
+print("noise on stdout")
+__version__ = os.environ["LLAMA_CPP_LIB_PATH"]
+class Llama:
+    def __init__(self, *, model_path, n_ctx, n_batch, n_ubatch, n_threads, n_threads_batch, logits_all, verbose):
+        assert n_threads == n_threads_batch == 3 and os.path.isfile(model_path)
+        self.tokens, self.logits_all = None, logits_all
+    def n_vocab(self):
+        return 100
+    def reset(self):
+        self.tokens = []
+    def eval(self, tokens):
+        self.tokens += tokens
+        assert all(0 <= token < 100 for token in tokens) and len(self.tokens) <= 1024
+    def sample(self, temp):
+        assert temp == 0.0 and self.tokens and not self.logits_all
+        return 7
+"""
+
+
+def test_arena_runs_llama_cpp_python_with_a_given_library(tiny, tmp_path):
+    """Against a stand-in with the calls of llama-cpp-python 0.3."""
+    (tmp_path / "llama_cpp.py").write_text(FAKE_LLAMA_CPP)
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    code, out, err = run_arena(
+        "--model", tiny, "--gguf", tmp_path / "m.gguf", "--llama-library", tmp_path / "libllama.so", "--rounds", 2,
+        "--threads", 3, "--engines", "llama_cpp", "--cases", "decode,rows4,prefill64", "--json", PYTHONPATH=path)
+    assert code == 0, err
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [line["case"] for line in lines] == [f"peers/{c}/llama_cpp" for c in ("decode", "rows4", "prefill64")]
+    assert all(line["median_us"] > 0 and line["engine_version"] == str(tmp_path) for line in lines)
 
 
 def test_arena_reports_a_process_that_ends(tmp_path):
