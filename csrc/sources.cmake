@@ -90,8 +90,9 @@ set(MIMO_RT_AVX512_SOURCES
   csrc/cpu/avx512/gemm_mxfp4.cpp
   csrc/cpu/avx512/prepare.cpp
   csrc/cpu/avx512/table.cpp)
-set(MIMO_RT_AVX512_FLAGS -O3 -mfma -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mavx512vbmi
+set(MIMO_RT_AVX512_FLAGS -O3 -mfma -mavx512f -mavx512bw -mavx512vl -mavx512dq
   -Wno-maybe-uninitialized -Wno-uninitialized)  # false positives inside gcc 12 intrinsics
+set(MIMO_RT_AVX512_BF16_FLAGS -mavx512bf16 -mavx512vbmi)  # a second time, for processors that have these too
 set(MIMO_RT_CUDA_SOURCES
   csrc/cuda/cuda_devices.cu)
 set(MIMO_RT_PYTHON_SOURCES

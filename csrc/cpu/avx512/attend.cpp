@@ -11,7 +11,7 @@
 #include "entries.h"
 #include "simd.h"
 
-namespace mimo_rt::cpu::avx512 {
+namespace mimo_rt::cpu::MIMO_RT_ISA {
 namespace {
 
 enum : uint32_t { kBlockKeys = 16 };
@@ -168,4 +168,4 @@ void attend(const AttendArgs& args) {
   }
 }
 
-}  // namespace mimo_rt::cpu::avx512
+}  // namespace mimo_rt::cpu::MIMO_RT_ISA

@@ -2,7 +2,7 @@
 #include "entries.h"
 #include "simd.h"
 
-namespace mimo_rt::cpu::avx512 {
+namespace mimo_rt::cpu::MIMO_RT_ISA {
 namespace {
 
 MIMO_RT_INLINE __m512 square_added(const bf16_t* x, uint32_t count, __m512 sum) {
@@ -67,4 +67,4 @@ void axpy(float weight, const float* y, uint32_t num_elements, float* acc) {
   for (; i < num_elements; ++i) acc[i] = __builtin_fmaf(weight, y[i], acc[i]);
 }
 
-}  // namespace mimo_rt::cpu::avx512
+}  // namespace mimo_rt::cpu::MIMO_RT_ISA

@@ -1,9 +1,18 @@
 // What the files of this folder offer each other: plain declarations with external linkage.
+//
+// The folder is compiled twice (see CMakeLists.txt): as avx512, which needs F, BW, VL and DQ, and
+// with MIMO_RT_AVX512_BF16 as avx512_bf16, which needs BF16 and VBMI too.
 #pragma once
 
 #include "../kernels.h"
 
-namespace mimo_rt::cpu::avx512 {
+#if defined(MIMO_RT_AVX512_BF16)
+#define MIMO_RT_ISA avx512_bf16
+#else
+#define MIMO_RT_ISA avx512
+#endif
+
+namespace mimo_rt::cpu::MIMO_RT_ISA {
 
 void gemm_mxfp4(const GemmArgs& args);
 void gemm_fp8(const GemmArgs& args);
@@ -21,4 +30,4 @@ void silu_mul(const float* gate, const float* up, uint32_t num_elements, bf16_t*
 void add_residual(const float* delta, uint32_t num_elements, bf16_t* residual);
 void axpy(float weight, const float* y, uint32_t num_elements, float* acc);
 
-}  // namespace mimo_rt::cpu::avx512
+}  // namespace mimo_rt::cpu::MIMO_RT_ISA

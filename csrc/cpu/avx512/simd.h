@@ -4,11 +4,11 @@
 #include <immintrin.h>
 #include <stdint.h>
 
-#include "../kernels.h"
+#include "entries.h"
 
 #define MIMO_RT_INLINE static inline __attribute__((always_inline))
 
-namespace mimo_rt::cpu::avx512 {
+namespace mimo_rt::cpu::MIMO_RT_ISA {
 namespace {
 
 enum : uint32_t { kLanes = 16 };
@@ -76,4 +76,4 @@ MIMO_RT_INLINE float sum_lanes(__m512 v) {
 MIMO_RT_INLINE float max_lanes(__m512 v) { return _mm512_reduce_max_ps(v); }
 
 }  // namespace
-}  // namespace mimo_rt::cpu::avx512
+}  // namespace mimo_rt::cpu::MIMO_RT_ISA

@@ -1,9 +1,9 @@
-// The AVX-512 kernels as a table. Needs F, BW, VL, DQ, BF16 and VBMI.
+// The AVX-512 kernels as a table; entries.h says what they need.
 #include "../tile_layout.h"
 #include "entries.h"
 
 namespace mimo_rt::cpu {
-namespace avx512 {
+namespace MIMO_RT_ISA {
 namespace {
 
 void gemm(int format, const GemmArgs& args) {
@@ -23,8 +23,12 @@ const Kernels kTable = {"avx512", prepared_bytes, prepare,  gemm,         attend
                         attend,   rms_norm,       silu_mul, add_residual, axpy};
 
 }  // namespace
-}  // namespace avx512
+}  // namespace MIMO_RT_ISA
 
-const Kernels* kernels_avx512() { return &avx512::kTable; }
+#if defined(MIMO_RT_AVX512_BF16)
+const Kernels* kernels_avx512_bf16() { return &MIMO_RT_ISA::kTable; }
+#else
+const Kernels* kernels_avx512() { return &MIMO_RT_ISA::kTable; }
+#endif
 
 }  // namespace mimo_rt::cpu
