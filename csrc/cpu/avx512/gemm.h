@@ -21,8 +21,6 @@
 #include "../tile_layout.h"
 #include "entries.h"
 
-#define MIMO_RT_INLINE static inline __attribute__((always_inline))
-
 namespace mimo_rt::cpu::MIMO_RT_ISA {
 namespace {
 
