@@ -39,6 +39,7 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/weights/arena.cpp
   csrc/weights/layout.cpp
   csrc/weights/pack.cpp
+  csrc/weights/pack_cuda.cpp
   csrc/weights/pack_job.cpp
   csrc/weights/qkv_tiles.cpp
   csrc/weights/synthetic.cpp
