@@ -47,7 +47,8 @@ struct ExpertGateUpParams {
   RowsView<const uint16_t> x;      ///< BF16 [num_tokens, hidden_size]
   RowsView<uint16_t> act;          ///< BF16 [num_slots, width]
   RouteTable route{};
-  uint32_t num_tokens = 0;
+  uint32_t num_tokens = 0;              ///< 1 .. kMaxExpertTokens
+  uint32_t max_slots = 0;               ///< the route has no more, at most kMaxExpertSlots
   uint32_t hidden_size = 0, width = 0;  ///< multiples of 32
 };
 
@@ -56,9 +57,11 @@ struct ExpertDownParams {
   RowsView<const uint16_t> act;    ///< BF16 [num_slots, width]
   RowsView<float> sums;            ///< [num_tokens, hidden_size]
   RouteTable route{};
-  uint32_t num_tokens = 0;
+  uint32_t num_tokens = 0;              ///< 1 .. kMaxExpertTokens
+  uint32_t max_slots = 0;               ///< the route has no more, at most kMaxExpertSlots
   uint32_t hidden_size = 0, width = 0;  ///< multiples of 32
-  /// Parts of K that are summed over all experts before they are added up: 8 / number of ranks.
+  /// Parts of K that are summed over all experts before they are added up, 1 .. kMaxDownSegments:
+  /// 8 / number of ranks.
   uint32_t num_segments = 1;
 };
 

@@ -154,6 +154,9 @@ struct Route {
   uint32_t num_slots() const { return static_cast<uint32_t>(slots.size()); }
 
   RouteTable table() {
+    active_experts.reserve(1);  // not null, as in the engine
+    slot_token.reserve(1);
+    slot_weight.reserve(1);
     return {&num_active, active_experts.data(), slot_begin.data(), slot_token.data(),
             slot_weight.data()};
   }

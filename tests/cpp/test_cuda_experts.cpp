@@ -4,6 +4,7 @@
 #define MIMO_RT_HOST_EMULATION
 #include "check.h"
 #include "cuda/device/tasks/expert_kernels.cuh"
+#include "cuda/expert_mlp.h"
 #include "emulation/schedule.h"
 #include "expert_fixture.h"
 
@@ -43,8 +44,10 @@ std::vector<bf16_t> gate_up(Experts& experts, Route& route, const AlignedRows<bf
   params.act = {act.data, act.stride};
   params.route = route.table();
   params.num_tokens = route.num_tokens;
+  params.max_slots = route.num_slots();
   params.hidden_size = shape.hidden_size;
   params.width = shape.width;
+  cuda::check_expert_gate_up(params);
   run(cuda::expert_gate_up_kernel, params, launch);
   for (uint32_t i = 0; i < shape.width; ++i) CHECK_EQ(act.at(route.num_slots(), i), kUntouched);
   return {act.data, act.data + uint64_t{route.num_slots()} * shape.width};
@@ -61,9 +64,11 @@ std::vector<float> down(Experts& experts, Route& route, const AlignedRows<bf16_t
   params.sums = {sums.data, sums.stride};
   params.route = route.table();
   params.num_tokens = route.num_tokens;
+  params.max_slots = route.num_slots();
   params.hidden_size = shape.hidden_size;
   params.width = shape.width;
   params.num_segments = launch.num_segments;
+  cuda::check_expert_down(params);
   run(cuda::expert_down_kernel, params, launch);
   for (uint32_t i = 0; i < shape.hidden_size; ++i) CHECK_EQ(sums.at(route.num_tokens, i), -77.0f);
   return {sums.data, sums.data + uint64_t{route.num_tokens} * shape.hidden_size};
@@ -334,6 +339,49 @@ TEST_CASE("the schedule does not change a bit") {
     CHECK(gate_up(experts, route, x, launch) == act);
     CHECK(down(experts, route, rows, launch) == sums);
   }
+}
+
+TEST_CASE("arguments that the kernels cannot take are refused by name") {
+  alignas(16) static uint8_t memory[64];
+  uint32_t words[8] = {};
+  float weights[8] = {};
+  cuda::ExpertDownParams good;
+  good.tiles = memory;
+  good.act = {reinterpret_cast<const bf16_t*>(memory), 64};
+  good.sums = {reinterpret_cast<float*>(memory), 96};
+  good.route = {words, words, words, words, weights};
+  good.num_tokens = 8;
+  good.max_slots = 64;
+  good.hidden_size = 96;
+  good.width = 64;
+  cuda::check_expert_down(good);
+  const auto refused = [&](ErrorCode code, const std::string& needle, const auto& change) {
+    cuda::ExpertDownParams bad = good;
+    change(bad);
+    check::throws(__FILE__, __LINE__, code, needle, [&] { cuda::check_expert_down(bad); });
+  };
+  using P = cuda::ExpertDownParams&;
+  using enum ErrorCode;
+  refused(unsupported_shape, "width: expected a multiple of 32", [](P p) { p.width = 48; });
+  refused(unsupported_shape, "hidden_size: expected", [](P p) { p.hidden_size = 0; });
+  refused(unsupported_shape, "got 2097152", [](P p) { p.width = 1 << 21; });
+  refused(capacity, "num_tokens: expected 1 .. 64, got 65", [](P p) { p.num_tokens = 65; });
+  refused(capacity, "num_tokens", [](P p) { p.num_tokens = 0; });
+  refused(capacity, "max_slots: expected at most 512, got 513", [](P p) { p.max_slots = 513; });
+  refused(invalid_argument,
+          "tiles: expected an address that is a multiple of 16, got one that is 8",
+          [](P p) { p.tiles += 8; });
+  refused(invalid_argument, "tiles: expected memory, got null", [](P p) { p.tiles = nullptr; });
+  refused(invalid_argument, "act: expected an address", [](P p) { ++p.act.data; });
+  refused(invalid_argument, "act.stride: expected at least 64", [](P p) { p.act.stride = 56; });
+  refused(invalid_argument, "act.stride", [](P p) { p.act.stride = 65; });
+  refused(invalid_argument, "sums.stride", [](P p) { p.sums.stride = 98; });
+  refused(invalid_argument, "route.slot_weight", [](P p) { p.route.slot_weight = nullptr; });
+  refused(invalid_argument, "route.num_active", [](P p) { p.route.num_active = nullptr; });
+  refused(unsupported_shape, "num_segments", [](P p) { p.num_segments = 65; });
+  cuda::ExpertGateUpParams gate_up;
+  CHECK_THROWS(unsupported_shape, "[cuda.expert_gate_up] hidden_size",
+               cuda::check_expert_gate_up(gate_up));
 }
 
 CHECK_MAIN()

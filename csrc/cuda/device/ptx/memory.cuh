@@ -28,13 +28,13 @@ __device__ __forceinline__ void add_release_gpu(uint32_t* address, uint32_t valu
 }
 
 /// ld.global.L1::evict_last, 16 bytes, 16-byte aligned: activations, which other blocks read too.
-/// Coherent: sees what an acquire of this thread has made visible.
+/// Coherent: sees what an acquire of this thread has made visible. Not for bytes that this thread
+/// writes.
 __device__ __forceinline__ Words4 load_16_bytes_keep(const void* address) {
   Words4 v;
   asm volatile("ld.global.L1::evict_last.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
-               : "l"(address)
-               : "memory");
+               : "l"(address));
   return v;
 }
 

@@ -86,10 +86,11 @@ __device__ inline void compute_expert_gate_up(ExpertShared& shared, const Expert
     const GateUpUnit unit = GateUpUnit::get(p, u);
     const ItemTickets tickets = unit.tickets(ticket);
     if (unit.num_slots > kMaxExpertTokens) ptx::trap();  // a broken route
-    multiply_item(shared, tickets, segment, unit.run(segment), p.hidden_size, unit.num_slots,
-                  segment * unit.num_slots, [&](uint32_t column) {
-                    return p.x.row(p.route.slot_token[unit.slot_begin + column]);
-                  });
+    const Item item{segment, unit.run(segment), p.hidden_size, unit.num_slots,
+                    segment * unit.num_slots};
+    multiply_item(shared, tickets, item, [&](uint32_t column) {
+      return p.x.row(p.route.slot_token[unit.slot_begin + column]);
+    });
     ticket = tickets.end();
     compute_barrier();
     store_act(shared, p, unit);
@@ -208,11 +209,12 @@ __device__ inline void compute_expert_down(ExpertShared& shared, const ExpertDow
     for (uint32_t first = 0; first < p.num_segments; first += units.segments_per_pass) {
       const uint32_t pass_size = units.pass_segments(p, first);
       const ItemTickets tickets = units.tickets(p, ticket, pass_size);
-      for (uint32_t item = warp_idx; item < tickets.num_items; item += kComputeWarps) {
-        const uint32_t active_idx = item / pass_size, s = item % pass_size;
+      for (uint32_t i = warp_idx; i < tickets.num_items; i += kComputeWarps) {
+        const uint32_t active_idx = i / pass_size, s = i % pass_size;
         const uint32_t slot = p.route.slot_begin[active_idx];
-        multiply_item(shared, tickets, item, units.run(p, u, active_idx, first + s), p.width,
-                      p.route.slot_begin[active_idx + 1] - slot, s * units.num_slots + slot,
+        const Item item{i, units.run(p, u, active_idx, first + s), p.width,
+                        p.route.slot_begin[active_idx + 1] - slot, s * units.num_slots + slot};
+        multiply_item(shared, tickets, item,
                       [&](uint32_t column) { return p.act.row(slot + column); });
       }
       ticket = tickets.end();

@@ -108,40 +108,60 @@ struct ActivationRows {
   }
 };
 
-/// Multiplies one item: partials[first_partial + column] = 16 rows, for `num_columns` columns whose
-/// activations are `row_of(column)`.
+/// What a compute warp needs to know of an item, besides its activations.
+struct Item {
+  uint32_t item_idx;
+  TileRun run;
+  uint32_t k;              ///< of the matrix, not of the run
+  uint32_t num_columns;    ///< tokens or slots, at most kMaxExpertTokens
+  uint32_t first_partial;  ///< its sums go to partials[first_partial + column]
+};
+
+/// sums += 16 rows x 64 k of weights times 8 columns of activations.
+__device__ __forceinline__ void multiply_tile(float (&sums)[4], const WeightFragments& weights,
+                                              const uint32_t (&words)[8]) {
+#pragma unroll
+  for (uint32_t f = 0; f < 4; ++f)
+    ptx::mma_m16n8k16(sums, weights.a[f], {words[2 * f], words[2 * f + 1]});
+}
+
+/// Multiplies one item by the activations `row_of(column)`. Column groups are the accumulators that
+/// the instance has room for.
 template <uint32_t kColumnGroups, typename RowOf>
-__device__ void multiply_item(ExpertShared& shared, const ItemTickets& tickets, uint32_t item,
-                              const TileRun& run, uint32_t k, uint32_t num_columns,
-                              uint32_t first_partial, const RowOf& row_of) {
+__device__ void multiply_item(ExpertShared& shared, const ItemTickets& tickets, const Item& item,
+                              const RowOf& row_of) {
   const uint32_t lane_idx = threadIdx.x % 32, g = lane_idx / 4, q = lane_idx % 4;
-  const uint32_t num_groups = (num_columns + kColumns - 1) / kColumns;
+  const uint32_t num_groups = (item.num_columns + kColumns - 1) / kColumns;
   ActivationRows<kColumnGroups> activations;
   float sums[kColumnGroups][4];
-  activations.k = k;
+  activations.k = item.k;
 #pragma unroll
   for (uint32_t group = 0; group < kColumnGroups; ++group) {
     const uint32_t column = group * kColumns + g;
-    activations.row[group] = column < num_columns ? row_of(column) : nullptr;
+    activations.row[group] = column < item.num_columns ? row_of(column) : nullptr;
 #pragma unroll
     for (uint32_t i = 0; i < 4; ++i) sums[group][i] = 0.0f;
   }
+  // Activations are read one tile ahead, the first before any weight is there: nothing but their
+  // producer is waited for.
+  uint32_t words[8], next[8];
+  uint32_t k_begin = item.run.first_tile * kCudaTileK + q * 16, rest = item.run.num_tiles;
+  activations.load(0, k_begin, next);
   for (uint32_t stage = 0; stage < tickets.num_stages; ++stage) {
-    const uint32_t ticket = tickets.ticket(item, stage);
+    const uint32_t ticket = tickets.ticket(item.item_idx, stage);
     const uint8_t* tile = shared.ring.wait(ticket);
-    const uint32_t begin = stage * kStageTiles;
-    const uint32_t limit = begin + kStageTiles;
-    const uint32_t end = run.num_tiles < limit ? run.num_tiles : limit;
-    for (uint32_t t = begin; t < end; ++t, tile += kCudaTileBytes) {
+    const uint8_t* end = tile + (rest < kStageTiles ? rest : kStageTiles) * kCudaTileBytes;
+    for (; tile != end; tile += kCudaTileBytes, k_begin += kCudaTileK, --rest) {
+#pragma unroll
+      for (uint32_t i = 0; i < 8; ++i) words[i] = next[i];
+      activations.load(0, k_begin + kCudaTileK, next);
       const WeightFragments weights = load_tile(tile, lane_idx);
+      multiply_tile(sums[0], weights, words);
 #pragma unroll
-      for (uint32_t group = 0; group < kColumnGroups; ++group) {
+      for (uint32_t group = 1; group < kColumnGroups; ++group) {
         if (group >= num_groups) break;
-        uint32_t words[8];
-        activations.load(group, (run.first_tile + t) * kCudaTileK + q * 16, words);
-#pragma unroll
-        for (uint32_t f = 0; f < 4; ++f)
-          ptx::mma_m16n8k16(sums[group], weights.a[f], {words[2 * f], words[2 * f + 1]});
+        activations.load(group, k_begin, words);
+        multiply_tile(sums[group], weights, words);
       }
     }
     shared.ring.release(ticket, lane_idx);
@@ -152,22 +172,20 @@ __device__ void multiply_item(ExpertShared& shared, const ItemTickets& tickets, 
 #pragma unroll
     for (uint32_t i = 0; i < 4; ++i) {
       const uint32_t column = group * kColumns + 2 * q + i % 2;
-      if (column < num_columns)
-        shared.partials[first_partial + column][g + i / 2 * 8] = sums[group][i] * kUnscale;
+      if (column < item.num_columns)
+        shared.partials[item.first_partial + column][g + i / 2 * 8] = sums[group][i] * kUnscale;
     }
 }
 
 /// The same for any number of columns. Most items of a decode step have at most 8: their own
-/// instance needs fewer registers.
+/// instance needs fewer registers and instructions.
 template <typename RowOf>
-__device__ void multiply_item(ExpertShared& shared, const ItemTickets& tickets, uint32_t item,
-                              const TileRun& run, uint32_t k, uint32_t num_columns,
-                              uint32_t first_partial, const RowOf& row_of) {
-  if (num_columns <= kColumns)
-    multiply_item<1>(shared, tickets, item, run, k, num_columns, first_partial, row_of);
+__device__ void multiply_item(ExpertShared& shared, const ItemTickets& tickets, const Item& item,
+                              const RowOf& row_of) {
+  if (item.num_columns <= kColumns)
+    multiply_item<1>(shared, tickets, item, row_of);
   else
-    multiply_item<kMaxColumnGroups>(shared, tickets, item, run, k, num_columns, first_partial,
-                                    row_of);
+    multiply_item<kMaxColumnGroups>(shared, tickets, item, row_of);
 }
 
 /// All compute warps meet: partial sums written before can be read after, and the other way round.
