@@ -73,6 +73,21 @@ struct Experts {
     }
   }
 
+  /// The down matrices of one rank: its share of the columns. gate and up are not sliced.
+  Experts down_slice(uint32_t rank, uint32_t num_ranks) const {
+    const uint32_t width = shape.width / num_ranks;
+    Experts slice({shape.hidden_size, width, shape.num_experts}, Weights::random, 1);
+    for (uint32_t e = 0; e < shape.num_experts; ++e)
+      for (uint32_t row = 0; row < shape.hidden_size; ++row) {
+        const auto codes = down[e]->source.row_data(row).subspan(rank * width / 2, width / 2);
+        const auto scales = down[e]->source.row_scales(row).subspan(rank * width / 32, width / 32);
+        std::copy(codes.begin(), codes.end(), slice.down[e]->weight_data() + row * width / 2);
+        std::copy(scales.begin(), scales.end(), slice.down[e]->scale_data() + row * width / 32);
+      }
+    slice.pack();
+    return slice;
+  }
+
   static uint8_t* aligned(std::vector<uint8_t>& bytes) {
     return reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(bytes.data()) + 15) / 16 * 16);
   }

@@ -74,19 +74,22 @@ std::vector<float> down(Experts& experts, Route& route, const AlignedRows<bf16_t
   return {sums.data, sums.data + uint64_t{route.num_tokens} * shape.hidden_size};
 }
 
-void fill_normal(AlignedRows<bf16_t>& rows, uint32_t seed) {
+/// Random values in the first `num_columns`; what is beyond keeps its NaN and may not be used.
+void fill_normal(AlignedRows<bf16_t>& rows, uint32_t num_columns, uint32_t seed) {
   std::mt19937 rng(seed);
   std::normal_distribution<float> normal;
-  for (uint64_t i = 0; i < uint64_t{rows.rows} * rows.stride; ++i)
-    rows.data[i] = f32_to_bf16(normal(rng));
+  for (uint32_t r = 0; r < rows.rows; ++r)
+    for (uint32_t i = 0; i < num_columns; ++i) rows.at(r, i) = f32_to_bf16(normal(rng));
 }
 
-/// Integers in [low, high].
-void fill_integers(AlignedRows<bf16_t>& rows, int low, int high, uint32_t seed) {
+/// The same with integers in [low, high].
+void fill_integers(AlignedRows<bf16_t>& rows, uint32_t num_columns, int low, int high,
+                   uint32_t seed) {
   std::mt19937 rng(seed);
   std::uniform_int_distribution<int> draw(low, high);
-  for (uint64_t i = 0; i < uint64_t{rows.rows} * rows.stride; ++i)
-    rows.data[i] = f32_to_bf16(static_cast<float>(draw(rng)));
+  for (uint32_t r = 0; r < rows.rows; ++r)
+    for (uint32_t i = 0; i < num_columns; ++i)
+      rows.at(r, i) = f32_to_bf16(static_cast<float>(draw(rng)));
 }
 
 /// n roundings of u each: n u / (1 - n u).
@@ -94,6 +97,8 @@ double gamma(double n, double u) { return n * u / (1 - n * u); }
 
 // Unit roundoff of one step of a tensor-core sum. Hardware truncates instead of rounding: 2^-23.
 constexpr double kSumUnit = 0x1p-23, kFloatUnit = 0x1p-24, kBf16Unit = 0x1p-8;
+// Of one addition to a sum that is held times 2^-24: half of the smallest subnormal, times 2^24.
+constexpr double kUnderflow = 0x1p-126;
 
 /// Largest error over its bound in act. gate and up: k products and as many additions (the products
 /// are exact), 8 segments. |silu'| < 1.1; expf, the sigmoid and two products: 8 roundings.
@@ -107,7 +112,9 @@ double worst_act(const Experts& experts, const Route& route, const AlignedRows<b
       const Product g = dot(*experts.gate[route.slots[s].expert], i, row);
       const Product u = dot(*experts.up[route.slots[s].expert], i, row);
       const double exact = silu_f64(g.value) * u.value;
-      const double g_error = sum_error * g.magnitude, u_error = sum_error * u.magnitude;
+      const double underflow = experts.shape.hidden_size * kUnderflow;
+      const double g_error = sum_error * g.magnitude + underflow;
+      const double u_error = sum_error * u.magnitude + underflow;
       const double before = 1.1 * g_error * (std::abs(u.value) + u_error) +
                             std::abs(silu_f64(g.value)) * u_error +
                             gamma(8, kFloatUnit) * std::abs(exact);
@@ -118,7 +125,8 @@ double worst_act(const Experts& experts, const Route& route, const AlignedRows<b
   return worst;
 }
 
-/// Largest error over its bound in sums: k additions, one FMA per expert, one addition per segment.
+/// Largest error over its bound in sums: k additions, one FMA per expert, one addition per segment;
+/// underflow counts once per expert (fewer than 16, of weight below 2) and k.
 double worst_sum(const Experts& experts, const Route& route, const AlignedRows<bf16_t>& act,
                  const std::vector<float>& sums) {
   const uint32_t hidden_size = experts.shape.hidden_size;
@@ -133,7 +141,7 @@ double worst_sum(const Experts& experts, const Route& route, const AlignedRows<b
   const double n = experts.shape.width + experts.shape.num_experts + 64.0;
   double worst = 0;
   for (size_t i = 0; i < exact.size(); ++i) {
-    const double bound = gamma(n, kSumUnit) * exact[i].magnitude + 0x1p-120;
+    const double bound = gamma(n, kSumUnit) * exact[i].magnitude + 16 * n * kUnderflow;
     const double error = std::abs(sums[i] - exact[i].value) / bound;
     worst = std::isnan(error) ? INFINITY : std::max(worst, error);
   }
@@ -163,7 +171,7 @@ TEST_CASE("act is within the bound of float64; swapped experts are not") {
   for (Case& c : awkward_cases()) {
     Experts experts(c.shape, Weights::random, c.shape.hidden_size);
     AlignedRows<bf16_t> x(c.route.num_tokens, c.shape.hidden_size + 8, kUntouched);
-    fill_normal(x, 3);
+    fill_normal(x, c.shape.hidden_size, 3);
     const std::vector<bf16_t> act = gate_up(experts, c.route, x);
     CHECK(worst_act(experts, c.route, x, act) <= 1.0);
     if (c.route.num_active == 0) continue;
@@ -180,8 +188,8 @@ TEST_CASE("sums are within the bound of float64; swapped experts are not") {
   for (Case& c : awkward_cases())
     for (const uint32_t num_segments : {1u, 2u, 8u}) {
       Experts experts(c.shape, Weights::random, c.shape.hidden_size + 1);
-      AlignedRows<bf16_t> act(std::max(1u, c.route.num_slots()), c.shape.width, 0);
-      fill_normal(act, 4);
+      AlignedRows<bf16_t> act(std::max(1u, c.route.num_slots()), c.shape.width + 8, kUntouched);
+      fill_normal(act, c.shape.width, 4);
       const std::vector<float> sums = down(experts, c.route, act, {.num_segments = num_segments});
       CHECK(worst_sum(experts, c.route, act, sums) <= 1.0);
       if (c.route.num_active == 0) {
@@ -201,7 +209,7 @@ TEST_CASE("act is exact where every partial sum is") {
   for (Case& c : awkward_cases()) {
     Experts experts(c.shape, Weights::exact_positive, 9);
     AlignedRows<bf16_t> x(c.route.num_tokens, c.shape.hidden_size, 0);
-    fill_integers(x, 1, 3, 5);
+    fill_integers(x, c.shape.hidden_size, 1, 3, 5);
     const std::vector<bf16_t> act = gate_up(experts, c.route, x);
     uint32_t num_different = 0;
     for (uint32_t s = 0; s < c.route.num_slots(); ++s)
@@ -223,7 +231,7 @@ TEST_CASE("sums are exact where every partial sum is; one activation changes the
   for (Case& c : awkward_cases()) {
     Experts experts(c.shape, Weights::exact, 11);
     AlignedRows<bf16_t> act(std::max(1u, c.route.num_slots()), c.shape.width, 0);
-    fill_integers(act, -4, 4, 6);
+    fill_integers(act, c.shape.width, -4, 4, 6);
     const auto count_different = [&](const std::vector<float>& sums) {
       std::vector<double> exact(sums.size());
       for (uint32_t s = 0; s < c.route.num_slots(); ++s)
@@ -268,15 +276,15 @@ TEST_CASE("every E2M1 code and scale of the layout becomes the exact weight") {
 TEST_CASE("a token's results have the same bits alone and in any batch") {
   const ExpertShape shape{288, 160, 6};
   Experts experts(shape, Weights::random, 21);
-  for (const uint32_t num_tokens : {2u, 7u, 24u}) {
-    Route route = Route::random(num_tokens, 3, 6, num_tokens);
+  for (const uint32_t num_tokens : {2u, 7u, 24u, 64u}) {  // 64: all to the same three experts
+    Route route = Route::random(num_tokens, 3, num_tokens == 64 ? 3 : 6, num_tokens);
     AlignedRows<bf16_t> x(num_tokens, shape.hidden_size, 0), one(1, shape.hidden_size, 0);
-    fill_normal(x, num_tokens);
+    fill_normal(x, shape.hidden_size, num_tokens);
     const std::vector<bf16_t> act = gate_up(experts, route, x);
     AlignedRows<bf16_t> rows(route.num_slots(), shape.width, 0), own(3, shape.width, 0);
     std::copy(act.begin(), act.end(), rows.data);
     const std::vector<float> sums = down(experts, route, rows, {.num_segments = 8});
-    for (uint32_t t = 0; t < num_tokens; t += num_tokens > 8 ? 5 : 1) {
+    for (uint32_t t = 0; t < num_tokens; t += num_tokens / 6 + 1) {
       Route alone = route.of_token(t);
       std::copy(&x.at(t, 0), &x.at(t, 0) + shape.hidden_size, one.data);
       const std::vector<bf16_t> own_act =
@@ -300,7 +308,7 @@ TEST_CASE("partial sums that do not fit at once follow in passes, same bits") {
   Experts experts(shape, Weights::random, 31);
   Route route = Route::random(32, 8, 8, 7);  // 256 slots: two of eight segments at a time
   AlignedRows<bf16_t> act(route.num_slots(), shape.width, 0), own(8, shape.width, 0);
-  fill_normal(act, 8);
+  fill_normal(act, shape.width, 8);
   const std::vector<float> sums = down(experts, route, act, {.num_segments = 8});
   for (const uint32_t t : {0u, 13u, 31u}) {
     Route alone = route.of_token(t);
@@ -314,12 +322,35 @@ TEST_CASE("partial sums that do not fit at once follow in passes, same bits") {
   }
 }
 
+TEST_CASE("sums of 8 ranks, added in order, have the bits of one rank") {
+  const ExpertShape shape{32, 512, 3};
+  Experts experts(shape, Weights::random, 61);
+  Route route = Route::random(4, 2, 3, 9);
+  AlignedRows<bf16_t> act(route.num_slots(), shape.width, 0);
+  fill_normal(act, shape.width, 9);
+  const std::vector<float> whole = down(experts, route, act, {.num_segments = 8});
+  constexpr uint32_t kNumRanks = 8;
+  const uint32_t width = shape.width / kNumRanks;
+  std::vector<float> total(whole.size(), 0.0f);
+  for (uint32_t rank = 0; rank < kNumRanks; ++rank) {
+    Experts slice = experts.down_slice(rank, kNumRanks);
+    AlignedRows<bf16_t> own(route.num_slots(), width, 0);
+    for (uint32_t s = 0; s < route.num_slots(); ++s)
+      std::copy_n(&act.at(s, rank * width), width, &own.at(s, 0));
+    const std::vector<float> sums = down(slice, route, own);
+    for (size_t i = 0; i < total.size(); ++i) total[i] += sums[i];
+  }
+  CHECK(total == whole);
+  const std::vector<float> other = down(experts, route, act, {.num_segments = 4});
+  CHECK(other != whole);  // the number of segments is part of the result
+}
+
 TEST_CASE("segments longer than a stage go through the ring in parts") {
   const ExpertShape shape{4192, 32, 1};
   Experts experts(shape, Weights::random, 41);
   Route route = Route::random(2, 1, 1, 1);
   AlignedRows<bf16_t> x(2, shape.hidden_size, 0);
-  fill_normal(x, 1);
+  fill_normal(x, shape.hidden_size, 1);
   const std::vector<bf16_t> act = gate_up(experts, route, x, {.num_blocks = 1});
   CHECK(worst_act(experts, route, x, act) <= 1.0);
 }
@@ -329,7 +360,7 @@ TEST_CASE("the schedule does not change a bit") {
   Experts experts(shape, Weights::random, 51);
   Route route = Route::random(5, 2, 4, 2);
   AlignedRows<bf16_t> x(5, shape.hidden_size, 0), rows(route.num_slots(), shape.width, 0);
-  fill_normal(x, 2);
+  fill_normal(x, shape.hidden_size, 2);
   const std::vector<bf16_t> act = gate_up(experts, route, x);
   std::copy(act.begin(), act.end(), rows.data);
   const std::vector<float> sums = down(experts, route, rows, {.num_segments = 2});

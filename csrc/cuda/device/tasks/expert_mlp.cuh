@@ -157,9 +157,11 @@ __device__ inline void list_token_slots(ExpertShared& shared, const ExpertDownPa
   uint32_t place = 0;
   for (uint32_t slot = 0; slot < num_slots; ++slot) place += p.route.slot_token[slot] < token;
   shared.token_begin[token] = static_cast<uint16_t>(place);
-  for (uint32_t slot = 0; slot < num_slots; ++slot)
-    if (p.route.slot_token[slot] == token)
-      shared.token_slots[place++] = static_cast<uint16_t>(slot);
+  for (uint32_t slot = 0; slot < num_slots; ++slot) {
+    if (p.route.slot_token[slot] != token) continue;
+    shared.token_slots[place] = static_cast<uint16_t>(slot);
+    shared.token_weights[place++] = p.route.slot_weight[slot];
+  }
 }
 
 /// This thread's outputs of a unit: one row, every 16th token.
@@ -182,11 +184,10 @@ struct DownSums {
       const uint32_t begin = shared.token_begin[token(i)], end = shared.token_begin[token(i) + 1];
       for (uint32_t s = 0; s < pass_size; ++s) {
         float segment_sum = 0.0f;
-        for (uint32_t j = begin; j < end; ++j) {
-          const uint32_t slot = shared.token_slots[j];
-          segment_sum = fmaf(p.route.slot_weight[slot],
-                             shared.partials[s * num_slots + slot][row()], segment_sum);
-        }
+        for (uint32_t j = begin; j < end; ++j)
+          segment_sum =
+              fmaf(shared.token_weights[j],
+                   shared.partials[s * num_slots + shared.token_slots[j]][row()], segment_sum);
         sum[i] += segment_sum;
       }
     }
@@ -202,8 +203,7 @@ __device__ inline void compute_expert_down(ExpertShared& shared, const ExpertDow
                                            UnitRange range, uint32_t& ticket) {
   const uint32_t warp_idx = threadIdx.x / 32;
   const DownUnits units(p);
-  list_token_slots(shared, p, units.num_slots);
-  compute_barrier();
+  list_token_slots(shared, p, units.num_slots);  // the first pass ends with a barrier
   for (uint32_t u = range.first; u < DownUnits::count(p); u += range.stride) {
     DownSums sums{};
     for (uint32_t first = 0; first < p.num_segments; first += units.segments_per_pass) {

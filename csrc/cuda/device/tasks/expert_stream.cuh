@@ -31,6 +31,7 @@ struct ExpertShared {
   float partials[kMaxExpertSlots][kPartialStride];  ///< sums of items, 16 rows each
   // expert_down: the slots of each token, ascending; those of token t begin at token_begin[t].
   uint16_t token_slots[kMaxExpertSlots];
+  float token_weights[kMaxExpertSlots];
   uint16_t token_begin[kMaxExpertTokens + 1];
 };
 
