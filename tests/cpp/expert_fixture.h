@@ -9,6 +9,7 @@
 
 #include "core/numeric.h"
 #include "cuda/expert_mlp_params.h"
+#include "kernel_memory.h"
 #include "pack_fixture.h"
 #include "weights/pack_cuda.h"
 
@@ -21,7 +22,7 @@ struct ExpertShape {
 /// Rows in 16-byte aligned memory, as the kernels ask for.
 template <typename T>
 struct AlignedRows {
-  std::vector<ptrdiff_t> storage;  // keeps the size; the data begins at `data`
+  KernelVector<ptrdiff_t> storage;  // keeps the size; the data begins at `data`
   T* data = nullptr;
   uint32_t rows = 0, stride = 0;
 
@@ -49,7 +50,7 @@ enum class Weights : uint8_t {
 struct Experts {
   ExpertShape shape;
   std::vector<std::unique_ptr<StoredMatrix>> gate, up, down;
-  std::vector<uint8_t> gate_up_tiles, down_tiles;  // with 16 bytes to spare for alignment
+  KernelVector<uint8_t> gate_up_tiles, down_tiles;  // with 16 bytes to spare for alignment
 
   Experts(const ExpertShape& expert_shape, Weights kind, uint32_t seed) : shape(expert_shape) {
     std::mt19937 random(seed);
@@ -88,7 +89,7 @@ struct Experts {
     return slice;
   }
 
-  static uint8_t* aligned(std::vector<uint8_t>& bytes) {
+  static uint8_t* aligned(KernelVector<uint8_t>& bytes) {
     return reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(bytes.data()) + 15) / 16 * 16);
   }
 
@@ -123,8 +124,8 @@ struct Route {
   uint32_t num_tokens = 0;
   std::vector<Choice> slots;  // by expert, then by token
   uint32_t num_active = 0;
-  std::vector<uint32_t> active_experts, slot_begin, slot_token;
-  std::vector<float> slot_weight;
+  KernelVector<uint32_t> active_experts, slot_begin, slot_token, num_active_word;
+  KernelVector<float> slot_weight;
 
   Route(uint32_t tokens, std::vector<Choice> choices)
       : num_tokens(tokens), slots(std::move(choices)) {
@@ -172,7 +173,8 @@ struct Route {
     active_experts.reserve(1);  // not null, as in the engine
     slot_token.reserve(1);
     slot_weight.reserve(1);
-    return {&num_active, active_experts.data(), slot_begin.data(), slot_token.data(),
+    num_active_word.assign(1, num_active);
+    return {num_active_word.data(), active_experts.data(), slot_begin.data(), slot_token.data(),
             slot_weight.data()};
   }
 };

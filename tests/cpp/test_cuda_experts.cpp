@@ -1,11 +1,15 @@
 // The expert kernels of the CUDA engine, their own source under the emulated GPU: against float64
 // within a derived bound, bit for bit where the sums are exact, and against themselves for every
-// batch, number of blocks and schedule.
+// batch, number of blocks and schedule. native_cuda_experts.cpp builds the same tests for a real
+// GPU.
+#if !defined(MIMO_RT_TEST_ON_GPU)
 #define MIMO_RT_HOST_EMULATION
-#include "check.h"
 #include "cuda/device/tasks/expert_kernels.cuh"
-#include "cuda/expert_mlp.h"
 #include "emulation/schedule.h"
+#endif
+
+#include "check.h"
+#include "cuda/expert_mlp.h"
 #include "expert_fixture.h"
 
 using namespace mimo_rt;
@@ -19,8 +23,23 @@ struct Launch {
   uint32_t num_segments = 1;
 };
 
+#if defined(MIMO_RT_TEST_ON_GPU)
+void finish() {
+  const cudaError_t status = cudaDeviceSynchronize();
+  if (status != cudaSuccess) check::report(__FILE__, __LINE__, cudaGetErrorString(status));
+  CHECK(status == cudaSuccess);
+}
+void run(const cuda::ExpertGateUpParams& params, const Launch& launch) {
+  cuda::launch_expert_gate_up(params, {.num_blocks = launch.num_blocks});
+  finish();
+}
+void run(const cuda::ExpertDownParams& params, const Launch& launch) {
+  cuda::launch_expert_down(params, {.num_blocks = launch.num_blocks});
+  finish();
+}
+#else
 template <typename Params>
-void run(void (*kernel)(Params), const Params& params, const Launch& launch) {
+void run_emulated(void (*kernel)(Params), const Params& params, const Launch& launch) {
   emulation::LaunchOptions options;
   options.num_blocks = launch.num_blocks;
   options.num_threads = cuda::kExpertThreads;
@@ -30,6 +49,15 @@ void run(void (*kernel)(Params), const Params& params, const Launch& launch) {
   if (!result.error.empty()) check::report(__FILE__, __LINE__, result.error);
   CHECK(result.error.empty());
 }
+void run(const cuda::ExpertGateUpParams& params, const Launch& launch) {
+  cuda::check_expert_gate_up(params);
+  run_emulated(cuda::expert_gate_up_kernel, params, launch);
+}
+void run(const cuda::ExpertDownParams& params, const Launch& launch) {
+  cuda::check_expert_down(params);
+  run_emulated(cuda::expert_down_kernel, params, launch);
+}
+#endif
 
 constexpr bf16_t kUntouched = 0x7fc1;  // a NaN
 
@@ -47,8 +75,7 @@ std::vector<bf16_t> gate_up(Experts& experts, Route& route, const AlignedRows<bf
   params.max_slots = route.num_slots();
   params.hidden_size = shape.hidden_size;
   params.width = shape.width;
-  cuda::check_expert_gate_up(params);
-  run(cuda::expert_gate_up_kernel, params, launch);
+  run(params, launch);
   for (uint32_t i = 0; i < shape.width; ++i) CHECK_EQ(act.at(route.num_slots(), i), kUntouched);
   return {act.data, act.data + uint64_t{route.num_slots()} * shape.width};
 }
@@ -68,8 +95,7 @@ std::vector<float> down(Experts& experts, Route& route, const AlignedRows<bf16_t
   params.hidden_size = shape.hidden_size;
   params.width = shape.width;
   params.num_segments = launch.num_segments;
-  cuda::check_expert_down(params);
-  run(cuda::expert_down_kernel, params, launch);
+  run(params, launch);
   for (uint32_t i = 0; i < shape.hidden_size; ++i) CHECK_EQ(sums.at(route.num_tokens, i), -77.0f);
   return {sums.data, sums.data + uint64_t{route.num_tokens} * shape.hidden_size};
 }
