@@ -46,6 +46,7 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/weights/draft_weights.cpp
   csrc/weights/layout.cpp
   csrc/weights/pack.cpp
+  csrc/weights/pack_cuda.cpp
   csrc/weights/pack_job.cpp
   csrc/weights/pack_matrices.cpp
   csrc/weights/qkv_tiles.cpp
@@ -87,7 +88,8 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/cpu/ops_linear.cpp
   csrc/cpu/ops_moe.cpp
   csrc/cpu/ops_rows.cpp
-  csrc/cpu/worker_pool.cpp)
+  csrc/cpu/worker_pool.cpp
+  csrc/cuda/expert_mlp_check.cpp)
 set(MIMO_RT_AVX2_SOURCES
   csrc/cpu/avx2/attend.cpp
   csrc/cpu/avx2/elementwise.cpp
@@ -105,10 +107,12 @@ set(MIMO_RT_AVX512_SOURCES
   csrc/cpu/avx512/gemm_mxfp4.cpp
   csrc/cpu/avx512/prepare.cpp
   csrc/cpu/avx512/table.cpp)
-set(MIMO_RT_AVX512_FLAGS -O3 -mfma -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mavx512vbmi
+set(MIMO_RT_AVX512_FLAGS -O3 -mfma -mavx512f -mavx512bw -mavx512vl -mavx512dq
   -Wno-maybe-uninitialized -Wno-uninitialized)  # false positives inside gcc 12 intrinsics
+set(MIMO_RT_AVX512_BF16_FLAGS -mavx512bf16 -mavx512vbmi)  # a second time, for processors that have these too
 set(MIMO_RT_CUDA_SOURCES
-  csrc/cuda/cuda_devices.cu)
+  csrc/cuda/cuda_devices.cu
+  csrc/cuda/expert_mlp.cu)
 set(MIMO_RT_PYTHON_SOURCES
   csrc/python/bind_checkpoint.cpp
   csrc/python/bind_config.cpp

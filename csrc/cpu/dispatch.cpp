@@ -28,17 +28,36 @@ static_assert(layout::kMxfp4 == int(PackedFormat::mxfp4) &&
               layout::kFp8 == int(PackedFormat::fp8_e4m3) &&
               layout::kBf16 == int(PackedFormat::bf16) && layout::kF32 == int(PackedFormat::f32));
 
-std::vector<CpuBackend> find_backends() {
-  std::vector<CpuBackend> list = {{"cpu-generic", "any processor", kernels_generic(), true}};
+}  // namespace
+
+CpuFeatures machine_features() {
+  CpuFeatures features;
 #if defined(MIMO_RT_X86)
   // __builtin_cpu_supports also asks whether the operating system saves the wide registers.
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
-                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bf16") &&
-                      __builtin_cpu_supports("avx512vbmi");
+  features.avx2 = __builtin_cpu_supports("avx2");
+  features.fma = __builtin_cpu_supports("fma");
+  features.avx512f = __builtin_cpu_supports("avx512f");
+  features.avx512bw = __builtin_cpu_supports("avx512bw");
+  features.avx512vl = __builtin_cpu_supports("avx512vl");
+  features.avx512dq = __builtin_cpu_supports("avx512dq");
+  features.avx512bf16 = __builtin_cpu_supports("avx512bf16");
+  features.avx512vbmi = __builtin_cpu_supports("avx512vbmi");
+#endif
+  return features;
+}
+
+std::vector<CpuBackend> backends_for([[maybe_unused]] const CpuFeatures& features) {
+  std::vector<CpuBackend> list = {{"cpu-generic", "any processor", kernels_generic(), true}};
+#if defined(MIMO_RT_X86)
+  const CpuFeatures& f = features;
+  const bool avx2 = f.avx2 && f.fma;
+  const bool avx512 = avx2 && f.avx512f && f.avx512bw && f.avx512vl && f.avx512dq;
   list.push_back({"cpu-avx2", "AVX2, FMA", kernels_avx2(), avx2});
-  list.push_back({"cpu-avx512", "AVX-512 F, BW, VL, DQ, BF16, VBMI", kernels_avx512(), avx512});
+  if (avx512 && f.avx512bf16 && f.avx512vbmi)
+    list.push_back(
+        {"cpu-avx512", "AVX-512 F, BW, VL, DQ, BF16, VBMI", kernels_avx512_bf16(), true});
+  else
+    list.push_back({"cpu-avx512", "AVX-512 F, BW, VL, DQ", kernels_avx512(), avx512});
 #else
   list.push_back({"cpu-avx2", "an x86-64 build", nullptr, false});
   list.push_back({"cpu-avx512", "an x86-64 build", nullptr, false});
@@ -46,15 +65,18 @@ std::vector<CpuBackend> find_backends() {
   return list;
 }
 
-}  // namespace
-
 const std::vector<CpuBackend>& cpu_backends() {
-  static const std::vector<CpuBackend> list = find_backends();
+  static const std::vector<CpuBackend> list = backends_for(machine_features());
   return list;
 }
 
 const Kernels& select_kernels(std::string_view backend_name) {
-  for (const CpuBackend& backend : cpu_backends()) {
+  return select_kernels(cpu_backends(), backend_name);
+}
+
+const Kernels& select_kernels(const std::vector<CpuBackend>& backends,
+                              std::string_view backend_name) {
+  for (const CpuBackend& backend : backends) {
     if (backend_name != backend.name) continue;
     MIMO_RT_CHECK(backend.kernels && backend.supported, unavailable, "select_kernels", "backend '",
                   backend_name, "': expected a processor with ", backend.needs,

@@ -8,18 +8,35 @@
 
 namespace mimo_rt::cpu {
 
+/// Instruction sets that the processor has and whose registers the operating system saves.
+struct CpuFeatures {
+  bool avx2 = false, fma = false;
+  bool avx512f = false, avx512bw = false, avx512vl = false, avx512dq = false;
+  bool avx512bf16 = false, avx512vbmi = false;
+};
+
+CpuFeatures machine_features();
+
 /// A CPU backend that this version knows, slowest first.
 struct CpuBackend {
   const char* name;        ///< "cpu-generic", "cpu-avx2", "cpu-avx512"
-  const char* needs;       ///< instruction sets, for messages
+  const char* needs;       ///< instruction sets of `kernels`, for messages
   const Kernels* kernels;  ///< nullptr: not built for this processor family
-  bool supported;          ///< by this processor and operating system
+  bool supported;          ///< with these features
 };
 
+/// What a machine with these features can run. cpu-avx512 stands for the kernels with BF16 and VBMI
+/// where both exist, else for those without: the sums are the same, see avx512/gemm.h.
+std::vector<CpuBackend> backends_for(const CpuFeatures& features);
+
+/// Those of this machine.
 const std::vector<CpuBackend>& cpu_backends();
 
 /// @throws Error{unavailable} when this machine cannot run it, Error{invalid_argument} for an
 /// unknown name.
 const Kernels& select_kernels(std::string_view backend_name);
+/// The same for any list of backends.
+const Kernels& select_kernels(const std::vector<CpuBackend>& backends,
+                              std::string_view backend_name);
 
 }  // namespace mimo_rt::cpu

@@ -19,7 +19,7 @@ using bf16_t = uint16_t;
 using mimo_rt::KvSegment;
 
 /// y[token, row] = sum over k of w[row, k] * x[token, k], products exact, FP32 accumulation in an order fixed by k.
-/// AVX-512 only: vdpbf16ps takes subnormal inputs and results as zero and rounds once per pair of products.
+/// AVX-512 with BF16 only: vdpbf16ps takes subnormal inputs and results as zero.
 struct GemmArgs {
   const uint8_t* weights;   ///< first row group, see csrc/weights/packed.h
   uint32_t num_row_groups;  ///< groups of 16 rows, contiguous
@@ -77,6 +77,7 @@ struct Kernels {
 // Each lives in its own translation units with its own flags; nullptr when not compiled in.
 const Kernels* kernels_generic();
 const Kernels* kernels_avx2();
-const Kernels* kernels_avx512();  ///< needs F, BW, VL, DQ, BF16, VBMI
+const Kernels* kernels_avx512();       ///< needs F, BW, VL, DQ
+const Kernels* kernels_avx512_bf16();  ///< the same sources; needs BF16 and VBMI too
 
 }  // namespace mimo_rt::cpu

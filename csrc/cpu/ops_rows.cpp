@@ -1,4 +1,5 @@
 // Ops on whole rows, and the dispatch from a task's kind to its op.
+#include "core/numeric.h"
 #include "cpu/ops_linear.h"
 #include "engine/round.h"
 #include "plan/buffers.h"
@@ -8,13 +9,23 @@
 namespace mimo_rt::cpu {
 namespace {
 
-/// One row of a packed BF16 matrix: its 16-row group holds element pairs (2j, 2j + 1) of all rows
-/// side by side.
+/// One row of the embedding: the 16-row group of a BF16 matrix holds element pairs (2j, 2j + 1) of
+/// all rows side by side, that of an F32 matrix elements.
 void gather_row(const PackedMatrix& matrix, uint32_t row, uint32_t num_elements, bf16_t* out) {
-  const uint8_t* pairs = matrix.row_group(row / kTileRows) + row % kTileRows * 4;
-  for (uint32_t k = 0; k < num_elements; k += 2)
-    std::memcpy(out + k, pairs + uint64_t{k} / 2 * 64,
-                sizeof(bf16_t) * std::min(2u, num_elements - k));
+  const uint8_t* words = matrix.row_group(row / kTileRows) + row % kTileRows * 4;
+  if (matrix.format == PackedFormat::bf16) {
+    for (uint32_t k = 0; k < num_elements; k += 2)
+      std::memcpy(out + k, words + uint64_t{k} / 2 * 64,
+                  sizeof(bf16_t) * std::min(2u, num_elements - k));
+    return;
+  }
+  // The residual stream is BF16: what enters it is rounded as every later sum is. The exact
+  // reference keeps the stored values, as an F32 evaluation of the checkpoint does.
+  for (uint32_t k = 0; k < num_elements; ++k) {
+    float value;
+    std::memcpy(&value, words + uint64_t{k} * 64, sizeof value);
+    out[k] = f32_to_bf16(value);
+  }
 }
 
 void normalise_row(Worker& worker, const float* weight, uint32_t token, bf16_t* out) {

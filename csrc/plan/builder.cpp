@@ -325,6 +325,7 @@ Plan PlanBuilder::build() {
   add_phase(TaskKind::embed, kNoLayer, strided(1, tokens, tokens), {4.0 * config_.hidden_size, 0});
   for (uint32_t l = 0; l < config_.num_layers; ++l) add_layer(l);
   add_norm(kNoLayer, false);
+  // An F32 head takes twice as long; every worker's share of it does, so the split stays the same.
   const TileCost head = costs_.matrix_tile(PackedFormat::bf16, config_.hidden_size, options.max_logit_rows);
   add_phase(TaskKind::lm_head, kNoLayer, contiguous(num_tiles(plan_.shape_, TaskKind::lm_head, kNoLayer)), head);
   const double logits = static_cast<double>(options.max_logit_rows) * config_.vocab_size;

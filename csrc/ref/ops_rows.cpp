@@ -48,6 +48,7 @@ void Ops::embed(const Task& task, const Step& step) {
   for (uint32_t t = task.tile_first; t < num_tiles; t += task.tile_stride)
     for (uint32_t i = 0; i < config_.hidden_size; ++i) {
       const uint32_t token_id = static_cast<uint32_t>(ids[t]);
+      // An F32 table: `write` rounds to the residual stream's BF16, except in the exact mode.
       step.buffers->write(task.output, t, i, packed_weight(weights_.embed(), token_id, i));
     }
 }

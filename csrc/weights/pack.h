@@ -68,16 +68,19 @@ struct PackJob {
 };
 
 /// The format that keeps the codes of all sources: that of the checkpoint where they agree; F32 for
-/// a mix of plain types; F16 becomes BF16, which `pack_row_group` only allows for exact values.
+/// F16 and for a mix of plain types.
 /// @throws Error{unsupported_shape} when quantised and other sources share a matrix
 PackedFormat packed_format(const PackJob& job);
+
+/// Whether BF16 holds every value of a row of a plain source exactly. Reads the row.
+bool fits_bf16(const MatrixSource& source, uint32_t row);
 
 /// Working memory of one thread: rows that need a conversion.
 using PackScratch = std::vector<std::byte>;
 
 /// Packs one row group of `job` into `matrix` (format, k and size already set) at `out`.
 /// @throws Error{bad_format} for NaN and infinite codes or scales and negative FP8 scales;
-///         Error{unsupported_shape} for F16 or F32 values that a BF16 matrix cannot hold exactly
+///         Error{io} for F16 or F32 values that a BF16 matrix cannot hold exactly: see `fits_bf16`
 void pack_row_group(const PackJob& job, const PackedMatrix& matrix, uint32_t group, uint8_t* out,
                     PackScratch& scratch);
 

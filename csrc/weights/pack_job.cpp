@@ -53,11 +53,12 @@ void convert_row(const MatrixSource& source, uint32_t row, PackedFormat format, 
       std::memcpy(out + uint64_t{k} * 4, &bits, 4);
       continue;
     }
-    MIMO_RT_CHECK((bits & 0xffffu) == 0 || value != value, unsupported_shape, kWhere, "tensor ",
-                  printable(source.weight->name), ", element ",
-                  source.stored_row(row) * source.k + k,
-                  ": embedding and head rows are kept in BF16: expected a value that BF16 holds, "
-                  "got ", value, ". Store this tensor as BF16.");
+    // `fits_bf16` chose the format; a map shows what others write to the file since then.
+    MIMO_RT_CHECK((bits & 0xffffu) == 0 || value != value, io, kWhere, "tensor ",
+                  printable(source.weight->name), " of ", printable(source.weight->file_name),
+                  ", element ", source.stored_row(row) * source.k + k,
+                  ": expected a value that BF16 holds, as when it was read first, got ", value,
+                  ". The file changed while it was loaded: load it again.");
     const auto high = static_cast<uint16_t>(bits >> 16);
     std::memcpy(out + uint64_t{k} * 2, &high, 2);
   }
@@ -160,6 +161,18 @@ PackedFormat packed_format(const PackJob& job) {
   // F32 holds every plain value; BF16 only its own.
   return is_one_dtype && first.weight->dtype == DType::bf16 ? PackedFormat::bf16
                                                             : PackedFormat::f32;
+}
+
+bool fits_bf16(const MatrixSource& source, uint32_t row) {
+  const std::byte* data = source.row_data(row).data();
+  const DType dtype = source.weight->dtype;
+  uint32_t bits = 0;
+  if (dtype == DType::f32)  // a loop without branches runs as fast as memory
+    for (uint32_t k = 0; k < source.k; ++k) bits |= load<uint32_t>(data + uint64_t{k} * 4);
+  else
+    for (uint32_t k = 0; k < source.k; ++k)
+      bits |= std::bit_cast<uint32_t>(plain_to_f32(dtype, data, k));
+  return (bits & 0xffffu) == 0;
 }
 
 void pack_row_group(const PackJob& job, const PackedMatrix& matrix, uint32_t group, uint8_t* out,

@@ -5,7 +5,10 @@
 #include "weights/layout.h"
 #include "weights/pack.h"
 #include "weights/pack_matrices.h"
+#include "weights/work_items.h"
 
+#include <algorithm>
+#include <atomic>
 #include <utility>
 
 namespace mimo_rt {
@@ -19,13 +22,12 @@ class Loader {
       : checkpoint_(checkpoint), data_(data), options_(options) {}
 
   void load() {
-    layout_ = plan_layout(data_, [this](const MatrixSlot& slot) {
-      jobs_.push_back(find_job(slot));
-      // Rows of the embedding are gathered as BF16; the router's sums are FP32 throughout.
-      if (slot.role == MatrixRole::embed || slot.role == MatrixRole::lm_head)
-        return PackedFormat::bf16;
-      return slot.role == MatrixRole::router ? PackedFormat::f32 : packed_format(jobs_.back());
-    });
+    plan();
+    // With BF16 tables nothing is larger than it will be: what does not fit is refused unread.
+    check_memory(layout_.total_bytes, available_memory_bytes(), kWhere);
+    embed_format_ = table_format(MatrixKind::embed);
+    if (!data_.is_tied()) lm_head_format_ = table_format(MatrixKind::lm_head);
+    if (embed_format_ != PackedFormat::bf16 || lm_head_format_ != PackedFormat::bf16) plan();
     allocate(data_, layout_, kWhere);
     for (const VectorSlot& slot : layout_.vectors) load_vector(slot);
     pack_matrices({checkpoint_, layout_, jobs_, data_.arena, options_, kWhere});
@@ -36,15 +38,57 @@ class Loader {
     return find_matrix(checkpoint_, data_.config, kind, slot.layer_idx, slot.expert_idx);
   }
 
+  void plan();
+  PackedFormat table_format(MatrixKind kind) const;
   PackJob find_job(const MatrixSlot& slot) const;
   void load_vector(const VectorSlot& slot) const;
 
   const Checkpoint& checkpoint_;
   WeightsData& data_;
   const Weights::Options& options_;
+  PackedFormat embed_format_ = PackedFormat::bf16, lm_head_format_ = PackedFormat::bf16;
   WeightsLayout layout_;
   std::vector<PackJob> jobs_;  // one per matrix of the layout
 };
+
+void Loader::plan() {
+  jobs_.clear();
+  layout_ = plan_layout(data_, [this](const MatrixSlot& slot) {
+    jobs_.push_back(find_job(slot));
+    switch (slot.role) {
+      case MatrixRole::embed: return embed_format_;
+      case MatrixRole::lm_head: return lm_head_format_;
+      case MatrixRole::router: return PackedFormat::f32;  // its sums are FP32 throughout
+      default: return packed_format(jobs_.back());
+    }
+  });
+}
+
+/// The smallest format that holds every value of the embedding or the head: an F32 or F16 table is
+/// read for it, up to the first value that BF16 does not hold.
+PackedFormat Loader::table_format(MatrixKind kind) const {
+  const MatrixSource source = find_matrix(checkpoint_, data_.config, kind);
+  if (source.weight->dtype == DType::bf16) return PackedFormat::bf16;
+  const uint64_t row_bytes = std::max<uint64_t>(source.row_bytes(), 1);
+  const uint64_t step = std::max<uint64_t>(kRangeBytes / row_bytes, 1);
+  std::atomic<bool> is_exact = true;
+  WorkItems work;
+  work.num_items = (source.rows + step - 1) / step;
+  work.run = [&](uint64_t item_idx) {
+    const uint64_t begin = item_idx * step, end = std::min(begin + step, uint64_t{source.rows});
+    const std::span<const std::byte> bytes = source.weight->data.subspan(
+        source.stored_row(begin) * row_bytes, (end - begin) * row_bytes);
+    if (is_exact) prefetch_pages(bytes);
+    for (uint64_t row = begin; row < end && is_exact; ++row)
+      if (!fits_bf16(source, static_cast<uint32_t>(row))) is_exact = false;
+    checkpoint_.release_pages({{}, source.weight->dtype, {}, bytes, {}});
+    return (end - begin) * row_bytes;
+  };
+  work.num_threads = options_.num_threads;
+  work.where = kWhere;
+  run_work_items(work);
+  return is_exact ? PackedFormat::bf16 : PackedFormat::f32;
+}
 
 PackJob Loader::find_job(const MatrixSlot& slot) const {
   using Kind = MatrixKind;

@@ -52,7 +52,7 @@ class Weights {
 
   const ModelConfig& config() const;
   const LayerWeights& layer(uint32_t layer_idx) const;
-  const PackedMatrix& embed() const;       ///< bf16, rows vocab; embedding rows are gathered from it
+  const PackedMatrix& embed() const;       ///< bf16, f32 where that loses a value; rows vocab, gathered one by one
   const PackedMatrix& lm_head() const;     ///< the same matrix as embed() when tied
   const float* final_norm() const;         ///< [hidden_size]
   uint64_t packed_bytes() const;

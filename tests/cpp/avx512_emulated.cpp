@@ -1,8 +1,11 @@
-// The AVX-512 sources, renamed and compiled against SIMDe (see simde/immintrin.h) with -mavx2 -mfma -mf16c.
+// The AVX-512 sources, renamed and compiled against SIMDe (see simde/immintrin.h) with -mavx2 -mfma -mf16c:
+// here for processors without BF16, in avx512_bf16_emulated.cpp for those with it.
 #include <immintrin.h>
 
 #define avx512 avx512_emulated
+#define avx512_bf16 avx512_bf16_emulated
 #define kernels_avx512 kernels_avx512_emulated
+#define kernels_avx512_bf16 kernels_avx512_bf16_emulated
 
 #include "cpu/avx512/attend.cpp"
 #include "cpu/avx512/elementwise.cpp"

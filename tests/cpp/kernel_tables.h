@@ -11,6 +11,7 @@
 #if defined(MIMO_RT_HAVE_SIMDE)
 namespace mimo_rt::cpu {
 const Kernels* kernels_avx512_emulated();
+const Kernels* kernels_avx512_bf16_emulated();
 }
 #endif
 
@@ -25,8 +26,15 @@ inline std::vector<Table> runnable() {
   std::vector<Table> tables;
   for (const mimo_rt::cpu::CpuBackend& backend : mimo_rt::cpu::cpu_backends())
     if (backend.kernels && backend.supported) tables.push_back({backend.name, backend.kernels});
+#if defined(MIMO_RT_X86)
+  // Where cpu-avx512 stands for the kernels with BF16, the others run as well.
+  if (tables.back().kernels == mimo_rt::cpu::kernels_avx512_bf16())
+    tables.push_back({"cpu-avx512 without BF16", mimo_rt::cpu::kernels_avx512()});
+#endif
 #if defined(MIMO_RT_HAVE_SIMDE)
   tables.push_back({"cpu-avx512 (emulated)", mimo_rt::cpu::kernels_avx512_emulated()});
+  tables.push_back(
+      {"cpu-avx512 with BF16 (emulated)", mimo_rt::cpu::kernels_avx512_bf16_emulated()});
 #endif
   return tables;
 }

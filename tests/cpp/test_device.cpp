@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <set>
 
 #include "check.h"
 #include "core/usable_cores.h"
@@ -48,6 +49,40 @@ TEST_CASE("the listed backends are the known ones and the available ones resolve
   CHECK_THROWS(invalid_argument, "'cpu-sse'", resolve_backend("cpu-sse"));
   CHECK_THROWS(invalid_argument, "''", resolve_backend(""));
 }
+
+#if defined(MIMO_RT_X86)
+TEST_CASE("features decide which kernels stand behind a backend name") {
+  using Flag = bool cpu::CpuFeatures::*;
+  using F = cpu::CpuFeatures;
+  const std::vector<Flag> avx2 = {&F::avx2, &F::fma};
+  const std::vector<Flag> base = {&F::avx512f, &F::avx512bw, &F::avx512vl, &F::avx512dq};
+  const std::vector<Flag> extra = {&F::avx512bf16, &F::avx512vbmi};
+  const cpu::Kernels* kernels[] = {cpu::kernels_generic(), cpu::kernels_avx2(),
+                                   cpu::kernels_avx512(), cpu::kernels_avx512_bf16()};
+  CHECK(std::set<const cpu::Kernels*>(std::begin(kernels), std::end(kernels)).size() == 4);
+  for (uint32_t set = 0; set < 1u << 8; ++set) {  // every combination
+    F features;
+    uint32_t bit = 0, num_avx2 = 0, num_base = 0, num_extra = 0;
+    for (const Flag flag : avx2) num_avx2 += features.*flag = set >> bit++ & 1;
+    for (const Flag flag : base) num_base += features.*flag = set >> bit++ & 1;
+    for (const Flag flag : extra) num_extra += features.*flag = set >> bit++ & 1;
+    const bool has_avx2 = num_avx2 == 2, has_avx512 = has_avx2 && num_base == 4;
+    const std::vector<cpu::CpuBackend> backends = cpu::backends_for(features);
+    const auto is_refused = [&](const char* name) {
+      CHECK_THROWS(unavailable, name, cpu::select_kernels(backends, name));
+    };
+    CHECK(&cpu::select_kernels(backends, "cpu-generic") == kernels[0]);
+    if (has_avx2)
+      CHECK(&cpu::select_kernels(backends, "cpu-avx2") == kernels[1]);
+    else
+      is_refused("cpu-avx2");
+    if (has_avx512)
+      CHECK(&cpu::select_kernels(backends, "cpu-avx512") == kernels[num_extra == 2 ? 3 : 2]);
+    else
+      is_refused("cpu-avx512");
+  }
+}
+#endif
 
 TEST_CASE("the forced table is the one that is returned") {
   for (const cpu::CpuBackend& backend : cpu::cpu_backends()) {

@@ -202,4 +202,93 @@ TEST_CASE("prepare gathers rows, obeys the stride and pads with zeros") {
       }
 }
 
+#if defined(MIMO_RT_HAVE_SIMDE)
+namespace {
+
+const Table kAvx512 = {"avx512", cpu::kernels_avx512_emulated()};
+const Table kAvx512Bf16 = {"avx512 with BF16", cpu::kernels_avx512_bf16_emulated()};
+
+/// The words of avx512/gemm.h for rows `row_ids` of x, one by one.
+std::vector<uint32_t> prepared_words(bool has_bf16, PackedFormat format,
+                                     const std::vector<bf16_t>& x, uint32_t stride,
+                                     const std::vector<uint32_t>& row_ids, uint32_t k_valid,
+                                     uint32_t k) {
+  const bool is_f32 = format == PackedFormat::f32, is_mxfp4 = format == PackedFormat::mxfp4;
+  const uint32_t num_tokens = static_cast<uint32_t>(row_ids.size());
+  const uint32_t classes = format == PackedFormat::fp8_e4m3 ? 2 : 1;
+  std::vector<uint32_t> words(size_t{num_tokens} * (is_f32 || !has_bf16 ? k : k / 2));
+  uint32_t* out = words.data();
+  for (uint32_t first = 0, width; first < num_tokens; first += width) {
+    width = std::min(num_tokens - first, 8u);
+    for (uint32_t t = 0; t < width; ++t) {
+      const auto element = [&](uint32_t i) -> uint32_t {
+        return i < k_valid ? x[size_t{row_ids[first + t]} * stride + i] : 0;
+      };
+      const auto put = [&](uint32_t step, uint32_t c, uint32_t word) {
+        out[(step * width + t) * classes + c] = word;
+      };
+      for (uint32_t i = 0; is_f32 && i < k; ++i) put(i, 0, element(i) << 16);
+      for (uint32_t pair = 0; !is_f32 && pair < k / 2; ++pair) {
+        const uint32_t starts[] = {0, 4, 1, 5};  // of the pairs (k, k + 2) of 8 k
+        const uint32_t even = is_mxfp4 ? pair / 4 * 8 + starts[pair % 4] : 2 * pair;
+        const uint32_t odd = even + (is_mxfp4 ? 2 : 1);
+        const uint32_t step = pair / classes, c = pair % classes;
+        if (has_bf16) {
+          put(step, c, element(even) | element(odd) << 16);
+        } else {
+          put(2 * step, c, element(odd) << 16);
+          put(2 * step + 1, c, element(even) << 16);
+        }
+      }
+    }
+    out += size_t{width} * words.size() / num_tokens;
+  }
+  return words;
+}
+
+}  // namespace
+
+TEST_CASE("AVX-512 with BF16 and without give the same bits, but for subnormals") {
+  for (const PackedFormat format : kFormats)
+    for (const uint32_t k : kLengths) {
+      const Matrix m = pack_reference::random_matrix(format, 48, k, 11 + k);
+      std::vector<bf16_t> x = random_tokens(9, k, k);
+      const auto same = [&] {
+        const std::vector<float> plain = multiply(kAvx512, m, x.data(), 9);
+        return !std::memcmp(plain.data(), multiply(kAvx512Bf16, m, x.data(), 9).data(),
+                            plain.size() * 4);
+      };
+      CHECK(same());
+      for (bf16_t& value : x) value &= 0x807f;  // only vdpbf16ps flushes these
+      CHECK_EQ(same(), format == PackedFormat::f32);
+    }
+}
+
+TEST_CASE("AVX-512 prepares the words that its products read, and nothing behind them") {
+  const uint32_t k = 160, stride = 167;
+  const std::vector<bf16_t> x = random_tokens(20, stride, 8);
+  for (const bool has_bf16 : {false, true})
+    for (const PackedFormat format : kFormats)
+      for (const uint32_t num_tokens : {1u, 2u, 3u, 7u, 8u, 9u, 17u})
+        for (const uint32_t k_valid : {160u, 159u, 129u, 128u, 97u, 5u}) {
+          std::vector<uint32_t> row_ids(num_tokens);
+          for (uint32_t t = 0; t < num_tokens; ++t) row_ids[t] = t * 7 % 20;
+          const cpu::Kernels& kernels = *(has_bf16 ? kAvx512Bf16 : kAvx512).kernels;
+          const int code = static_cast<int>(format);
+          std::vector<uint32_t> expected =
+              prepared_words(has_bf16, format, x, stride, row_ids, k_valid, k);
+          CHECK_EQ(kernels.prepared_bytes(code, num_tokens, k), expected.size() * 4);
+          const Aligned prepared(expected.size() * 4);
+          kernels.prepare(
+              code, {x.data(), stride, row_ids.data(), num_tokens, k_valid, k, prepared.bytes()});
+          expected.resize(expected.size() + 16, 0xffffffffu);  // still as Aligned left it
+          CHECK(!std::memcmp(prepared.bytes(), expected.data(), expected.size() * 4));
+          // The comparison sees one element less.
+          const std::vector<uint32_t> shorter =
+              prepared_words(has_bf16, format, x, stride, row_ids, k_valid - 1, k);
+          CHECK(std::memcmp(prepared.bytes(), shorter.data(), shorter.size() * 4) != 0);
+        }
+}
+#endif
+
 CHECK_MAIN()

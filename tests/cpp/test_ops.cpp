@@ -1,6 +1,7 @@
 // Every op of the CPU executor against the reference op, from equal inputs; and packed weights against the formats.
 #include "core/numeric.h"
 #include "lock_step.h"
+#include "weights/pack.h"
 
 #include "check.h"
 
@@ -45,6 +46,46 @@ void control(const char* kind, const std::function<void(ModelConfig&)>& change) 
       check::report(__FILE__, __LINE__, std::string(kind) + " control also moved " + other);
 }
 
+/// Random weights whose embedding and head are F32 values in [-1, 1) that BF16 does not hold.
+struct WideWeights {
+  Weights weights;
+  std::vector<cpu::AlignedBytes> tables;
+
+  explicit WideWeights(const ModelConfig& config) : weights(Weights::synthetic(config, 5)) {
+    const bool is_tied = weights.lm_head().data == weights.embed().data;
+    widen(weights.embed());
+    if (is_tied) const_cast<PackedMatrix&>(weights.lm_head()) = weights.embed();
+    else widen(weights.lm_head());
+  }
+
+  /// Drops the bits that BF16 does not have.
+  void truncate(const PackedMatrix& matrix) {
+    auto* words = reinterpret_cast<uint32_t*>(const_cast<uint8_t*>(matrix.data));
+    for (uint64_t i = 0; i < matrix.bytes() / 4; ++i) words[i] &= 0xffff0000u;
+  }
+
+ private:
+  void widen(const PackedMatrix& matrix) {
+    const uint32_t hidden = weights.config().hidden_size;
+    tables.emplace_back(matrix.num_row_groups() * row_group_bytes(PackedFormat::f32, matrix.k));
+    std::vector<float> values(uint64_t{kTileRows} * hidden);
+    for (uint32_t group = 0; group < matrix.num_row_groups(); ++group) {
+      std::array<PackRow, kTileRows> rows;
+      for (float& value : values) value = static_cast<float>(next() >> 40) * 0x1p-23f - 1.0f;
+      for (uint32_t i = 0; i < kTileRows; ++i)
+        rows[i].codes = reinterpret_cast<const std::byte*>(&values[uint64_t{i} * hidden]);
+      pack_rows(PackedFormat::f32, hidden, matrix.k, rows,
+                tables.back().data() + group * row_group_bytes(PackedFormat::f32, matrix.k));
+    }
+    auto& wide = const_cast<PackedMatrix&>(matrix);
+    wide.data = tables.back().data();
+    wide.format = PackedFormat::f32;
+  }
+  uint64_t next() { return state_ = state_ * 6364136223846793005u + 1442695040888963407u; }
+
+  uint64_t state_ = 77;
+};
+
 }  // namespace
 
 TEST_CASE("every op stays within its bound, on every backend, for every tiny model") {
@@ -68,6 +109,30 @@ TEST_CASE("every op stays within its bound, on every backend, for every tiny mod
   for (uint16_t kind = 0; kind < static_cast<uint16_t>(TaskKind::context_fc); ++kind)
     if (static_cast<TaskKind>(kind) != TaskKind::sample)
       CHECK(compared[task_kind_name(static_cast<TaskKind>(kind))] > 0);
+}
+
+TEST_CASE("F32 embeddings and heads: rows are rounded as the reference does, logits are within their bound") {
+  std::vector<test_configs::NamedConfig> configs = test_configs::tiny_configs();
+  configs.push_back({"small_quantised", small_quantised()});
+  for (const auto& [name, config] : configs) {
+    const WideWeights wide(config);
+    for (const std::string& backend : runnable_cpu_backends()) {
+      LockStepResult result = lock_step(wide.weights, wide.weights, backend);
+      if (result.outside()) check::report(__FILE__, __LINE__, name + " " + backend);
+      CHECK(result.num_compared["embed"] > 0 && result.num_compared["lm_head"] > 0);
+      CHECK_EQ(result.num_strays, 0u);
+    }
+  }
+  // Controls: a gather that cuts the low bits off instead of rounding, a head that lost them.
+  const WideWeights wide(small_quantised());
+  WideWeights cut_embed(small_quantised()), cut_head(small_quantised());
+  cut_embed.truncate(cut_embed.weights.embed());
+  cut_head.truncate(cut_head.weights.lm_head());
+  const std::string backend = runnable_cpu_backends().back();
+  LockStepResult result = lock_step(wide.weights, cut_embed.weights, backend);
+  CHECK(result.num_outside["embed"] > 0 && result.outside() == result.num_outside["embed"]);
+  result = lock_step(wide.weights, cut_head.weights, backend);
+  CHECK(result.num_outside["lm_head"] > 0 && result.outside() == result.num_outside["lm_head"]);
 }
 
 TEST_CASE("the bounds see every wrong setting, at the op that uses it") {

@@ -88,6 +88,24 @@ void check_plain(const PackedMatrix& matrix, const Stored& stored, const std::st
     CHECK(row < rows ? holds(matrix, row, stored.row(name, row)) : is_zero(matrix, row));
 }
 
+/// A row of an F32 matrix against stored F16 values, by the definition of the format.
+void check_f16_row(const PackedMatrix& matrix, const Stored& stored, const std::string& name,
+                   uint32_t row_idx) {
+  CHECK(matrix.format == PackedFormat::f32);
+  const std::string row = stored.row(name, row_idx);
+  const UnpackedRow unpacked = unpack_row(matrix, row_idx);
+  for (size_t k = 0; k < row.size() / 2; ++k) {
+    uint16_t bits;
+    std::memcpy(&bits, &row[k * 2], 2);
+    const int exponent = bits >> 10 & 31, mantissa = bits & 1023;
+    const double magnitude = exponent ? std::ldexp(1024 + mantissa, exponent - 25)
+                                      : std::ldexp(mantissa, -24);
+    float value;
+    std::memcpy(&value, &unpacked.codes[k * 4], 4);
+    CHECK_EQ(double{value}, bits >> 15 ? -magnitude : magnitude);
+  }
+}
+
 /// Gate and up in groups of 16, and down; `scale_rows`: stored rows per scale row.
 void check_mlp(const PackedMatrix& gate_up, const PackedMatrix& down, const Stored& stored,
                const std::string& prefix, const std::string& scale_name, uint32_t scale_rows) {
@@ -196,7 +214,7 @@ TEST_CASE("unquantised checkpoints: BF16, tied embeddings, F32 that BF16 holds o
   check_plain(weights.layer(1).o_proj, stored, "model.layers.1.self_attn.o_proj.weight");
   check_mlp(weights.layer(1).expert_gate_up[0], weights.layer(1).expert_down[0], stored,
             "model.layers.1.mlp.experts.0.", "", 0);
-  // An F32 embedding of BF16 values gives the same bytes; other values are refused.
+  // An F32 embedding of BF16 values gives the same bytes; one other value makes all of it F32.
   const std::string bf16 = text(stored.at(embed).data);
   const auto widened = [&](const std::string& name, std::string& bytes) {
     if (name != embed) return;
@@ -208,11 +226,47 @@ TEST_CASE("unquantised checkpoints: BF16, tied embeddings, F32 that BF16 holds o
   const Weights from_f32 = load(wide, config);
   CHECK_EQ(arena_bytes(from_f32).substr(0, weights.embed().bytes()),
            arena_bytes(weights).substr(0, weights.embed().bytes()));
-  write_checkpoint(inexact, config, {{embed, DType::f32}});
-  CHECK_THROWS(unsupported_shape, "'model.embed_tokens.weight'", load(inexact, config));
+  for (const size_t element : {size_t{0}, bf16.size() / 2 - 1}) {
+    write_checkpoint(inexact, config, {{embed, DType::f32}},
+                     [&](const std::string& name, std::string& bytes) {
+                       widened(name, bytes);
+                       if (name == embed) bytes[element * 4] = 1;
+                     });
+    for (const uint32_t num_threads : {1u, 3u}) {
+      const Weights tied = load(inexact, config, num_threads);
+      CHECK(tied.lm_head().data == tied.embed().data);
+      CHECK(tied.lm_head().format == PackedFormat::f32);
+      check_plain(tied.embed(), Stored(inexact), embed, PackedFormat::f32);
+    }
+  }
 }
 
-TEST_CASE("a checkpoint of F16: linears become F32, the embedding must fit BF16") {
+TEST_CASE("embedding and head choose their formats apart, by their values") {
+  const ModelConfig config = small_config();
+  const std::string embed = "model.embed_tokens.weight", lm_head = "lm_head.weight";
+  for (const bool is_head_wide : {false, true}) {
+    const writer::TempDir dir;
+    const std::string& narrow = is_head_wide ? embed : lm_head;
+    write_checkpoint(dir, config, {{embed, DType::f32}, {lm_head, DType::f32}},
+                     [&](const std::string& name, std::string& bytes) {
+                       for (size_t i = 0; name == narrow && i < bytes.size(); i += 4)
+                         bytes[i] = bytes[i + 1] = 0;
+                     });
+    const Weights weights = load(dir, config);
+    const PackedMatrix& wide = is_head_wide ? weights.lm_head() : weights.embed();
+    check_plain(wide, Stored(dir), is_head_wide ? lm_head : embed, PackedFormat::f32);
+    const PackedMatrix& other = is_head_wide ? weights.embed() : weights.lm_head();
+    CHECK(other.format == PackedFormat::bf16);
+    CHECK_EQ(wide.bytes(), 2 * other.bytes());
+  }
+  const writer::TempDir bad;
+  write_checkpoint(bad, config, {{embed, DType::f32}}, [&](const std::string& name, std::string& bytes) {
+    if (name == embed) bytes.replace(7 * 4, 4, std::string("\x01\0\x80\x7f", 4));
+  });
+  CHECK_THROWS(bad_format, "element 7: expected a finite f32", load(bad, config));
+}
+
+TEST_CASE("a checkpoint of F16: all that BF16 does not hold becomes F32") {
   ModelConfig config = small_config();
   config.expert_format = config.linear_format = WeightFormat::plain;
   std::map<std::string, DType> dtypes;
@@ -228,21 +282,14 @@ TEST_CASE("a checkpoint of F16: linears become F32, the embedding must fit BF16"
   CHECK(weights.layer(0).qkv.format == PackedFormat::f32);
   CHECK(weights.layer(1).expert_gate_up[1].format == PackedFormat::f32);
   const Stored stored(dir);
-  const std::string row = stored.row("model.layers.0.self_attn.o_proj.weight", 7);
-  const UnpackedRow unpacked = unpack_row(weights.layer(0).o_proj, 7);
-  for (size_t k = 0; k < row.size() / 2; ++k) {
-    uint16_t bits;
-    std::memcpy(&bits, &row[k * 2], 2);
-    const int exponent = bits >> 10 & 31, mantissa = bits & 1023;
-    const double magnitude = exponent ? std::ldexp(1024 + mantissa, exponent - 25)
-                                      : std::ldexp(mantissa, -24);
-    float value;
-    std::memcpy(&value, &unpacked.codes[k * 4], 4);
-    CHECK_EQ(double{value}, bits >> 15 ? -magnitude : magnitude);
-  }
+  check_f16_row(weights.layer(0).o_proj, stored, "model.layers.0.self_attn.o_proj.weight", 7);
   write_checkpoint(inexact, config, dtypes);
-  CHECK_THROWS(unsupported_shape, "embedding and head rows are kept in BF16",
-               load(inexact, config));
+  const Weights wide = load(inexact, config);
+  const Stored wide_stored(inexact);
+  for (const uint32_t row : {0u, 15u, 100u}) {
+    check_f16_row(wide.embed(), wide_stored, "model.embed_tokens.weight", row);
+    check_f16_row(wide.lm_head(), wide_stored, "lm_head.weight", row);
+  }
 }
 
 TEST_CASE("the tables of qkv tiles are bounded before they are made") {

@@ -20,15 +20,44 @@ def symbols(path: pathlib.Path) -> str:
     return subprocess.run(["nm", "-C", path], capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize("isa", ["avx2", "avx512"])
+# What each set of kernels is called -> (CMake target, folder of csrc/cpu).
+COMPILED = {
+    "avx2": ("mimo_rt_objects", "avx2"),
+    "avx512": ("mimo_rt_objects", "avx512"),
+    "avx512_bf16": ("mimo_rt_avx512_bf16", "avx512"),
+}
+
+
+def isa_objects(cpp_builder, isa: str) -> list[pathlib.Path]:
+    target, folder = COMPILED[isa]
+    build = cpp_builder([target]).parents[1]
+    return sorted((build / "CMakeFiles" / f"{target}.dir" / "csrc" / "cpu" / folder).glob("*.o"))
+
+
+@pytest.mark.parametrize("isa", COMPILED)
 def test_isa_objects_export_no_weak_symbol(cpp_builder, root, isa):
     """A weak symbol compiled with AVX flags could replace the baseline one at link time (build notes, ODR trap)."""
-    build = cpp_builder(["mimo_rt_objects"]).parents[1]
-    objects = sorted((build / "CMakeFiles" / "mimo_rt_objects.dir" / "csrc" / "cpu" / isa).glob("*.o"))
-    names = sorted(p.stem for p in (root / "csrc" / "cpu" / isa).glob("*.cpp"))
+    objects = isa_objects(cpp_builder, isa)
+    names = sorted(p.stem for p in (root / "csrc" / "cpu" / COMPILED[isa][1]).glob("*.cpp"))
     assert sorted(o.name.removesuffix(".cpp.o") for o in objects) == names and names
-    weak = [line for o in objects for line in symbols(o).splitlines() if re.search(r" [WVu] ", line)]
-    assert not weak
+    lines = [line for o in objects for line in symbols(o).splitlines()]
+    assert not [line for line in lines if re.search(r" [WVu] ", line)]
+    exported = [line for line in lines if " T " in line]
+    assert exported and all(f"::{isa}::" in line or f"kernels_{isa}()" in line for line in exported)
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx512_bf16"])
+def test_bf16_and_vbmi_stay_where_they_are_asked_for(cpp_builder, isa):
+    """`cpu-avx512` also runs on processors that lack both."""
+    found = set()
+    for path in isa_objects(cpp_builder, isa):
+        code = subprocess.run(["objdump", "-d", path], capture_output=True, text=True, check=True).stdout
+        assert "%zmm" in code or path.name == "table.cpp.o"
+        found |= set(re.findall(r"\b(vdpbf16ps|vcvtne2?ps2bf16|vpermb|vpermi2b|vpermt2b|vpmultishiftqb)\b", code))
+    if isa == "avx512":
+        assert not found
+    else:
+        assert "vdpbf16ps" in found and found & {"vpermi2b", "vpermt2b"}  # the search sees them where they are
 
 
 def test_isa_folders_hold_the_same_files(root):

@@ -44,6 +44,16 @@ def test_hostile_files_under_asan(asan_programs, program):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_cuda_kernels_under_asan(cpp_builder):
+    programs = cpp_builder(["test_emulation", "test_cuda_experts"], sanitize="address,undefined")
+    clean = "the correct kernel gives the same answer in every schedule"
+    for command in ([programs / "test_emulation", clean], [programs / "test_cuda_experts"]):
+        done = run(command)
+        assert done.returncode == 0, done.stdout + done.stderr
+    done = run([programs / "test_emulation", "a read before arrival is found"])
+    assert done.returncode != 0 and "use-after-poison" in done.stderr
+
+
 @pytest.mark.parametrize("program", PARALLEL_TESTS)
 def test_parallel_parts_under_tsan(cpp_builder, program):
     programs = cpp_builder(list(PARALLEL_TESTS), sanitize="thread")

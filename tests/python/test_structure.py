@@ -21,13 +21,13 @@ ALLOWED = {
     "engine": {"mimo_rt", "core", "checkpoint", "plan", "weights", "kv", "sampling", "cpu", "ref"},
     "python": {"mimo_rt"},
     "no_cuda": {"mimo_rt", "core"},
-    "cuda": {"mimo_rt", "core", "plan"},
+    "cuda": {"mimo_rt", "core", "plan", "weights"},
 }
 # Executors see the engine only through the interfaces of a step and of a round.
 ENGINE_HEADERS_FOR_EXECUTORS = {"engine/step.h", "engine/round.h"}
 # Longer than the limit, each with its reason.
 LONG_FILES: dict[str, int] = {}
-MAX_LINES = {".cpp": 500, ".cu": 500, ".h": 300, ".py": 300, ".cmake": 250, ".txt": 250}
+MAX_LINES = {".cpp": 500, ".cu": 500, ".cuh": 300, ".h": 300, ".py": 300, ".cmake": 250, ".txt": 250}
 
 
 def sources():
@@ -57,7 +57,7 @@ def test_includes_point_one_way():
     found = {}
     for path in sources():
         parts = path.relative_to(ROOT).parts
-        if parts[0] == "csrc" and path.suffix in (".h", ".cpp", ".cu") and len(parts) > 2:
+        if parts[0] == "csrc" and path.suffix in (".h", ".cpp", ".cu", ".cuh") and len(parts) > 2:
             bad = illegal_includes(parts[1], path.read_text())
             if bad:
                 found[str(path.relative_to(ROOT))] = bad
@@ -99,7 +99,7 @@ def test_library_never_prints_or_aborts(folder):
     pattern = re.compile(r"std::(cout|cerr|clog)|\b(printf|fprintf|puts|abort|exit|assert)\s*\(")
     found = []
     for path in sources():
-        if path.relative_to(ROOT).parts[0] == folder and path.suffix in (".h", ".cpp", ".cu"):
+        if path.relative_to(ROOT).parts[0] == folder and path.suffix in (".h", ".cpp", ".cu", ".cuh"):
             for number, line in enumerate(path.read_text().splitlines(), 1):
                 code = line.split("//")[0].replace("static_assert", "").replace("_exit", "")
                 if pattern.search(code):

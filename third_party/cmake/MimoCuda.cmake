@@ -1,5 +1,6 @@
 # MIMO_RT_CUDA: OFF, ON (fail when nvcc is missing), AUTO (use it when it is there). There is no CUDA engine in this
-# version yet: what is built is the device query, so that toolchain, packaging and the "cuda" backend's answer are real.
+# version yet: what is built is the device query and the first kernels, so that toolchain, packaging and the "cuda"
+# backend's answer are real.
 set(MIMO_RT_HAVE_CUDA OFF)
 if(NOT MIMO_RT_CUDA STREQUAL "OFF")
   include(CheckLanguage)

@@ -18,10 +18,8 @@
 #include <immintrin.h>
 #include <stdint.h>
 
-#include "../kernels.h"
 #include "../tile_layout.h"
-
-#define MIMO_RT_INLINE static inline __attribute__((always_inline))
+#include "entries.h"
 
 namespace mimo_rt::cpu::avx2 {
 namespace {

@@ -1,17 +1,32 @@
-// Small vector helpers of this folder: bf16 conversion, exp, sums. Internal linkage only.
+// The vectors of this folder and what ../shared asks of them. Internal linkage only.
 #pragma once
 
 #include <immintrin.h>
 #include <stdint.h>
 
-#include "../kernels.h"
-
-#define MIMO_RT_INLINE static inline __attribute__((always_inline))
+#include "entries.h"
 
 namespace mimo_rt::cpu::avx2 {
 namespace {
 
 enum : uint32_t { kLanes = 8 };
+using Vector = __m256;
+
+MIMO_RT_INLINE Vector zero() { return _mm256_setzero_ps(); }
+MIMO_RT_INLINE Vector splat(float x) { return _mm256_set1_ps(x); }
+// Not splat(*x): gcc 12 would load eight weights of attention at once and shuffle.
+MIMO_RT_INLINE Vector splat_at(const float* x) { return _mm256_broadcast_ss(x); }
+MIMO_RT_INLINE Vector load(const float* x) { return _mm256_load_ps(x); }
+MIMO_RT_INLINE void store(float* y, Vector x) { _mm256_store_ps(y, x); }
+MIMO_RT_INLINE void store_unaligned(float* y, Vector x) { _mm256_storeu_ps(y, x); }
+MIMO_RT_INLINE Vector add(Vector a, Vector b) { return _mm256_add_ps(a, b); }
+MIMO_RT_INLINE Vector subtract(Vector a, Vector b) { return _mm256_sub_ps(a, b); }
+MIMO_RT_INLINE Vector multiply(Vector a, Vector b) { return _mm256_mul_ps(a, b); }
+MIMO_RT_INLINE Vector divide(Vector a, Vector b) { return _mm256_div_ps(a, b); }
+MIMO_RT_INLINE Vector maximum(Vector a, Vector b) { return _mm256_max_ps(a, b); }
+MIMO_RT_INLINE Vector multiply_add(Vector a, Vector b, Vector c) {
+  return _mm256_fmadd_ps(a, b, c);
+}
 
 /// Lanes [0, count) set, for masked loads and stores of a row's tail.
 MIMO_RT_INLINE __m256i lane_mask(uint32_t count) {
@@ -88,6 +103,29 @@ MIMO_RT_INLINE float max_lanes(__m256 v) {
   __m128 s = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   s = _mm_max_ps(s, _mm_movehl_ps(s, s));
   return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+}
+
+MIMO_RT_INLINE float first_lane(Vector x) { return _mm256_cvtss_f32(x); }
+
+/// The first `count` lanes of x, the others of `rest`.
+MIMO_RT_INLINE Vector first_lanes_or(Vector x, uint32_t count, Vector rest) {
+  return _mm256_blendv_ps(rest, x, _mm256_castsi256_ps(lane_mask(count)));
+}
+
+MIMO_RT_INLINE Vector negative_magnitude(Vector x) {
+  return _mm256_or_ps(x, _mm256_set1_ps(-0.0f));
+}
+
+/// a where sign < 0, b where sign > 0, either one where it is zero.
+MIMO_RT_INLINE Vector where_negative(Vector sign, Vector a, Vector b) {
+  return _mm256_blendv_ps(b, a, sign);
+}
+
+/// out[n] = the sum of the lanes of sums[n].
+MIMO_RT_INLINE void store_sums(const Vector (&sums)[4], float* out) {
+  const __m256 a = _mm256_hadd_ps(sums[0], sums[1]), b = _mm256_hadd_ps(sums[2], sums[3]);
+  const __m256 c = _mm256_hadd_ps(a, b);
+  _mm_store_ps(out, _mm_add_ps(_mm256_castps256_ps128(c), _mm256_extractf128_ps(c, 1)));
 }
 
 }  // namespace

@@ -1,26 +1,27 @@
 // y = W x for packed weights and prepared activations: the loops that every weight format of this
 // folder shares.
 //
-// A lane is one row (fp8: one row and one half of its k). A *step* multiplies the weights of one,
-// two or four neighbouring k of 16 rows, F::kWide registers, with one broadcast per token:
-// vdpbf16ps on pairs of bf16, or FMA for FP32 weights. In every block of 32 k a lane accumulates
-// its steps in order, from zero; then acc = fma(block sum, scale, acc), blocks ascending. Up to
-// eight tokens share the expansion of the weights; every width executes this same sequence per
-// lane, so a token's result does not depend on the number of tokens.
+// A lane is one row (fp8: one row and one half of its k). Formats other than f32 expand to pairs of
+// bf16; a *step* multiplies one pair of 16 rows (fp8: two), F::kWide registers, with one broadcast
+// per token. Where the processor has BF16 a step is one vdpbf16ps; where not, the pair takes two
+// steps of FP32 FMA, the odd half first: the order that the instruction documents. f32 weights take
+// one step per k. In every block of 32 k a lane accumulates its steps in order, from zero; then
+// acc = fma(block sum, scale, acc), blocks ascending. Up to eight tokens share the expansion of the
+// weights; every width executes this same sequence per lane, so a token's result does not depend on
+// the number of tokens.
 //
-// vdpbf16ps adds two exact products with at most two roundings and flushes subnormals.
-// Prepared activations: [group of up to 8 tokens][step][token][F::kClasses] words of 4 bytes.
+// vdpbf16ps flushes subnormals, FMA does not: there the two may differ.
+// Prepared activations: [group of up to 8 tokens][step][token][F::kClasses] words of 4 bytes, a
+// word being a pair of bf16 or one FP32.
 #pragma once
 
 #include <immintrin.h>
 #include <stdint.h>
 
-#include "../kernels.h"
 #include "../tile_layout.h"
+#include "entries.h"
 
-#define MIMO_RT_INLINE static inline __attribute__((always_inline))
-
-namespace mimo_rt::cpu::avx512 {
+namespace mimo_rt::cpu::MIMO_RT_ISA {
 namespace {
 
 enum : uint32_t { kGroupTokens = 8, kBlockTokens = 64 };
@@ -31,9 +32,37 @@ MIMO_RT_INLINE uint32_t group_width(uint32_t num_tokens, uint32_t first) {
   return rest < kGroupTokens ? rest : kGroupTokens;
 }
 
-MIMO_RT_INLINE __m512 dot_pairs(__m512 acc, __m512i w, __m512i x) {
-  return _mm512_dpbf16_ps(acc, (__m512bh)w, (__m512bh)x);
-}
+/// What the formats that expand to pairs share. emit_pair() hands on the steps of the `pair`-th
+/// registers of weights; expand() of a format calls it in ascending order.
+#if defined(MIMO_RT_AVX512_BF16)
+struct Pairs {
+  static constexpr uint32_t kStepsPerPair = 1;
+
+  template <class Emit, class... Words>
+  MIMO_RT_INLINE void emit_pair(const Emit& emit, uint32_t pair, Words... w) {
+    emit(pair, w...);
+  }
+
+  MIMO_RT_INLINE __m512 multiply_add(__m512 acc, __m512i w, __m512i x) {
+    return _mm512_dpbf16_ps(acc, (__m512bh)w, (__m512bh)x);
+  }
+};
+#else
+struct Pairs {
+  static constexpr uint32_t kStepsPerPair = 2;
+
+  template <class Emit, class... Words>
+  MIMO_RT_INLINE void emit_pair(const Emit& emit, uint32_t pair, Words... w) {
+    const __m512i odd = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+    emit(2 * pair, _mm512_and_si512(w, odd)...);
+    emit(2 * pair + 1, _mm512_slli_epi32(w, 16)...);
+  }
+
+  MIMO_RT_INLINE __m512 multiply_add(__m512 acc, __m512i w, __m512i x) {
+    return _mm512_fmadd_ps(_mm512_castsi512_ps(w), _mm512_castsi512_ps(x), acc);
+  }
+};
+#endif
 
 /// One 4-byte word of activations, or two, in every lane group.
 template <uint32_t kClasses>
@@ -168,4 +197,4 @@ static void gemm_format(const GemmArgs& args) {
 }
 
 }  // namespace
-}  // namespace mimo_rt::cpu::avx512
+}  // namespace mimo_rt::cpu::MIMO_RT_ISA

@@ -1,8 +1,8 @@
-// BF16 weights (vdpbf16ps straight from memory) and FP32 weights (FMA).
+// BF16 weights, pairs straight from memory, and FP32 weights.
 #include "entries.h"
 #include "gemm.h"
 
-namespace mimo_rt::cpu::avx512 {
+namespace mimo_rt::cpu::MIMO_RT_ISA {
 namespace {
 
 struct Unscaled {
@@ -16,24 +16,27 @@ struct Unscaled {
   MIMO_RT_INLINE void finish(const float* acc, float* y) {
     _mm512_storeu_ps(y, _mm512_load_ps(acc));
   }
+};
+
+struct Bf16 : Unscaled, Pairs {
+  static constexpr int kFormat = layout::kBf16;
+  static constexpr uint32_t kVectors = 16, kSteps = 16 * kStepsPerPair;
 
   template <class Emit>
   MIMO_RT_INLINE void expand(const uint8_t* codes, uint32_t j, const Emit& emit) {
-    emit(j, _mm512_load_si512(codes));
-  }
-};
-
-struct Bf16 : Unscaled {
-  static constexpr int kFormat = layout::kBf16;
-  static constexpr uint32_t kVectors = 16, kSteps = 16;
-  MIMO_RT_INLINE __m512 multiply_add(__m512 acc, __m512i w, __m512i x) {
-    return dot_pairs(acc, w, x);
+    emit_pair(emit, j, _mm512_load_si512(codes));
   }
 };
 
 struct F32 : Unscaled {
   static constexpr int kFormat = layout::kF32;
   static constexpr uint32_t kVectors = 32, kSteps = 32;
+
+  template <class Emit>
+  MIMO_RT_INLINE void expand(const uint8_t* codes, uint32_t j, const Emit& emit) {
+    emit(j, _mm512_load_si512(codes));
+  }
+
   MIMO_RT_INLINE __m512 multiply_add(__m512 acc, __m512i w, __m512i x) {
     return _mm512_fmadd_ps(_mm512_castsi512_ps(w), _mm512_castsi512_ps(x), acc);
   }
@@ -44,4 +47,4 @@ struct F32 : Unscaled {
 void gemm_bf16(const GemmArgs& args) { gemm_format<Bf16>(args); }
 void gemm_f32(const GemmArgs& args) { gemm_format<F32>(args); }
 
-}  // namespace mimo_rt::cpu::avx512
+}  // namespace mimo_rt::cpu::MIMO_RT_ISA

@@ -1,8 +1,8 @@
-// MXFP4 weights: vpermw looks up a bf16 per nibble, vdpbf16ps multiplies pairs.
+// MXFP4 weights: vpermw looks up a bf16 per nibble.
 #include "entries.h"
 #include "gemm.h"
 
-namespace mimo_rt::cpu::avx512 {
+namespace mimo_rt::cpu::MIMO_RT_ISA {
 namespace {
 
 // bf16 of the 16 codes, twice: vpermw reads five index bits, and the fifth belongs to the next
@@ -12,23 +12,20 @@ alignas(64) const uint16_t kE2m1[32] = {
     0xbfc0, 0xc000, 0xc040, 0xc080, 0xc0c0, 0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040,
     0x4080, 0x40c0, 0x8000, 0xbf00, 0xbf80, 0xbfc0, 0xc000, 0xc040, 0xc080, 0xc0c0};
 
-struct Mxfp4 {
+struct Mxfp4 : Pairs {
   static constexpr int kFormat = layout::kMxfp4;
-  static constexpr uint32_t kClasses = 1, kWide = 1, kVectors = 4, kSteps = 16, kChains = 4;
+  static constexpr uint32_t kClasses = 1, kWide = 1, kVectors = 4, kChains = 4;
+  static constexpr uint32_t kSteps = 16 * kStepsPerPair;
 
-  /// k-pairs of the four steps of 8 k: (0, 2) (4, 6) (1, 3) (5, 7).
+  /// The four pairs of 8 k: (0, 2) (4, 6) (1, 3) (5, 7).
   template <class Emit>
   MIMO_RT_INLINE void expand(const uint8_t* codes, uint32_t j, const Emit& emit) {
     const __m512i table = _mm512_load_si512(kE2m1);
     const __m512i v = _mm512_load_si512(codes);
-    emit(j * 4, _mm512_permutexvar_epi16(v, table));
-    emit(j * 4 + 1, _mm512_permutexvar_epi16(_mm512_srli_epi16(v, 4), table));
-    emit(j * 4 + 2, _mm512_permutexvar_epi16(_mm512_srli_epi16(v, 8), table));
-    emit(j * 4 + 3, _mm512_permutexvar_epi16(_mm512_srli_epi16(v, 12), table));
-  }
-
-  MIMO_RT_INLINE __m512 multiply_add(__m512 acc, __m512i w, __m512i x) {
-    return dot_pairs(acc, w, x);
+    emit_pair(emit, j * 4, _mm512_permutexvar_epi16(v, table));
+    emit_pair(emit, j * 4 + 1, _mm512_permutexvar_epi16(_mm512_srli_epi16(v, 4), table));
+    emit_pair(emit, j * 4 + 2, _mm512_permutexvar_epi16(_mm512_srli_epi16(v, 8), table));
+    emit_pair(emit, j * 4 + 3, _mm512_permutexvar_epi16(_mm512_srli_epi16(v, 12), table));
   }
 
   MIMO_RT_INLINE void scales(const uint8_t* tile, uint32_t num_blocks, uint32_t block,
@@ -50,4 +47,4 @@ struct Mxfp4 {
 
 void gemm_mxfp4(const GemmArgs& args) { gemm_format<Mxfp4>(args); }
 
-}  // namespace mimo_rt::cpu::avx512
+}  // namespace mimo_rt::cpu::MIMO_RT_ISA

@@ -1,17 +1,31 @@
-// Small vector helpers of this folder: bf16 conversion, exp, masks. Internal linkage only.
+// The vectors of this folder and what ../shared asks of them. Internal linkage only.
 #pragma once
 
 #include <immintrin.h>
 #include <stdint.h>
 
-#include "../kernels.h"
+#include "entries.h"
 
-#define MIMO_RT_INLINE static inline __attribute__((always_inline))
-
-namespace mimo_rt::cpu::avx512 {
+namespace mimo_rt::cpu::MIMO_RT_ISA {
 namespace {
 
 enum : uint32_t { kLanes = 16 };
+using Vector = __m512;
+
+MIMO_RT_INLINE Vector zero() { return _mm512_setzero_ps(); }
+MIMO_RT_INLINE Vector splat(float x) { return _mm512_set1_ps(x); }
+MIMO_RT_INLINE Vector splat_at(const float* x) { return _mm512_set1_ps(*x); }
+MIMO_RT_INLINE Vector load(const float* x) { return _mm512_load_ps(x); }
+MIMO_RT_INLINE void store(float* y, Vector x) { _mm512_store_ps(y, x); }
+MIMO_RT_INLINE void store_unaligned(float* y, Vector x) { _mm512_storeu_ps(y, x); }
+MIMO_RT_INLINE Vector add(Vector a, Vector b) { return _mm512_add_ps(a, b); }
+MIMO_RT_INLINE Vector subtract(Vector a, Vector b) { return _mm512_sub_ps(a, b); }
+MIMO_RT_INLINE Vector multiply(Vector a, Vector b) { return _mm512_mul_ps(a, b); }
+MIMO_RT_INLINE Vector divide(Vector a, Vector b) { return _mm512_div_ps(a, b); }
+MIMO_RT_INLINE Vector maximum(Vector a, Vector b) { return _mm512_max_ps(a, b); }
+MIMO_RT_INLINE Vector multiply_add(Vector a, Vector b, Vector c) {
+  return _mm512_fmadd_ps(a, b, c);
+}
 
 /// Lanes [0, count) of a row's tail.
 MIMO_RT_INLINE __mmask16 lane_mask(uint32_t count) {
@@ -75,5 +89,28 @@ MIMO_RT_INLINE float sum_lanes(__m512 v) {
 
 MIMO_RT_INLINE float max_lanes(__m512 v) { return _mm512_reduce_max_ps(v); }
 
+MIMO_RT_INLINE float first_lane(Vector x) { return _mm_cvtss_f32(_mm512_castps512_ps128(x)); }
+
+/// The first `count` lanes of x, the others of `rest`.
+MIMO_RT_INLINE Vector first_lanes_or(Vector x, uint32_t count, Vector rest) {
+  return _mm512_mask_mov_ps(rest, lane_mask(count), x);
+}
+
+MIMO_RT_INLINE Vector negative_magnitude(Vector x) {
+  const __m512i sign = _mm512_set1_epi32(static_cast<int>(0x80000000u));
+  return _mm512_castsi512_ps(_mm512_or_si512(_mm512_castps_si512(x), sign));
+}
+
+/// a where sign < 0, b where sign > 0, either one where it is zero.
+MIMO_RT_INLINE Vector where_negative(Vector sign, Vector a, Vector b) {
+  return _mm512_mask_mov_ps(b, _mm512_cmp_ps_mask(sign, _mm512_setzero_ps(), _CMP_LT_OQ), a);
+}
+
+/// out[n] = the sum of the lanes of sums[n].
+MIMO_RT_INLINE void store_sums(const Vector (&sums)[4], float* out) {
+#pragma GCC unroll 4
+  for (uint32_t n = 0; n < 4; ++n) out[n] = sum_lanes(sums[n]);
+}
+
 }  // namespace
-}  // namespace mimo_rt::cpu::avx512
+}  // namespace mimo_rt::cpu::MIMO_RT_ISA

@@ -1,30 +1,19 @@
-// The AVX-512 kernels as a table. Needs F, BW, VL, DQ, BF16 and VBMI.
-#include "../tile_layout.h"
+// The AVX-512 kernels as a table; entries.h says what they need.
 #include "entries.h"
 
+#include "../shared/table.h"
+
 namespace mimo_rt::cpu {
-namespace avx512 {
 namespace {
 
-void gemm(int format, const GemmArgs& args) {
-  switch (format) {
-    case layout::kMxfp4:
-      return gemm_mxfp4(args);
-    case layout::kFp8:
-      return gemm_fp8(args);
-    case layout::kBf16:
-      return gemm_bf16(args);
-    default:
-      return gemm_f32(args);
-  }
-}
-
-const Kernels kTable = {"avx512", prepared_bytes, prepare,  gemm,         attend_scratch_floats,
-                        attend,   rms_norm,       silu_mul, add_residual, axpy};
+constexpr Kernels kTable = MIMO_RT_ISA::make_table("avx512");
 
 }  // namespace
-}  // namespace avx512
 
-const Kernels* kernels_avx512() { return &avx512::kTable; }
+#if defined(MIMO_RT_AVX512_BF16)
+const Kernels* kernels_avx512_bf16() { return &kTable; }
+#else
+const Kernels* kernels_avx512() { return &kTable; }
+#endif
 
 }  // namespace mimo_rt::cpu

@@ -1,30 +1,15 @@
 // The portable kernels as a table.
-#include "../tile_layout.h"
 #include "entries.h"
 
+#include "../shared/table.h"
+
 namespace mimo_rt::cpu {
-namespace generic {
 namespace {
 
-void gemm(int format, const GemmArgs& args) {
-  switch (format) {
-    case layout::kMxfp4:
-      return gemm_mxfp4(args);
-    case layout::kFp8:
-      return gemm_fp8(args);
-    case layout::kBf16:
-      return gemm_bf16(args);
-    default:
-      return gemm_f32(args);
-  }
-}
-
-const Kernels kTable = {"generic", prepared_bytes, prepare,  gemm,         attend_scratch_floats,
-                        attend,    rms_norm,       silu_mul, add_residual, axpy};
+constexpr Kernels kTable = generic::make_table("generic");
 
 }  // namespace
-}  // namespace generic
 
-const Kernels* kernels_generic() { return &generic::kTable; }
+const Kernels* kernels_generic() { return &kTable; }
 
 }  // namespace mimo_rt::cpu

@@ -186,7 +186,8 @@ def _check_text(model: str) -> str:
 
 def _check_memory(model: str) -> str:
     tensors = _C.Checkpoint.open(model).tensors
-    needed = sum(tensor.num_bytes for tensor in tensors)  # packing keeps the formats' sizes
+    # Packing keeps the formats' sizes; only F16 becomes F32, the smallest type that holds it.
+    needed = sum(tensor.num_bytes * (2 if tensor.dtype == "f16" else 1) for tensor in tensors)
     available = _machine.usable_memory_bytes()
     if available is not None and needed > available:
         raise _C.OutOfMemoryError(

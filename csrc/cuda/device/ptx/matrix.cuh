@@ -1,0 +1,46 @@
+// Tensor-core products of one warp, and packed BF16 arithmetic.
+//
+// Fragments of m16n8k16, lane = 4 * g + q: a[0] = A[g][2q, 2q+1], a[1] = A[g + 8][2q, 2q+1],
+// a[2], a[3] = the same rows at k + 8; b[0] = B[2q, 2q+1][g], b[1] = the same at k + 8;
+// c[0], c[1] = C[g][2q, 2q+1]; c[2], c[3] = C[g + 8][2q, 2q+1]. The lower half of a word is the
+// lower index.
+#pragma once
+
+#include "cuda/device/ptx/address.cuh"
+
+namespace mimo_rt::ptx {
+
+/// mma.sync.m16n8k16, BF16 in, FP32 accumulators: c += a b. All lanes take part.
+__device__ __forceinline__ void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4],
+                                             const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7},"
+      " {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+/// ldmatrix.x4: four 8x8 matrices of 16-bit elements; lane 8i + r holds the address of row r of
+/// matrix i (16-byte aligned, shared); word i of lane 4g + q is elements 2q, 2q+1 of row g of it.
+__device__ __forceinline__ void ldmatrix_x4(uint32_t (&words)[4], const void* shared_row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "r"(shared_address(shared_row))
+               : "memory");
+}
+
+/// mul.rn.bf16x2: both halves, rounded to nearest even; subnormals in and out are kept.
+__device__ __forceinline__ uint32_t mul_bf16x2(uint32_t a, uint32_t b) {
+  uint32_t product;
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+  return product;
+}
+
+/// cvt.rn.bf16x2.f32: two floats, rounded to nearest even.
+__device__ __forceinline__ uint32_t to_bf16x2(float low, float high) {
+  uint32_t packed;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+
+}  // namespace mimo_rt::ptx

@@ -1,0 +1,60 @@
+// The circular shared-memory ring through which weights come: one loader warp fills stages with
+// bulk copies, and for each stage one compute warp waits, reads and gives it back.
+//
+// A *ticket* is the running number of a stage use since the kernel began; it may wrap around. The
+// loader and the owner of a ticket agree on it by computing it from the same work list. Stage and
+// parity follow from the ticket, so nobody keeps a phase bit.
+//
+// Proxies: bulk copies write a stage (async), compute warps only read it (generic). `release`
+// orders those reads before the next copy through the mbarrier, which needs no proxy fence.
+#pragma once
+
+#include "cuda/device/sync/mbarrier.cuh"
+
+namespace mimo_rt::cuda {
+
+template <uint32_t kNumStages, uint32_t kStageBytes>
+struct Ring {
+  static_assert((kNumStages & (kNumStages - 1)) == 0, "tickets wrap around at 2^32");
+  static_assert(kStageBytes % 128 == 0, "keeps the alignment of bulk copies");
+
+  alignas(128) uint8_t stages[kNumStages][kStageBytes];
+  uint64_t full[kNumStages];   ///< one arrival of the loader, and the bytes
+  uint64_t empty[kNumStages];  ///< one arrival of the owner
+
+  /// One thread of the block, once per kernel. A block barrier must follow.
+  __device__ void init() {
+    for (uint32_t stage = 0; stage < kNumStages; ++stage) {
+      ptx::mbarrier_init(&full[stage], 1);
+      ptx::mbarrier_init(&empty[stage], 1);
+    }
+    ptx::fence_mbarrier_init();
+  }
+
+  /// Loader, one thread per ticket: waits until the stage is free, then starts the copy of
+  /// `num_bytes` (0: only signals).
+  __device__ void fill(uint32_t ticket, const uint8_t* source, uint32_t num_bytes,
+                       uint64_t l2_policy) {
+    const uint32_t stage = ticket % kNumStages;
+    wait_for_phase(&empty[stage], parity(ticket) ^ 1);  // complete on a fresh barrier
+    ptx::mbarrier_arrive_expect_tx(&full[stage], num_bytes);
+    if (num_bytes != 0) ptx::bulk_copy(stages[stage], source, num_bytes, &full[stage], l2_policy);
+  }
+
+  /// Owner, all lanes of the warp: waits until the bytes of `ticket` are there.
+  __device__ const uint8_t* wait(uint32_t ticket) {
+    wait_for_phase(&full[ticket % kNumStages], parity(ticket));
+    return stages[ticket % kNumStages];
+  }
+
+  /// Owner, all lanes of the warp: the stage has been read.
+  __device__ void release(uint32_t ticket, uint32_t lane_idx) {
+    ptx::sync_warp();
+    if (lane_idx == 0) ptx::mbarrier_arrive(&empty[ticket % kNumStages]);
+  }
+
+ private:
+  __device__ static uint32_t parity(uint32_t ticket) { return ticket / kNumStages & 1; }
+};
+
+}  // namespace mimo_rt::cuda

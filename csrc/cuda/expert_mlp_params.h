@@ -1,0 +1,68 @@
+// What the expert kernels are given, and their constants. For g++ and nvcc.
+//
+//   expert_gate_up  act[slot] = silu(W_gate x) * (W_up x)     for every slot of the route
+//   expert_down     sums[token] = sum of w * (W_down act[slot]) over its slots, experts ascending
+//
+// Order of every sum (nothing else changes a bit of the result): see device/tasks/expert_mlp.cuh.
+#pragma once
+
+#include <cstdint>
+
+#include "plan/route_table.h"
+#include "weights/cuda_tiles.h"
+
+namespace mimo_rt::cuda {
+
+inline constexpr uint32_t kMaxExpertTokens = 64;  ///< tokens of one call
+inline constexpr uint32_t kMaxExpertSlots = 512;  ///< (token, expert) pairs of one call
+inline constexpr uint32_t kMaxDownSegments = 64;
+
+// 8 compute warps: two per scheduler hide each other's latencies, and unpacking needs all four.
+inline constexpr uint32_t kComputeWarps = 8;
+inline constexpr uint32_t kExpertThreads = 32 * (kComputeWarps + 1);
+// K is cut into this many segments in gate_up, one per compute warp.
+inline constexpr uint32_t kGateUpSegments = kComputeWarps;
+// A stage of 8 tiles, 4352 bytes, is one copy; 32 stages are 136 KiB in flight, of which the short
+// segments of a rank's slice (4 tiles) still use 68 KiB; about 40 cover the latency of HBM.
+inline constexpr uint32_t kStageTiles = 8;
+inline constexpr uint32_t kNumStages = 32;
+
+/// Rows of 16-bit or 32-bit elements. `stride` counts elements.
+template <typename T>
+struct RowsView {
+  T* data = nullptr;  ///< 16-byte aligned, as is every row
+  uint32_t stride = 0;
+
+#if defined(__CUDACC__)
+  __device__
+#endif
+      T*
+      row(uint32_t i) const {
+    return data + uint64_t{i} * stride;
+  }
+};
+
+struct ExpertGateUpParams {
+  const uint8_t* tiles = nullptr;  ///< expert 0 of the layer; the others follow
+  RowsView<const uint16_t> x;      ///< BF16 [num_tokens, hidden_size]
+  RowsView<uint16_t> act;          ///< BF16 [num_slots, width]
+  RouteTable route{};
+  uint32_t num_tokens = 0;              ///< 1 .. kMaxExpertTokens
+  uint32_t max_slots = 0;               ///< the route has no more, at most kMaxExpertSlots
+  uint32_t hidden_size = 0, width = 0;  ///< multiples of 32
+};
+
+struct ExpertDownParams {
+  const uint8_t* tiles = nullptr;  ///< expert 0 of the layer; the others follow
+  RowsView<const uint16_t> act;    ///< BF16 [num_slots, width]
+  RowsView<float> sums;            ///< [num_tokens, hidden_size]
+  RouteTable route{};
+  uint32_t num_tokens = 0;              ///< 1 .. kMaxExpertTokens
+  uint32_t max_slots = 0;               ///< the route has no more, at most kMaxExpertSlots
+  uint32_t hidden_size = 0, width = 0;  ///< multiples of 32
+  /// Parts of K that are summed over all experts before they are added up, 1 .. kMaxDownSegments:
+  /// 8 / number of ranks.
+  uint32_t num_segments = 1;
+};
+
+}  // namespace mimo_rt::cuda

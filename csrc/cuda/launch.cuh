@@ -1,0 +1,62 @@
+// Launching kernels: the right device, room in shared memory, and errors that say what was tried.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <string>
+
+#include "core/checks.h"
+
+namespace mimo_rt::cuda {
+
+/// What is being launched, for error messages.
+struct KernelCall {
+  const char* where;   ///< "cuda.expert_down"
+  std::string shapes;  ///< "num_tokens 8, hidden_size 6144, width 256"
+};
+
+/// Throws with the call's text, the kernel and the shapes, unless `status` is success.
+/// @throws Error{unavailable} without a driver or a device; else Error{device_lost}
+inline void check_cuda(cudaError_t status, const char* call, const KernelCall& kernel) {
+  if (status == cudaSuccess) [[likely]]
+    return;
+  (void)cudaGetLastError();  // the error is sticky until it is read
+  const bool is_missing = status == cudaErrorInsufficientDriver || status == cudaErrorNoDevice;
+  fail(is_missing ? ErrorCode::unavailable : ErrorCode::device_lost, kernel.where, call,
+       " failed: ", cudaGetErrorName(status), ", ", cudaGetErrorString(status), " (", kernel.shapes,
+       ")");
+}
+#define MIMO_RT_CUDA_CALL(call, kernel) ::mimo_rt::cuda::check_cuda((call), #call, (kernel))
+
+inline int device_attribute(cudaDeviceAttr attribute, const KernelCall& kernel) {
+  int device = 0, value = 0;
+  MIMO_RT_CUDA_CALL(cudaGetDevice(&device), kernel);
+  MIMO_RT_CUDA_CALL(cudaDeviceGetAttribute(&value, attribute, device), kernel);
+  return value;
+}
+
+/// The binaries in this library are of sm_90a and sm_100a: nothing else runs them.
+inline void check_device(const KernelCall& kernel) {
+  const int major = device_attribute(cudaDevAttrComputeCapabilityMajor, kernel);
+  const int minor = device_attribute(cudaDevAttrComputeCapabilityMinor, kernel);
+  MIMO_RT_CHECK((major == 9 || major == 10) && minor == 0, unavailable, kernel.where,
+                "device: expected compute capability 9.0 or 10.0, got ", major, '.', minor);
+}
+
+/// Launches `function(params)` with `shared_bytes` of dynamic shared memory. `num_blocks` 0: one
+/// per multiprocessor.
+template <typename Params>
+void launch_kernel(void (*function)(Params), const Params& params, uint32_t num_blocks,
+                   uint32_t num_threads, uint32_t shared_bytes, cudaStream_t stream,
+                   const KernelCall& kernel) {
+  check_device(kernel);
+  if (num_blocks == 0)
+    num_blocks = static_cast<uint32_t>(device_attribute(cudaDevAttrMultiProcessorCount, kernel));
+  MIMO_RT_CUDA_CALL(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                         static_cast<int>(shared_bytes)),
+                    kernel);
+  function<<<num_blocks, num_threads, shared_bytes, stream>>>(params);
+  MIMO_RT_CUDA_CALL(cudaGetLastError(), kernel);
+}
+
+}  // namespace mimo_rt::cuda

@@ -1,0 +1,444 @@
+// The expert kernels of the CUDA engine, their own source under the emulated GPU: against float64
+// within a derived bound, bit for bit where the sums are exact, and against themselves for every
+// batch, number of blocks and schedule. native_cuda_experts.cpp builds the same tests for a real
+// GPU.
+#if !defined(MIMO_RT_TEST_ON_GPU)
+#define MIMO_RT_HOST_EMULATION
+#include "cuda/device/tasks/expert_kernels.cuh"
+#include "emulation/schedule.h"
+#endif
+
+#include "check.h"
+#include "cuda/expert_mlp.h"
+#include "expert_fixture.h"
+
+using namespace mimo_rt;
+using namespace fixture;
+
+namespace {
+
+struct Launch {
+  uint32_t num_blocks = 2;
+  uint64_t seed = 0;
+  uint32_t num_segments = 1;
+};
+
+#if defined(MIMO_RT_TEST_ON_GPU)
+void finish() {
+  const cudaError_t status = cudaDeviceSynchronize();
+  if (status != cudaSuccess) check::report(__FILE__, __LINE__, cudaGetErrorString(status));
+  CHECK(status == cudaSuccess);
+}
+void run(const cuda::ExpertGateUpParams& params, const Launch& launch) {
+  cuda::launch_expert_gate_up(params, {.num_blocks = launch.num_blocks});
+  finish();
+}
+void run(const cuda::ExpertDownParams& params, const Launch& launch) {
+  cuda::launch_expert_down(params, {.num_blocks = launch.num_blocks});
+  finish();
+}
+#else
+template <typename Params>
+void run_emulated(void (*kernel)(Params), const Params& params, const Launch& launch) {
+  emulation::LaunchOptions options;
+  options.num_blocks = launch.num_blocks;
+  options.num_threads = cuda::kExpertThreads;
+  options.shared_bytes = sizeof(cuda::ExpertShared);
+  options.seed = launch.seed;
+  const emulation::LaunchResult result = emulation::launch(options, kernel, params);
+  if (!result.error.empty()) check::report(__FILE__, __LINE__, result.error);
+  CHECK(result.error.empty());
+}
+void run(const cuda::ExpertGateUpParams& params, const Launch& launch) {
+  cuda::check_expert_gate_up(params);
+  run_emulated(cuda::expert_gate_up_kernel, params, launch);
+}
+void run(const cuda::ExpertDownParams& params, const Launch& launch) {
+  cuda::check_expert_down(params);
+  run_emulated(cuda::expert_down_kernel, params, launch);
+}
+#endif
+
+constexpr bf16_t kUntouched = 0x7fc1;  // a NaN
+
+/// act[num_slots, width] of all slots of `route`.
+std::vector<bf16_t> gate_up(Experts& experts, Route& route, const AlignedRows<bf16_t>& x,
+                            const Launch& launch = {}) {
+  const ExpertShape& shape = experts.shape;
+  AlignedRows<bf16_t> act(route.num_slots() + 1, shape.width, kUntouched);
+  cuda::ExpertGateUpParams params;
+  params.tiles = Experts::aligned(experts.gate_up_tiles);
+  params.x = {x.data, x.stride};
+  params.act = {act.data, act.stride};
+  params.route = route.table();
+  params.num_tokens = route.num_tokens;
+  params.max_slots = route.num_slots();
+  params.hidden_size = shape.hidden_size;
+  params.width = shape.width;
+  run(params, launch);
+  for (uint32_t i = 0; i < shape.width; ++i) CHECK_EQ(act.at(route.num_slots(), i), kUntouched);
+  return {act.data, act.data + uint64_t{route.num_slots()} * shape.width};
+}
+
+/// sums[num_tokens, hidden_size].
+std::vector<float> down(Experts& experts, Route& route, const AlignedRows<bf16_t>& act,
+                        const Launch& launch = {}) {
+  const ExpertShape& shape = experts.shape;
+  AlignedRows<float> sums(route.num_tokens + 1, shape.hidden_size, -77.0f);
+  cuda::ExpertDownParams params;
+  params.tiles = Experts::aligned(experts.down_tiles);
+  params.act = {act.data, act.stride};
+  params.sums = {sums.data, sums.stride};
+  params.route = route.table();
+  params.num_tokens = route.num_tokens;
+  params.max_slots = route.num_slots();
+  params.hidden_size = shape.hidden_size;
+  params.width = shape.width;
+  params.num_segments = launch.num_segments;
+  run(params, launch);
+  for (uint32_t i = 0; i < shape.hidden_size; ++i) CHECK_EQ(sums.at(route.num_tokens, i), -77.0f);
+  return {sums.data, sums.data + uint64_t{route.num_tokens} * shape.hidden_size};
+}
+
+/// Random values in the first `num_columns`; what is beyond keeps its NaN and may not be used.
+void fill_normal(AlignedRows<bf16_t>& rows, uint32_t num_columns, uint32_t seed) {
+  std::mt19937 rng(seed);
+  std::normal_distribution<float> normal;
+  for (uint32_t r = 0; r < rows.rows; ++r)
+    for (uint32_t i = 0; i < num_columns; ++i) rows.at(r, i) = f32_to_bf16(normal(rng));
+}
+
+/// The same with integers in [low, high].
+void fill_integers(AlignedRows<bf16_t>& rows, uint32_t num_columns, int low, int high,
+                   uint32_t seed) {
+  std::mt19937 rng(seed);
+  std::uniform_int_distribution<int> draw(low, high);
+  for (uint32_t r = 0; r < rows.rows; ++r)
+    for (uint32_t i = 0; i < num_columns; ++i)
+      rows.at(r, i) = f32_to_bf16(static_cast<float>(draw(rng)));
+}
+
+/// n roundings of u each: n u / (1 - n u).
+double gamma(double n, double u) { return n * u / (1 - n * u); }
+
+// Unit roundoff of one step of a tensor-core sum. Hardware truncates instead of rounding: 2^-23.
+constexpr double kSumUnit = 0x1p-23, kFloatUnit = 0x1p-24, kBf16Unit = 0x1p-8;
+// Of one addition to a sum that is held times 2^-24: half of the smallest subnormal, times 2^24.
+constexpr double kUnderflow = 0x1p-126;
+
+/// Largest error over its bound in act. gate and up: k products and as many additions (the products
+/// are exact), 8 segments. |silu'| < 1.1; expf, the sigmoid and two products: 8 roundings.
+double worst_act(const Experts& experts, const Route& route, const AlignedRows<bf16_t>& x,
+                 const std::vector<bf16_t>& act) {
+  const double sum_error = gamma(experts.shape.hidden_size + 8.0, kSumUnit);
+  double worst = 0;
+  for (uint32_t s = 0; s < route.num_slots(); ++s)
+    for (uint32_t i = 0; i < experts.shape.width; ++i) {
+      const bf16_t* row = &x.at(route.slots[s].token, 0);
+      const Product g = dot(*experts.gate[route.slots[s].expert], i, row);
+      const Product u = dot(*experts.up[route.slots[s].expert], i, row);
+      const double exact = silu_f64(g.value) * u.value;
+      const double underflow = experts.shape.hidden_size * kUnderflow;
+      const double g_error = sum_error * g.magnitude + underflow;
+      const double u_error = sum_error * u.magnitude + underflow;
+      const double before = 1.1 * g_error * (std::abs(u.value) + u_error) +
+                            std::abs(silu_f64(g.value)) * u_error +
+                            gamma(8, kFloatUnit) * std::abs(exact);
+      const double bound = before + kBf16Unit * (std::abs(exact) + before) + 0x1p-120;
+      const double error = std::abs(bf16_to_f32(act[s * experts.shape.width + i]) - exact) / bound;
+      worst = std::isnan(error) ? INFINITY : std::max(worst, error);
+    }
+  return worst;
+}
+
+/// Largest error over its bound in sums: k additions, one FMA per expert, one addition per segment;
+/// underflow counts once per expert (fewer than 16, of weight below 2) and k.
+double worst_sum(const Experts& experts, const Route& route, const AlignedRows<bf16_t>& act,
+                 const std::vector<float>& sums) {
+  const uint32_t hidden_size = experts.shape.hidden_size;
+  std::vector<Product> exact(uint64_t{route.num_tokens} * hidden_size);
+  for (uint32_t s = 0; s < route.num_slots(); ++s)
+    for (uint32_t i = 0; i < hidden_size; ++i) {
+      const Product p = dot(*experts.down[route.slots[s].expert], i, &act.at(s, 0));
+      Product& sum = exact[route.slots[s].token * hidden_size + i];
+      sum.value += double{route.slots[s].weight} * p.value;
+      sum.magnitude += double{route.slots[s].weight} * p.magnitude;
+    }
+  const double n = experts.shape.width + experts.shape.num_experts + 64.0;
+  double worst = 0;
+  for (size_t i = 0; i < exact.size(); ++i) {
+    const double bound = gamma(n, kSumUnit) * exact[i].magnitude + 16 * n * kUnderflow;
+    const double error = std::abs(sums[i] - exact[i].value) / bound;
+    worst = std::isnan(error) ? INFINITY : std::max(worst, error);
+  }
+  return worst;
+}
+
+struct Case {
+  ExpertShape shape;
+  Route route;
+};
+
+/// One token; tokens that share nothing; an odd number of active experts and experts without
+/// tokens; all tokens to one expert; ragged last tiles; nothing to do at all.
+std::vector<Case> awkward_cases() {
+  return {{{64, 32, 3}, Route::random(1, 1, 3, 1)},
+          {{256, 64, 5}, Route::random(1, 3, 5, 2)},
+          {{96, 32, 7}, Route::random(3, 2, 4, 3, 2)},
+          {{288, 96, 4}, Route::random(9, 3, 4, 4)},
+          {{160, 32, 2}, Route::random(64, 1, 1, 5, 1)},
+          {{32, 32, 4}, Route::random(17, 1, 4, 6)},
+          {{64, 32, 2}, Route(2, {})}};
+}
+
+}  // namespace
+
+TEST_CASE("act is within the bound of float64; swapped experts are not") {
+  for (Case& c : awkward_cases()) {
+    Experts experts(c.shape, Weights::random, c.shape.hidden_size);
+    AlignedRows<bf16_t> x(c.route.num_tokens, c.shape.hidden_size + 8, kUntouched);
+    fill_normal(x, c.shape.hidden_size, 3);
+    const std::vector<bf16_t> act = gate_up(experts, c.route, x);
+    CHECK(worst_act(experts, c.route, x, act) <= 1.0);
+    if (c.route.num_active == 0) continue;
+    const uint32_t e = c.route.active_experts[0], other = (e + 1) % c.shape.num_experts;
+    std::swap(experts.gate[e], experts.gate[other]);
+    CHECK(worst_act(experts, c.route, x, act) > 1.0);
+    std::swap(experts.gate[e], experts.gate[other]);
+    experts.up[e]->scale_data()[0] = std::byte{126};  // twice the largest
+    CHECK(worst_act(experts, c.route, x, act) > 1.0);
+  }
+}
+
+TEST_CASE("sums are within the bound of float64; swapped experts are not") {
+  for (Case& c : awkward_cases())
+    for (const uint32_t num_segments : {1u, 2u, 8u}) {
+      Experts experts(c.shape, Weights::random, c.shape.hidden_size + 1);
+      AlignedRows<bf16_t> act(std::max(1u, c.route.num_slots()), c.shape.width + 8, kUntouched);
+      fill_normal(act, c.shape.width, 4);
+      const std::vector<float> sums = down(experts, c.route, act, {.num_segments = num_segments});
+      CHECK(worst_sum(experts, c.route, act, sums) <= 1.0);
+      if (c.route.num_active == 0) {
+        for (const float sum : sums) CHECK_EQ(sum, 0.0f);
+        continue;
+      }
+      const uint32_t e = c.route.active_experts[0], other = (e + 1) % c.shape.num_experts;
+      std::swap(experts.down[e], experts.down[other]);
+      CHECK(worst_sum(experts, c.route, act, sums) > 1.0);
+      std::swap(experts.down[e], experts.down[other]);
+      experts.down[e]->scale_data()[0] = std::byte{126};
+      CHECK(worst_sum(experts, c.route, act, sums) > 1.0);
+    }
+}
+
+TEST_CASE("act is exact where every partial sum is") {
+  for (Case& c : awkward_cases()) {
+    Experts experts(c.shape, Weights::exact_positive, 9);
+    AlignedRows<bf16_t> x(c.route.num_tokens, c.shape.hidden_size, 0);
+    fill_integers(x, c.shape.hidden_size, 1, 3, 5);
+    const std::vector<bf16_t> act = gate_up(experts, c.route, x);
+    uint32_t num_different = 0;
+    for (uint32_t s = 0; s < c.route.num_slots(); ++s)
+      for (uint32_t i = 0; i < c.shape.width; ++i) {
+        const Product g =
+            dot(*experts.gate[c.route.slots[s].expert], i, &x.at(c.route.slots[s].token, 0));
+        const Product u =
+            dot(*experts.up[c.route.slots[s].expert], i, &x.at(c.route.slots[s].token, 0));
+        CHECK(g.value >= 20.0);                                 // silu(g) == g in FP32
+        CHECK(g.magnitude < 0x1p+21 && u.magnitude < 0x1p+21);  // multiples of 2^-2
+        const auto product = static_cast<float>(g.value) * static_cast<float>(u.value);
+        num_different += act[s * c.shape.width + i] != f32_to_bf16(product);
+      }
+    CHECK_EQ(num_different, 0u);
+  }
+}
+
+TEST_CASE("sums are exact where every partial sum is; one activation changes them") {
+  for (Case& c : awkward_cases()) {
+    Experts experts(c.shape, Weights::exact, 11);
+    AlignedRows<bf16_t> act(std::max(1u, c.route.num_slots()), c.shape.width, 0);
+    fill_integers(act, c.shape.width, -4, 4, 6);
+    const auto count_different = [&](const std::vector<float>& sums) {
+      std::vector<double> exact(sums.size());
+      for (uint32_t s = 0; s < c.route.num_slots(); ++s)
+        for (uint32_t i = 0; i < c.shape.hidden_size; ++i) {
+          const Product p = dot(*experts.down[c.route.slots[s].expert], i, &act.at(s, 0));
+          CHECK(p.magnitude < 0x1p+15);  // multiples of 2^-3, weights multiples of 2^-2
+          exact[c.route.slots[s].token * c.shape.hidden_size + i] +=
+              double{c.route.slots[s].weight} * p.value;
+        }
+      uint32_t num_different = 0;
+      for (size_t i = 0; i < sums.size(); ++i) num_different += sums[i] != exact[i];
+      return num_different;
+    };
+    const std::vector<float> sums = down(experts, c.route, act, {.num_segments = 2});
+    CHECK_EQ(count_different(sums), 0u);
+    if (c.route.num_slots() == 0) continue;
+    act.at(0, c.shape.width - 1) = f32_to_bf16(5.0f);
+    CHECK(count_different(sums) > 0);
+  }
+}
+
+TEST_CASE("every E2M1 code and scale of the layout becomes the exact weight") {
+  // Row r, k = r: code c alone in its row, activation 1: act is not linear, so through `down`.
+  for (uint32_t e8m0 = 19; e8m0 <= kCudaMaxE8m0; e8m0 += e8m0 < 24 || e8m0 > 146 ? 1 : 7) {
+    Experts experts({32, 32, 1}, Weights::exact, 1);
+    StoredMatrix& matrix = *experts.down[0];
+    std::memset(matrix.weight_data(), 0, 32 * 16);
+    std::memset(matrix.scale_data(), static_cast<int>(e8m0), 32);
+    for (uint32_t row = 0; row < 32; ++row)
+      matrix.weight_data()[row * 16 + row / 2] = static_cast<std::byte>(row % 16 << row % 2 * 4);
+    experts.pack();
+    Route route(1, {{0, 0, 1.0f}});
+    AlignedRows<bf16_t> act(1, 32, f32_to_bf16(1.0f));
+    const std::vector<float> sums = down(experts, route, act);
+    for (uint32_t row = 0; row < 32; ++row) {
+      const float weight = fp4_e2m1_to_f32(static_cast<uint8_t>(row % 16));
+      CHECK_EQ(sums[row], weight * e8m0_to_f32(static_cast<uint8_t>(e8m0)));
+    }
+  }
+}
+
+TEST_CASE("a token's results have the same bits alone and in any batch") {
+  const ExpertShape shape{288, 160, 6};
+  Experts experts(shape, Weights::random, 21);
+  for (const uint32_t num_tokens : {2u, 7u, 24u, 64u}) {  // 64: all to the same three experts
+    Route route = Route::random(num_tokens, 3, num_tokens == 64 ? 3 : 6, num_tokens);
+    AlignedRows<bf16_t> x(num_tokens, shape.hidden_size, 0), one(1, shape.hidden_size, 0);
+    fill_normal(x, shape.hidden_size, num_tokens);
+    const std::vector<bf16_t> act = gate_up(experts, route, x);
+    AlignedRows<bf16_t> rows(route.num_slots(), shape.width, 0), own(3, shape.width, 0);
+    std::copy(act.begin(), act.end(), rows.data);
+    const std::vector<float> sums = down(experts, route, rows, {.num_segments = 8});
+    for (uint32_t t = 0; t < num_tokens; t += num_tokens / 6 + 1) {
+      Route alone = route.of_token(t);
+      std::copy(&x.at(t, 0), &x.at(t, 0) + shape.hidden_size, one.data);
+      const std::vector<bf16_t> own_act =
+          gate_up(experts, alone, one, {.num_blocks = 3, .seed = 1});
+      for (uint32_t s = 0, i = 0; s < route.num_slots(); ++s)
+        if (route.slots[s].token == t)
+          CHECK(!std::memcmp(&own_act[i++ * shape.width], &act[s * shape.width], shape.width * 2));
+      std::copy(own_act.begin(), own_act.end(), own.data);
+      const std::vector<float> own_sums =
+          down(experts, alone, own, {.num_blocks = 1, .num_segments = 8});
+      CHECK(!std::memcmp(own_sums.data(), &sums[t * shape.hidden_size], shape.hidden_size * 4));
+      own.data[5] ^= 1;  // the comparison sees one bit of one activation
+      const std::vector<float> changed = down(experts, alone, own, {.num_segments = 8});
+      CHECK(std::memcmp(changed.data(), own_sums.data(), changed.size() * 4) != 0);
+    }
+  }
+}
+
+TEST_CASE("partial sums that do not fit at once follow in passes, same bits") {
+  const ExpertShape shape{32, 512, 8};
+  Experts experts(shape, Weights::random, 31);
+  Route route = Route::random(32, 8, 8, 7);  // 256 slots: two of eight segments at a time
+  AlignedRows<bf16_t> act(route.num_slots(), shape.width, 0), own(8, shape.width, 0);
+  fill_normal(act, shape.width, 8);
+  const std::vector<float> sums = down(experts, route, act, {.num_segments = 8});
+  for (const uint32_t t : {0u, 13u, 31u}) {
+    Route alone = route.of_token(t);
+    for (uint32_t s = 0, i = 0; s < route.num_slots(); ++s)
+      if (route.slots[s].token == t)
+        std::copy(&act.at(s, 0), &act.at(s, 0) + shape.width, &own.at(i++, 0));
+    const std::vector<float> own_sums = down(experts, alone, own, {.num_segments = 8});
+    CHECK(!std::memcmp(own_sums.data(), &sums[t * shape.hidden_size], shape.hidden_size * 4));
+    const std::vector<float> other = down(experts, alone, own, {.num_segments = 1});
+    CHECK(std::memcmp(other.data(), own_sums.data(), other.size() * 4) != 0);  // another order
+  }
+}
+
+TEST_CASE("sums of 8 ranks, added in order, have the bits of one rank") {
+  const ExpertShape shape{32, 512, 3};
+  Experts experts(shape, Weights::random, 61);
+  Route route = Route::random(4, 2, 3, 9);
+  AlignedRows<bf16_t> act(route.num_slots(), shape.width, 0);
+  fill_normal(act, shape.width, 9);
+  const std::vector<float> whole = down(experts, route, act, {.num_segments = 8});
+  constexpr uint32_t kNumRanks = 8;
+  const uint32_t width = shape.width / kNumRanks;
+  std::vector<float> total(whole.size(), 0.0f);
+  for (uint32_t rank = 0; rank < kNumRanks; ++rank) {
+    Experts slice = experts.down_slice(rank, kNumRanks);
+    AlignedRows<bf16_t> own(route.num_slots(), width, 0);
+    for (uint32_t s = 0; s < route.num_slots(); ++s)
+      std::copy_n(&act.at(s, rank * width), width, &own.at(s, 0));
+    const std::vector<float> sums = down(slice, route, own);
+    for (size_t i = 0; i < total.size(); ++i) total[i] += sums[i];
+  }
+  CHECK(total == whole);
+  const std::vector<float> other = down(experts, route, act, {.num_segments = 4});
+  CHECK(other != whole);  // the number of segments is part of the result
+}
+
+TEST_CASE("segments longer than a stage go through the ring in parts") {
+  const ExpertShape shape{4192, 32, 1};
+  Experts experts(shape, Weights::random, 41);
+  Route route = Route::random(2, 1, 1, 1);
+  AlignedRows<bf16_t> x(2, shape.hidden_size, 0);
+  fill_normal(x, shape.hidden_size, 1);
+  const std::vector<bf16_t> act = gate_up(experts, route, x, {.num_blocks = 1});
+  CHECK(worst_act(experts, route, x, act) <= 1.0);
+}
+
+TEST_CASE("the schedule does not change a bit") {
+  const ExpertShape shape{160, 96, 4};
+  Experts experts(shape, Weights::random, 51);
+  Route route = Route::random(5, 2, 4, 2);
+  AlignedRows<bf16_t> x(5, shape.hidden_size, 0), rows(route.num_slots(), shape.width, 0);
+  fill_normal(x, shape.hidden_size, 2);
+  const std::vector<bf16_t> act = gate_up(experts, route, x);
+  std::copy(act.begin(), act.end(), rows.data);
+  const std::vector<float> sums = down(experts, route, rows, {.num_segments = 2});
+  for (uint64_t seed = 1; seed <= 12; ++seed) {
+    const Launch launch{
+        .num_blocks = static_cast<uint32_t>(1 + seed % 5), .seed = seed, .num_segments = 2};
+    CHECK(gate_up(experts, route, x, launch) == act);
+    CHECK(down(experts, route, rows, launch) == sums);
+  }
+}
+
+TEST_CASE("arguments that the kernels cannot take are refused by name") {
+  alignas(16) static uint8_t memory[64];
+  uint32_t words[8] = {};
+  float weights[8] = {};
+  cuda::ExpertDownParams good;
+  good.tiles = memory;
+  good.act = {reinterpret_cast<const bf16_t*>(memory), 64};
+  good.sums = {reinterpret_cast<float*>(memory), 96};
+  good.route = {words, words, words, words, weights};
+  good.num_tokens = 8;
+  good.max_slots = 64;
+  good.hidden_size = 96;
+  good.width = 64;
+  cuda::check_expert_down(good);
+  const auto refused = [&](ErrorCode code, const std::string& needle, const auto& change) {
+    cuda::ExpertDownParams bad = good;
+    change(bad);
+    check::throws(__FILE__, __LINE__, code, needle, [&] { cuda::check_expert_down(bad); });
+  };
+  using P = cuda::ExpertDownParams&;
+  using enum ErrorCode;
+  refused(unsupported_shape, "width: expected a multiple of 32", [](P p) { p.width = 48; });
+  refused(unsupported_shape, "hidden_size: expected", [](P p) { p.hidden_size = 0; });
+  refused(unsupported_shape, "got 2097152", [](P p) { p.width = 1 << 21; });
+  refused(capacity, "num_tokens: expected 1 .. 64, got 65", [](P p) { p.num_tokens = 65; });
+  refused(capacity, "num_tokens", [](P p) { p.num_tokens = 0; });
+  refused(capacity, "max_slots: expected at most 512, got 513", [](P p) { p.max_slots = 513; });
+  refused(invalid_argument,
+          "tiles: expected an address that is a multiple of 16, got one that is 8",
+          [](P p) { p.tiles += 8; });
+  refused(invalid_argument, "tiles: expected memory, got null", [](P p) { p.tiles = nullptr; });
+  refused(invalid_argument, "act: expected an address", [](P p) { ++p.act.data; });
+  refused(invalid_argument, "act.stride: expected at least 64", [](P p) { p.act.stride = 56; });
+  refused(invalid_argument, "act.stride", [](P p) { p.act.stride = 65; });
+  refused(invalid_argument, "sums.stride", [](P p) { p.sums.stride = 98; });
+  refused(invalid_argument, "route.slot_weight", [](P p) { p.route.slot_weight = nullptr; });
+  refused(invalid_argument, "route.num_active", [](P p) { p.route.num_active = nullptr; });
+  refused(unsupported_shape, "num_segments", [](P p) { p.num_segments = 65; });
+  cuda::ExpertGateUpParams gate_up;
+  CHECK_THROWS(unsupported_shape, "[cuda.expert_gate_up] hidden_size",
+               cuda::check_expert_gate_up(gate_up));
+}
+
+CHECK_MAIN()

@@ -1,0 +1,37 @@
+// Uses every function of csrc/cuda/device/ptx once, so that ptxas sees each instruction text. Only
+// compiled, never run.
+#include "cuda/device/ptx/ptx.cuh"
+
+namespace ptx = mimo_rt::ptx;
+
+__global__ void __launch_bounds__(128, 1) use_every_wrapper(uint32_t* words, float* floats) {
+  uint8_t* shared = ptx::dynamic_shared_memory();
+  auto* barrier = reinterpret_cast<uint64_t*>(shared);
+  ptx::lower_registers<40>();
+  ptx::raise_registers<64>();
+  ptx::mbarrier_init(barrier, 1);
+  ptx::fence_mbarrier_init();
+  ptx::fence_proxy_async();
+  ptx::mbarrier_arrive_expect_tx(barrier, 64);
+  ptx::bulk_copy(shared + 128, words, 64, barrier, ptx::evict_first_policy());
+  const uint64_t start_ns = ptx::global_timer_ns();
+  while (!ptx::mbarrier_try_wait(barrier, 0)) {
+    ptx::sleep_ns(20);
+    if (ptx::global_timer_ns() - start_ns > 1000) ptx::trap();
+  }
+  ptx::mbarrier_arrive(barrier);
+  ptx::named_barrier_sync(1, 128);
+  ptx::named_barrier_arrive(2, 128);
+  ptx::sync_warp();
+  uint32_t a[4], b[2] = {words[0], words[1]};
+  float c[4] = {};
+  ptx::ldmatrix_x4(a, shared + 128 + threadIdx.x % 32 * 16);
+  a[0] = ptx::mul_bf16x2(a[0], ptx::to_bf16x2(floats[0], floats[1]));
+  ptx::mma_m16n8k16(c, a, b);
+  const ptx::Words4 kept = ptx::load_16_bytes_keep(words + 4);
+  const ptx::Words4 once = ptx::load_16_bytes_once(words + 8);
+  c[0] = ptx::shuffle(c[0], 3) + ptx::shuffle_xor(c[1], 1);
+  floats[threadIdx.x] = c[0] + c[2];
+  ptx::store_release_gpu(words, ptx::load_acquire_gpu(words + 1) + kept.word[0] + once.word[1]);
+  ptx::add_release_gpu(words + 2, 1);
+}

@@ -1,0 +1,211 @@
+// The emulated GPU: blocks, warps and lanes, and what they can wait for.
+//
+// One fiber per CUDA thread ("lane"), so that kernel source stays as it is: every lane has its own
+// variables and control flow. Lanes run until an operation of emulation/ptx.h makes them wait; a
+// wait is a predicate that the scheduler (schedule.h) tests without waking the lane.
+#pragma once
+
+#include <algorithm>
+#include <cstdlib>
+#include <functional>
+#include <memory>
+#include <random>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "emulation/fiber.h"
+
+namespace emulation {
+
+inline constexpr uint32_t kWarpLanes = 32;
+inline constexpr uint8_t kPoison = 0xff;  ///< NaN as BF16, FP32 and E8M0
+
+struct Lane;
+struct Block;
+
+/// Something a lane waits for.
+struct Wait {
+  bool (*is_over)(const Wait&) = nullptr;  ///< nullptr: can run
+  std::string (*describe)(const Lane&, const Wait&) = nullptr;
+  const void* object = nullptr;
+  uint64_t value = 0;
+  const char* operation = "";
+};
+
+struct Index3 {
+  uint32_t x = 0, y = 0, z = 0;
+};
+
+/// What the lanes of a warp hand to each other in one collective operation.
+struct Exchange {
+  static constexpr uint32_t kWords = 10;
+  uint32_t in[kWarpLanes][kWords];
+  uint32_t out[kWarpLanes][4];
+};
+
+struct Warp {
+  std::unique_ptr<Lane> lanes[kWarpLanes];
+  uint32_t num_live = kWarpLanes;
+  // The collective at hand. Two exchanges: a fast lane may begin the next one while a slow lane has
+  // not read the results of this one.
+  Exchange exchange[2];
+  uint64_t num_collectives = 0;
+  uint32_t num_arrived = 0;
+  const char* operation = "";
+};
+
+struct Lane {
+  Fiber fiber;
+  Block* block = nullptr;
+  Warp* warp = nullptr;
+  Index3 thread_idx;
+  uint32_t lane_idx = 0, warp_idx = 0;
+  bool is_done = false, is_spinning = false;
+  Wait wait;
+  // The last load_acquire, to notice a spin loop.
+  const void* acquired = nullptr;
+  uint32_t acquired_value = 0;
+};
+
+struct NamedBarrier {
+  uint32_t num_expected = 0, num_arrived = 0;
+  uint64_t generation = 0;
+};
+
+/// Memory as the async proxy sees it: what threads write shows up there at a fence.proxy.async.
+struct ProxyView {
+  std::span<uint8_t> memory;
+  std::vector<uint8_t> seen;
+
+  explicit ProxyView(std::span<uint8_t> bytes) : memory(bytes), seen(bytes.begin(), bytes.end()) {}
+  void publish() { std::copy(memory.begin(), memory.end(), seen.begin()); }
+};
+
+struct Block {
+  Index3 block_idx;
+  std::vector<std::unique_ptr<Warp>> warps;
+  uint32_t num_live_lanes = 0;
+  NamedBarrier barriers[16];
+  std::unique_ptr<uint8_t, decltype(&std::free)> shared{nullptr, &std::free};
+  size_t shared_bytes = 0;
+  std::unique_ptr<ProxyView> shared_view;
+  std::vector<const void*> unfenced_mbarriers;  ///< initialised, no fence_mbarrier_init since
+};
+
+/// A bulk copy on its way.
+struct BulkCopy {
+  Block* block;
+  uint8_t* destination;
+  const uint8_t* source;
+  uint32_t num_bytes;
+  uint64_t* mbarrier;
+  uint32_t delay_rounds;
+};
+
+struct LaunchOptions {
+  uint32_t num_blocks = 1;
+  uint32_t num_threads = 32;  ///< multiple of 32
+  size_t shared_bytes = 0;
+  uint64_t seed = 0;                   ///< 0: in order and prompt; else random order and delays
+  uint32_t max_resident = UINT32_MAX;  ///< blocks that fit at the same time
+  /// Global memory that the kernel writes with ordinary stores and also reads with bulk copies.
+  std::vector<std::span<uint8_t>> handed_over;
+  /// The name of the object at an offset of shared memory, for reports.
+  std::function<std::string(size_t)> name_shared;
+};
+
+struct Statistics {
+  uint64_t num_switches = 0, num_rounds = 0, num_copies = 0, num_products = 0;
+};
+
+struct Machine {
+  LaunchOptions options;
+  std::function<void()> kernel;
+  std::vector<std::unique_ptr<Block>> blocks;  ///< resident
+  std::vector<BulkCopy> copies;
+  std::vector<ProxyView> handed_over;
+  Lane* lane = nullptr;  ///< running
+  std::string error;     ///< the first one; empty: none
+  uint64_t progress = 0;
+  std::mt19937_64 random;
+  Statistics statistics;
+
+  bool is_random() const { return options.seed != 0; }
+  uint64_t draw(uint64_t below) { return random() % below; }
+};
+
+inline Machine* machine = nullptr;  ///< that of the launch at hand
+inline Lane& this_lane() { return *machine->lane; }
+
+inline std::string name_of(const Lane& lane) {
+  return "block " + std::to_string(lane.block->block_idx.x) + " warp " +
+         std::to_string(lane.warp_idx) + " lane " + std::to_string(lane.lane_idx);
+}
+
+/// "shared+64 (ring.full[0])", or a plain address.
+inline std::string name_of(const Block& block, const void* address) {
+  const auto* byte = static_cast<const uint8_t*>(address);
+  const uint8_t* begin = block.shared.get();
+  if (byte < begin || byte >= begin + block.shared_bytes) {
+    char text[32];
+    std::snprintf(text, sizeof text, "%p", address);
+    return text;
+  }
+  const auto offset = static_cast<size_t>(byte - begin);
+  std::string name = "shared+" + std::to_string(offset);
+  if (machine->options.name_shared) name += " (" + machine->options.name_shared(offset) + ")";
+  return name;
+}
+
+/// Records the first error and ends the launch: the calling lane never runs again.
+[[noreturn]] inline void fail(const std::string& what) {
+  if (machine->error.empty()) machine->error = name_of(this_lane()) + ": " + what;
+  for (;;) Fiber::suspend();
+}
+
+/// Suspends the lane until `wait.is_over`.
+inline void wait_for(const Wait& wait) {
+  if (wait.is_over(wait)) return;
+  this_lane().wait = wait;
+  Fiber::suspend();
+}
+
+/// Lets everybody else run first: a loop that polls memory.
+inline void spin(const char* operation) {
+  this_lane().is_spinning = true;
+  this_lane().wait.operation = operation;
+  Fiber::suspend();
+}
+
+/// All lanes of the warp meet in the same operation; each hands in `num_words` words. The last to
+/// come runs `combine`. @return the exchange, valid until this lane's next collective
+inline Exchange& meet(const char* operation, const uint32_t* words, uint32_t num_words,
+                      void (*combine)(Exchange&) = nullptr) {
+  Lane& lane = this_lane();
+  Warp& warp = *lane.warp;
+  if (warp.num_arrived != 0 && std::strcmp(warp.operation, operation) != 0)
+    fail(std::string("lanes of one warp diverge: ") + operation + " meets " + warp.operation);
+  warp.operation = operation;
+  const uint64_t number = warp.num_collectives;
+  Exchange& exchange = warp.exchange[number % 2];
+  for (uint32_t i = 0; i < num_words; ++i) exchange.in[lane.lane_idx][i] = words[i];
+  if (++warp.num_arrived < kWarpLanes) {
+    wait_for({[](const Wait& w) {
+                return static_cast<const Warp*>(w.object)->num_collectives != w.value;
+              },
+              [](const Lane& l, const Wait& w) {
+                return std::string(w.operation) + ": " + std::to_string(l.warp->num_arrived) +
+                       " of 32 lanes have come";
+              },
+              &warp, number, operation});
+    return exchange;
+  }
+  if (combine) combine(exchange);
+  warp.num_arrived = 0;
+  ++warp.num_collectives;
+  ++machine->progress;
+  return exchange;
+}
+
+}  // namespace emulation

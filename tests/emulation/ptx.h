@@ -1,0 +1,242 @@
+// The functions of csrc/cuda/device/ptx with a meaning on the host. Contracts are stated there.
+#pragma once
+
+#include <bit>
+
+#include "core/numeric.h"
+#include "emulation/async_copy.h"
+#include "emulation/cuda_keywords.h"
+#include "emulation/machine.h"
+
+namespace mimo_rt::ptx {
+
+// --- mbarrier.cuh
+
+inline void mbarrier_init(uint64_t* barrier, uint32_t num_arrivals) {
+  emulation::MBarrierState state;
+  state.num_arrivals = state.num_pending = num_arrivals;
+  *barrier = state.pack();
+  emulation::this_lane().block->unfenced_mbarriers.push_back(barrier);
+  ++emulation::machine->progress;
+}
+
+inline void fence_mbarrier_init() { emulation::this_lane().block->unfenced_mbarriers.clear(); }
+
+inline void mbarrier_update(uint64_t* barrier, uint32_t num_arrivals, int32_t num_bytes) {
+  const auto& block = *emulation::this_lane().block;
+  const std::string error = emulation::update_mbarrier(block, barrier, num_arrivals, num_bytes);
+  if (!error.empty()) emulation::fail(error);
+}
+
+inline void mbarrier_arrive(uint64_t* barrier) { mbarrier_update(barrier, 1, 0); }
+
+inline void mbarrier_arrive_expect_tx(uint64_t* barrier, uint32_t num_bytes) {
+  mbarrier_update(barrier, 1, static_cast<int32_t>(num_bytes));
+}
+
+/// Waits as long as it takes: a wait that never ends is a deadlock, which the scheduler reports.
+inline bool mbarrier_try_wait(uint64_t* barrier, uint32_t parity) {
+  using emulation::MBarrierState;
+  if (!MBarrierState::is_valid(*barrier))
+    emulation::fail("wait on mbarrier " +
+                    emulation::name_of(*emulation::this_lane().block, barrier) +
+                    ", which is not initialised");
+  emulation::wait_for({[](const emulation::Wait& wait) {
+                         const uint64_t word = *static_cast<const uint64_t*>(wait.object);
+                         return word >> 63 != wait.value;
+                       },
+                       &emulation::describe_mbarrier, barrier, parity & 1, "wait for mbarrier"});
+  return true;
+}
+
+// --- copy.cuh
+
+inline uint64_t evict_first_policy() { return 0; }
+
+inline void bulk_copy(void* shared_dst, const void* global_src, uint32_t num_bytes,
+                      uint64_t* barrier, uint64_t /*l2_policy*/) {
+  emulation::Machine& machine = *emulation::machine;
+  const uint32_t delay = machine.is_random() ? static_cast<uint32_t>(machine.draw(8)) : 0;
+  emulation::issue_copy({emulation::this_lane().block, static_cast<uint8_t*>(shared_dst),
+                         static_cast<const uint8_t*>(global_src), num_bytes, barrier, delay});
+}
+
+/// Publishes all that has been written so far, by anyone: a missing fence shows in those
+/// interleavings in which no other thread's fence comes between write and copy.
+inline void fence_proxy_async() { emulation::publish_writes(*emulation::this_lane().block); }
+
+// --- group.cuh
+
+inline void named_barrier_update(uint32_t id, uint32_t num_threads, bool is_waiting) {
+  if (id > 15) emulation::fail("named barrier " + std::to_string(id) + ": expected 0..15");
+  emulation::Lane& lane = emulation::this_lane();
+  emulation::NamedBarrier& barrier = lane.block->barriers[id];
+  if (num_threads % 32 != 0 || num_threads == 0 || num_threads > 32 * lane.block->warps.size())
+    emulation::fail("named barrier " + std::to_string(id) + ": " + std::to_string(num_threads) +
+                    " threads");
+  if (barrier.num_arrived == 0) barrier.num_expected = num_threads;
+  if (barrier.num_expected != num_threads)
+    emulation::fail("named barrier " + std::to_string(id) + ": " + std::to_string(num_threads) +
+                    " threads here, " + std::to_string(barrier.num_expected) + " elsewhere");
+  ++emulation::machine->progress;
+  const uint64_t generation = barrier.generation;
+  if (++barrier.num_arrived == num_threads) {
+    barrier.num_arrived = 0;
+    ++barrier.generation;
+  } else if (is_waiting) {
+    emulation::wait_for(
+        {[](const emulation::Wait& wait) {
+           return static_cast<const emulation::NamedBarrier*>(wait.object)->generation !=
+                  wait.value;
+         },
+         [](const emulation::Lane& l, const emulation::Wait& wait) {
+           const auto* b = static_cast<const emulation::NamedBarrier*>(wait.object);
+           return "named barrier " + std::to_string(b - l.block->barriers) + ": " +
+                  std::to_string(b->num_arrived) + " of " + std::to_string(b->num_expected) +
+                  " threads have come";
+         },
+         &barrier, generation, "named barrier"});
+  }
+}
+
+inline void named_barrier_sync(uint32_t id, uint32_t num_threads) {
+  named_barrier_update(id, num_threads, true);
+}
+inline void named_barrier_arrive(uint32_t id, uint32_t num_threads) {
+  named_barrier_update(id, num_threads, false);
+}
+
+inline void sync_warp() { emulation::meet("sync_warp", nullptr, 0); }
+
+template <typename T>
+T shuffle(T value, uint32_t lane_idx) {
+  static_assert(sizeof(T) == 4);
+  const auto word = std::bit_cast<uint32_t>(value);
+  return std::bit_cast<T>(emulation::meet("shuffle", &word, 1).in[lane_idx % 32][0]);
+}
+
+template <typename T>
+T shuffle_xor(T value, uint32_t lane_mask) {
+  return shuffle(value, emulation::this_lane().lane_idx ^ lane_mask);
+}
+
+// --- matrix.cuh
+
+inline float low_bf16(uint32_t word) { return std::bit_cast<float>(word << 16); }
+inline float high_bf16(uint32_t word) { return std::bit_cast<float>(word & 0xffff0000u); }
+
+/// c += a b in FP32, k ascending: one rounding per addition, none per product.
+inline void combine_products(emulation::Exchange& exchange) {
+  float a[16][16], b[16][8];
+  for (uint32_t lane = 0; lane < 32; ++lane) {
+    const uint32_t g = lane / 4, q = lane % 4;
+    const uint32_t* in = exchange.in[lane];
+    for (uint32_t i = 0; i < 4; ++i) {
+      a[g + i % 2 * 8][2 * q + i / 2 * 8] = low_bf16(in[i]);
+      a[g + i % 2 * 8][2 * q + i / 2 * 8 + 1] = high_bf16(in[i]);
+    }
+    for (uint32_t i = 0; i < 2; ++i) {
+      b[2 * q + i * 8][g] = low_bf16(in[4 + i]);
+      b[2 * q + i * 8 + 1][g] = high_bf16(in[4 + i]);
+    }
+  }
+  float c[16][8];
+  for (uint32_t lane = 0; lane < 32; ++lane)
+    for (uint32_t i = 0; i < 4; ++i)
+      c[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2] =
+          std::bit_cast<float>(exchange.in[lane][6 + i]);
+  for (uint32_t row = 0; row < 16; ++row)
+    for (uint32_t k = 0; k < 16; ++k)
+      for (uint32_t col = 0; col < 8; ++col) c[row][col] += a[row][k] * b[k][col];
+  for (uint32_t lane = 0; lane < 32; ++lane)
+    for (uint32_t i = 0; i < 4; ++i)
+      exchange.out[lane][i] =
+          std::bit_cast<uint32_t>(c[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2]);
+  ++emulation::machine->statistics.num_products;
+}
+
+inline void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  uint32_t words[emulation::Exchange::kWords] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+  std::memcpy(words + 6, c, sizeof c);
+  const auto& exchange = emulation::meet("mma.m16n8k16", words, 10, &combine_products);
+  std::memcpy(c, exchange.out[emulation::this_lane().lane_idx], sizeof c);
+}
+
+/// Every lane reads its own elements, so that AddressSanitizer sees who reads what.
+inline void ldmatrix_x4(uint32_t (&words)[4], const void* shared_row) {
+  if (reinterpret_cast<uintptr_t>(shared_row) % 16 != 0)
+    emulation::fail("ldmatrix: the address of a row must be a multiple of 16");
+  uint32_t address[2];
+  std::memcpy(address, &shared_row, sizeof address);
+  const auto& exchange = emulation::meet("ldmatrix.x4", address, 2);
+  const uint32_t lane_idx = emulation::this_lane().lane_idx;
+  for (uint32_t i = 0; i < 4; ++i) {
+    const uint8_t* row;
+    std::memcpy(&row, exchange.in[8 * i + lane_idx / 4], sizeof row);
+    std::memcpy(&words[i], row + lane_idx % 4 * 4, 4);
+  }
+}
+
+inline uint32_t to_bf16x2(float low, float high) {
+  return f32_to_bf16(low) | uint32_t{f32_to_bf16(high)} << 16;
+}
+
+inline uint32_t mul_bf16x2(uint32_t a, uint32_t b) {
+  return to_bf16x2(low_bf16(a) * low_bf16(b), high_bf16(a) * high_bf16(b));
+}
+
+// --- memory.cuh
+
+struct alignas(16) Words4 {
+  uint32_t word[4];
+};
+
+/// Reading the same value again is a poll: the others run first.
+inline uint32_t load_acquire_gpu(const uint32_t* address) {
+  emulation::Lane& lane = emulation::this_lane();
+  if (lane.acquired == address && lane.acquired_value == *address)
+    emulation::spin("poll with load_acquire_gpu");
+  lane.acquired = address;
+  return lane.acquired_value = *address;
+}
+
+inline void store_release_gpu(uint32_t* address, uint32_t value) {
+  *address = value;
+  ++emulation::machine->progress;
+}
+
+inline void add_release_gpu(uint32_t* address, uint32_t value) {
+  store_release_gpu(address, *address + value);
+}
+
+inline Words4 load_16_bytes_keep(const void* address) {
+  if (reinterpret_cast<uintptr_t>(address) % 16 != 0)
+    emulation::fail("16-byte load from an address that is not a multiple of 16");
+  Words4 words;
+  std::memcpy(&words, address, sizeof words);
+  return words;
+}
+
+inline Words4 load_16_bytes_once(const void* address) { return load_16_bytes_keep(address); }
+
+// --- system.cuh
+
+inline uint8_t* dynamic_shared_memory() { return emulation::this_lane().block->shared.get(); }
+
+/// A round of the scheduler counts as a microsecond.
+inline uint64_t global_timer_ns() { return emulation::machine->statistics.num_rounds * 1000; }
+
+inline void sleep_ns(uint32_t /*time_ns*/) { emulation::spin("sleep_ns"); }
+
+[[noreturn]] inline void trap() { emulation::fail("trap"); }
+
+template <uint32_t kRegisters>
+void raise_registers() {
+  static_assert(kRegisters % 8 == 0 && kRegisters >= 24 && kRegisters <= 256);
+}
+template <uint32_t kRegisters>
+void lower_registers() {
+  static_assert(kRegisters % 8 == 0 && kRegisters >= 24 && kRegisters <= 256);
+}
+
+}  // namespace mimo_rt::ptx

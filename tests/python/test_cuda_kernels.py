@@ -1,0 +1,106 @@
+"""Compiles the CUDA kernels for every architecture and checks what the compiler made of them.
+
+No GPU is needed: ptxas reports registers, stack and spills of each kernel.
+"""
+
+import pathlib
+import re
+import shutil
+import subprocess
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+ARCHITECTURES = ("90a", "100a")
+MAX_REGISTERS = 65536 // 288 // 8 * 8  # a block has 288 threads and the register file for itself
+
+# Source -> its kernels. A kernel that is only here or only in the source fails the test.
+KERNELS = {"csrc/cuda/expert_mlp.cu": {"expert_gate_up_kernel", "expert_down_kernel"}}
+
+Resources = dict[str, dict[str, int]]  # mangled kernel name -> what ptxas reports
+
+needs_nvcc = pytest.mark.skipif(not shutil.which("nvcc"), reason="needs nvcc")
+
+
+def parse_resources(text: str) -> Resources:
+    """Mangled kernel name -> registers, stack and spill bytes, from `nvcc --resource-usage`."""
+    kernels = {}
+    for part in text.split("Compiling entry function '")[1:]:
+        name = part.split("'")[0]
+        numbers = {
+            "stack": r"(\d+) bytes stack frame",
+            "spill_stores": r"(\d+) bytes spill stores",
+            "spill_loads": r"(\d+) bytes spill loads",
+            "registers": r"Used (\d+) registers",
+        }
+        kernels[name] = {key: int(re.search(pattern, part)[1]) for key, pattern in numbers.items()}
+    return kernels
+
+
+def compile_kernels(source: pathlib.Path, architecture: str, out: pathlib.Path) -> Resources:
+    done = subprocess.run(
+        ["nvcc", "-std=c++20", "-O3", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'include'}", "-gencode",
+         f"arch=compute_{architecture},code=sm_{architecture}", "-cubin", "--resource-usage",
+         "-Werror", "all-warnings", "-o", str(out / "kernel.cubin"), str(source)],
+        capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return parse_resources(done.stdout + done.stderr)
+
+
+def over_limits(resources: Resources) -> Resources:
+    """Kernels with a stack frame, with spills or with more registers than a block may use."""
+    return {name: found for name, found in resources.items()
+            if found["stack"] or found["spill_stores"] or found["spill_loads"]
+            or found["registers"] > MAX_REGISTERS}
+
+
+@needs_nvcc
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("source", KERNELS)
+def test_kernels_keep_everything_in_registers(source, architecture, tmp_path, capsys):
+    resources = compile_kernels(ROOT / source, architecture, tmp_path)
+    with capsys.disabled():
+        for name, found in resources.items():
+            print(f"\n  sm_{architecture} {name}: {found}", end="")
+    listed = {name for name in KERNELS[source] if any(name in mangled for mangled in resources)}
+    assert listed == KERNELS[source] and len(resources) == len(listed)
+    assert not over_limits(resources)
+
+
+@needs_nvcc
+def test_the_report_sees_a_stack_frame(tmp_path):
+    source = tmp_path / "stack.cu"
+    source.write_text("__global__ void keep(int* p) { int a[512]; for (int j = 0; j < 512; ++j)"
+                      " a[p[j] & 511] = j; p[0] = a[p[1] & 511]; }\n")
+    resources = compile_kernels(source, "90a", tmp_path)
+    assert len(over_limits(resources)) == 1
+
+
+@needs_nvcc
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_wrapper_is_assembled(architecture, tmp_path):
+    source = ROOT / "tests" / "emulation" / "every_wrapper.cu"
+    assert len(compile_kernels(source, architecture, tmp_path)) == 1
+    unused = {name for name in wrapper_names() if not re.search(rf"::{name}\b", source.read_text())}
+    assert not unused
+
+
+def wrapper_names() -> set[str]:
+    """Functions of csrc/cuda/device/ptx that kernels may call."""
+    names = set()
+    for path in (ROOT / "csrc" / "cuda" / "device" / "ptx").glob("*.cuh"):
+        names |= set(re.findall(r"__forceinline__ [\w*]+ (\w+)\(", path.read_text()))
+    return names - {"shared_address"}
+
+
+def test_the_emulation_has_every_wrapper():
+    names = wrapper_names()
+    emulated = (ROOT / "tests" / "emulation" / "ptx.h").read_text()
+    assert len(names) > 20 and "mma_m16n8k16" in names
+    assert not {name for name in names if not re.search(rf"[\w*] {name}\(", emulated)}
+
+
+def test_every_kernel_source_is_listed():
+    with_kernels = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / "cuda").rglob("*.cu")
+                    if re.search(r"launch_kernel\(|<<<", path.read_text())}
+    assert with_kernels == set(KERNELS)
