@@ -1,9 +1,13 @@
 // An engine on a fake executor whose logits are a hash of the tokens that it reads back from the KV
 // cache: a stale, missing or misplaced row changes the tokens. The reference keeps no cache.
+//
+// With a draft: features are token ids, too, and the fake draft knows the greedy token of three
+// positions in four, but only while its context holds exactly the tokens before the block.
 #pragma once
 
 #include "check.h"
 #include "engine/engine_impl.h"
+#include "engine/round.h"
 
 #include <mimo_rt/session.h>
 
@@ -18,6 +22,7 @@ using namespace mimo_rt;
 using Tokens = std::vector<int32_t>;
 
 inline constexpr uint32_t kVocab = 64, kWindow = 8;
+inline constexpr uint32_t kBlock = 8, kDraftWindow = 24, kDraftLayer = 2;
 inline constexpr int32_t kEos = 63;
 
 inline uint64_t mix(uint64_t x) {  // splitmix64
@@ -39,6 +44,11 @@ inline std::vector<float> model_logits(const Tokens& history, const Tokens& wind
 inline std::vector<float> model_logits(const Tokens& history) {
   const size_t begin = history.size() > kWindow ? history.size() - kWindow : 0;
   return model_logits(history, Tokens(history.begin() + long(begin), history.end()));
+}
+
+inline int32_t greedy_token(const Tokens& history) {
+  const std::vector<float> logits = model_logits(history);
+  return int32_t(std::max_element(logits.begin(), logits.end()) - logits.begin());
 }
 
 /// Layer 0 has a window, layer 1 is full; each row's key holds the token id.
@@ -67,27 +77,82 @@ class FakeExecutor : public Executor {
         throw;
       }
     }
+    make_context(cache, input);
     store(cache, input);
-    logits_.clear();
-    for (uint32_t r = 0; r < input.num_logit_rows; ++r) {
-      std::vector<float> row = logits_of(cache, input.positions[input.logit_rows[r]]);
-      if (broken) std::fill(row.begin(), row.end(), std::numeric_limits<float>::quiet_NaN());
-      if (input.sample) sample_token(row.data(), kVocab, input.sample[r], output.sampled[r]);
-      logits_.insert(logits_.end(), row.begin(), row.end());
-    }
+    make_logits(cache, input);
+    for (uint32_t r = 0; input.sample && r < input.num_logit_rows; ++r)
+      sample_token(&logits_[r * kVocab], kVocab, input.sample[r], output.sampled[r]);
     output.logits = logits_.data();
     output.logits_stride = kVocab;
     output.active_experts = 3;
     running_ = false;
   }
 
- private:
-  static void store(KvCache& cache, const StepInput& input) {
-    for (uint32_t t = 0; t < input.num_tokens; ++t)
-      for (uint32_t layer = 0; layer < 2; ++layer) {
-        CHECK(input.positions[t] < cache.reserved_tokens(0));
-        std::memcpy(cache.k_row(layer, 0, 0, input.positions[t]), &input.token_ids[t], 4);
+  void run_rounds(const Plan&, KvCache& cache, RoundState& state,
+                  const std::function<void()>& poll) override {
+    CHECK(!running_.exchange(true));
+    try {
+      while (state.end == RoundEnd::running) {
+        const StepInput& input = state.input;
+        step_sizes.push_back(input.num_tokens);
+        if (on_step) on_step();
+        make_context(cache, input);
+        draft(cache, state);
+        store(cache, input);
+        make_logits(cache, input);
+        accept_round(state, logits_.data(), kVocab);
+        state.active_experts += 3;
+        poll();
       }
+    } catch (...) {
+      running_ = false;
+      throw;
+    }
+    running_ = false;
+  }
+
+ private:
+  void make_logits(KvCache& cache, const StepInput& input) {
+    logits_.clear();
+    for (uint32_t r = 0; r < input.num_logit_rows; ++r) {
+      std::vector<float> row = logits_of(cache, input.positions[input.logit_rows[r]]);
+      if (broken) std::fill(row.begin(), row.end(), std::numeric_limits<float>::quiet_NaN());
+      logits_.insert(logits_.end(), row.begin(), row.end());
+    }
+  }
+
+  static void make_context(KvCache& cache, const StepInput& input) {
+    for (uint32_t i = 0; i < input.num_context_rows; ++i) {
+      const uint32_t pos = input.context_begin + i;
+      std::memcpy(cache.k_row(kDraftLayer, 0, 0, pos), cache.feature_row(0, pos), 4);
+    }
+  }
+
+  static void draft(KvCache& cache, RoundState& state) {
+    if (!state.input.num_draft_rows) return;
+    Tokens history;
+    bool is_context_right = true;
+    for (uint32_t pos = 0; pos < state.position; ++pos) {
+      std::memcpy(&history.emplace_back(), cache.k_row(1, 0, 0, pos), 4);
+      int32_t context = -1;
+      std::memcpy(&context, cache.k_row(kDraftLayer, 0, 0, pos), 4);
+      if (pos + kDraftWindow > state.position) is_context_right &= context == history.back();
+    }
+    for (uint32_t t = 1; t < state.input.num_tokens; ++t) {
+      history.push_back(state.block[t - 1]);
+      const bool is_right = is_context_right && mix(history.size()) % 4 != 0;
+      state.block[t] = (greedy_token(history) + (is_right ? 0 : 1)) % int32_t(kVocab);
+    }
+  }
+
+  static void store(KvCache& cache, const StepInput& input) {
+    for (uint32_t t = 0; t < input.num_tokens; ++t) {
+      const uint32_t pos = input.positions[t];
+      CHECK(pos < cache.reserved_tokens(0));
+      for (uint32_t layer = 0; layer < 2; ++layer)
+        std::memcpy(cache.k_row(layer, 0, 0, pos), &input.token_ids[t], 4);
+      if (cache.feature_rows()) std::memcpy(cache.feature_row(0, pos), &input.token_ids[t], 4);
+    }
   }
   static std::vector<float> logits_of(KvCache& cache, uint32_t pos) {
     const auto read = [&](uint32_t layer, uint32_t begin) {
@@ -108,7 +173,8 @@ struct Fixture {
   std::shared_ptr<Engine> engine;
   FakeExecutor* executor;
 
-  explicit Fixture(uint32_t chunk_tokens = 16, uint32_t decode_tokens = 4) {
+  explicit Fixture(uint32_t chunk_tokens = 16, uint32_t decode_tokens = 4,
+                   bool has_draft = false) {
     auto impl = std::make_unique<Engine::Impl>();
     impl->options.prefill_chunk_tokens = chunk_tokens;
     impl->options.max_decode_tokens = decode_tokens;
@@ -124,10 +190,31 @@ struct Fixture {
     }
     impl->config.layers[0].window_tokens = kWindow;
     impl->weight_bytes = {.total = 5000, .dense_per_step = 1000, .per_expert = 10};
+    if (has_draft) add_draft(*impl);
     auto fake = std::make_unique<FakeExecutor>();
     executor = fake.get();
     impl->executor = std::move(fake);
     engine = Engine::Impl::assemble(std::move(impl));
+  }
+
+ private:
+  static void add_draft(Engine::Impl& impl) {
+    DraftConfig draft;
+    draft.hidden_size = draft.intermediate_size = 16;
+    draft.num_layers = draft.num_q_heads = draft.num_kv_heads = 1;
+    draft.qk_head_dim = draft.v_head_dim = 16;
+    draft.rms_norm_eps = 1e-5;
+    draft.block_size = kBlock;
+    draft.window_tokens = {kDraftWindow};
+    draft.target_layer_ids = {1};
+    impl.draft = std::make_unique<DraftWeights>(DraftWeights::synthetic(draft, 1));
+    impl.config.hidden_size = impl.config.intermediate_size = 16;
+    impl.weight_bytes.per_draft = 100;
+    PlanOptions options;
+    options.is_round = true;
+    options.max_tokens = options.max_logit_rows = kBlock;
+    options.max_context_rows = std::max(impl.max_step_tokens(), kBlock);
+    impl.round_plan = Plan::build(impl.config, options, &draft);
   }
 };
 
