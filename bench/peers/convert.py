@@ -1,6 +1,7 @@
 """Write a MiMo checkpoint as GGUF, so that llama.cpp can run the same weights.
 
   python bench/peers/convert.py MODEL_DIR OUT.gguf [--dense q8_0|bf16|f32] [--plain bf16|q8_0|f32]
+      [--fold-value-scale]
 
 MXFP4 experts, norms, the router and (by default) BF16 weights are carried over bit by bit. FP8
 weights are rounded to --dense: Q8_0 is nearest in bytes (8.5 bits per weight against 8); F32 is
@@ -23,13 +24,16 @@ from gguf_models import gguf_model
 from stored import Linear, StoredCheckpoint
 
 
-def convert(directory: Path, output: Path, dense: str = "q8_0", plain: str = "bf16") -> dict:
+def convert(
+    directory: Path, output: Path, dense: str = "q8_0", plain: str = "bf16", *,
+    folds_value_scale: bool = False,
+) -> dict[str, Any]:
     """Write ``output``; returns the architecture and the bytes per tensor type.
 
     ``output`` appears complete or not at all.
     """
     checkpoint = StoredCheckpoint(directory)
-    model = gguf_model(checkpoint)
+    model = gguf_model(checkpoint, folds_value_scale=folds_value_scale)
     partial = output.with_name(f".{output.name}.{os.getpid()}")
     num_bytes: Counter[str] = Counter()
     # Tensors wait in a temporary file until the header is known.
@@ -103,8 +107,12 @@ def main() -> None:
                         help="type of FP8 weights (default q8_0)")
     parser.add_argument("--plain", choices=DENSE_TYPES, default="bf16",
                         help="type of BF16 weights (default bf16)")
+    parser.add_argument("--fold-value-scale", action="store_true",
+                        help="put the attention value scale into v's weights, for engines that do "
+                        "not read it (ik_llama.cpp of 2026-09)")
     args = parser.parse_args()
-    report = convert(args.model, args.output, args.dense, args.plain)
+    report = convert(args.model, args.output, args.dense, args.plain,
+                     folds_value_scale=args.fold_value_scale)
     sizes = ", ".join(f"{kind} {size / 1e6:.1f} MB" for kind, size in report["bytes"].items())
     print(f"{args.output}: {report['architecture']}, {sizes}")
 

@@ -151,6 +151,17 @@ def test_fp8_as_bf16_is_rounded_once(tiny, tmp_path):
     assert tensors["blk.0.attn_output.weight"][0] == "Q8_0"
 
 
+def test_the_value_scale_can_be_folded_into_v(tiny, tmp_path):
+    convert.convert(tiny, tmp_path / "m.gguf", dense="f32", folds_value_scale=True)
+    reader = gguf.GGUFReader(str(tmp_path / "m.gguf"))
+    assert reader.fields["mimo2.attention.value_scale"].contents() == 1.0
+    tensors = read_gguf(tmp_path / "m.gguf")
+    _, k, v = reference_qkv(ReferenceModel(tiny, dtype=np.float32), 1)
+    scale = np.float32(json.loads((tiny / "config.json").read_text())["attention_value_scale"])
+    assert np.array_equal(tensors["blk.1.attn_v.weight"][1], v * scale) and scale != 1
+    assert np.array_equal(tensors["blk.1.attn_k.weight"][1], k)
+
+
 @pytest.fixture(scope="module")
 def plain_model(tmp_path_factory):
     """Full attention, all experts active with weight one: a llama with its MLP in four parts."""
