@@ -10,6 +10,8 @@ are reported as skipped.
   mimo_rt        this library on MODEL_DIR
   llama_cpp      the package llama-cpp-python on the GGUF file; --llama-library PATH makes it load
                  that libllama.so
+  xllamacpp      the package xllamacpp (llama.cpp's server as a wheel) on the GGUF file; times are
+                 those that it reports itself
   llama_sync     the package llama-cpp-py-sync (llama.cpp of the day, a wheel) on the GGUF file
   ik_llama       the package ik-llama-cpp-python (a wheel) on the GGUF file, weights repacked
   llama_bench    a llama-bench binary on the GGUF file; starts anew for every turn, so its rounds
@@ -52,9 +54,7 @@ def parse_cases(text: str) -> list[Case]:
 
 
 def take_rounds(peers: Sequence[Peer], case: Case, num_rounds: int) -> list[list[float]]:
-    """Seconds per step of every peer, one value per round."""
-    for peer in peers:
-        peer.run(case)  # warm-up
+    """Seconds per step of every peer, one value per round; all have run the case before."""
     order = list(range(len(peers)))
     times: list[list[float]] = [[] for _ in peers]
     for _ in range(num_rounds):
@@ -98,8 +98,14 @@ def run_case(case: Case, args: argparse.Namespace) -> list[dict[str, Any]]:
     try:
         for name in args.engines:
             try:
-                peers.append(open_peer(name, case, args))
-            except Skipped as reason:
+                peer = open_peer(name, case, args)
+                peers.append(peer)
+                peer.run(case)  # warm-up
+            except (Skipped, RuntimeError) as reason:
+                if name == BASE:
+                    raise
+                if peers[-1:] and peers[-1].name == name:  # it started, but cannot run this
+                    peers.pop().close()
                 skipped.append({"case": f"peers/{case.label}/{name}", "engine": name,
                                 "skipped": str(reason)})
         times = take_rounds(peers, case, args.rounds)

@@ -21,6 +21,7 @@ import gguf
 import numpy as np
 from gguf_blocks import DENSE_TYPES, encode
 from gguf_models import gguf_model
+from mimo_rt.checkpoints.text_files import byte_alphabet
 from stored import Linear, StoredCheckpoint
 
 
@@ -74,7 +75,8 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, checkpoint: StoredCheckpoint) -> None:
-    """The byte-level BPE of tokenizer.json, or none: then the model takes token ids only."""
+    """The byte-level BPE of tokenizer.json; without one, bytes and tokens that mean nothing, as
+    some engines do not run a model without a vocabulary."""
     path = checkpoint.directory / "tokenizer.json"
     tokenizer = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     model = tokenizer.get("model", {})
@@ -83,8 +85,12 @@ def _add_tokenizer(writer: gguf.GGUFWriter, checkpoint: StoredCheckpoint) -> Non
     vocab |= special
     vocab_size = checkpoint.config["vocab_size"]
     if model.get("type") != "BPE" or sorted(vocab.values()) != list(range(vocab_size)):
-        writer.add_tokenizer_model("none")
-        return
+        if vocab_size < 256:
+            writer.add_tokenizer_model("none")
+            return
+        fillers = [f"<token {i}>" for i in range(256, vocab_size)]
+        vocab = {token: i for i, token in enumerate([*byte_alphabet(), *fillers])}
+        special, model, tokenizer = {}, {"merges": []}, {}
     tokens = sorted(vocab, key=vocab.__getitem__)
     control, normal = gguf.TokenType.CONTROL, gguf.TokenType.NORMAL
     writer.add_tokenizer_model("gpt2")
@@ -92,8 +98,8 @@ def _add_tokenizer(writer: gguf.GGUFWriter, checkpoint: StoredCheckpoint) -> Non
     writer.add_tokenizer_pre("smollm" if has_digits else "gpt-2")
     writer.add_token_list(tokens)
     writer.add_token_types([control if token in special else normal for token in tokens])
-    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge)
-                             for merge in model["merges"]])
+    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    writer.add_token_merges(merges or [f"{tokens[0]} {tokens[1]}"])  # no empty arrays in GGUF
     eos = checkpoint.config.get("eos_token_id")
     if isinstance(eos, int):
         writer.add_eos_token_id(eos)

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-ENGINES = ("mimo_rt", "llama_cpp", "llama_sync", "ik_llama", "llama_bench", "transformers",
-           "transformers_f32")
-_ON_GGUF = ("llama_cpp", "llama_sync", "ik_llama", "llama_bench")
+_ON_GGUF = ("llama_cpp", "xllamacpp", "llama_sync", "ik_llama", "llama_bench")
+ENGINES = ("mimo_rt", *_ON_GGUF, "transformers", "transformers_f32")
 CONTEXT_TOKENS = 16
 DECODE_STEPS = 16
 ROW_STEPS = 4

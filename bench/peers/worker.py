@@ -101,10 +101,53 @@ def open_stepper(
     return facts, {"decode": decode, "rows": rows, "prefill": prefill}[kind]
 
 
+def open_xllamacpp(model: Path, kind: str, num_rows: int, threads: int) -> Opened:
+    """The package xllamacpp: llama.cpp's server in this process, timed by itself."""
+    if kind == "rows":
+        raise NotImplementedError("the server computes one row of logits only")
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = str(model)
+    params.n_ctx, params.n_batch, params.n_ubatch, params.n_parallel = 1024, 512, 512, 1
+    params.n_gpu_layers, params.warmup, params.cache_prompt = 0, False, False
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    server = xllamacpp.Server(params)
+    vocab_size = _gguf_vocab_size(model)
+
+    def complete(num_prompt: int, num_output: int) -> dict[str, Any]:
+        answer = server.handle_completions({
+            "prompt": prompt(vocab_size, num_prompt), "n_predict": num_output, "temperature": 0.0,
+            "cache_prompt": False, "ignore_eos": True,
+        })
+        if "timings" not in answer:
+            raise RuntimeError(f"xllamacpp: {answer}")
+        return answer
+
+    def decode() -> float:
+        answer = complete(CONTEXT_TOKENS, DECODE_STEPS + 1)
+        timings = answer["timings"]  # the first token belongs to the prompt's step
+        return timings["predicted_ms"] / 1e3 / max(timings["predicted_n"] - 1, 1)
+
+    def prefill() -> float:
+        return complete(num_rows, 1)["timings"]["prompt_ms"] / 1e3
+
+    facts = {"engine_version": str(getattr(xllamacpp, "__version__", xllamacpp.BUILD_INFO))}
+    return facts, {"decode": decode, "prefill": prefill}[kind]
+
+
+def _gguf_vocab_size(model: Path) -> int:
+    import gguf
+
+    (tensor,) = (t for t in gguf.GGUFReader(str(model)).tensors if t.name == "token_embd.weight")
+    return int(tensor.shape[1])
+
+
 OPENERS: dict[str, Callable[..., Opened]] = {
     "mimo_rt": open_mimo_rt,
     "llama_cpp": partial(open_stepper, LlamaCppPython),
     "llama_sync": partial(open_stepper, LlamaSync),
+    "xllamacpp": open_xllamacpp,
     "ik_llama": partial(open_stepper, IkLlama),
     "transformers": partial(open_stepper, partial(Transformers, dtype="bfloat16")),
     "transformers_f32": partial(open_stepper, partial(Transformers, dtype="float32")),
