@@ -10,6 +10,10 @@ are reported as skipped.
   mimo_rt        this library on MODEL_DIR
   llama_cpp      the package llama-cpp-python on the GGUF file; --llama-library PATH makes it load
                  that libllama.so
+  xllamacpp      the package xllamacpp (llama.cpp's server as a wheel) on the GGUF file; times are
+                 those that it reports itself
+  llama_sync     the package llama-cpp-py-sync (llama.cpp of the day, a wheel) on the GGUF file
+  ik_llama       the package ik-llama-cpp-python (a wheel) on the GGUF file, weights repacked
   llama_bench    a llama-bench binary on the GGUF file; starts anew for every turn, so its rounds
                  hold only what it times itself
   transformers   transformers on MODEL_DIR, a plain transformer in disguise (the demo model), BF16;
@@ -50,9 +54,7 @@ def parse_cases(text: str) -> list[Case]:
 
 
 def take_rounds(peers: Sequence[Peer], case: Case, num_rounds: int) -> list[list[float]]:
-    """Seconds per step of every peer, one value per round."""
-    for peer in peers:
-        peer.run(case)  # warm-up
+    """Seconds per step of every peer, one value per round; all have run the case before."""
     order = list(range(len(peers)))
     times: list[list[float]] = [[] for _ in peers]
     for _ in range(num_rounds):
@@ -96,18 +98,36 @@ def run_case(case: Case, args: argparse.Namespace) -> list[dict[str, Any]]:
     try:
         for name in args.engines:
             try:
-                peers.append(open_peer(name, case, args))
-            except Skipped as reason:
+                peer = open_peer(name, case, args)
+                peers.append(peer)
+                peer.run(case)  # warm-up
+            except (Skipped, RuntimeError) as reason:
+                if name == BASE:
+                    raise
+                if peers[-1:] and peers[-1].name == name:  # it started, but cannot run this
+                    peers.pop().close()
                 skipped.append({"case": f"peers/{case.label}/{name}", "engine": name,
                                 "skipped": str(reason)})
         times = take_rounds(peers, case, args.rounds)
         records = case_records(case, [peer.name for peer in peers], times)
         for record, peer in zip(records, peers, strict=True):
             record |= peer.facts
+        _note_agreement(records)
         return records + skipped
     finally:
         for peer in peers:
             peer.close()
+
+
+def _note_agreement(records: list[dict[str, Any]]) -> None:
+    """How many tokens of greedy decoding equal ours before the first difference."""
+    ours = next((r["token_ids"] for r in records if r["engine"] == BASE and "token_ids" in r), None)
+    for record in records:
+        theirs = record.pop("token_ids", None)
+        if ours and theirs:
+            pairs = enumerate(zip(ours, theirs, strict=False))
+            record["equal_tokens"] = next((i for i, (a, b) in pairs if a != b), len(ours))
+            record["compared_tokens"] = len(ours)
 
 
 def main() -> None:
@@ -140,18 +160,21 @@ def main() -> None:
             print(json.dumps({**record, **common}))
         return
     print(format_table([_row(record) for record in records],
-                       ("case", "median ms", "p10..p90", "n", "tok/s", "time / mimo_rt")))
+                       ("case", "median ms", "p10..p90", "n", "tok/s", "time / mimo_rt",
+                        "tokens as ours")))
 
 
 def _row(record: dict[str, Any]) -> tuple[str, ...]:
     if "skipped" in record:
-        return (record["case"], "skipped", record["skipped"], "-", "-", "-")
+        return (record["case"], "skipped", record["skipped"], "-", "-", "-", "-")
     ratio = record.get("over_mimo_rt")
     return (record["case"], f"{record['median_us'] / 1e3:.3f}",
             f"{record['p10_us'] / 1e3:.3f}..{record['p90_us'] / 1e3:.3f}", str(record["n"]),
             f"{record['tokens_per_s']:.2f}",
             "-" if ratio is None else f"{ratio:.3f} ({record['over_mimo_rt_p10']:.3f}.."
-            f"{record['over_mimo_rt_p90']:.3f})")
+            f"{record['over_mimo_rt_p90']:.3f})",
+            f"{record['equal_tokens']} of {record['compared_tokens']}"
+            if "equal_tokens" in record else "-")
 
 
 if __name__ == "__main__":

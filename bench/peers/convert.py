@@ -1,6 +1,7 @@
 """Write a MiMo checkpoint as GGUF, so that llama.cpp can run the same weights.
 
   python bench/peers/convert.py MODEL_DIR OUT.gguf [--dense q8_0|bf16|f32] [--plain bf16|q8_0|f32]
+      [--fold-value-scale]
 
 MXFP4 experts, norms, the router and (by default) BF16 weights are carried over bit by bit. FP8
 weights are rounded to --dense: Q8_0 is nearest in bytes (8.5 bits per weight against 8); F32 is
@@ -20,16 +21,20 @@ import gguf
 import numpy as np
 from gguf_blocks import DENSE_TYPES, encode
 from gguf_models import gguf_model
+from mimo_rt.checkpoints.text_files import byte_alphabet
 from stored import Linear, StoredCheckpoint
 
 
-def convert(directory: Path, output: Path, dense: str = "q8_0", plain: str = "bf16") -> dict:
+def convert(
+    directory: Path, output: Path, dense: str = "q8_0", plain: str = "bf16", *,
+    folds_value_scale: bool = False,
+) -> dict[str, Any]:
     """Write ``output``; returns the architecture and the bytes per tensor type.
 
     ``output`` appears complete or not at all.
     """
     checkpoint = StoredCheckpoint(directory)
-    model = gguf_model(checkpoint)
+    model = gguf_model(checkpoint, folds_value_scale=folds_value_scale)
     partial = output.with_name(f".{output.name}.{os.getpid()}")
     num_bytes: Counter[str] = Counter()
     # Tensors wait in a temporary file until the header is known.
@@ -70,7 +75,8 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, checkpoint: StoredCheckpoint) -> None:
-    """The byte-level BPE of tokenizer.json, or none: then the model takes token ids only."""
+    """The byte-level BPE of tokenizer.json; without one, bytes and tokens that mean nothing, as
+    some engines do not run a model without a vocabulary."""
     path = checkpoint.directory / "tokenizer.json"
     tokenizer = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     model = tokenizer.get("model", {})
@@ -79,8 +85,12 @@ def _add_tokenizer(writer: gguf.GGUFWriter, checkpoint: StoredCheckpoint) -> Non
     vocab |= special
     vocab_size = checkpoint.config["vocab_size"]
     if model.get("type") != "BPE" or sorted(vocab.values()) != list(range(vocab_size)):
-        writer.add_tokenizer_model("none")
-        return
+        if vocab_size < 256:
+            writer.add_tokenizer_model("none")
+            return
+        fillers = [f"<token {i}>" for i in range(256, vocab_size)]
+        vocab = {token: i for i, token in enumerate([*byte_alphabet(), *fillers])}
+        special, model, tokenizer = {}, {"merges": []}, {}
     tokens = sorted(vocab, key=vocab.__getitem__)
     control, normal = gguf.TokenType.CONTROL, gguf.TokenType.NORMAL
     writer.add_tokenizer_model("gpt2")
@@ -88,8 +98,8 @@ def _add_tokenizer(writer: gguf.GGUFWriter, checkpoint: StoredCheckpoint) -> Non
     writer.add_tokenizer_pre("smollm" if has_digits else "gpt-2")
     writer.add_token_list(tokens)
     writer.add_token_types([control if token in special else normal for token in tokens])
-    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge)
-                             for merge in model["merges"]])
+    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    writer.add_token_merges(merges or [f"{tokens[0]} {tokens[1]}"])  # no empty arrays in GGUF
     eos = checkpoint.config.get("eos_token_id")
     if isinstance(eos, int):
         writer.add_eos_token_id(eos)
@@ -103,8 +113,12 @@ def main() -> None:
                         help="type of FP8 weights (default q8_0)")
     parser.add_argument("--plain", choices=DENSE_TYPES, default="bf16",
                         help="type of BF16 weights (default bf16)")
+    parser.add_argument("--fold-value-scale", action="store_true",
+                        help="put the attention value scale into v's weights, for engines that do "
+                        "not read it (ik_llama.cpp of 2026-09)")
     args = parser.parse_args()
-    report = convert(args.model, args.output, args.dense, args.plain)
+    report = convert(args.model, args.output, args.dense, args.plain,
+                     folds_value_scale=args.fold_value_scale)
     sizes = ", ".join(f"{kind} {size / 1e6:.1f} MB" for kind, size in report["bytes"].items())
     print(f"{args.output}: {report['architecture']}, {sizes}")
 

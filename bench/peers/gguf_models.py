@@ -29,8 +29,12 @@ class GgufModel:
     tensors: list[Tensor]
 
 
-def gguf_model(checkpoint: StoredCheckpoint) -> GgufModel:
-    """``llama`` where that is the same function, else ``mimo2``; ValueError where neither is."""
+def gguf_model(checkpoint: StoredCheckpoint, *, folds_value_scale: bool = False) -> GgufModel:
+    """``llama`` where that is the same function, else ``mimo2``; ValueError where neither is.
+
+    ``folds_value_scale``: multiply v's weights with the attention value scale, for engines that do
+    not read it from the metadata.
+    """
     config = checkpoint.config
     shapes = [layer_shape(config, i) for i in range(config["num_hidden_layers"])]
     metadata = _common_metadata(config, shapes)
@@ -40,19 +44,21 @@ def gguf_model(checkpoint: StoredCheckpoint) -> GgufModel:
         layers = [t for i, s in enumerate(shapes) for t in _llama_layer(checkpoint, i, s)]
         return GgufModel("llama", metadata, [*_tables(checkpoint, False), *layers])
     _check_mimo2(config, shapes)
+    value_scale = float(config["attention_value_scale"])
+    gain = value_scale if folds_value_scale else 1.0
     metadata |= {
         "rope.dimension_count": int(shapes[0].qk_head_dim * config["partial_rotary_factor"]),
         "rope.freq_base_swa": float(config["swa_rope_theta"]),
         "attention.head_count_kv": [shape.num_kv_heads for shape in shapes],
         "attention.sliding_window": config["sliding_window"],
         "attention.sliding_window_pattern": [shape.is_windowed for shape in shapes],
-        "attention.value_scale": float(config["attention_value_scale"]),
+        "attention.value_scale": 1.0 if folds_value_scale else value_scale,
         "expert_count": config["n_routed_experts"],
         "expert_used_count": config["num_experts_per_tok"],
         "expert_feed_forward_length": config["moe_intermediate_size"],
         "expert_gating_func": 2,  # sigmoid
     }
-    layers = [t for i, s in enumerate(shapes) for t in _mimo2_layer(checkpoint, i, s)]
+    layers = [t for i, s in enumerate(shapes) for t in _mimo2_layer(checkpoint, i, s, gain)]
     return GgufModel("mimo2", metadata, [*_tables(checkpoint, True), *layers])
 
 
@@ -127,13 +133,16 @@ def _norms(checkpoint: StoredCheckpoint, index: int) -> Iterator[Tensor]:
 
 
 def _attention(
-    checkpoint: StoredCheckpoint, index: int, shape: LayerShape, is_adjacent: bool
+    checkpoint: StoredCheckpoint, index: int, shape: LayerShape, *,
+    is_adjacent: bool = False, v_gain: float = 1.0,
 ) -> Iterator[Tensor]:
     prefix, block = f"model.layers.{index}.self_attn", f"blk.{index}"
     heads = {"q": shape.num_q_heads, "k": shape.num_kv_heads}
 
     def part(place: int, name: str) -> Linear:
         weight = checkpoint.qkv(prefix, shape)[place]
+        if name == "v" and v_gain != 1.0:
+            return Linear("fp8", weight.values() * np.float32(v_gain))
         return adjacent_rotary(weight, heads[name]) if is_adjacent and name in heads else weight
 
     for place, name in enumerate("qkv"):
@@ -158,10 +167,12 @@ def _llama_layer(checkpoint: StoredCheckpoint, index: int, shape: LayerShape) ->
                lambda ours=ours, axis=axis: join(_experts(checkpoint, index, ours), axis))
 
 
-def _mimo2_layer(checkpoint: StoredCheckpoint, index: int, shape: LayerShape) -> Iterator[Tensor]:
+def _mimo2_layer(
+    checkpoint: StoredCheckpoint, index: int, shape: LayerShape, v_gain: float
+) -> Iterator[Tensor]:
     prefix, block = f"model.layers.{index}.mlp", f"blk.{index}"
     yield from _norms(checkpoint, index)
-    yield from _attention(checkpoint, index, shape, is_adjacent=False)
+    yield from _attention(checkpoint, index, shape, v_gain=v_gain)
     if not shape.is_moe:
         for name, ours in _MLP.items():
             yield (f"{block}.ffn_{name}.weight",

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-ENGINES = ("mimo_rt", "llama_cpp", "llama_bench", "transformers", "transformers_f32")
+_ON_GGUF = ("llama_cpp", "xllamacpp", "llama_sync", "ik_llama", "llama_bench")
+ENGINES = ("mimo_rt", *_ON_GGUF, "transformers", "transformers_f32")
 CONTEXT_TOKENS = 16
 DECODE_STEPS = 16
 ROW_STEPS = 4
@@ -47,7 +48,7 @@ class Peer(Protocol):
 
 def open_peer(name: str, case: Case, args: argparse.Namespace) -> Peer:
     """Start an engine for ``case``; Skipped when it is not there."""
-    if name in ("llama_cpp", "llama_bench"):
+    if name in _ON_GGUF:
         if args.gguf is None:
             raise Skipped("needs --gguf")
         if not args.gguf.is_file():
@@ -58,7 +59,7 @@ def open_peer(name: str, case: Case, args: argparse.Namespace) -> Peer:
         if case.kind == "rows":
             raise Skipped("llama-bench computes one row of logits only")
         return LlamaBench(args.llama_bench, args.gguf, args.threads)
-    model = args.gguf if name == "llama_cpp" else args.model
+    model = args.gguf if name in _ON_GGUF else args.model
     return Worker(name, model, case, args.threads, args.llama_library)
 
 
@@ -91,7 +92,10 @@ class Worker:
         assert self._process.stdin is not None
         self._process.stdin.write("run\n")
         self._process.stdin.flush()
-        return float(self._answer()["seconds"])
+        answer = self._answer()
+        if answer["token_ids"]:
+            self.facts["token_ids"] = answer["token_ids"]
+        return float(answer["seconds"])
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None

@@ -15,9 +15,12 @@ from time import perf_counter
 from typing import Any
 
 from peers import CONTEXT_TOKENS, DECODE_STEPS, ROW_STEPS
+from steppers import IkLlama, LlamaCppPython, LlamaSync, Stepper, Transformers
 
 Run = Callable[[], float]  # the case once: seconds per step
 Opened = tuple[dict[str, Any], Run]  # what the records say about the engine, and the case
+# What greedy decoding gave: engines on the same weights mostly agree.
+FIRST_TOKENS: list[int] = []
 
 
 def prompt(vocab_size: int, num_tokens: int) -> list[int]:
@@ -33,14 +36,15 @@ def open_mimo_rt(model: Path, kind: str, num_rows: int, threads: int) -> Opened:
     options = _C.EngineOptions(num_threads=threads, draft="none",
                                max_decode_tokens=max(8, num_rows if kind == "rows" else 1))
     engine = _C.Engine.open(str(model), options)
-    session = _C.Session(engine, max_context=4096)
+    session = _C.Session(engine, max_context=1024)
     vocab_size = engine.config.vocab_size
 
     def decode() -> float:
         stamps: list[float] = []
         session.reset()
-        session.generate(prompt(vocab_size, CONTEXT_TOKENS), greedy(DECODE_STEPS + 1),
-                         lambda *_: stamps.append(perf_counter()))
+        result = session.generate(prompt(vocab_size, CONTEXT_TOKENS), greedy(DECODE_STEPS + 1),
+                                  lambda *_: stamps.append(perf_counter()))
+        FIRST_TOKENS[:] = result.token_ids
         return (stamps[-1] - stamps[0]) / DECODE_STEPS
 
     def rows() -> float:
@@ -60,88 +64,93 @@ def open_mimo_rt(model: Path, kind: str, num_rows: int, threads: int) -> Opened:
     return facts, {"decode": decode, "rows": rows, "prefill": prefill}[kind]
 
 
-def open_llama_cpp(model: Path, kind: str, num_rows: int, threads: int) -> Opened:
-    import llama_cpp
-
-    llama = llama_cpp.Llama(
-        model_path=str(model), n_ctx=1024, n_batch=512, n_ubatch=512, n_threads=threads,
-        n_threads_batch=threads, logits_all=kind == "rows", verbose=False,
-    )
-    vocab_size = llama.n_vocab()
+def open_stepper(
+    make: Callable[[Path, int, bool], Stepper], model: Path, kind: str, num_rows: int, threads: int
+) -> Opened:
+    stepper = make(model, threads, kind == "rows")
+    vocab_size = stepper.vocab_size
 
     def decode() -> float:
-        llama.reset()
-        llama.eval(prompt(vocab_size, CONTEXT_TOKENS))
-        token = llama.sample(temp=0.0)
+        stepper.reset()
+        stepper.feed(prompt(vocab_size, CONTEXT_TOKENS), 1)
+        tokens = [stepper.best()]
         begin = perf_counter()
         for _ in range(DECODE_STEPS):
-            llama.eval([token])
-            token = llama.sample(temp=0.0)
-        return (perf_counter() - begin) / DECODE_STEPS
+            stepper.feed(tokens[-1:], 1)
+            tokens.append(stepper.best())
+        seconds = (perf_counter() - begin) / DECODE_STEPS
+        FIRST_TOKENS[:] = tokens
+        return seconds
 
     def rows() -> float:
         ids = prompt(vocab_size, ROW_STEPS * num_rows)
-        llama.reset()
+        stepper.reset()
         begin = perf_counter()
-        for step in range(ROW_STEPS):
-            llama.eval(ids[step * num_rows : (step + 1) * num_rows])
+        for first in range(0, len(ids), num_rows):
+            stepper.feed(ids[first : first + num_rows], num_rows)
         return (perf_counter() - begin) / ROW_STEPS
 
     def prefill() -> float:
-        llama.reset()
+        stepper.reset()
         begin = perf_counter()
-        llama.eval(prompt(vocab_size, num_rows))
-        llama.sample(temp=0.0)
+        stepper.feed(prompt(vocab_size, num_rows), 1)
+        stepper.best()
         return perf_counter() - begin
 
-    facts = {"engine_version": llama_cpp.__version__}
+    facts = {"engine_version": stepper.version}
     return facts, {"decode": decode, "rows": rows, "prefill": prefill}[kind]
 
 
-def open_transformers(
-    model: Path, kind: str, num_rows: int, threads: int, dtype: str = "bfloat16"
-) -> Opened:
-    import torch
-    import transformers
-    from hf_llama import load_llama
+def open_xllamacpp(model: Path, kind: str, num_rows: int, threads: int) -> Opened:
+    """The package xllamacpp: llama.cpp's server in this process, timed by itself."""
+    if kind == "rows":
+        raise NotImplementedError("the server computes one row of logits only")
+    import xllamacpp
 
-    torch.set_num_threads(threads)
-    llama = load_llama(model, getattr(torch, dtype))
-    vocab_size = llama.config.vocab_size
+    params = xllamacpp.CommonParams()
+    params.model.path = str(model)
+    params.n_ctx, params.n_batch, params.n_ubatch, params.n_parallel = 1024, 512, 512, 1
+    params.n_gpu_layers, params.warmup, params.cache_prompt = 0, False, False
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    server = xllamacpp.Server(params)
+    vocab_size = _gguf_vocab_size(model)
 
-    def step(ids: list[int], cache: Any, num_logits: int) -> tuple[int, Any]:
-        out = llama(torch.tensor([ids]), past_key_values=cache, use_cache=True,
-                    logits_to_keep=num_logits)
-        return int(out.logits[0, -1].argmax()), out.past_key_values
+    def complete(num_prompt: int, num_output: int) -> dict[str, Any]:
+        answer = server.handle_completions({
+            "prompt": prompt(vocab_size, num_prompt), "n_predict": num_output, "temperature": 0.0,
+            "cache_prompt": False, "ignore_eos": True,
+        })
+        if "timings" not in answer:
+            raise RuntimeError(f"xllamacpp: {answer}")
+        return answer
 
     def decode() -> float:
-        token, cache = step(prompt(vocab_size, CONTEXT_TOKENS), None, 1)
-        begin = perf_counter()
-        for _ in range(DECODE_STEPS):
-            token, cache = step([token], cache, 1)
-        return (perf_counter() - begin) / DECODE_STEPS
-
-    def rows() -> float:
-        ids, cache = prompt(vocab_size, ROW_STEPS * num_rows), None
-        begin = perf_counter()
-        for first in range(0, len(ids), num_rows):
-            _, cache = step(ids[first : first + num_rows], cache, num_rows)
-        return (perf_counter() - begin) / ROW_STEPS
+        answer = complete(CONTEXT_TOKENS, DECODE_STEPS + 1)
+        timings = answer["timings"]  # the first token belongs to the prompt's step
+        return timings["predicted_ms"] / 1e3 / max(timings["predicted_n"] - 1, 1)
 
     def prefill() -> float:
-        begin = perf_counter()
-        step(prompt(vocab_size, num_rows), None, 1)
-        return perf_counter() - begin
+        return complete(num_rows, 1)["timings"]["prompt_ms"] / 1e3
 
-    run = {"decode": decode, "rows": rows, "prefill": prefill}[kind]
-    return {"engine_version": transformers.__version__}, torch.inference_mode()(run)
+    facts = {"engine_version": str(getattr(xllamacpp, "__version__", xllamacpp.BUILD_INFO))}
+    return facts, {"decode": decode, "prefill": prefill}[kind]
 
 
-OPENERS = {
+def _gguf_vocab_size(model: Path) -> int:
+    import gguf
+
+    (tensor,) = (t for t in gguf.GGUFReader(str(model)).tensors if t.name == "token_embd.weight")
+    return int(tensor.shape[1])
+
+
+OPENERS: dict[str, Callable[..., Opened]] = {
     "mimo_rt": open_mimo_rt,
-    "llama_cpp": open_llama_cpp,
-    "transformers": open_transformers,
-    "transformers_f32": partial(open_transformers, dtype="float32"),
+    "llama_cpp": partial(open_stepper, LlamaCppPython),
+    "llama_sync": partial(open_stepper, LlamaSync),
+    "xllamacpp": open_xllamacpp,
+    "ik_llama": partial(open_stepper, IkLlama),
+    "transformers": partial(open_stepper, partial(Transformers, dtype="bfloat16")),
+    "transformers_f32": partial(open_stepper, partial(Transformers, dtype="float32")),
 }
 
 
@@ -157,12 +166,15 @@ def main() -> None:
 
     try:
         facts, run = OPENERS[name](Path(model), kind, int(num_rows), int(threads))
-    except (ImportError, NotImplementedError) as error:
-        answer(skipped=str(error))
+    except Exception as error:
+        if name == "mimo_rt":
+            raise
+        answer(skipped=str(error))  # a peer may be missing, or not fit this machine
         return
     answer(**facts)
     for _ in sys.stdin:
-        answer(seconds=run())
+        seconds = run()
+        answer(seconds=seconds, token_ids=FIRST_TOKENS)
 
 
 if __name__ == "__main__":

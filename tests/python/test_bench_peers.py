@@ -134,7 +134,8 @@ def test_gguf_metadata(tiny, tmp_path):
     assert field("rope.dimension_count") == 24 and field("rope.freq_base_swa") == 10000.0
     assert field("attention.value_scale") == pytest.approx(0.612)
     assert field("expert_count") == 8 and field("expert_used_count") == 2
-    assert fields["tokenizer.ggml.model"].contents() in ("gpt2", "none")
+    assert fields["tokenizer.ggml.model"].contents() == "gpt2"
+    assert len(fields["tokenizer.ggml.tokens"].contents()) == 515
     kinds = {tensor.tensor_type.name for tensor in gguf.GGUFReader(str(tmp_path / "m.gguf")).tensors}
     assert kinds == {"BF16", "F32", "MXFP4", "Q8_0"}
 
@@ -149,6 +150,17 @@ def test_fp8_as_bf16_is_rounded_once(tiny, tmp_path):
     assert kind == "BF16" and np.array_equal(found, expected)
     assert not np.array_equal(found, exact)  # control: rounding is visible
     assert tensors["blk.0.attn_output.weight"][0] == "Q8_0"
+
+
+def test_the_value_scale_can_be_folded_into_v(tiny, tmp_path):
+    convert.convert(tiny, tmp_path / "m.gguf", dense="f32", folds_value_scale=True)
+    reader = gguf.GGUFReader(str(tmp_path / "m.gguf"))
+    assert reader.fields["mimo2.attention.value_scale"].contents() == 1.0
+    tensors = read_gguf(tmp_path / "m.gguf")
+    _, k, v = reference_qkv(ReferenceModel(tiny, dtype=np.float32), 1)
+    scale = np.float32(json.loads((tiny / "config.json").read_text())["attention_value_scale"])
+    assert np.array_equal(tensors["blk.1.attn_v.weight"][1], v * scale) and scale != 1
+    assert np.array_equal(tensors["blk.1.attn_k.weight"][1], k)
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +259,7 @@ def test_rounds_alternate_and_ratios_are_paired():
     log = []
     case = peers.Case("rows", 8)
     times = arena.take_rounds([FakePeer("mimo_rt", 0.02, log), FakePeer("b", 0.03, log)], case, 2)
-    assert log == ["mimo_rt", "b"] + ["mimo_rt", "b", "b", "mimo_rt"]
+    assert log == ["mimo_rt", "b", "b", "mimo_rt"]
     ours, theirs = arena.case_records(case, ["mimo_rt", "b"], times)
     assert theirs["over_mimo_rt"] == 1.5 and ours["over_mimo_rt"] == 1.0 and theirs["n"] == 2
     assert theirs["tokens_per_s"] == pytest.approx(8 / 0.03, rel=1e-4)
@@ -322,6 +334,19 @@ def test_arena_runs_llama_cpp_python_with_a_given_library(tiny, tmp_path):
     lines = [json.loads(line) for line in out.splitlines()]
     assert [line["case"] for line in lines] == [f"peers/{c}/llama_cpp" for c in ("decode", "rows4", "prefill64")]
     assert all(line["median_us"] > 0 and line["engine_version"] == str(tmp_path) for line in lines)
+
+
+def test_a_peer_that_fails_does_not_stop_the_others(tiny, tmp_path):
+    broken = FAKE_LLAMA_CPP.replace("self.tokens += tokens", "raise OSError('illegal model')")
+    (tmp_path / "llama_cpp.py").write_text(broken)
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    code, out, err = run_arena(
+        "--model", tiny, "--gguf", tmp_path / "m.gguf", "--rounds", 1, "--threads", 3, "--engines", "llama_cpp,mimo_rt",
+        "--cases", "decode", "--json", PYTHONPATH=path, LLAMA_CPP_LIB_PATH="none")
+    assert code == 0, err
+    lines = {line["engine"]: line for line in map(json.loads, out.splitlines())}
+    assert "illegal model" in lines["llama_cpp"]["skipped"] and lines["mimo_rt"]["n"] == 1
 
 
 def test_arena_reports_a_process_that_ends(tmp_path):
