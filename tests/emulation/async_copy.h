@@ -31,6 +31,8 @@ struct MBarrierState {
 /// Adds arrivals and bytes. @return an error text, or ""
 inline std::string update_mbarrier(const Block& block, uint64_t* barrier, uint32_t num_arrivals,
                                    int32_t num_bytes) {
+  release_to(barrier);
+  const Unchecked unchecked;
   if (!MBarrierState::is_valid(*barrier))
     return "mbarrier " + name_of(block, barrier) + " is not initialised, or was overwritten";
   MBarrierState state = MBarrierState::unpack(*barrier);
@@ -83,13 +85,15 @@ inline void set_forbidden([[maybe_unused]] const BulkCopy& copy,
 
 /// fence.proxy.async: the async proxy sees all that threads have written so far.
 inline void publish_writes(Block& block) {
+  const Unchecked unchecked;
   for (const BulkCopy& copy : machine->copies) set_forbidden(copy, false);
   block.shared_view->publish();
   for (ProxyView& view : machine->handed_over) view.publish();
   for (const BulkCopy& copy : machine->copies) set_forbidden(copy, true);
 }
 
-inline void issue_copy(const BulkCopy& copy) {
+inline void check_copy(const BulkCopy& copy) {
+  const Unchecked unchecked;
   Block& block = *copy.block;
   const uint8_t* shared_end = block.shared.get() + block.shared_bytes;
   if ((reinterpret_cast<uintptr_t>(copy.destination) | reinterpret_cast<uintptr_t>(copy.source) |
@@ -116,7 +120,14 @@ inline void issue_copy(const BulkCopy& copy) {
   if (!is_fenced)
     fail("bulk copy of bytes that threads have written since the last fence.proxy.async, into " +
          name_of(block, copy.destination));
+}
+
+inline void issue_copy(const BulkCopy& copy) {
+  check_copy(copy);
   std::memset(copy.destination, kPoison, copy.num_bytes);
+  release_to(copy.destination);
+  const Unchecked unchecked;
+  Block& block = *copy.block;
   copy_to_view(*block.shared_view, copy.destination, copy.num_bytes);
   set_forbidden(copy, true);
   machine->copies.push_back(copy);
@@ -127,11 +138,15 @@ inline void issue_copy(const BulkCopy& copy) {
 /// @return an error text, or ""
 inline std::string finish_copy(const BulkCopy& copy) {
   set_forbidden(copy, false);
-  for (uint32_t i = 0; i < copy.num_bytes; ++i)
-    if (copy.destination[i] != kPoison)
-      return "threads wrote to " + name_of(*copy.block, copy.destination + i) +
-             " while a bulk copy was on its way there";
-  std::memcpy(copy.destination, copy.source, copy.num_bytes);
+  {
+    const Unchecked unchecked;
+    for (uint32_t i = 0; i < copy.num_bytes; ++i)
+      if (copy.destination[i] != kPoison)
+        return "threads wrote to " + name_of(*copy.block, copy.destination + i) +
+               " while a bulk copy was on its way there";
+  }
+  copy_as_thread(copy.destination, copy.source, copy.num_bytes, copy.mbarrier);
+  const Unchecked unchecked;
   copy_to_view(*copy.block->shared_view, copy.destination, copy.num_bytes);
   return update_mbarrier(*copy.block, copy.mbarrier, 0, -static_cast<int32_t>(copy.num_bytes));
 }

@@ -11,6 +11,9 @@
 #include <cstring>
 #include <new>
 
+#if defined(__SANITIZE_THREAD__)
+#include <sanitizer/tsan_interface.h>
+#endif
 #if !defined(__x86_64__)
 #include <ucontext.h>
 #endif
@@ -18,6 +21,8 @@
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
+
+#include "emulation/race_check.h"
 
 namespace emulation {
 
@@ -57,6 +62,10 @@ class Fiber {
 #if defined(__SANITIZE_ADDRESS__)
     __asan_unpoison_memory_region(stack_, kStackBytes);
 #endif
+#if defined(__SANITIZE_THREAD__)
+    if (thread_) __tsan_destroy_fiber(thread_);
+    thread_ = __tsan_create_fiber(0);
+#endif
 #if defined(__x86_64__)
     auto** top = reinterpret_cast<void**>(stack_ + kStackBytes - 64 - color % 61 * 64);
     *--top = nullptr;                              // begin_ never returns to here
@@ -73,11 +82,15 @@ class Fiber {
   }
 
   /// Runs the fiber until it suspends. Called from outside all fibers.
-  void resume() {
+  EMULATION_UNCHECKED void resume() {
     current_ = this;
 #if defined(__SANITIZE_ADDRESS__)
     void* fake_stack = nullptr;
     __sanitizer_start_switch_fiber(&fake_stack, stack_, kStackBytes);
+#endif
+#if defined(__SANITIZE_THREAD__)
+    outside_thread_ = __tsan_get_current_fiber();
+    __tsan_switch_to_fiber(thread_, __tsan_switch_to_fiber_no_sync);
 #endif
 #if defined(__x86_64__)
     switch_stack(&outside_, stack_pointer_);
@@ -90,11 +103,25 @@ class Fiber {
     current_ = nullptr;
   }
 
+  /// For a run that will never be resumed: orders what it has done before `acquire_from(object)`.
+  EMULATION_UNCHECKED void abandon([[maybe_unused]] const void* object) {
+#if defined(__SANITIZE_THREAD__)
+    void* caller = __tsan_get_current_fiber();
+    __tsan_switch_to_fiber(thread_, __tsan_switch_to_fiber_no_sync);
+    release_to(object);
+    __tsan_switch_to_fiber(caller, __tsan_switch_to_fiber_no_sync);
+    thread_ = nullptr;  // ended in the middle: destroying it would be reported
+#endif
+  }
+
   /// Goes back to the caller of `resume`. Called inside a fiber.
-  static void suspend() {
+  EMULATION_UNCHECKED static void suspend() {
     Fiber& self = *current_;
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_start_switch_fiber(&self.fake_stack_, outside_stack_, outside_bytes_);
+#endif
+#if defined(__SANITIZE_THREAD__)
+    __tsan_switch_to_fiber(outside_thread_, __tsan_switch_to_fiber_no_sync);
 #endif
 #if defined(__x86_64__)
     switch_stack(&self.stack_pointer_, outside_);
@@ -107,7 +134,7 @@ class Fiber {
   }
 
  private:
-  static void begin() {
+  EMULATION_UNCHECKED static void begin() {
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_finish_switch_fiber(nullptr, &outside_stack_, &outside_bytes_);
 #endif
@@ -127,6 +154,10 @@ class Fiber {
   static inline const void* outside_stack_ = nullptr;
   static inline size_t outside_bytes_ = 0;
   void* fake_stack_ = nullptr;
+#endif
+#if defined(__SANITIZE_THREAD__)
+  static inline void* outside_thread_ = nullptr;
+  void* thread_ = nullptr;
 #endif
   uint8_t* stack_ = nullptr;
   void (*entry_)() = nullptr;

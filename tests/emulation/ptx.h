@@ -13,6 +13,7 @@ namespace mimo_rt::ptx {
 // --- mbarrier.cuh
 
 inline void mbarrier_init(uint64_t* barrier, uint32_t num_arrivals) {
+  const emulation::Unchecked unchecked;
   emulation::MBarrierState state;
   state.num_arrivals = state.num_pending = num_arrivals;
   *barrier = state.pack();
@@ -20,9 +21,13 @@ inline void mbarrier_init(uint64_t* barrier, uint32_t num_arrivals) {
   ++emulation::machine->progress;
 }
 
-inline void fence_mbarrier_init() { emulation::this_lane().block->unfenced_mbarriers.clear(); }
+inline void fence_mbarrier_init() {
+  const emulation::Unchecked unchecked;
+  emulation::this_lane().block->unfenced_mbarriers.clear();
+}
 
 inline void mbarrier_update(uint64_t* barrier, uint32_t num_arrivals, int32_t num_bytes) {
+  const emulation::Unchecked unchecked;
   const auto& block = *emulation::this_lane().block;
   const std::string error = emulation::update_mbarrier(block, barrier, num_arrivals, num_bytes);
   if (!error.empty()) emulation::fail(error);
@@ -37,6 +42,7 @@ inline void mbarrier_arrive_expect_tx(uint64_t* barrier, uint32_t num_bytes) {
 /// Waits as long as it takes: a wait that never ends is a deadlock, which the scheduler reports.
 inline bool mbarrier_try_wait(uint64_t* barrier, uint32_t parity) {
   using emulation::MBarrierState;
+  const emulation::Unchecked unchecked;
   if (!MBarrierState::is_valid(*barrier))
     emulation::fail("wait on mbarrier " +
                     emulation::name_of(*emulation::this_lane().block, barrier) +
@@ -46,6 +52,7 @@ inline bool mbarrier_try_wait(uint64_t* barrier, uint32_t parity) {
                          return word >> 63 != wait.value;
                        },
                        &emulation::describe_mbarrier, barrier, parity & 1, "wait for mbarrier"});
+  emulation::acquire_from(barrier);
   return true;
 }
 
@@ -55,8 +62,12 @@ inline uint64_t evict_first_policy() { return 0; }
 
 inline void bulk_copy(void* shared_dst, const void* global_src, uint32_t num_bytes,
                       uint64_t* barrier, uint64_t /*l2_policy*/) {
-  emulation::Machine& machine = *emulation::machine;
-  const uint32_t delay = machine.is_random() ? static_cast<uint32_t>(machine.draw(8)) : 0;
+  uint32_t delay = 0;
+  {
+    const emulation::Unchecked unchecked;
+    emulation::Machine& machine = *emulation::machine;
+    if (machine.is_random()) delay = static_cast<uint32_t>(machine.draw(8));
+  }
   emulation::issue_copy({emulation::this_lane().block, static_cast<uint8_t*>(shared_dst),
                          static_cast<const uint8_t*>(global_src), num_bytes, barrier, delay});
 }
@@ -68,6 +79,7 @@ inline void fence_proxy_async() { emulation::publish_writes(*emulation::this_lan
 // --- group.cuh
 
 inline void named_barrier_update(uint32_t id, uint32_t num_threads, bool is_waiting) {
+  const emulation::Unchecked unchecked;
   if (id > 15) emulation::fail("named barrier " + std::to_string(id) + ": expected 0..15");
   emulation::Lane& lane = emulation::this_lane();
   emulation::NamedBarrier& barrier = lane.block->barriers[id];
@@ -79,6 +91,7 @@ inline void named_barrier_update(uint32_t id, uint32_t num_threads, bool is_wait
     emulation::fail("named barrier " + std::to_string(id) + ": " + std::to_string(num_threads) +
                     " threads here, " + std::to_string(barrier.num_expected) + " elsewhere");
   ++emulation::machine->progress;
+  emulation::release_to(&barrier);
   const uint64_t generation = barrier.generation;
   if (++barrier.num_arrived == num_threads) {
     barrier.num_arrived = 0;
@@ -97,6 +110,7 @@ inline void named_barrier_update(uint32_t id, uint32_t num_threads, bool is_wait
          },
          &barrier, generation, "named barrier"});
   }
+  if (is_waiting) emulation::acquire_from(&barrier);
 }
 
 inline void named_barrier_sync(uint32_t id, uint32_t num_threads) {
@@ -106,11 +120,18 @@ inline void named_barrier_arrive(uint32_t id, uint32_t num_threads) {
   named_barrier_update(id, num_threads, false);
 }
 
-inline void sync_warp() { emulation::meet("sync_warp", nullptr, 0); }
+inline void sync_warp() {
+  const emulation::Unchecked unchecked;
+  const emulation::Warp* warp = emulation::this_lane().warp;
+  emulation::release_to(warp);
+  emulation::meet("sync_warp", nullptr, 0);
+  emulation::acquire_from(warp);
+}
 
 template <typename T>
 T shuffle(T value, uint32_t lane_idx) {
   static_assert(sizeof(T) == 4);
+  const emulation::Unchecked unchecked;
   const auto word = std::bit_cast<uint32_t>(value);
   return std::bit_cast<T>(emulation::meet("shuffle", &word, 1).in[lane_idx % 32][0]);
 }
@@ -156,25 +177,30 @@ inline void combine_products(emulation::Exchange& exchange) {
 }
 
 inline void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  const emulation::Unchecked unchecked;
   uint32_t words[emulation::Exchange::kWords] = {a[0], a[1], a[2], a[3], b[0], b[1]};
   std::memcpy(words + 6, c, sizeof c);
   const auto& exchange = emulation::meet("mma.m16n8k16", words, 10, &combine_products);
   std::memcpy(c, exchange.out[emulation::this_lane().lane_idx], sizeof c);
 }
 
-/// Every lane reads its own elements, so that AddressSanitizer sees who reads what.
+/// Every lane reads its own elements, so that sanitizers see who reads what.
 inline void ldmatrix_x4(uint32_t (&words)[4], const void* shared_row) {
   if (reinterpret_cast<uintptr_t>(shared_row) % 16 != 0)
     emulation::fail("ldmatrix: the address of a row must be a multiple of 16");
-  uint32_t address[2];
-  std::memcpy(address, &shared_row, sizeof address);
-  const auto& exchange = emulation::meet("ldmatrix.x4", address, 2);
-  const uint32_t lane_idx = emulation::this_lane().lane_idx;
-  for (uint32_t i = 0; i < 4; ++i) {
-    const uint8_t* row;
-    std::memcpy(&row, exchange.in[8 * i + lane_idx / 4], sizeof row);
-    std::memcpy(&words[i], row + lane_idx % 4 * 4, 4);
+  const uint8_t* rows[4];
+  uint32_t offset;
+  {
+    const emulation::Unchecked unchecked;
+    uint32_t address[2];
+    std::memcpy(address, &shared_row, sizeof address);
+    const auto& exchange = emulation::meet("ldmatrix.x4", address, 2);
+    const uint32_t lane_idx = emulation::this_lane().lane_idx;
+    for (uint32_t i = 0; i < 4; ++i)
+      std::memcpy(&rows[i], exchange.in[8 * i + lane_idx / 4], sizeof rows[i]);
+    offset = lane_idx % 4 * 4;
   }
+  for (uint32_t i = 0; i < 4; ++i) std::memcpy(&words[i], rows[i] + offset, 4);
 }
 
 inline uint32_t to_bf16x2(float low, float high) {
@@ -193,19 +219,24 @@ struct alignas(16) Words4 {
 
 /// Reading the same value again is a poll: the others run first.
 inline uint32_t load_acquire_gpu(const uint32_t* address) {
+  const emulation::Unchecked unchecked;
   emulation::Lane& lane = emulation::this_lane();
   if (lane.acquired == address && lane.acquired_value == *address)
     emulation::spin("poll with load_acquire_gpu");
+  emulation::acquire_from(address);
   lane.acquired = address;
   return lane.acquired_value = *address;
 }
 
 inline void store_release_gpu(uint32_t* address, uint32_t value) {
+  emulation::release_to(address);
+  const emulation::Unchecked unchecked;
   *address = value;
   ++emulation::machine->progress;
 }
 
 inline void add_release_gpu(uint32_t* address, uint32_t value) {
+  const emulation::Unchecked unchecked;
   store_release_gpu(address, *address + value);
 }
 
@@ -224,7 +255,9 @@ inline Words4 load_16_bytes_once(const void* address) { return load_16_bytes_kee
 inline uint8_t* dynamic_shared_memory() { return emulation::this_lane().block->shared.get(); }
 
 /// A round of the scheduler counts as a microsecond.
-inline uint64_t global_timer_ns() { return emulation::machine->statistics.num_rounds * 1000; }
+EMULATION_UNCHECKED inline uint64_t global_timer_ns() {
+  return emulation::machine->statistics.num_rounds * 1000;
+}
 
 inline void sleep_ns(uint32_t /*time_ns*/) { emulation::spin("sleep_ns"); }
 

@@ -15,12 +15,17 @@ inline bool can_run(const Lane& lane) {
 }
 
 inline void run_lane_to_end() {
+  acquire_from(&machine->blocks);
   machine->kernel();
-  Lane& lane = this_lane();
-  lane.is_done = true;
-  --lane.warp->num_live;
-  --lane.block->num_live_lanes;
-  ++machine->progress;
+  release_to(&machine->blocks);
+  {
+    const Unchecked unchecked;
+    Lane& lane = this_lane();
+    lane.is_done = true;
+    --lane.warp->num_live;
+    --lane.block->num_live_lanes;
+    ++machine->progress;
+  }
   for (;;) Fiber::suspend();
 }
 
@@ -59,9 +64,14 @@ inline void start_block(uint32_t block_idx) {
     lane->warp->lanes[lane->lane_idx] = std::move(lane);
   }
   machine->blocks.push_back(std::move(block));
+  release_to(&machine->blocks);
 }
 
 inline void retire(Block& block) {
+  for (auto& warp : block.warps)
+    for (auto& lane : warp->lanes)
+      if (!lane->is_done) lane->fiber.abandon(&machine->blocks);
+  acquire_from(&machine->blocks);
   for (auto& warp : block.warps)
     for (auto& lane : warp->lanes) idle_lanes().push_back(std::move(lane));
 #if defined(__SANITIZE_ADDRESS__)

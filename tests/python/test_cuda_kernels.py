@@ -14,6 +14,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 ARCHITECTURES = ("90a", "100a")
 MAX_REGISTERS = 65536 // 288 // 8 * 8  # a block has 288 threads and the register file for itself
 
+MAX_SHARED_BYTES = 227 * 1024  # dynamic, compute capability 9.0 and 10.0
+
 # Source -> its kernels. A kernel that is only here or only in the source fails the test.
 KERNELS = {"csrc/cuda/expert_mlp.cu": {"expert_gate_up_kernel", "expert_down_kernel"}}
 
@@ -37,14 +39,20 @@ def parse_resources(text: str) -> Resources:
     return kernels
 
 
-def compile_kernels(source: pathlib.Path, architecture: str, out: pathlib.Path) -> Resources:
+def compile_with_nvcc(source: pathlib.Path, architecture: str, out: pathlib.Path) -> str:
+    """Compiles `source`; returns what ptxas reports."""
     done = subprocess.run(
         ["nvcc", "-std=c++20", "-O3", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'include'}", "-gencode",
          f"arch=compute_{architecture},code=sm_{architecture}", "-cubin", "--resource-usage",
          "-Werror", "all-warnings", "-o", str(out / "kernel.cubin"), str(source)],
         capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    return parse_resources(done.stdout + done.stderr)
+    return done.stdout + done.stderr
+
+
+def compile_kernels(source: pathlib.Path, architecture: str, out: pathlib.Path) -> Resources:
+    """Compiles `source`; returns the resources of its kernels."""
+    return parse_resources(compile_with_nvcc(source, architecture, out))
 
 
 def over_limits(resources: Resources) -> Resources:
@@ -65,6 +73,18 @@ def test_kernels_keep_everything_in_registers(source, architecture, tmp_path, ca
     listed = {name for name in KERNELS[source] if any(name in mangled for mangled in resources)}
     assert listed == KERNELS[source] and len(resources) == len(listed)
     assert not over_limits(resources)
+
+
+@needs_nvcc
+def test_shared_memory_fits_a_block(tmp_path, capsys):
+    source = tmp_path / "shared.cu"  # the size of a struct, as ptxas counts global memory
+    source.write_text('#include "cuda/device/tasks/expert_stream.cuh"\n'
+                      "__device__ char storage[sizeof(mimo_rt::cuda::ExpertShared)];\n")
+    done = compile_with_nvcc(source, "90a", tmp_path)
+    num_bytes = int(re.search(r"(\d+) bytes gmem", done)[1])
+    with capsys.disabled():
+        print(f"\n  ExpertShared: {num_bytes} bytes of dynamic shared memory", end="")
+    assert 0 < num_bytes <= MAX_SHARED_BYTES
 
 
 @needs_nvcc

@@ -54,6 +54,18 @@ def test_cuda_kernels_under_asan(cpp_builder):
     assert done.returncode != 0 and "use-after-poison" in done.stderr
 
 
+def test_cuda_kernels_under_tsan(cpp_builder):
+    programs = cpp_builder(["test_emulation", "test_cuda_experts"], sanitize="thread")
+    clean = [("test_emulation", "the correct kernel gives the same answer in every schedule"),
+             ("test_cuda_experts", "partial sums that do not fit at once follow in passes, same bits")]
+    for program, case in clean:
+        done = run(["setarch", "-R", programs / program, case], TSAN_OPTIONS="halt_on_error=1")
+        assert done.returncode == 0, done.stdout + done.stderr
+    done = run(["setarch", "-R", programs / "test_emulation", "a missing block barrier is found"],
+               TSAN_OPTIONS="halt_on_error=1")
+    assert done.returncode != 0 and "data race" in done.stderr and "consume" in done.stderr
+
+
 @pytest.mark.parametrize("program", PARALLEL_TESTS)
 def test_parallel_parts_under_tsan(cpp_builder, program):
     programs = cpp_builder(list(PARALLEL_TESTS), sanitize="thread")

@@ -152,6 +152,7 @@ __device__ void multiply_item(ExpertShared& shared, const ItemTickets& tickets, 
     const uint32_t ticket = tickets.ticket(item.item_idx, stage);
     const uint8_t* tile = shared.ring.wait(ticket);
     const uint8_t* end = tile + (rest < kStageTiles ? rest : kStageTiles) * kCudaTileBytes;
+#pragma unroll 2  // the other set of activation registers, instead of copies
     for (; tile != end; tile += kCudaTileBytes, k_begin += kCudaTileK, --rest) {
 #pragma unroll
       for (uint32_t i = 0; i < 8; ++i) words[i] = next[i];
