@@ -63,7 +63,7 @@ def test_cuda_kernels_under_tsan(cpp_builder):
         assert done.returncode == 0, done.stdout + done.stderr
     done = run(["setarch", "-R", programs / "test_emulation", "a missing block barrier is found"],
                TSAN_OPTIONS="halt_on_error=1")
-    assert done.returncode != 0 and "data race" in done.stderr and "consume" in done.stderr
+    assert done.returncode != 0 and "data race" in done.stderr and "pipeline" in done.stderr
 
 
 @pytest.mark.parametrize("program", PARALLEL_TESTS)
