@@ -3,6 +3,7 @@
 #include "core/checks.h"
 #include "engine/options_check.h"
 #include "engine/session_impl.h"
+#include "plan/buffers.h"
 
 #include <algorithm>
 #include <mutex>
@@ -40,6 +41,25 @@ template <typename Pointer>
 auto& live(const Pointer& impl, const char* where) {
   MIMO_RT_CHECK(impl, invalid_argument, where, "expected a session, got one that was moved from");
   return *impl;
+}
+
+/// One round that begins with `anchor`; what it accepts does not matter.
+void draft_one_block(SessionState& session, int32_t anchor) {
+  Engine::Impl& engine = session.engine->impl();
+  const uint32_t block_size = engine.draft->config().block_size;
+  const SamplingParams greedy{.temperature = 0.0f};
+  RoundRequest request;
+  request.params = &greedy;
+  request.max_tokens = block_size;
+  request.max_context = session.sequence.cache().max_context();
+  request.max_context_rows = engine.round_plan->options().max_context_rows;
+  DraftOptions fixed;
+  fixed.mode = DraftOptions::Mode::fixed;
+  DraftWidth width(fixed, block_size);
+  RoundState state(request, width, engine.config.vocab_size, block_size);
+  state.block[0] = anchor;
+  state.max_rounds = 1;
+  session.sequence.run_rounds(engine, state, [](const SampleResult&) { return true; });
 }
 
 }  // namespace
@@ -128,6 +148,34 @@ void Session::logits(std::span<const int32_t> tokens, std::vector<float>& out,
     tokens = tokens.subspan(count);
   }
   restore.keep();
+}
+
+void Session::draft_logits(std::span<const int32_t> tokens, std::vector<float>& out) {
+  constexpr const char* kWhere = "Session.draft_logits";
+  Impl& impl = live(impl_, kWhere);
+  const BusyGuard guard(impl.busy, kWhere);
+  impl.cancelled = false;
+  Engine::Impl& engine = impl.engine->impl();
+  const uint32_t vocab_size = engine.config.vocab_size;
+  MIMO_RT_CHECK(engine.draft && !engine.options.exact, unavailable, kWhere,
+                "expected a model with a draft and an engine that is not exact");
+  check_tokens(tokens, vocab_size, kWhere, "tokens");
+  MIMO_RT_CHECK(tokens.size() < max_context(), capacity, kWhere, "tokens: expected fewer than ",
+                max_context(), ", got ", tokens.size(), ". Raise SessionOptions.max_context.");
+  impl.sequence.keep_common_prefix({}, 0);
+  const std::lock_guard lock(engine.steps);  // the logits live until the next step of anybody
+  for (auto rest = tokens.first(tokens.size() - 1); !rest.empty();) {
+    const size_t count = std::min<size_t>(rest.size(), engine.max_step_tokens());
+    StepOutput output;
+    impl.sequence.step(engine, rest.first(count), {}, nullptr, output);
+    rest = rest.subspan(count);
+  }
+  draft_one_block(impl, tokens.back());
+  const BufferInfo& buffer = engine.round_plan->buffers()[kDraftLogits];
+  const auto* rows = reinterpret_cast<const float*>(
+      engine.executor->buffer_data(*engine.round_plan, kDraftLogits));
+  for (uint32_t row = 0; row < buffer.rows; ++row, rows += buffer.cols)
+    out.insert(out.end(), rows, rows + vocab_size);
 }
 
 void Session::cancel() noexcept {

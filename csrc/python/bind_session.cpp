@@ -30,6 +30,13 @@ GenerateResult generate(Session& session, const std::vector<int32_t>& prompt, co
   return session.generate(prompt, options, callback);
 }
 
+py::array_t<float> to_rows(std::vector<float> values, py::ssize_t num_rows) {
+  const py::ssize_t num_cols = static_cast<py::ssize_t>(values.size()) / num_rows;
+  auto* owner = new std::vector<float>(std::move(values));
+  const py::capsule guard(owner, [](void* p) { delete static_cast<std::vector<float>*>(p); });
+  return py::array_t<float>({num_rows, num_cols}, owner->data(), guard);
+}
+
 py::array_t<float> logits(Session& session, const TokenArray& tokens, uint32_t step_tokens) {
   if (tokens.ndim() != 1) throw py::value_error("logits: expected a one-dimensional array of token ids");
   std::vector<float> out;
@@ -38,10 +45,18 @@ py::array_t<float> logits(Session& session, const TokenArray& tokens, uint32_t s
     const py::gil_scoped_release release;
     session.logits(ids, out, step_tokens);
   }
-  const py::ssize_t num_cols = static_cast<py::ssize_t>(out.size()) / tokens.size();
-  auto* owner = new std::vector<float>(std::move(out));
-  const py::capsule guard(owner, [](void* p) { delete static_cast<std::vector<float>*>(p); });
-  return py::array_t<float>({tokens.size(), num_cols}, owner->data(), guard);
+  return to_rows(std::move(out), tokens.size());
+}
+
+py::array_t<float> draft_logits(Session& session, const TokenArray& tokens) {
+  if (tokens.ndim() != 1) throw py::value_error("draft_logits: expected a one-dimensional array of token ids");
+  std::vector<float> out;
+  {
+    const std::span<const int32_t> ids(tokens.data(), static_cast<size_t>(tokens.size()));
+    const py::gil_scoped_release release;
+    session.draft_logits(ids, out);
+  }
+  return to_rows(std::move(out), 1);
 }
 
 void bind_options(py::module_& m) {
@@ -141,6 +156,7 @@ void bind_session(py::module_& m) {
       .def("generate", &generate, py::arg("prompt"), py::arg("options") = GenerateOptions{},
            py::arg("on_token") = py::none())
       .def("logits", &logits, py::arg("tokens"), py::arg("step_tokens") = 0, "[num_tokens, vocab_size] float32")
+      .def("draft_logits", &draft_logits, py::arg("tokens"), "[1, (block_size - 1) * vocab_size] float32")
       .def("cancel", &Session::cancel)
       .def("reset", &Session::reset)
       .def_property_readonly("num_cached_tokens", &Session::num_cached_tokens)

@@ -84,6 +84,11 @@ class MIMO_RT_API Session {
   /// depend on it. @throws as generate(); Error{cancelled} after cancel(), `out` is unchanged.
   void logits(std::span<const int32_t> tokens, std::vector<float>& out, uint32_t step_tokens = 0);
 
+  /// What the draft predicts after `tokens`: logits of the positions behind the next one, appended to `out` as
+  /// [block_size - 1, vocab_size]; the cache is rebuilt from scratch. For checking a draft.
+  /// @throws as logits(); Error{unavailable} without a draft, or on an exact engine.
+  void draft_logits(std::span<const int32_t> tokens, std::vector<float>& out);
+
   /// From any thread: the running generate() returns within one step with FinishReason::abort, and one that waits for
   /// the engine runs no further step. A cancel before the call begins has no effect.
   void cancel() noexcept;

@@ -93,6 +93,15 @@ class GenerationDefaults:
     eos_token_ids: tuple[int, ...] = ()
 
     @classmethod
+    def chosen(cls, model_dir: Path, generation_config: str) -> GenerationDefaults:
+        """As the session's argument ``generation_config`` says: "auto" or "none"."""
+        if generation_config not in ("auto", "none"):
+            raise invalid_value(
+                "generation_config", "'auto' or 'none'", generation_config, "Session"
+            )
+        return cls() if generation_config == "none" else cls.from_directory(model_dir)
+
+    @classmethod
     def from_directory(cls, model_dir: Path) -> GenerationDefaults:
         """Read the file if there is one.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import _C
@@ -86,7 +85,7 @@ class Session(SessionState):
         check_progress(progress)
         limits = Limits(max_context, seed)
         directory = require_directory(model_dir)
-        defaults = _read_defaults(directory, generation_config)
+        defaults = GenerationDefaults.chosen(directory, generation_config)
         text = ModelText(directory)
         check_model_files(
             directory, text, defaults,
@@ -242,6 +241,23 @@ class Session(SessionState):
         with self._hold("logits"):
             return call_interruptibly(lambda: core.logits(ids, rows), core.cancel)
 
+    def draft_logits(self, prompt: Prompt) -> np.ndarray:
+        """What the draft predicts behind the next token, float32 ``[block_size - 1, vocab_size]``.
+
+        The last token of ``prompt`` is the anchor of the block; the cache is rebuilt from scratch.
+
+        Raises:
+            UnavailableError: the model has no draft.
+        """
+        import numpy as np
+
+        core = self._require_open("draft_logits")
+        ids = np.asarray(self._text.prompt_ids(prompt), dtype=np.int32)
+        self._check_fits("draft_logits", len(ids), core.max_context - 1)
+        with self._hold("draft_logits"):
+            flat = call_interruptibly(lambda: core.draft_logits(ids), core.cancel)
+        return flat.reshape(-1, self._engine.config.vocab_size)
+
     def score(self, prompt: Prompt) -> ScoreResult:
         """Logprob of every token given those before it, and their mean loss in nat per token.
 
@@ -274,13 +290,3 @@ class Session(SessionState):
         return self._text.render_chat(
             messages, tools=tools, add_generation_prompt=add_generation_prompt, **variables
         )
-
-
-def _read_defaults(directory: Path, generation_config: str) -> GenerationDefaults:
-    if generation_config not in ("auto", "none"):
-        raise _C.InvalidArgumentError(
-            f"[Session] generation_config: expected 'auto' or 'none', got {generation_config!r}."
-        )
-    if generation_config == "none":
-        return GenerationDefaults()
-    return GenerationDefaults.from_directory(directory)

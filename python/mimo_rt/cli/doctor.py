@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import _C, __version__
-from . import _machine
+from . import _draft_check, _machine
 from ._options import add_backend_options
 from ._output import format_bytes
 
@@ -44,19 +44,24 @@ def run(args: argparse.Namespace) -> int:
     report.check("backend", lambda: _C.resolve_backend(args.device))
     report.check("self-test", lambda: _self_test(args))
     if args.model:
-        _check_model(report, args.model)
+        _check_model(report, args)
     print(f"\n{'all checks passed' if report.num_failed == 0 else 'FAILED: ' + report.failed}")
     return 0 if report.num_failed == 0 else 1
 
 
-def _check_model(report: _Report, model: str) -> None:
+def _check_model(report: _Report, args: argparse.Namespace) -> None:
+    model = args.model
     checks = {"tensors": _check_tensors, "text files": _check_text, "memory": _check_memory}
     if not report.check("config", lambda: _check_config(model)):
         for name in checks:  # each needs the config: it would only repeat the message
             report.line(name, "skipped: no config")
         return
-    for name, check in checks.items():
-        report.check(name, functools.partial(check, model))
+    sound = [report.check(name, functools.partial(check, model)) for name, check in checks.items()]
+    if not _draft_check.has_draft(model):
+        report.line("draft", "none (MODEL/dflash)")
+    elif report.check("draft", lambda: _draft_check.check_draft_config(model)) and all(sound):
+        report.check("draft logits", lambda: _draft_check.check_draft_logits(model, args))
+        report.check("acceptance", lambda: _draft_check.check_acceptance(model, args))
 
 
 class _Report:

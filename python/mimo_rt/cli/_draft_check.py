@@ -1,0 +1,113 @@
+"""The draft canary of ``mimo-rt doctor``: does the draft compute what it should, and does it help?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from .. import _C
+from ..bench.prompts import DEFAULT_FILE, read_prompts
+
+# A draft is a shallow network on features that 2**-8 roundings have already moved, see doctor.py.
+_MAX_RELATIVE_ERROR = 2.0**-5
+_MAX_REFERENCE_BYTES = 4e9  # of packed weights: beyond it the plain loops of ref take too long
+_NUM_PROMPT_TOKENS = 24
+_NUM_OUTPUT_TOKENS = 48
+# Acceptance length under which a draft is not worth its weights, and the part of the promised one
+# (`acceptance_length` in dflash/config.json, where there is one) under which something is broken.
+_MIN_ACCEPTANCE_LENGTH = 1.2
+_MIN_PART_OF_PROMISE = 0.6
+
+
+def has_draft(model: str) -> bool:
+    """Whether `Session` would load a draft."""
+    return (Path(model) / "dflash").is_dir()
+
+
+def check_draft_config(model: str) -> str:
+    config = _C.DraftConfig.from_directory(str(Path(model) / "dflash"))
+    config.check_target(_C.ModelConfig.from_directory(model))
+    return (
+        f"{config.num_layers} layers, block {config.block_size}, "
+        f"features after layers {', '.join(map(str, config.target_layer_ids))}"
+    )
+
+
+def check_draft_logits(model: str, args: argparse.Namespace) -> str:
+    """Logits of one block on the serial reference and on the chosen backend must agree."""
+    import numpy as np
+
+    ids: list[int] | None = None
+    logits: dict[str, Any] = {}
+    for device in (args.device, "ref"):
+        with _open(model, args, device) as session:
+            if session.engine.weight_bytes > _MAX_REFERENCE_BYTES:
+                return f"not compared: more than {_MAX_REFERENCE_BYTES / 1e9:.0f} GB for ref"
+            ids = ids or _prompts(session)[0][:_NUM_PROMPT_TOKENS]
+            logits[session.backend] = session.draft_logits(ids)
+    if len(logits) == 1:
+        return "not compared: ref is the chosen backend"
+    (name, got), (_, expected) = logits.items()
+    error = float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
+    if not error <= _MAX_RELATIVE_ERROR:
+        raise _C.InternalError(
+            f"[doctor] draft logits of {name} against ref: expected a relative error of at most "
+            f"{_MAX_RELATIVE_ERROR:.3g}, got {error:.3g}."
+        )
+    return f"{name} against ref: relative error {error:.1e}"
+
+
+def check_acceptance(model: str, args: argparse.Namespace) -> str:
+    """Live acceptance, and that the draft changed no token."""
+    num_rounds = num_accepted = 0
+    with _open(model, args, args.device) as session:
+        for ids in _prompts(session):
+            options = {"max_tokens": _NUM_OUTPUT_TOKENS, "temperature": 0.0, "ignore_eos": True}
+            drafted = session.generate(ids, draft_mode="fixed", **options)
+            if drafted.token_ids != session.generate(ids, draft_mode="off", **options).token_ids:
+                raise _C.InternalError(
+                    "[doctor] expected the tokens of plain decoding, got others. This is a bug of "
+                    "mimo_rt: please report it."
+                )
+            num_rounds += drafted.stats.draft.num_rounds
+            num_accepted += drafted.stats.draft.num_accepted_tokens
+    length = 1 + num_accepted / num_rounds
+    promised = _promised_length(model)
+    wanted = max(_MIN_ACCEPTANCE_LENGTH, _MIN_PART_OF_PROMISE * (promised or 0.0))
+    told = f"{length:.2f}" + (f", {promised:.2f} promised" if promised else "")
+    if length < wanted:
+        raise _C.InternalError(
+            f"[doctor] acceptance length: expected at least {wanted:.2f}, got {told} (1: nothing is "
+            "accepted). The text is right, but this draft does not help: is it for this model?"
+        )
+    return f"acceptance length {told}; greedy tokens equal plain decoding"
+
+
+def _open(model: str, args: argparse.Namespace, device: str) -> Any:
+    from ..session import Session
+
+    return Session(
+        model, device=device, num_threads=args.threads, pin_threads=not args.no_pin,
+        use_mmap=False if args.no_mmap else None, max_context=2048,
+    )
+
+
+def _prompts(session: Any) -> list[list[int]]:
+    """A prompt per category; without a tokenizer, ids spread over the vocabulary."""
+    if not session.has_tokenizer:
+        vocab_size = session.config.vocab_size
+        return [[(7919 * i + 11) % vocab_size for i in range(_NUM_PROMPT_TOKENS)]]
+    prompts = read_prompts([DEFAULT_FILE], limit=1)
+    return [session.encode(_text(prompt.content)) for prompt in prompts]
+
+
+def _text(content: Any) -> str:
+    return content if isinstance(content, str) else content[-1]["content"]
+
+
+def _promised_length(model: str) -> float | None:
+    config = json.loads((Path(model) / "dflash" / "config.json").read_text(encoding="utf-8"))
+    value = config.get("acceptance_length")
+    return float(value) if isinstance(value, (int, float)) and value >= 1 else None

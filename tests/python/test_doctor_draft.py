@@ -1,0 +1,94 @@
+"""The draft canary: a draft that computes wrongly or hardly helps is reported, not hidden."""
+
+import json
+import os
+import shutil
+
+import mimo_rt
+import pytest
+from mimo_rt import errors
+from mimo_rt.checkpoints import write_tiny_checkpoint, write_tiny_draft
+from mimo_rt.cli import _draft_check, main
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("doctor") / "model"
+    write_tiny_checkpoint(directory, seed=3)
+    write_tiny_draft(directory, seed=4)
+    return directory
+
+
+def doctor(capsys, *arguments):
+    code = main(["doctor", *map(str, arguments)])
+    return code, capsys.readouterr().out
+
+
+def test_a_random_draft_is_reported(model, capsys):
+    code, out = doctor(capsys, model)
+    assert code == 1 and "FAILED: acceptance\n" in out
+    assert "does not help" in out and "draft logits      ok" in out and "relative error" in out
+
+
+def test_a_draft_that_is_good_enough_passes_and_its_promise_counts(model, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(_draft_check, "_MIN_ACCEPTANCE_LENGTH", 1.0)
+    code, out = doctor(capsys, model)
+    assert code == 0 and "greedy tokens equal plain decoding" in out
+    promising = shutil.copytree(model, tmp_path / "promising")
+    config = promising / "dflash" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"acceptance_length": 5.0}))
+    code, out = doctor(capsys, promising)
+    assert code == 1 and "5.00 promised" in out
+
+
+def test_logits_beyond_the_tolerance_fail(model, capsys, monkeypatch):
+    monkeypatch.setattr(_draft_check, "_MAX_RELATIVE_ERROR", 1e-9)
+    code, out = doctor(capsys, model)
+    assert code == 1 and "draft logits      FAILED" in out
+
+
+def test_a_draft_for_another_target_fails_at_its_config(model, capsys, tmp_path):
+    other = shutil.copytree(model, tmp_path / "other")
+    config = other / "dflash" / "config.json"
+    fields = json.loads(config.read_text())
+    fields["dflash_config"]["target_layer_ids"] = [0, 99]
+    config.write_text(json.dumps(fields))
+    code, out = doctor(capsys, other)
+    assert code == 1 and "draft             FAILED" in out and "99" in out
+
+
+def test_a_model_without_a_draft_says_so(tmp_path, capsys):
+    write_tiny_checkpoint(tmp_path / "plain", seed=3)
+    code, out = doctor(capsys, tmp_path / "plain")
+    assert code == 0 and "none (MODEL/dflash)" in out
+
+
+def test_draft_logits_of_a_session(model):
+    ids = list(range(1, 20))
+    with mimo_rt.Session(model) as session, mimo_rt.Session(model, num_threads=1) as alone:
+        block_size = session.engine.draft_config.block_size
+        logits = session.draft_logits(ids)
+        assert logits.shape == (block_size - 1, session.config.vocab_size)
+        assert (logits == alone.draft_logits(ids)).all()
+        assert (logits != session.draft_logits([7, *ids[1:]])).any()  # the context counts
+        with pytest.raises(errors.InvalidArgumentError, match="at least one"):
+            session.draft_logits([])
+    with mimo_rt.Session(model, draft=None) as session, pytest.raises(errors.UnavailableError, match="draft"):
+        session.draft_logits(ids)
+
+
+def test_draft_arguments(model):
+    with mimo_rt.Session(model, draft=os.fspath(model / "dflash")) as session:
+        assert session.engine.draft_config is not None
+        for arguments, needle in (
+            ({"draft_mode": "sometimes"}, "draft_mode: expected 'off' or 'fixed' or 'adaptive'"),
+            ({"draft_proposal": 1}, "draft_proposal"),
+            ({"num_draft_tokens": 0}, "num_draft_tokens: expected an integer in 1..15"),
+            ({"num_draft_tokens": 15}, "num_draft_tokens: expected 0..7"),
+        ):
+            with pytest.raises(errors.InvalidArgumentError, match=needle.replace(".", "[.]")):
+                session.generate([1, 2], max_tokens=2, **arguments)
+    with pytest.raises(errors.IoError, match="nowhere"):
+        mimo_rt.Session(model, draft="/nowhere")
+    with pytest.raises(errors.InvalidArgumentError, match="draft: expected"):
+        mimo_rt.Session(model, draft=b"bytes")
