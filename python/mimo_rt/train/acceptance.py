@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import torch
@@ -26,10 +27,12 @@ def evaluate_draft(
     accepted only if it is the token that was drawn, this is the acceptance length itself.
 
     Returns:
-        mean_acceptance_length: tokens per round; acceptance_rate_at: per slot, over all anchors.
+        mean_acceptance_length: tokens per round, over all answers and per set of prompts;
+        acceptance_rate_at: per slot, over all anchors.
     """
     block_size = draft.shape.block_size
-    num_rounds = num_tokens = 0
+    rounds_of: Counter[str] = Counter()
+    tokens_of: Counter[str] = Counter()
     num_right, num_labels = torch.zeros(block_size - 1), torch.zeros(block_size - 1)
     with torch.no_grad():
         for seq_idx, ids in enumerate(data.token_ids):
@@ -47,9 +50,12 @@ def evaluate_draft(
                 num_right += reached.sum(dim=0)
                 num_labels += is_inside.sum(dim=0).cpu()
             rounds, tokens = count_rounds(accepted)
-            num_rounds, num_tokens = num_rounds + rounds, num_tokens + tokens
+            rounds_of[data.set_names[seq_idx]] += rounds
+            tokens_of[data.set_names[seq_idx]] += tokens
+    num_rounds, num_tokens = rounds_of.total(), tokens_of.total()
     return {
         "mean_acceptance_length": num_tokens / num_rounds,
+        "acceptance_length_of_set": {n: tokens_of[n] / rounds_of[n] for n in sorted(rounds_of)},
         "acceptance_rate_at": (num_right / num_labels.clamp(min=1)).tolist(),
         "num_rounds": num_rounds,
         "num_tokens": num_tokens,

@@ -24,6 +24,8 @@ class TrainingData:
             )
         self.token_ids = [torch.tensor(g.token_ids[:max_tokens]) for g in usable]
         self.num_prompt_tokens = [len(g.prompt_ids) for g in usable]
+        # The part of a prompt's name before the first slash: coding/0/17 is of the set "coding".
+        self.set_names = [g.prompt.split("/")[0] for g in usable]
 
     def __len__(self) -> int:
         return len(self.token_ids)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..checkpoints.draft_layout import DraftShape, default_target_layer_ids
 from .acceptance import evaluate_draft
 from .data import TrainingData
@@ -69,6 +71,14 @@ def shape_for_target(config: dict[str, Any], sizes: DraftSizes, num_anchors: int
     )
 
 
+def start_from_target(draft: DraftModel, target: TargetModel) -> None:
+    """The shared lm_head expects the target's final norm; masks start as large as embeddings."""
+    with torch.no_grad():
+        draft.norm.weight.copy_(target.weights["model.norm"])
+        wanted, found = (x.square().mean().sqrt().cpu() for x in (target.embed, draft.mask_embedding))
+        draft.mask_embedding.mul_(wanted / found)
+
+
 def split_generations(
     generations: Sequence[Generation], num_validation: int
 ) -> tuple[list[Generation], list[Generation]]:
@@ -111,12 +121,15 @@ def train_draft(
     data = TrainingData(training, options.max_sequence_tokens)
     held_out = TrainingData(validation or training[:1], options.max_sequence_tokens)
     shape = shape_for_target(target.config, sizes, options.anchors_per_sequence)
-    caches = (run_dir / "features", run_dir / "features-held-out") if cache_features else (None,) * 2
     features, held_out_features = (
         FeatureSource(target, shape.target_layer_ids, part.token_ids, cache)
-        for part, cache in zip((data, held_out), caches, strict=True)
+        for part, cache in (
+            (data, run_dir / "features" if cache_features else None),
+            (held_out, run_dir / "features-held-out" if cache_features else None),
+        )
     )
     draft = DraftModel(shape, seed=options.seed)
+    start_from_target(draft, target)
     trainer = DraftTrainer(target, draft, data, features, options)
 
     def evaluate() -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 
 def slot_weights(num_slots: int, gamma: float) -> Tensor:
-    """exp(-(k - 1) / gamma) of slots k = 1 … num_slots: an early mistake costs all that follows."""
+    """exp(-(k - 1) / gamma) of slots k = 1, 2, …: an early mistake costs all that follows."""
     return torch.exp(-torch.arange(num_slots, dtype=torch.float32) / gamma)
 
 

@@ -101,9 +101,8 @@ def run_training(
 
 
 def _summary(values: dict[str, Any]) -> str:
-    shown = [f"{name.replace('_', ' ')} {v:.4g}" for name, v in values.items()
-             if isinstance(v, float)]
-    return "".join(f", {text}" for text in shown)
+    numbers = {name: value for name, value in values.items() if isinstance(value, float)}
+    return "".join(f", {name.replace('_', ' ')} {v:.4g}" for name, v in numbers.items())
 
 
 class _Log:

@@ -24,7 +24,7 @@ from .tensors import CheckpointTensors, read_config
 
 @dataclass(frozen=True)
 class TargetOutput:
-    """Logits ``[num_tokens, vocab_size]`` (None unless asked for), features ``[num_tokens, F*H]``."""
+    """Logits ``[num_tokens, vocab_size]`` and features ``[num_tokens, F * H]``, if asked for."""
 
     logits: Tensor | None
     features: Tensor | None
@@ -116,7 +116,7 @@ class TargetModel:
                 self._put(f"{module}.{name}", tensors.linear(f"{module}.{name}"))
 
     def expert_modules(self, layer_idx: int) -> list[str]:
-        """Names of the experts of a MoE layer; their weights end in gate_proj, up_proj, down_proj."""
+        """Names of the experts of a MoE layer, to which .gate_proj, .up_proj, .down_proj belong."""
         prefix = f"model.layers.{layer_idx}.mlp.experts"
         return [f"{prefix}.{expert}" for expert in range(self.config["n_routed_experts"])]
 
@@ -211,7 +211,7 @@ class TargetModel:
     def _route(
         self, h: Tensor, mlp: str, weights: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Weights and ids ``[num_tokens, experts_per_token]``; the bias chooses but never weighs."""
+        """Weights and ids ``[num_tokens, experts_per_token]``; the bias only chooses."""
         sigma = torch.sigmoid(h @ weights[f"{mlp}.gate"].T)
         scores = sigma + weights[f"{mlp}.gate.e_score_correction_bias"]
         # A stable sort puts the lower index first among equals.
