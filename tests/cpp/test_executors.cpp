@@ -231,8 +231,14 @@ TEST_CASE("an idle executor uses no CPU time") {
     KvCache cache(config, {.max_context = 64, .max_step_tokens = 1, .num_seqs = 1});
     feed(*executor, plan, cache, random_tokens(config, 3, 1), 1, config.vocab_size);
     const double begin = process_cpu_seconds();
-    std::this_thread::sleep_for(std::chrono::milliseconds(300));
-    return process_cpu_seconds() - begin;
+    // The control may share its cores with others: it gets longer to use what an idle executor must not.
+    const int max_naps = park_after_us > 200 ? 40 : 1;
+    double used = 0.0;
+    for (int nap = 0; nap < max_naps && used <= 0.020; ++nap) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(300));
+      used = process_cpu_seconds() - begin;
+    }
+    return used;
   };
   CHECK(idle_seconds(200) < 0.020);
   CHECK(idle_seconds(10'000'000) > 0.020);  // control: workers that never sleep are seen
