@@ -47,6 +47,7 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/weights/layout.cpp
   csrc/weights/pack.cpp
   csrc/weights/pack_cuda.cpp
+  csrc/weights/pack_cuda_dense.cpp
   csrc/weights/pack_job.cpp
   csrc/weights/pack_matrices.cpp
   csrc/weights/qkv_tiles.cpp

@@ -1,0 +1,143 @@
+#include "weights/pack_cuda_dense.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include "checkpoint/scan.h"
+#include "core/checks.h"
+#include "core/text.h"
+
+namespace mimo_rt {
+namespace {
+
+constexpr const char* kWhere = "Weights.load";
+constexpr uint32_t kCodePlaces[4] = {1, 3, 0, 2};  // byte of a word for each of four FP8 codes
+
+/// Where code `k` (of 128) of row `row` lies in an FP8 tile.
+constexpr uint32_t fp8_offset(uint32_t row, uint32_t k) {
+  const uint32_t chunk = k / 64 * 2 + row / 8, lane = row % 8 * 4 + k % 64 / 16;
+  return chunk * kCudaChunkBytes + lane * 16 + k % 16 / 4 * 4 + kCodePlaces[k % 4];
+}
+
+/// Where value `k` (of 64) of row `row` lies in a BF16 tile.
+constexpr uint32_t bf16_offset(uint32_t row, uint32_t k) {
+  const uint32_t chunk = row / 8 * 2 + k % 16 / 8, lane = row % 8 * 4 + k / 16;
+  return chunk * kCudaChunkBytes + lane * 16 + k % 8 * 2;
+}
+
+constexpr uint32_t scale_offset(uint32_t row) { return kCudaFp8CodeBytes + row * 4; }
+
+/// `num_stored` of the tile's k exist.
+void pack_fp8_row(const std::byte* codes, uint32_t num_stored, uint32_t row, uint8_t* tile) {
+  for (uint32_t k = 0; k < kCudaFp8TileK; k += 4) {
+    uint32_t word = 0;
+    for (uint32_t i = 0; i < 4 && k < num_stored; ++i)
+      word |= std::to_integer<uint32_t>(codes[k + i]) << kCodePlaces[i] * 8;
+    std::memcpy(tile + fp8_offset(row, k) - kCodePlaces[0], &word, sizeof word);
+  }
+}
+
+void pack_bf16_row(const std::byte* values, uint32_t num_stored, uint32_t row, uint8_t* tile) {
+  for (uint32_t k = 0; k < kCudaBf16TileK; k += 8) {
+    uint8_t* place = tile + bf16_offset(row, k);
+    if (k < num_stored)
+      std::memcpy(place, values + k * 2, 16);
+    else
+      std::memset(place, 0, 16);
+  }
+}
+
+void check_source(const MatrixSource& source, PackedFormat format) {
+  const auto name = printable(source.weight->name);
+  MIMO_RT_CHECK(format == PackedFormat::fp8_e4m3 || format == PackedFormat::bf16,
+                unsupported_shape, kWhere, "tensor ", name,
+                ": expected FP8 or BF16 for a dense matrix of the CUDA engine");
+  MIMO_RT_CHECK(source.k % kBlockK == 0 && source.k != 0, unsupported_shape, kWhere, "tensor ",
+                name, ": expected a multiple of ", kBlockK,
+                " columns for the CUDA engine, got ", source.k);
+}
+
+void check_row(const MatrixSource& source, uint32_t row) {
+  check_finite(*source.weight, source.weight->dtype, source.row_data(row),
+               source.stored_row(row) * source.k);
+  if (source.format == WeightFormat::plain) return;
+  const std::span<const std::byte> scales = source.row_scales(row);
+  const uint64_t first = source.scale_row(row) * source.scale_cols();
+  check_finite(*source.scale, DType::f32, scales, first);
+  for (uint64_t i = 0; i < source.scale_cols(); ++i) {
+    float scale;
+    std::memcpy(&scale, scales.data() + i * 4, sizeof scale);
+    MIMO_RT_CHECK(scale >= 0.0f, bad_format, kWhere, "tensor ", printable(source.scale->name),
+                  " of ", printable(source.scale->file_name), ", element ", first + i,
+                  ": expected a scale >= 0, got ", scale);
+  }
+}
+
+}  // namespace
+
+void pack_cuda_dense_rows(const CudaDenseShape& shape, std::span<const PackRow, kTileRows> rows,
+                          uint8_t* out) {
+  for (uint32_t t = 0; t < shape.tiles_per_group(); ++t, out += shape.tile_bytes()) {
+    const uint32_t k_begin = t * shape.tile_k();
+    const uint32_t stored = std::min(shape.tile_k(), shape.k - k_begin);
+    for (uint32_t row = 0; row < kTileRows; ++row) {
+      const bool is_stored = rows[row].codes != nullptr;
+      const uint64_t offset = uint64_t{k_begin} * (shape.is_fp8() ? 1 : 2);
+      const std::byte* codes = is_stored ? rows[row].codes + offset : nullptr;
+      if (!shape.is_fp8()) {
+        pack_bf16_row(codes, is_stored ? stored : 0, row, out);
+        continue;
+      }
+      pack_fp8_row(codes, is_stored ? stored : 0, row, out);
+      float scale = 1.0f;
+      if (is_stored) std::memcpy(&scale, rows[row].scales + t * sizeof scale, sizeof scale);
+      std::memcpy(out + scale_offset(row), &scale, sizeof scale);
+    }
+  }
+}
+
+UnpackedRow unpack_cuda_dense_row(const CudaDenseShape& shape, const uint8_t* data, uint32_t row) {
+  UnpackedRow unpacked;
+  const uint8_t* tile = data + row / kTileRows * shape.group_bytes();
+  const uint32_t lane_row = row % kTileRows;
+  const auto push = [](std::vector<std::byte>& out, const uint8_t* bytes, uint32_t count) {
+    for (uint32_t i = 0; i < count; ++i) out.push_back(std::byte{bytes[i]});
+  };
+  for (uint32_t t = 0; t < shape.tiles_per_group(); ++t, tile += shape.tile_bytes()) {
+    for (uint32_t k = 0; k < shape.tile_k(); ++k)
+      if (shape.is_fp8())
+        push(unpacked.codes, tile + fp8_offset(lane_row, k), 1);
+      else
+        push(unpacked.codes, tile + bf16_offset(lane_row, k), 2);
+    if (shape.is_fp8()) push(unpacked.scales, tile + scale_offset(lane_row), 4);
+  }
+  return unpacked;
+}
+
+CudaDenseShape cuda_dense_shape(const PackJob& job) {
+  const CudaDenseShape shape{packed_format(job), job.packed_rows(), job.sources[0].k};
+  for (const MatrixSource& source : job.sources) {
+    check_source(source, shape.format);
+    MIMO_RT_CHECK(source.k == shape.k, shape_mismatch, kWhere, "tensors ",
+                  printable(job.sources[0].weight->name), " and ", printable(source.weight->name),
+                  ": expected rows of the same length, got ", shape.k, " and ", source.k);
+  }
+  return shape;
+}
+
+void pack_cuda_dense_group(const PackJob& job, const CudaDenseShape& shape, uint32_t group,
+                           uint8_t* out) {
+  const std::array<RowRef, kTileRows> refs = job.group_rows(group);
+  std::array<PackRow, kTileRows> rows;
+  for (uint32_t i = 0; i < kTileRows; ++i) {
+    if (refs[i].row == RowRef::kPadding) continue;
+    const MatrixSource& source = job.sources[refs[i].source_idx];
+    check_row(source, refs[i].row);
+    rows[i].codes = source.row_data(refs[i].row).data();
+    if (shape.is_fp8()) rows[i].scales = source.row_scales(refs[i].row).data();
+  }
+  pack_cuda_dense_rows(shape, rows, out);
+}
+
+}  // namespace mimo_rt
