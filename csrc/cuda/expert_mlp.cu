@@ -6,7 +6,6 @@
 namespace mimo_rt::cuda {
 namespace {
 
-constexpr uint32_t kMaxSharedBytes = 227 * 1024;  // of a block, compute capability 9.0 and 10.0
 static_assert(sizeof(ExpertShared) <= kMaxSharedBytes);
 
 template <typename Params>
@@ -19,13 +18,13 @@ KernelCall describe(const char* where, const Params& params) {
 
 void launch_expert_gate_up(const ExpertGateUpParams& params, const LaunchOptions& options) {
   check_expert_gate_up(params);
-  launch_kernel(expert_gate_up_kernel, params, options.num_blocks, kExpertThreads,
+  launch_kernel(expert_gate_up_kernel, params, options.num_blocks, kBlockThreads,
                 sizeof(ExpertShared), options.stream, describe("cuda.expert_gate_up", params));
 }
 
 void launch_expert_down(const ExpertDownParams& params, const LaunchOptions& options) {
   check_expert_down(params);
-  launch_kernel(expert_down_kernel, params, options.num_blocks, kExpertThreads,
+  launch_kernel(expert_down_kernel, params, options.num_blocks, kBlockThreads,
                 sizeof(ExpertShared), options.stream, describe("cuda.expert_down", params));
 }
 

@@ -2,18 +2,10 @@
 // device functions (device/tasks/expert_mlp.cuh) instead.
 #pragma once
 
-#include <cstdint>
-
 #include "cuda/expert_mlp_params.h"
-
-struct CUstream_st;  // cudaStream_t is a pointer to it
+#include "cuda/launch_options.h"
 
 namespace mimo_rt::cuda {
-
-struct LaunchOptions {
-  CUstream_st* stream = nullptr;
-  uint32_t num_blocks = 0;  ///< 0: one per multiprocessor; any number gives the same bits
-};
 
 /// What can be said before a launch: sizes, strides, alignment, missing pointers.
 /// @throws Error{invalid_argument, unsupported_shape, capacity} that names the field

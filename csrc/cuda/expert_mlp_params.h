@@ -8,39 +8,18 @@
 
 #include <cstdint>
 
+#include "cuda/kernel_params.h"
 #include "plan/route_table.h"
 #include "weights/cuda_tiles.h"
 
 namespace mimo_rt::cuda {
 
-inline constexpr uint32_t kMaxExpertTokens = 64;  ///< tokens of one call
+inline constexpr uint32_t kMaxExpertTokens = kMaxTokens;
 inline constexpr uint32_t kMaxExpertSlots = 512;  ///< (token, expert) pairs of one call
 inline constexpr uint32_t kMaxDownSegments = 64;
 
-// 8 compute warps: two per scheduler hide each other's latencies, and unpacking needs all four.
-inline constexpr uint32_t kComputeWarps = 8;
-inline constexpr uint32_t kExpertThreads = 32 * (kComputeWarps + 1);
 // K is cut into this many segments in gate_up, one per compute warp.
 inline constexpr uint32_t kGateUpSegments = kComputeWarps;
-// A stage of 8 tiles, 4352 bytes, is one copy; 32 stages are 136 KiB in flight, of which the short
-// segments of a rank's slice (4 tiles) still use 68 KiB; about 40 cover the latency of HBM.
-inline constexpr uint32_t kStageTiles = 8;
-inline constexpr uint32_t kNumStages = 32;
-
-/// Rows of 16-bit or 32-bit elements. `stride` counts elements.
-template <typename T>
-struct RowsView {
-  T* data = nullptr;  ///< 16-byte aligned, as is every row
-  uint32_t stride = 0;
-
-#if defined(__CUDACC__)
-  __device__
-#endif
-      T*
-      row(uint32_t i) const {
-    return data + uint64_t{i} * stride;
-  }
-};
 
 struct ExpertGateUpParams {
   const uint8_t* tiles = nullptr;  ///< expert 0 of the layer; the others follow

@@ -42,7 +42,7 @@ template <typename Params>
 void run_emulated(void (*kernel)(Params), const Params& params, const Launch& launch) {
   emulation::LaunchOptions options;
   options.num_blocks = launch.num_blocks;
-  options.num_threads = cuda::kExpertThreads;
+  options.num_threads = cuda::kBlockThreads;
   options.shared_bytes = sizeof(cuda::ExpertShared);
   options.seed = launch.seed;
   const emulation::LaunchResult result = emulation::launch(options, kernel, params);

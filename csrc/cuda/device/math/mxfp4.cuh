@@ -2,7 +2,7 @@
 // weights/cuda_tiles.h.
 #pragma once
 
-#include "cuda/device/ptx/ptx.cuh"
+#include "cuda/device/math/fragments.cuh"
 #include "weights/cuda_tiles.h"
 
 namespace mimo_rt::cuda {
@@ -22,11 +22,6 @@ __device__ __forceinline__ uint32_t e2m1_factor(uint32_t e8m0) {
   constexpr uint32_t kExponent = 126 - kCudaScaleShift;  // both biases are 127
   return (e8m0 + kExponent) * (1u << 7 | 1u << 23);
 }
-
-/// One lane's part of a tile as the A operands of its four products.
-struct WeightFragments {
-  uint32_t a[4][4];
-};
 
 /// `tile`: 544 bytes in shared memory.
 __device__ __forceinline__ WeightFragments load_tile(const uint8_t* tile, uint32_t lane_idx) {

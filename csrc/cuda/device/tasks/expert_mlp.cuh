@@ -12,11 +12,6 @@
 
 namespace mimo_rt::cuda {
 
-/// Which units of a task a block does: first, first + stride, …
-struct UnitRange {
-  uint32_t first, stride;
-};
-
 /// One unit of gate_up: 8 columns of act for all slots of one active expert.
 struct GateUpUnit {
   const uint8_t* row_group;
@@ -37,10 +32,11 @@ struct GateUpUnit {
             p.route.slot_begin[active_idx + 1] - slot_begin, group * kCudaGateUpRows};
   }
   __device__ TileRun run(uint32_t segment) const {
-    return segment_run(row_group, tiles_per_group, segment, kGateUpSegments);
+    return segment_run<Mxfp4Tiles>(row_group, tiles_per_group, segment, kGateUpSegments);
   }
   __device__ ItemTickets tickets(uint32_t first_ticket) const {
-    return {first_ticket, kGateUpSegments, stages_per_item(tiles_per_group, kGateUpSegments)};
+    return {first_ticket, kGateUpSegments,
+            stages_per_item<Mxfp4Tiles>(tiles_per_group, kGateUpSegments)};
   }
 };
 
@@ -50,7 +46,8 @@ __device__ inline void load_expert_gate_up(ExpertShared& shared, const ExpertGat
   for (uint32_t u = range.first; u < GateUpUnit::count(p); u += range.stride) {
     const GateUpUnit unit = GateUpUnit::get(p, u);
     const ItemTickets tickets = unit.tickets(ticket);
-    load_items(shared, tickets, l2_policy, [&](uint32_t item) { return unit.run(item); });
+    load_items<Mxfp4Tiles>(shared.ring, tickets, l2_policy,
+                           [&](uint32_t item) { return unit.run(item); });
     ticket = tickets.end();
   }
 }
@@ -124,13 +121,14 @@ struct DownUnits {
   }
   __device__ ItemTickets tickets(const ExpertDownParams& p, uint32_t first_ticket,
                                  uint32_t pass_size) const {
-    return {first_ticket, num_active * pass_size, stages_per_item(tiles_per_group, p.num_segments)};
+    return {first_ticket, num_active * pass_size,
+            stages_per_item<Mxfp4Tiles>(tiles_per_group, p.num_segments)};
   }
   __device__ TileRun run(const ExpertDownParams& p, uint32_t row_group, uint32_t active_idx,
                          uint32_t segment) const {
     const uint8_t* expert = p.tiles + p.route.active_experts[active_idx] * expert_bytes;
-    return segment_run(expert + uint64_t{row_group} * tiles_per_group * kCudaTileBytes,
-                       tiles_per_group, segment, p.num_segments);
+    return segment_run<Mxfp4Tiles>(expert + uint64_t{row_group} * tiles_per_group * kCudaTileBytes,
+                                   tiles_per_group, segment, p.num_segments);
   }
 };
 
@@ -142,7 +140,7 @@ __device__ inline void load_expert_down(ExpertShared& shared, const ExpertDownPa
     for (uint32_t first = 0; first < p.num_segments; first += units.segments_per_pass) {
       const uint32_t pass_size = units.pass_segments(p, first);
       const ItemTickets tickets = units.tickets(p, ticket, pass_size);
-      load_items(shared, tickets, l2_policy, [&](uint32_t item) {
+      load_items<Mxfp4Tiles>(shared.ring, tickets, l2_policy, [&](uint32_t item) {
         return units.run(p, u, item / pass_size, first + item % pass_size);
       });
       ticket = tickets.end();

@@ -1,0 +1,40 @@
+// Checks of kernel arguments that all kernels need. No CUDA in here.
+#pragma once
+
+#include "core/checks.h"
+#include "cuda/kernel_params.h"
+
+namespace mimo_rt::cuda {
+
+inline constexpr uint32_t kMaxWidth = 1u << 20;  // 32-bit tile arithmetic holds far beyond
+
+inline void check_size(const char* where, const char* name, uint32_t size, uint32_t multiple = 32) {
+  MIMO_RT_CHECK(size != 0 && size % multiple == 0 && size <= kMaxWidth, unsupported_shape, where,
+                name, ": expected a multiple of ", multiple, ", ", multiple, " .. ", kMaxWidth,
+                ", got ", size);
+}
+
+inline void check_num_tokens(const char* where, uint32_t num_tokens) {
+  MIMO_RT_CHECK(num_tokens >= 1 && num_tokens <= kMaxTokens, capacity, where,
+                "num_tokens: expected 1 .. ", kMaxTokens, ", got ", num_tokens);
+}
+
+inline void check_pointer(const char* where, const char* name, const void* pointer,
+                          uint32_t alignment) {
+  const auto address = reinterpret_cast<uintptr_t>(pointer);
+  MIMO_RT_CHECK(pointer != nullptr, invalid_argument, where, name, ": expected memory, got null");
+  MIMO_RT_CHECK(address % alignment == 0, invalid_argument, where, name,
+                ": expected an address that is a multiple of ", alignment, ", got one that is ",
+                address % alignment, " beyond");
+}
+
+template <typename T>
+void check_rows(const char* where, const char* name, const RowsView<T>& rows, uint32_t width) {
+  constexpr uint32_t kStep = 16 / sizeof(T);
+  check_pointer(where, name, rows.data, 16);
+  MIMO_RT_CHECK(rows.stride >= width && rows.stride % kStep == 0, invalid_argument, where, name,
+                ".stride: expected at least ", width, " elements and a multiple of ", kStep,
+                ", got ", rows.stride);
+}
+
+}  // namespace mimo_rt::cuda
