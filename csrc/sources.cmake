@@ -90,7 +90,8 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/cpu/ops_moe.cpp
   csrc/cpu/ops_rows.cpp
   csrc/cpu/worker_pool.cpp
-  csrc/cuda/expert_mlp_check.cpp)
+  csrc/cuda/expert_mlp_check.cpp
+  csrc/cuda/projection_check.cpp)
 set(MIMO_RT_AVX2_SOURCES
   csrc/cpu/avx2/attend.cpp
   csrc/cpu/avx2/elementwise.cpp
@@ -113,7 +114,8 @@ set(MIMO_RT_AVX512_FLAGS -O3 -mfma -mavx512f -mavx512bw -mavx512vl -mavx512dq
 set(MIMO_RT_AVX512_BF16_FLAGS -mavx512bf16 -mavx512vbmi)  # a second time, for processors that have these too
 set(MIMO_RT_CUDA_SOURCES
   csrc/cuda/cuda_devices.cu
-  csrc/cuda/expert_mlp.cu)
+  csrc/cuda/expert_mlp.cu
+  csrc/cuda/projection.cu)
 set(MIMO_RT_PYTHON_SOURCES
   csrc/python/bind_checkpoint.cpp
   csrc/python/bind_config.cpp

@@ -17,8 +17,8 @@
 //
 // The four codes of an FP8 word, k ascending, lie in its bytes 1, 3, 0, 2: each half of the word
 // holds one of the first two in its upper byte and one of the others in its lower, so that pairs of
-// neighbours become BF16 (sign to bit 15, exponent and mantissa to bits 10..4) with shifts and masks
-// of the whole word.
+// neighbours become BF16 (sign to bit 15, exponent and mantissa to bits 10..4) with shifts and
+// masks of the whole word.
 //
 // Padding k holds zeros; its scales are those of the block, or 1 where there is none. Padding rows
 // hold zeros with scale 1.

@@ -30,6 +30,7 @@ __global__ void __launch_bounds__(128, 1) use_every_wrapper(uint32_t* words, flo
   ptx::mma_m16n8k16(c, a, b);
   const ptx::Words4 kept = ptx::load_16_bytes_keep(words + 4);
   const ptx::Words4 once = ptx::load_16_bytes_once(words + 8);
+  c[2] = ptx::as_float(words[3]) + ptx::low_bf16(a[2]) * ptx::high_bf16(a[3]);
   c[0] = ptx::shuffle(c[0], 3) + ptx::shuffle_xor(c[1], 1);
   floats[threadIdx.x] = c[0] + c[2];
   ptx::store_release_gpu(words, ptx::load_acquire_gpu(words + 1) + kept.word[0] + once.word[1]);

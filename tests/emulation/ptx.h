@@ -143,8 +143,9 @@ T shuffle_xor(T value, uint32_t lane_mask) {
 
 // --- matrix.cuh
 
-inline float low_bf16(uint32_t word) { return std::bit_cast<float>(word << 16); }
-inline float high_bf16(uint32_t word) { return std::bit_cast<float>(word & 0xffff0000u); }
+inline float as_float(uint32_t bits) { return std::bit_cast<float>(bits); }
+inline float low_bf16(uint32_t word) { return as_float(word << 16); }
+inline float high_bf16(uint32_t word) { return as_float(word & 0xffff0000u); }
 
 /// c += a b in FP32, k ascending: one rounding per addition, none per product.
 inline void combine_products(emulation::Exchange& exchange) {

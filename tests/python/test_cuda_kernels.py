@@ -17,7 +17,12 @@ MAX_REGISTERS = 65536 // 288 // 8 * 8  # a block has 288 threads and the registe
 MAX_SHARED_BYTES = 227 * 1024  # dynamic, compute capability 9.0 and 10.0
 
 # Source -> its kernels. A kernel that is only here or only in the source fails the test.
-KERNELS = {"csrc/cuda/expert_mlp.cu": {"expert_gate_up_kernel", "expert_down_kernel"}}
+KERNELS = {
+    "csrc/cuda/expert_mlp.cu": {"expert_gate_up_kernel", "expert_down_kernel"},
+    "csrc/cuda/projection.cu": {"projection_fp8_kernel", "projection_fp8_normed_kernel",
+                                "projection_bf16_kernel", "projection_bf16_normed_kernel",
+                                "argmax_combine_kernel"},
+}
 
 Resources = dict[str, dict[str, int]]  # mangled kernel name -> what ptxas reports
 
@@ -76,14 +81,16 @@ def test_kernels_keep_everything_in_registers(source, architecture, tmp_path, ca
 
 
 @needs_nvcc
-def test_shared_memory_fits_a_block(tmp_path, capsys):
+@pytest.mark.parametrize("struct, header", [("ExpertShared", "expert_stream.cuh"),
+                                            ("ProjectionShared", "projection.cuh")])
+def test_shared_memory_fits_a_block(struct, header, tmp_path, capsys):
     source = tmp_path / "shared.cu"  # the size of a struct, as ptxas counts global memory
-    source.write_text('#include "cuda/device/tasks/expert_stream.cuh"\n'
-                      "__device__ char storage[sizeof(mimo_rt::cuda::ExpertShared)];\n")
+    source.write_text(f'#include "cuda/device/tasks/{header}"\n'
+                      f"__device__ char storage[sizeof(mimo_rt::cuda::{struct})];\n")
     done = compile_with_nvcc(source, "90a", tmp_path)
     num_bytes = int(re.search(r"(\d+) bytes gmem", done)[1])
     with capsys.disabled():
-        print(f"\n  ExpertShared: {num_bytes} bytes of dynamic shared memory", end="")
+        print(f"\n  {struct}: {num_bytes} bytes of dynamic shared memory", end="")
     assert 0 < num_bytes <= MAX_SHARED_BYTES
 
 

@@ -29,6 +29,13 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t (&words)[4], const void* sh
                : "memory");
 }
 
+/// The bits of a float.
+__device__ __forceinline__ float as_float(uint32_t bits) { return __uint_as_float(bits); }
+
+/// The halves of a BF16x2 as floats.
+__device__ __forceinline__ float low_bf16(uint32_t word) { return as_float(word << 16); }
+__device__ __forceinline__ float high_bf16(uint32_t word) { return as_float(word & 0xffff0000u); }
+
 /// mul.rn.bf16x2: both halves, rounded to nearest even; subnormals in and out are kept.
 __device__ __forceinline__ uint32_t mul_bf16x2(uint32_t a, uint32_t b) {
   uint32_t product;

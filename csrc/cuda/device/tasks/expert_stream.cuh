@@ -36,13 +36,12 @@ __device__ void multiply_item(ExpertShared& shared, const ItemTickets& tickets, 
                               const RowOf& row_of) {
   const uint32_t lane_idx = threadIdx.x % 32, g = lane_idx / 4, q = lane_idx % 4;
   const uint32_t num_groups = (item.num_columns + kColumns - 1) / kColumns;
-  ActivationRows<kColumnGroups> activations;
+  const uint16_t* row[kColumnGroups];  // of columns g, 8 + g, …; nullptr: no such column
   float sums[kColumnGroups][4];
-  activations.k = item.k;
 #pragma unroll
   for (uint32_t group = 0; group < kColumnGroups; ++group) {
     const uint32_t column = group * kColumns + g;
-    activations.row[group] = column < item.num_columns ? row_of(column) : nullptr;
+    row[group] = column < item.num_columns ? row_of(column) : nullptr;
 #pragma unroll
     for (uint32_t i = 0; i < 4; ++i) sums[group][i] = 0.0f;
   }
@@ -50,7 +49,7 @@ __device__ void multiply_item(ExpertShared& shared, const ItemTickets& tickets, 
   // producer is waited for.
   uint32_t words[8], next[8];
   uint32_t k_begin = item.run.first_tile * kCudaTileK + q * 16, rest = item.run.num_tiles;
-  activations.load(0, k_begin, next);
+  load_activations(row[0], k_begin, item.k, next);
   for (uint32_t stage = 0; stage < tickets.num_stages; ++stage) {
     const uint32_t ticket = tickets.ticket(item.item_idx, stage);
     const uint8_t* tile = shared.ring.wait(ticket);
@@ -59,13 +58,13 @@ __device__ void multiply_item(ExpertShared& shared, const ItemTickets& tickets, 
     for (; tile != end; tile += kCudaTileBytes, k_begin += kCudaTileK, --rest) {
 #pragma unroll
       for (uint32_t i = 0; i < 8; ++i) words[i] = next[i];
-      activations.load(0, k_begin + kCudaTileK, next);
+      load_activations(row[0], k_begin + kCudaTileK, item.k, next);
       const WeightFragments weights = load_tile(tile, lane_idx);
       multiply_tile(sums[0], weights, words);
 #pragma unroll
       for (uint32_t group = 1; group < kColumnGroups; ++group) {
         if (group >= num_groups) break;
-        activations.load(group, k_begin, words);
+        load_activations(row[group], k_begin, item.k, words);
         multiply_tile(sums[group], weights, words);
       }
     }

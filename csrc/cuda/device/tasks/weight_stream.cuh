@@ -95,27 +95,21 @@ __device__ void load_items(WeightRing& ring, const ItemTickets& tickets, uint64_
   }
 }
 
-/// One lane's activations: the rows of columns g, 8 + g, 16 + g, … of the product.
-template <uint32_t kColumnGroups>
-struct ActivationRows {
-  const uint16_t* row[kColumnGroups];  ///< nullptr: no such column
-  uint32_t k;
-
-  /// The 16 activations that go with this lane's weights of the tile at `k_begin`; zero beyond k
-  /// and for columns that do not exist.
-  __device__ void load(uint32_t group, uint32_t k_begin, uint32_t (&words)[8]) const {
+/// The 16 activations that go with one lane's weights of 64 k: its column's row from `k_begin` on.
+/// Zero beyond `k` and without a row.
+__device__ __forceinline__ void load_activations(const uint16_t* row, uint32_t k_begin, uint32_t k,
+                                                 uint32_t (&words)[8]) {
 #pragma unroll
-    for (uint32_t i = 0; i < 8; ++i) words[i] = 0;
-    if (!row[group] || k_begin >= k) return;
-    const auto low = ptx::load_16_bytes_keep(row[group] + k_begin);
-    const auto high = ptx::load_16_bytes_keep(row[group] + k_begin + 8);
+  for (uint32_t i = 0; i < 8; ++i) words[i] = 0;
+  if (!row || k_begin >= k) return;
+  const auto low = ptx::load_16_bytes_keep(row + k_begin);
+  const auto high = ptx::load_16_bytes_keep(row + k_begin + 8);
 #pragma unroll
-    for (uint32_t i = 0; i < 4; ++i) {
-      words[i] = low.word[i];
-      words[4 + i] = high.word[i];
-    }
+  for (uint32_t i = 0; i < 4; ++i) {
+    words[i] = low.word[i];
+    words[4 + i] = high.word[i];
   }
-};
+}
 
 /// All compute warps meet: partial sums written before can be read after, and the other way round.
 __device__ __forceinline__ void compute_barrier() {

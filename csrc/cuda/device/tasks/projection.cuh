@@ -1,0 +1,249 @@
+// The projection task: a dense matrix of FP8 or BF16 weights times 1 … 64 tokens. A pair of role
+// functions, as the expert tasks.
+//
+// Order of the sums. K is cut into segments, each segment into 8 parts of whole tiles. FP8: the 128
+// k of a tile ascending, then one FMA with the scale; tiles ascending inside a part. BF16: k
+// ascending inside a part. Then the parts of a segment in order, then the segments in order. The
+// number of tokens, of blocks and of segments in flight changes none of it.
+//
+// The fused norm costs instructions in every block, for each column group of 8 tokens again: meant
+// for the few tokens of a decode step.
+#pragma once
+
+#include "cuda/device/math/dense_tiles.cuh"
+#include "cuda/device/tasks/projection_store.cuh"
+#include "cuda/device/tasks/weight_stream.cuh"
+#include "cuda/projection_params.h"
+
+namespace mimo_rt::cuda {
+
+inline constexpr uint32_t kNoRow = 0xffffffffu;
+inline constexpr uint32_t kMaxProjectionPartials = kProjectionParts * kMaxTokens;
+
+struct ProjectionShared {
+  WeightRing ring;
+  float partials[kMaxProjectionPartials][kPartialStride];  ///< sums of items, 16 rows each
+  uint32_t row_idx[kMaxTokens];  ///< of the token's row in x; kNoRow beyond the tokens
+  float inverse_rms[kMaxTokens];
+  BestColumns best;
+};
+
+/// One unit: 16 columns for all tokens. Items run over as many segments as the partial sums have
+/// room for and, inside, over their parts; the rest follows in passes.
+template <typename Tiles>
+struct ProjectionUnits {
+  uint32_t tiles_per_group;
+  uint32_t segments_per_pass;
+
+  __device__ explicit ProjectionUnits(const ProjectionParams& p)
+      : tiles_per_group((p.k + Tiles::kTileK - 1) / Tiles::kTileK) {
+    const uint32_t room = kMaxTokens / p.num_tokens;
+    segments_per_pass = room < p.num_segments ? room : p.num_segments;
+  }
+  __device__ static uint32_t count(const ProjectionParams& p) { return p.rows / 16; }
+  __device__ uint32_t pass_segments(const ProjectionParams& p, uint32_t first_segment) const {
+    const uint32_t rest = p.num_segments - first_segment;
+    return rest < segments_per_pass ? rest : segments_per_pass;
+  }
+  __device__ ItemTickets tickets(const ProjectionParams& p, uint32_t first_ticket,
+                                 uint32_t pass_size) const {
+    const uint32_t longest = (tiles_per_group + p.num_segments - 1) / p.num_segments;
+    return {first_ticket, pass_size * kProjectionParts,
+            stages_per_item<Tiles>(longest, kProjectionParts)};
+  }
+  __device__ TileRun run(const ProjectionParams& p, uint32_t unit, uint32_t segment,
+                         uint32_t part) const {
+    const uint8_t* row_group = p.tiles + uint64_t{unit} * tiles_per_group * Tiles::kTileBytes;
+    const TileRun whole = segment_run<Tiles>(row_group, tiles_per_group, segment, p.num_segments);
+    TileRun run = segment_run<Tiles>(whole.tiles, whole.num_tiles, part, kProjectionParts);
+    run.first_tile += whole.first_tile;
+    return run;
+  }
+};
+
+template <typename Tiles>
+__device__ void load_projection(ProjectionShared& shared, const ProjectionParams& p,
+                                UnitRange range, uint32_t& ticket) {
+  const uint64_t l2_policy = ptx::evict_first_policy();
+  const ProjectionUnits<Tiles> units(p);
+  for (uint32_t u = range.first; u < units.count(p); u += range.stride)
+    for (uint32_t first = 0; first < p.num_segments; first += units.segments_per_pass) {
+      const uint32_t pass_size = units.pass_segments(p, first);
+      const ItemTickets tickets = units.tickets(p, ticket, pass_size);
+      load_items<Tiles>(shared.ring, tickets, l2_policy, [&](uint32_t item) {
+        return units.run(p, u, first + item / kProjectionParts, item % kProjectionParts);
+      });
+      ticket = tickets.end();
+    }
+}
+
+/// Where the rows of all tokens are. A compute barrier must follow.
+__device__ inline void list_rows(ProjectionShared& shared, const ProjectionParams& p) {
+  const uint32_t token = threadIdx.x;
+  if (token >= kMaxTokens) return;
+  const uint32_t row_idx = p.row_ids && token < p.num_tokens ? p.row_ids[token] : token;
+  shared.row_idx[token] = token < p.num_tokens ? row_idx : kNoRow;
+}
+
+__device__ __forceinline__ const uint16_t* input_row(const ProjectionShared& shared,
+                                                     const ProjectionParams& p, uint32_t token) {
+  const uint32_t row_idx = shared.row_idx[token];
+  return row_idx == kNoRow ? nullptr : p.x.row(row_idx);
+}
+
+/// 1 / rms of every row. One warp per row: each lane sums the squares of 8 neighbours in every 256,
+/// ascending, then the lanes are added as a tree. A compute barrier must follow.
+__device__ inline void measure_rows(ProjectionShared& shared, const ProjectionParams& p) {
+  const uint32_t warp_idx = threadIdx.x / 32, lane_idx = threadIdx.x % 32;
+  for (uint32_t token = warp_idx; token < p.num_tokens; token += kComputeWarps) {
+    const uint16_t* row = input_row(shared, p, token);
+    float sum = 0.0f;
+    for (uint32_t k = lane_idx * 8; k < p.k; k += 256) {
+      const ptx::Words4 words = ptx::load_16_bytes_keep(row + k);
+#pragma unroll
+      for (uint32_t i = 0; i < 4; ++i) {
+        const float low = ptx::low_bf16(words.word[i]), high = ptx::high_bf16(words.word[i]);
+        sum = fmaf(high, high, fmaf(low, low, sum));
+      }
+    }
+#pragma unroll
+    for (uint32_t mask = 16; mask != 0; mask /= 2) sum += ptx::shuffle_xor(sum, mask);
+    if (lane_idx == 0)
+      shared.inverse_rms[token] = 1.0f / sqrtf(sum / static_cast<float>(p.k) + p.norm_eps);
+  }
+}
+
+/// Normalises one lane's activations of 64 k, with one rounding. Beyond k they stay zero.
+__device__ __forceinline__ void normalise(const ProjectionParams& p, uint32_t k_begin,
+                                          float inverse_rms, uint32_t (&words)[8]) {
+  if (k_begin >= p.k) return;
+#pragma unroll
+  for (uint32_t i = 0; i < 8; i += 2) {
+    const ptx::Words4 weights = ptx::load_16_bytes_keep(p.norm_weight + k_begin + 2 * i);
+#pragma unroll
+    for (uint32_t j = 0; j < 2; ++j) {
+      const uint32_t x = words[i + j];
+      words[i + j] = ptx::to_bf16x2(
+          ptx::low_bf16(x) * inverse_rms * ptx::as_float(weights.word[2 * j]),
+          ptx::high_bf16(x) * inverse_rms * ptx::as_float(weights.word[2 * j + 1]));
+    }
+  }
+}
+
+/// One item times the rows of all tokens; its sums go to the partial sums from `first_partial` on.
+template <typename Tiles, bool kIsNormed, uint32_t kColumnGroups>
+__device__ void multiply_rows(ProjectionShared& shared, const ProjectionParams& p,
+                              const ItemTickets& tickets, uint32_t item, const TileRun& run) {
+  const uint32_t lane_idx = threadIdx.x % 32, g = lane_idx / 4, q = lane_idx % 4;
+  const uint32_t num_groups = (p.num_tokens + kColumns - 1) / kColumns;
+  float sums[kColumnGroups][4] = {};
+  // A few tokens: activations are read one tile ahead, as in the expert tasks. Many: the products
+  // of the other groups hide the latency, and there are no registers left.
+  constexpr bool kReadsAhead = kColumnGroups == 1;
+  const uint16_t* first_row = input_row(shared, p, g);
+  uint32_t next[kReadsAhead ? Tiles::kParts : 1][8];
+  uint32_t k_begin = run.first_tile * Tiles::kTileK + q * 16, rest = run.num_tiles;
+  if constexpr (kReadsAhead)
+#pragma unroll
+    for (uint32_t part = 0; part < Tiles::kParts; ++part)
+      load_activations(first_row, k_begin + 64 * part, p.k, next[part]);
+  for (uint32_t stage = 0; stage < tickets.num_stages; ++stage) {
+    const uint32_t ticket = tickets.ticket(item, stage);
+    const uint8_t* tile = shared.ring.wait(ticket);
+    const uint8_t* end = tile + tiles_of_stage<Tiles>(rest) * Tiles::kTileBytes;
+#pragma unroll(kReadsAhead ? 2 : 1)
+    for (; tile != end; tile += Tiles::kTileBytes, k_begin += Tiles::kTileK, --rest) {
+      WeightFragments weights[Tiles::kParts];
+#pragma unroll
+      for (uint32_t part = 0; part < Tiles::kParts; ++part)
+        weights[part] = Tiles::load(tile, part, lane_idx);
+#pragma unroll
+      for (uint32_t group = 0; group < kColumnGroups; ++group) {
+        if (group >= num_groups) break;
+        float block[4] = {};  // of one scale block
+#pragma unroll
+        for (uint32_t part = 0; part < Tiles::kParts; ++part) {
+          const uint32_t k = k_begin + 64 * part;
+          uint32_t words[8];
+          if constexpr (kReadsAhead) {
+#pragma unroll
+            for (uint32_t i = 0; i < 8; ++i) words[i] = next[part][i];
+            load_activations(first_row, k + Tiles::kTileK, p.k, next[part]);
+          } else {
+            load_activations(input_row(shared, p, group * kColumns + g), k, p.k, words);
+          }
+          if constexpr (kIsNormed)
+            normalise(p, k, shared.inverse_rms[group * kColumns + g], words);
+          multiply_tile(Tiles::kIsScaled ? block : sums[group], weights[part], words);
+        }
+        if constexpr (Tiles::kIsScaled)
+#pragma unroll
+          for (uint32_t i = 0; i < 4; ++i)
+            sums[group][i] = fmaf(Tiles::scale(tile, g + i / 2 * 8), block[i], sums[group][i]);
+      }
+    }
+    shared.ring.release(ticket, lane_idx);
+  }
+#pragma unroll
+  for (uint32_t group = 0; group < kColumnGroups; ++group)
+#pragma unroll
+    for (uint32_t i = 0; i < 4; ++i) {
+      const uint32_t token = group * kColumns + 2 * q + i % 2;
+      if (token < p.num_tokens)
+        shared.partials[item * p.num_tokens + token][g + i / 2 * 8] = sums[group][i];
+    }
+}
+
+/// Adds the segments of one pass to this thread's outputs.
+__device__ inline void add_segments(const ProjectionShared& shared, const ProjectionParams& p,
+                                    uint32_t pass_size, ProjectionOutputs& outputs) {
+  for (uint32_t s = 0; s < pass_size; ++s)
+#pragma unroll
+    for (uint32_t i = 0; i < ProjectionOutputs::kTokens; ++i) {
+      const uint32_t token = ProjectionOutputs::token(i);
+      if (token >= p.num_tokens) break;
+      float segment_sum = 0.0f;
+#pragma unroll
+      for (uint32_t part = 0; part < kProjectionParts; ++part)
+        segment_sum += shared.partials[(s * kProjectionParts + part) * p.num_tokens + token]
+                                      [ProjectionOutputs::row()];
+      outputs.y[i] += segment_sum;
+    }
+}
+
+template <typename Tiles, bool kIsNormed>
+__device__ void compute_projection(ProjectionShared& shared, const ProjectionParams& p,
+                                   UnitRange range, uint32_t& ticket) {
+  const uint32_t warp_idx = threadIdx.x / 32;
+  const ProjectionUnits<Tiles> units(p);
+  if (p.store == ProjectionStore::argmax) shared.best.reset();
+  list_rows(shared, p);
+  compute_barrier();
+  if constexpr (kIsNormed) {
+    measure_rows(shared, p);
+    compute_barrier();
+  }
+  for (uint32_t u = range.first; u < units.count(p); u += range.stride) {
+    ProjectionOutputs outputs{};
+    for (uint32_t first = 0; first < p.num_segments; first += units.segments_per_pass) {
+      const uint32_t pass_size = units.pass_segments(p, first);
+      const ItemTickets tickets = units.tickets(p, ticket, pass_size);
+      for (uint32_t s = 0; s < pass_size; ++s) {
+        const uint32_t item = s * kProjectionParts + warp_idx;
+        const TileRun run = units.run(p, u, first + s, warp_idx);
+        if (p.num_tokens <= kColumns)  // most calls: fewer registers and instructions
+          multiply_rows<Tiles, kIsNormed, 1>(shared, p, tickets, item, run);
+        else
+          multiply_rows<Tiles, kIsNormed, kMaxColumnGroups>(shared, p, tickets, item, run);
+      }
+      ticket = tickets.end();
+      compute_barrier();
+      add_segments(shared, p, pass_size, outputs);
+      compute_barrier();  // before the next pass overwrites the partial sums
+    }
+    store_projection(p, u, outputs, shared.best);
+  }
+  if (p.store == ProjectionStore::argmax) shared.best.store(p, range.first);
+}
+
+}  // namespace mimo_rt::cuda

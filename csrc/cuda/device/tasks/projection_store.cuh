@@ -1,0 +1,138 @@
+// What becomes of the results of a projection: plain, residual, qkv with RoPE, best columns.
+#pragma once
+
+#include "cuda/device/ptx/ptx.cuh"
+#include "cuda/projection_params.h"
+
+namespace mimo_rt::cuda {
+
+/// This thread's outputs of a unit: one row of 16, every 16th token. Lanes 0..15 of a warp hold the
+/// rows of one token, lanes 16..31 those of the next.
+struct ProjectionOutputs {
+  static constexpr uint32_t kTokenStep = kComputeWarps * 32 / 16;
+  static constexpr uint32_t kTokens = kMaxTokens / kTokenStep;
+  float y[kTokens];
+
+  __device__ static uint32_t row() { return threadIdx.x % 16; }
+  __device__ static uint32_t token(uint32_t i) { return threadIdx.x / 16 + i * kTokenStep; }
+};
+
+__device__ __forceinline__ uint16_t to_bf16(float value) {
+  return static_cast<uint16_t>(ptx::to_bf16x2(value, 0.0f));
+}
+
+/// The largest value and its column, the lowest among equals. A NaN is never the largest.
+struct Best {
+  float value = ptx::as_float(0xff800000u);  // -infinity
+  uint32_t column = 0xffffffffu;
+
+  __device__ void take(float other, uint32_t other_column) {
+    if (other > value || (other == value && other_column < column)) {
+      value = other;
+      column = other_column;
+    }
+  }
+  /// Over lanes whose indices differ in bits below `width`. All lanes of the warp take part.
+  __device__ void reduce(uint32_t width) {
+    for (uint32_t mask = width / 2; mask != 0; mask /= 2) {
+      const float other = ptx::shuffle_xor(value, mask);
+      take(other, ptx::shuffle_xor(column, mask));
+    }
+  }
+};
+
+/// The best of each compute thread's outputs over all units of a block. In shared memory, though
+/// nobody else reads it: the products need the registers.
+struct BestColumns {
+  Best best[ProjectionOutputs::kTokens][kComputeWarps * 32];
+
+  __device__ void reset() {
+    for (uint32_t i = 0; i < ProjectionOutputs::kTokens; ++i) best[i][threadIdx.x] = Best{};
+  }
+  __device__ void store(const ProjectionParams& p, uint32_t block) const {
+    for (uint32_t i = 0; i < ProjectionOutputs::kTokens; ++i) {
+      const uint32_t token = ProjectionOutputs::token(i);
+      Best of_token = best[i][threadIdx.x];
+      of_token.reduce(16);
+      if (token >= p.num_tokens || ProjectionOutputs::row() != 0) continue;
+      p.argmax.values[block * kMaxTokens + token] = of_token.value;
+      p.argmax.columns[block * kMaxTokens + token] = of_token.column;
+    }
+  }
+};
+
+/// One result of a qkv tile, rotated, scaled and rounded once, into the row of its head. `partner`
+/// is the result of row +- 8.
+__device__ inline void store_qkv(const ProjectionParams& p, const QkvTile& tile, uint32_t token,
+                                 float y, float partner) {
+  const QkvOutput& out = p.qkv;
+  const uint32_t row = ProjectionOutputs::row(), pair = row % 8;
+  if ((tile.rotary ? pair : row) >= tile.num_dims) return;
+  uint16_t* head = nullptr;
+  if (tile.part == QkvTile::Part::q) {
+    head = out.q.row(token) + tile.head_idx * out.qk_head_dim;
+  } else {
+    const bool is_k = tile.part == QkvTile::Part::k;
+    head = is_k ? out.k_rows[token] : out.v_rows[token];
+    if (!head) return;
+    head += uint64_t{tile.head_idx} * (is_k ? out.k_head_stride : out.v_head_stride);
+  }
+  if (!tile.rotary) {
+    const float scale = tile.part == QkvTile::Part::v ? out.value_scale : 1.0f;
+    head[tile.dim_begin + row] = to_bf16(scale * y);
+    return;
+  }
+  const uint32_t dim = tile.dim_begin + pair;
+  const float* cos_sin = out.cos_sin + uint64_t{token} * out.rotary_dim + 2 * dim;
+  const float turned = row < 8 ? -(partner * cos_sin[1]) : partner * cos_sin[1];
+  head[dim + (row < 8 ? 0 : out.rotary_dim / 2)] = to_bf16(fmaf(y, cos_sin[0], turned));
+}
+
+__device__ inline void store_value(const ProjectionParams& p, uint32_t token, uint32_t column,
+                                   float y, Best& best) {
+  if (column >= p.num_columns) return;
+  switch (p.store) {
+    case ProjectionStore::bf16: p.out_bf16.row(token)[column] = to_bf16(y); return;
+    case ProjectionStore::add_residual: {
+      uint16_t& x = p.out_bf16.row(token)[column];
+      x = to_bf16(ptx::low_bf16(x) + y);
+      return;
+    }
+    case ProjectionStore::argmax: best.take(y, column); [[fallthrough]];
+    default:
+      if (p.out_f32.data) p.out_f32.row(token)[column] = y;
+  }
+}
+
+/// Stores one unit. All compute threads, whole warps.
+__device__ inline void store_projection(const ProjectionParams& p, uint32_t unit,
+                                        const ProjectionOutputs& outputs, BestColumns& best) {
+#pragma unroll
+  for (uint32_t i = 0; i < ProjectionOutputs::kTokens; ++i) {
+    const uint32_t token = ProjectionOutputs::token(i);
+    if (p.store == ProjectionStore::qkv) {
+      const float partner = ptx::shuffle_xor(outputs.y[i], 8);
+      if (token < p.num_tokens) store_qkv(p, p.qkv.tiles[unit], token, outputs.y[i], partner);
+    } else if (token < p.num_tokens) {
+      store_value(p, token, unit * 16 + ProjectionOutputs::row(), outputs.y[i],
+                  best.best[i][threadIdx.x]);
+    }
+  }
+}
+
+/// The best column of all blocks, one warp per token.
+__device__ inline void combine_argmax(const ArgmaxCombineParams& p) {
+  const uint32_t lane_idx = threadIdx.x % 32;
+  for (uint32_t token = threadIdx.x / 32; token < p.num_tokens; token += kBlockThreads / 32) {
+    Best best;
+    for (uint32_t block = lane_idx; block < p.num_blocks; block += 32)
+      best.take(p.partial.values[block * kMaxTokens + token],
+                p.partial.columns[block * kMaxTokens + token]);
+    best.reduce(32);
+    if (lane_idx != 0) continue;
+    p.columns[token] = best.column;
+    if (p.values) p.values[token] = best.value;
+  }
+}
+
+}  // namespace mimo_rt::cuda

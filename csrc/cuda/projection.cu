@@ -1,0 +1,27 @@
+// Launches of the projection kernels.
+#include "cuda/projection.h"
+
+#include "cuda/device/tasks/projection_kernels.cuh"
+#include "cuda/launch.cuh"
+
+namespace mimo_rt::cuda {
+
+static_assert(sizeof(ProjectionShared) <= kMaxSharedBytes);
+
+void launch_projection(const ProjectionParams& params, const LaunchOptions& options) {
+  check_projection(params);
+  const KernelCall call{"cuda.projection",
+                        concat("num_tokens ", params.num_tokens, ", rows ", params.rows, ", k ",
+                               params.k, ", num_segments ", params.num_segments)};
+  launch_kernel(projection_kernel(params), params, options.num_blocks, kBlockThreads,
+                sizeof(ProjectionShared), options.stream, call);
+}
+
+void launch_argmax_combine(const ArgmaxCombineParams& params, const LaunchOptions& options) {
+  check_argmax_combine(params);
+  const KernelCall call{"cuda.argmax_combine", concat("num_tokens ", params.num_tokens,
+                                                      ", num_blocks ", params.num_blocks)};
+  launch_kernel(argmax_combine_kernel, params, 1, kBlockThreads, 0, options.stream, call);
+}
+
+}  // namespace mimo_rt::cuda

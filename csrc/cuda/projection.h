@@ -1,0 +1,23 @@
+// Host API of the projection kernels as launches of their own. The persistent kernel calls the same
+// device functions (device/tasks/projection.cuh) instead.
+#pragma once
+
+#include "cuda/launch_options.h"
+#include "cuda/projection_params.h"
+
+namespace mimo_rt::cuda {
+
+/// What can be said before a launch: sizes, strides, alignment, missing pointers.
+/// @throws Error{invalid_argument, unsupported_shape, capacity} that names the field
+void check_projection(const ProjectionParams& params);
+void check_argmax_combine(const ArgmaxCombineParams& params);
+
+/// Checks, then launches on the current device and returns at once. All pointers are to its memory.
+/// With ProjectionStore::argmax `options.num_blocks` says how many partial results there are.
+/// @throws as the checks; Error{unavailable} for a device that the kernels were not built for;
+///         Error{device_lost} when CUDA refuses, with call, kernel and shapes
+void launch_projection(const ProjectionParams& params, const LaunchOptions& options = {});
+/// The same; one block, whatever the options say.
+void launch_argmax_combine(const ArgmaxCombineParams& params, const LaunchOptions& options = {});
+
+}  // namespace mimo_rt::cuda

@@ -1,0 +1,76 @@
+// Checks of the projection kernels' arguments. No CUDA in here: they are tested on every machine.
+#include "cuda/param_checks.h"
+#include "cuda/projection.h"
+
+namespace mimo_rt::cuda {
+namespace {
+
+constexpr const char* kWhere = "cuda.projection";
+
+void check_qkv(const ProjectionParams& p) {
+  const QkvOutput& qkv = p.qkv;
+  check_pointer(kWhere, "qkv.tiles", qkv.tiles, alignof(QkvTile));
+  check_pointer(kWhere, "qkv.k_rows", qkv.k_rows, sizeof(void*));
+  check_pointer(kWhere, "qkv.v_rows", qkv.v_rows, sizeof(void*));
+  check_rows(kWhere, "qkv.q", qkv.q, qkv.qk_head_dim);
+  MIMO_RT_CHECK(qkv.qk_head_dim != 0, unsupported_shape, kWhere,
+                "qkv.qk_head_dim: expected > 0, got 0");
+  MIMO_RT_CHECK(qkv.rotary_dim % 2 == 0 && qkv.rotary_dim <= qkv.qk_head_dim, unsupported_shape,
+                kWhere, "qkv.rotary_dim: expected an even number up to qk_head_dim ",
+                qkv.qk_head_dim, ", got ", qkv.rotary_dim);
+  if (qkv.rotary_dim != 0) check_pointer(kWhere, "qkv.cos_sin", qkv.cos_sin, 4);
+}
+
+void check_store(const ProjectionParams& p) {
+  if (p.store == ProjectionStore::qkv) return check_qkv(p);
+  MIMO_RT_CHECK(p.num_columns <= p.rows && p.num_columns != 0, unsupported_shape, kWhere,
+                "num_columns: expected 1 .. rows ", p.rows, ", got ", p.num_columns);
+  switch (p.store) {
+    case ProjectionStore::f32: return check_rows(kWhere, "out_f32", p.out_f32, p.num_columns);
+    case ProjectionStore::bf16:
+    case ProjectionStore::add_residual:
+      return check_rows(kWhere, "out_bf16", p.out_bf16, p.num_columns);
+    case ProjectionStore::argmax:
+      check_pointer(kWhere, "argmax.values", p.argmax.values, 4);
+      check_pointer(kWhere, "argmax.columns", p.argmax.columns, 4);
+      if (p.out_f32.data) check_rows(kWhere, "out_f32", p.out_f32, p.num_columns);
+      return;
+    case ProjectionStore::qkv: return;
+  }
+  fail(ErrorCode::invalid_argument, kWhere, "store: expected 0 .. 4, got ",
+       static_cast<uint32_t>(p.store));
+}
+
+}  // namespace
+
+void check_projection(const ProjectionParams& p) {
+  check_size(kWhere, "rows", p.rows, 16);
+  check_size(kWhere, "k", p.k);
+  check_num_tokens(kWhere, p.num_tokens);
+  check_pointer(kWhere, "tiles", p.tiles, 16);
+  check_rows(kWhere, "x", p.x, p.k);
+  if (p.norm_weight) {
+    check_pointer(kWhere, "norm_weight", p.norm_weight, 16);
+    MIMO_RT_CHECK(p.norm_eps >= 0.0f, invalid_argument, kWhere,
+                  "norm_eps: expected a number >= 0, got ", p.norm_eps);
+  }
+  MIMO_RT_CHECK(p.num_segments >= 1 && p.num_segments <= kMaxProjectionSegments, unsupported_shape,
+                kWhere, "num_segments: expected 1 .. ", kMaxProjectionSegments, ", got ",
+                p.num_segments);
+  MIMO_RT_CHECK(p.format == ProjectionFormat::fp8_e4m3 || p.format == ProjectionFormat::bf16,
+                invalid_argument, kWhere, "format: expected 0 or 1, got ",
+                static_cast<uint32_t>(p.format));
+  check_store(p);
+}
+
+void check_argmax_combine(const ArgmaxCombineParams& p) {
+  constexpr const char* kCombine = "cuda.argmax_combine";
+  check_num_tokens(kCombine, p.num_tokens);
+  MIMO_RT_CHECK(p.num_blocks != 0, invalid_argument, kCombine,
+                "num_blocks: expected those of the projection, got 0");
+  check_pointer(kCombine, "partial.values", p.partial.values, 4);
+  check_pointer(kCombine, "partial.columns", p.partial.columns, 4);
+  check_pointer(kCombine, "columns", p.columns, 4);
+}
+
+}  // namespace mimo_rt::cuda

@@ -1,0 +1,215 @@
+// What becomes of the results of the projection kernels: residual, qkv with RoPE, best columns; and
+// the checks of their arguments. native_cuda_projection_stores.cpp: the same on a real GPU.
+#include "projection_run.h"
+
+using namespace mimo_rt;
+using namespace fixture;
+
+TEST_CASE("results are rounded, or added to the residual, once") {
+  Dense dense(PackedFormat::bf16, 40, 96, 15);
+  AlignedRows<bf16_t> x(10, 96, 0);
+  fill_rows(x, 96, 16);
+  ProjectionParams params = dense.params(x, 10);
+  const std::vector<float> y = project(params);
+  for (const bool is_residual : {false, true}) {
+    AlignedRows<bf16_t> out(11, 48, kUntouched), before(11, 48, kUntouched);
+    fill_rows(out, 40, 17);
+    fill_rows(before, 40, 17);
+    params.store = is_residual ? ProjectionStore::add_residual : ProjectionStore::bf16;
+    params.out_bf16 = {out.data, out.stride};
+    run(params, {});
+    uint32_t num_different = 0, num_other = 0;
+    for (uint32_t t = 0; t < 11; ++t)
+      for (uint32_t i = 0; i < 48; ++i) {
+        if (t == 10 || i >= 40) {
+          CHECK_EQ(out.at(t, i), before.at(t, i));
+          continue;
+        }
+        const float old = is_residual ? bf16_to_f32(before.at(t, i)) : 0.0f;
+        num_different += out.at(t, i) != f32_to_bf16(old + y[t * 40 + i]);
+        const float rounded = bf16_to_f32(f32_to_bf16(y[t * 40 + i]));  // twice, or not added
+        num_other += out.at(t, i) != f32_to_bf16(is_residual ? old + rounded : old);
+      }
+    CHECK_EQ(num_different, 0u);
+    CHECK(num_other > 0);
+  }
+}
+
+TEST_CASE("q, k and v are rotated, scaled and stored where the caller says") {
+  LayerConfig layer{};
+  layer.num_q_heads = 3;
+  layer.num_kv_heads = 2;
+  layer.qk_head_dim = 40;
+  layer.v_head_dim = 24;
+  layer.rotary_dim = 20;  // 10 pairs: the second tile of a head is ragged
+  constexpr uint32_t kTokens = 5, kMissing = 3, k = 160, kHeadStride = 56, kQ = 120, kK = 80;
+  constexpr float kValueScale = 0.612f;
+  Dense dense(PackedFormat::fp8_e4m3, kQ + kK + 48, k, 19);
+  MatrixSource q = dense.matrix->source, keys = q, values = q;
+  q.rows = kQ;
+  keys.rows = kK;
+  keys.first_row = kQ;
+  values.rows = 48;
+  values.first_row = kQ + kK;
+  AlignedRows<bf16_t> x(kTokens, k, 0);
+  fill_rows(x, k, 20);
+  const std::vector<float> y = project(dense.params(x, kTokens));  // the plain matrix
+
+  const std::vector<QkvTile> tile_list = qkv_tiles(layer);
+  KernelVector<QkvTile> tiles(tile_list.begin(), tile_list.end());
+  dense.pack({{q, keys, values}, RowOrder::qkv, &layer, &tile_list});
+  AlignedRows<bf16_t> q_out(kTokens + 1, kQ + 8, kUntouched);
+  // A ring of 4 rows and pages in any order: token t has row 7 * t % 6, token 3 none.
+  AlignedRows<bf16_t> cache_k(6, 2 * kHeadStride, kUntouched);
+  AlignedRows<bf16_t> cache_v(6, 2 * kHeadStride, kUntouched);
+  KernelVector<uint16_t*> k_rows(kTokens), v_rows(kTokens);
+  KernelVector<float> cos_sin(kTokens * 20);
+  for (uint32_t t = 0; t < kTokens; ++t) {
+    k_rows[t] = t == kMissing ? nullptr : &cache_k.at(7 * t % 6, 0);
+    v_rows[t] = t == kMissing ? nullptr : &cache_v.at(5 * t % 6, 0);
+    for (uint32_t pair = 0; pair < 10; ++pair) {
+      cos_sin[t * 20 + 2 * pair] = std::cos(0.3f * static_cast<float>(t * (pair + 1)));
+      cos_sin[t * 20 + 2 * pair + 1] = std::sin(0.3f * static_cast<float>(t * (pair + 1)));
+    }
+  }
+  ProjectionParams params = dense.params(x, kTokens);
+  params.store = ProjectionStore::qkv;
+  params.qkv = {tiles.data(),   {q_out.data, q_out.stride}, k_rows.data(), v_rows.data(),
+                kHeadStride,    kHeadStride,                cos_sin.data(), 40,
+                20,             kValueScale};
+  run(params, {.num_blocks = 3, .seed = 4});
+
+  // Every stored value from the plain results; `sign` -1 turns the wrong way.
+  const auto count_different = [&](double sign) {
+    uint32_t num_different = 0;
+    const auto check_head = [&](const float* head, const bf16_t* stored, uint32_t t) {
+      for (uint32_t dim = 0; dim < 40; ++dim) {
+        double exact = head[dim], magnitude = std::abs(exact);
+        if (dim < 20) {
+          const uint32_t pair = dim % 10, partner = dim < 10 ? dim + 10 : pair;
+          const double turned = double{head[partner]} * cos_sin[t * 20 + 2 * pair + 1];
+          exact = exact * cos_sin[t * 20 + 2 * pair] + sign * (dim < 10 ? -turned : turned);
+          magnitude += std::abs(turned);
+        }
+        const double bound = kBf16Unit * std::abs(exact) + gamma_of(3, kFloatUnit) * magnitude;
+        const double error = std::abs(bf16_to_f32(stored[dim]) - exact);
+        num_different += !(error <= bound);
+      }
+    };
+    for (uint32_t t = 0; t < kTokens; ++t) {
+      const float* row = &y[t * dense.rows()];
+      for (uint32_t h = 0; h < 3; ++h) check_head(row + h * 40, &q_out.at(t, h * 40), t);
+      for (uint32_t h = 0; h < 2 && t != kMissing; ++h) {
+        check_head(row + kQ + h * 40, k_rows[t] + h * kHeadStride, t);
+        for (uint32_t dim = 0; dim < 24; ++dim)
+          num_different += v_rows[t][h * kHeadStride + dim] !=
+                           f32_to_bf16(kValueScale * row[kQ + kK + h * 24 + dim]);
+      }
+    }
+    return num_different;
+  };
+  CHECK_EQ(count_different(1), 0u);
+  CHECK(count_different(-1) > 50);
+  uint32_t num_written = 0;
+  for (uint32_t r = 0; r < 6; ++r)
+    for (uint32_t i = 0; i < 2 * kHeadStride; ++i) {
+      num_written += cache_k.at(r, i) != kUntouched;
+      num_written += cache_v.at(r, i) != kUntouched;
+    }
+  CHECK_EQ(num_written, 4 * 2 * (40u + 24u));
+  for (uint32_t i = 0; i < kQ + 8; ++i) CHECK_EQ(q_out.at(kTokens, i), kUntouched);
+  for (uint32_t i = kQ; i < kQ + 8; ++i) CHECK_EQ(q_out.at(0, i), kUntouched);
+}
+
+TEST_CASE("the best column is the lowest of the largest, for any number of blocks") {
+  constexpr uint32_t kRows = 150, kTokens = 19, kBlocks = 4, k = 64;
+  Dense dense(PackedFormat::bf16, kRows, k, 23);
+  const auto copy_row = [&](uint32_t to, uint32_t from) {
+    std::memcpy(dense.matrix->weight_data() + to * k * 2,
+                dense.matrix->weight_data() + from * k * 2, k * 2);
+  };
+  for (uint32_t row = 0; row < 70; ++row) copy_row(row + 75, row);  // every maximum is there twice
+  dense.pack();
+  AlignedRows<bf16_t> x(kTokens, k, 0);
+  fill_rows(x, k, 24);
+  std::fill_n(&x.at(7, 0), k, bf16_t{0});                        // all equal: column 0
+  std::fill_n(&x.at(8, 0), k, f32_to_bf16(0x1p+127f));            // infinities
+  ProjectionParams params = dense.params(x, kTokens);
+  const std::vector<float> y = project(params);
+  for (const uint32_t num_blocks : {1u, 3u, kBlocks})
+    for (const bool keeps_logits : {false, true}) {
+      AlignedRows<float> out(kTokens, 152, -77.0f);
+      KernelVector<float> values(kBlocks * cuda::kMaxTokens), best(kTokens);
+      KernelVector<uint32_t> columns(kBlocks * cuda::kMaxTokens), best_columns(kTokens + 1, 77);
+      params.store = ProjectionStore::argmax;
+      params.out_f32 = {keeps_logits ? out.data : nullptr, out.stride};
+      params.argmax = {values.data(), columns.data()};
+      run(params, {.num_blocks = num_blocks, .seed = num_blocks});
+      run({params.argmax, num_blocks, kTokens, best_columns.data(), best.data()},
+          {.num_blocks = 1, .seed = num_blocks});
+      uint32_t num_last = 0;
+      for (uint32_t t = 0; t < kTokens; ++t) {
+        uint32_t column = UINT32_MAX, last = 0;
+        float value = -INFINITY;
+        for (uint32_t i = 0; i < kRows; ++i) {
+          const float logit = y[t * kRows + i];
+          if (logit > value || (logit == value && column == UINT32_MAX)) column = i;
+          if (logit >= value) last = i;
+          if (logit > value) value = logit;
+          if (keeps_logits) CHECK(!std::memcmp(&out.at(t, i), &logit, 4));
+        }
+        CHECK_EQ(best_columns[t], column);
+        CHECK_EQ(best[t], value);
+        num_last += best_columns[t] != last;
+      }
+      CHECK(num_last > kTokens / 2);  // ties are common: the rule decides
+      CHECK_EQ(best_columns[kTokens], 77u);
+    }
+}
+
+TEST_CASE("arguments that the projections cannot take are refused by name") {
+  alignas(16) static uint8_t memory[64];
+  ProjectionParams good;
+  good.tiles = memory;
+  good.x = {reinterpret_cast<const bf16_t*>(memory), 96};
+  good.num_tokens = 8;
+  good.rows = 48;
+  good.k = 96;
+  good.num_columns = 40;
+  good.out_f32 = {reinterpret_cast<float*>(memory), 40};
+  good.out_bf16 = {reinterpret_cast<bf16_t*>(memory), 40};
+  cuda::check_projection(good);
+  const auto refused = [&](ErrorCode code, const std::string& needle, const auto& change) {
+    ProjectionParams bad = good;
+    change(bad);
+    check::throws(__FILE__, __LINE__, code, needle, [&] { cuda::check_projection(bad); });
+  };
+  using P = ProjectionParams&;
+  using enum ErrorCode;
+  refused(unsupported_shape, "[cuda.projection] rows: expected a multiple of 16",
+          [](P p) { p.rows = 40; });
+  refused(unsupported_shape, "k: expected a multiple of 32", [](P p) { p.k = 80; });
+  refused(capacity, "num_tokens: expected 1 .. 64, got 65", [](P p) { p.num_tokens = 65; });
+  refused(capacity, "num_tokens", [](P p) { p.num_tokens = 0; });
+  refused(invalid_argument, "tiles: expected an address", [](P p) { ++p.tiles; });
+  refused(invalid_argument, "x.stride: expected at least 96", [](P p) { p.x.stride = 88; });
+  refused(invalid_argument, "norm_weight: expected an address that is a multiple of 16",
+          [](P p) { p.norm_weight = reinterpret_cast<const float*>(memory + 4); });
+  refused(unsupported_shape, "num_segments: expected 1 .. 8", [](P p) { p.num_segments = 9; });
+  refused(unsupported_shape, "num_columns: expected 1 .. rows 48, got 49",
+          [](P p) { p.num_columns = 49; });
+  refused(invalid_argument, "out_f32: expected memory", [](P p) { p.out_f32.data = nullptr; });
+  refused(invalid_argument, "out_bf16.stride", [](P p) {
+    p.store = ProjectionStore::add_residual;
+    p.out_bf16.stride = 36;
+  });
+  refused(invalid_argument, "argmax.values", [](P p) { p.store = ProjectionStore::argmax; });
+  refused(invalid_argument, "qkv.tiles", [](P p) { p.store = ProjectionStore::qkv; });
+  refused(invalid_argument, "store", [](P p) { p.store = static_cast<ProjectionStore>(9); });
+  refused(invalid_argument, "format", [](P p) { p.format = cuda::ProjectionFormat{7}; });
+  cuda::ArgmaxCombineParams combine;
+  combine.num_tokens = 1;
+  CHECK_THROWS(invalid_argument, "num_blocks", cuda::check_argmax_combine(combine));
+}
+
+CHECK_MAIN()
