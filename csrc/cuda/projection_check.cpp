@@ -23,11 +23,13 @@ void check_qkv(const ProjectionParams& p) {
 
 void check_store(const ProjectionParams& p) {
   if (p.store == ProjectionStore::qkv) return check_qkv(p);
-  MIMO_RT_CHECK(p.num_columns <= p.rows && p.num_columns != 0, unsupported_shape, kWhere,
-                "num_columns: expected 1 .. rows ", p.rows, ", got ", p.num_columns);
+  const uint32_t max_columns = p.store == ProjectionStore::gate_up ? p.rows / 2 : p.rows;
+  MIMO_RT_CHECK(p.num_columns <= max_columns && p.num_columns != 0, unsupported_shape, kWhere,
+                "num_columns: expected 1 .. ", max_columns, ", got ", p.num_columns);
   switch (p.store) {
     case ProjectionStore::f32: return check_rows(kWhere, "out_f32", p.out_f32, p.num_columns);
     case ProjectionStore::bf16:
+    case ProjectionStore::gate_up:
     case ProjectionStore::add_residual:
       return check_rows(kWhere, "out_bf16", p.out_bf16, p.num_columns);
     case ProjectionStore::argmax:
@@ -37,7 +39,7 @@ void check_store(const ProjectionParams& p) {
       return;
     case ProjectionStore::qkv: return;
   }
-  fail(ErrorCode::invalid_argument, kWhere, "store: expected 0 .. 4, got ",
+  fail(ErrorCode::invalid_argument, kWhere, "store: expected 0 .. 5, got ",
        static_cast<uint32_t>(p.store));
 }
 

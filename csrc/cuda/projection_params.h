@@ -26,6 +26,7 @@ enum class ProjectionStore : uint8_t {
   f32,           ///< out_f32 = y
   bf16,          ///< out_bf16 = bf16(y)
   add_residual,  ///< out_bf16 = bf16(out_bf16 + y)
+  gate_up,       ///< out_bf16 = bf16(silu(gate) * up): rows 0..7 of a group are gate, 8..15 up
   qkv,           ///< RoPE and value scale; q to its rows, k and v to the cache
   argmax,        ///< best column of each block; out_f32 = y too unless null
 };
@@ -63,7 +64,7 @@ struct ProjectionParams {
   uint32_t num_segments = 1;
   ProjectionFormat format = ProjectionFormat::bf16;
   ProjectionStore store = ProjectionStore::f32;
-  uint32_t num_columns = 0;  ///< rows that are no padding; not for qkv
+  uint32_t num_columns = 0;  ///< of the output, without padding; not for qkv
   RowsView<float> out_f32;
   RowsView<uint16_t> out_bf16;
   QkvOutput qkv;

@@ -1,12 +1,12 @@
 #include "weights/pack_cuda_dense.h"
 
 #include <algorithm>
-#include <array>
 #include <cstring>
 
 #include "checkpoint/scan.h"
 #include "core/checks.h"
 #include "core/text.h"
+#include "weights/cuda_tiles.h"
 
 namespace mimo_rt {
 namespace {
@@ -115,6 +115,17 @@ UnpackedRow unpack_cuda_dense_row(const CudaDenseShape& shape, const uint8_t* da
   return unpacked;
 }
 
+std::array<RowRef, kTileRows> cuda_dense_group_rows(const PackJob& job, uint32_t group) {
+  if (job.order != RowOrder::alternate) return job.group_rows(group);
+  std::array<RowRef, kTileRows> refs;
+  for (uint32_t i = 0; i < kTileRows; ++i) {
+    refs[i].source_idx = i / kCudaGateUpRows;
+    const uint32_t row = group * kCudaGateUpRows + i % kCudaGateUpRows;
+    if (row < job.sources[refs[i].source_idx].rows) refs[i].row = row;
+  }
+  return refs;
+}
+
 CudaDenseShape cuda_dense_shape(const PackJob& job) {
   const CudaDenseShape shape{packed_format(job), job.packed_rows(), job.sources[0].k};
   for (const MatrixSource& source : job.sources) {
@@ -128,7 +139,7 @@ CudaDenseShape cuda_dense_shape(const PackJob& job) {
 
 void pack_cuda_dense_group(const PackJob& job, const CudaDenseShape& shape, uint32_t group,
                            uint8_t* out) {
-  const std::array<RowRef, kTileRows> refs = job.group_rows(group);
+  const std::array<RowRef, kTileRows> refs = cuda_dense_group_rows(job, group);
   std::array<PackRow, kTileRows> rows;
   for (uint32_t i = 0; i < kTileRows; ++i) {
     if (refs[i].row == RowRef::kPadding) continue;

@@ -1,6 +1,7 @@
 // From the rows of a checkpoint to the tiles of cuda_dense_tiles.h. Packing never changes a code.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <span>
 
@@ -32,8 +33,11 @@ void pack_cuda_dense_rows(const CudaDenseShape& shape, std::span<const PackRow, 
 /// definition in cuda_dense_tiles.h, element by element. k is padded to whole tiles.
 UnpackedRow unpack_cuda_dense_row(const CudaDenseShape& shape, const uint8_t* data, uint32_t row);
 
-/// The packed form of `job`: rows in the order that `job` has for the CPU too, a group of 16 of
-/// them per row group.
+/// The rows of row group `group`: those that `job` has for the CPU, but 8 of the first source and
+/// 8 of the second where row groups alternate, so that one group yields 8 columns of a gated MLP.
+std::array<RowRef, kTileRows> cuda_dense_group_rows(const PackJob& job, uint32_t group);
+
+/// The packed form of `job`.
 /// @throws Error{unsupported_shape} for other formats and for shapes that do not fit the layout
 CudaDenseShape cuda_dense_shape(const PackJob& job);
 

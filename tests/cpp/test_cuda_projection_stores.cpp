@@ -35,6 +35,33 @@ TEST_CASE("results are rounded, or added to the residual, once") {
   }
 }
 
+TEST_CASE("gate and up become columns of a gated MLP") {
+  constexpr uint32_t kWidth = 28, kTokens = 9, k = 160;
+  Dense gate(PackedFormat::fp8_e4m3, kWidth, k, 31), up(PackedFormat::fp8_e4m3, kWidth, k, 32);
+  AlignedRows<bf16_t> x(kTokens, k, 0), out(kTokens + 1, 32, kUntouched);
+  fill_rows(x, k, 33);
+  const std::vector<float> gates = project(gate.params(x, kTokens));
+  const std::vector<float> ups = project(up.params(x, kTokens));
+  const std::vector<MatrixSource> sources{gate.matrix->source, up.matrix->source};
+  gate.pack({sources, RowOrder::alternate});
+  ProjectionParams params = gate.params(x, kTokens);
+  params.store = ProjectionStore::gate_up;
+  params.out_bf16 = {out.data, out.stride};
+  run(params, {});
+  uint32_t num_swapped = 0;
+  for (uint32_t i = 0; i < kTokens * kWidth; ++i) {
+    const double exact = silu_f64(gates[i]) * ups[i];
+    const double swapped = silu_f64(ups[i]) * gates[i];
+    const double bound = (kBf16Unit + gamma_of(9, kFloatUnit)) * 1.01;
+    const double y = bf16_to_f32(out.at(i / kWidth, i % kWidth));
+    CHECK(std::abs(y - exact) <= bound * std::abs(exact) + 0x1p-110);  // expf underflows
+    num_swapped += std::abs(y - swapped) > bound * std::abs(swapped) + 0x1p-110;
+  }
+  CHECK(num_swapped > 200);
+  for (uint32_t i = 0; i < 32; ++i) CHECK_EQ(out.at(kTokens, i), kUntouched);
+  for (uint32_t i = kWidth; i < 32; ++i) CHECK_EQ(out.at(0, i), kUntouched);
+}
+
 TEST_CASE("q, k and v are rotated, scaled and stored where the caller says") {
   LayerConfig layer{};
   layer.num_q_heads = 3;
@@ -196,8 +223,10 @@ TEST_CASE("arguments that the projections cannot take are refused by name") {
   refused(invalid_argument, "norm_weight: expected an address that is a multiple of 16",
           [](P p) { p.norm_weight = reinterpret_cast<const float*>(memory + 4); });
   refused(unsupported_shape, "num_segments: expected 1 .. 8", [](P p) { p.num_segments = 9; });
-  refused(unsupported_shape, "num_columns: expected 1 .. rows 48, got 49",
+  refused(unsupported_shape, "num_columns: expected 1 .. 48, got 49",
           [](P p) { p.num_columns = 49; });
+  refused(unsupported_shape, "num_columns: expected 1 .. 24, got 40",
+          [](P p) { p.store = ProjectionStore::gate_up; });
   refused(invalid_argument, "out_f32: expected memory", [](P p) { p.out_f32.data = nullptr; });
   refused(invalid_argument, "out_bf16.stride", [](P p) {
     p.store = ProjectionStore::add_residual;

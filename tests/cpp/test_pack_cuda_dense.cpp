@@ -30,7 +30,7 @@ std::vector<uint8_t> pack_guarded(const PackJob& job, const CudaDenseShape& shap
 bool holds(const PackJob& job, const CudaDenseShape& shape, const std::vector<uint8_t>& packed,
            uint32_t packed_row) {
   const UnpackedRow unpacked = unpack_cuda_dense_row(shape, packed.data(), packed_row);
-  const RowRef ref = job.group_rows(packed_row / 16)[packed_row % 16];
+  const RowRef ref = cuda_dense_group_rows(job, packed_row / 16)[packed_row % 16];
   std::string codes, scales;
   if (ref.row != RowRef::kPadding) {
     const MatrixSource& source = job.sources[ref.source_idx];
@@ -109,6 +109,24 @@ TEST_CASE("a fused qkv whose scale rows restart per chunk is packed in the order
         fused->weight_bytes.substr(1 + (168 + 96 + 3) * 160, 160));
   CHECK(text(row.scales) == fused->scale_bytes.substr(1 + 2 * 2 * 4, 8));
   CHECK(text(row.scales) != fused->scale_bytes.substr(1 + 3 * 2 * 4, 8));
+}
+
+TEST_CASE("gate and up of a dense MLP share row groups, eight rows each") {
+  for (const uint32_t rows : {32u, 40u}) {
+    const auto gate = make_matrix(PackedFormat::fp8_e4m3, rows, 160, 1);
+    const auto up = make_matrix(PackedFormat::fp8_e4m3, rows, 160, 2);
+    const PackJob job{{gate->source, up->source}, RowOrder::alternate};
+    const CudaDenseShape shape = cuda_dense_shape(job);
+    const auto packed = pack_guarded(job, shape);
+    CHECK_EQ(count_wrong(job, shape, packed), 0u);
+    const auto stored_as = [&](uint32_t packed_row) {
+      return text(unpack_cuda_dense_row(shape, packed.data(), packed_row).codes).substr(0, 160);
+    };
+    for (uint32_t row = 0; row < rows; ++row) {
+      CHECK(stored_as(row / 8 * 16 + row % 8) == text(gate->source.row_data(row)));
+      CHECK(stored_as(row / 8 * 16 + 8 + row % 8) == text(up->source.row_data(row)));
+    }
+  }
 }
 
 TEST_CASE("codes and scales are where the layout of dense tiles says") {

@@ -8,6 +8,7 @@
 // segments in flight changes none of it.
 #pragma once
 
+#include "cuda/device/math/silu.cuh"
 #include "cuda/device/tasks/expert_stream.cuh"
 
 namespace mimo_rt::cuda {
@@ -50,12 +51,6 @@ __device__ inline void load_expert_gate_up(ExpertShared& shared, const ExpertGat
                            [&](uint32_t item) { return unit.run(item); });
     ticket = tickets.end();
   }
-}
-
-/// x * sigmoid(x); the exponential never overflows.
-__device__ inline float silu(float x) {
-  const float e = expf(-fabsf(x));
-  return x * ((x < 0.0f ? e : 1.0f) / (1.0f + e));
 }
 
 /// act = silu(gate) * up from the partial sums of a unit.

@@ -1,7 +1,8 @@
-// What becomes of the results of a projection: plain, residual, qkv with RoPE, best columns.
+// What becomes of the results of a projection: plain, residual, gated MLP, qkv with RoPE, best
+// columns.
 #pragma once
 
-#include "cuda/device/ptx/ptx.cuh"
+#include "cuda/device/math/silu.cuh"
 #include "cuda/projection_params.h"
 
 namespace mimo_rt::cuda {
@@ -110,10 +111,15 @@ __device__ inline void store_projection(const ProjectionParams& p, uint32_t unit
 #pragma unroll
   for (uint32_t i = 0; i < ProjectionOutputs::kTokens; ++i) {
     const uint32_t token = ProjectionOutputs::token(i);
+    const float partner = ptx::shuffle_xor(outputs.y[i], 8);
+    if (token >= p.num_tokens) continue;
     if (p.store == ProjectionStore::qkv) {
-      const float partner = ptx::shuffle_xor(outputs.y[i], 8);
-      if (token < p.num_tokens) store_qkv(p, p.qkv.tiles[unit], token, outputs.y[i], partner);
-    } else if (token < p.num_tokens) {
+      store_qkv(p, p.qkv.tiles[unit], token, outputs.y[i], partner);
+    } else if (p.store == ProjectionStore::gate_up) {
+      const uint32_t row = ProjectionOutputs::row(), column = unit * 8 + row;
+      if (row < 8 && column < p.num_columns)
+        p.out_bf16.row(token)[column] = to_bf16(silu(outputs.y[i]) * partner);
+    } else {
       store_value(p, token, unit * 16 + ProjectionOutputs::row(), outputs.y[i],
                   best.best[i][threadIdx.x]);
     }
