@@ -17,6 +17,14 @@ void launch_projection(const ProjectionParams& params, const LaunchOptions& opti
                 sizeof(ProjectionShared), options.stream, call);
 }
 
+void launch_rms_norm(const RmsNormParams& params, const LaunchOptions& options) {
+  check_rms_norm(params);
+  const KernelCall call{"cuda.rms_norm",
+                        concat("num_tokens ", params.num_tokens, ", k ", params.k)};
+  launch_kernel(rms_norm_kernel, params, options.num_blocks, kComputeWarps * 32, 0, options.stream,
+                call);
+}
+
 void launch_argmax_combine(const ArgmaxCombineParams& params, const LaunchOptions& options) {
   check_argmax_combine(params);
   const KernelCall call{"cuda.argmax_combine", concat("num_tokens ", params.num_tokens,

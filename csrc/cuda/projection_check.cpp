@@ -65,6 +65,16 @@ void check_projection(const ProjectionParams& p) {
   check_store(p);
 }
 
+void check_rms_norm(const RmsNormParams& p) {
+  constexpr const char* kNorm = "cuda.rms_norm";
+  check_size(kNorm, "k", p.k);
+  MIMO_RT_CHECK(p.num_tokens != 0, capacity, kNorm, "num_tokens: expected > 0, got 0");
+  check_rows(kNorm, "x", p.x, p.k);
+  check_rows(kNorm, "out", p.out, p.k);
+  check_pointer(kNorm, "weight", p.weight, 16);
+  MIMO_RT_CHECK(p.eps >= 0.0f, invalid_argument, kNorm, "eps: expected a number >= 0, got ", p.eps);
+}
+
 void check_argmax_combine(const ArgmaxCombineParams& p) {
   constexpr const char* kCombine = "cuda.argmax_combine";
   check_num_tokens(kCombine, p.num_tokens);

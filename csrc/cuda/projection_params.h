@@ -71,6 +71,17 @@ struct ProjectionParams {
   ArgmaxOutput argmax;
 };
 
+/// The norm alone, for calls with so many tokens that fusing it costs more than writing the rows.
+struct RmsNormParams {
+  RowsView<const uint16_t> x;         ///< BF16 [*, k]
+  const uint32_t* row_ids = nullptr;  ///< [num_tokens] rows of x; nullptr: 0, 1, 2, …
+  const float* weight = nullptr;      ///< [k]
+  RowsView<uint16_t> out;             ///< BF16 [num_tokens, k], not x
+  float eps = 0.0f;
+  uint32_t num_tokens = 0;  ///< any number
+  uint32_t k = 0;           ///< multiple of 32
+};
+
 struct ArgmaxCombineParams {
   ArgmaxOutput partial;
   uint32_t num_blocks = 0;      ///< of the projection

@@ -31,16 +31,21 @@ inline void run(const ProjectionParams& params, const Launch& launch) {
   cuda::launch_projection(params, {.num_blocks = launch.num_blocks});
   finish();
 }
+inline void run(const cuda::RmsNormParams& params, const Launch& launch) {
+  cuda::launch_rms_norm(params, {.num_blocks = launch.num_blocks});
+  finish();
+}
 inline void run(const cuda::ArgmaxCombineParams& params, const Launch&) {
   cuda::launch_argmax_combine(params);
   finish();
 }
 #else
 template <typename Params>
-void run_emulated(void (*kernel)(Params), const Params& params, const Launch& launch) {
+void run_emulated(void (*kernel)(Params), const Params& params, const Launch& launch,
+                  uint32_t num_threads = cuda::kBlockThreads) {
   emulation::LaunchOptions options;
   options.num_blocks = launch.num_blocks;
-  options.num_threads = cuda::kBlockThreads;
+  options.num_threads = num_threads;
   options.shared_bytes = sizeof(cuda::ProjectionShared);
   options.seed = launch.seed;
   const emulation::LaunchResult result = emulation::launch(options, kernel, params);
@@ -50,6 +55,10 @@ void run_emulated(void (*kernel)(Params), const Params& params, const Launch& la
 inline void run(const ProjectionParams& params, const Launch& launch) {
   cuda::check_projection(params);
   run_emulated(cuda::projection_kernel(params), params, launch);
+}
+inline void run(const cuda::RmsNormParams& params, const Launch& launch) {
+  cuda::check_rms_norm(params);
+  run_emulated(cuda::rms_norm_kernel, params, launch, cuda::kComputeWarps * 32);
 }
 inline void run(const cuda::ArgmaxCombineParams& params, const Launch& launch) {
   cuda::check_argmax_combine(params);

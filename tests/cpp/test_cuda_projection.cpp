@@ -222,6 +222,20 @@ TEST_CASE("a fused norm multiplies rows that were rounded once") {
         CHECK(project(dense.params(rows, num_tokens)) == fused);
         const double input_error = kBf16Unit + gamma_of(k / 32 + 16.0, kFloatUnit) * 1.01;
         CHECK(worst_error(dense, exact, fused, input_error) <= 1.0);
+        AlignedRows<bf16_t> out(num_tokens + 1, k + 8, kUntouched);
+        const cuda::RmsNormParams norm{{x.data, x.stride}, nullptr,    weights.data,
+                                       {out.data, out.stride}, kEps, num_tokens, k};
+        run(norm, {.num_blocks = 1, .seed = k});
+        for (uint32_t t = 0; t <= num_tokens; ++t)
+          for (uint32_t i = 0; i < out.stride; ++i) {
+            if (t == num_tokens || i >= k) {
+              CHECK_EQ(out.at(t, i), kUntouched);
+              continue;
+            }
+            const double y = bf16_to_f32(out.at(t, i)), a = exact[t * k + i];
+            CHECK_EQ(out.at(t, i), rows.at(t, i));
+            CHECK(std::abs(y - a) <= input_error * std::abs(a));
+          }
         params.norm_eps = 0.5f;
         CHECK(worst_error(dense, exact, project(params), input_error) > 1.0);
       }

@@ -236,6 +236,12 @@ TEST_CASE("arguments that the projections cannot take are refused by name") {
   refused(invalid_argument, "qkv.tiles", [](P p) { p.store = ProjectionStore::qkv; });
   refused(invalid_argument, "store", [](P p) { p.store = static_cast<ProjectionStore>(9); });
   refused(invalid_argument, "format", [](P p) { p.format = cuda::ProjectionFormat{7}; });
+  cuda::RmsNormParams norm{good.x, nullptr, good.out_f32.data, {good.out_bf16.data, 96}, 0, 9, 96};
+  cuda::check_rms_norm(norm);
+  norm.out.stride = 88;
+  CHECK_THROWS(invalid_argument, "[cuda.rms_norm] out.stride", cuda::check_rms_norm(norm));
+  norm.num_tokens = 0;
+  CHECK_THROWS(capacity, "num_tokens", cuda::check_rms_norm(norm));
   cuda::ArgmaxCombineParams combine;
   combine.num_tokens = 1;
   CHECK_THROWS(invalid_argument, "num_blocks", cuda::check_argmax_combine(combine));

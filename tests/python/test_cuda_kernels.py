@@ -21,7 +21,7 @@ KERNELS = {
     "csrc/cuda/expert_mlp.cu": {"expert_gate_up_kernel", "expert_down_kernel"},
     "csrc/cuda/projection.cu": {"projection_fp8_kernel", "projection_fp8_normed_kernel",
                                 "projection_bf16_kernel", "projection_bf16_normed_kernel",
-                                "argmax_combine_kernel"},
+                                "rms_norm_kernel", "argmax_combine_kernel"},
 }
 
 Resources = dict[str, dict[str, int]]  # mangled kernel name -> what ptxas reports

@@ -7,11 +7,13 @@
 // number of tokens, of blocks and of segments in flight changes none of it.
 //
 // The fused norm costs instructions in every block, for each column group of 8 tokens again: meant
-// for the few tokens of a decode step.
+// for the few tokens of a decode step. Many tokens are normalised by a task of their own
+// (rms_norm.cuh), which gives the same bits.
 #pragma once
 
 #include "cuda/device/math/dense_tiles.cuh"
 #include "cuda/device/tasks/projection_store.cuh"
+#include "cuda/device/tasks/rms_norm.cuh"
 #include "cuda/device/tasks/weight_stream.cuh"
 #include "cuda/projection_params.h"
 
@@ -91,42 +93,11 @@ __device__ __forceinline__ const uint16_t* input_row(const ProjectionShared& sha
   return row_idx == kNoRow ? nullptr : p.x.row(row_idx);
 }
 
-/// 1 / rms of every row. One warp per row: each lane sums the squares of 8 neighbours in every 256,
-/// ascending, then the lanes are added as a tree. A compute barrier must follow.
+/// 1 / rms of every row, one warp per row. A compute barrier must follow.
 __device__ inline void measure_rows(ProjectionShared& shared, const ProjectionParams& p) {
-  const uint32_t warp_idx = threadIdx.x / 32, lane_idx = threadIdx.x % 32;
-  for (uint32_t token = warp_idx; token < p.num_tokens; token += kComputeWarps) {
-    const uint16_t* row = input_row(shared, p, token);
-    float sum = 0.0f;
-    for (uint32_t k = lane_idx * 8; k < p.k; k += 256) {
-      const ptx::Words4 words = ptx::load_16_bytes_keep(row + k);
-#pragma unroll
-      for (uint32_t i = 0; i < 4; ++i) {
-        const float low = ptx::low_bf16(words.word[i]), high = ptx::high_bf16(words.word[i]);
-        sum = fmaf(high, high, fmaf(low, low, sum));
-      }
-    }
-#pragma unroll
-    for (uint32_t mask = 16; mask != 0; mask /= 2) sum += ptx::shuffle_xor(sum, mask);
-    if (lane_idx == 0)
-      shared.inverse_rms[token] = 1.0f / sqrtf(sum / static_cast<float>(p.k) + p.norm_eps);
-  }
-}
-
-/// Normalises one lane's activations of 64 k, with one rounding. Beyond k they stay zero.
-__device__ __forceinline__ void normalise(const ProjectionParams& p, uint32_t k_begin,
-                                          float inverse_rms, uint32_t (&words)[8]) {
-  if (k_begin >= p.k) return;
-#pragma unroll
-  for (uint32_t i = 0; i < 8; i += 2) {
-    const ptx::Words4 weights = ptx::load_16_bytes_keep(p.norm_weight + k_begin + 2 * i);
-#pragma unroll
-    for (uint32_t j = 0; j < 2; ++j) {
-      const uint32_t x = words[i + j];
-      words[i + j] = ptx::to_bf16x2(
-          ptx::low_bf16(x) * inverse_rms * ptx::as_float(weights.word[2 * j]),
-          ptx::high_bf16(x) * inverse_rms * ptx::as_float(weights.word[2 * j + 1]));
-    }
+  for (uint32_t token = threadIdx.x / 32; token < p.num_tokens; token += kComputeWarps) {
+    const float inverse_rms = inverse_rms_of(input_row(shared, p, token), p.k, p.norm_eps);
+    if (threadIdx.x % 32 == 0) shared.inverse_rms[token] = inverse_rms;
   }
 }
 
@@ -172,8 +143,8 @@ __device__ void multiply_rows(ProjectionShared& shared, const ProjectionParams& 
           } else {
             load_activations(input_row(shared, p, group * kColumns + g), k, p.k, words);
           }
-          if constexpr (kIsNormed)
-            normalise(p, k, shared.inverse_rms[group * kColumns + g], words);
+          if (kIsNormed && k < p.k)  // beyond k they stay zero
+            normalise_pairs(p.norm_weight + k, shared.inverse_rms[group * kColumns + g], words);
           multiply_tile(Tiles::kIsScaled ? block : sums[group], weights[part], words);
         }
         if constexpr (Tiles::kIsScaled)

@@ -1,4 +1,4 @@
-// The projection task as kernels of their own: one loader warp, eight compute warps per block.
+// The projection task and its helpers as kernels of their own: one loader warp, eight compute warps per block.
 #pragma once
 
 #include "cuda/device/tasks/projection.cuh"
@@ -27,6 +27,11 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     projection_bf16_normed_kernel(const __grid_constant__ ProjectionParams params) {
   run_roles<ProjectionShared>(params, load_projection<Bf16Tiles>,
                               compute_projection<Bf16Tiles, true>);
+}
+
+__global__ void __launch_bounds__(kComputeWarps * 32, 1)
+    rms_norm_kernel(const __grid_constant__ RmsNormParams params) {
+  compute_rms_norm(params, {blockIdx.x, gridDim.x});
 }
 
 __global__ void __launch_bounds__(kBlockThreads, 1)
