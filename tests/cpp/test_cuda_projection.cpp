@@ -31,9 +31,10 @@ struct Case {
   uint32_t rows, k, num_tokens, num_segments;
 };
 /// One token and one row group; ragged rows, tiles and scale blocks; parts of K without tiles;
-/// several stages per part; all column groups.
+/// several stages per part, more than the ring has; all column groups.
 constexpr Case kCases[] = {{16, 32, 1, 1},   {40, 160, 3, 1},  {150, 96, 9, 2}, {16, 2912, 2, 1},
-                           {32, 1088, 64, 8}, {24, 4192, 5, 3}, {16, 576, 33, 2}};
+                           {32, 1088, 64, 8}, {24, 4192, 5, 3}, {16, 576, 33, 2},
+                           {16, 8224, 2, 1}};
 
 /// The rows that a fused norm multiplies, in the order of its sums.
 std::vector<bf16_t> normalised(const bf16_t* x, const float* weight, float eps, uint32_t k) {
