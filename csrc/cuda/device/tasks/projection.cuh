@@ -6,9 +6,10 @@
 // ascending inside a part. Then the parts of a segment in order, then the segments in order. The
 // number of tokens, of blocks and of segments in flight changes none of it.
 //
-// The fused norm costs instructions in every block, for each column group of 8 tokens again: meant
-// for the few tokens of a decode step. Many tokens are normalised by a task of their own
-// (rms_norm.cuh), which gives the same bits.
+// Up to 8 rows that fit are brought to shared memory first, and normalised there once: the weights
+// are on their way meanwhile. Else every unit reads the rows through L1 and normalises them again:
+// an FP8 tile then takes 1.9 times the instructions. Many tokens are better normalised by a task of
+// their own (rms_norm.cuh). All ways give the same bits.
 #pragma once
 
 #include "cuda/device/math/dense_tiles.cuh"
@@ -22,13 +23,24 @@ namespace mimo_rt::cuda {
 inline constexpr uint32_t kNoRow = 0xffffffffu;
 inline constexpr uint32_t kMaxProjectionPartials = kProjectionParts * kMaxTokens;
 
+// Elements of rows in shared memory: what is left of it. 3 rows of 6144, 8 of 2560.
+inline constexpr uint32_t kKeptElements = 21000;
+
 struct ProjectionShared {
   WeightRing ring;
   float partials[kMaxProjectionPartials][kPartialStride];  ///< sums of items, 16 rows each
   uint32_t row_idx[kMaxTokens];  ///< of the token's row in x; kNoRow beyond the tokens
   float inverse_rms[kMaxTokens];
   BestColumns best;
+  alignas(16) uint16_t rows[kKeptElements];  ///< token t from t * kept_stride(k) on
 };
+
+/// 16 bytes more than a row: the 8 rows of a product begin at different banks.
+__device__ __forceinline__ uint32_t kept_stride(uint32_t k) { return k + 8; }
+
+__device__ __forceinline__ bool keeps_rows(const ProjectionParams& p) {
+  return p.num_tokens <= kColumns && p.num_tokens * kept_stride(p.k) <= kKeptElements;
+}
 
 /// One unit: 16 columns for all tokens. Items run over as many segments as the partial sums have
 /// room for and, inside, over their parts; the rest follows in passes.
@@ -101,8 +113,26 @@ __device__ inline void measure_rows(ProjectionShared& shared, const ProjectionPa
   }
 }
 
-/// One item times the rows of all tokens; its sums go to the partial sums from `first_partial` on.
-template <typename Tiles, bool kIsNormed, uint32_t kColumnGroups>
+/// Brings all rows to shared memory, one warp per row. A compute barrier must follow.
+template <bool kIsNormed>
+__device__ void keep_rows(ProjectionShared& shared, const ProjectionParams& p) {
+  static_assert(kColumns == kComputeWarps);
+  const uint32_t token = threadIdx.x / 32;
+  if (token >= p.num_tokens) return;
+  const uint16_t* row = input_row(shared, p, token);
+  const float inverse_rms = kIsNormed ? inverse_rms_of(row, p.k, p.norm_eps) : 1.0f;
+  for (uint32_t k = threadIdx.x % 32 * 8; k < p.k; k += 256) {
+    ptx::Words4 words = ptx::load_16_bytes_keep(row + k);
+    if constexpr (kIsNormed) normalise_pairs(p.norm_weight + k, inverse_rms, words.word);
+    *reinterpret_cast<ptx::Words4*>(shared.rows + token * kept_stride(p.k) + k) = words;
+  }
+}
+
+/// How `multiply_rows` gets at the activations of a token.
+enum class RowSource : uint8_t { kept, global, global_normed };
+
+/// One item times the rows of all tokens; its sums go to the partial sums of `item`.
+template <typename Tiles, RowSource kSource, uint32_t kColumnGroups>
 __device__ void multiply_rows(ProjectionShared& shared, const ProjectionParams& p,
                               const ItemTickets& tickets, uint32_t item, const TileRun& run) {
   const uint32_t lane_idx = threadIdx.x % 32, g = lane_idx / 4, q = lane_idx % 4;
@@ -111,13 +141,16 @@ __device__ void multiply_rows(ProjectionShared& shared, const ProjectionParams& 
   // A few tokens: activations are read one tile ahead, as in the expert tasks. Many: the products
   // of the other groups hide the latency, and there are no registers left.
   constexpr bool kReadsAhead = kColumnGroups == 1;
+  constexpr bool kIsKept = kSource == RowSource::kept;
+  static_assert(kReadsAhead || !kIsKept);
   const uint16_t* first_row = input_row(shared, p, g);
+  if (kIsKept && first_row) first_row = shared.rows + g * kept_stride(p.k);
   uint32_t next[kReadsAhead ? Tiles::kParts : 1][8];
   uint32_t k_begin = run.first_tile * Tiles::kTileK + q * 16, rest = run.num_tiles;
   if constexpr (kReadsAhead)
 #pragma unroll
     for (uint32_t part = 0; part < Tiles::kParts; ++part)
-      load_activations(first_row, k_begin + 64 * part, p.k, next[part]);
+      load_activations<kIsKept>(first_row, k_begin + 64 * part, p.k, next[part]);
   for (uint32_t stage = 0; stage < tickets.num_stages; ++stage) {
     const uint32_t ticket = tickets.ticket(item, stage);
     const uint8_t* tile = shared.ring.wait(ticket);
@@ -139,11 +172,11 @@ __device__ void multiply_rows(ProjectionShared& shared, const ProjectionParams& 
           if constexpr (kReadsAhead) {
 #pragma unroll
             for (uint32_t i = 0; i < 8; ++i) words[i] = next[part][i];
-            load_activations(first_row, k + Tiles::kTileK, p.k, next[part]);
+            load_activations<kIsKept>(first_row, k + Tiles::kTileK, p.k, next[part]);
           } else {
             load_activations(input_row(shared, p, group * kColumns + g), k, p.k, words);
           }
-          if (kIsNormed && k < p.k)  // beyond k they stay zero
+          if (kSource == RowSource::global_normed && k < p.k)  // beyond k they stay zero
             normalise_pairs(p.norm_weight + k, shared.inverse_rms[group * kColumns + g], words);
           multiply_tile(Tiles::kIsScaled ? block : sums[group], weights[part], words);
         }
@@ -190,10 +223,13 @@ __device__ void compute_projection(ProjectionShared& shared, const ProjectionPar
   if (p.store == ProjectionStore::argmax) shared.best.reset();
   list_rows(shared, p);
   compute_barrier();
-  if constexpr (kIsNormed) {
+  constexpr RowSource kGlobal = kIsNormed ? RowSource::global_normed : RowSource::global;
+  const bool is_kept = keeps_rows(p);
+  if (is_kept)
+    keep_rows<kIsNormed>(shared, p);
+  else if (kIsNormed)
     measure_rows(shared, p);
-    compute_barrier();
-  }
+  compute_barrier();
   for (uint32_t u = range.first; u < units.count(p); u += range.stride) {
     ProjectionOutputs outputs{};
     for (uint32_t first = 0; first < p.num_segments; first += units.segments_per_pass) {
@@ -202,10 +238,12 @@ __device__ void compute_projection(ProjectionShared& shared, const ProjectionPar
       for (uint32_t s = 0; s < pass_size; ++s) {
         const uint32_t item = s * kProjectionParts + warp_idx;
         const TileRun run = units.run(p, u, first + s, warp_idx);
-        if (p.num_tokens <= kColumns)  // most calls: fewer registers and instructions
-          multiply_rows<Tiles, kIsNormed, 1>(shared, p, tickets, item, run);
+        if (is_kept)
+          multiply_rows<Tiles, RowSource::kept, 1>(shared, p, tickets, item, run);
+        else if (p.num_tokens <= kColumns)  // fewer registers and instructions
+          multiply_rows<Tiles, kGlobal, 1>(shared, p, tickets, item, run);
         else
-          multiply_rows<Tiles, kIsNormed, kMaxColumnGroups>(shared, p, tickets, item, run);
+          multiply_rows<Tiles, kGlobal, kMaxColumnGroups>(shared, p, tickets, item, run);
       }
       ticket = tickets.end();
       compute_barrier();

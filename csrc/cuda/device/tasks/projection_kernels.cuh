@@ -1,4 +1,5 @@
-// The projection task and its helpers as kernels of their own: one loader warp, eight compute warps per block.
+// The projection task and its helpers as kernels of their own: one loader warp, eight compute warps
+// per block.
 #pragma once
 
 #include "cuda/device/tasks/projection.cuh"

@@ -96,14 +96,18 @@ __device__ void load_items(WeightRing& ring, const ItemTickets& tickets, uint64_
 }
 
 /// The 16 activations that go with one lane's weights of 64 k: its column's row from `k_begin` on.
-/// Zero beyond `k` and without a row.
+/// Zero beyond `k` and without a row. `kIsShared`: the row lies in shared memory.
+template <bool kIsShared = false>
 __device__ __forceinline__ void load_activations(const uint16_t* row, uint32_t k_begin, uint32_t k,
                                                  uint32_t (&words)[8]) {
 #pragma unroll
   for (uint32_t i = 0; i < 8; ++i) words[i] = 0;
   if (!row || k_begin >= k) return;
-  const auto low = ptx::load_16_bytes_keep(row + k_begin);
-  const auto high = ptx::load_16_bytes_keep(row + k_begin + 8);
+  const auto load = [](const uint16_t* at) {
+    if constexpr (kIsShared) return *reinterpret_cast<const ptx::Words4*>(at);
+    return ptx::load_16_bytes_keep(at);
+  };
+  const ptx::Words4 low = load(row + k_begin), high = load(row + k_begin + 8);
 #pragma unroll
   for (uint32_t i = 0; i < 4; ++i) {
     words[i] = low.word[i];
