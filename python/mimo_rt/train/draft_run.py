@@ -75,7 +75,8 @@ def start_from_target(draft: DraftModel, target: TargetModel) -> None:
     """The shared lm_head expects the target's final norm; masks start as large as embeddings."""
     with torch.no_grad():
         draft.norm.weight.copy_(target.weights["model.norm"])
-        wanted, found = (x.square().mean().sqrt().cpu() for x in (target.embed, draft.mask_embedding))
+        tables = (target.embed, draft.mask_embedding)
+        wanted, found = (table.square().mean().sqrt().cpu() for table in tables)
         draft.mask_embedding.mul_(wanted / found)
 
 
