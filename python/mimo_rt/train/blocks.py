@@ -1,6 +1,6 @@
 """Blocks of a sequence: where they may start, what they see, what they should predict.
 
-A block has its anchor at position P and rows t = 0 … block_size - 1 at P + t. Row t sees the context
+A block has its anchor at position P and rows t = 0 … block_size - 1 at P + t. Row t sees context
 position j when j < P and P + t - j < window (a window of 0 hides nothing), all rows of its own
 block, and nothing of other blocks.
 """

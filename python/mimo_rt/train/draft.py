@@ -1,7 +1,7 @@
 """The DFlash draft as a torch module; parameter names are those of the published tensors.
 
-A block is an anchor token and ``block_size - 1`` masks at positions P, P + 1, …; slot t predicts the
-token at its own position. The context are features of the target at the positions before P, turned
+A block is an anchor token and ``block_size - 1`` masks at positions P, P + 1, …; slot t predicts
+the token at its own position. The context are features of the target at the positions before P, turned
 into keys and values of every layer; the draft never runs over the context itself.
 
   context   u = rms_norm(W_fc f; hidden_norm)          once per token, for all layers

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..checkpoints.draft_layout import DraftShape, default_target_layer_ids
 from .acceptance import evaluate_draft
 from .data import TrainingData
@@ -71,14 +69,6 @@ def shape_for_target(config: dict[str, Any], sizes: DraftSizes, num_anchors: int
     )
 
 
-def start_from_target(draft: DraftModel, target: TargetModel) -> None:
-    """The shared lm_head expects the target's final norm; masks start as large as embeddings."""
-    with torch.no_grad():
-        draft.norm.weight.copy_(target.weights["model.norm"])
-        wanted, found = (x.square().mean().sqrt().cpu() for x in (target.embed, draft.mask_embedding))
-        draft.mask_embedding.mul_(wanted / found)
-
-
 def split_generations(
     generations: Sequence[Generation], num_validation: int
 ) -> tuple[list[Generation], list[Generation]]:
@@ -129,7 +119,6 @@ def train_draft(
         )
     )
     draft = DraftModel(shape, seed=options.seed)
-    start_from_target(draft, target)
     trainer = DraftTrainer(target, draft, data, features, options)
 
     def evaluate() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""MXFP4 rounding in torch: the values of ``checkpoints.formats.encode_mxfp4``, fast enough to train.
+"""MXFP4 rounding in torch: the values of ``checkpoints.formats.encode_mxfp4``, but fast.
 
 A block of 32 columns shares a power of two (E8M0, stored as exponent + 127); its elements are E2M1.
 """

@@ -34,8 +34,8 @@ _MATH = (
     "Find the derivative of f(x) = {b}x^{d} - {c}x + {a}.",
     "Compute the integral of {b}x^2 + {c} from 0 to {d}.",
     "A circle has a radius of {b} cm. Find its circumference and area.",
-    "{n} reads {b} pages on the first day and {c} more pages on every following day. How many pages "
-    "has {n} read after {d} days?",
+    "{n} reads {b} pages on the first day and {c} more pages on every following day. How many "
+    "pages has {n} read after {d} days?",
     "Find the sum of the first {b} terms of the arithmetic sequence that starts at {c} with a "
     "difference of {d}.",
     "{n} invests {a} dollars at {d} percent interest per year, compounded yearly. How much is it "
@@ -56,12 +56,16 @@ _MATH = (
 _TOPICS = (
     "the water cycle", "photosynthesis", "the French Revolution", "compound interest", "volcanoes",
     "the Roman aqueducts", "machine learning", "recycling at home", "the history of tea",
-    "bicycle maintenance", "public libraries", "black holes", "sourdough bread", "the printing press",
+    "bicycle maintenance", "public libraries", "black holes", "sourdough bread",
+    "the printing press",
     "electric cars", "learning a second language", "the immune system", "urban gardening",
-    "chess openings", "the Silk Road", "remote work", "solar panels", "migrating birds", "inflation",
-    "the Great Barrier Reef", "time management", "renewable energy", "the human heart", "jazz music",
+    "chess openings", "the Silk Road", "remote work", "solar panels", "migrating birds",
+    "inflation",
+    "the Great Barrier Reef", "time management", "renewable energy", "the human heart",
+    "jazz music",
     "the Moon landing", "coffee brewing", "earthquakes", "databases", "the invention of writing",
-    "healthy sleep", "public speaking", "glaciers", "ancient Egypt", "computer networks", "honey bees",
+    "healthy sleep", "public speaking", "glaciers", "ancient Egypt", "computer networks",
+    "honey bees",
     "hiking in the mountains", "the stock market", "folk tales", "water purification", "robotics",
     "the theory of evolution", "opera", "road safety", "cloud computing", "family traditions",
 )
@@ -87,8 +91,8 @@ _CHAT = (
     "What would the world be like without {x}?",
     "Write a persuasive paragraph in favour of spending more time on {x}.",
     "Describe a typical day of someone who works with {x}.",
-    "Extract the key points: {x} is often mentioned together with {y}, but few people know how they "
-    "are connected. Explain the connection.",
+    "Extract the key points: {x} is often mentioned together with {y}, but few people know how "
+    "they are connected. Explain the connection.",
     "Turn these notes into a paragraph: {x}; history; why it matters; {y}.",
     "What questions should I ask before I write a report on {x}?",
 )
