@@ -129,10 +129,16 @@ class Generation {
     return request;
   }
 
-  /// Rounds until the generation ends or another session wants the engine.
+  /// Rounds until the generation ends or another session wants the engine. Only one at a time when
+  /// the host may end the generation at any token: nothing runs past a stop, and the caller's code
+  /// never runs while this session holds the engine.
   void run_rounds(RoundState& state) {
+    std::vector<SampleResult> drawn;
+    const bool host_may_stop = on_token_ || !options_.stop.empty();
+    state.max_rounds = host_may_stop ? 1 : ~0u;
     const auto on_token = [&](const SampleResult& token) {
-      accept(token);
+      if (host_may_stop) drawn.push_back(token);
+      else accept(token);
       if (session_.cancelled || engine_.steps.num_waiting() > 0) state.stop_requested = true;
       return !finished_;
     };
@@ -142,7 +148,12 @@ class Generation {
       session_.sequence.run_rounds(engine_, state, on_token);
     }
     clock_.count_rounds(engine_.weight_bytes, state.num_rounds, state.active_experts);
-    if (state.end == RoundEnd::bad_logits) fail_bad_logits(state.position);
+    for (const SampleResult& token : drawn)
+      if (!finished_) accept(token);
+    if (state.end == RoundEnd::bad_logits) {
+      if (!finished_) fail_bad_logits(state.position);
+      session_.sequence.keep_common_prefix({}, 0);  // behind the end of the text, but cached
+    }
     const bool may_go_on = state.end == RoundEnd::requested || state.end == RoundEnd::max_rounds;
     MIMO_RT_CHECK(finished_ || may_go_on, internal, kWhere, "the rounds ended (",
                   static_cast<int>(state.end), ") and the generation did not");

@@ -234,6 +234,33 @@ TEST_CASE("two sessions of one engine take turns between rounds") {
   CHECK(tokens == expected);
 }
 
+TEST_CASE("a callback may use the engine: another session, tracing") {
+  Fixture f = with_draft();
+  Session a(f.engine), b(f.engine);
+  const Tokens prompt = iota_tokens(12), expected = reference(prompt, greedy(30));
+  uint32_t num_events = 0;
+  const GenerateResult result = a.generate(prompt, fixed(greedy(30)), [&](const TokenEvent&) {
+    if (++num_events == 5) {
+      CHECK(b.generate(prompt, fixed(greedy(30))).token_ids == expected);
+      f.engine->set_tracing(false);
+    }
+    return true;
+  });
+  CHECK(result.token_ids == expected);
+  CHECK_EQ(num_events, 30u);
+}
+
+TEST_CASE("nothing runs past a token at which the caller stops") {
+  Fixture f = with_draft();
+  Session session(f.engine);
+  uint32_t num_events = 0;
+  const GenerateResult result = session.generate(
+      iota_tokens(12), fixed(greedy(60)), [&](const TokenEvent&) { return ++num_events < 9; });
+  CHECK_EQ(result.token_ids.size(), 9u);
+  CHECK(result.stats.num_steps <= 8);
+  CHECK(session.num_cached_tokens() < 12 + 9 + kBlock);
+}
+
 TEST_CASE("draft options are checked") {
   Fixture f = with_draft();
   Session session(f.engine);
