@@ -11,6 +11,8 @@
 namespace mimo_rt {
 namespace {
 
+constexpr size_t kMaxDims = 8;
+
 using Kind = PickleValue::Kind;
 
 constexpr const char* kHex = "0123456789abcdef";
@@ -236,6 +238,8 @@ void Machine::make_tensor(const PickleValue& arguments) {
             has(5, Kind::ordered_dict) &&
             at(items[2]).items.size() == at(items[3]).items.size(),
         "expected the six arguments of a plain tensor in the pickle, got others");
+  check(at(items[2]).items.size() <= kMaxDims,  // copies of a long tuple could fill the memory
+        "expected a tensor of few dimensions in the pickle, got more");
   PickleValue tensor;
   tensor.kind = Kind::tensor;
   tensor.items = {items[0]};

@@ -104,6 +104,7 @@ void Sequence::run_rounds(Engine::Impl& engine, RoundState& state,
       while (num_read < state.ring.num_pushed()) read_token();
       settle_rounds(state, engine.draft->config().block_size);
     } else {
+      note_written(state.position, engine.draft->config().block_size);
       token_ids_.resize(begin);
       cache_.truncate(0, begin);
     }
@@ -116,9 +117,14 @@ void Sequence::settle_rounds(const RoundState& state, uint32_t block_size) {
   MIMO_RT_CHECK(size() == state.position, internal, "Sequence.run_rounds", "expected ",
                 state.position, " tokens after the last round, got ", size());
   num_context_ = state.num_context;
-  most_tokens_ = std::max(most_tokens_, size() + block_size);  // rejected rows were written too
+  note_written(size(), block_size);
   cache_.truncate(0, size());
   num_cached_ = size();
+}
+
+void Sequence::note_written(uint32_t position, uint32_t block_size) {
+  const uint32_t end = std::min(position + block_size, cache_.max_context());  // rejected rows, too
+  most_tokens_ = std::max(most_tokens_, end);
 }
 
 void Sequence::release() {

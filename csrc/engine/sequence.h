@@ -48,6 +48,7 @@ class Sequence {
 
  private:
   void settle_rounds(const RoundState& state, uint32_t block_size);
+  void note_written(uint32_t position, uint32_t block_size);
 
   KvCache cache_;
   std::vector<int32_t> token_ids_;

@@ -163,13 +163,17 @@ void Session::draft_logits(std::span<const int32_t> tokens, std::vector<float>& 
   MIMO_RT_CHECK(tokens.size() < max_context(), capacity, kWhere, "tokens: expected fewer than ",
                 max_context(), ", got ", tokens.size(), ". Raise SessionOptions.max_context.");
   impl.sequence.keep_common_prefix({}, 0);
-  const std::lock_guard lock(engine.steps);  // the logits live until the next step of anybody
   for (auto rest = tokens.first(tokens.size() - 1); !rest.empty();) {
     const size_t count = std::min<size_t>(rest.size(), engine.max_step_tokens());
+    const std::lock_guard lock(engine.steps);
+    MIMO_RT_CHECK(!impl.cancelled, cancelled, kWhere, "cancelled with ", rest.size(),
+                  " tokens left");
     StepOutput output;
     impl.sequence.step(engine, rest.first(count), {}, nullptr, output);
     rest = rest.subspan(count);
   }
+  const std::lock_guard lock(engine.steps);  // the logits live until the next round of anybody
+  MIMO_RT_CHECK(!impl.cancelled, cancelled, kWhere, "cancelled before the block");
   draft_one_block(impl, tokens.back());
   const BufferInfo& buffer = engine.round_plan->buffers()[kDraftLogits];
   const auto* rows = reinterpret_cast<const float*>(

@@ -59,7 +59,8 @@ struct DraftOptions {
   /// How a draft token is chosen when temperature > 0. Both are exact.
   enum class Proposal : uint8_t {
     argmax,   ///< the draft's best token; the output equals plain decoding with the same seed, token for token
-    sampled,  ///< a draw from the draft, accepted by the ratio test; distributed as plain decoding
+    sampled,  ///< a draw from the draft, accepted by the ratio test; distributed as plain decoding. The draws depend on
+              ///< the widths of the rounds: a seed repeats the output in Mode::fixed only
   } proposal = Proposal::argmax;
 
   bool operator==(const DraftOptions&) const = default;

@@ -53,7 +53,8 @@ class SamplingParams:
             in every round, "adaptive" as many as pay. Never changes what the text is drawn from.
         num_draft_tokens: at most this many per round, 1..15; None: the draft's whole block.
         draft_proposal: "argmax" or "sampled", how the draft proposes when temperature > 0. With
-            "argmax" the output is that of plain decoding with the same seed, token for token.
+            "argmax" the output is that of plain decoding with the same seed, token for token;
+            with "sampled" a seed repeats it only when draft_mode is "fixed".
     """
 
     max_tokens: int | None = None
