@@ -22,9 +22,12 @@ class ReferenceDraft:
         config = json.loads((Path(directory) / "config.json").read_text())
         self.c = config | config["dflash_config"] | overrides
         self.mask = np.asarray(mask, dtype=np.float64)
+        stored = {name: data for name, (_, data) in read_tensors(directory).items()}
+        d2t = stored.pop("d2t", None)
+        self.vocab_ids = None if d2t is None else [i + int(step) for i, step in enumerate(d2t)]
         self.tensors = {
             name: (data.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-            for name, (_, data) in read_tensors(directory).items()
+            for name, data in stored.items()
         }
 
     def norm(self, x, name):

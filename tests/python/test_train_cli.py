@@ -101,6 +101,19 @@ def test_draft_in_two_calls(model, data, tmp_path, capsys):
                for name, value in draft.state_dict().items())
 
 
+def test_draft_of_a_part_of_the_vocabulary(model, data, tmp_path, capsys):
+    run = tmp_path / "run"
+    command = ["train", "draft", str(model), str(data), str(run), *DRAFT, "--draft-vocab-size"]
+    assert main([*command, "9"]) == 0
+    draft = import_draft(run / "dflash")
+    assert draft.shape.draft_vocab_size == len(draft.vocab_ids) == 9
+    assert main([*command, "516"]) == 1
+    assert "draft_vocab_size: expected 0..515, got 516" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*command, "9", "--softmax-ids", "10,10"])
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
 def test_curve(model, data, tmp_path):
     pytest.importorskip("matplotlib")
     run = tmp_path / "run"

@@ -14,10 +14,12 @@ from reference_draft import ReferenceDraft
 torch = pytest.importorskip("torch")
 
 from mimo_rt import MimoRtError  # noqa: E402
+from mimo_rt.checkpoints import draft_layout  # noqa: E402
 from mimo_rt.checkpoints.draft_layout import DraftShape, default_target_layer_ids, draft_specs  # noqa: E402
 from mimo_rt.train import blocks, loss  # noqa: E402
 from mimo_rt.train.draft import DraftModel  # noqa: E402
 from mimo_rt.train.draft_files import export_draft, import_draft  # noqa: E402
+from safetensors import safe_open  # noqa: E402
 
 BOUND = 2.0**13 * 2.0**-53
 MIMO = DraftShape(hidden_size=48, intermediate_size=80, num_layers=2, num_q_heads=4, num_kv_heads=2, qk_head_dim=32,
@@ -119,11 +121,52 @@ def test_export_import_round_trip(tmp_path):
         import_draft(directory)
 
 
+def test_a_part_of_the_vocabulary_round_trip(tmp_path):
+    """Two names more than in other drafts; ids come back as they were and as the numpy draft reads them."""
+    ids = torch.tensor([0, 1, 7, 50, 100])
+    model = DraftModel(dataclasses.replace(MIMO, draft_vocab_size=5), seed=3, vocab_ids=ids)
+    directory = export_draft(model, tmp_path / "dflash")
+    back = import_draft(directory)
+    assert back.shape == model.shape
+    assert torch.equal(back.vocab_ids, ids)
+    reference = ReferenceDraft(directory, model.mask_embedding.detach().numpy())
+    assert reference.vocab_ids == ids.tolist()
+    assert json.loads((directory / "config.json").read_text())["draft_vocab_size"] == 5
+    with safe_open(directory / "dflash_draft_model-00001-of-00001.safetensors", framework="pt") as file:
+        assert file.get_tensor("d2t").tolist() == [0, 0, 5, 47, 96]
+    plain = export_draft(DraftModel(MIMO, seed=3), tmp_path / "plain")
+    assert "draft_vocab_size" not in json.loads((plain / "config.json").read_text())
+    assert all(torch.equal(back.state_dict()[k], v) for k, v in import_draft(plain).state_dict().items())
+
+
+def test_ids_of_a_part_of_the_vocabulary():
+    model = DraftModel(dataclasses.replace(MIMO, draft_vocab_size=3), vocab_ids=torch.tensor([2, 7, 90]))
+    ids, is_known = model.draft_ids(torch.tensor([[0, 2, 7], [8, 90, 100]]))
+    assert is_known.tolist() == [[False, True, True], [False, True, False]]
+    assert model.target_ids(ids)[is_known].tolist() == [2, 7, 90]
+    lm_head = torch.arange(202.0).reshape(101, 2)
+    assert torch.equal(model.head(lm_head), lm_head[[2, 7, 90]])
+    whole = DraftModel(MIMO)
+    assert whole.head(lm_head) is lm_head
+    assert whole.draft_ids(torch.tensor([0, 100]))[1].all()
+
+
+@pytest.mark.parametrize("d2t", [[0, 0, -1], [0, -1, 0], [-1, 0, 0], [0, 0, 99], [0, 2**63 - 1, 0]],
+                         ids=["twice", "falling", "negative", "too large", "overflow"])
+def test_ids_that_do_not_ascend_are_refused(d2t):
+    assert draft_layout.decode_vocab_ids(np.array([0, 0, 98]), 101).tolist() == [0, 1, 100]
+    with pytest.raises(MimoRtError, match=r"d2t: expected ascending ids of 0\.\.100"):
+        draft_layout.decode_vocab_ids(np.array(d2t), 101)
+
+
 def test_shapes_are_checked():
     for field, value in [("block_size", 17), ("target_layer_ids", (0, 0)), ("target_layer_ids", (5,)),
-                         ("num_q_heads", 3), ("rotary_dim", 34), ("v_head_dim", 24)]:
+                         ("num_q_heads", 3), ("rotary_dim", 34), ("v_head_dim", 24), ("draft_vocab_size", 102),
+                         ("draft_vocab_size", -1)]:
         with pytest.raises(MimoRtError, match=field):
             dataclasses.replace(MIMO, **{field: value})
+    with pytest.raises(MimoRtError, match="expected 3 ids, got 0"):
+        DraftModel(dataclasses.replace(MIMO, draft_vocab_size=3))
 
 
 def test_default_layers():

@@ -44,13 +44,15 @@ def data():
     return TrainingData([Generation(str(i), 0, 0.0, row[:6], row[6:]) for i, row in enumerate(ids)], 64)
 
 
-def make_trainer(target, data, cache=None, seed=0, **options):
+def make_trainer(target, data, cache=None, seed=0, vocab_ids=None, **options):
     shape = DraftShape(hidden_size=96, intermediate_size=128, num_layers=1, num_q_heads=4, num_kv_heads=2,
                        qk_head_dim=32, v_head_dim=32, rotary_dim=16, target_layer_ids=LAYERS, mask_token_id=99,
-                       num_target_layers=5, vocab_size=101, block_size=4, window_tokens=16, value_scale=0.7)
+                       num_target_layers=5, vocab_size=101, block_size=4, window_tokens=16, value_scale=0.7,
+                       draft_vocab_size=0 if vocab_ids is None else len(vocab_ids))
     features = FeatureSource(target, LAYERS, data.token_ids, cache)
     chosen = dataclasses.replace(OPTIONS, seed=seed, **options)
-    return DraftTrainer(target, DraftModel(shape, seed=1), data, features, chosen), features
+    draft = DraftModel(shape, seed=1, vocab_ids=vocab_ids)
+    return DraftTrainer(target, draft, data, features, chosen), features
 
 
 @pytest.mark.parametrize("options", [{}, {"num_frequent_ids": 20, "num_random_ids": 30, "ema_decay": 0.9}],
@@ -77,6 +79,60 @@ def test_it_learns_the_answers_by_their_features(target, data, options, tmp_path
     control = evaluate_draft(target, trainer.averaged_draft(), data, shuffled)["mean_acceptance_length"]
     print(control)
     assert control < 1.6
+
+
+def test_it_learns_a_part_of_the_vocabulary(target, data):
+    """Known tokens are learnt by heart; unknown ones are no labels, and end what a round accepts."""
+    ids = data.vocabulary(50, 101)
+    trainer, features = make_trainer(target, data, vocab_ids=ids, ema_decay=0.9)
+    losses = [trainer.step() for _ in range(OPTIONS.num_steps)]
+    result = evaluate_draft(target, trainer.averaged_draft(), data, features)
+    answers = torch.cat([tokens[begin:] for tokens, begin in zip(data.token_ids, data.num_prompt_tokens)])
+    coverage = float(torch.isin(answers, ids).float().mean())
+    print(losses[0], losses[-1], coverage, result)
+    assert 0.4 < coverage < 0.9
+    assert losses[-1] < 0.1 * losses[0]
+    assert 0.8 * coverage < result["acceptance_rate_at"][0] <= 1.2 * coverage  # the first tokens are no anchors' slots
+    # A label outside changes neither loss nor gradient: with it as the only label there is nothing to learn.
+    none, _ = make_trainer(target, data, vocab_ids=torch.tensor([100]))
+    before = weights(none)
+    assert none.step() == 0.0
+    assert all(torch.isfinite(value).all() for value in weights(none).values())
+    assert all(torch.equal(weights(none)[name], value) for name, value in before.items())
+
+
+def test_the_loss_of_a_part_is_its_softmax(target, data):
+    """One step's loss by hand: the softmax over the known ids only, weighted over known labels."""
+    ids = data.vocabulary(30, 101)
+    trainer, features = make_trainer(target, data, vocab_ids=ids, sequences_per_step=1, anchors_per_sequence=64)
+    (seq_idx,) = schedule.sequences_of_step(0, 0, 1, len(data))
+    tokens, begin = data.token_ids[seq_idx], data.num_prompt_tokens[seq_idx]
+    total = weight = 0.0
+    with torch.no_grad():
+        context = trainer.draft.context(features(seq_idx))
+        for anchor in range(begin, len(tokens) - 1):
+            z = trainer.draft(context, target.embed[tokens[anchor : anchor + 1]], torch.tensor([anchor]))[0]
+            for slot, label in enumerate(tokens[anchor + 1 : anchor + 4].tolist()):
+                if label in ids:
+                    logits = (z[slot] @ target.lm_head.T)[ids]
+                    factor = np.exp(-slot / trainer.draft.shape.loss_decay_gamma)
+                    total += factor * float(logits.logsumexp(0) - z[slot] @ target.lm_head[label])
+                    weight += factor
+    assert trainer.step() == pytest.approx(total / weight, rel=1e-5)
+
+
+def test_the_vocabulary_is_the_most_frequent_ids(target):
+    answers = [[5, 5, 5, 9, 9, 2], [9, 7, 0]]
+    data = TrainingData([Generation(str(i), 0, 0.0, [1, 1, 1], row) for i, row in enumerate(answers)], 64)
+    assert data.vocabulary(2, 20).tolist() == [5, 9]  # three of each; the prompts do not count
+    assert data.vocabulary(3, 20).tolist() == [0, 5, 9]  # ties by id
+    assert data.vocabulary(7, 20).tolist() == [0, 1, 2, 3, 5, 7, 9]  # filled up
+    assert data.vocabulary(20, 20).tolist() == list(range(20))
+
+
+def test_a_part_of_the_vocabulary_has_an_exact_softmax(target, data):
+    with pytest.raises(MimoRtError, match="num_random_ids: expected 0"):
+        make_trainer(target, data, vocab_ids=torch.arange(50), num_random_ids=30)
 
 
 def weights(trainer):
@@ -108,6 +164,18 @@ def test_a_resumed_run_equals_an_uninterrupted_one(target, data, tmp_path):
     assert not torch.equal(weights(other)["fc.weight"], weights(whole)["fc.weight"])
     with pytest.raises(MimoRtError, match="seed"):
         other.load(tmp_path / "state.pt")
+
+
+def test_a_run_keeps_its_vocabulary(target, data, tmp_path):
+    trainer, _ = make_trainer(target, data, vocab_ids=torch.arange(50))
+    trainer.step()
+    trainer.save(tmp_path / "state.pt")
+    same, _ = make_trainer(target, data, vocab_ids=torch.arange(50))
+    same.load(tmp_path / "state.pt")
+    for vocab_ids in (torch.arange(50) + 1, torch.arange(49), None):
+        other, _ = make_trainer(target, data, vocab_ids=vocab_ids)
+        with pytest.raises(MimoRtError, match="another vocabulary"):
+            other.load(tmp_path / "state.pt")
 
 
 def test_cached_features_equal_computed_ones(target, data, tmp_path):

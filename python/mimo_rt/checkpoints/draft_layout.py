@@ -2,6 +2,10 @@
 
 Source: the draft of MiMo-V2.5-Pro-FP4-DFlash (config keys, tensor names without a prefix, weights in
 BF16, file names ``dflash_draft_model-*.safetensors`` found through their index).
+
+A draft may know part of the vocabulary only. It then has ``draft_vocab_size`` in config.json and the
+tensor ``d2t``: draft id i is the target's id i + d2t[i], and its head is that row of the target's
+lm_head. Both names, and d2t as differences, are those of EAGLE-3 drafts and of vLLM's speculators.
 """
 
 from __future__ import annotations
@@ -10,6 +14,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from .. import _C
 from .writer import TensorSpec
@@ -23,6 +29,7 @@ class DraftShape:
     """What config.json of a draft says, under the names of this library.
 
     ``window_tokens``: a query sees keys less than this far away; 0: all of them.
+    ``draft_vocab_size``: ids that the draft can propose; 0: all of the vocabulary.
     """
 
     hidden_size: int
@@ -46,6 +53,7 @@ class DraftShape:
     max_position_embeddings: int = 262144
     loss_decay_gamma: float = 7.0
     num_anchors: int = 0
+    draft_vocab_size: int = 0
 
     def __post_init__(self) -> None:
         _check("block_size", 2 <= self.block_size <= 16, "2..16", self.block_size)
@@ -61,6 +69,8 @@ class DraftShape:
         for name in ("qk_head_dim", "v_head_dim"):
             value = getattr(self, name)
             _check(name, value > 0 and value % 16 == 0, "a multiple of 16", value)
+        is_part = 0 <= self.draft_vocab_size <= self.vocab_size
+        _check("draft_vocab_size", is_part, f"0..{self.vocab_size}", self.draft_vocab_size)
 
     @property
     def feature_size(self) -> int:
@@ -83,6 +93,7 @@ def default_target_layer_ids(num_target_layers: int, count: int) -> tuple[int, .
 
 def draft_config(shape: DraftShape) -> dict[str, Any]:
     """config.json in the MiMo dialect."""
+    part = {"draft_vocab_size": shape.draft_vocab_size} if shape.draft_vocab_size else {}
     return {
         "architectures": ["DFlashDraftModel"],
         "model_type": "qwen3",
@@ -98,6 +109,7 @@ def draft_config(shape: DraftShape) -> dict[str, Any]:
         "block_size": shape.block_size,
         "num_target_layers": shape.num_target_layers,
         "vocab_size": shape.vocab_size,
+        **part,
         "max_position_embeddings": shape.max_position_embeddings,
         "sliding_window": shape.window_tokens or None,
         "rms_norm_eps": shape.rms_norm_eps,
@@ -152,11 +164,12 @@ def draft_shape(config: Mapping[str, Any]) -> DraftShape:
         max_position_embeddings=config["max_position_embeddings"],
         loss_decay_gamma=inner.get("loss_decay_gamma", 7.0),
         num_anchors=inner.get("num_anchors", 0),
+        draft_vocab_size=config.get("draft_vocab_size") or 0,
     )
 
 
 def draft_specs(shape: DraftShape) -> dict[str, TensorSpec]:
-    """Every tensor of the draft in file order, all BF16; the mask embedding is a file of its own."""
+    """Every tensor of the draft in file order; the mask embedding is a file of its own."""
     hidden = shape.hidden_size
 
     def bf16(*sizes: int) -> TensorSpec:
@@ -185,4 +198,19 @@ def draft_specs(shape: DraftShape) -> dict[str, TensorSpec]:
             f"{prefix}.mlp.down_proj.weight": bf16(hidden, width),
         }
     specs["norm.weight"] = bf16(hidden)
+    if shape.draft_vocab_size:
+        specs["d2t"] = TensorSpec("I64", (shape.draft_vocab_size,))
     return specs
+
+
+def encode_vocab_ids(vocab_ids: np.ndarray) -> np.ndarray:
+    """``d2t`` of the target's ids that a draft can propose."""
+    return vocab_ids.astype(np.int64) - np.arange(len(vocab_ids))
+
+
+def decode_vocab_ids(d2t: np.ndarray, vocab_size: int) -> np.ndarray:
+    """The ids that ``d2t`` stands for; InvalidArgumentError unless they ascend in the vocabulary."""
+    ids = d2t.astype(np.int64) + np.arange(len(d2t))
+    is_good = len(ids) and ids[0] >= 0 and ids[-1] < vocab_size and (ids[1:] > ids[:-1]).all()
+    _check("d2t", is_good, f"ascending ids of 0..{vocab_size - 1}", ids.tolist()[:8])
+    return ids

@@ -30,6 +30,7 @@ STORAGE_TYPES = {
     "BF16": np.dtype("<u2"),
     "F8_E4M3": np.dtype("u1"),
     "U8": np.dtype("u1"),
+    "I64": np.dtype("<i8"),
 }
 STALE_PARTIAL_SECONDS = 3600.0
 

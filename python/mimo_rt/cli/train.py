@@ -120,9 +120,11 @@ def _add_draft(commands: Any, common: argparse.ArgumentParser) -> None:
                        help="blocks per sequence and step (default 64)")
     group.add_argument("--ema", type=float, default=0.0, metavar="X",
                        help="export a running average of this decay, e.g. 0.99")
-    group.add_argument("--softmax-ids", type=_id_counts, default=(0, 0), metavar="F,R",
-                       help="estimate the softmax over the F most frequent and R random ids "
-                       "(default: whole vocabulary)")
+    vocabulary = group.add_mutually_exclusive_group()
+    vocabulary.add_argument("--softmax-ids", type=_id_counts, default=(0, 0), metavar="F,R",
+                            help="estimate the softmax by the F most frequent and R random ids")
+    vocabulary.add_argument("--draft-vocab-size", type=int, default=0, metavar="N",
+                            help="propose the N most frequent ids of the answers only")
     group.add_argument("--no-feature-cache", action="store_true",
                        help="run the target in every epoch instead of keeping its features")
     parser.set_defaults(run=_run_draft)
@@ -142,6 +144,7 @@ def _run_draft(args: argparse.Namespace) -> int:
         window_tokens=args.window,
         intermediate_size=args.intermediate_size,
         loss_decay_gamma=args.gamma,
+        draft_vocab_size=args.draft_vocab_size,
     )
     options = DraftTrainingOptions(
         num_steps=args.steps,

@@ -30,7 +30,7 @@ def evaluate_draft(
         mean_acceptance_length: tokens per round, over all answers and per set of prompts;
         acceptance_rate_at: per slot, over all anchors.
     """
-    block_size = draft.shape.block_size
+    block_size, head = draft.shape.block_size, draft.head(target.lm_head)
     rounds_of: Counter[str] = Counter()
     tokens_of: Counter[str] = Counter()
     num_right, num_labels = torch.zeros(block_size - 1), torch.zeros(block_size - 1)
@@ -43,8 +43,9 @@ def evaluate_draft(
             for anchors in torch.arange(begin, end, device=target.device).split(EVAL_BLOCKS):
                 z = draft(context, target.embed[ids[anchors]], anchors)
                 labels, is_inside = block_labels(ids, anchors, block_size)
-                draft_ids = (z @ target.lm_head.T).argmax(dim=-1)
-                lengths = accepted_lengths(draft_ids, labels, is_inside)
+                draft_ids = (z @ head.T).argmax(dim=-1)
+                proposed = draft.target_ids(draft_ids)
+                lengths = accepted_lengths(proposed, labels, is_inside)
                 accepted += lengths.tolist()
                 reached = torch.arange(block_size - 1) < lengths[:, None].cpu()
                 num_right += reached.sum(dim=0)

@@ -31,8 +31,18 @@ class TrainingData:
         return len(self.token_ids)
 
     def frequent_ids(self, count: int) -> Tensor:
-        """The ``count`` most frequent ids of the answers, ties by id."""
+        """The ``count`` most frequent ids of the answers, ties by id; fewer if there are fewer."""
+        order, num_distinct = self._ids_by_frequency()
+        return order[: min(count, num_distinct)]
+
+    def vocabulary(self, count: int, vocab_size: int) -> Tensor:
+        """The ``count`` most frequent ids, filled up with the lowest other ones; ascending."""
+        order, _ = self._ids_by_frequency(vocab_size)
+        return order[:count].sort().values
+
+    def _ids_by_frequency(self, min_size: int = 0) -> tuple[Tensor, int]:
+        """Ids from the most frequent to the unused, ties by id; how many of them occur."""
         pairs = zip(self.token_ids, self.num_prompt_tokens, strict=True)
-        counts = torch.cat([ids[begin:] for ids, begin in pairs]).bincount()
+        counts = torch.cat([ids[begin:] for ids, begin in pairs]).bincount(minlength=min_size)
         order = counts.sort(descending=True, stable=True).indices
-        return order[: min(count, int((counts > 0).sum()))]
+        return order, int((counts > 0).sum())

@@ -11,6 +11,7 @@ into keys and values of every layer; the draft never runs over the context itsel
             attend to the context inside the window and to all rows of the own block, no causal mask
             y += W_o o;  y += mlp(rms_norm(y; post_attention_layernorm))
   result    z = rms_norm(y; norm);  logits = lm_head(target) z  for slots 1, 2, …
+            with the rows of ``vocab_ids`` only when the draft knows part of the vocabulary
 
 Source: "DFlash: Block Diffusion for Flash Speculative Decoding" (arXiv 2602.06036) with the sinks,
 value scale and partial rotary of the MiMo-V2.5-Pro draft.
@@ -21,6 +22,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .. import _C
 from ..checkpoints.draft_layout import DraftShape
 from .blocks import block_positions, context_hidden
 from .ops import rms_norm, rotate, sink_softmax, swiglu
@@ -122,11 +124,23 @@ class DraftModel(nn.Module):
     Args:
         shape: sizes, as in ``dflash/config.json``.
         seed: of the random start.
+        vocab_ids: ``[draft_vocab_size]`` ascending ids that the draft can propose; None when that
+            size is 0: all.
     """
 
-    def __init__(self, shape: DraftShape, *, seed: int = 0) -> None:
+    vocab_ids: Tensor | None
+
+    def __init__(
+        self, shape: DraftShape, *, seed: int = 0, vocab_ids: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.shape = shape
+        num_ids = 0 if vocab_ids is None else len(vocab_ids)
+        if num_ids != shape.draft_vocab_size:
+            raise _C.InvalidArgumentError(
+                f"[draft] vocab_ids: expected {shape.draft_vocab_size} ids, got {num_ids}."
+            )
+        self.register_buffer("vocab_ids", vocab_ids, persistent=False)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.fc = _linear(shape.feature_size, shape.hidden_size)
@@ -134,6 +148,20 @@ class DraftModel(nn.Module):
             self.layers = nn.ModuleList(_Layer(shape) for _ in range(shape.num_layers))
             self.norm = _Norm(shape.hidden_size, shape.rms_norm_eps)
             self.mask_embedding = nn.Parameter(torch.randn(shape.hidden_size) * INIT_STD)
+
+    def head(self, lm_head: Tensor) -> Tensor:
+        """The rows of the target's lm_head that turn outputs into logits of draft ids."""
+        return lm_head if self.vocab_ids is None else lm_head[self.vocab_ids]
+
+    def target_ids(self, draft_ids: Tensor) -> Tensor:
+        return draft_ids if self.vocab_ids is None else self.vocab_ids[draft_ids]
+
+    def draft_ids(self, target_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Draft ids, and where there is one; elsewhere the id is any valid one."""
+        if self.vocab_ids is None:
+            return target_ids, torch.ones_like(target_ids, dtype=torch.bool)
+        ids = torch.searchsorted(self.vocab_ids, target_ids).clamp(max=len(self.vocab_ids) - 1)
+        return ids, self.vocab_ids[ids] == target_ids
 
     def context(self, features: Tensor) -> Context:
         """Keys and values of the features ``[num_tokens, feature_size]`` at positions 0, 1, …"""

@@ -10,9 +10,11 @@ from .. import _C
 from ..checkpoints.draft_layout import (
     FILE_STEM,
     MAX_SHARD_BYTES,
+    decode_vocab_ids,
     draft_config,
     draft_shape,
     draft_specs,
+    encode_vocab_ids,
 )
 from ..checkpoints.writer import CheckpointWriter, atomic_directory, write_json
 from .draft import DraftModel
@@ -37,6 +39,8 @@ def export_draft(model: DraftModel, directory: Path, *, overwrite: bool = False)
         ) as writer:
             for name, value in tensors.items():
                 writer.write(name, value.contiguous().view(torch.uint16).numpy())
+            if model.vocab_ids is not None:
+                writer.write("d2t", encode_vocab_ids(model.vocab_ids.cpu().numpy()))
     return Path(directory)
 
 
@@ -52,7 +56,7 @@ def import_draft(directory: Path) -> DraftModel:
     except KeyError as error:
         raise _C.BadFormatError(f"[{directory}/config.json] expected field {error}.") from None
     tensors = CheckpointTensors(directory)
-    state = {name: tensors.plain(name) for name in draft_specs(shape)}
+    state = {name: tensors.raw(name) for name in draft_specs(shape)}
     for name, spec in draft_specs(shape).items():
         if tuple(state[name].shape) != spec.shape:
             raise _C.ShapeMismatchError(
@@ -63,6 +67,12 @@ def import_draft(directory: Path) -> DraftModel:
     if not path.is_file():
         raise _C.IoError(f"[draft] {directory}: expected {MASK_FILE}, found none.")
     state["mask_embedding"] = torch.load(path, weights_only=True)["embedding"].float()
-    model = DraftModel(shape)
+    vocab_ids = None
+    if "d2t" in state:
+        d2t = state.pop("d2t")
+        if d2t.dtype != torch.int64:
+            raise _C.BadFormatError(f"[draft] tensor 'd2t': expected int64, got {d2t.dtype}.")
+        vocab_ids = torch.from_numpy(decode_vocab_ids(d2t.numpy(), shape.vocab_size))
+    model = DraftModel(shape, vocab_ids=vocab_ids)
     model.load_state_dict(state)
     return model

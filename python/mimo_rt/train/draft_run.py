@@ -27,6 +27,8 @@ class DraftSizes:
     Attributes:
         target_layer_ids: captured layers; empty: ``num_features`` layers evenly spread.
         mask_token_id: recorded in config.json, never looked up; -1: the last id of the vocabulary.
+        draft_vocab_size: the draft can propose this many ids, the most frequent ones of the
+            answers; 0: all.
     """
 
     num_layers: int = 3
@@ -36,6 +38,7 @@ class DraftSizes:
     window_tokens: int = 1024
     intermediate_size: int = 0
     mask_token_id: int = -1
+    draft_vocab_size: int = 0
     loss_decay_gamma: float = 4.0
 
 
@@ -66,6 +69,7 @@ def shape_for_target(config: dict[str, Any], sizes: DraftSizes, num_anchors: int
         max_position_embeddings=config["max_position_embeddings"],
         loss_decay_gamma=sizes.loss_decay_gamma,
         num_anchors=num_anchors,
+        draft_vocab_size=sizes.draft_vocab_size,
     )
 
 
@@ -118,7 +122,10 @@ def train_draft(
             (held_out, run_dir / "features-held-out" if cache_features else None),
         )
     )
-    draft = DraftModel(shape, seed=options.seed)
+    vocab_ids = None
+    if shape.draft_vocab_size:
+        vocab_ids = data.vocabulary(shape.draft_vocab_size, shape.vocab_size)
+    draft = DraftModel(shape, seed=options.seed, vocab_ids=vocab_ids)
     trainer = DraftTrainer(target, draft, data, features, options)
 
     def evaluate() -> dict[str, Any]:

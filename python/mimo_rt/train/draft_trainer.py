@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .. import _C
 from .blocks import block_labels, sample_anchors
 from .data import TrainingData
 from .draft import DraftModel
@@ -22,6 +23,8 @@ from .optimizers import learning_rate_factor, make_optimizers, set_learning_rate
 from .schedule import mix_seed, sequences_of_step
 from .state_files import load_state, save_state
 from .target import TargetModel
+
+MIN_WEIGHT = 1e-9
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,9 @@ class DraftTrainingOptions:
         lr: peak learning rate of both optimisers.
         ema_decay: 0 keeps no average; else the exported weights are the running average.
         num_frequent_ids, num_random_ids: softmax over the most frequent ids of the answers, the
-            labels and random others (see VocabSample); both 0: over the whole vocabulary.
+            labels and random others (see VocabSample); both 0: over the whole vocabulary. Both
+            must be 0 for a draft of a part of the vocabulary: its softmax is over that part, and
+            tokens outside are no labels.
     """
 
     num_steps: int = 1000
@@ -70,6 +75,7 @@ class DraftTrainer:
         self.step_idx = 0
         self.history: list[dict[str, float]] = []
         self._target, self._data, self._features = target, data, features
+        self._head = self.draft.head(target.lm_head)
         self._optimizers = make_optimizers(
             draft.parameters(), lr=options.lr, weight_decay=options.weight_decay
         )
@@ -77,6 +83,11 @@ class DraftTrainer:
         self._ema = {k: v.detach().clone() for k, v in draft.state_dict().items()}
         self._sample = None
         if options.num_frequent_ids or options.num_random_ids:
+            if draft.vocab_ids is not None:
+                raise _C.InvalidArgumentError(
+                    "[train] num_frequent_ids, num_random_ids: expected 0 for a draft of a part of "
+                    f"the vocabulary, got {options.num_frequent_ids}, {options.num_random_ids}."
+                )
             certain = data.frequent_ids(options.num_frequent_ids)
             self._sample = VocabSample(certain, options.num_random_ids)
 
@@ -99,8 +110,11 @@ class DraftTrainer:
                 generator,
             )
             labels, is_inside = block_labels(ids, anchors, self.draft.shape.block_size)
-            batch.append((seq_idx, anchors, labels, is_inside * self._weights))
-        total_weight = sum(weight.sum() for *_, weight in batch)
+            labels, is_known = self.draft.draft_ids(labels.to(self._target.device))
+            weight = (is_inside * self._weights).to(labels.device) * is_known
+            batch.append((seq_idx, anchors, labels, weight))
+        # A small part of the vocabulary may know no token of the step.
+        total_weight = sum(weight.sum() for *_, weight in batch).clamp(min=MIN_WEIGHT)
         loss = 0.0
         for optimizer in self._optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -121,13 +135,11 @@ class DraftTrainer:
         weight: Tensor,
         generator: torch.Generator,
     ) -> Tensor:
-        device, lm_head = self._target.device, self._target.lm_head
-        labels, weight = labels.to(device), weight.to(device)
         z = self._blocks(seq_idx, anchors)
         sample = None
         if self._sample is not None:
-            sample = self._sample.choose(labels, len(lm_head), generator)
-        return block_loss(z, labels, weight, lm_head, sample)
+            sample = self._sample.choose(labels, len(self._head), generator)
+        return block_loss(z, labels, weight, self._head, sample)
 
     def _blocks(self, seq_idx: int, anchors: Tensor) -> Tensor:
         """Draft outputs of the blocks; the context ends before the last anchor."""
@@ -156,7 +168,7 @@ class DraftTrainer:
         """The draft to export: the running average when there is one."""
         if not self.options.ema_decay:
             return self.draft
-        model = DraftModel(self.draft.shape)
+        model = DraftModel(self.draft.shape, vocab_ids=self.draft.vocab_ids)
         model.load_state_dict(self._ema)
         return model.to(self._target.device)
 
@@ -170,13 +182,26 @@ class DraftTrainer:
             "history": self.history,
             "draft": self.draft.state_dict(),
             "ema": self._ema,
+            "vocab_ids": self.draft.vocab_ids,
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
         }
         save_state(path, state)
 
+    def _check_vocabulary(self, path: Path, saved: Tensor | None) -> None:
+        ids = self.draft.vocab_ids
+        is_equal = saved is ids is None
+        if saved is not None and ids is not None:
+            is_equal = torch.equal(saved.cpu(), ids.cpu())
+        if not is_equal:
+            raise _C.InvalidArgumentError(
+                f"[train] {path} was made with another vocabulary of the draft (other answers, or "
+                "another draft_vocab_size). Use the same ones or another directory."
+            )
+
     def load(self, path: Path) -> None:
-        """Continue from :meth:`save`. InvalidArgumentError when the options differ."""
+        """Continue from :meth:`save`. InvalidArgumentError when options or vocabulary differ."""
         state = load_state(path, asdict(self.options))
+        self._check_vocabulary(path, state.get("vocab_ids"))
         self.step_idx, self.history = state["step_idx"], state["history"]
         self.draft.load_state_dict(state["draft"])
         self._ema = state["ema"]

@@ -57,7 +57,7 @@ def block_loss(
         z: ``[num_blocks, num_slots, hidden_size]``, output of the draft.
         labels: ``[num_blocks, num_slots]``.
         weight: as ``labels``; 0 where there is no label.
-        lm_head: ``[vocab_size, hidden_size]``.
+        lm_head: ``[vocab_size, hidden_size]``, or the rows of the ids that labels count.
         sample: ids and corrections of :class:`VocabSample`; None: the whole vocabulary.
     """
     is_used = weight > 0
@@ -71,9 +71,9 @@ def block_loss(
     return (cross_entropy(logits, labels, reduction="none") * weight).sum()
 
 
-def accepted_lengths(draft_ids: Tensor, labels: Tensor, is_inside: Tensor) -> Tensor:
+def accepted_lengths(proposed_ids: Tensor, labels: Tensor, is_inside: Tensor) -> Tensor:
     """Leading draft tokens that equal the labels, per block ``[num_blocks]``."""
-    is_right = (draft_ids == labels) & is_inside
+    is_right = (proposed_ids == labels) & is_inside
     return is_right.long().cumprod(dim=1).sum(dim=1)
 
 
