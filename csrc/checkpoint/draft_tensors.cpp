@@ -6,6 +6,7 @@
 #include "core/text.h"
 
 #include <algorithm>
+#include <cstring>
 #include <filesystem>
 #include <string>
 #include <utility>
@@ -18,6 +19,7 @@ namespace fs = std::filesystem;
 constexpr const char* kWhere = "DraftWeights.load";
 constexpr const char* kIndexName = "model.safetensors.index.json";
 constexpr const char* kContextFc = "fc.weight";
+constexpr const char* kVocabulary = "d2t";
 constexpr size_t kMaxShown = 5;
 
 struct Matrix {
@@ -112,6 +114,8 @@ std::vector<ExpectedTensor> expected_draft_tensors(const DraftConfig& config,
     for (const Matrix& matrix : layer_matrices(config))
       add(layer_name(prefix, i, matrix.name), {matrix.rows, matrix.k});
   }
+  if (config.draft_vocab_size)
+    tensors.push_back({prefix + kVocabulary, {{{DType::i64}, {config.draft_vocab_size}}}});
   if (const TensorInfo* mask = checkpoint ? find_own_mask_embedding(*checkpoint) : nullptr)
     add(mask->name, {hidden});
   return tensors;
@@ -152,6 +156,27 @@ const TensorInfo& find_draft_vector(const Checkpoint& checkpoint, VectorKind kin
   const bool is_global = kind == VectorKind::final_norm || kind == VectorKind::hidden_norm;
   return checkpoint.at(is_global ? prefix + vector_name(kind)
                                  : layer_name(prefix, layer_idx, vector_name(kind)));
+}
+
+std::vector<int32_t> read_draft_vocabulary(const Checkpoint& checkpoint,
+                                           const DraftConfig& config) {
+  const TensorInfo& tensor = checkpoint.at(prefix_of(&checkpoint) + kVocabulary);
+  std::vector<int32_t> ids(config.draft_vocab_size);
+  int64_t least = 0;
+  for (uint32_t i = 0; i < config.draft_vocab_size; ++i) {
+    int64_t step;
+    std::memcpy(&step, tensor.data.data() + uint64_t{i} * sizeof step, sizeof step);
+    // In terms of the step: i + step could overflow.
+    MIMO_RT_CHECK(step >= least - i && step < int64_t{config.vocab_size} - i, bad_format, kWhere,
+                  "tensor ", printable(tensor.name), " of ", printable(tensor.file_name),
+                  ", element ", i, ": expected ", least - i, "..",
+                  int64_t{config.vocab_size} - i - 1,
+                  ", so that the tokens i + d2t[i] ascend below vocab_size (", config.vocab_size,
+                  "), got ", step);
+    ids[i] = static_cast<int32_t>(i + step);
+    least = i + step + 1;
+  }
+  return ids;
 }
 
 const TensorInfo* find_own_mask_embedding(const Checkpoint& checkpoint) {

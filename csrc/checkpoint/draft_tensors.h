@@ -29,6 +29,10 @@ MatrixSource find_draft_matrix(const Checkpoint& checkpoint, const DraftConfig& 
 const TensorInfo& find_draft_vector(const Checkpoint& checkpoint, VectorKind kind,
                                     uint32_t layer_idx = 0);
 
+/// The tokens that a draft with `draft_vocab_size` can propose, ascending: token i is i + d2t[i].
+/// @throws Error{bad_format} naming the element, unless the tokens ascend and are below vocab_size
+std::vector<int32_t> read_draft_vocabulary(const Checkpoint& checkpoint, const DraftConfig& config);
+
 /// The tensor `mask_embedding` of the draft's own files, or nullptr.
 const TensorInfo* find_own_mask_embedding(const Checkpoint& checkpoint);
 

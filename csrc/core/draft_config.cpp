@@ -29,6 +29,8 @@ const ConfigField kFields[] = {
   {{"num_hidden_layers"}, &Raw::num_layers, Need::required, 1, 256},
   {{"intermediate_size"}, &Raw::intermediate_size, Need::required, 1, kMaxWidth},
   {{"vocab_size"}, &Raw::vocab_size, Need::optional, 1, 1 << 24},
+  {{"draft_vocab_size", "dflash_config.draft_vocab_size"}, &Raw::draft_vocab_size, Need::optional, 1,
+   1 << 24},
   {{"max_position_embeddings"}, &Raw::max_position_embeddings, Need::optional, 1, kMaxTokens},
   {{"rms_norm_eps"}, &Raw::rms_norm_eps, Need::required, 1e-30, 1},
   {{"hidden_act"}, &Raw::hidden_act, Need::optional, 0, 0, "silu", kUnsupported},
@@ -92,6 +94,7 @@ class Builder {
   void check_heads(const DraftConfig& config) const;
   uint32_t rotary_dim(uint32_t head_dim) const;
   uint32_t block_size() const;
+  uint32_t draft_vocab_size() const;
   uint32_t window_of(std::optional<uint32_t> tokens, const char* key, const char* wanted_by) const;
   std::vector<uint32_t> window_tokens() const;
   std::vector<uint32_t> layer_type_windows() const;
@@ -132,6 +135,16 @@ uint32_t Builder::block_size() const {
     unsupported("block_size: expected 2 to ", kMaxBlockSize, " (one verified token and its drafts), got ",
                 size, ". Use a draft that was trained with such a block size.");
   return size;
+}
+
+uint32_t Builder::draft_vocab_size() const {
+  if (!raw_.draft_vocab_size) return 0;
+  if (!raw_.vocab_size)
+    bad("vocab_size: expected the target's, as draft_vocab_size is given, got nothing");
+  if (*raw_.draft_vocab_size > *raw_.vocab_size)
+    bad("draft_vocab_size: expected at most vocab_size (", *raw_.vocab_size, "), got ",
+        *raw_.draft_vocab_size);
+  return *raw_.draft_vocab_size;
 }
 
 uint32_t Builder::window_of(std::optional<uint32_t> tokens, const char* key,
@@ -227,6 +240,7 @@ DraftConfig Builder::build() const {
   config.mask_token_id = static_cast<int32_t>(*raw_.mask_token_id);
   config.num_target_layers = raw_.num_target_layers.value_or(0);
   config.vocab_size = raw_.vocab_size.value_or(0);
+  config.draft_vocab_size = draft_vocab_size();
   config.max_position_embeddings = raw_.max_position_embeddings.value_or(0);
   config.window_tokens = window_tokens();
   config.target_layer_ids = target_layer_ids();

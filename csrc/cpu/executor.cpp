@@ -32,6 +32,10 @@ void check_draft(const Plan& plan, const DraftWeights* draft) {
                 invalid_argument, kMaker, "draft: expected ", planned.num_layers,
                 " layers and blocks of ", planned.block_size, " as in the plan, got ",
                 config.num_layers, " and ", config.block_size);
+  const uint32_t num_rows = draft->lm_head().rows;  // 0 before DraftWeights::bind
+  MIMO_RT_CHECK(num_rows == round_up(planned.vocab_size, kTileRows), invalid_argument, kMaker,
+                "draft: expected a bound one with an lm_head for ", planned.vocab_size,
+                " tokens as in the plan, got ", num_rows, " rows");
   MIMO_RT_CHECK(draft_heads_fit(config), unsupported_shape, kMaker, "draft head sizes ",
                 config.qk_head_dim, " and ", config.v_head_dim, " with blocks of ",
                 config.block_size, ": too large for this backend");

@@ -249,11 +249,15 @@ void op_draft_attention(const Task& task, Worker& worker) {
 }
 
 void op_draft_sample(const Task& task, Worker& worker) {
+  const PlanState& plan = *worker.step.plan;
   const StepInput& input = *worker.step.input;
+  const uint32_t vocab_size = plan.plan.shape().draft.vocab_size;
   const uint64_t num_tiles = uint64_t{task.tile_end} * input.num_draft_rows;
   for (uint64_t t = task.tile_first; t < num_tiles; t += task.tile_stride) {
     const auto row = static_cast<uint32_t>(t);
-    if (row) propose_token(*input.round, row, worker.step.plan->f32_row(task.input, row - 1));
+    if (row)
+      propose_token(*input.round, row,
+                    {plan.f32_row(task.input, row - 1), vocab_size, worker.draft->vocab_ids()});
   }
 }
 

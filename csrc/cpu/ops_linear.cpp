@@ -19,8 +19,8 @@ const PackedMatrix* matrix_of(const Task& task, const Worker& worker) {
     case TaskKind::router: return &weights.layer(task.layer_idx).router;
     case TaskKind::gate_up_proj: return &weights.layer(task.layer_idx).gate_up;
     case TaskKind::down_proj: return &weights.layer(task.layer_idx).down;
-    case TaskKind::lm_head:
-    case TaskKind::draft_lm_head: return &weights.lm_head();
+    case TaskKind::lm_head: return &weights.lm_head();
+    case TaskKind::draft_lm_head: return &draft->lm_head();
     case TaskKind::context_fc: return &draft->fc();
     case TaskKind::draft_o_proj: return &draft->layer(task.layer_idx).o_proj;
     case TaskKind::draft_gate_up_proj: return &draft->layer(task.layer_idx).gate_up;

@@ -87,7 +87,8 @@ std::unique_ptr<Engine::Impl> prepare_engine(const ModelConfig& config, const Dr
 /// Everything after the weights: the executor.
 std::shared_ptr<Engine> build_engine(std::unique_ptr<Engine::Impl> impl,
                                      const std::string& backend) {
-  const DraftWeights* draft = impl->draft.get();
+  DraftWeights* draft = impl->draft.get();
+  if (draft) draft->bind(*impl->weights);
   impl->weight_bytes = count_weight_bytes(*impl->weights, draft);
   const EngineOptions& options = impl->options;
   const ExecutorOptions executor_options{.num_workers = impl->decode_plan.num_workers(),

@@ -43,7 +43,7 @@ struct Emitted {
 struct RoundTasks {
   RoundState& state;
 
-  void propose(uint32_t row, const float* draft_logits);
+  void propose(uint32_t row, const LogitRow& draft_logits);
   void accept(const float* logits, uint32_t stride);
 
  private:
@@ -118,15 +118,15 @@ void RoundState::prepare_round() {
   input.round = this;
 }
 
-void RoundTasks::propose(uint32_t row, const float* draft_logits) {
+void RoundTasks::propose(uint32_t row, const LogitRow& draft_logits) {
   if (row == 0 || row >= state.input.num_tokens) return;  // the block is wider than what this round verifies
   SampleRequest request = row_request(state, row - 1, state.num_output + row - 1);
   if (state.draws_drafts()) {
     request.scratch = state.scratch(row);
-    state.proposals_[row] = draw_draft(draft_logits, state.vocab_size_, request, row);
+    state.proposals_[row] = draw_draft(draft_logits, request, row);
     state.block[row] = state.proposals_[row].token_id;
   } else {
-    const int32_t best = best_token(draft_logits, state.vocab_size_, request);
+    const int32_t best = best_token(draft_logits, request);
     state.block[row] = std::max(best, 0);  // a broken draft proposes something; the target decides
   }
 }
@@ -192,7 +192,7 @@ void RoundTasks::emit(const SampleResult& token, Emitted& emitted) {
   state.ring.push(token);
 }
 
-void propose_token(RoundState& state, uint32_t row, const float* draft_logits) {
+void propose_token(RoundState& state, uint32_t row, const LogitRow& draft_logits) {
   RoundTasks{state}.propose(row, draft_logits);
 }
 

@@ -105,9 +105,9 @@ struct RoundState {
   uint32_t vocab_size_ = 0, block_size_ = 0;
 };
 
-/// The draft_sample task for row `row`: block[row] <- draft_logits. Does nothing for row 0 and for rows beyond those
-/// that the round verifies. Rows may be proposed by different threads at once.
-void propose_token(RoundState& state, uint32_t row, const float* draft_logits);
+/// The draft_sample task for row `row`: block[row] <- draft_logits, perhaps of a part of the vocabulary. Does nothing for
+/// row 0 and for rows beyond those that the round verifies. Rows may be proposed by different threads at once.
+void propose_token(RoundState& state, uint32_t row, const LogitRow& draft_logits);
 
 /// The accept task: draws and compares row by row, emits tokens to the ring, moves `position`, tells `width` what
 /// happened, ends the rounds or prepares the next. `logits` [num_tokens, stride].

@@ -6,6 +6,7 @@
 #include "plan/buffers.h"
 
 #include <algorithm>
+#include <limits>
 #include <mutex>
 #include <numeric>
 
@@ -178,8 +179,13 @@ void Session::draft_logits(std::span<const int32_t> tokens, std::vector<float>& 
   const BufferInfo& buffer = engine.round_plan->buffers()[kDraftLogits];
   const auto* rows = reinterpret_cast<const float*>(
       engine.executor->buffer_data(*engine.round_plan, kDraftLogits));
-  for (uint32_t row = 0; row < buffer.rows; ++row, rows += buffer.cols)
-    out.insert(out.end(), rows, rows + vocab_size);
+  const uint32_t num_logits = engine.round_plan->shape().draft.vocab_size;
+  for (uint32_t row = 0; row < buffer.rows; ++row, rows += buffer.cols) {
+    const LogitRow logits{rows, num_logits, engine.draft->vocab_ids()};
+    const size_t begin = out.size();
+    out.resize(begin + vocab_size, -std::numeric_limits<float>::infinity());
+    for (uint32_t i = 0; i < num_logits; ++i) out[begin + logits.token_id(i)] = rows[i];
+  }
 }
 
 void Session::cancel() noexcept {

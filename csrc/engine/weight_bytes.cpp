@@ -23,7 +23,8 @@ WeightBytes count_weight_bytes(const Weights& weights, const DraftWeights* draft
   }
   if (draft) {
     bytes.total += draft->packed_bytes();
-    bytes.per_draft = draft->packed_bytes() + weights.lm_head().bytes();
+    bytes.per_draft = draft->packed_bytes();
+    if (!draft->vocab_ids()) bytes.per_draft += weights.lm_head().bytes();
   }
   return bytes;
 }

@@ -185,19 +185,19 @@ void AccessModel::append_draft(const Task& task, Sink& sink) const {
       break;
     case TaskKind::draft_lm_head:
       sink.all_rows(read, task.input, Cols{0, shape.hidden_size}, draft_row);
-      sink.all_rows(write, task.output, tile_cols(task, round_up(shape.vocab_size, kTileRows)), draft_logit_row);
+      sink.all_rows(write, task.output, tile_cols(task, round_up(draft.vocab_size, kTileRows)), draft_logit_row);
       break;
     case TaskKind::draft_sample:
       for (uint64_t row = task.tile_first; row < draft.block_size; row += task.tile_stride) {
         if (row == 0) continue;  // the anchor is not drafted
         const uint32_t t = static_cast<uint32_t>(row);
-        sink.out.push_back({task.input, draft_logit_row, read, t - 1, draft.block_size, 0, shape.vocab_size});
+        sink.out.push_back({task.input, draft_logit_row, read, t - 1, draft.block_size, 0, draft.vocab_size});
         sink.all_rows(write, task.output, Cols{t, t + 1}, whole);
       }
       break;
     case TaskKind::accept:
       sink.all_rows(read, task.input, Cols{0, shape.vocab_size}, logit_row);
-      sink.all_rows(read, task.input2, Cols{0, shape.vocab_size}, draft_logit_row);
+      sink.all_rows(read, task.input2, Cols{0, draft.vocab_size}, draft_logit_row);
       sink.all_rows(read_earlier, task.output, Cols{0, 1}, whole);
       sink.all_rows(read, task.output, Cols{1, draft.block_size}, whole);
       sink.all_rows(write, task.output, Cols{0, 1}, whole);  // the next round's anchor

@@ -27,7 +27,7 @@ enum BufferId : uint16_t {
   kDraftKv,       // arena   [B, num_kv_heads * (qk_head_dim + v_head_dim)] bf16: K of all heads, then V of all heads
   kDraftAttn,     // arena   [B, num_q_heads * v_head_dim] bf16
   kDraftAct,      // arena   [B, intermediate_size] bf16
-  kDraftLogits,   // arena   [B - 1, vocab rounded up to 16] f32
+  kDraftLogits,   // arena   [B - 1, draft vocab rounded up to 16] f32
   kFirstKv,       // kv      layer 0
 };
 

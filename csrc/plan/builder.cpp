@@ -130,9 +130,10 @@ void PlanBuilder::make_shape() {
     }
   }
   if (!draft_) return;
-  shape.draft = {draft_->num_layers,  draft_->block_size,  draft_->intermediate_size,
-                 draft_->num_q_heads, draft_->num_kv_heads, draft_->qk_head_dim,
-                 draft_->v_head_dim,  draft_->rotary_dim,  draft_->target_layer_ids};
+  const uint32_t vocab_size = draft_->draft_vocab_size ? draft_->draft_vocab_size : shape.vocab_size;
+  shape.draft = {draft_->num_layers,  draft_->block_size,   draft_->intermediate_size, vocab_size,
+                 draft_->num_q_heads, draft_->num_kv_heads, draft_->qk_head_dim,       draft_->v_head_dim,
+                 draft_->rotary_dim,  draft_->target_layer_ids};
 }
 
 void PlanBuilder::check_shape() const {

@@ -59,6 +59,7 @@ void check_draft(const DraftConfig& draft, const ModelConfig& config) {
   check_range("num_layers", draft.num_layers, 1, kMaxDraftLayers);
   check_range("block_size", draft.block_size, 2, kMaxBlockSize);
   check_range("intermediate_size", draft.intermediate_size, 1, kMaxDraftWidth);
+  check_range("draft_vocab_size", draft.draft_vocab_size, 0, config.vocab_size);
   MIMO_RT_CHECK(draft.window_tokens.size() == draft.num_layers, unsupported_shape, kWhere,
                 "draft window_tokens: expected ", draft.num_layers, " entries, got ", draft.window_tokens.size());
   check_heads(draft);
@@ -83,7 +84,7 @@ void PlanBuilder::make_draft_buffers() {
   add_buffer("draft_kv", arena, block, uint64_t{draft.num_kv_heads} * (draft.qk_head_dim + draft.v_head_dim), 2);
   add_buffer("draft_attn", arena, block, uint64_t{draft.num_q_heads} * draft.v_head_dim, 2);
   add_buffer("draft_act", arena, block, draft.intermediate_size, 2);
-  add_buffer("draft_logits", arena, is_round ? block - 1 : 0, round_up(shape.vocab_size, kTileRows), 4);
+  add_buffer("draft_logits", arena, is_round ? block - 1 : 0, round_up(draft.vocab_size, kTileRows), 4);
 }
 
 void PlanBuilder::add_draft_matrix(TaskKind kind, uint16_t layer_idx, uint32_t k, double rows_per_tile,
@@ -123,7 +124,7 @@ void PlanBuilder::add_draft() {
   add_phase(TaskKind::draft_embed, kNoLayer, strided(1, block, block), {4.0 * hidden, 0});
   for (uint32_t l = 0; l < draft_->num_layers; ++l) add_draft_layer(static_cast<uint16_t>(l));
   add_draft_matrix(TaskKind::draft_lm_head, kNoLayer, hidden, kTileRows, block - 1);
-  const double vocab = config_.vocab_size;
+  const double vocab = plan_.shape_.draft.vocab_size;
   add_phase(TaskKind::draft_sample, kNoLayer, strided(1, block, block), {4.0 * vocab, 4.0 * vocab});
 }
 

@@ -185,8 +185,8 @@ uint32_t num_tiles(const PlanShape& shape, TaskKind kind, uint16_t layer_idx) {
     case TaskKind::router: return num_groups(shape.num_experts);
     case TaskKind::expert_gate_up: return num_groups(shape.expert_width);
     case TaskKind::gate_up_proj: return num_groups(shape.dense_width);
-    case TaskKind::lm_head:
-    case TaskKind::draft_lm_head: return num_groups(shape.vocab_size);
+    case TaskKind::lm_head: return num_groups(shape.vocab_size);
+    case TaskKind::draft_lm_head: return num_groups(draft.vocab_size);
     case TaskKind::context_kv: return draft.num_layers * 2 * draft.num_kv_heads;
     case TaskKind::draft_qkv_proj: return draft.num_q_heads + 2 * draft.num_kv_heads;
     case TaskKind::draft_attention: return draft.num_kv_heads;

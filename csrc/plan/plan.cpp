@@ -64,8 +64,8 @@ uint64_t Plan::hash() const {
               layer.rotary_dim);
   const PlanShape::Draft& draft = shape_.draft;
   hash.ints(options_.is_round, options_.max_context_rows, draft.num_layers, draft.block_size, draft.intermediate_size,
-            draft.num_q_heads, draft.num_kv_heads, draft.qk_head_dim, draft.v_head_dim, draft.rotary_dim,
-            draft.target_layer_ids.size());
+            draft.vocab_size, draft.num_q_heads, draft.num_kv_heads, draft.qk_head_dim, draft.v_head_dim,
+            draft.rotary_dim, draft.target_layer_ids.size());
   for (uint32_t id : draft.target_layer_ids) hash.ints(id);
   hash.ints(buffers_.size());
   for (const BufferInfo& info : buffers_) {

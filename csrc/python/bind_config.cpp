@@ -73,6 +73,7 @@ void bind_config(py::module_& m) {
       .def_readonly("mask_token_id", &DraftConfig::mask_token_id)
       .def_readonly("num_target_layers", &DraftConfig::num_target_layers)
       .def_readonly("vocab_size", &DraftConfig::vocab_size)
+      .def_readonly("draft_vocab_size", &DraftConfig::draft_vocab_size)
       .def_readonly("max_position_embeddings", &DraftConfig::max_position_embeddings)
       .def_readonly("window_tokens", &DraftConfig::window_tokens)
       .def_readonly("target_layer_ids", &DraftConfig::target_layer_ids);

@@ -37,8 +37,14 @@ class RefExecutor final : public Executor {
         kv_(weights.config(), exact, draft ? &draft->config() : nullptr),
         ops_(weights, exact, draft) {
     for (const Plan* plan : plans) {
-      MIMO_RT_CHECK(draft || !plan->shape().draft.num_layers, invalid_argument, "make_ref_executor",
+      const PlanShape::Draft& planned = plan->shape().draft;
+      MIMO_RT_CHECK(draft || !planned.num_layers, invalid_argument, "make_ref_executor",
                     "draft: expected weights for a plan with a draft, got nullptr");
+      MIMO_RT_CHECK(!planned.num_layers ||
+                        draft->lm_head().rows == round_up(planned.vocab_size, kTileRows),
+                    invalid_argument, "make_ref_executor", "draft: expected a bound one with an ",
+                    "lm_head for ", planned.vocab_size, " tokens as in the plan, got ",
+                    draft->lm_head().rows, " rows");
       states_.push_back(std::make_unique<PlanState>(*plan, exact));
     }
   }

@@ -19,7 +19,7 @@ struct Step {
   KeyValues* kv = nullptr;
   const StepInput* input = nullptr;
   StepOutput* output = nullptr;
-  const float* draft_logits = nullptr;  ///< FP32 view of the buffer, rows as long as those of `logits`
+  const float* draft_logits = nullptr;  ///< FP32 view of the buffer
 };
 
 /// Runs tasks one at a time; keeps the routing weights of the current layer unrounded for the exact

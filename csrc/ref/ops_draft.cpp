@@ -214,7 +214,7 @@ void Ops::draft_gate_up_proj(const Task& task, const Step& step) {
 
 /// Rows 1.. of the block; row 0 is the anchor, which is known.
 void Ops::draft_lm_head(const Task& task, const Step& step) {
-  const PackedMatrix& matrix = weights_.lm_head();
+  const PackedMatrix& matrix = draft_->lm_head();
   const uint32_t num_rows = std::max(step.input->num_draft_rows, 1u) - 1;
   const Rows rows = normalised(step, task.input, 1, num_rows, draft_->final_norm(), matrix.k);
   for_each_tile(task, matrix, rows, num_rows, [&](uint32_t tile, uint32_t r, const double* y) {
@@ -225,10 +225,12 @@ void Ops::draft_lm_head(const Task& task, const Step& step) {
 
 void Ops::draft_sample(const Task& task, const Step& step) {
   const uint32_t num_tiles = task.tile_end * step.input->num_draft_rows;
+  const uint64_t stride = step.plan->buffers()[task.input].cols;
   for (uint32_t t = task.tile_first; t < num_tiles; t += task.tile_stride)
     if (t > 0)
       propose_token(*step.input->round, t,
-                    step.draft_logits + uint64_t{t - 1} * step.output->logits_stride);
+                    {step.draft_logits + (t - 1) * stride, step.plan->shape().draft.vocab_size,
+                     draft_->vocab_ids()});
 }
 
 }  // namespace mimo_rt::ref

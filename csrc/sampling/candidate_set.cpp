@@ -11,8 +11,8 @@ CandidateSet collect(const LogitRow& row, const SampleRequest& request) {
   auto* first = static_cast<Candidate*>(request.scratch);
   CandidateSet set{first, first};
   const uint32_t k = request.params->sample_top_k;
-  if (k > 0 && k < row.vocab_size) {
-    TopSelector top(first, TopSelector::capacity_for(k, row.vocab_size), k);
+  if (k > 0 && k < row.size) {
+    TopSelector top(first, TopSelector::capacity_for(k, row.size), k);
     for_each_candidate(row, request, [&](double score, uint32_t id) { top.add(score, id); });
     set.last = first + top.finish();
     set.in_id_order = false;
@@ -24,8 +24,8 @@ CandidateSet collect(const LogitRow& row, const SampleRequest& request) {
 }
 
 /// Softmax with temperature, as integers; drops what rounds to zero.
-void weigh(CandidateSet& set, double temperature, uint32_t vocab_size) {
-  const int bits = std::min(53, 63 - static_cast<int>(std::bit_width(vocab_size)));
+void weigh(CandidateSet& set, double temperature, uint32_t num_logits) {
+  const int bits = std::min(53, 63 - static_cast<int>(std::bit_width(num_logits)));
   set.one = std::ldexp(1.0, bits);
   double best = set.first->score;
   for (const Candidate* c = set.first; c != set.last; ++c) best = std::max(best, c->score);
@@ -70,7 +70,7 @@ CandidateSet weighed_candidates(const LogitRow& row, const SampleRequest& reques
   const SamplingParams& params = *request.params;
   CandidateSet set = collect(row, request);
   if (set.empty()) return set;
-  weigh(set, params.temperature, row.vocab_size);
+  weigh(set, params.temperature, row.size);
   if (params.sample_top_p < 1.0f) filter_top_p(set, params.sample_top_p);
   if (params.min_p > 0.0f) filter_min_p(set, params.min_p);
   return set;

@@ -10,10 +10,7 @@
 
 namespace mimo_rt {
 
-struct LogitRow {
-  const float* logits;
-  uint32_t vocab_size;
-};
+inline constexpr uint32_t kNoToken = ~0u;
 
 /// visit(score, token_id) for every candidate, ids ascending; a score is the logit with bias and penalty. Leaves out
 /// what is masked or not finite.
@@ -23,26 +20,28 @@ void for_each_candidate(const LogitRow& row, const SampleRequest& request, Visit
   const uint32_t* counts = penalty == 1.0 ? nullptr : request.token_counts;
   const auto& biases = request.params->logit_bias;
   auto next_bias = biases.begin();
-  const auto visit_one = [&](uint32_t id, double bias) {
-    double score = row.logits[id];
+  const auto visit_one = [&](uint32_t i, double bias) {
+    const uint32_t id = row.token_id(i);
+    double score = row.logits[i];
     if (!std::isfinite(score)) return;
     score += bias;
     if (counts && counts[id]) score = score > 0.0 ? score / penalty : score * penalty;
     visit(score, id);
   };
   uint32_t num_masked = 0;
-  for (uint32_t begin = 0; begin < row.vocab_size;) {
+  for (uint32_t i = 0;;) {
     const auto masked =
-        num_masked < request.num_masked_ids ? static_cast<uint32_t>(request.masked_ids[num_masked]) : row.vocab_size;
-    const auto biased = next_bias != biases.end() ? static_cast<uint32_t>(next_bias->token_id) : row.vocab_size;
-    if (begin < std::min(masked, biased)) {
-      for (const uint32_t end = std::min(masked, biased); begin < end; ++begin) visit_one(begin, 0.0);
-      continue;
+        num_masked < request.num_masked_ids ? static_cast<uint32_t>(request.masked_ids[num_masked]) : kNoToken;
+    const auto biased = next_bias != biases.end() ? static_cast<uint32_t>(next_bias->token_id) : kNoToken;
+    const uint32_t special = std::min(masked, biased);
+    for (const uint32_t end = row.lower_bound(special); i < end; ++i) visit_one(i, 0.0);
+    if (i == row.size) return;
+    if (row.token_id(i) == special) {  // else the row has no logit of it
+      if (special != masked) visit_one(i, next_bias->bias);
+      ++i;
     }
-    if (begin != masked) visit_one(begin, next_bias->bias);
-    num_masked += begin == masked;
-    next_bias += begin == biased;
-    ++begin;
+    num_masked += special == masked;
+    next_bias += special == biased;
   }
 }
 

@@ -32,15 +32,16 @@ int32_t best_logit(const LogitRow& row, const SampleRequest& request) {
   int32_t best_id = -1;
   float best = -kInfinity;
   uint32_t begin = 0;
-  for (uint32_t i = 0; i <= request.num_masked_ids; ++i) {
-    const uint32_t end = i < request.num_masked_ids ? static_cast<uint32_t>(request.masked_ids[i]) : row.vocab_size;
-    for (uint32_t id = begin; id < end; ++id) {
-      while (end - id > kBlock && !any_above(row.logits + id, best)) id += kBlock;
-      if (!(row.logits[id] > best) || row.logits[id] == kInfinity) continue;  // NaN compares false
-      best = row.logits[id];
-      best_id = static_cast<int32_t>(id);
+  for (uint32_t m = 0; m <= request.num_masked_ids; ++m) {
+    const uint32_t masked = m < request.num_masked_ids ? static_cast<uint32_t>(request.masked_ids[m]) : kNoToken;
+    const uint32_t end = row.lower_bound(masked);
+    for (uint32_t i = begin; i < end; ++i) {
+      while (end - i > kBlock && !any_above(row.logits + i, best)) i += kBlock;
+      if (!(row.logits[i] > best) || row.logits[i] == kInfinity) continue;  // NaN compares false
+      best = row.logits[i];
+      best_id = static_cast<int32_t>(row.token_id(i));
     }
-    begin = end + 1;
+    begin = end + (end < row.size && row.token_id(end) == masked);
   }
   return best_id;
 }
@@ -51,12 +52,12 @@ uint64_t sampler_scratch_bytes(uint32_t vocab_size) {
   return uint64_t{vocab_size} * sizeof(Candidate);
 }
 
-int32_t best_token(const float* logits, uint32_t vocab_size, const SampleRequest& request) {
+int32_t best_token(const LogitRow& row, const SampleRequest& request) {
   const bool has_penalty = request.token_counts && request.params->repetition_penalty != 1.0f;
-  if (!has_penalty && request.params->logit_bias.empty()) return best_logit({logits, vocab_size}, request);
+  if (!has_penalty && request.params->logit_bias.empty()) return best_logit(row, request);
   int32_t best = -1;
   double best_score = 0.0;
-  for_each_candidate({logits, vocab_size}, request, [&](double score, uint32_t id) {
+  for_each_candidate(row, request, [&](double score, uint32_t id) {
     if (best >= 0 && score <= best_score) return;
     best = static_cast<int32_t>(id);
     best_score = score;
@@ -67,7 +68,7 @@ int32_t best_token(const float* logits, uint32_t vocab_size, const SampleRequest
 void sample_token(const float* logits, uint32_t vocab_size, const SampleRequest& request, SampleResult& result) {
   result.logprob = 0.0f;
   result.num_alternatives = 0;
-  result.token_id = request.params->temperature == 0.0f ? best_token(logits, vocab_size, request)
+  result.token_id = request.params->temperature == 0.0f ? best_token({logits, vocab_size}, request)
                                                         : draw_token({logits, vocab_size}, request);
   fill_logprobs(logits, vocab_size, request, result);
 }
@@ -84,10 +85,10 @@ void fill_logprobs(const float* logits, uint32_t vocab_size, const SampleRequest
   const double log_normaliser = best + std::log(sum);
   result.logprob = static_cast<float>(row.logits[result.token_id] - log_normaliser);
 
-  const uint32_t k = std::min({request.params->num_logprobs, kMaxLogprobs, row.vocab_size});
+  const uint32_t k = std::min({request.params->num_logprobs, kMaxLogprobs, row.size});
   if (k == 0) return;
   auto* first = static_cast<Candidate*>(request.scratch);
-  TopSelector top(first, TopSelector::capacity_for(k, row.vocab_size), k);
+  TopSelector top(first, TopSelector::capacity_for(k, row.size), k);
   for_each_candidate(row, raw, [&](double score, uint32_t id) { top.add(score, id); });
   result.num_alternatives = top.finish();
   std::sort(first, first + result.num_alternatives, ByScore{});

@@ -11,9 +11,24 @@
 
 #include <mimo_rt/sampling.h>
 
+#include <algorithm>
 #include <cstdint>
 
 namespace mimo_rt {
+
+/// Logits of one position. With `ids`, logit i is that of token ids[i]; without, of token i.
+struct LogitRow {
+  const float* logits;
+  uint32_t size;
+  const int32_t* ids = nullptr;  ///< [size] ascending
+
+  uint32_t token_id(uint32_t i) const { return ids ? static_cast<uint32_t>(ids[i]) : i; }
+  /// The first logit, or `size`, whose token is not below `token_id`.
+  uint32_t lower_bound(uint32_t token_id) const {
+    if (!ids) return std::min(token_id, size);
+    return static_cast<uint32_t>(std::lower_bound(ids, ids + size, static_cast<int64_t>(token_id)) - ids);
+  }
+};
 
 /// Everything the `sample` task needs for one row of logits.
 struct SampleRequest {
@@ -48,7 +63,7 @@ void fill_logprobs(const float* logits, uint32_t vocab_size, const SampleRequest
 
 /// The candidate with the highest score (the lowest id among equals), whatever the temperature; -1
 /// without any. Needs no scratch.
-int32_t best_token(const float* logits, uint32_t vocab_size, const SampleRequest& request);
+int32_t best_token(const LogitRow& row, const SampleRequest& request);
 
 /// Uniform in [0, 1) with 53 bits: Philox-4x32-10 keyed by seed, counter (sequence_id, position,
 /// stream).

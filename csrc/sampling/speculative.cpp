@@ -36,9 +36,9 @@ void subtract(CandidateSet& p, const Proposal& proposal) {
 
 }  // namespace
 
-Proposal draw_draft(const float* draft_logits, uint32_t vocab_size, const SampleRequest& request, uint32_t row) {
+Proposal draw_draft(const LogitRow& draft_logits, const SampleRequest& request, uint32_t row) {
   Proposal proposal;
-  proposal.candidates = weighed_candidates({draft_logits, vocab_size}, request);
+  proposal.candidates = weighed_candidates(draft_logits, request);
   if (proposal.candidates.empty()) {
     *proposal.candidates.first = {0.0, 1, 0};
     proposal.candidates.last = proposal.candidates.first + 1;

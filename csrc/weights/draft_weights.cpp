@@ -1,4 +1,4 @@
-// DraftWeights: the layout of a draft's arena, and its two sources (a checkpoint, random numbers).
+// DraftWeights: the layout of a draft's arena, its two sources (a checkpoint, random numbers), and the head.
 #include "weights/draft_weights.h"
 
 #include "checkpoint/draft_tensors.h"
@@ -12,6 +12,7 @@
 #include "weights/random_fill.h"
 
 #include <cmath>
+#include <cstring>
 #include <utility>
 #include <vector>
 
@@ -24,7 +25,9 @@ struct DraftWeights::Impl {
   const float* hidden_norm = nullptr;
   const float* final_norm = nullptr;
   std::vector<bf16_t> mask_embedding;
-  Arena arena;
+  std::vector<int32_t> vocab_ids;  ///< empty: all tokens
+  PackedMatrix lm_head;            ///< in head_arena, or the target's
+  Arena arena, head_arena;
 };
 
 namespace {
@@ -91,6 +94,16 @@ PackJob find_job(const Checkpoint& checkpoint, const DraftConfig& config, const 
   }
 }
 
+/// Row `lane` of the row group at `to` <- row `row` of `from`. In both formats of a head a row is one 32-bit word of every
+/// 64-byte vector.
+void copy_head_row(const PackedMatrix& from, uint32_t row, uint8_t* to, uint32_t lane) {
+  constexpr uint32_t kWord = sizeof(uint32_t);
+  const uint8_t* word = from.row_group(row / kTileRows) + row % kTileRows * kWord;
+  const uint64_t group_bytes = row_group_bytes(from.format, from.k);
+  for (uint64_t at = 0; at < group_bytes; at += kTileRows * kWord)
+    std::memcpy(to + at + lane * kWord, word + at, kWord);
+}
+
 /// The mask embedding takes the place of a row of a BF16 table.
 std::vector<bf16_t> as_bf16(const TensorInfo& tensor) {
   std::vector<float> values(tensor.shape[0]);
@@ -120,6 +133,7 @@ DraftWeights DraftWeights::load(const std::filesystem::path& draft_dir, const Dr
   auto impl = std::make_unique<Impl>();
   impl->config = config;
   impl->mask_embedding = as_bf16(read_mask_embedding(checkpoint, config).tensor);
+  if (config.draft_vocab_size) impl->vocab_ids = read_draft_vocabulary(checkpoint, config);
   std::vector<PackJob> jobs;
   const WeightsLayout layout = plan_draft_layout(*impl, [&](const MatrixSlot& slot) {
     jobs.push_back(find_job(checkpoint, config, slot));
@@ -136,6 +150,9 @@ DraftWeights DraftWeights::load(const std::filesystem::path& draft_dir, const Dr
 
 DraftWeights DraftWeights::synthetic(const DraftConfig& config, uint64_t seed) {
   constexpr const char* kWhere = "DraftWeights.synthetic";
+  MIMO_RT_CHECK(config.draft_vocab_size <= config.vocab_size || !config.draft_vocab_size,
+                invalid_argument, kWhere, "draft_vocab_size: expected at most vocab_size (",
+                config.vocab_size, "), got ", config.draft_vocab_size);
   auto impl = std::make_unique<Impl>();
   impl->config = config;
   const WeightsLayout layout =
@@ -155,7 +172,30 @@ DraftWeights DraftWeights::synthetic(const DraftConfig& config, uint64_t seed) {
     const float unit = static_cast<float>(random.next() >> 40) * 0x1p-23f - 1.0f;  // [-1, 1)
     impl->mask_embedding.push_back(f32_to_bf16(unit * 1.75f));
   }
+  for (uint64_t i = 0; i < config.draft_vocab_size; ++i)
+    impl->vocab_ids.push_back(static_cast<int32_t>(i * config.vocab_size / config.draft_vocab_size));
   return DraftWeights(std::move(impl));
+}
+
+void DraftWeights::bind(const Weights& target) {
+  constexpr const char* kWhere = "DraftWeights.bind";
+  const PackedMatrix& whole = target.lm_head();
+  impl_->lm_head = whole;
+  const auto num_rows = static_cast<uint32_t>(impl_->vocab_ids.size());
+  if (!num_rows) return;
+  const auto last = static_cast<uint32_t>(impl_->vocab_ids.back());
+  MIMO_RT_CHECK(last < target.config().vocab_size, shape_mismatch, kWhere,
+                "d2t: expected tokens below the model's vocab_size (", target.config().vocab_size,
+                "), got ", last);
+  PackedMatrix& head = impl_->lm_head;
+  head.rows = round_up(num_rows, kTileRows);
+  check_memory(head.bytes(), available_memory_bytes(), kWhere);
+  impl_->head_arena = Arena(head.bytes(), kWhere);  // zeros: rows of padding
+  uint8_t* data = impl_->head_arena.data();
+  head.data = data;
+  for (uint32_t i = 0; i < num_rows; ++i)
+    copy_head_row(whole, static_cast<uint32_t>(impl_->vocab_ids[i]),
+                  data + (head.row_group(i / kTileRows) - head.data), i % kTileRows);
 }
 
 const DraftConfig& DraftWeights::config() const { return impl_->config; }
@@ -166,8 +206,13 @@ const uint16_t* DraftWeights::mask_embedding() const { return impl_->mask_embedd
 const DraftLayerWeights& DraftWeights::layer(uint32_t layer_idx) const {
   return impl_->layers[layer_idx];
 }
+const PackedMatrix& DraftWeights::lm_head() const { return impl_->lm_head; }
+const int32_t* DraftWeights::vocab_ids() const {
+  return impl_->vocab_ids.empty() ? nullptr : impl_->vocab_ids.data();
+}
 uint64_t DraftWeights::packed_bytes() const {
-  return impl_->arena.size_bytes() + impl_->mask_embedding.size() * sizeof(bf16_t);
+  return impl_->arena.size_bytes() + impl_->head_arena.size_bytes() +
+         impl_->mask_embedding.size() * sizeof(bf16_t);
 }
 
 }  // namespace mimo_rt

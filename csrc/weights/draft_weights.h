@@ -24,7 +24,7 @@ struct DraftLayerWeights {
   PackedMatrix down;     ///< rows hidden_size, k = intermediate_size
 };
 
-/// Owns one arena; immutable and shareable after construction.
+/// Owns its arenas; immutable and shareable once it is bound to its target.
 class DraftWeights {
  public:
   /// Reads `config.json`, the safetensors files (through their index when there is one, whatever their names) and the
@@ -32,8 +32,13 @@ class DraftWeights {
   static DraftWeights load(const std::filesystem::path& draft_dir, const DraftConfig& config,
                            const Weights::Options& options,
                            const Checkpoint::Options& file_options = {});
-  /// Random weights of the right shapes. Equal seeds give equal bytes.
+  /// Random weights of the right shapes; with a `draft_vocab_size`, tokens spread over `vocab_size`. Equal seeds give
+  /// equal bytes.
   static DraftWeights synthetic(const DraftConfig& config, uint64_t seed);
+
+  /// Makes `lm_head`: the target's matrix itself, or a copy of the rows that the draft can propose. Before any executor
+  /// sees the draft; the target outlives it. @throws Error{shape_mismatch, out_of_memory}
+  void bind(const Weights& target);
 
   DraftWeights(DraftWeights&&) noexcept;
   ~DraftWeights();
@@ -44,7 +49,9 @@ class DraftWeights {
   const float* final_norm() const;          ///< [hidden_size]
   const uint16_t* mask_embedding() const;   ///< [hidden_size] bf16
   const DraftLayerWeights& layer(uint32_t layer_idx) const;
-  uint64_t packed_bytes() const;
+  const PackedMatrix& lm_head() const;      ///< rows of the target's lm_head; empty before bind
+  const int32_t* vocab_ids() const;         ///< [draft_vocab_size] ascending, token of each row of lm_head; nullptr: all
+  uint64_t packed_bytes() const;            ///< own memory: without an lm_head that is the target's
 
  private:
   struct Impl;

@@ -14,7 +14,8 @@
 
 namespace mimo_rt {
 
-/// A validated draft description. All layers have one geometry; embedding and lm_head are the target's.
+/// A validated draft description. All layers have one geometry; embedding and lm_head are the target's, of the latter
+/// perhaps a part of its rows (`draft_vocab_size`, as in EAGLE-3 drafts).
 struct DraftConfig {
   uint32_t hidden_size = 0;          ///< the target's
   uint32_t num_layers = 0;
@@ -33,6 +34,7 @@ struct DraftConfig {
   int32_t mask_token_id = -1;
   uint32_t num_target_layers = 0;    ///< as the config states it; 0: not stated
   uint32_t vocab_size = 0;           ///< as the config states it; 0: not stated
+  uint32_t draft_vocab_size = 0;     ///< tokens that the draft can propose, listed by its tensor `d2t`; 0: all of the target's
   uint32_t max_position_embeddings = 0;  ///< nominal only
   std::vector<uint32_t> window_tokens;   ///< [num_layers] a query sees keys less than this far away; 0: all
   std::vector<uint32_t> target_layer_ids;  ///< distinct; the residual stream after these layers conditions the draft

@@ -40,6 +40,7 @@ struct PlanShape {
   /// The draft; num_layers 0: there is none.
   struct Draft {
     uint32_t num_layers = 0, block_size = 0, intermediate_size = 0;
+    uint32_t vocab_size = 0;  ///< columns of `draft_logits`: tokens that the draft can propose
     uint32_t num_q_heads = 0, num_kv_heads = 0, qk_head_dim = 0, v_head_dim = 0, rotary_dim = 0;
     std::vector<uint32_t> target_layer_ids;  ///< captured layers, in the order of their columns in `features`
   } draft;

@@ -85,7 +85,8 @@ class MIMO_RT_API Session {
   void logits(std::span<const int32_t> tokens, std::vector<float>& out, uint32_t step_tokens = 0);
 
   /// What the draft predicts after `tokens`: logits of the positions behind the next one, appended to `out` as
-  /// [block_size - 1, vocab_size]; the cache is rebuilt from scratch. For checking a draft.
+  /// [block_size - 1, vocab_size], -infinity for tokens that the draft cannot propose; the cache is rebuilt from scratch.
+  /// For checking a draft.
   /// @throws as logits(); Error{unavailable} without a draft, or on an exact engine.
   void draft_logits(std::span<const int32_t> tokens, std::vector<float>& out);
 

@@ -245,6 +245,7 @@ class Session(SessionState):
         """What the draft predicts behind the next token, float32 ``[block_size - 1, vocab_size]``.
 
         The last token of ``prompt`` is the anchor of the block; the cache is rebuilt from scratch.
+        Tokens that a draft of a part of the vocabulary cannot propose have minus infinity.
 
         Raises:
             UnavailableError: the model has no draft.

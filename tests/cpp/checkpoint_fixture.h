@@ -20,6 +20,8 @@ inline const char* file_dtype(DType dtype) {
     case DType::bf16: return "BF16";
     case DType::f16: return "F16";
     case DType::fp8_e4m3: return "F8_E4M3";
+    case DType::i64: return "I64";
+    case DType::i32: return "I32";
     default: return "U8";
   }
 }

@@ -182,7 +182,9 @@ class DraftLockStep {
       case TaskKind::draft_lm_head:
         for (uint32_t r = 1; r < rows; ++r) {
           const Products p = normed_products(weights_.lm_head(), kDraftX, r, draft_.final_norm());
-          for (uint32_t i = 0; i < config_.vocab_size; ++i) bounds_[{kDraftLogits, 0, r - 1, i}] = p.errors[i];
+          const int32_t* ids = draft_.vocab_ids();
+          for (uint32_t i = 0; i < plan_.shape().draft.vocab_size; ++i)
+            bounds_[{kDraftLogits, 0, r - 1, i}] = p.errors[ids ? ids[i] : i];
         }
         return;
       default:  // draft_embed: the same bytes

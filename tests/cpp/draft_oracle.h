@@ -38,9 +38,16 @@ class DraftOracle {
                           : ref::packed_weight(weights_.embed(), static_cast<uint32_t>(anchor), i);
     for (uint32_t l = 0; l < config_.num_layers; ++l) run_layer(l, pos);
     std::vector<Vector> out;
-    for (uint32_t t = 1; t < config_.block_size; ++t)
-      out.push_back(multiply(weights_.lm_head(), rms_norm(draft_x[t], draft_.final_norm()), 0,
-                             weights_.config().vocab_size));
+    for (uint32_t t = 1; t < config_.block_size; ++t) {
+      const Vector y = rms_norm(draft_x[t], draft_.final_norm());
+      const Vector all = multiply(weights_.lm_head(), y, 0, weights_.config().vocab_size);
+      if (!config_.draft_vocab_size) {
+        out.push_back(all);
+        continue;
+      }
+      out.emplace_back();
+      for (uint32_t i = 0; i < config_.draft_vocab_size; ++i) out.back().push_back(all[draft_.vocab_ids()[i]]);
+    }
     return out;
   }
 

@@ -20,7 +20,7 @@ struct DraftStyle {
   DraftConfig draft;
 };
 
-/// MiMo's dialect, Qwen3's, and one that bends what both have in common.
+/// MiMo's dialect, Qwen3's, one that bends what both have in common, and one that knows part of the vocabulary.
 inline std::vector<DraftStyle> draft_styles(uint32_t block_size) {
   std::vector<DraftStyle> styles;
   const ModelConfig quantised = small_quantised();
@@ -38,6 +38,11 @@ inline std::vector<DraftStyle> draft_styles(uint32_t block_size) {
   bent.intermediate_size = 56;
   bent.window_tokens[1] = 0;
   styles.push_back({"bent", ragged, bent});
+
+  DraftConfig part = mimo;  // of the vocabulary, and not whole groups of rows
+  part.vocab_size = quantised.vocab_size;
+  part.draft_vocab_size = quantised.vocab_size / 3;
+  styles.push_back({"part", quantised, part});
   return styles;
 }
 
@@ -45,7 +50,9 @@ struct DraftModel {
   explicit DraftModel(const DraftStyle& given)
       : style(given),
         weights(Weights::synthetic(style.config, 5)),
-        draft(DraftWeights::synthetic(style.draft, 6)) {}
+        draft(DraftWeights::synthetic(style.draft, 6)) {
+    draft.bind(weights);
+  }
   DraftStyle style;
   Weights weights;
   DraftWeights draft;
@@ -180,7 +187,7 @@ class DraftRun {
     const auto* rows = reinterpret_cast<const float*>(executor->buffer_data(round_plan, kDraftLogits));
     std::vector<float> out;
     for (uint32_t r = 0; r + 1 < draft_config.block_size; ++r)
-      out.insert(out.end(), rows + r * stride, rows + r * stride + config.vocab_size);
+      out.insert(out.end(), rows + r * stride, rows + r * stride + round_plan.shape().draft.vocab_size);
     return out;
   }
 

@@ -313,17 +313,17 @@ class Machine {
       case TaskKind::draft_down_proj: columns(hidden, from(draft_.intermediate_size), rows, true); break;
       case TaskKind::draft_lm_head:
         if (!rows) break;
-        columns(round_up(shape_.vocab_size, kTileRows),
+        columns(round_up(draft_.vocab_size, kTileRows),
                 [&](uint32_t r) { return raw_input(task, r + 1, hidden, rows); }, rows - 1, false);
         break;
       case TaskKind::draft_sample:
-        if (tile) put(task.output, 0, tile, mix(op, row(task.input, tile - 1, 0, shape_.vocab_size)));
+        if (tile) put(task.output, 0, tile, mix(op, row(task.input, tile - 1, 0, draft_.vocab_size)));
         break;
       case TaskKind::accept: {
         uint64_t hash = op;
         for (uint32_t r = 0; r < num_tokens_; ++r) {
           hash = mix(hash, get(task.output, 0, r), row(task.input, r, 0, shape_.vocab_size));
-          if (r) hash = mix(hash, row(task.input2, r - 1, 0, shape_.vocab_size));
+          if (r) hash = mix(hash, row(task.input2, r - 1, 0, draft_.vocab_size));
         }
         put(task.output, 0, 0, hash);
         break;

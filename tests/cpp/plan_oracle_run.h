@@ -40,7 +40,7 @@ inline std::vector<Task> model_program(const Plan& plan, bool fused) {
       op(TaskKind::draft_gate_up_proj, l, groups(draft.intermediate_size), {kDraftX, none, kDraftAct, none});
       op(TaskKind::draft_down_proj, l, hidden, {kDraftAct, none, kDraftX, none});
     }
-    op(TaskKind::draft_lm_head, kNoLayer, groups(shape.vocab_size), {kDraftX, none, kDraftLogits, none});
+    op(TaskKind::draft_lm_head, kNoLayer, groups(draft.vocab_size), {kDraftX, none, kDraftLogits, none});
     op(TaskKind::draft_sample, kNoLayer, 1, {kDraftLogits, none, kBlock, none});
   }
   op(TaskKind::embed, kNoLayer, 1, {is_round ? kBlock : kTokens, none, kX, none}, is_round ? kFromBlock : 0);

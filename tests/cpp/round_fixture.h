@@ -17,6 +17,7 @@ struct Toy {
   uint32_t vocab_size;
   std::function<Logits(int32_t token_id, uint32_t position)> target;  ///< of the token after this one
   std::function<Logits(int32_t anchor, uint32_t position, uint32_t row)> draft;
+  const int32_t* draft_ids = nullptr;  ///< tokens of the draft's logits; nullptr: all, in order
 };
 
 /// What a generation is given, and where it begins: `first` was emitted before and stands at `position`.
@@ -95,7 +96,7 @@ struct Rounds {
     const StepInput& input = state->input;
     for (uint32_t row = 0; row < input.num_draft_rows; ++row) {
       const Logits logits = row ? toy.draft(state->block[0], state->position, row) : Logits();
-      propose_token(*state, row, logits.data());
+      propose_token(*state, row, {logits.data(), static_cast<uint32_t>(logits.size()), toy.draft_ids});
     }
     rows.assign(size_t{stride} * input.num_tokens, 1e30f);  // padding must not be read
     for (uint32_t row = 0; row < input.num_tokens; ++row) {

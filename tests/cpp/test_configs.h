@@ -213,12 +213,15 @@ inline DraftConfig mimo_v2_5_pro_draft() {
   return draft;
 }
 
-/// For any of tiny_configs(): heads of unequal size, the last layer and the first captured, in that order.
+/// For any of tiny_configs(): heads of unequal size, part of the vocabulary, the last layer and the first captured, in
+/// that order.
 inline DraftConfig tiny_draft(const ModelConfig& target, uint32_t block_size = 4) {
   std::vector<uint32_t> ids = {target.num_layers - 1};
   if (target.num_layers > 1) ids.push_back(0);
   DraftConfig draft = make_draft(target, {4, 2, 32, 16, 8}, 2, block_size, 16, ids);
   draft.window_tokens[1] = 0;
+  draft.vocab_size = target.vocab_size;
+  draft.draft_vocab_size = target.vocab_size / 2 + 1;
   return draft;
 }
 

@@ -183,6 +183,24 @@ TEST_CASE("fields that are missing or contradict each other are refused by name"
     CHECK_THROWS(bad_format, needle, parse(with(qwen3(), changes)));
 }
 
+TEST_CASE("a draft may know part of the vocabulary, and says of which") {
+  CHECK_EQ(parse(mimo()).draft_vocab_size, 0u);
+  for (const char* key : {"draft_vocab_size", ".draft_vocab_size"}) {
+    CHECK_EQ(parse(with(mimo(), {{key, "1"}})).draft_vocab_size, 1u);
+    CHECK_EQ(parse(with(mimo(), {{key, "152064"}})).draft_vocab_size, 152064u);
+    CHECK_EQ(parse(with(mimo(), {{key, "null"}})).draft_vocab_size, 0u);
+  }
+  const auto refused = [](const Fields& changes, const std::string& needle) {
+    CHECK_THROWS(bad_format, needle, parse(with(mimo(), changes)));
+  };
+  refused({{"draft_vocab_size", "152065"}}, "draft_vocab_size: expected at most vocab_size (152064), got 152065");
+  refused({{"draft_vocab_size", "0"}}, "draft_vocab_size: expected an integer in [1, 16777216], got 0");
+  refused({{"draft_vocab_size", "-5"}}, "draft_vocab_size: expected an integer in [1, 16777216], got -5");
+  refused({{"draft_vocab_size", "32000.5"}}, "draft_vocab_size");
+  refused({{"draft_vocab_size", "[1]"}}, "draft_vocab_size");
+  refused({{"draft_vocab_size", "5"}, {"vocab_size", ""}}, "vocab_size: expected the target's, as draft_vocab_size");
+}
+
 TEST_CASE("a draft for another target is refused with both values") {
   const DraftConfig config = parse(mimo());
   const auto refused = [&](uint32_t ModelConfig::*member, uint32_t value, const std::string& needle) {

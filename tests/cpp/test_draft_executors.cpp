@@ -53,7 +53,7 @@ Drafted draft(const Weights& weights, const DraftWeights& draft_weights, const s
               const DraftRunOptions& options) {
   DraftRun run(weights, draft_weights, options);
   run_one_round(run, tokens, kAnchor);
-  const uint32_t hidden = run.config.hidden_size, vocab = run.config.vocab_size;
+  const uint32_t hidden = run.config.hidden_size, vocab = run.round_plan.shape().draft.vocab_size;
   const uint32_t stride = run.round_plan.buffers()[kDraftLogits].cols;
   const uint8_t* x = run.executor->buffer_data(run.round_plan, kDraftX);
   const uint8_t* logits = run.executor->buffer_data(run.round_plan, kDraftLogits);

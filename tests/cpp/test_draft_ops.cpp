@@ -20,7 +20,8 @@ void control(const std::vector<std::string>& kinds, const std::function<void(Dra
   const DraftModel model(draft_styles(6)[0]);
   DraftConfig wrong = model.style.draft;
   change(wrong);
-  const DraftWeights cpu_draft = DraftWeights::synthetic(wrong, 6);
+  DraftWeights cpu_draft = DraftWeights::synthetic(wrong, 6);
+  cpu_draft.bind(model.weights);
   if (damage) damage(cpu_draft);
   LockStepResult result = lock_step(model, cpu_draft, runnable_cpu_backends().back());
   for (const auto& [kind, count] : result.num_outside)

@@ -84,6 +84,28 @@ TEST_CASE("plans of the 70-layer model with its draft verify in under 10 s") {
   }
 }
 
+TEST_CASE("a draft of a part of the vocabulary has a head of its size; the rest of the round stays as it is") {
+  const ModelConfig config = test_configs::tiny();
+  DraftConfig draft = test_configs::tiny_draft(config);
+  draft.draft_vocab_size = 0;
+  const Plan whole = Plan::build(config, round_options(3, draft), &draft);
+  CHECK_EQ(whole.shape().draft.vocab_size, 80u);
+  for (const uint32_t size : {1u, 16u, 17u, 79u, 80u}) {
+    draft.draft_vocab_size = size;
+    const Plan part = Plan::build(config, round_options(3, draft), &draft);
+    part.verify();
+    CHECK_EQ(part.buffers()[kDraftLogits].cols, (size + 15) / 16 * 16);
+    CHECK_EQ(part.buffers()[kLogits].cols, 80u);
+    CHECK_EQ(part.hash() == whole.hash(), size == 80);
+    uint32_t num_tiles = 0;
+    for (uint32_t w = 0; w < 3; ++w)
+      for (const Task& task : part.tasks(w))
+        if (task.kind == TaskKind::draft_lm_head && task.tile_first < task.tile_end)
+          num_tiles += (task.tile_end - task.tile_first + task.tile_stride - 1) / task.tile_stride;
+    CHECK_EQ(num_tiles, (size + 15) / 16);
+  }
+}
+
 TEST_CASE("a step with a draft is the step without, after the context and with captures") {
   const ModelConfig config = test_configs::tiny();
   const DraftConfig draft = test_configs::tiny_draft(config);
@@ -237,6 +259,8 @@ TEST_CASE("wrong drafts and options are refused by name") {
                with([](DraftConfig& d) { d.target_layer_ids = {0, 3}; }));
   CHECK_THROWS(unsupported_shape, "expected distinct layers, got 1 twice",
                with([](DraftConfig& d) { d.target_layer_ids = {1, 0, 1}; }));
+  CHECK_THROWS(unsupported_shape, "draft draft_vocab_size: expected 0..80, got 81",
+               with([](DraftConfig& d) { d.draft_vocab_size = 81; }));
   CHECK_THROWS(unsupported_shape, "number of target_layer_ids: expected 1..3, got 0",
                with([](DraftConfig& d) { d.target_layer_ids.clear(); }));
   CHECK_THROWS(unsupported_shape, "draft block_size: expected 2..16, got 17",

@@ -275,7 +275,7 @@ TEST_CASE("the ratio test on large vocabularies: rounding never empties a residu
       uint32_t num_accepted = 0, num_bad = 0;
       for (uint32_t i = 0; i < 400; ++i) {
         SampleRequest request{.params = &params, .sequence_id = 1, .position = i, .scratch = q_scratch.data()};
-        const Proposal proposal = draw_draft(draft.data(), kLarge, request, 1 + i % 15);
+        const Proposal proposal = draw_draft({draft.data(), kLarge}, request, 1 + i % 15);
         request.scratch = p_scratch.data();
         SampleResult result;
         const bool accepted = verify_draft(target.data(), kLarge, request, 1 + i % 15, proposal, result);
@@ -298,7 +298,7 @@ TEST_CASE("logprobs of a verified token are those of the raw logits, accepted or
   uint32_t num_accepted = 0;
   for (uint32_t i = 0; i < 200; ++i) {
     SampleRequest request{.params = &params, .position = i, .scratch = q_scratch.data()};
-    const Proposal proposal = draw_draft(uniform.data(), kVocab, request, 1);
+    const Proposal proposal = draw_draft({uniform.data(), kVocab}, request, 1);
     request.scratch = p_scratch.data();
     SampleResult result;
     num_accepted += verify_draft(kTarget.data(), kVocab, request, 1, proposal, result);

@@ -153,6 +153,8 @@ def test_modes_take_turns_from_an_empty_cache():
 
 def test_a_changed_text_is_an_error():
     done = run_prompts(FakeSession(bad_mode="adaptive"), PROMPTS, ("fixed", "adaptive"), GREEDY)
+    counts = {s.mode: (s.num_compared, s.num_equal) for s in summarize(done) if s.category == "all"}
+    assert counts == {"plain": (4, 4), "fixed": (4, 4), "adaptive": (4, 0)}
     with pytest.raises(MimoRtError, match="4 outputs differ .* 'A-0' in mode 'adaptive'"):
         require_equal(done)
     # Drawn proposals promise the distribution, not the draw; drawn targets with argmax proposals the draw too.
@@ -160,6 +162,7 @@ def test_a_changed_text_is_an_error():
         params = {"temperature": 0.8, "seed": 1, "max_tokens": 5, "draft_proposal": proposal}
         done = run_prompts(FakeSession(bad_mode="fixed"), PROMPTS[:1], ("fixed",), params)
         assert done[1].equals_plain is expected
+        assert summarize(done)[1].num_compared == (expected is not None)
 
 
 def test_summaries_of_categories_and_of_all():
@@ -171,6 +174,7 @@ def test_summaries_of_categories_and_of_all():
     assert fixed.tokens_per_s == pytest.approx(15.0)  # 4 x 4 tokens, 4 x 4/15 s
     line = fixed.record()
     assert line["case"] == "acceptance/all/fixed" and line["num_spec_steps"] == 8
+    assert line["n"] == line["num_compared"] == line["num_equal"] == 4
     assert line["mean_acceptance_length"] == line["token_weighted_acceptance_length"] == 2.0
     assert line["median_us"] == pytest.approx(1e6 / 15, rel=1e-5)
     assert summaries["A", "plain"].record()["mean_acceptance_length"] == 0.0
@@ -244,6 +248,9 @@ def test_a_model_with_a_draft_and_prompt_files(capsys, tmp_path):
     assert cli_main(arguments) == 0
     shown = capsys.readouterr().out
     assert "4 of 4 outputs" in shown and "Words" in shown and "per position" in shown
+    write_tiny_draft(model, block_size=5, draft_vocab_size=30, overwrite=True)
+    assert cli_main(arguments) == 0
+    assert "4 of 4 outputs" in capsys.readouterr().out
     assert cli_main([*arguments, "--modes", "fixed", "--num-draft-tokens", "2", "--json"]) == 0
     lines = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
     fixed = [line for line in lines if line["mode"] == "fixed" and "id" in line]

@@ -63,6 +63,17 @@ def test_a_model_without_a_draft_says_so(tmp_path, capsys):
     assert code == 0 and "none (MODEL/dflash)" in out
 
 
+def test_a_draft_of_a_part_of_the_vocabulary_passes_and_says_so(model, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(_draft_check, "_MIN_ACCEPTANCE_LENGTH", 1.0)
+    part = shutil.copytree(model, tmp_path / "part")
+    write_tiny_draft(part, seed=4, draft_vocab_size=40, overwrite=True)
+    code, out = doctor(capsys, part)
+    assert code == 0 and "40 tokens" in out and "relative error" in out
+    monkeypatch.setattr(_draft_check, "_MAX_RELATIVE_ERROR", 1e-9)
+    code, out = doctor(capsys, part)
+    assert code == 1 and "draft logits      FAILED" in out
+
+
 def test_draft_logits_of_a_session(model):
     ids = list(range(1, 20))
     with mimo_rt.Session(model) as session, mimo_rt.Session(model, num_threads=1) as alone:

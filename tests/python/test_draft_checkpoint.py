@@ -1,10 +1,13 @@
 """Draft folders: both styles and all places of the mask embedding load; broken ones say what to do."""
 
 import json
+import random
+import re
 import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import mimo_rt
@@ -31,6 +34,12 @@ def drafted(directory, draft="auto", **options):
         return list(result.token_ids), result.stats.draft
 
 
+def vocabulary(seed):
+    """Random ids of the tiny model, a third of them."""
+    rng = random.Random(seed)
+    return sorted(rng.sample(range(515), 170))
+
+
 def edit_config(directory, **changes):
     """Changes fields where they are: at the top or in dflash_config."""
     path = directory / "dflash" / "config.json"
@@ -54,6 +63,88 @@ def test_both_styles_load_and_change_no_text(copy, style, block_size):
     tokens, stats = drafted(copy)
     assert tokens == plain
     assert no_draft.num_draft_tokens == 0 < stats.num_draft_tokens
+
+
+@pytest.mark.parametrize("options", [{"vocab_ids": [7]}, {"vocab_ids": vocabulary(1)}, {"draft_vocab_size": 20},
+                                     {"vocab_ids": range(515)}, {"style": "qwen3", "vocab_ids": vocabulary(2)}])
+def test_a_part_of_the_vocabulary_changes_no_text(copy, options):
+    plain, _ = drafted(copy)
+    sampling = {"temperature": 0.9, "seed": 3, "repetition_penalty": 1.2}
+    drawn = {}
+    for draft in ("none", "auto"):
+        if draft == "auto":
+            write_tiny_draft(copy, seed=1, **options)
+        with mimo_rt.Session(copy, num_threads=1, draft=draft, max_context=256) as session:
+            drawn[draft] = session.generate(PROMPT, max_tokens=24, ignore_eos=True, **sampling).token_ids
+            if draft == "auto":  # only the distribution is promised; here, that it runs
+                session.generate(PROMPT, max_tokens=24, ignore_eos=True, draft_mode="fixed", draft_proposal="sampled",
+                                 **sampling)
+    assert drawn["none"] == drawn["auto"]
+    tokens, stats = drafted(copy)
+    assert tokens == plain
+    assert stats.num_draft_tokens > 0
+
+
+def test_a_draft_that_never_knows_the_best_token_accepts_nothing(copy):
+    plain, _ = drafted(copy)
+    write_tiny_draft(copy, seed=1, vocab_ids=[i for i in range(515) if i not in plain])
+    tokens, stats = drafted(copy)
+    assert tokens == plain and stats.num_accepted_tokens == 0 < stats.num_draft_tokens
+    (best,) = {plain[5]}  # a draft of one token proposes it every time
+    write_tiny_draft(copy, seed=1, vocab_ids=[best], overwrite=True)
+    tokens, stats = drafted(copy)
+    assert tokens == plain and stats.num_accepted_tokens > 0
+
+
+def test_logits_of_a_part_are_those_of_the_whole_vocabulary(copy):
+    logits = []
+    ids = vocabulary(1)
+    for options in ({}, {"vocab_ids": ids}):
+        write_tiny_draft(copy, seed=1, overwrite=True, **options)
+        with mimo_rt.Session(copy, num_threads=1) as session:
+            logits.append(session.draft_logits(PROMPT))
+            per_round = session.engine.draft_bytes_per_round
+    whole, part = logits
+    assert part.shape == whole.shape == (7, 515)
+    assert (part[:, ids] == whole[:, ids]).all()
+    others = np.delete(part, ids, axis=1)
+    assert np.isneginf(others).all() and others.shape == (7, 345)
+    write_tiny_draft(copy, seed=1, overwrite=True)
+    with mimo_rt.Session(copy, num_threads=1) as session:
+        rows = (515 + 15) // 16 * 16
+        assert session.engine.draft_bytes_per_round > per_round - (2 << 20) + (rows - 176) * 160 * 2
+
+
+@pytest.mark.parametrize(
+    ("d2t", "match"),
+    [([3, 2], "element 1: expected 3..513, .* got 2"), ([3, 514], "element 1: expected 3..513"),
+     ([-1, 0], "element 0: expected 0..514"), ([2**63 - 1, 0], "element 0"), ([0, -(2**63)], "element 1")])
+def test_vocabularies_that_do_not_ascend_are_refused(copy, d2t, match):
+    directory = write_tiny_draft(copy, vocab_ids=[3, 4])
+    path = next(p for p in directory.glob("dflash*.safetensors") if b'"d2t"' in p.read_bytes())
+    good = np.array([3, 3], dtype="<i8").tobytes()
+    data = path.read_bytes()
+    assert data.count(good) == 1
+    path.write_bytes(data.replace(good, np.array(d2t, dtype="<i8").tobytes()))
+    with pytest.raises(_C.BadFormatError, match=f"'d2t' .*{match}"):
+        drafted(copy)
+
+
+def test_a_vocabulary_needs_its_size_and_its_tensor(copy):
+    write_tiny_draft(copy, vocab_ids=[3, 4])
+    path = copy / "dflash" / "config.json"
+    config = json.loads(path.read_text())
+    for size, error, match in [(3, _C.ShapeMismatchError, r"expected i64 \[3\], got i64 \[2\]"),
+                               (0, _C.BadFormatError, "draft_vocab_size"), (None, _C.BadFormatError, "'d2t'"),
+                               (516, _C.BadFormatError, r"expected at most vocab_size \(515\), got 516")]:
+        path.write_text(json.dumps(config | {"draft_vocab_size": size}))
+        with pytest.raises(error, match=match):
+            drafted(copy)
+    write_tiny_draft(copy, overwrite=True)
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"draft_vocab_size": 2}))
+    with pytest.raises(_C.MissingTensorError, match="'d2t'"):
+        drafted(copy)
 
 
 def test_equal_seeds_give_equal_drafts(copy, model, tmp_path):
@@ -150,7 +241,8 @@ def test_a_missing_mask_embedding_is_refused(copy):
 @pytest.mark.parametrize(
     "options",
     [{"style": "eagle"}, {"mask_format": "gguf"}, {"block_size": 1}, {"color": 1},
-     {"style": "qwen3", "has_sink": True}, {"target_layer_ids": (5,)}],
+     {"style": "qwen3", "has_sink": True}, {"target_layer_ids": (5,)}, {"vocab_ids": [3, 3]},
+     {"vocab_ids": [4, 3]}, {"vocab_ids": [515]}, {"draft_vocab_size": 516}],
 )
 def test_bad_options_of_the_generator(copy, options):
     with pytest.raises(_C.InvalidArgumentError):
@@ -173,6 +265,10 @@ def test_inspect_shows_the_draft(copy):
     assert "8 tokens, mask token 514" in text and "4 q / 2 kv heads of 32/16" in text
     record = json.loads(inspect(copy, "--json"))["draft"]
     assert record["target_layer_ids"] == [0, 2, 4] and record["has_sink"] is True
+    assert record["draft_vocab_size"] == 0 and re.search(r"vocabulary +all", text)
+    write_tiny_draft(copy, vocab_ids=[3, 4, 9], overwrite=True)
+    assert re.search(r"vocabulary +3 tokens", inspect(copy, "--check"))
+    assert json.loads(inspect(copy, "--json"))["draft"]["draft_vocab_size"] == 3
     edit_config(copy, hidden_size=320)
     assert "unusable" in inspect(copy)
     assert "hidden_size" in json.loads(inspect(copy, "--json"))["draft"]["error"]

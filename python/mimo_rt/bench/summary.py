@@ -19,6 +19,7 @@ class Summary:
     """One mode over the prompts of one category.
 
     Attributes:
+        num_compared, num_equal: outputs that should equal those of plain decoding, and that do.
         tokens_per_s: decoded tokens of all prompts over their time; first tokens not counted.
         ratios: per prompt, this mode's speed over that of plain decoding.
     """
@@ -26,6 +27,8 @@ class Summary:
     category: str
     mode: str
     num_prompts: int
+    num_compared: int
+    num_equal: int
     draft: DraftStats
     mean_acceptance_length: float
     tokens_per_s: float
@@ -43,6 +46,8 @@ class Summary:
             "category": self.category,
             "mode": self.mode,
             "n": self.num_prompts,
+            "num_compared": self.num_compared,
+            "num_equal": self.num_equal,
             **draft_record(self.draft),
             "tokens_per_s": round(self.tokens_per_s, 3),
         }
@@ -85,6 +90,8 @@ def _summary(
         category=category,
         mode=mode,
         num_prompts=len(generations),
+        num_compared=sum(g.equals_plain is not None for g in generations),
+        num_equal=sum(g.equals_plain is True for g in generations),
         draft=add_up(g.result.stats.draft for g in generations),
         mean_acceptance_length=statistics.fmean(lengths) if lengths else 0.0,
         tokens_per_s=sum(g.num_decoded for g in generations) / seconds if seconds else 0.0,

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .. import _C
-from .draft_layout import FILE_STEM, DraftShape, draft_config, draft_specs
+from .draft_layout import (
+    FILE_STEM,
+    DraftShape,
+    decode_vocab_ids,
+    draft_config,
+    draft_specs,
+    encode_vocab_ids,
+)
 from .formats import encode_bf16
 from .writer import CheckpointWriter, TensorSpec, atomic_directory, encode_header, write_json
 
@@ -26,6 +34,7 @@ def write_tiny_draft(
     style: str = "mimo",
     mask_format: str = "safetensors",
     max_shard_bytes: int = 100_000,
+    vocab_ids: Sequence[int] = (),
     overwrite: bool = False,
     **overrides: Any,
 ) -> Path:
@@ -41,6 +50,8 @@ def write_tiny_draft(
         mask_format: where the mask embedding goes: "safetensors" (a file of its own), "tensor"
             (one of the draft's tensors) or "pt" (as published; needs torch).
         max_shard_bytes: start a new file when the current one would grow beyond this.
+        vocab_ids: ascending tokens that the draft can propose; none: all, or a random choice of
+            ``draft_vocab_size`` when that is given.
         overwrite: replace the draft if there is one.
         overrides: fields of :class:`DraftShape`, such as ``block_size`` or ``target_layer_ids``.
 
@@ -50,7 +61,10 @@ def write_tiny_draft(
     _check_choice("style", style, STYLES)
     _check_choice("mask_format", mask_format, MASK_FORMATS)
     model = json.loads((Path(model_dir) / "config.json").read_text(encoding="utf-8"))
+    if len(vocab_ids):
+        overrides = overrides | {"draft_vocab_size": len(vocab_ids)}
     shape = _tiny_shape(model, style, overrides)
+    d2t = _vocabulary(shape, vocab_ids, seed)
     specs = draft_specs(shape)
     if mask_format == "tensor":
         specs["mask_embedding"] = TensorSpec("BF16", (shape.hidden_size,))
@@ -63,7 +77,8 @@ def write_tiny_draft(
             partial, specs, max_shard_bytes=max_shard_bytes, stem=FILE_STEM
         ) as writer:
             for name, spec in specs.items():
-                writer.write(name, _random_tensor(rng, name, spec.shape))
+                is_weight = name != "d2t"
+                writer.write(name, _random_tensor(rng, name, spec.shape) if is_weight else d2t)
         if mask_format != "tensor":
             mask = _random_tensor(rng, "mask_embedding", (shape.hidden_size,))
             _write_mask(partial, mask_format, shape.mask_token_id, mask)
@@ -123,6 +138,18 @@ def _qwen3_config(shape: DraftShape) -> dict[str, Any]:
         "layer_types": [layer_type] * shape.num_layers,
         "dflash_config": {k: inner[k] for k in ("target_layer_ids", "mask_token_id", "block_size")},
     }
+
+
+def _vocabulary(shape: DraftShape, vocab_ids: Sequence[int], seed: int) -> np.ndarray:
+    """``d2t`` of the ids; empty for all of the vocabulary."""
+    ids = np.array(vocab_ids, dtype=np.int64)
+    if not len(ids) and shape.draft_vocab_size:
+        choice = np.random.default_rng(seed).permutation(shape.vocab_size)
+        ids = np.sort(choice[: shape.draft_vocab_size])
+    d2t = encode_vocab_ids(ids)
+    if len(d2t):
+        decode_vocab_ids(d2t, shape.vocab_size)
+    return d2t
 
 
 def _random_tensor(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:

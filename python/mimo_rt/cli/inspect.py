@@ -124,6 +124,7 @@ def draft_rows(draft: Any) -> list[tuple[str, Any]]:
     return [
         ("layers", f"{draft.num_layers}, width {draft.intermediate_size}"),
         ("block", f"{draft.block_size} tokens, mask token {draft.mask_token_id}"),
+        ("vocabulary", f"{draft.draft_vocab_size} tokens" if draft.draft_vocab_size else "all"),
         ("features of layers", " ".join(map(str, draft.target_layer_ids))),
         ("attention", f"{draft.num_q_heads} q / {draft.num_kv_heads} kv heads of "
                       f"{draft.qk_head_dim}/{draft.v_head_dim}, rotary {draft.rotary_dim} at base "
