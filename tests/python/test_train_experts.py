@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 
 import mimo_rt  # noqa: E402
 from mimo_rt.checkpoints import formats, write_tiny_checkpoint  # noqa: E402
+from mimo_rt.train import gptq  # noqa: E402
 from mimo_rt.train.data import TrainingData  # noqa: E402
 from mimo_rt.train.experts import ExpertTrainer, ExpertTrainingOptions, expert_linears  # noqa: E402
 from mimo_rt.train.generations import Generation  # noqa: E402
@@ -134,3 +135,46 @@ def test_models_that_do_not_fit_are_refused(models, data, tmp_path):
     with pytest.raises(mimo_rt.MimoRtError, match="expected"):
         ExpertTrainer(TargetModel(teacher), TargetModel(other), data, OPTIONS)
     shutil.rmtree(other)
+
+
+# -- GPTQ
+
+
+def test_gptq_rounds_better_than_the_nearest_value():
+    """Correlated inputs: a smaller error of the output, on the grid, and kept by quantize_mxfp4."""
+    generator = torch.Generator().manual_seed(3)
+    mix = torch.randn(96, 96, generator=generator)
+    inputs = torch.randn(2000, 12, generator=generator) @ mix[:12] + 0.2 * torch.randn(2000, 96, generator=generator)
+    weight = torch.randn(64, 96, generator=generator)
+    values = gptq.gptq_mxfp4(weight, inputs.T @ inputs)
+
+    def error(values):
+        return float((inputs @ (values - weight).T).norm())
+
+    assert error(values) < 0.6 * error(quantize_mxfp4(weight).values)
+    assert torch.equal(quantize_mxfp4(values).values, values)
+    independent = gptq.gptq_mxfp4(weight, torch.eye(96))  # control: nothing to make up for
+    assert torch.equal(independent, quantize_mxfp4(weight).values)
+
+
+def test_gptq_start_is_nearer_to_the_teacher(models, data):
+    """On the calibration texts, also where the router leaves experts out; deterministic."""
+    teacher, student = (TargetModel(directory) for directory in models)
+    lines = []
+    start = gptq.gptq_experts(teacher, student, data.token_ids, lines.append)
+    assert len(lines) == 2 and set(start) == set(expert_linears(student))
+    rounded, compensated = (
+        ExpertTrainer(teacher, student, data, OPTIONS, start=begin).evaluate(data)["divergence"]
+        for begin in (None, start)
+    )
+    print(rounded, compensated)
+    assert compensated < 0.7 * rounded
+    again = gptq.gptq_experts(teacher, student, data.token_ids, lines.append)
+    assert all(torch.equal(again[name], value) for name, value in start.items())
+
+
+def test_gptq_names_layers_that_are_too_wide(models, data, monkeypatch):
+    teacher, student = (TargetModel(directory) for directory in models)
+    monkeypatch.setattr(gptq, "MAX_HIDDEN_UNITS", 1)
+    with pytest.raises(mimo_rt.MimoRtError, match="at most 1 hidden units per layer.*layer 0"):
+        gptq.gptq_experts(teacher, student, data.token_ids, print)

@@ -12,6 +12,7 @@ from ..loading import ProgressLine
 from ..session import Session
 from ._options import add_engine_options, engine_arguments
 from ._output import note
+from ._train_types import count, id_counts, layer_ids, numbers, part
 
 _ALL_SETS = "coding,math,agent,chat"
 
@@ -43,18 +44,18 @@ def _add_generate(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA", type=Path, help="directory of the answers")
     parser.add_argument("--prompts", metavar="SETS", default=_ALL_SETS,
                         help=f"built-in sets (default {_ALL_SETS})")
-    parser.add_argument("--per-set", type=_count, default=250, metavar="N",
+    parser.add_argument("--per-set", type=count, default=250, metavar="N",
                         help="prompts of each set (default 250)")
     parser.add_argument("--prompt-file", type=Path, metavar="FILE.jsonl",
                         help="prompts of a file instead: name, and text or messages")
-    parser.add_argument("--temperatures", type=_numbers, default=(0.0, 0.8), metavar="LIST",
+    parser.add_argument("--temperatures", type=numbers, default=(0.0, 0.8), metavar="LIST",
                         help="one answer at each (default 0,0.8)")
-    parser.add_argument("--max-tokens", type=_count, default=256, metavar="N",
+    parser.add_argument("--max-tokens", type=count, default=256, metavar="N",
                         help="tokens of an answer (default 256)")
-    parser.add_argument("--max-prompt-tokens", type=_count, default=512, metavar="N",
+    parser.add_argument("--max-prompt-tokens", type=count, default=512, metavar="N",
                         help="longer prompts are left out (default 512)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of prompts and answers")
-    parser.add_argument("--part", type=_part, default=(0, 1), metavar="I/N",
+    parser.add_argument("--part", type=part, default=(0, 1), metavar="I/N",
                         help="make the I-th of N equal parts (from 0)")
     add_engine_options(parser)
     parser.set_defaults(run=_run_generate)
@@ -105,23 +106,23 @@ def _add_draft(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA", type=Path, help="answers of 'train generate'")
     _add_run_options(parser, steps=1500, sequences=8, lr=2e-3, max_tokens=1024)
     group = parser.add_argument_group("draft")
-    group.add_argument("--layers", type=_count, default=3, metavar="N", help="default 3")
-    group.add_argument("--target-layers", type=_layer_ids, default=(), metavar="LIST",
+    group.add_argument("--layers", type=count, default=3, metavar="N", help="default 3")
+    group.add_argument("--target-layers", type=layer_ids, default=(), metavar="LIST",
                        help="captured layers (default: 5, evenly spread)")
-    group.add_argument("--block-size", type=_count, default=8, metavar="N",
+    group.add_argument("--block-size", type=count, default=8, metavar="N",
                        help="anchor and masks (default 8)")
-    group.add_argument("--window", type=_count, default=1024, metavar="N",
+    group.add_argument("--window", type=count, default=1024, metavar="N",
                        help="context tokens that a row sees (default 1024)")
     group.add_argument("--intermediate-size", type=int, default=0, metavar="N",
                        help="MLP width (default: the target's)")
     group.add_argument("--gamma", type=float, default=4.0, metavar="X",
                        help="slot k weighs exp(-(k-1)/X) in the loss (default 4)")
-    group.add_argument("--anchors", type=_count, default=64, metavar="N",
+    group.add_argument("--anchors", type=count, default=64, metavar="N",
                        help="blocks per sequence and step (default 64)")
     group.add_argument("--ema", type=float, default=0.0, metavar="X",
                        help="export a running average of this decay, e.g. 0.99")
     vocabulary = group.add_mutually_exclusive_group()
-    vocabulary.add_argument("--softmax-ids", type=_id_counts, default=(0, 0), metavar="F,R",
+    vocabulary.add_argument("--softmax-ids", type=id_counts, default=(0, 0), metavar="F,R",
                             help="estimate the softmax by the F most frequent and R random ids")
     vocabulary.add_argument("--draft-vocab-size", type=int, default=0, metavar="N",
                             help="propose the N most frequent ids of the answers only")
@@ -180,6 +181,9 @@ def _add_experts(commands: Any, common: argparse.ArgumentParser) -> None:
                         help="the same model with MXFP4 experts")
     parser.add_argument("data", metavar="DATA", type=Path, help="answers of 'train generate'")
     _add_run_options(parser, steps=200, sequences=4, lr=3e-5, max_tokens=512)
+    parser.add_argument("--gptq-tokens", type=int, default=32768, metavar="N",
+                        help="tokens that GPTQ looks at for the start (default 32768); 0 starts at "
+                        "the teacher's weights")
     parser.set_defaults(run=_run_experts)
 
 
@@ -192,7 +196,7 @@ def _run_experts(args: argparse.Namespace) -> int:
 
     options = ExpertTrainingOptions(
         num_steps=args.steps, sequences_per_step=args.sequences, lr=args.lr,
-        max_sequence_tokens=args.max_sequence_tokens, seed=args.seed,
+        max_sequence_tokens=args.max_sequence_tokens, gptq_tokens=args.gptq_tokens, seed=args.seed,
     )
     line = _Line()
     model_dir = train_experts(
@@ -213,16 +217,16 @@ def _add_run_options(
     parser.add_argument("run_dir", metavar="RUN", type=Path,
                         help="directory of checkpoints, log, curve and result")
     group = parser.add_argument_group("training")
-    group.add_argument("--steps", type=_count, default=steps, metavar="N", help=f"default {steps}")
-    group.add_argument("--sequences", type=_count, default=sequences, metavar="N",
+    group.add_argument("--steps", type=count, default=steps, metavar="N", help=f"default {steps}")
+    group.add_argument("--sequences", type=count, default=sequences, metavar="N",
                        help=f"sequences per step (default {sequences})")
     group.add_argument("--lr", type=float, default=lr, metavar="X",
                        help=f"peak learning rate (default {lr:g})")
-    group.add_argument("--max-sequence-tokens", type=_count, default=max_tokens, metavar="N",
+    group.add_argument("--max-sequence-tokens", type=count, default=max_tokens, metavar="N",
                        help=f"longer sequences are cut (default {max_tokens})")
-    group.add_argument("--validation", type=_count, default=16, metavar="N",
+    group.add_argument("--validation", type=count, default=16, metavar="N",
                        help="prompts held out (default 16)")
-    group.add_argument("--eval-every", type=_count, default=200, metavar="N",
+    group.add_argument("--eval-every", type=count, default=200, metavar="N",
                        help="steps between evaluations (default 200)")
     group.add_argument("--checkpoint-minutes", type=float, default=5.0, metavar="X",
                        help="work that an interruption may cost (default 5)")
@@ -273,28 +277,3 @@ class _Line(ProgressLine):
         super().close()
         if self._last_text:
             print(self._last_text, file=sys.stderr, flush=True)
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("expected at least 1")
-    return value
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(","))
-
-
-def _layer_ids(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
-
-
-def _id_counts(text: str) -> tuple[int, int]:
-    frequent, random = (int(part) for part in text.split(","))
-    return frequent, random
-
-
-def _part(text: str) -> tuple[int, int]:
-    index, count = (int(part) for part in text.split("/"))
-    return index, count

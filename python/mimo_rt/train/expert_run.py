@@ -5,12 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from .data import TrainingData
 from .draft_run import split_generations
 from .experts import ExpertTrainer, ExpertTrainingOptions
 from .generations import read_generations
-from .run import Report, RunOptions, run_training
+from .gptq import gptq_experts
+from .run import STATE_FILE, Report, RunOptions, run_training
 from .target import TargetModel
+
+
+def calibration_sequences(data: TrainingData, num_tokens: int, seed: int) -> list[Tensor]:
+    """Sequences of ``data`` in an order drawn from ``seed``, until they have ``num_tokens``."""
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    chosen: list[Tensor] = []
+    for seq_idx in order.tolist():
+        if sum(map(len, chosen)) >= num_tokens:
+            break
+        chosen.append(data.token_ids[seq_idx])
+    return chosen
 
 
 def train_experts(
@@ -41,7 +56,11 @@ def train_experts(
     training, validation = split_generations(read_generations(data_dir), num_validation)
     data = TrainingData(training, options.max_sequence_tokens)
     held_out = TrainingData(validation or training[:1], options.max_sequence_tokens)
-    trainer = ExpertTrainer(teacher, student, data, options)
+    start = None
+    if options.gptq_tokens and not (run_dir / STATE_FILE).is_file():
+        sequences = calibration_sequences(data, options.gptq_tokens, options.seed)
+        start = gptq_experts(teacher, student, sequences, report)
+    trainer = ExpertTrainer(teacher, student, data, options, start=start)
 
     def evaluate() -> dict[str, Any]:
         return trainer.evaluate(held_out)

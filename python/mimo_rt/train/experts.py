@@ -4,14 +4,14 @@ Only the expert weights are trained. A step rounds their float32 masters to MXFP
 with the rounded values, and gives the gradient of a rounded value to its master unchanged
 (straight-through). The loss is the Kullback-Leibler divergence of the student's next-token
 distribution from the teacher's, over all positions of a sequence. AdamW trains the masters: they
-start at the teacher's weights and move by less than a quantisation step, where the orthogonal steps
-of Muon would be far too coarse.
+start at the values that GPTQ chose near the teacher's weights and move by less than a quantisation step,
+where the orthogonal steps of Muon would be far too coarse.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,10 @@ from .tensors import CheckpointTensors
 
 @dataclass(frozen=True)
 class ExpertTrainingOptions:
-    """Numbers of a training run; sequences are cut to max_sequence_tokens."""
+    """Numbers of a training run; sequences are cut to max_sequence_tokens.
+
+    ``gptq_tokens``: about how many tokens GPTQ may look at for the start; 0 starts at the teacher.
+    """
 
     num_steps: int = 200
     sequences_per_step: int = 4
@@ -42,6 +45,7 @@ class ExpertTrainingOptions:
     warmup_fraction: float = 0.04
     clip_norm: float = 1.0
     max_sequence_tokens: int = 512
+    gptq_tokens: int = 32768
     seed: int = 0
 
 
@@ -56,7 +60,7 @@ class ExpertTrainer:
     Args:
         teacher: the unquantised model; its expert weights are where training starts.
         student: same sizes, experts in MXFP4; everything else of it stays as it is.
-        from_teacher: False starts at the student's own (quantised) weights.
+        start: expert weights to start at; None: the teacher's.
     """
 
     def __init__(
@@ -66,19 +70,19 @@ class ExpertTrainer:
         data: TrainingData,
         options: ExpertTrainingOptions,
         *,
-        from_teacher: bool = True,
+        start: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.options = options
         self.step_idx = 0
         self.history: list[dict[str, float]] = []
         self._teacher, self._student, self._data = teacher, student, data
-        start = (teacher if from_teacher else student).weights
+        start = teacher.weights if start is None else start
         self._masters: dict[str, Tensor] = {}
         for name in expert_linears(student):
             if name not in start or start[name].shape != student.weights[name].shape:
                 raise _C.ShapeMismatchError(
                     f"[train] '{name}': expected {list(student.weights[name].shape)} in the "
-                    f"teacher too, got {list(start[name].shape) if name in start else 'none'}."
+                    f"start too, got {list(start[name].shape) if name in start else 'none'}."
                 )
             self._masters[name] = start[name].clone()
         if not self._masters:

@@ -57,7 +57,7 @@ def quantize_mxfp4(weight: Tensor) -> Mxfp4:
     for offset in (0, 1, -1):
         exponent = (base + offset).clamp(-127, 127)
         step = torch.exp2(exponent.float())[..., None]
-        values = _round_e2m1(blocks / step).mul_(step)
+        values = round_e2m1(blocks / step).mul_(step)
         error = (values - blocks).div_(unit).square_().sum(dim=-1)
         is_better = error < best_error
         for old, new in ((best, values), (best_error, error), (best_exponent, exponent)):
@@ -65,7 +65,7 @@ def quantize_mxfp4(weight: Tensor) -> Mxfp4:
     return Mxfp4(best.reshape(rows, cols), best_exponent)
 
 
-def _round_e2m1(x: Tensor) -> Tensor:
+def round_e2m1(x: Tensor) -> Tensor:
     """The nearest of 0, .5, 1, 1.5, 2, 3, 4, 6 with the sign of x; ties to the even code."""
     magnitude = x.abs().clamp_(max=6)
     # Without its mantissa a magnitude is the power of two below it; there are two values from one

@@ -66,13 +66,19 @@ class Function:
         return self.doc.split("\n\n")[0].replace("\n", " ").strip()
 
 
+def library_paths() -> list[Path]:
+    """Source files of the standard library, without its tests and what is installed beside it."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    paths = sorted(p for p in root.rglob("*.py") if not _SKIPPED & set(p.relative_to(root).parts))
+    return paths[:_MAX_FILES]
+
+
 @cache
 def library_functions() -> tuple[Function, ...]:
     """Public functions with a docstring of moderate length, in the order of their files."""
     root = Path(sysconfig.get_paths()["stdlib"])
-    paths = sorted(p for p in root.rglob("*.py") if not _SKIPPED & set(p.relative_to(root).parts))
     found: dict[str, Function] = {}
-    for path in paths[:_MAX_FILES]:
+    for path in library_paths():
         module = ".".join(path.relative_to(root).with_suffix("").parts)
         try:
             tree = ast.parse(path.read_bytes())

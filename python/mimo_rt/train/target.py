@@ -154,14 +154,34 @@ class TargetModel:
         return TargetOutput(logits, features)
 
     def _layer(self, x: Tensor, layer_idx: int, weights: Mapping[str, Tensor]) -> Tensor:
-        prefix = f"model.layers.{layer_idx}"
-        epsilon = self.config["layernorm_epsilon"]
-        h = rms_norm(x, weights[f"{prefix}.input_layernorm"], epsilon)
-        x = x + self._attention(h, layer_idx, weights)
-        h = rms_norm(x, weights[f"{prefix}.post_attention_layernorm"], epsilon)
+        x = self.attention_output(x, layer_idx, weights)
+        return self.mlp_output(x, layer_idx, weights)
+
+    def attention_output(
+        self, x: Tensor, layer_idx: int, weights: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """The residual stream ``[num_tokens, hidden_size]`` of one sequence after attention."""
+        weights = weights or self.weights
+        norm = weights[f"model.layers.{layer_idx}.input_layernorm"]
+        h = rms_norm(x, norm, self.config["layernorm_epsilon"])
+        return x + self._attention(h, layer_idx, weights)
+
+    def mlp_input(
+        self, x: Tensor, layer_idx: int, weights: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """The normed stream that the MLP or the experts of a layer read."""
+        norm = (weights or self.weights)[f"model.layers.{layer_idx}.post_attention_layernorm"]
+        return rms_norm(x, norm, self.config["layernorm_epsilon"])
+
+    def mlp_output(
+        self, x: Tensor, layer_idx: int, weights: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """The residual stream ``[num_tokens, hidden_size]`` after the MLP or the experts."""
+        weights = weights or self.weights
+        h = self.mlp_input(x, layer_idx, weights)
         if layer_shape(self.config, layer_idx).is_moe:
             return x + self._moe(h, layer_idx, weights)
-        return x + self._mlp(h, f"{prefix}.mlp", weights)
+        return x + self._mlp(h, f"model.layers.{layer_idx}.mlp", weights)
 
     def _attention(self, h: Tensor, layer_idx: int, weights: Mapping[str, Tensor]) -> Tensor:
         attn = f"model.layers.{layer_idx}.self_attn"
@@ -207,6 +227,12 @@ class TargetModel:
                 y = self._mlp(h[token], module, weights) * expert_weights[token, slot][:, None]
                 out = out.index_add(0, token, y)
         return out
+
+    def expert_shares(self, h: Tensor, layer_idx: int) -> Tensor:
+        """``[num_tokens, num_experts]``: the weight of every expert, 0 where it is not chosen."""
+        share, expert_ids = self._route(h, f"model.layers.{layer_idx}.mlp", self.weights)
+        out = h.new_zeros(len(h), self.config["n_routed_experts"])
+        return out.scatter_(1, expert_ids, share)
 
     def _route(
         self, h: Tensor, mlp: str, weights: Mapping[str, Tensor]
