@@ -14,8 +14,8 @@ import zipfile
 import numpy as np
 import pytest
 from mimo_rt import _C
-from mimo_rt.checkpoints import demo, gguf_llama, wheels
-from mimo_rt.checkpoints.formats import decode_bf16, encode_bf16
+from mimo_rt.checkpoints import demo, expert_delta, gguf_llama, wheels
+from mimo_rt.checkpoints.formats import decode_bf16, decode_mxfp4, encode_bf16, encode_mxfp4
 from reference_model import ReferenceModel
 
 HIDDEN, LAYERS, Q_HEADS, KV_HEADS, WIDTH, VOCAB = 96, 3, 6, 3, 256, 300
@@ -176,7 +176,6 @@ def test_text_files_come_from_the_gguf(gguf_path, tmp_path):
     assert tokenizer.get_vocab_size() == VOCAB
     config = json.loads((directory / "tokenizer_config.json").read_text())
     assert config["chat_template"] == TEMPLATE and config["eos_token"] == "<|end|>"
-    assert "Apache-2.0" in (directory / "README.md").read_text()
 
 
 def test_other_tokenizers_are_refused(gguf_path, tmp_path, monkeypatch):
@@ -193,9 +192,52 @@ def test_other_tokenizers_are_refused(gguf_path, tmp_path, monkeypatch):
 # --- fetching and caching ------------------------------------------------------------------------
 
 
+def expert_modules(weights):
+    """(module, source weight) of every expert linear."""
+    width = WIDTH // demo.NUM_EXPERTS
+    for layer in range(LAYERS):
+        for expert in range(demo.NUM_EXPERTS):
+            part = slice(expert * width, (expert + 1) * width)
+            for name in ("gate", "up", "down"):
+                weight = weights[f"blk.{layer}.ffn_{name}"]
+                weight = weight[:, part] if name == "down" else weight[part]
+                yield f"model.layers.{layer}.mlp.experts.{expert}.{name}_proj", weight
+
+
+def test_trained_experts_replace_the_rounded_ones(gguf_path, weights, tmp_path):
+    """The checkpoint holds the trained codes, and everything else as without them."""
+    torch = pytest.importorskip("torch")
+    from mimo_rt.train.tensors import CheckpointTensors
+
+    rng = np.random.default_rng(7)
+    arrays, expected = {}, {}
+    for module, weight in expert_modules(weights):
+        codes, scale = encode_mxfp4(weight + rng.standard_normal(weight.shape).astype(np.float32) * 0.01)
+        arrays |= {f"{module}.scale": scale, f"{module}.delta": expert_delta.encode_delta(weight, codes, scale)}
+        expected[module] = decode_mxfp4(codes, scale)
+    expert_delta.write_expert_delta(tmp_path / "experts.npz", arrays)
+    plain = CheckpointTensors(converted(gguf_path, tmp_path / "plain"))
+    (tmp_path / "trained").mkdir()
+    with expert_delta.open_expert_delta(tmp_path / "experts.npz") as trained:
+        demo.convert_gguf(gguf_path, tmp_path / "trained", trained=trained)
+    got = CheckpointTensors(tmp_path / "trained")
+    for module, values in expected.items():
+        raw = [got.raw(f"{module}.{part}").numpy() for part in ("weight", "weight_scale")]
+        assert np.array_equal(decode_mxfp4(*raw), values)
+        assert not np.array_equal(raw[0], plain.raw(f"{module}.weight").numpy())
+    for name in ("model.embed_tokens.weight", "model.layers.0.self_attn.qkv_proj.weight"):
+        assert np.array_equal(got.raw(name).view(torch.uint8).numpy(), plain.raw(name).view(torch.uint8).numpy())
+
+
 @pytest.fixture
-def small_wheel(gguf_path, tmp_path, monkeypatch):
+def small_wheel(gguf_path, weights, tmp_path, monkeypatch):
     """A stand-in for the pinned wheel, already downloaded into a cache of its own."""
+    arrays = {}
+    for module, weight in expert_modules(weights):
+        codes, scale = encode_mxfp4(weight)
+        arrays |= {f"{module}.scale": scale, f"{module}.delta": expert_delta.encode_delta(weight, codes, scale)}
+    expert_delta.write_expert_delta(tmp_path / "experts.npz", arrays)
+    monkeypatch.setattr(demo, "TRAINED_EXPERTS", tmp_path / "experts.npz")
     cache = tmp_path / "cache"
     path = cache / "downloads" / demo.WHEEL.file_name
     path.parent.mkdir(parents=True)
@@ -219,6 +261,7 @@ def test_second_call_uses_the_cache(small_wheel, monkeypatch):
     assert events[0] == ("convert", 0, LAYERS) and events[-1] == ("convert", LAYERS, LAYERS)
     assert {p.name for p in cache.iterdir()} == {demo.MODEL_NAME}  # the wheel is gone
     assert (first / "LICENSE").read_text() == "Apache License"
+    assert "Apache-2.0" in (first / "README.md").read_text()
     assert not list(first.glob("**/*.gguf"))
     assert demo.ensure_demo_model(cache=cache) == first
 

