@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from mimo_rt import _C
-from mimo_rt.bench import adversarial
+from mimo_rt.bench import adversarial, draft_share
 from mimo_rt.bench.acceptance import Generation, add_up, draft_record, record, require_equal, run_prompts
 from mimo_rt.bench.prompts import DEFAULT_FILE, BenchPrompt, limit_per_category, read_prompts
 from mimo_rt.bench.summary import summarize
@@ -109,6 +109,20 @@ def test_record_has_the_common_names_and_agrees_with_itself():
     assert line["mean_acceptance_length"] == 2.0 and line["draft_acceptance_rate"] == 0.5
     assert line["acceptance_per_position"] == [0.6667, 0.3333, 0.3333]  # of the three drafted steps
     assert line["acceptance_when_verified"] == [0.6667, 0.3333, 0.5]
+
+
+def test_the_draft_ends_with_its_last_proposal():
+    def slice_(pid, kind, begin, duration):
+        return {"ph": "X", "pid": pid, "cat": kind, "ts": begin, "dur": duration, "args": {"task": 0}}
+
+    names = [{"ph": "M", "name": "process_name", "pid": i, "args": {"name": n}}
+             for i, n in enumerate(("predicted", "measured"))]
+    measured = [slice_(1, "wait", 2.0, 1.0), slice_(1, "draft_sample", 5.0, 1.5), slice_(1, "draft_sample", 4.0, 1.0),
+                slice_(1, "embed", 7.0, 1.0), slice_(1, "accept", 20.0, 2.0)]
+    predicted = [slice_(0, "context_fc", 0.0, 1.0), slice_(0, "draft_sample", 50.0, 1.0), slice_(0, "accept", 90.0, 9.0)]
+    assert draft_share._times_us([*names, *predicted, *measured]) == (4.5, 20.0)
+    share = draft_share.DraftShare(4.5, 20.0)
+    assert share.record()["draft_share_of_round"] == 0.225 and "22.5 %" in share.to_text()
 
 
 # -- runs
@@ -226,6 +240,8 @@ def test_drafted_output_equals_plain_output(capsys, tiny_random_model):
     assert all(line["equals_plain"] is True for line in prompts), err
     assert {line["completion_tokens"] for line in prompts} == {24}
     fixed = next(line for line in prompts if line["mode"] == "fixed")
+    assert 0 < fixed["draft_step_us"] < fixed["round_us"]
+    assert fixed["draft_share_of_round"] == pytest.approx(fixed["draft_step_us"] / fixed["round_us"], abs=1e-4)
     assert fixed["num_spec_steps"] > 0 and fixed["num_draft_tokens"] > 0 and fixed["num_spec_tokens"] == 7
     # Every step emits one token and what it accepted; the first token comes from the prompt's step.
     emitted = fixed["num_spec_steps"] + fixed["num_accepted_draft_tokens"]
@@ -248,6 +264,7 @@ def test_a_model_with_a_draft_and_prompt_files(capsys, tmp_path):
     assert cli_main(arguments) == 0
     shown = capsys.readouterr().out
     assert "4 of 4 outputs" in shown and "Words" in shown and "per position" in shown
+    assert "a round that drafts a whole block takes" in shown
     write_tiny_draft(model, block_size=5, draft_vocab_size=30, overwrite=True)
     assert cli_main(arguments) == 0
     assert "4 of 4 outputs" in capsys.readouterr().out

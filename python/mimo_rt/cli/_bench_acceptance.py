@@ -17,6 +17,7 @@ from ..bench.acceptance import (
     require_equal,
     run_prompts,
 )
+from ..bench.draft_share import measure_draft_share
 from ..bench.prompts import DEFAULT_FILE, BenchPrompt, limit_per_category, read_prompts
 from ..bench.summary import Summary, summarize
 from ..errors import MimoRtError
@@ -78,10 +79,12 @@ def run(args: argparse.Namespace) -> int:
             if line is not None:
                 line.close()
         summaries = summarize(generations)
+        share = measure_draft_share(session)
         common = {
             **engine_record(args, session.engine), **params,
             "bandwidth_gbs": round(bandwidth_gbs, 3), "clock": "wall",
             "draft_bytes_per_round": session.engine.draft_bytes_per_round,
+            **share.record(),
             "repeat": shlex.join(args.command_line),
         }
         if args.json:
@@ -89,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             print_head(args, session.engine, bandwidth_gbs)
             _print_report(generations, summaries, params)
+            print(share.to_text())
             print(f"repeat: {common['repeat']}")
     require_equal(generations)
     return _adversarial_code(summaries) if args.adversarial else 0
