@@ -185,9 +185,9 @@ int main(int argc, char** argv) {
     fill(weights, bytes);
     for (int format = 0; format < 4; ++format) {
       if (!options.format.empty() && options.format != kFormatNames[format]) continue;
-      for (const uint32_t num_tokens : {1u, 2u, 4u, 8u, 64u, 512u})
-        if (!options.num_tokens || options.num_tokens == num_tokens)
-          run_case(options, kernels, static_cast<PackedFormat>(format), num_tokens, weights, bytes);
+      const std::vector<uint32_t> usual = {1, 2, 4, 8, 64, 512}, chosen = {options.num_tokens};
+      for (const uint32_t num_tokens : options.num_tokens ? chosen : usual)
+        run_case(options, kernels, static_cast<PackedFormat>(format), num_tokens, weights, bytes);
     }
   } catch (const std::exception& error) {
     return std::fprintf(stderr, "%s\n", error.what()), 1;

@@ -99,6 +99,7 @@ set(MIMO_RT_AVX2_SOURCES
   csrc/cpu/avx2/gemm_fp8.cpp
   csrc/cpu/avx2/gemm_mxfp4.cpp
   csrc/cpu/avx2/prepare.cpp
+  csrc/cpu/avx2/prepare_mxfp4.cpp
   csrc/cpu/avx2/table.cpp)
 set(MIMO_RT_AVX2_FLAGS -O3 -mavx2 -mfma)
 set(MIMO_RT_AVX512_SOURCES

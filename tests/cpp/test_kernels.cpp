@@ -1,5 +1,6 @@
 // Matrix products of every instruction set against float64, and against themselves for every batch
 // and split.
+#include <algorithm>
 #include <cmath>
 
 #include "check.h"
@@ -50,7 +51,8 @@ struct Reference {
 /// The bound counts roundings of one row: a block of 32 k has at most 32 products and 32 additions
 /// (FMA and vdpbf16ps need fewer), its scale and its addition to the running sum two more, the
 /// final sum of classes one. With n roundings in any path the error is at most n u / (1 - n u)
-/// times the sum of |products|. 2^-126 covers flushed subnormals.
+/// times the sum of |products|. 2^-126 covers flushed subnormals. Digits (avx2/digits.h) need no
+/// more: at most 34 roundings within a block and two per block after it.
 Reference reference(const Matrix& m, const std::vector<bf16_t>& x, uint32_t num_tokens) {
   const double n = 65.0 + 2.0 * (m.k / 32.0), u = 0x1p-24;
   Reference ref;
@@ -150,29 +152,72 @@ TEST_CASE("blocks of 512 tokens") {
   }
 }
 
-// Token k is one-hot at k, so its result is the weight itself; the scale is a power of two:
-// equality.
+// Activations over 120 binades: in one block, some vanish beside others, and no 24-bit window holds
+// all of them.
+TEST_CASE("activations of all magnitudes stay within the bound, with the same bits in any batch") {
+  for (const PackedFormat format : kFormats) {
+    const uint32_t k = 576, num_tokens = 7;
+    const Matrix m = pack_reference::random_matrix(format, 48, k, 21);
+    std::mt19937 rng(5);
+    std::vector<bf16_t> x(num_tokens * k);
+    for (bf16_t& value : x)
+      value = static_cast<bf16_t>((67 + rng() % 120) << 7 | (rng() & 0x807f));
+    const Reference ref = reference(m, x, num_tokens);
+    std::vector<bf16_t> cut = x;  // the largest activation of token 3 without its last bit
+    const auto magnitude = [](bf16_t a, bf16_t b) { return (a & 0x7fff) < (b & 0x7fff); };
+    *std::max_element(cut.begin() + 3 * k, cut.begin() + 4 * k, magnitude) ^= 1;
+    for (const Table& table : kernel_tables::runnable()) {
+      const std::vector<float> all = multiply(table, m, x.data(), num_tokens);
+      CHECK(worst(all, ref) <= 1.0);
+      CHECK(worst(multiply(table, m, cut.data(), num_tokens), ref) > 1.0);
+      for (uint32_t t = 0; t < num_tokens; ++t)
+        CHECK(!std::memcmp(multiply(table, m, x.data() + t * k, 1).data(), &all[t * m.rows],
+                           m.rows * 4));
+    }
+  }
+}
+
+TEST_CASE("infinities and NaN reach all results of their token and no other's") {
+  for (const Table& table : kernel_tables::runnable())
+    for (const PackedFormat format : kFormats)
+      for (const bf16_t bad : {0x7f80, 0xff80, 0x7fc0}) {
+        const uint32_t k = 96;
+        const Matrix m = pack_reference::random_matrix(format, 16, k, 13);
+        std::vector<bf16_t> x = random_tokens(3, k, 14);
+        x[k + 37] = bad;
+        const std::vector<float> y = multiply(table, m, x.data(), 3);
+        for (uint32_t i = 0; i < y.size(); ++i) CHECK_EQ(std::isfinite(y[i]), i / 16 != 1);
+      }
+}
+
+// Token k is one-hot at k, so its result is the weight times one activation; the scale is a power
+// of two: equality.
 TEST_CASE("every code of every format is exact, with the smallest and a large E8M0 scale") {
   for (const Table& table : kernel_tables::runnable())
     for (const PackedFormat format : kFormats)
-      for (const uint8_t e8m0 : {0, 1, 127, 200}) {
-        const uint32_t k = 256;
-        Matrix m = pack_reference::random_matrix(format, 16, k, 9);
-        for (uint32_t i = 0; i < 16 * k; ++i) {
-          if (format == PackedFormat::mxfp4) m.codes[i] = (i % k + i / k) % 16;
-          if (format == PackedFormat::fp8_e4m3) m.codes[i] = (i % 128 == 127) ? 0 : i % k;
+      for (const uint8_t e8m0 : {0, 1, 127, 200})
+        for (const bf16_t one : {0x3f80, 0x0001, 0x00ff, 0x6fff}) {
+          // vdpbf16ps takes subnormals as zero, its results too.
+          const bool flushes = table.name.find("with BF16") != std::string::npos;
+          if (flushes && one < 0x3f80) continue;
+          const uint32_t k = 256;
+          Matrix m = pack_reference::random_matrix(format, 16, k, 9);
+          for (uint32_t i = 0; i < 16 * k; ++i) {
+            if (format == PackedFormat::mxfp4) m.codes[i] = (i % k + i / k) % 16;
+            if (format == PackedFormat::fp8_e4m3) m.codes[i] = (i % 128 == 127) ? 0 : i % k;
+          }
+          for (uint8_t& scale : m.e8m0) scale = e8m0;
+          for (float& scale : m.tile_scale) scale = 0.25f;
+          std::vector<bf16_t> x(size_t{k} * k);
+          for (uint32_t i = 0; i < k; ++i) x[size_t{i} * k + i] = one;
+          const std::vector<float> y = multiply(table, m, x.data(), k);
+          uint32_t num_wrong = 0;
+          for (uint32_t t = 0; t < k; ++t)
+            for (uint32_t row = 0; row < 16; ++row)
+              num_wrong += !(y[t * 16 + row] ==
+                             m.value(row, t) * bf16_to_f32(one) * m.scale(row, t));
+          CHECK_EQ(num_wrong, 0u);
         }
-        for (uint8_t& scale : m.e8m0) scale = e8m0;
-        for (float& scale : m.tile_scale) scale = 0.25f;
-        std::vector<bf16_t> x(size_t{k} * k);
-        for (uint32_t i = 0; i < k; ++i) x[size_t{i} * k + i] = 0x3f80;  // 1.0
-        const std::vector<float> y = multiply(table, m, x.data(), k);
-        uint32_t num_wrong = 0;
-        for (uint32_t t = 0; t < k; ++t)
-          for (uint32_t row = 0; row < 16; ++row)
-            num_wrong += !(y[t * 16 + row] == m.value(row, t) * m.scale(row, t));
-        CHECK_EQ(num_wrong, 0u);
-      }
 }
 
 TEST_CASE("prepare gathers rows, obeys the stride and pads with zeros") {

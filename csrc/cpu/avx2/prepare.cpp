@@ -57,13 +57,14 @@ static void prepare_tokens(const PrepareArgs& args) {
 
 }  // namespace
 
-uint64_t prepared_bytes(int, uint32_t num_tokens, uint32_t k) {
+uint64_t prepared_bytes(int format, uint32_t num_tokens, uint32_t k) {
+  if (format == layout::kMxfp4) return prepared_bytes_mxfp4(num_tokens, k);
   return uint64_t{num_tokens} * k * sizeof(float);
 }
 
 void prepare(int format, const PrepareArgs& args) {
-  const bool two_classes = format == layout::kMxfp4 || format == layout::kFp8;
-  return two_classes ? prepare_tokens<2>(args) : prepare_tokens<1>(args);
+  if (format == layout::kMxfp4) return prepare_mxfp4(args);
+  return format == layout::kFp8 ? prepare_tokens<2>(args) : prepare_tokens<1>(args);
 }
 
 }  // namespace mimo_rt::cpu::avx2

@@ -1,0 +1,163 @@
+// Activations for mxfp4 weights: see digits.h.
+#include <immintrin.h>
+
+#include "digits.h"
+#include "entries.h"
+
+namespace mimo_rt::cpu::avx2 {
+namespace {
+
+enum : uint32_t { kVectors = layout::kBlockK / 8 };
+
+/// Units of the blocks with the smallest activations; what lies below them is rest. Every factor of
+/// this file is a normal number then.
+enum : int32_t { kMaxShift = 116 };
+
+MIMO_RT_INLINE float power_of_two(int32_t exponent) {
+  const uint32_t bits = static_cast<uint32_t>(exponent + 127) << 23;
+  float value;
+  __builtin_memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+/// A block's bf16 as stored, those at `count` and beyond zero.
+MIMO_RT_INLINE void load_block(const bf16_t* x, uint32_t count, __m256i (&bits)[2]) {
+  alignas(32) bf16_t part[layout::kBlockK] = {};
+  if (count < layout::kBlockK) {
+    for (uint32_t i = 0; i < count; ++i) part[i] = x[i];
+    x = part;
+  }
+  bits[0] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
+  bits[1] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + 16));
+}
+
+/// The largest shift for which all |x| 2^shift <= 127.5 * 2^8, so that `high` fits a byte. Not
+/// finite activations do not count.
+MIMO_RT_INLINE int32_t block_shift(const __m256i (&bits)[2]) {
+  const __m256i infinity = _mm256_set1_epi16(0x7f80);
+  __m256i largest = _mm256_setzero_si256();
+  for (const __m256i half : bits) {
+    const __m256i magnitude = _mm256_and_si256(half, _mm256_set1_epi16(0x7fff));
+    const __m256i is_finite = _mm256_cmpgt_epi16(infinity, magnitude);
+    largest = _mm256_max_epi16(largest, _mm256_and_si256(magnitude, is_finite));
+  }
+  // vphminposuw finds a minimum.
+  const __m128i pair =
+      _mm_max_epi16(_mm256_castsi256_si128(largest), _mm256_extracti128_si256(largest, 1));
+  const __m128i flipped = _mm_minpos_epu16(_mm_xor_si128(pair, _mm_set1_epi16(0x7fff)));
+  const int32_t max_bits = (_mm_cvtsi128_si32(flipped) & 0xffff) ^ 0x7fff;
+  // 2^15 - 2^7 is too much: such a significand, 0xff, counts as the next power of two.
+  const int32_t shift = 14 + 127 - ((max_bits + 1) >> 7);
+  return shift < kMaxShift ? shift : int32_t{kMaxShift};
+}
+
+/// 32-bit integers -> their low bytes, in order.
+MIMO_RT_INLINE __m256i pack_bytes(const __m256i (&digits)[kVectors]) {
+  const __m256i a = _mm256_packs_epi32(digits[0], digits[1]);
+  const __m256i b = _mm256_packs_epi32(digits[2], digits[3]);
+  return _mm256_permutevar8x32_epi32(_mm256_packs_epi16(a, b),
+                                     _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
+MIMO_RT_INLINE Start start_of(__m256i bytes) {
+  const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(kWeightBias), bytes);
+  __m128i sum =
+      _mm_add_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+  sum = _mm_add_epi16(sum, _mm_unpackhi_epi64(sum, sum));
+  sum = _mm_add_epi16(sum, _mm_shuffle_epi32(sum, 1));
+  return _mm_cvtsi128_si32(_mm_sub_epi16(_mm_setzero_si128(), sum));
+}
+
+/// Takes round(x * 2^shift) units out of x; returns them.
+MIMO_RT_INLINE __m256 take_units(__m256& x, int32_t shift) {
+  // Halves go up: what is left is in [-1/2, 1/2), times 256 in [-128, 128).
+  const __m256 units = _mm256_floor_ps(
+      _mm256_fmadd_ps(x, _mm256_set1_ps(power_of_two(shift)), _mm256_set1_ps(0.5f)));
+  x = _mm256_fnmadd_ps(units, _mm256_set1_ps(power_of_two(-shift)), x);
+  return units;
+}
+
+/// `x` is what high and low leave of the block.
+static void store_extra(__m256 (&x)[kVectors], int32_t shift, uint32_t token, Extra& extra) {
+  __m256i digit[kVectors];
+  uint32_t rest_mask = 0;
+  for (uint32_t i = 0; i < kVectors; ++i) {
+    const __m256 is_finite =
+        _mm256_cmp_ps(_mm256_sub_ps(x[i], x[i]), _mm256_setzero_ps(), _CMP_EQ_OQ);
+    __m256 rest = _mm256_and_ps(x[i], is_finite);
+    const __m256 units = take_units(rest, shift + 8);
+    const __m256 capped = _mm256_min_ps(units, _mm256_set1_ps(127.0f));
+    rest = _mm256_fmadd_ps(_mm256_sub_ps(units, capped),
+                           _mm256_set1_ps(power_of_two(-shift - 8)), rest);
+    rest = _mm256_blendv_ps(x[i], rest, is_finite);
+    digit[i] = _mm256_cvtps_epi32(capped);
+    _mm256_storeu_ps(extra.rest + i * 8, rest);
+    const __m256 is_left = _mm256_cmp_ps(rest, _mm256_setzero_ps(), _CMP_NEQ_UQ);
+    rest_mask |= static_cast<uint32_t>(_mm256_movemask_ps(is_left)) << i * 8;
+  }
+  const __m256i bytes = pack_bytes(digit);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(extra.digit), bytes);
+  extra.token = token;
+  extra.start = start_of(bytes);
+  extra.half_unit = power_of_two(-shift - 9);
+  extra.rest_mask = rest_mask;
+}
+
+/// One block of one token; true if it needs `extra`, which is written then.
+static bool prepare_block(const __m256i (&bits)[2], uint32_t token, Digits& out, Extra& extra) {
+  const int32_t shift = block_shift(bits);
+  const __m256 infinity = _mm256_set1_ps(__builtin_inff());
+  __m256 x[kVectors], any = _mm256_setzero_ps();
+  __m256i high[kVectors], low[kVectors];
+  for (uint32_t i = 0; i < kVectors; ++i) {
+    const __m128i half = i % 2 ? _mm256_extracti128_si256(bits[i / 2], 1)
+                               : _mm256_castsi256_si128(bits[i / 2]);
+    x[i] = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+    const __m256 magnitude = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x[i]);
+    const __m256 is_finite = _mm256_cmp_ps(magnitude, infinity, _CMP_LT_OQ);
+    __m256 rest = _mm256_and_ps(x[i], is_finite);
+    const __m256i units = _mm256_cvtps_epi32(take_units(rest, shift));
+    x[i] = _mm256_blendv_ps(x[i], rest, is_finite);
+    any = _mm256_or_ps(any, _mm256_cmp_ps(x[i], _mm256_setzero_ps(), _CMP_NEQ_UQ));
+    low[i] = _mm256_srai_epi32(_mm256_slli_epi32(units, 24), 24);
+    high[i] = _mm256_srai_epi32(_mm256_add_epi32(units, _mm256_set1_epi32(128)), 8);
+  }
+  const __m256i high_bytes = pack_bytes(high), low_bytes = pack_bytes(low);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out.high), high_bytes);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out.low), low_bytes);
+  out.high_start = start_of(high_bytes);
+  out.low_start = start_of(low_bytes);
+  out.half_unit = power_of_two(-shift - 1);
+  if (!_mm256_movemask_ps(any)) return false;
+  store_extra(x, shift, token, extra);
+  return true;
+}
+
+}  // namespace
+
+uint64_t prepared_bytes_mxfp4(uint32_t num_tokens, uint32_t k) {
+  return DigitsLayout(num_tokens, k).num_bytes;
+}
+
+void prepare_mxfp4(const PrepareArgs& args) {
+  const DigitsLayout parts(args.num_tokens, args.k);
+  auto* bytes = static_cast<uint8_t*>(args.prepared);
+  auto* num_extras = reinterpret_cast<uint32_t*>(bytes);
+  auto* digits = reinterpret_cast<Digits*>(bytes + parts.digits);
+  auto* extras = reinterpret_cast<Extra*>(bytes + parts.extras);
+  const uint32_t num_blocks = args.k / layout::kBlockK;
+  for (uint32_t block = 0; block < num_blocks; ++block) num_extras[block] = 0;
+  for (uint32_t t = 0; t < args.num_tokens; ++t) {
+    const bf16_t* row = args.x + uint64_t{args.row_ids ? args.row_ids[t] : t} * args.x_stride;
+    for (uint32_t block = 0; block < num_blocks; ++block) {
+      const uint32_t k = block * layout::kBlockK;
+      __m256i bits[2];
+      load_block(row + k, k < args.k_valid ? args.k_valid - k : 0, bits);
+      const uint64_t first = uint64_t{block} * args.num_tokens;
+      num_extras[block] += prepare_block(bits, t, digits[first + t],
+                                         extras[first + num_extras[block]]);
+    }
+  }
+}
+
+}  // namespace mimo_rt::cpu::avx2
