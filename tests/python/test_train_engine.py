@@ -44,7 +44,8 @@ def one_thread():
     torch.set_num_threads(num_threads)
 
 
-def test_the_engine_accepts_what_training_measured(tmp_path, one_thread):
+@pytest.mark.parametrize("draft_vocab_size", [0, 60])
+def test_the_engine_accepts_what_training_measured(tmp_path, one_thread, draft_vocab_size):
     """Answers drawn at temperature 1 and learnt by heart.
 
     The engine rounds activations to BF16 and may lose a token here and there: 5 % of the acceptance length. A draft
@@ -57,11 +58,13 @@ def test_the_engine_accepts_what_training_measured(tmp_path, one_thread):
     answers = read_generations(tmp_path / "data")
     data = TrainingData(answers, 64)
     target = TargetModel(model)
-    sizes = DraftSizes(num_layers=1, target_layer_ids=(0, 1), block_size=5, intermediate_size=96, window_tokens=16)
+    sizes = DraftSizes(num_layers=1, target_layer_ids=(0, 1), block_size=5, intermediate_size=96, window_tokens=16,
+                        draft_vocab_size=draft_vocab_size)
     shape = shape_for_target(target.config, sizes, num_anchors=24)
     features = FeatureSource(target, shape.target_layer_ids, data.token_ids, tmp_path / "features")
     options = DraftTrainingOptions(num_steps=60, sequences_per_step=4, anchors_per_sequence=24, lr=1e-2)
-    trainer = DraftTrainer(target, DraftModel(shape), data, features, options)
+    vocab_ids = data.vocabulary(draft_vocab_size, shape.vocab_size) if draft_vocab_size else None
+    trainer = DraftTrainer(target, DraftModel(shape, vocab_ids=vocab_ids), data, features, options)
     untrained = export_draft(trainer.draft, tmp_path / "untrained")
     for _ in range(12):  # not to the end: right and wrong drafts in every slot
         trainer.step()
