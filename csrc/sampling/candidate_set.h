@@ -12,16 +12,15 @@ namespace mimo_rt {
 
 inline constexpr uint32_t kNoToken = ~0u;
 
-/// visit(score, token_id) for every candidate, ids ascending; a score is the logit with bias and penalty. Leaves out
-/// what is masked or not finite.
-template <typename Visit>
-void for_each_candidate(const LogitRow& row, const SampleRequest& request, Visit visit) {
+/// for_each_candidate for a row with ids, or for one without: whole rows are long, and this is their inner loop.
+template <bool kHasIds, typename Visit>
+void visit_candidates(const LogitRow& row, const SampleRequest& request, Visit& visit) {
   const double penalty = request.params->repetition_penalty;
   const uint32_t* counts = penalty == 1.0 ? nullptr : request.token_counts;
   const auto& biases = request.params->logit_bias;
   auto next_bias = biases.begin();
   const auto visit_one = [&](uint32_t i, double bias) {
-    const uint32_t id = row.token_id(i);
+    const uint32_t id = kHasIds ? static_cast<uint32_t>(row.ids[i]) : i;
     double score = row.logits[i];
     if (!std::isfinite(score)) return;
     score += bias;
@@ -43,6 +42,13 @@ void for_each_candidate(const LogitRow& row, const SampleRequest& request, Visit
     num_masked += special == masked;
     next_bias += special == biased;
   }
+}
+
+/// visit(score, token_id) for every candidate, ids ascending; a score is the logit with bias and penalty. Leaves out
+/// what is masked or not finite.
+template <typename Visit>
+void for_each_candidate(const LogitRow& row, const SampleRequest& request, Visit visit) {
+  return row.ids ? visit_candidates<true>(row, request, visit) : visit_candidates<false>(row, request, visit);
 }
 
 /// Candidates in the row's scratch.
