@@ -1,8 +1,9 @@
 // Matrix kernels on one thread: packed bytes per second and FLOP per second beside the read
 // bandwidth measured in turns with them. Cold: every pass walks a buffer far larger than the
 // caches. Usage:
-//   bench_kernels [--isa cpu-avx2] [--format mxfp4] [--k 2048] [--tokens 1] [--mib 256] [--rounds
-//   60] [--hot] [--json]
+//   bench_kernels [--isa cpu-avx2] [--format mxfp4] [--activations int8] [--k 2048] [--tokens 1]
+//                 [--mib 256] [--rounds 60] [--hot] [--json]
+// --activations int8 times the only format that it changes, mxfp4.
 // --hot repeats four row groups instead: the compute limit without memory. A line's percentage is
 // of the read bandwidth.
 #include <mimo_rt/device.h>
@@ -28,9 +29,9 @@ constexpr const char* kFormatNames[] = {"mxfp4", "fp8_e4m3", "bf16", "f32"};
 constexpr size_t kSampleBytes = size_t{16} << 20;
 
 struct Options {
-  std::string isa = resolve_backend("cpu"), format;
+  std::string isa = resolve_backend("cpu"), format, activations = "bf16";
   uint32_t k = 2048, mib = 256, rounds = 60, num_tokens = 0;
-  bool hot = false, json = false;
+  bool hot = false, json = false, int8 = false;
 };
 
 double now() {
@@ -128,12 +129,12 @@ void run_case(const Options& options, const cpu::Kernels& kernels, PackedFormat 
   const double gbs = gemm_bytes / kernel.best * 1e-9, read_gbs = read_bytes / read.best * 1e-9;
   std::printf(
       options.json
-          ? "{\"case\":\"gemm/%s/m%u\",\"backend\":\"%s\",\"k\":%u,\"cache\":\"%s\",\"gbs\":%.2f,"
+          ? "{\"case\":\"gemm/%s%s/m%u\",\"backend\":\"%s\",\"k\":%u,\"cache\":\"%s\",\"gbs\":%.2f,"
             "\"gbs_median\":%.2f,\"gflops\":%.2f,\"read_gbs\":%.2f,\"of_read\":%.3f,\"n\":%u,"
             "\"sink\":%u}\n"
-          : "%-9s M=%-4u %s k=%u %-4s %7.2f GB/s (median %7.2f) %8.2f GFLOP/s  read %6.2f GB/s  "
+          : "%s%-5s M=%-4u %s k=%u %-4s %7.2f GB/s (median %7.2f) %8.2f GFLOP/s  read %6.2f GB/s  "
             "%5.1f %%  n=%u%.0u\n",
-      kFormatNames[code], num_tokens, options.isa.c_str(), options.k, options.hot ? "hot" : "cold",
+      kFormatNames[code], options.int8 ? "_int8" : "", num_tokens, options.isa.c_str(), options.k, options.hot ? "hot" : "cold",
       gbs, gemm_bytes / kernel.median * 1e-9, flops / kernel.best * 1e-9, read_gbs,
       gbs / read_gbs * (options.json ? 1 : 100), options.rounds, sink == 1 ? 1u : 0u);
   std::fflush(stdout);
@@ -152,6 +153,8 @@ bool parse(int argc, char** argv, Options& options) {
       options.isa = argv[++i];
     else if (name == "--format")
       options.format = argv[++i];
+    else if (name == "--activations")
+      options.activations = argv[++i];
     else if (name == "--k")
       options.k = static_cast<uint32_t>(std::strtoul(argv[++i], nullptr, 10));
     else if (name == "--tokens")
@@ -163,6 +166,9 @@ bool parse(int argc, char** argv, Options& options) {
     else
       return false;
   }
+  options.int8 = options.activations == "int8";
+  if (options.int8) options.format = kFormatNames[0];
+  if (!options.int8 && options.activations != "bf16") return false;
   return options.k >= 32 && options.k % 32 == 0 && options.mib >= 16 && options.rounds >= 1;
 }
 
@@ -172,13 +178,14 @@ int main(int argc, char** argv) {
   Options options;
   if (!parse(argc, argv, options)) {
     std::fprintf(stderr,
-                 "usage: %s [--isa NAME] [--format NAME] [--k N] [--tokens N] [--mib N] [--rounds "
-                 "N] [--hot] [--json]\n",
+                 "usage: %s [--isa NAME] [--format NAME] [--activations bf16|int8] [--k N] "
+                 "[--tokens N] [--mib N] [--rounds N] [--hot] [--json]\n",
                  argv[0]);
     return 2;
   }
   try {
-    const cpu::Kernels& kernels = cpu::select_kernels(options.isa);
+    const cpu::Kernels& kernels = cpu::select_kernels(
+        options.isa, options.int8 ? Activations::int8 : Activations::bf16);
     const size_t bytes = size_t{options.mib} << 20;
     uint8_t* weights = huge_pages(bytes);
     if (!weights) return std::fprintf(stderr, "cannot map %zu bytes\n", bytes), 1;

@@ -5,6 +5,7 @@ set(MIMO_RT_GENERIC_SOURCES
   csrc/cpu/generic/gemm_bf16_f32.cpp
   csrc/cpu/generic/gemm_fp8.cpp
   csrc/cpu/generic/gemm_mxfp4.cpp
+  csrc/cpu/generic/gemm_mxfp4_int8.cpp
   csrc/cpu/generic/prepare.cpp
   csrc/cpu/generic/table.cpp)
 set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
@@ -98,6 +99,7 @@ set(MIMO_RT_AVX2_SOURCES
   csrc/cpu/avx2/gemm_bf16_f32.cpp
   csrc/cpu/avx2/gemm_fp8.cpp
   csrc/cpu/avx2/gemm_mxfp4.cpp
+  csrc/cpu/avx2/gemm_mxfp4_int8.cpp
   csrc/cpu/avx2/prepare.cpp
   csrc/cpu/avx2/prepare_mxfp4.cpp
   csrc/cpu/avx2/table.cpp)
@@ -108,11 +110,12 @@ set(MIMO_RT_AVX512_SOURCES
   csrc/cpu/avx512/gemm_bf16_f32.cpp
   csrc/cpu/avx512/gemm_fp8.cpp
   csrc/cpu/avx512/gemm_mxfp4.cpp
+  csrc/cpu/avx512/gemm_mxfp4_int8.cpp
   csrc/cpu/avx512/prepare.cpp
   csrc/cpu/avx512/table.cpp)
 set(MIMO_RT_AVX512_FLAGS -O3 -mfma -mavx512f -mavx512bw -mavx512vl -mavx512dq
   -Wno-maybe-uninitialized -Wno-uninitialized)  # false positives inside gcc 12 intrinsics
-set(MIMO_RT_AVX512_BF16_FLAGS -mavx512bf16 -mavx512vbmi)  # a second time, for processors that have these too
+set(MIMO_RT_AVX512_BF16_FLAGS -mavx512bf16 -mavx512vbmi -mavx512vnni)  # a second time, for processors that have these too
 set(MIMO_RT_CUDA_SOURCES
   csrc/cuda/cuda_devices.cu
   csrc/cuda/expert_mlp.cu

@@ -42,25 +42,28 @@ CpuFeatures machine_features() {
   features.avx512dq = __builtin_cpu_supports("avx512dq");
   features.avx512bf16 = __builtin_cpu_supports("avx512bf16");
   features.avx512vbmi = __builtin_cpu_supports("avx512vbmi");
+  features.avx512vnni = __builtin_cpu_supports("avx512vnni");
 #endif
   return features;
 }
 
 std::vector<CpuBackend> backends_for([[maybe_unused]] const CpuFeatures& features) {
-  std::vector<CpuBackend> list = {{"cpu-generic", "any processor", kernels_generic(), true}};
+  std::vector<CpuBackend> list = {
+      {"cpu-generic", "any processor", kernels_generic(), kernels_generic_int8(), true}};
 #if defined(MIMO_RT_X86)
   const CpuFeatures& f = features;
   const bool avx2 = f.avx2 && f.fma;
   const bool avx512 = avx2 && f.avx512f && f.avx512bw && f.avx512vl && f.avx512dq;
-  list.push_back({"cpu-avx2", "AVX2, FMA", kernels_avx2(), avx2});
-  if (avx512 && f.avx512bf16 && f.avx512vbmi)
-    list.push_back(
-        {"cpu-avx512", "AVX-512 F, BW, VL, DQ, BF16, VBMI", kernels_avx512_bf16(), true});
+  list.push_back({"cpu-avx2", "AVX2, FMA", kernels_avx2(), kernels_avx2_int8(), avx2});
+  if (avx512 && f.avx512bf16 && f.avx512vbmi && f.avx512vnni)
+    list.push_back({"cpu-avx512", "AVX-512 F, BW, VL, DQ, BF16, VBMI, VNNI", kernels_avx512_bf16(),
+                    kernels_avx512_bf16_int8(), true});
   else
-    list.push_back({"cpu-avx512", "AVX-512 F, BW, VL, DQ", kernels_avx512(), avx512});
+    list.push_back({"cpu-avx512", "AVX-512 F, BW, VL, DQ", kernels_avx512(), kernels_avx512_int8(),
+                    avx512});
 #else
-  list.push_back({"cpu-avx2", "an x86-64 build", nullptr, false});
-  list.push_back({"cpu-avx512", "an x86-64 build", nullptr, false});
+  list.push_back({"cpu-avx2", "an x86-64 build", nullptr, nullptr, false});
+  list.push_back({"cpu-avx512", "an x86-64 build", nullptr, nullptr, false});
 #endif
   return list;
 }
@@ -70,18 +73,18 @@ const std::vector<CpuBackend>& cpu_backends() {
   return list;
 }
 
-const Kernels& select_kernels(std::string_view backend_name) {
-  return select_kernels(cpu_backends(), backend_name);
+const Kernels& select_kernels(std::string_view backend_name, Activations activations) {
+  return select_kernels(cpu_backends(), backend_name, activations);
 }
 
 const Kernels& select_kernels(const std::vector<CpuBackend>& backends,
-                              std::string_view backend_name) {
+                              std::string_view backend_name, Activations activations) {
   for (const CpuBackend& backend : backends) {
     if (backend_name != backend.name) continue;
     MIMO_RT_CHECK(backend.kernels && backend.supported, unavailable, "select_kernels", "backend '",
                   backend_name, "': expected a processor with ", backend.needs,
                   ", got one without");
-    return *backend.kernels;
+    return activations == Activations::int8 ? *backend.int8_kernels : *backend.kernels;
   }
   fail(ErrorCode::invalid_argument, "select_kernels",
        "backend: expected cpu-generic, cpu-avx2 or cpu-avx512, got '", backend_name, "'");

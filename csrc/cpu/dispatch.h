@@ -4,6 +4,7 @@
 #include <string_view>
 #include <vector>
 
+#include "core/activations.h"
 #include "cpu/kernels.h"
 
 namespace mimo_rt::cpu {
@@ -12,7 +13,7 @@ namespace mimo_rt::cpu {
 struct CpuFeatures {
   bool avx2 = false, fma = false;
   bool avx512f = false, avx512bw = false, avx512vl = false, avx512dq = false;
-  bool avx512bf16 = false, avx512vbmi = false;
+  bool avx512bf16 = false, avx512vbmi = false, avx512vnni = false;
 };
 
 CpuFeatures machine_features();
@@ -22,11 +23,12 @@ struct CpuBackend {
   const char* name;        ///< "cpu-generic", "cpu-avx2", "cpu-avx512"
   const char* needs;       ///< instruction sets of `kernels`, for messages
   const Kernels* kernels;  ///< nullptr: not built for this processor family
+  const Kernels* int8_kernels;
   bool supported;          ///< with these features
 };
 
-/// What a machine with these features can run. cpu-avx512 stands for the kernels with BF16 and VBMI
-/// where both exist, else for those without: the sums are the same, see avx512/gemm.h.
+/// What a machine with these features can run. cpu-avx512 stands for the kernels with BF16, VBMI and
+/// VNNI where all exist, else for those without: the sums are the same, see avx512/gemm.h.
 std::vector<CpuBackend> backends_for(const CpuFeatures& features);
 
 /// Those of this machine.
@@ -34,9 +36,11 @@ const std::vector<CpuBackend>& cpu_backends();
 
 /// @throws Error{unavailable} when this machine cannot run it, Error{invalid_argument} for an
 /// unknown name.
-const Kernels& select_kernels(std::string_view backend_name);
+const Kernels& select_kernels(std::string_view backend_name,
+                              Activations activations = Activations::bf16);
 /// The same for any list of backends.
 const Kernels& select_kernels(const std::vector<CpuBackend>& backends,
-                              std::string_view backend_name);
+                              std::string_view backend_name,
+                              Activations activations = Activations::bf16);
 
 }  // namespace mimo_rt::cpu

@@ -288,8 +288,8 @@ std::unique_ptr<Executor> make_cpu_executor(const Weights& weights, const DraftW
                                             const std::vector<const Plan*>& plans,
                                             const std::string& backend,
                                             const ExecutorOptions& options) {
-  return std::make_unique<cpu::CpuExecutor>(weights, draft, plans, backend,
-                                            cpu::select_kernels(backend), options);
+  const cpu::Kernels& kernels = cpu::select_kernels(backend, options.activations);
+  return std::make_unique<cpu::CpuExecutor>(weights, draft, plans, backend, kernels, options);
 }
 
 }  // namespace mimo_rt

@@ -78,6 +78,12 @@ struct Kernels {
 const Kernels* kernels_generic();
 const Kernels* kernels_avx2();
 const Kernels* kernels_avx512();       ///< needs F, BW, VL, DQ
-const Kernels* kernels_avx512_bf16();  ///< the same sources; needs BF16 and VBMI too
+const Kernels* kernels_avx512_bf16();  ///< the same sources; needs BF16, VBMI and VNNI too
+// The same kernels, but MXFP4 products quantise their activations in `prepare`: see
+// shared/int8_block.h.
+const Kernels* kernels_generic_int8();
+const Kernels* kernels_avx2_int8();
+const Kernels* kernels_avx512_int8();
+const Kernels* kernels_avx512_bf16_int8();
 
 }  // namespace mimo_rt::cpu

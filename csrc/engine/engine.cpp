@@ -23,7 +23,15 @@ void check_range(const char* name, uint32_t value, uint32_t low, uint32_t high) 
                 "..", high, ", got ", value);
 }
 
+Activations parse_activations(const std::string& name) {
+  MIMO_RT_CHECK(name == "bf16" || name == "int8", invalid_argument, kWhere,
+                "activations: expected bf16 or int8, got '", name, "'");
+  return name == "int8" ? Activations::int8 : Activations::bf16;
+}
+
 void check_options(const EngineOptions& options) {
+  MIMO_RT_CHECK(parse_activations(options.activations) == Activations::bf16 || !options.exact,
+                invalid_argument, kWhere, "activations: expected bf16 with exact, got int8");
   check_range("num_threads", options.num_threads, 0, kMaxThreads);
   check_range("timeout_ms", options.timeout_ms, 1, ~0u);
   check_range("max_decode_tokens", options.max_decode_tokens, 1, kMaxStepTokens);
@@ -94,7 +102,8 @@ std::shared_ptr<Engine> build_engine(std::unique_ptr<Engine::Impl> impl,
   const ExecutorOptions executor_options{.num_workers = impl->decode_plan.num_workers(),
                                          .pin_workers = options.pin_threads,
                                          .park_after_us = options.park_after_us,
-                                         .timeout_ms = options.timeout_ms};
+                                         .timeout_ms = options.timeout_ms,
+                                         .activations = parse_activations(options.activations)};
   std::vector<const Plan*> plans = {&impl->decode_plan, &impl->prefill_plan};
   if (impl->round_plan) plans.push_back(&*impl->round_plan);
   impl->executor =

@@ -1,6 +1,7 @@
 // One step of the target model: what goes in, what comes out. Executors run it; sessions fill it.
 #pragma once
 
+#include "core/activations.h"
 #include "kv/kv_cache.h"
 #include "plan/trace.h"
 #include "sampling/sampler.h"
@@ -84,6 +85,7 @@ struct ExecutorOptions {
   bool pin_workers = true;        ///< see core/pin.h
   uint32_t park_after_us = 200;   ///< an idle worker spins this long before it sleeps (no CPU use while idle)
   uint32_t timeout_ms = 10'000;   ///< a step in which nothing moves for this long has hung
+  Activations activations = Activations::bf16;
 };
 
 /// `backend`: a resolved name (include/mimo_rt/device.h). The weights must outlive the executor.
@@ -94,7 +96,7 @@ std::unique_ptr<Executor> make_cpu_executor(const Weights& weights, const DraftW
                                             const ExecutorOptions& options);
 
 /// Serial reference. `exact`: activations, KV and logits stay float64 (no BF16 rounding anywhere), which makes it an
-/// evaluator of the mathematical model; otherwise buffers round exactly where the CPU executor rounds, sums are float64.
+/// evaluator of the mathematical model (with BF16 `activations` only); otherwise buffers round exactly where the CPU executor rounds, sums are float64.
 std::unique_ptr<Executor> make_ref_executor(const Weights& weights, const DraftWeights* draft,
                                             const std::vector<const Plan*>& plans, const ExecutorOptions& options,
                                             bool exact);

@@ -18,6 +18,7 @@ void bind_engine(py::module_& m) {
       .def_readwrite("max_decode_tokens", &EngineOptions::max_decode_tokens)
       .def_readwrite("prefill_chunk_tokens", &EngineOptions::prefill_chunk_tokens)
       .def_readwrite("window_tokens", &EngineOptions::window_tokens)
+      .def_readwrite("activations", &EngineOptions::activations)
       .def_readwrite("exact", &EngineOptions::exact)
       .def_readwrite("draft", &EngineOptions::draft)
       .def_readwrite("use_mmap", &EngineOptions::use_mmap)

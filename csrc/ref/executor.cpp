@@ -35,7 +35,7 @@ class RefExecutor final : public Executor {
         num_workers_(options.num_workers ? options.num_workers : 1),
         exact_(exact),
         kv_(weights.config(), exact, draft ? &draft->config() : nullptr),
-        ops_(weights, exact, draft) {
+        ops_(weights, exact, draft, options.activations) {
     for (const Plan* plan : plans) {
       const PlanShape::Draft& planned = plan->shape().draft;
       MIMO_RT_CHECK(draft || !planned.num_layers, invalid_argument, "make_ref_executor",

@@ -2,6 +2,7 @@
 // stored.
 #pragma once
 
+#include "core/activations.h"
 #include "engine/step.h"
 #include "plan/task.h"
 #include "ref/storage.h"
@@ -27,8 +28,13 @@ struct Step {
 class Ops {
  public:
   /// @param draft  of the model, or nullptr
-  Ops(const Weights& weights, bool exact, const DraftWeights* draft = nullptr)
-      : weights_(weights), config_(weights.config()), draft_(draft), exact_(exact) {}
+  Ops(const Weights& weights, bool exact, const DraftWeights* draft = nullptr,
+      Activations activations = Activations::bf16)
+      : weights_(weights),
+        config_(weights.config()),
+        draft_(draft),
+        exact_(exact),
+        activations_(activations) {}
 
   void run(const Task& task, const Step& step);
 
@@ -103,6 +109,7 @@ class Ops {
   const ModelConfig& config_;
   const DraftWeights* const draft_;
   bool exact_;
+  Activations activations_;
   std::vector<double> slot_weights_;    // [slots], of the layer routed last
   std::vector<double> unpacked_;        // one row group
   std::vector<double> gate_, up_;       // [num_rows, 16]

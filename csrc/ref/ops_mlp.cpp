@@ -28,8 +28,11 @@ void Ops::project(const PackedMatrix& matrix, uint32_t group, const Rows& rows, 
   unpacked_.resize(uint64_t{matrix.k} * kLanes);
   unpack_row_group(matrix, group, unpacked_.data());
   y.assign(uint64_t{num_rows} * kLanes, 0.0);
+  const bool is_int8 = activations_ == Activations::int8 && matrix.format == PackedFormat::mxfp4;
   for (uint32_t r = 0; r < num_rows; ++r) {
-    const double* x = rows.data() + uint64_t{r} * matrix.k;
+    Rows x(rows.begin() + uint64_t{r} * matrix.k, rows.begin() + uint64_t{r + 1} * matrix.k);
+    for (uint32_t k = 0; is_int8 && k < matrix.k; k += kBlockK)
+      round_to_int8(std::span<double, kBlockK>(x.data() + k, kBlockK));
     double sums[kLanes] = {};
     for (uint32_t k = 0; k < matrix.k; ++k)
       for (uint32_t lane = 0; lane < kLanes; ++lane)

@@ -23,6 +23,9 @@ struct EngineOptions {
   uint32_t max_decode_tokens = 8;     ///< rows of a decode step
   uint32_t prefill_chunk_tokens = 512;///< rows of a prefill step
   uint32_t window_tokens = 0;         ///< overrides the width of window layers (128 or 129 keys); 0: the config's
+  /// What MXFP4 matrices are multiplied with. "bf16": as the model defines it. "int8": activations are rounded to 8-bit
+  /// integers, 32 with a common scale: faster where arithmetic is the limit, other logits. All else stays as it is.
+  std::string activations = "bf16";
   bool exact = false;                 ///< "ref" only: float64 activations, an evaluator of the mathematical model
   /// The DFlash draft: "auto": `<model_dir>/dflash` if it exists; "none"; or the directory of a draft for this model.
   std::string draft = "auto";

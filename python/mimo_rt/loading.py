@@ -21,6 +21,7 @@ _FLAGS = {"pin_threads", "exact", "use_mmap"}
 _STRINGS = {
     "device": "the name of a backend",
     "draft": "'auto', 'none' or a directory",
+    "activations": "'bf16' or 'int8'",
 }
 # Arguments of Session that are no field of EngineOptions, for "did you mean".
 _SESSION_ARGUMENTS = {"threads", "max_context", "seed", "generation_config"}

@@ -6,11 +6,14 @@
 #define avx512_bf16 avx512_bf16_emulated
 #define kernels_avx512 kernels_avx512_emulated
 #define kernels_avx512_bf16 kernels_avx512_bf16_emulated
+#define kernels_avx512_int8 kernels_avx512_int8_emulated
+#define kernels_avx512_bf16_int8 kernels_avx512_bf16_int8_emulated
 
 #include "cpu/avx512/attend.cpp"
 #include "cpu/avx512/elementwise.cpp"
 #include "cpu/avx512/gemm_bf16_f32.cpp"
 #include "cpu/avx512/gemm_fp8.cpp"
 #include "cpu/avx512/gemm_mxfp4.cpp"
+#include "cpu/avx512/gemm_mxfp4_int8.cpp"
 #include "cpu/avx512/prepare.cpp"
 #include "cpu/avx512/table.cpp"

@@ -12,6 +12,8 @@
 namespace mimo_rt::cpu {
 const Kernels* kernels_avx512_emulated();
 const Kernels* kernels_avx512_bf16_emulated();
+const Kernels* kernels_avx512_int8_emulated();
+const Kernels* kernels_avx512_bf16_int8_emulated();
 }
 #endif
 
@@ -35,6 +37,23 @@ inline std::vector<Table> runnable() {
   tables.push_back({"cpu-avx512 (emulated)", mimo_rt::cpu::kernels_avx512_emulated()});
   tables.push_back(
       {"cpu-avx512 with BF16 (emulated)", mimo_rt::cpu::kernels_avx512_bf16_emulated()});
+#endif
+  return tables;
+}
+
+/// The same with INT8 activations.
+inline std::vector<Table> runnable_int8() {
+  std::vector<Table> tables;
+  for (const mimo_rt::cpu::CpuBackend& backend : mimo_rt::cpu::cpu_backends())
+    if (backend.kernels && backend.supported) tables.push_back({backend.name, backend.int8_kernels});
+#if defined(MIMO_RT_X86)
+  if (tables.back().kernels == mimo_rt::cpu::kernels_avx512_bf16_int8())
+    tables.push_back({"cpu-avx512 without VNNI", mimo_rt::cpu::kernels_avx512_int8()});
+#endif
+#if defined(MIMO_RT_HAVE_SIMDE)
+  tables.push_back({"cpu-avx512 (emulated)", mimo_rt::cpu::kernels_avx512_int8_emulated()});
+  tables.push_back(
+      {"cpu-avx512 with VNNI (emulated)", mimo_rt::cpu::kernels_avx512_bf16_int8_emulated()});
 #endif
   return tables;
 }

@@ -42,17 +42,21 @@ class LockStep {
  public:
   /// Differences between the two weights are what a negative control introduces.
   LockStep(const Weights& ref_weights, const Weights& cpu_weights, const std::string& backend,
-           uint32_t max_tokens)
+           uint32_t max_tokens, Activations activations = Activations::bf16)
+      : LockStep(ref_weights, cpu_weights, backend, max_tokens, activations, activations) {}
+  LockStep(const Weights& ref_weights, const Weights& cpu_weights, const std::string& backend,
+           uint32_t max_tokens, Activations activations, Activations cpu_activations)
       : config_(ref_weights.config()),
         weights_(ref_weights),
         plan_(Plan::build(config_, plan_options(1, max_tokens, max_tokens, PlanOptions::FuseNorm::no))),
         ref_buffers_(plan_, false),
         ref_kv_(config_, false),
-        ref_ops_(ref_weights, false),
+        ref_ops_(ref_weights, false, nullptr, activations),
+        activations_(activations),
         ref_cache_(config_, cache_options(max_tokens)),
         cpu_cache_(config_, cache_options(max_tokens)) {
     plans_.push_back(std::make_unique<cpu::PlanState>(plan_, cpu_weights.config()));
-    const cpu::Kernels& kernels = cpu::select_kernels(backend);
+    const cpu::Kernels& kernels = cpu::select_kernels(backend, cpu_activations);
     const cpu::ScratchSizes sizes(cpu_weights, kernels, plans_);
     worker_ = std::make_unique<cpu::Worker>(cpu_weights, kernels, sizes, step_);
     worker_->segments.resize(cpu_cache_.max_segments());
@@ -114,7 +118,10 @@ class LockStep {
   }
 
   /// sum over k of |w x| (or of w x) for every row of the matrix.
-  Rows products(const PackedMatrix& matrix, const Rows& x, bool absolute) const {
+  Rows products(const PackedMatrix& matrix, Rows x, bool absolute) const {
+    if (activations_ == Activations::int8 && matrix.format == PackedFormat::mxfp4)
+      for (uint32_t k = 0; k < matrix.k; k += kBlockK)
+        round_to_int8(std::span<double, kBlockK>(x.data() + k, kBlockK));
     Rows out(matrix.rows), w(uint64_t{matrix.k} * 16);
     for (uint32_t g = 0; g < matrix.num_row_groups(); ++g) {
       ref::unpack_row_group(matrix, g, w.data());
@@ -331,6 +338,7 @@ class LockStep {
   ref::Buffers ref_buffers_;
   ref::KeyValues ref_kv_;
   ref::Ops ref_ops_;
+  Activations activations_;
   KvCache ref_cache_, cpu_cache_;
   std::vector<std::unique_ptr<cpu::PlanState>> plans_;
   cpu::Step step_;

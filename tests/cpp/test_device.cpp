@@ -56,11 +56,15 @@ TEST_CASE("features decide which kernels stand behind a backend name") {
   using F = cpu::CpuFeatures;
   const std::vector<Flag> avx2 = {&F::avx2, &F::fma};
   const std::vector<Flag> base = {&F::avx512f, &F::avx512bw, &F::avx512vl, &F::avx512dq};
-  const std::vector<Flag> extra = {&F::avx512bf16, &F::avx512vbmi};
+  const std::vector<Flag> extra = {&F::avx512bf16, &F::avx512vbmi, &F::avx512vnni};
   const cpu::Kernels* kernels[] = {cpu::kernels_generic(), cpu::kernels_avx2(),
                                    cpu::kernels_avx512(), cpu::kernels_avx512_bf16()};
-  CHECK(std::set<const cpu::Kernels*>(std::begin(kernels), std::end(kernels)).size() == 4);
-  for (uint32_t set = 0; set < 1u << 8; ++set) {  // every combination
+  const cpu::Kernels* int8_kernels[] = {cpu::kernels_generic_int8(), cpu::kernels_avx2_int8(),
+                                        cpu::kernels_avx512_int8(), cpu::kernels_avx512_bf16_int8()};
+  std::set<const cpu::Kernels*> distinct(std::begin(kernels), std::end(kernels));
+  distinct.insert(std::begin(int8_kernels), std::end(int8_kernels));
+  CHECK_EQ(distinct.size(), 8u);
+  for (uint32_t set = 0; set < 1u << 9; ++set) {  // every combination
     F features;
     uint32_t bit = 0, num_avx2 = 0, num_base = 0, num_extra = 0;
     for (const Flag flag : avx2) num_avx2 += features.*flag = set >> bit++ & 1;
@@ -71,13 +75,17 @@ TEST_CASE("features decide which kernels stand behind a backend name") {
     const auto is_refused = [&](const char* name) {
       CHECK_THROWS(unavailable, name, cpu::select_kernels(backends, name));
     };
-    CHECK(&cpu::select_kernels(backends, "cpu-generic") == kernels[0]);
+    const auto stands_for = [&](const char* name, uint32_t i) {
+      CHECK(&cpu::select_kernels(backends, name) == kernels[i]);
+      CHECK(&cpu::select_kernels(backends, name, Activations::int8) == int8_kernels[i]);
+    };
+    stands_for("cpu-generic", 0);
     if (has_avx2)
-      CHECK(&cpu::select_kernels(backends, "cpu-avx2") == kernels[1]);
+      stands_for("cpu-avx2", 1);
     else
       is_refused("cpu-avx2");
     if (has_avx512)
-      CHECK(&cpu::select_kernels(backends, "cpu-avx512") == kernels[num_extra == 2 ? 3 : 2]);
+      stands_for("cpu-avx512", num_extra == 3 ? 3 : 2);
     else
       is_refused("cpu-avx512");
   }

@@ -29,21 +29,26 @@ std::vector<std::string> cpu_backends() {
 /// Logits of a fresh executor, cache and plan.
 std::vector<float> run_cpu(const Weights& weights, const std::string& backend, uint32_t num_workers,
                            uint32_t chunk, const std::vector<int32_t>& tokens,
-                           PlanOptions::FuseNorm fuse = PlanOptions::FuseNorm::automatic) {
+                           PlanOptions::FuseNorm fuse = PlanOptions::FuseNorm::automatic,
+                           Activations activations = Activations::bf16) {
   const ModelConfig& config = weights.config();
   const Plan plan = Plan::build(config, plan_options(num_workers, chunk, chunk, fuse));
   ExecutorOptions options;
   options.num_workers = num_workers;
+  options.activations = activations;
   const auto executor = make_cpu_executor(weights, nullptr, {&plan}, backend, options);
   KvCache cache(config, {.max_context = 512, .max_step_tokens = chunk, .num_seqs = 1});
   return feed(*executor, plan, cache, tokens, chunk, config.vocab_size);
 }
 
 std::vector<float> run_ref(const Weights& weights, const std::vector<int32_t>& tokens,
-                           uint32_t chunk, bool exact) {
+                           uint32_t chunk, bool exact,
+                           Activations activations = Activations::bf16) {
   const ModelConfig& config = weights.config();
   const Plan plan = Plan::build(config, plan_options(2, chunk, chunk));
-  const auto executor = make_ref_executor(weights, nullptr, {&plan}, {}, exact);
+  ExecutorOptions options;
+  options.activations = activations;
+  const auto executor = make_ref_executor(weights, nullptr, {&plan}, options, exact);
   KvCache cache(config, {.max_context = 512, .max_step_tokens = chunk, .num_seqs = 1});
   return feed(*executor, plan, cache, tokens, chunk, config.vocab_size);
 }
@@ -115,6 +120,26 @@ TEST_CASE("logits are bit-equal for any chunk, any worker count, fused or not, t
       other[0] = other[0] ? 0 : 1;
       CHECK(!bit_equal(alone, run_cpu(weights, backend, 2, 64, other)));
     }
+  }
+}
+
+TEST_CASE("with INT8 activations logits are bit-equal for any chunk and any worker count, and the reference's are close") {
+  const ModelConfig config = small_quantised();
+  const Weights weights = Weights::synthetic(config, 5);
+  const std::vector<int32_t> tokens = random_tokens(config, 150, 9);
+  constexpr auto kFuse = PlanOptions::FuseNorm::automatic;
+  const std::vector<float> ref = run_ref(weights, tokens, 64, false, Activations::int8);
+  const std::vector<float> exact = run_ref(weights, tokens, 64, true);
+  const double noise = relative_distance(run_ref(weights, tokens, 64, false), exact);
+  CHECK(relative_distance(ref, exact) > noise);  // what INT8 costs
+  for (const std::string& backend : cpu_backends()) {
+    const std::vector<float> alone = run_cpu(weights, backend, 1, 1, tokens, kFuse, Activations::int8);
+    for (const uint32_t num_workers : {1u, 2u, 3u})
+      for (const uint32_t chunk : {7u, 8u, 64u, 150u})
+        CHECK(bit_equal(alone, run_cpu(weights, backend, num_workers, chunk, tokens, kFuse, Activations::int8)));
+    CHECK(!bit_equal(alone, run_cpu(weights, backend, 1, 8, tokens)));
+    // Both round at the same places. A rounding that falls the other way moves an activation by a whole step.
+    CHECK(relative_distance(alone, ref) < relative_distance(ref, exact));
   }
 }
 

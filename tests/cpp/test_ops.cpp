@@ -21,8 +21,9 @@ using Control = std::function<void(const Task&, cpu::PlanState&)>;
 
 /// 40 tokens in steps of 1, 7 and 8 rows: past the window, over several row groups.
 LockStepResult lock_step(const Weights& ref_weights, const Weights& cpu_weights,
-                         const std::string& backend, const Control& control = {}) {
-  LockStep run(ref_weights, cpu_weights, backend, 8);
+                         const std::string& backend, const Control& control = {},
+                         Activations activations = Activations::bf16) {
+  LockStep run(ref_weights, cpu_weights, backend, 8, activations);
   run.before_cpu_task = control;
   const std::vector<int32_t> tokens = random_tokens(ref_weights.config(), 40, 3);
   for (uint32_t begin = 0, i = 0; begin < 40; ++i) {
@@ -109,6 +110,23 @@ TEST_CASE("every op stays within its bound, on every backend, for every tiny mod
   for (uint16_t kind = 0; kind < static_cast<uint16_t>(TaskKind::context_fc); ++kind)
     if (static_cast<TaskKind>(kind) != TaskKind::sample)
       CHECK(compared[task_kind_name(static_cast<TaskKind>(kind))] > 0);
+}
+
+TEST_CASE("with INT8 activations every op stays within its bound of the reference with the same rounding") {
+  const ModelConfig config = small_quantised();
+  const Weights weights = Weights::synthetic(config, 5);
+  for (const std::string& backend : runnable_cpu_backends()) {
+    LockStepResult result = lock_step(weights, weights, backend, {}, Activations::int8);
+    CHECK_EQ(result.num_strays, 0u);
+    CHECK_EQ(result.outside(), 0u);
+    CHECK(result.num_compared["expert_gate_up"] > 0 && result.num_compared["expert_down"] > 0);
+  }
+  // Control: against BF16 activations the experts, and nothing else, are outside.
+  const std::string backend = runnable_cpu_backends().back();
+  LockStep mixed(weights, weights, backend, 8, Activations::int8, Activations::bf16);
+  mixed.run(random_tokens(config, 8, 3), 0, 8);
+  CHECK(mixed.result.num_outside["expert_gate_up"] > 0 && mixed.result.num_outside["expert_down"] > 0);
+  CHECK_EQ(mixed.result.outside(), mixed.result.num_outside["expert_gate_up"] + mixed.result.num_outside["expert_down"]);
 }
 
 TEST_CASE("F32 embeddings and heads: rows are rounded as the reference does, logits are within their bound") {

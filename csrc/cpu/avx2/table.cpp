@@ -1,4 +1,4 @@
-// The AVX2 kernels as a table. Needs AVX2 and FMA.
+// The AVX2 kernels as tables. Needs AVX2 and FMA.
 #include "entries.h"
 
 #include "../shared/table.h"
@@ -7,9 +7,11 @@ namespace mimo_rt::cpu {
 namespace {
 
 constexpr Kernels kTable = avx2::make_table("avx2");
+constexpr Kernels kInt8Table = avx2::make_int8_table("avx2");
 
 }  // namespace
 
 const Kernels* kernels_avx2() { return &kTable; }
+const Kernels* kernels_avx2_int8() { return &kInt8Table; }
 
 }  // namespace mimo_rt::cpu

@@ -1,4 +1,4 @@
-// The AVX-512 kernels as a table; entries.h says what they need.
+// The AVX-512 kernels as tables; entries.h says what they need.
 #include "entries.h"
 
 #include "../shared/table.h"
@@ -7,13 +7,16 @@ namespace mimo_rt::cpu {
 namespace {
 
 constexpr Kernels kTable = MIMO_RT_ISA::make_table("avx512");
+constexpr Kernels kInt8Table = MIMO_RT_ISA::make_int8_table("avx512");
 
 }  // namespace
 
 #if defined(MIMO_RT_AVX512_BF16)
 const Kernels* kernels_avx512_bf16() { return &kTable; }
+const Kernels* kernels_avx512_bf16_int8() { return &kInt8Table; }
 #else
 const Kernels* kernels_avx512() { return &kTable; }
+const Kernels* kernels_avx512_int8() { return &kInt8Table; }
 #endif
 
 }  // namespace mimo_rt::cpu

@@ -15,9 +15,11 @@ void gemm_mxfp4(const GemmArgs& args);
 void gemm_fp8(const GemmArgs& args);
 void gemm_bf16(const GemmArgs& args);
 void gemm_f32(const GemmArgs& args);
+void gemm_mxfp4_int8(const GemmArgs& args);
 
 uint64_t prepared_bytes(int format, uint32_t num_tokens, uint32_t k);
 void prepare(int format, const PrepareArgs& args);
+void prepare_int8(const PrepareArgs& args);  ///< for gemm_mxfp4_int8, see int8_block.h
 
 uint64_t attend_scratch_floats(uint32_t num_q, uint32_t qk_head_dim, uint32_t v_head_dim);
 void attend(const AttendArgs& args);
