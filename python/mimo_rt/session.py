@@ -43,6 +43,8 @@ class Session(SessionState):
         pin_threads: bind each worker to a core.
         draft: the DFlash draft for speculative decoding: "auto" (``model_dir/dflash`` if it
             exists), None for none, or a directory. The text never depends on it.
+        activations: what MXFP4 weights are multiplied with: "bf16", as the model defines it, or
+            "int8", rounded to 8-bit integers, 32 with a common scale: faster, other logits.
         window_tokens: width of sliding-window layers instead of the config's (128 or 129).
         progress: called with (done, total) bytes while loading, False cancels; True: a line on
             stderr.
@@ -66,6 +68,7 @@ class Session(SessionState):
         seed: int | None = None,
         pin_threads: bool = True,
         draft: str | os.PathLike[str] | None = "auto",
+        activations: str = "bf16",
         window_tokens: int | None = None,
         progress: Progress | bool | None = None,
         generation_config: str = "auto",
@@ -78,6 +81,7 @@ class Session(SessionState):
             "num_threads": threads if num_threads is None else num_threads,
             "pin_threads": pin_threads,
             "draft": "none" if draft is None else os.fspath(draft),
+            "activations": activations,
             "window_tokens": window_tokens,
         }
         # All that can be refused before the minutes that loading may take.

@@ -90,6 +90,7 @@ class SessionState:
         core = self._require_open("stats")
         return SessionStats(
             backend=self._engine.backend,
+            activations=self._engine.options.activations,
             num_workers=self._engine.num_workers,
             weight_bytes=self._engine.weight_bytes,
             dense_bytes_per_step=self._engine.dense_bytes_per_step,
@@ -132,6 +133,8 @@ class SessionState:
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else self._engine.backend
+        if not self.closed and self._engine.options.activations != "bf16":
+            state += f", {self._engine.options.activations} activations"
         return f"<mimo_rt.Session {self._text.directory or 'synthetic'} ({state})>"
 
     def _require_open(self, where: str) -> Any:

@@ -179,6 +179,16 @@ def test_records_that_are_none(tmp_path, text):
         read_records(tmp_path / "absent")
 
 
+def test_records_with_other_activations_are_other_cases():
+    exact, old = line("a", 100, activations="bf16"), line("a", 100)
+    rounded = line("a", 50, activations="int8")
+    assert len(compare([old], [exact])) == 1  # records from before the option: bf16
+    assert not compare([exact], [rounded]) and len(unmatched([exact], [rounded])) == 2
+    roof = roofline.step_roof([STEP])
+    points = roofline.step_points([STEP, {**STEP, "activations": "int8"}], roof)
+    assert [point.label for point in points] == ["verify/ctx0/8", "verify/ctx0/8 int8"]
+
+
 # -- roofline
 
 STEP = {"case": "verify/ctx0/8", "flops": 2e9, "bytes": 1e8, "median_us": 1e4, "bandwidth_gbs": 20.0,

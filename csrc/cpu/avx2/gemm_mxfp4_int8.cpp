@@ -7,8 +7,8 @@
 // the weights without offset, 16 * 12 * 127 = 24,384 at most, which 16 bits hold: what wraps on the
 // way there wraps back. One vpmaddwd then adds the two sums of a row.
 //
-//   direct  up to four tokens: codes are looked up next to their products
-//   panel   more: a tile is looked up once into L1 and multiplied with up to six tokens at a time
+//   direct  up to six tokens: codes are looked up next to their products
+//   panel   more: a block is looked up once into L1 and multiplied with up to six tokens at a time
 #include "entries.h"
 
 #include "../shared/int8_quantise.h"
@@ -17,7 +17,7 @@ namespace mimo_rt::cpu::avx2 {
 namespace {
 
 /// kBlockTokens bounds the accumulators and keeps a tile's activations in L1.
-enum : uint32_t { kMaxDirect = 4, kPanelGroup = 6, kBlockTokens = 48, kLines = 4 };
+enum : uint32_t { kMaxDirect = 6, kPanelGroup = 6, kBlockTokens = 48, kLines = 4 };
 
 /// Four tiles ahead, as in gemm.h.
 MIMO_RT_INLINE void prefetch(const uint8_t* p) {
@@ -50,27 +50,42 @@ MIMO_RT_INLINE __m256i broadcast(const int8_t* q) {
   return _mm256_set1_epi32(four);
 }
 
-/// One block for T tokens, acc: [T][16 rows]. `weights(line, half, unit)` gives bytes as look_up() does.
-template <uint32_t T, class Weights>
+MIMO_RT_INLINE void add_products(__m256i& sum, __m256i weights, __m256i q) {
+  sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(weights, q));
+  __asm__("" : "+x"(sum));  // or else gcc sums in trees and runs out of registers
+}
+
+template <bool kIsUnrolled, class Body>
+MIMO_RT_INLINE void for_each_line(const Body& body) {
+  if constexpr (kIsUnrolled) {
+#pragma GCC unroll 4
+    for (uint32_t line = 0; line < kLines; ++line) body(line);
+  } else {  // looking codes up for several lines at once would take too many registers
+#pragma GCC unroll 1
+    for (uint32_t line = 0; line < kLines; ++line) body(line);
+  }
+}
+
+/// One block for T tokens, acc: [T][16 rows]. `weights(line, half, unit)` gives bytes as look_up()
+/// does.
+template <uint32_t T, bool kIsUnrolled, class Weights>
 MIMO_RT_INLINE void multiply_block(const Weights& weights, __m256 scale0, __m256 scale1,
                                    const Int8Block* x, float* acc) {
   __m256i sum[T][2];
 #pragma GCC unroll 8
   for (uint32_t t = 0; t < T; ++t) sum[t][0] = sum[t][1] = _mm256_set1_epi32(x[t].correction);
-  // A real loop: unrolled, compilers sum in trees and run out of registers.
-#pragma GCC unroll 1
-  for (uint32_t line = 0; line < kLines; ++line) {
+  for_each_line<kIsUnrolled>([&](uint32_t line) __attribute__((always_inline)) {
 #pragma GCC unroll 2
     for (uint32_t half = 0; half < 2; ++half) {
       const __m256i w0 = weights(line, half, 0), w1 = weights(line, half, 1);
 #pragma GCC unroll 8
       for (uint32_t t = 0; t < T; ++t) {
         const __m256i q = broadcast(x[t].q + line * 8 + half * 4);
-        sum[t][0] = _mm256_add_epi16(sum[t][0], _mm256_maddubs_epi16(w0, q));
-        sum[t][1] = _mm256_add_epi16(sum[t][1], _mm256_maddubs_epi16(w1, q));
+        add_products(sum[t][0], w0, q);
+        add_products(sum[t][1], w1, q);
       }
     }
-  }
+  });
   const __m256i ones = _mm256_set1_epi16(1);
 #pragma GCC unroll 8
   for (uint32_t t = 0; t < T; ++t) {
@@ -104,8 +119,8 @@ static void direct_tile(const Tile& tile, float* acc) {
       if (half == 0 && unit == 0) prefetch(codes + line * 64);
       return look_up(codes + line * 64, half, unit);
     };
-    multiply_block<T>(weights, scales(tile.e8m0(i), 0), scales(tile.e8m0(i), 1),
-                      tile.x + uint64_t{i} * tile.x_stride, acc);
+    multiply_block<T, false>(weights, scales(tile.e8m0(i), 0), scales(tile.e8m0(i), 1),
+                             tile.x + uint64_t{i} * tile.x_stride, acc);
   }
 }
 
@@ -117,8 +132,12 @@ static void direct_tile_any(uint32_t num_tokens, const Tile& tile, float* acc) {
       return direct_tile<2>(tile, acc);
     case 3:
       return direct_tile<3>(tile, acc);
-    default:
+    case 4:
       return direct_tile<4>(tile, acc);
+    case 5:
+      return direct_tile<5>(tile, acc);
+    default:
+      return direct_tile<6>(tile, acc);
   }
 }
 
@@ -145,7 +164,7 @@ static void panel_tokens(const Panel& panel, const Int8Block* x, float* acc) {
                                 uint32_t unit) __attribute__((always_inline)) {
     return load(panel.weights + line * 128 + half * 64 + unit * 32);
   };
-  multiply_block<T>(weights, panel.scale[0], panel.scale[1], x, acc);
+  multiply_block<T, true>(weights, panel.scale[0], panel.scale[1], x, acc);
 }
 
 static void panel_tokens_any(uint32_t width, const Panel& panel, const Int8Block* x, float* acc) {

@@ -21,7 +21,7 @@ TOLERANCE = 0.03
 MIN_SAMPLES = 3
 FASTER, SLOWER, SAME, UNDECIDED = "FASTER", "SLOWER", "SAME", "UNDECIDED"
 # Records of equal case are comparable when these agree.
-_KEY = ("case", "model", "backend", "num_workers", "temperature", "max_tokens")
+_KEY = ("case", "model", "backend", "num_workers", "activations", "temperature", "max_tokens")
 _MACHINE = ("machine", "num_usable_cores", "memory_bytes", "kernel")
 _BANDWIDTH_TOLERANCE = 0.1
 
@@ -148,7 +148,8 @@ def _cases(records: list[dict[str, Any]]) -> dict[tuple, Case]:
     for record in records:
         median = record.get("median_us")
         if isinstance(median, (int, float)) and median > 0 and "case" in record:
-            key = tuple(record.get(name) for name in _KEY)
+            # Older records do not name the activations.
+            key = tuple(({"activations": "bf16"} | record).get(name) for name in _KEY)
             groups.setdefault(key, []).append(record)
     return {key: Case.pool(group) for key, group in groups.items()}
 

@@ -66,10 +66,10 @@ def kernel_roof(lines: Sequence[dict[str, Any]]) -> Roof | None:
 def step_points(records: Iterable[dict[str, Any]], roof: Roof) -> list[Point]:
     """Markers of ``decode``, ``verify`` and ``prefill`` records; of equal ones the last."""
     points = []
-    for r in {(r["case"], r.get("model")): r for r in records if _is_step(r)}.values():
+    for r in {(_label(r), r.get("model")): r for r in records if _is_step(r)}.values():
         intensity = r["flops"] / r["bytes"]
         gflops = r["flops"] / r["median_us"] / 1e3
-        points.append(Point(r["case"], r["case"].split("/")[0], intensity, gflops,
+        points.append(Point(_label(r), r["case"].split("/")[0], intensity, gflops,
                             gflops / roof.at(intensity), bool(r.get("bytes_estimated"))))
     return points
 
@@ -198,6 +198,11 @@ def _title(records: Sequence[dict[str, Any]]) -> str:
              f"commit {commit}{'+' if first.get('dirty') else ''}" if commit else None,
              first.get("date")]
     return ", ".join(str(part) for part in parts if part)
+
+
+def _label(record: dict[str, Any]) -> str:
+    activations = record.get("activations", "bf16")
+    return record["case"] if activations == "bf16" else f"{record['case']} {activations}"
 
 
 def _is_step(record: dict[str, Any]) -> bool:

@@ -18,6 +18,7 @@ def engine_record(args: argparse.Namespace, engine: Any) -> dict[str, Any]:
         **machine_record(),
         "backend": engine.backend,
         "num_workers": engine.num_workers,
+        "activations": engine.options.activations,
         "model": args.model or f"synthetic-{args.layers}",
     }
 
@@ -54,9 +55,12 @@ def print_head(args: argparse.Namespace, engine: Any, bandwidth_gbs: float) -> N
     """The line above a table: what was measured, where, when."""
     facts = machine_record()
     commit = facts["commit"] or "no commit"
+    backend = engine.backend
+    if engine.options.activations != "bf16":
+        backend += f" with {engine.options.activations} activations"
     print(
         f"mimo_rt bench {facts['version']} ({commit}{'+' if facts['dirty'] else ''})  "
-        f"{engine.backend}  {facts['machine']}, {engine.num_workers} workers, "
+        f"{backend}  {facts['machine']}, {engine.num_workers} workers, "
         f"read {bandwidth_gbs:.2f} GB/s measured  {facts['date']}"
     )
 

@@ -93,6 +93,7 @@ def _open(model: str, args: argparse.Namespace, device: str) -> Any:
 
     return Session(
         model, device=device, num_threads=args.threads, pin_threads=not args.no_pin,
+        activations=args.activations,
         use_mmap=False if args.no_mmap else None, max_context=2048,
     )
 

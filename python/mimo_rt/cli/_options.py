@@ -35,6 +35,9 @@ def add_backend_options(parser: argparse.ArgumentParser) -> Any:
                        help="auto, cpu, ref, cuda or a backend of 'mimo-rt doctor'")
     group.add_argument("--threads", type=int, metavar="N", help="workers (default: all cores)")
     group.add_argument("--no-pin", action="store_true", help="do not bind workers to cores")
+    group.add_argument("--activations", choices=("bf16", "int8"), default="bf16",
+                       help="what MXFP4 weights are multiplied with; int8 is faster and gives other "
+                       "logits (default: bf16)")
     group.add_argument("--no-mmap", action="store_true",
                        help="read the weight files into memory instead of mapping them")
     return group
@@ -146,5 +149,6 @@ def engine_arguments(args: argparse.Namespace) -> dict[str, Any]:
         "pin_threads": not args.no_pin,
         "window_tokens": args.window_tokens,
         "draft": args.draft,
+        "activations": args.activations,
         "use_mmap": False if args.no_mmap else None,
     }

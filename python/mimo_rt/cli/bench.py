@@ -12,6 +12,7 @@ from typing import Any
 from .. import _C
 from ..bench.cases import DECODE_ROWS, PREFILL_TOKENS, VERIFY_ROWS, Bench
 from ..bench.measurement import Measurement
+from ..bench.rounding import compare_logits, prompt_logits
 from ..bench.synthetic import synthetic_config
 from ..loading import engine_options, open_engine
 from . import _bench_acceptance, _bench_files, _bench_startup
@@ -85,18 +86,27 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--context: expected 1..{1 << 20}, got {args.context}.")
     if args.plot:
         _bench_files.require_plot()
+    exact_logits = None
+    if args.activations != "bf16" and args.case != "bandwidth":
+        exact_logits = prompt_logits(_open_engine(args, activations="bf16"))
     bench = Bench(_open_engine(args), args.context, args.seconds)
+    change = None
+    if exact_logits is not None:
+        change = compare_logits(exact_logits, prompt_logits(bench.engine))
     bench.measure_bandwidth()
     hash_, measured = _measure(args, bench)
     bench.measure_bandwidth()  # again at the end: the machine may have changed its mind
     command = shlex.join(args.command_line)
-    lines = [{**record, "logits_hash": hash_ or None, "repeat": command}
-             for record in records(args, bench, measured)]
+    common = {**(change.record() if change else {}), "logits_hash": hash_ or None,
+              "repeat": command}
+    lines = [{**record, **common} for record in records(args, bench, measured)]
     if args.json:
         for line in lines:
             print_json(line)
     else:
         print_measurements(args, bench, measured)
+        if change:
+            print(change.text())
         print(f"{f'logits #{hash_}  ' if hash_ else ''}repeat: {command}")
     if args.plot:
         _bench_files.write_plot(lines, args.plot, args.kernels)
@@ -120,8 +130,8 @@ def _measure(args: argparse.Namespace, bench: Bench) -> tuple[str, list[Measurem
     return hash_, [decode, bench.decode_rows()]
 
 
-def _open_engine(args: argparse.Namespace) -> Any:
-    options = engine_arguments(args)
+def _open_engine(args: argparse.Namespace, **changes: Any) -> Any:
+    options = {**engine_arguments(args), **changes}
     if args.case == "verify":  # all widths in one plan, as a round of a draft has them
         options["max_decode_tokens"] = max(DECODE_ROWS, *args.rows)
     if args.model:

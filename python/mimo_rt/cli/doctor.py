@@ -135,13 +135,16 @@ def _self_test(args: argparse.Namespace) -> str:
     ids = list(range(1, 25))
     with tempfile.TemporaryDirectory(prefix="mimo_rt-doctor-") as parent:
         model_dir = write_tiny_checkpoint(Path(parent) / "tiny", seed=1)
-        with Session(model_dir, device="ref", num_threads=1) as reference:
+        with Session(model_dir, device="ref", num_threads=1,
+                     activations=args.activations) as reference:
             expected = reference.logits(ids)
         with Session(model_dir, device=args.device, num_threads=args.threads,
-                     pin_threads=not args.no_pin,
+                     pin_threads=not args.no_pin, activations=args.activations,
                      use_mmap=False if args.no_mmap else None) as session:
             logits = session.logits(ids)
             backend = session.backend
+            if args.activations != "bf16":
+                backend += f" with {args.activations} activations"
             result = session.generate(ids, max_tokens=8, temperature=0.0, ignore_eos=True)
     if not np.isfinite(logits).all():
         raise _C.InternalError(f"[doctor] {backend}: expected finite logits, got NaN or infinity.")
@@ -152,7 +155,7 @@ def _self_test(args: argparse.Namespace) -> str:
             f"{_MAX_RELATIVE_ERROR:.3g}, got {error:.3g}."
         )
     num_tokens = result.usage.completion_tokens
-    if backend == "ref":  # an error of 0 would only say that it repeats itself
+    if backend.startswith("ref"):  # an error of 0 would only say that it repeats itself
         return f"ref repeats itself (no other backend was compared); {num_tokens} tokens generated"
     return f"{backend} against ref: relative error {error:.1e}; {num_tokens} tokens generated"
 
