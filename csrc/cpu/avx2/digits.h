@@ -16,19 +16,12 @@
 
 #include <stdint.h>
 
-#include "../tile_layout.h"
 #include "entries.h"
+
+#include "../shared/biased_weights.h"
 
 namespace mimo_rt::cpu::avx2 {
 namespace {
-
-/// Weights are looked up as w + kWeightBias >= 0: vpmaddubsw wants one unsigned factor.
-enum : int32_t { kWeightBias = 12 };
-
-/// -kWeightBias times a plane's digits with k = 0, 1 (low half) and k = 2, 3 (high half) modulo 4,
-/// where the two 16-bit sums of a row start. They wrap on the way, and end right: |sum of w digit|
-/// <= 16 * 12 * 128 < 2^15.
-using Start = int32_t;
 
 struct Digits {
   int8_t high[layout::kBlockK];

@@ -16,10 +16,6 @@ namespace {
 
 enum : uint32_t { kUnits = 2, kUnitRows = 8, kVectors = 4, kBlockTokens = 64 };
 
-/// w + kWeightBias of the 16 codes, twice, for the two halves of a register.
-alignas(32) const uint8_t kBiased[32] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10,
-                                         9,  8,  6,  4,  0,  12, 13, 14, 15, 16, 18,
-                                         20, 24, 12, 11, 10, 9,  8,  6,  4,  0};
 /// The low three bits of a code.
 alignas(32) const float kMagnitude[8] = {0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f};
 
@@ -34,7 +30,7 @@ MIMO_RT_INLINE const __m256i* codes_of(const uint8_t* tile, uint32_t block, uint
 }
 
 MIMO_RT_INLINE Weights look_up(const uint8_t* tile, uint32_t block, uint32_t unit) {
-  const __m256i table = _mm256_load_si256(reinterpret_cast<const __m256i*>(kBiased));
+  const __m256i table = _mm256_load_si256(reinterpret_cast<const __m256i*>(kBiasedWeights));
   const __m256i mask = _mm256_set1_epi8(15);
   Weights weights;
 #pragma GCC unroll 4

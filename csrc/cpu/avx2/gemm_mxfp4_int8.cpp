@@ -1,11 +1,11 @@
 // MXFP4 weights times INT8 activations, see ../shared/int8_block.h.
 //
-// A dword lane is one row; its four bytes are four k. vpmaddubsw multiplies weights with the offset
-// 12 (0..24, unsigned) by activations (-127..127, signed) and adds two neighbours: at most
-// 2 * 24 * 127 = 6,096, so its saturation never acts. Eight such sums of 16 bits make a block of
-// 32 k. They may wrap around; begun at -12 times the sum of the activations the total is that of
-// the weights without offset, 16 * 12 * 127 = 24,384 at most, which 16 bits hold: what wraps on the
-// way there wraps back. One vpmaddwd then adds the two sums of a row.
+// A dword lane is one row; its four bytes are four k. vpmaddubsw multiplies biased weights (0..24,
+// unsigned) by activations (-127..127, signed) and adds two neighbours: at most 2 * 24 * 127 =
+// 6,096, so its saturation never acts. Eight such sums of 16 bits make a block of 32 k. They may
+// wrap around; from their start on the total is that of the weights without bias, 16 * 12 * 127 =
+// 24,384 at most, which 16 bits hold: what wraps on the way wraps back. One vpmaddwd then adds the
+// two sums of a row.
 //
 //   direct  up to six tokens: codes are looked up next to their products
 //   panel   more: a block is looked up once into L1 and multiplied with up to six tokens at a time
@@ -32,7 +32,7 @@ MIMO_RT_INLINE __m256i load(const uint8_t* p) {
 MIMO_RT_INLINE __m256i look_up(const uint8_t* line, uint32_t half, uint32_t unit) {
   const __m256i codes = load(line + unit * 32);
   const __m256i code = half ? _mm256_srli_epi16(codes, 4) : codes;
-  return _mm256_shuffle_epi8(load(kOffsetWeights),
+  return _mm256_shuffle_epi8(load(kBiasedWeights),
                              _mm256_and_si256(code, _mm256_set1_epi8(15)));
 }
 
@@ -73,7 +73,7 @@ MIMO_RT_INLINE void multiply_block(const Weights& weights, __m256 scale0, __m256
                                    const Int8Block* x, float* acc) {
   __m256i sum[T][2];
 #pragma GCC unroll 8
-  for (uint32_t t = 0; t < T; ++t) sum[t][0] = sum[t][1] = _mm256_set1_epi32(x[t].correction);
+  for (uint32_t t = 0; t < T; ++t) sum[t][0] = sum[t][1] = _mm256_set1_epi32(x[t].start);
   for_each_line<kIsUnrolled>([&](uint32_t line) __attribute__((always_inline)) {
 #pragma GCC unroll 2
     for (uint32_t half = 0; half < 2; ++half) {
@@ -241,7 +241,7 @@ void gemm_mxfp4_int8(const GemmArgs& args) {
 
 void prepare_int8(const PrepareArgs& args) {
   quantise_tokens(args, [](const bf16_t* x, Int8Block& out) {
-    quantise_block(x, out, paired_correction);
+    quantise_block(x, out, paired_start);
   });
 }
 

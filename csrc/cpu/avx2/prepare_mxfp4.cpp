@@ -51,23 +51,6 @@ MIMO_RT_INLINE int32_t block_shift(const __m256i (&bits)[2]) {
   return shift < kMaxShift ? shift : int32_t{kMaxShift};
 }
 
-/// 32-bit integers -> their low bytes, in order.
-MIMO_RT_INLINE __m256i pack_bytes(const __m256i (&digits)[kVectors]) {
-  const __m256i a = _mm256_packs_epi32(digits[0], digits[1]);
-  const __m256i b = _mm256_packs_epi32(digits[2], digits[3]);
-  return _mm256_permutevar8x32_epi32(_mm256_packs_epi16(a, b),
-                                     _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-}
-
-MIMO_RT_INLINE Start start_of(__m256i bytes) {
-  const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(kWeightBias), bytes);
-  __m128i sum =
-      _mm_add_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
-  sum = _mm_add_epi16(sum, _mm_unpackhi_epi64(sum, sum));
-  sum = _mm_add_epi16(sum, _mm_shuffle_epi32(sum, 1));
-  return _mm_cvtsi128_si32(_mm_sub_epi16(_mm_setzero_si128(), sum));
-}
-
 /// Takes round(x * 2^shift) units out of x; returns them.
 MIMO_RT_INLINE __m256 take_units(__m256& x, int32_t shift) {
   // Halves go up: what is left is in [-1/2, 1/2), times 256 in [-128, 128).
@@ -98,7 +81,7 @@ static void store_extra(__m256 (&x)[kVectors], int32_t shift, uint32_t token, Ex
   const __m256i bytes = pack_bytes(digit);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(extra.digit), bytes);
   extra.token = token;
-  extra.start = start_of(bytes);
+  extra.start = paired_start(bytes);
   extra.half_unit = power_of_two(-shift - 9);
   extra.rest_mask = rest_mask;
 }
@@ -125,8 +108,8 @@ static bool prepare_block(const __m256i (&bits)[2], uint32_t token, Digits& out,
   const __m256i high_bytes = pack_bytes(high), low_bytes = pack_bytes(low);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(out.high), high_bytes);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(out.low), low_bytes);
-  out.high_start = start_of(high_bytes);
-  out.low_start = start_of(low_bytes);
+  out.high_start = paired_start(high_bytes);
+  out.low_start = paired_start(low_bytes);
   out.half_unit = power_of_two(-shift - 1);
   if (!_mm256_movemask_ps(any)) return false;
   store_extra(x, shift, token, extra);

@@ -1,9 +1,8 @@
 // MXFP4 weights times INT8 activations, see ../shared/int8_block.h.
 //
 // A dword lane is one row; its four bytes are four k. Where the processor has VNNI, vpdpbusd
-// multiplies weights with the offset 12 (0..24, unsigned) by activations (signed) into sums of 32
-// bits, begun at -12 times the sum of the activations. Where not, sums of 16 bits do the same: why
-// they are exact is in ../avx2/gemm_mxfp4_int8.cpp.
+// multiplies biased weights (0..24, unsigned) by activations (signed) into sums of 32 bits. Where
+// not, sums of 16 bits do the same: why they are exact is in ../avx2/gemm_mxfp4_int8.cpp.
 #include "entries.h"
 
 #include "../shared/int8_quantise.h"
@@ -18,7 +17,7 @@ enum : uint32_t { kGroupTokens = 8, kBlockTokens = 64, kSteps = 8 };
 /// The low four bits of every byte choose; vpermb ignores the upper two of eight and finds the
 /// table repeated.
 MIMO_RT_INLINE __m512i look_up(__m512i codes) {
-  return _mm512_permutexvar_epi8(codes, _mm512_load_si512(kOffsetWeights));
+  return _mm512_permutexvar_epi8(codes, _mm512_load_si512(kBiasedWeights));
 }
 
 MIMO_RT_INLINE __m512i add_products(__m512i sum, __m512i weights, __m512i q) {
@@ -27,10 +26,10 @@ MIMO_RT_INLINE __m512i add_products(__m512i sum, __m512i weights, __m512i q) {
 
 MIMO_RT_INLINE __m512i finish(__m512i sum) { return sum; }
 
-MIMO_RT_INLINE int32_t correction(__m256i q) { return whole_correction(q); }
+MIMO_RT_INLINE Start start_of(__m256i bytes) { return whole_start(bytes); }
 #else
 MIMO_RT_INLINE __m512i look_up(__m512i codes) {
-  return _mm512_shuffle_epi8(_mm512_load_si512(kOffsetWeights),
+  return _mm512_shuffle_epi8(_mm512_load_si512(kBiasedWeights),
                              _mm512_and_si512(codes, _mm512_set1_epi8(15)));
 }
 
@@ -42,7 +41,7 @@ MIMO_RT_INLINE __m512i finish(__m512i sum) {
   return _mm512_madd_epi16(sum, _mm512_set1_epi16(1));
 }
 
-MIMO_RT_INLINE int32_t correction(__m256i q) { return paired_correction(q); }
+MIMO_RT_INLINE Start start_of(__m256i bytes) { return paired_start(bytes); }
 #endif
 
 MIMO_RT_INLINE __m512i broadcast(const int8_t* q) {
@@ -57,7 +56,7 @@ MIMO_RT_INLINE void multiply_block(const uint8_t* codes, const uint8_t* e8m0, co
                                    float* acc) {
   __m512i sum[T];
 #pragma GCC unroll 8
-  for (uint32_t t = 0; t < T; ++t) sum[t] = _mm512_set1_epi32(x[t].correction);
+  for (uint32_t t = 0; t < T; ++t) sum[t] = _mm512_set1_epi32(x[t].start);
 #pragma GCC unroll 8
   for (uint32_t step = 0; step < kSteps; step += 2) {
     const uint8_t* line = codes + step * 32;
@@ -157,7 +156,7 @@ void gemm_mxfp4_int8(const GemmArgs& args) { int8::multiply_all(args); }
 
 void prepare_int8(const PrepareArgs& args) {
   quantise_tokens(args, [](const bf16_t* x, Int8Block& out) {
-    quantise_block(x, out, int8::correction);
+    quantise_block(x, out, int8::start_of);
   });
 }
 

@@ -82,7 +82,7 @@ static void quantise_block(const bf16_t* x, Int8Block& out) {
     const float rounded = widen(x[i]) * inverse + 0x1.8p23f;
     out.q[i] = static_cast<int8_t>(static_cast<int32_t>(rounded - 0x1.8p23f));
   }
-  out.correction = 0;
+  out.start = 0;
 }
 
 }  // namespace

@@ -23,8 +23,8 @@ namespace {
 
 struct Int8Block {
   int8_t q[layout::kBlockK];
-  int32_t correction;  ///< where the kernel's sum begins, for kernels whose weights have an offset
-  float half_scale;    ///< NaN where an activation is not finite: so become the results
+  int32_t start;     ///< of the kernel's sums, where its weights have a bias (biased_weights.h)
+  float half_scale;  ///< NaN where an activation is not finite: so become the results
 };
 static_assert(sizeof(Int8Block) == 40);
 
@@ -40,7 +40,7 @@ MIMO_RT_INLINE float begin_block(uint32_t largest, Int8Block& out) {
     return 127.0f / amax;
   }
   __builtin_memset(out.q, 0, sizeof(out.q));
-  out.correction = 0;
+  out.start = 0;
   out.half_scale = is_finite ? 0.0f : __builtin_nanf("");
   return 0.0f;
 }
