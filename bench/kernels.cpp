@@ -29,7 +29,7 @@ constexpr const char* kFormatNames[] = {"mxfp4", "fp8_e4m3", "bf16", "f32"};
 constexpr size_t kSampleBytes = size_t{16} << 20;
 
 struct Options {
-  std::string isa = resolve_backend("cpu"), format, activations = "bf16";
+  std::string isa = resolve_backend("cpu"), format;
   uint32_t k = 2048, mib = 256, rounds = 60, num_tokens = 0;
   bool hot = false, json = false, int8 = false;
 };
@@ -127,14 +127,15 @@ void run_case(const Options& options, const cpu::Kernels& kernels, PackedFormat 
   const double gemm_bytes = static_cast<double>(groups * group_bytes),
                flops = flops_per_group * groups;
   const double gbs = gemm_bytes / kernel.best * 1e-9, read_gbs = read_bytes / read.best * 1e-9;
+  const std::string name = std::string(kFormatNames[code]) + (options.int8 ? "_int8" : "");
   std::printf(
       options.json
-          ? "{\"case\":\"gemm/%s%s/m%u\",\"backend\":\"%s\",\"k\":%u,\"cache\":\"%s\",\"gbs\":%.2f,"
+          ? "{\"case\":\"gemm/%s/m%u\",\"backend\":\"%s\",\"k\":%u,\"cache\":\"%s\",\"gbs\":%.2f,"
             "\"gbs_median\":%.2f,\"gflops\":%.2f,\"read_gbs\":%.2f,\"of_read\":%.3f,\"n\":%u,"
             "\"sink\":%u}\n"
-          : "%s%-5s M=%-4u %s k=%u %-4s %7.2f GB/s (median %7.2f) %8.2f GFLOP/s  read %6.2f GB/s  "
+          : "%-10s M=%-4u %s k=%u %-4s %7.2f GB/s (median %7.2f) %8.2f GFLOP/s  read %6.2f GB/s  "
             "%5.1f %%  n=%u%.0u\n",
-      kFormatNames[code], options.int8 ? "_int8" : "", num_tokens, options.isa.c_str(), options.k, options.hot ? "hot" : "cold",
+      name.c_str(), num_tokens, options.isa.c_str(), options.k, options.hot ? "hot" : "cold",
       gbs, gemm_bytes / kernel.median * 1e-9, flops / kernel.best * 1e-9, read_gbs,
       gbs / read_gbs * (options.json ? 1 : 100), options.rounds, sink == 1 ? 1u : 0u);
   std::fflush(stdout);
@@ -153,8 +154,11 @@ bool parse(int argc, char** argv, Options& options) {
       options.isa = argv[++i];
     else if (name == "--format")
       options.format = argv[++i];
-    else if (name == "--activations")
-      options.activations = argv[++i];
+    else if (name == "--activations") {
+      const std::string value = argv[++i];
+      if (value != "bf16" && value != "int8") return false;
+      options.int8 = value == "int8";
+    }
     else if (name == "--k")
       options.k = static_cast<uint32_t>(std::strtoul(argv[++i], nullptr, 10));
     else if (name == "--tokens")
@@ -166,9 +170,8 @@ bool parse(int argc, char** argv, Options& options) {
     else
       return false;
   }
-  options.int8 = options.activations == "int8";
-  if (options.int8) options.format = kFormatNames[0];
-  if (!options.int8 && options.activations != "bf16") return false;
+  if (options.int8 && options.format.empty()) options.format = kFormatNames[0];
+  if (options.int8 && options.format != kFormatNames[0]) return false;
   return options.k >= 32 && options.k % 32 == 0 && options.mib >= 16 && options.rounds >= 1;
 }
 

@@ -123,7 +123,7 @@ TEST_CASE("logits are bit-equal for any chunk, any worker count, fused or not, t
   }
 }
 
-TEST_CASE("with INT8 activations logits are bit-equal for any chunk and any worker count, and the reference's are close") {
+TEST_CASE("with INT8 activations logits are bit-equal for any chunk and worker count, and close to the reference's") {
   const ModelConfig config = small_quantised();
   const Weights weights = Weights::synthetic(config, 5);
   const std::vector<int32_t> tokens = random_tokens(config, 150, 9);

@@ -74,8 +74,8 @@ struct Reference {
   std::vector<double> int8_cost; ///< how far y may be from `exact`
 };
 
-/// Two roundings per block, of its term and of the running sum: with n blocks at most (n + 1) u sum |terms|. Rounding an
-/// activation to INT8 moves it by half a step of its block, max / 127, and by the FP32 roundings on the way.
+/// Two roundings per block, of its term and of the running sum: with n blocks at most (n + 1) u sum |terms|. Rounding
+/// an activation to INT8 moves it by half a step of its block, max / 127, and by the FP32 roundings on the way.
 Reference reference(const Matrix& m, const std::vector<bf16_t>& x, uint32_t num_tokens) {
   const std::vector<double> q = rounded(x);
   const double u = 0x1p-24, n = m.k / 32.0 + 2;
@@ -136,7 +136,8 @@ TEST_CASE("products stay within the rounding bound of their definition; wrong we
     std::vector<bf16_t> moved = x;  // by one step of its block
     double amax = 0;
     for (uint32_t i = 0; i < 32; ++i) amax = std::max(amax, std::abs(double{bf16_to_f32(x[i])}));
-    moved[3] = f32_to_bf16(static_cast<float>(bf16_to_f32(x[3]) * (1 - 1.1 * amax / 127 / std::abs(bf16_to_f32(x[3])))));
+    const double third = bf16_to_f32(x[3]);
+    moved[3] = f32_to_bf16(static_cast<float>(third - std::copysign(1.1 * amax / 127, third)));
     for (const Table& table : kernel_tables::runnable_int8()) {
       const double error = worst(multiply(table, m, x.data(), 17), ref.y, ref.bound);
       if (!(error <= 1.0))
@@ -160,7 +161,8 @@ TEST_CASE("every instruction set gives the same bits, for any number of tokens a
         const uint32_t first = 64 - num_tokens;  // another place in the batch than in `all`
         const std::vector<float> some = multiply(table, m, x.data() + size_t{first} * k, num_tokens, 1);
         const std::vector<float> expected(all.begin() + size_t{first} * m.rows, all.end());
-        if (!same_bits(some, expected)) check::report(__FILE__, __LINE__, where(table, k, num_tokens) + ": bits differ");
+        if (!same_bits(some, expected))
+          check::report(__FILE__, __LINE__, where(table, k, num_tokens) + ": bits differ");
         CHECK(same_bits(some, expected));
       }
     // The comparison sees the largest activation of one block grow by one unit.
@@ -302,8 +304,8 @@ TEST_CASE("other formats are the exact kernels, and exact MXFP4 products are oth
   CHECK_EQ(exact.size(), int8.size());
   for (size_t i = 0; i < exact.size(); ++i) {
     CHECK_EQ(exact[i].kernels->name, int8[i].kernels->name);
-    for (const PackedFormat format : {PackedFormat::mxfp4, PackedFormat::fp8_e4m3, PackedFormat::bf16, PackedFormat::f32}) {
-      const int code = static_cast<int>(format);
+    for (int code = 0; code < 4; ++code) {
+      const auto format = static_cast<PackedFormat>(code);
       const Matrix m = pack_reference::random_matrix(format, 16, 96, 2);
       const std::vector<bf16_t> x = random_tokens(3, 96, 1);
       const Aligned packed(row_group_bytes(format, 96));

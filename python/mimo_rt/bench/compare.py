@@ -148,10 +148,16 @@ def _cases(records: list[dict[str, Any]]) -> dict[tuple, Case]:
     for record in records:
         median = record.get("median_us")
         if isinstance(median, (int, float)) and median > 0 and "case" in record:
-            # Older records do not name the activations.
-            key = tuple(({"activations": "bf16"} | record).get(name) for name in _KEY)
-            groups.setdefault(key, []).append(record)
+            groups.setdefault(_key(record), []).append(record)
     return {key: Case.pool(group) for key, group in groups.items()}
+
+
+def _key(record: dict[str, Any]) -> tuple:
+    """Fields of _KEY; None for a default, which older records do not name."""
+    values = {name: record.get(name) for name in _KEY}
+    if values["activations"] == "bf16":
+        values["activations"] = None
+    return tuple(values.values())
 
 
 def _short_names(keys: Iterable[tuple]) -> dict[tuple, str]:
