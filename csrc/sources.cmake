@@ -91,6 +91,7 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/cpu/ops_moe.cpp
   csrc/cpu/ops_rows.cpp
   csrc/cpu/worker_pool.cpp
+  csrc/cuda/attention_check.cpp
   csrc/cuda/expert_mlp_check.cpp
   csrc/cuda/projection_check.cpp)
 set(MIMO_RT_AVX2_SOURCES
@@ -117,6 +118,7 @@ set(MIMO_RT_AVX512_FLAGS -O3 -mfma -mavx512f -mavx512bw -mavx512vl -mavx512dq
   -Wno-maybe-uninitialized -Wno-uninitialized)  # false positives inside gcc 12 intrinsics
 set(MIMO_RT_AVX512_BF16_FLAGS -mavx512bf16 -mavx512vbmi -mavx512vnni)  # a second time, for processors that have these too
 set(MIMO_RT_CUDA_SOURCES
+  csrc/cuda/attention.cu
   csrc/cuda/cuda_devices.cu
   csrc/cuda/expert_mlp.cu
   csrc/cuda/projection.cu)

@@ -14,9 +14,12 @@ inline void check_size(const char* where, const char* name, uint32_t size, uint3
                 ", got ", size);
 }
 
+inline void check_num_rows(const char* where, const char* name, uint32_t num_rows) {
+  MIMO_RT_CHECK(num_rows >= 1 && num_rows <= kMaxTokens, capacity, where, name,
+                ": expected 1 .. ", kMaxTokens, ", got ", num_rows);
+}
 inline void check_num_tokens(const char* where, uint32_t num_tokens) {
-  MIMO_RT_CHECK(num_tokens >= 1 && num_tokens <= kMaxTokens, capacity, where,
-                "num_tokens: expected 1 .. ", kMaxTokens, ", got ", num_tokens);
+  check_num_rows(where, "num_tokens", num_tokens);
 }
 
 inline void check_pointer(const char* where, const char* name, const void* pointer,

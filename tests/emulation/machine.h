@@ -40,6 +40,9 @@ struct Wait {
   const char* operation = "";
 };
 
+/// An operation that a planted fault leaves out.
+enum class Skip : uint8_t { none, named_barrier, mbarrier_wait, sync_warp };
+
 struct Index3 {
   uint32_t x = 0, y = 0, z = 0;
 };
@@ -73,6 +76,7 @@ struct Lane {
   // The last load_acquire, to notice a spin loop.
   const void* acquired = nullptr;
   uint32_t acquired_value = 0;
+  uint32_t num_skippable = 0;  ///< operations of the kind that the launch leaves out one of
 };
 
 struct NamedBarrier {
@@ -116,8 +120,12 @@ struct LaunchOptions {
   size_t shared_bytes = 0;
   uint64_t seed = 0;                   ///< 0: in order and prompt; else random order and delays
   uint32_t max_resident = UINT32_MAX;  ///< blocks that fit at the same time
+  uint32_t max_copy_delay = 8;         ///< rounds of the scheduler, in random order
   /// Global memory that the kernel writes with ordinary stores and also reads with bulk copies.
   std::vector<std::span<uint8_t>> handed_over;
+  /// A planted fault: every lane leaves out its operation `skip_ordinal` (from 0) of this kind.
+  Skip skip = Skip::none;
+  uint32_t skip_ordinal = 0;
   /// The name of the object at an offset of shared memory, for reports.
   std::function<std::string(size_t)> name_shared;
 };
@@ -144,6 +152,12 @@ struct Machine {
 
 inline Machine* machine = nullptr;  ///< that of the launch at hand
 EMULATION_UNCHECKED inline Lane& this_lane() { return *machine->lane; }
+
+/// Whether the lane leaves out the operation it has come to.
+EMULATION_UNCHECKED inline bool is_skipped(Skip skip) {
+  return machine->options.skip == skip &&
+         this_lane().num_skippable++ == machine->options.skip_ordinal;
+}
 
 inline std::string name_of(const Lane& lane) {
   return "block " + std::to_string(lane.block->block_idx.x) + " warp " +

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <bit>
+#include <cmath>
 
 #include "core/numeric.h"
 #include "emulation/async_copy.h"
@@ -42,6 +43,7 @@ inline void mbarrier_arrive_expect_tx(uint64_t* barrier, uint32_t num_bytes) {
 /// Waits as long as it takes: a wait that never ends is a deadlock, which the scheduler reports.
 inline bool mbarrier_try_wait(uint64_t* barrier, uint32_t parity) {
   using emulation::MBarrierState;
+  if (emulation::is_skipped(emulation::Skip::mbarrier_wait)) return true;
   const emulation::Unchecked unchecked;
   if (!MBarrierState::is_valid(*barrier))
     emulation::fail("wait on mbarrier " +
@@ -66,7 +68,7 @@ inline void bulk_copy(void* shared_dst, const void* global_src, uint32_t num_byt
   {
     const emulation::Unchecked unchecked;
     emulation::Machine& machine = *emulation::machine;
-    if (machine.is_random()) delay = static_cast<uint32_t>(machine.draw(8));
+    if (machine.is_random()) delay = static_cast<uint32_t>(machine.draw(machine.options.max_copy_delay));
   }
   emulation::issue_copy({emulation::this_lane().block, static_cast<uint8_t*>(shared_dst),
                          static_cast<const uint8_t*>(global_src), num_bytes, barrier, delay});
@@ -114,6 +116,7 @@ inline void named_barrier_update(uint32_t id, uint32_t num_threads, bool is_wait
 }
 
 inline void named_barrier_sync(uint32_t id, uint32_t num_threads) {
+  if (emulation::is_skipped(emulation::Skip::named_barrier)) return;
   named_barrier_update(id, num_threads, true);
 }
 inline void named_barrier_arrive(uint32_t id, uint32_t num_threads) {
@@ -121,6 +124,7 @@ inline void named_barrier_arrive(uint32_t id, uint32_t num_threads) {
 }
 
 inline void sync_warp() {
+  if (emulation::is_skipped(emulation::Skip::sync_warp)) return;
   const emulation::Unchecked unchecked;
   const emulation::Warp* warp = emulation::this_lane().warp;
   emulation::release_to(warp);
@@ -185,23 +189,43 @@ inline void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (
   std::memcpy(c, exchange.out[emulation::this_lane().lane_idx], sizeof c);
 }
 
-/// Every lane reads its own elements, so that sanitizers see who reads what.
-inline void ldmatrix_x4(uint32_t (&words)[4], const void* shared_row) {
-  if (reinterpret_cast<uintptr_t>(shared_row) % 16 != 0)
-    emulation::fail("ldmatrix: the address of a row must be a multiple of 16");
-  const uint8_t* rows[4];
-  uint32_t offset;
-  {
+/// The row addresses that all lanes hand to an ldmatrix.
+struct MatrixRows {
+  const uint8_t* row[32];
+
+  explicit MatrixRows(const void* shared_row) {
+    if (reinterpret_cast<uintptr_t>(shared_row) % 16 != 0)
+      emulation::fail("ldmatrix: the address of a row must be a multiple of 16");
     const emulation::Unchecked unchecked;
     uint32_t address[2];
     std::memcpy(address, &shared_row, sizeof address);
     const auto& exchange = emulation::meet("ldmatrix.x4", address, 2);
-    const uint32_t lane_idx = emulation::this_lane().lane_idx;
-    for (uint32_t i = 0; i < 4; ++i)
-      std::memcpy(&rows[i], exchange.in[8 * i + lane_idx / 4], sizeof rows[i]);
-    offset = lane_idx % 4 * 4;
+    for (uint32_t i = 0; i < 32; ++i) std::memcpy(&row[i], exchange.in[i], sizeof row[i]);
   }
-  for (uint32_t i = 0; i < 4; ++i) std::memcpy(&words[i], rows[i] + offset, 4);
+};
+
+/// Every lane reads its own elements, so that sanitizers see who reads what.
+inline void ldmatrix_x4(uint32_t (&words)[4], const void* shared_row) {
+  const MatrixRows rows(shared_row);
+  const uint32_t lane_idx = emulation::this_lane().lane_idx;
+  for (uint32_t i = 0; i < 4; ++i)
+    std::memcpy(&words[i], rows.row[8 * i + lane_idx / 4] + lane_idx % 4 * 4, 4);
+}
+
+inline void ldmatrix_x4_transposed(uint32_t (&words)[4], const void* shared_row) {
+  const MatrixRows rows(shared_row);
+  const uint32_t lane_idx = emulation::this_lane().lane_idx;
+  for (uint32_t i = 0; i < 4; ++i) {
+    uint16_t halves[2];
+    for (uint32_t j = 0; j < 2; ++j)
+      std::memcpy(&halves[j], rows.row[8 * i + lane_idx % 4 * 2 + j] + lane_idx / 4 * 2, 2);
+    words[i] = halves[0] | uint32_t{halves[1]} << 16;
+  }
+}
+
+inline float exp2_approx(float x) {
+  const float power = std::exp2(x);
+  return power < 0x1p-126f ? 0.0f : power;
 }
 
 inline uint32_t to_bf16x2(float low, float high) {

@@ -60,6 +60,7 @@ inline void start_block(uint32_t block_idx) {
     lane->is_done = lane->is_spinning = false;
     lane->wait = {};
     lane->acquired = nullptr;
+    lane->num_skippable = 0;
     lane->fiber.start(&run_lane_to_end, thread + 7 * block_idx);
     lane->warp->lanes[lane->lane_idx] = std::move(lane);
   }

@@ -29,6 +29,22 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t (&words)[4], const void* sh
                : "memory");
 }
 
+/// The same with each matrix transposed: word i of lane 4g + q is elements g of rows 2q, 2q+1.
+__device__ __forceinline__ void ldmatrix_x4_transposed(uint32_t (&words)[4],
+                                                       const void* shared_row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "r"(shared_address(shared_row))
+               : "memory");
+}
+
+/// ex2.approx.ftz: 2^x, relative error below 2^-22; 0 for -infinity and below 2^-126.
+__device__ __forceinline__ float exp2_approx(float x) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
+}
+
 /// The bits of a float.
 __device__ __forceinline__ float as_float(uint32_t bits) { return __uint_as_float(bits); }
 
