@@ -23,6 +23,8 @@ KERNELS = {
     "csrc/cuda/projection.cu": {"projection_fp8_kernel", "projection_fp8_normed_kernel",
                                 "projection_bf16_kernel", "projection_bf16_normed_kernel",
                                 "rms_norm_kernel", "argmax_combine_kernel"},
+    "csrc/cuda/router.cu": {"router_logits_f32_kernel", "router_logits_bf16_kernel",
+                            "select_experts_kernel"},
 }
 
 Resources = dict[str, dict[str, int]]  # mangled kernel name -> what ptxas reports
@@ -84,7 +86,8 @@ def test_kernels_keep_everything_in_registers(source, architecture, tmp_path, ca
 @needs_nvcc
 @pytest.mark.parametrize("struct, header", [("AttentionShared", "attention.cuh"),
                                             ("ExpertShared", "expert_stream.cuh"),
-                                            ("ProjectionShared", "projection.cuh")])
+                                            ("ProjectionShared", "projection.cuh"),
+                                            ("RouterShared", "router.cuh")])
 def test_shared_memory_fits_a_block(struct, header, tmp_path, capsys):
     source = tmp_path / "shared.cu"  # the size of a struct, as ptxas counts global memory
     source.write_text(f'#include "cuda/device/tasks/{header}"\n'

@@ -45,7 +45,7 @@ def test_hostile_files_under_asan(asan_programs, program):
 
 
 def test_cuda_kernels_under_asan(cpp_builder):
-    kernels = ["test_cuda_attention", "test_cuda_experts", "test_cuda_projection", "test_cuda_projection_stores"]
+    kernels = ["test_cuda_attention", "test_cuda_experts", "test_cuda_projection", "test_cuda_projection_stores", "test_cuda_router"]
     programs = cpp_builder(["test_emulation", *kernels], sanitize="address,undefined")
     clean = "the correct kernel gives the same answer in every schedule"
     for command in [[programs / "test_emulation", clean], *([programs / name] for name in kernels)]:
@@ -57,9 +57,11 @@ def test_cuda_kernels_under_asan(cpp_builder):
 
 def test_cuda_kernels_under_tsan(cpp_builder):
     programs = cpp_builder(["test_emulation", "test_cuda_attention", "test_cuda_experts",
-                            "test_cuda_projection_stores"], sanitize="thread")
+                            "test_cuda_projection_stores", "test_cuda_router"], sanitize="thread")
     clean = [("test_emulation", "the correct kernel gives the same answer in every schedule"),
              ("test_cuda_attention", "the schedule and the number of blocks do not change a bit"),
+             ("test_cuda_router", "a token's logits have the same bits alone, in any batch and schedule"),
+             ("test_cuda_router", "the route is that of a sort, ties to the lower expert, in every schedule"),
              ("test_cuda_experts", "partial sums that do not fit at once follow in passes, same bits"),
              ("test_cuda_projection_stores", "gate and up become columns of a gated MLP"),
              ("test_cuda_projection_stores", "the best column is the lowest of the largest, for any number of blocks")]

@@ -2,6 +2,7 @@
 // columns.
 #pragma once
 
+#include "cuda/device/math/best.cuh"
 #include "cuda/device/math/silu.cuh"
 #include "cuda/projection_params.h"
 
@@ -21,26 +22,6 @@ struct ProjectionOutputs {
 __device__ __forceinline__ uint16_t to_bf16(float value) {
   return static_cast<uint16_t>(ptx::to_bf16x2(value, 0.0f));
 }
-
-/// The largest value and its column, the lowest among equals. A NaN is never the largest.
-struct Best {
-  float value = ptx::as_float(0xff800000u);  // -infinity
-  uint32_t column = 0xffffffffu;
-
-  __device__ void take(float other, uint32_t other_column) {
-    if (other > value || (other == value && other_column < column)) {
-      value = other;
-      column = other_column;
-    }
-  }
-  /// Over lanes whose indices differ in bits below `width`. All lanes of the warp take part.
-  __device__ void reduce(uint32_t width) {
-    for (uint32_t mask = width / 2; mask != 0; mask /= 2) {
-      const float other = ptx::shuffle_xor(value, mask);
-      take(other, ptx::shuffle_xor(column, mask));
-    }
-  }
-};
 
 /// The best of each compute thread's outputs over all units of a block. In shared memory, though
 /// nobody else reads it: the products need the registers.

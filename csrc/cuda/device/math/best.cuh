@@ -1,0 +1,28 @@
+// The largest of some values and where it was.
+#pragma once
+
+#include "cuda/device/ptx/ptx.cuh"
+
+namespace mimo_rt::cuda {
+
+/// The largest value and its column, the lowest among equals. A NaN is never the largest.
+struct Best {
+  float value = ptx::as_float(0xff800000u);  // -infinity
+  uint32_t column = 0xffffffffu;
+
+  __device__ void take(float other, uint32_t other_column) {
+    if (other > value || (other == value && other_column < column)) {
+      value = other;
+      column = other_column;
+    }
+  }
+  /// Over lanes whose indices differ in bits below `width`. All lanes of the warp take part.
+  __device__ void reduce(uint32_t width) {
+    for (uint32_t mask = width / 2; mask != 0; mask /= 2) {
+      const float other = ptx::shuffle_xor(value, mask);
+      take(other, ptx::shuffle_xor(column, mask));
+    }
+  }
+};
+
+}  // namespace mimo_rt::cuda
