@@ -44,12 +44,22 @@ def test_hostile_files_under_asan(asan_programs, program):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def cases_without_faults(program):
+    """All cases of a test program but those that plant faults, which the sanitizer would find first."""
+    cases = run([program, "--list"]).stdout.splitlines()
+    kept = [case for case in cases if "left out" not in case]
+    assert kept
+    return kept
+
+
 def test_cuda_kernels_under_asan(cpp_builder):
-    kernels = ["test_cuda_attention", "test_cuda_experts", "test_cuda_projection", "test_cuda_projection_stores", "test_cuda_router"]
+    kernels = ["test_cuda_attention", "test_cuda_experts", "test_cuda_projection", "test_cuda_projection_stores",
+               "test_cuda_router"]
     programs = cpp_builder(["test_emulation", *kernels], sanitize="address,undefined")
     clean = "the correct kernel gives the same answer in every schedule"
-    for command in [[programs / "test_emulation", clean], *([programs / name] for name in kernels)]:
-        done = run(command)
+    commands = [["test_emulation", clean], *([name, *cases_without_faults(programs / name)] for name in kernels)]
+    for program, *cases in commands:
+        done = run([programs / program, *cases])
         assert done.returncode == 0, done.stdout + done.stderr
     done = run([programs / "test_emulation", "a read before arrival is found"])
     assert done.returncode != 0 and "use-after-poison" in done.stderr
