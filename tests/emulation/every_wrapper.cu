@@ -37,4 +37,7 @@ __global__ void __launch_bounds__(128, 1) use_every_wrapper(uint32_t* words, flo
   floats[threadIdx.x] = c[0] + c[2];
   ptx::store_release_gpu(words, ptx::load_acquire_gpu(words + 1) + kept.word[0] + once.word[1]);
   ptx::add_release_gpu(words + 2, 1);
+  auto* pairs = reinterpret_cast<uint64_t*>(words + 12);
+  ptx::store_relaxed_gpu(pairs, ptx::load_relaxed_gpu(pairs + 1));
+  ptx::store_release_system(words + 16, ptx::compare_exchange_gpu(words + 17, 0, 1));
 }

@@ -265,6 +265,36 @@ inline void add_release_gpu(uint32_t* address, uint32_t value) {
   store_release_gpu(address, *address + value);
 }
 
+inline void store_release_system(uint32_t* address, uint32_t value) {
+  store_release_gpu(address, value);
+}
+
+/// Relaxed accesses order nothing, and do not race: no acquire, no release.
+inline uint64_t load_relaxed_gpu(const uint64_t* address) {
+  const emulation::Unchecked unchecked;
+  if (reinterpret_cast<uintptr_t>(address) % 8 != 0)
+    emulation::fail("64-bit access to an address that is not a multiple of 8");
+  return *address;
+}
+
+inline void store_relaxed_gpu(uint64_t* address, uint64_t value) {
+  const emulation::Unchecked unchecked;
+  if (reinterpret_cast<uintptr_t>(address) % 8 != 0)
+    emulation::fail("64-bit access to an address that is not a multiple of 8");
+  *address = value;
+  ++emulation::machine->progress;
+}
+
+inline uint32_t compare_exchange_gpu(uint32_t* address, uint32_t expected, uint32_t desired) {
+  emulation::acquire_from(address);
+  emulation::release_to(address);
+  const emulation::Unchecked unchecked;
+  const uint32_t before = *address;
+  if (before == expected) *address = desired;
+  ++emulation::machine->progress;
+  return before;
+}
+
 inline Words4 load_16_bytes_keep(const void* address) {
   if (reinterpret_cast<uintptr_t>(address) % 16 != 0)
     emulation::fail("16-byte load from an address that is not a multiple of 16");

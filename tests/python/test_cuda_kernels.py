@@ -117,6 +117,13 @@ def test_every_wrapper_is_assembled(architecture, tmp_path):
     assert not unused
 
 
+@needs_nvcc
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_edge_is_compiled(architecture, tmp_path):
+    resources = compile_kernels(ROOT / "tests" / "emulation" / "every_edge.cu", architecture, tmp_path)
+    assert len(resources) == 1 and not over_limits(resources)
+
+
 def wrapper_names() -> set[str]:
     """Functions of csrc/cuda/device/ptx that kernels may call."""
     names = set()

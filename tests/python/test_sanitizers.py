@@ -55,9 +55,12 @@ def cases_without_faults(program):
 def test_cuda_kernels_under_asan(cpp_builder):
     kernels = ["test_cuda_attention", "test_cuda_experts", "test_cuda_projection", "test_cuda_projection_stores",
                "test_cuda_router"]
-    programs = cpp_builder(["test_emulation", *kernels], sanitize="address,undefined")
+    programs = cpp_builder(["test_emulation", "test_cuda_edges", *kernels], sanitize="address,undefined")
     clean = "the correct kernel gives the same answer in every schedule"
-    commands = [["test_emulation", clean], *([name, *cases_without_faults(programs / name)] for name in kernels)]
+    commands = [["test_emulation", clean],
+                ["test_cuda_edges", "every edge hands over the right values in every schedule",
+                 "a signal that does not come ends all blocks with one report"],
+                *([name, *cases_without_faults(programs / name)] for name in kernels)]
     for program, *cases in commands:
         done = run([programs / program, *cases])
         assert done.returncode == 0, done.stdout + done.stderr
@@ -66,21 +69,25 @@ def test_cuda_kernels_under_asan(cpp_builder):
 
 
 def test_cuda_kernels_under_tsan(cpp_builder):
-    programs = cpp_builder(["test_emulation", "test_cuda_attention", "test_cuda_experts",
+    programs = cpp_builder(["test_emulation", "test_cuda_edges", "test_cuda_attention", "test_cuda_experts",
                             "test_cuda_projection_stores", "test_cuda_router"], sanitize="thread")
     clean = [("test_emulation", "the correct kernel gives the same answer in every schedule"),
              ("test_cuda_attention", "the schedule and the number of blocks do not change a bit"),
              ("test_cuda_router", "a token's logits have the same bits alone, in any batch and schedule"),
              ("test_cuda_router", "the route is that of a sort, ties to the lower expert, in every schedule"),
+             ("test_cuda_edges", "every edge hands over the right values in every schedule"),
+             ("test_cuda_edges", "a signal that does not come ends all blocks with one report"),
              ("test_cuda_experts", "partial sums that do not fit at once follow in passes, same bits"),
              ("test_cuda_projection_stores", "gate and up become columns of a gated MLP"),
              ("test_cuda_projection_stores", "the best column is the lowest of the largest, for any number of blocks")]
     for program, case in clean:
         done = run(["setarch", "-R", programs / program, case], TSAN_OPTIONS="halt_on_error=1")
         assert done.returncode == 0, done.stdout + done.stderr
-    done = run(["setarch", "-R", programs / "test_emulation", "a missing block barrier is found"],
-               TSAN_OPTIONS="halt_on_error=1")
-    assert done.returncode != 0 and "data race" in done.stderr and "pipeline" in done.stderr
+    planted = [("test_emulation", "a missing block barrier is found", "pipeline"),
+               ("test_cuda_edges", "an addition without release looks right: only ThreadSanitizer finds it", "relay")]
+    for program, case, kernel in planted:
+        done = run(["setarch", "-R", programs / program, case], TSAN_OPTIONS="halt_on_error=1")
+        assert done.returncode != 0 and "data race" in done.stderr and kernel in done.stderr
 
 
 @pytest.mark.parametrize("program", PARALLEL_TESTS)

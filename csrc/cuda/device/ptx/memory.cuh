@@ -27,6 +27,34 @@ __device__ __forceinline__ void add_release_gpu(uint32_t* address, uint32_t valu
   asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
 }
 
+/// ld.relaxed.gpu: a whole 64-bit word, ordered with nothing else.
+__device__ __forceinline__ uint64_t load_relaxed_gpu(const uint64_t* address) {
+  uint64_t value;
+  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(value) : "l"(address) : "memory");
+  return value;
+}
+
+/// st.relaxed.gpu: a whole 64-bit word, ordered with nothing else.
+__device__ __forceinline__ void store_relaxed_gpu(uint64_t* address, uint64_t value) {
+  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(address), "l"(value) : "memory");
+}
+
+/// atom.acq_rel.gpu.cas: stores `desired` where `expected` was; the value before.
+__device__ __forceinline__ uint32_t compare_exchange_gpu(uint32_t* address, uint32_t expected,
+                                                         uint32_t desired) {
+  uint32_t before;
+  asm volatile("atom.acq_rel.gpu.global.cas.b32 %0, [%1], %2, %3;"
+               : "=r"(before)
+               : "l"(address), "r"(expected), "r"(desired)
+               : "memory");
+  return before;
+}
+
+/// st.release.sys: for the host and other devices; earlier accesses of this thread come before it.
+__device__ __forceinline__ void store_release_system(uint32_t* address, uint32_t value) {
+  asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
+}
+
 /// ld.global.L1::evict_last, 16 bytes, 16-byte aligned: activations, which other blocks read too.
 /// Coherent: sees what an acquire of this thread has made visible. Not for bytes that this thread
 /// writes.
