@@ -94,7 +94,8 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/cuda/attention_check.cpp
   csrc/cuda/expert_mlp_check.cpp
   csrc/cuda/projection_check.cpp
-  csrc/cuda/router_check.cpp)
+  csrc/cuda/router_check.cpp
+  csrc/cuda/sampling_check.cpp)
 set(MIMO_RT_AVX2_SOURCES
   csrc/cpu/avx2/attend.cpp
   csrc/cpu/avx2/elementwise.cpp
@@ -123,7 +124,8 @@ set(MIMO_RT_CUDA_SOURCES
   csrc/cuda/cuda_devices.cu
   csrc/cuda/expert_mlp.cu
   csrc/cuda/projection.cu
-  csrc/cuda/router.cu)
+  csrc/cuda/router.cu
+  csrc/cuda/sampling.cu)
 set(MIMO_RT_PYTHON_SOURCES
   csrc/python/bind_checkpoint.cpp
   csrc/python/bind_config.cpp

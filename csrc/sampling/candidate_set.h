@@ -2,6 +2,7 @@
 // here, so that all agree on masks, biases, penalties and filters.
 #pragma once
 
+#include "sampling/arithmetic.h"
 #include "sampling/candidates.h"
 #include "sampling/sampler.h"
 
@@ -21,11 +22,9 @@ void visit_candidates(const LogitRow& row, const SampleRequest& request, Visit& 
   auto next_bias = biases.begin();
   const auto visit_one = [&](uint32_t i, double bias) {
     const uint32_t id = kHasIds ? static_cast<uint32_t>(row.ids[i]) : i;
-    double score = row.logits[i];
-    if (!std::isfinite(score)) return;
-    score += bias;
-    if (counts && counts[id]) score = score > 0.0 ? score / penalty : score * penalty;
-    visit(score, id);
+    const float logit = row.logits[i];
+    if (!is_finite(logit)) return;
+    visit(candidate_score(logit, bias, counts && counts[id], penalty), id);
   };
   uint32_t num_masked = 0;
   for (uint32_t i = 0;;) {
@@ -56,7 +55,6 @@ struct CandidateSet {
   Candidate* first = nullptr;
   Candidate* last = nullptr;
   bool in_id_order = true;
-  double one = 0.0;  ///< weight of the best candidate; the sum over a vocabulary stays below 2^63
 
   bool empty() const { return first == last; }
   uint64_t total() const { return total_weight(first, last); }
@@ -69,7 +67,7 @@ struct CandidateSet {
 /// Softmax with temperature > 0 of what the request's filters keep, as integers. Empty: no finite logit.
 CandidateSet weighed_candidates(const LogitRow& row, const SampleRequest& request);
 
-/// Inverse of the cumulative distribution in the order of token ids; `uniform` in [0, 1). Permutes.
-int32_t draw(const CandidateSet& set, double uniform);
+/// Inverse of the cumulative distribution in the order of token ids. Permutes.
+int32_t draw(const CandidateSet& set, uint64_t uniform_bits);
 
 }  // namespace mimo_rt

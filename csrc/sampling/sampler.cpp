@@ -1,20 +1,17 @@
 #include "sampling/sampler.h"
 
 #include "sampling/candidate_set.h"
-#include "sampling/fixed_exp.h"
-#include "sampling/philox.h"
 
 #include <limits>
 
 namespace mimo_rt {
 namespace {
 
-constexpr uint32_t kDrawStream = 0;
-
 int32_t draw_token(const LogitRow& row, const SampleRequest& request) {
   const CandidateSet set = weighed_candidates(row, request);
   if (set.empty()) return -1;
-  return draw(set, uniform_at(request.params->seed, request.sequence_id, request.position, kDrawStream));
+  return draw(set, uniform_bits_at(request.params->seed, request.sequence_id, request.position,
+                                   draw_stream(0, DrawUse::sample)));
 }
 
 constexpr uint32_t kBlock = 32;
@@ -98,12 +95,7 @@ void fill_logprobs(const float* logits, uint32_t vocab_size, const SampleRequest
 }
 
 double uniform_at(uint64_t seed, uint64_t sequence_id, uint32_t position, uint32_t stream) {
-  const PhiloxCounter words = philox4x32_10(
-      {static_cast<uint32_t>(sequence_id), static_cast<uint32_t>(sequence_id >> 32), position,
-       stream},
-      {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
-  const uint64_t bits = uint64_t{words[0] >> 5} << 26 | words[1] >> 6;
-  return static_cast<double>(bits) * 0x1p-53;
+  return static_cast<double>(uniform_bits_at(seed, sequence_id, position, stream)) * 0x1p-53;
 }
 
 }  // namespace mimo_rt

@@ -3,10 +3,8 @@
 namespace mimo_rt {
 namespace {
 
-enum class Use : uint32_t { propose = 1, accept = 2, residual = 3 };  // stream 0 is sample_token's
-
-double uniform_for(const SampleRequest& request, uint32_t row, Use use) {
-  return uniform_at(request.params->seed, request.sequence_id, request.position, 4 * row + static_cast<uint32_t>(use));
+uint64_t uniform_for(const SampleRequest& request, uint32_t row, DrawUse use) {
+  return uniform_bits_at(request.params->seed, request.sequence_id, request.position, draw_stream(row, use));
 }
 
 uint64_t weight_of(const CandidateSet& set, int32_t token_id) {
@@ -14,12 +12,6 @@ uint64_t weight_of(const CandidateSet& set, int32_t token_id) {
     return candidate.token_id == static_cast<uint32_t>(token_id);
   });
   return c == set.last ? 0 : c->weight;
-}
-
-/// q in units of p: rounded down, so that the sum is at most p's. Hence after a rejection, where p(d) < q(d), some
-/// other token has p > q and the residual is not empty.
-uint64_t rescale(uint64_t weight, uint64_t q_total, uint64_t p_total) {
-  return static_cast<uint64_t>(static_cast<unsigned __int128>(weight) * p_total / q_total);
 }
 
 /// Turns p into max(p - q, 0). Leaves weights of zero in the set.
@@ -30,7 +22,7 @@ void subtract(CandidateSet& p, const Proposal& proposal) {
   for (Candidate* c = p.first; c != p.last; ++c) {
     while (q != proposal.candidates.last && q->token_id < c->token_id) ++q;
     if (q == proposal.candidates.last) return;
-    if (q->token_id == c->token_id) c->weight -= std::min(c->weight, rescale(q->weight, proposal.total, p_total));
+    if (q->token_id == c->token_id) c->weight -= std::min(c->weight, rescale_weight(q->weight, proposal.total, p_total));
   }
 }
 
@@ -46,7 +38,7 @@ Proposal draw_draft(const LogitRow& draft_logits, const SampleRequest& request, 
   }
   proposal.candidates.sort_by_id();
   proposal.total = proposal.candidates.total();
-  proposal.token_id = draw(proposal.candidates, uniform_for(request, row, Use::propose));
+  proposal.token_id = draw(proposal.candidates, uniform_for(request, row, DrawUse::propose));
   return proposal;
 }
 
@@ -58,15 +50,14 @@ bool verify_draft(const float* logits, uint32_t vocab_size, const SampleRequest&
   CandidateSet p = weighed_candidates({logits, vocab_size}, request);
   if (p.empty()) return false;
   const uint64_t q_weight = weight_of(proposal.candidates, proposal.token_id);
-  const unsigned __int128 q = rescale(q_weight, proposal.total, p.total());
-  const unsigned __int128 target = weight_of(p, proposal.token_id);
-  const auto uniform_bits = static_cast<uint64_t>(uniform_for(request, row, Use::accept) * 0x1p53);
-  const bool accepted = uniform_bits * q < target << 53;
+  const uint64_t q = rescale_weight(q_weight, proposal.total, p.total());
+  const bool accepted =
+      accepts_draft(uniform_for(request, row, DrawUse::accept), q, weight_of(p, proposal.token_id));
   if (accepted) {
     result.token_id = proposal.token_id;
   } else {
     subtract(p, proposal);
-    result.token_id = draw(p, uniform_for(request, row, Use::residual));
+    result.token_id = draw(p, uniform_for(request, row, DrawUse::residual));
   }
   fill_logprobs(logits, vocab_size, request, result);
   return accepted;

@@ -25,6 +25,8 @@ KERNELS = {
                                 "rms_norm_kernel", "argmax_combine_kernel"},
     "csrc/cuda/router.cu": {"router_logits_f32_kernel", "router_logits_bf16_kernel",
                             "select_experts_kernel"},
+    "csrc/cuda/sampling.cu": {"sample_best_kernel", "sample_weigh_kernel", "sample_draw_kernel",
+                              "accept_kernel"},
 }
 
 Resources = dict[str, dict[str, int]]  # mangled kernel name -> what ptxas reports
@@ -87,7 +89,8 @@ def test_kernels_keep_everything_in_registers(source, architecture, tmp_path, ca
 @pytest.mark.parametrize("struct, header", [("AttentionShared", "attention.cuh"),
                                             ("ExpertShared", "expert_stream.cuh"),
                                             ("ProjectionShared", "projection.cuh"),
-                                            ("RouterShared", "router.cuh")])
+                                            ("RouterShared", "router.cuh"),
+                                            ("DrawShared", "select_tokens.cuh")])
 def test_shared_memory_fits_a_block(struct, header, tmp_path, capsys):
     source = tmp_path / "shared.cu"  # the size of a struct, as ptxas counts global memory
     source.write_text(f'#include "cuda/device/tasks/{header}"\n'
@@ -97,6 +100,21 @@ def test_shared_memory_fits_a_block(struct, header, tmp_path, capsys):
     with capsys.disabled():
         print(f"\n  {struct}: {num_bytes} bytes of dynamic shared memory", end="")
     assert 0 < num_bytes <= MAX_SHARED_BYTES
+
+
+def fused_float64(source: pathlib.Path, out: pathlib.Path) -> int:
+    """How many multiply-adds in float64 the compiler makes of `source`."""
+    subprocess.run(["nvcc", "-std=c++20", "-O3", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'include'}", "-arch=compute_90a",
+                    "-ptx", "-o", str(out / "kernel.ptx"), str(source)], check=True)
+    return (out / "kernel.ptx").read_text().count("fma.rn.f64")
+
+
+@needs_nvcc
+def test_sampling_fuses_no_float64_operations(tmp_path):
+    assert fused_float64(ROOT / "csrc" / "cuda" / "sampling.cu", tmp_path) == 0
+    control = tmp_path / "control.cu"
+    control.write_text("__global__ void fuse(double* p) { p[0] = p[1] * p[2] + p[3]; }\n")
+    assert fused_float64(control, tmp_path) == 1
 
 
 @needs_nvcc

@@ -54,7 +54,7 @@ def cases_without_faults(program):
 
 def test_cuda_kernels_under_asan(cpp_builder):
     kernels = ["test_cuda_attention", "test_cuda_experts", "test_cuda_projection", "test_cuda_projection_stores",
-               "test_cuda_router"]
+               "test_cuda_router", "test_cuda_sampling"]
     programs = cpp_builder(["test_emulation", "test_cuda_edges", *kernels], sanitize="address,undefined")
     clean = "the correct kernel gives the same answer in every schedule"
     commands = [["test_emulation", clean],
@@ -70,9 +70,11 @@ def test_cuda_kernels_under_asan(cpp_builder):
 
 def test_cuda_kernels_under_tsan(cpp_builder):
     programs = cpp_builder(["test_emulation", "test_cuda_edges", "test_cuda_attention", "test_cuda_experts",
-                            "test_cuda_projection_stores", "test_cuda_router"], sanitize="thread")
+                            "test_cuda_projection_stores", "test_cuda_router", "test_cuda_sampling"],
+                           sanitize="thread")
     clean = [("test_emulation", "the correct kernel gives the same answer in every schedule"),
              ("test_cuda_attention", "the schedule and the number of blocks do not change a bit"),
+             ("test_cuda_sampling", "a draft without a finite logit proposes token 0, which the target may confirm"),
              ("test_cuda_router", "a token's logits have the same bits alone, in any batch and schedule"),
              ("test_cuda_router", "the route is that of a sort, ties to the lower expert, in every schedule"),
              ("test_cuda_edges", "every edge hands over the right values in every schedule"),

@@ -21,7 +21,7 @@ ALLOWED = {
     "engine": {"mimo_rt", "core", "checkpoint", "plan", "weights", "kv", "sampling", "cpu", "ref"},
     "python": {"mimo_rt"},
     "no_cuda": {"mimo_rt", "core"},
-    "cuda": {"mimo_rt", "core", "plan", "weights"},
+    "cuda": {"mimo_rt", "core", "plan", "weights", "sampling"},
 }
 # Executors see the engine only through the interfaces of a step and of a round.
 ENGINE_HEADERS_FOR_EXECUTORS = {"engine/step.h", "engine/round.h"}

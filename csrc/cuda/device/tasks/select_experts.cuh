@@ -6,7 +6,7 @@
 #pragma once
 
 #include "cuda/device/math/best.cuh"
-#include "cuda/device/tasks/weight_stream.cuh"
+#include "cuda/device/math/block_sums.cuh"
 #include "cuda/router_params.h"
 
 namespace mimo_rt::cuda {
@@ -23,18 +23,6 @@ struct SelectShared {
 
 inline constexpr uint32_t kLaneExperts = kMaxExperts / 32;
 static_assert(kLaneExperts <= 16, "a lane's experts are the bits of 16");
-
-/// Sum over the lanes below this one.
-__device__ inline uint32_t sum_below(uint32_t value) {
-  const uint32_t lane_idx = threadIdx.x % 32;
-  uint32_t sum = value;
-#pragma unroll
-  for (uint32_t distance = 1; distance < 32; distance *= 2) {
-    const uint32_t other = ptx::shuffle(sum, lane_idx - distance);
-    if (lane_idx >= distance) sum += other;
-  }
-  return sum - value;
-}
 
 /// The experts of one token. Lane i looks after `per_lane` neighbours.
 struct Choice {

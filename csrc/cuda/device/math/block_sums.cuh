@@ -1,0 +1,38 @@
+// Sums over the lanes of a warp and over the compute threads of a block. Integers: no order.
+#pragma once
+
+#include "cuda/device/tasks/weight_stream.cuh"
+
+namespace mimo_rt::cuda {
+
+/// Sum over the lanes below this one.
+__device__ inline uint32_t sum_below(uint32_t value) {
+  const uint32_t lane_idx = threadIdx.x % 32;
+  uint32_t sum = value;
+#pragma unroll
+  for (uint32_t distance = 1; distance < 32; distance *= 2) {
+    const uint32_t other = ptx::shuffle(sum, lane_idx - distance);
+    if (lane_idx >= distance) sum += other;
+  }
+  return sum - value;
+}
+
+__device__ inline uint64_t shuffle_64(uint64_t value, uint32_t lane_idx) {
+  const uint64_t high = ptx::shuffle(static_cast<uint32_t>(value >> 32), lane_idx);
+  return high << 32 | ptx::shuffle(static_cast<uint32_t>(value), lane_idx);
+}
+
+/// Sum over the lanes up to this one.
+__device__ inline uint64_t sum_up_to(uint64_t value) {
+  const uint32_t lane_idx = threadIdx.x % 32;
+#pragma unroll
+  for (uint32_t distance = 1; distance < 32; distance *= 2) {
+    const uint64_t other = shuffle_64(value, lane_idx - distance);
+    if (lane_idx >= distance) value += other;
+  }
+  return value;
+}
+
+__device__ inline uint64_t warp_sum(uint64_t value) { return shuffle_64(sum_up_to(value), 31); }
+
+}  // namespace mimo_rt::cuda

@@ -1,0 +1,31 @@
+// The sampling tasks as kernels of their own: eight compute warps per block.
+#pragma once
+
+#include "cuda/device/tasks/draw_tokens.cuh"
+
+namespace mimo_rt::cuda {
+
+__global__ void __launch_bounds__(kComputeWarps * 32, 1)
+    sample_best_kernel(const __grid_constant__ SampleParams params) {
+  find_best_scores(*reinterpret_cast<SliceShared*>(ptx::dynamic_shared_memory()), params,
+                   {blockIdx.x, gridDim.x});
+}
+
+__global__ void __launch_bounds__(kComputeWarps * 32, 1)
+    sample_weigh_kernel(const __grid_constant__ SampleParams params) {
+  weigh_tokens(*reinterpret_cast<SliceShared*>(ptx::dynamic_shared_memory()), params,
+               {blockIdx.x, gridDim.x});
+}
+
+__global__ void __launch_bounds__(kComputeWarps * 32, 1)
+    sample_draw_kernel(const __grid_constant__ SampleParams params) {
+  draw_tokens(*reinterpret_cast<DrawShared*>(ptx::dynamic_shared_memory()), params,
+              {blockIdx.x, gridDim.x});
+}
+
+__global__ void __launch_bounds__(32, 1)
+    accept_kernel(const __grid_constant__ AcceptParams params) {
+  if (threadIdx.x == 0) accept_drafts(params);
+}
+
+}  // namespace mimo_rt::cuda
