@@ -44,6 +44,7 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/plan/trace.cpp
   csrc/plan/verify.cpp
   csrc/weights/arena.cpp
+  csrc/weights/cuda_weights.cpp
   csrc/weights/draft_weights.cpp
   csrc/weights/layout.cpp
   csrc/weights/pack.cpp
@@ -53,6 +54,7 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/weights/pack_matrices.cpp
   csrc/weights/qkv_tiles.cpp
   csrc/weights/random_fill.cpp
+  csrc/weights/rank_slice.cpp
   csrc/weights/synthetic.cpp
   csrc/weights/weights.cpp
   csrc/weights/work_items.cpp

@@ -60,30 +60,34 @@ constexpr uint32_t scale_offset(uint32_t row, uint32_t block) {
   return kCudaTileCodeBytes + row % 8 * 4 + block * 2 + row / 8;
 }
 
-void check_shape(const MatrixSource& source, uint32_t row_multiple) {
+void check_shape(const MatrixSource& source, ColumnSlice columns, uint32_t row_multiple) {
   const auto name = printable(source.weight->name);
   MIMO_RT_CHECK(source.format == WeightFormat::mxfp4, unsupported_shape, kWhere, "tensor ", name,
                 ": expected MXFP4 for the CUDA engine");
   MIMO_RT_CHECK(source.rows % row_multiple == 0 && source.rows != 0, unsupported_shape, kWhere,
                 "tensor ", name, ": expected a multiple of ", row_multiple,
                 " rows for the CUDA engine, got ", source.rows);
-  MIMO_RT_CHECK(source.k % kBlockWeights == 0 && source.k != 0, unsupported_shape, kWhere,
-                "tensor ", name, ": expected a multiple of ", kBlockWeights,
-                " columns for the CUDA engine, got ", source.k);
+  MIMO_RT_CHECK(columns.count % kBlockWeights == 0 && columns.count != 0 &&
+                    columns.first % kBlockWeights == 0,
+                unsupported_shape, kWhere, "tensor ", name, ": expected a multiple of ",
+                kBlockWeights, " columns for the CUDA engine, got ", columns.count, " from ",
+                columns.first, " on");
 }
 
-PackRow checked_row(const MatrixSource& source, uint32_t row) {
-  const std::span<const std::byte> scales = source.row_scales(row);
+PackRow checked_row(const MatrixSource& source, uint32_t row, ColumnSlice columns) {
+  const std::span<const std::byte> scales = source.row_scales(row).subspan(
+      columns.first / kBlockWeights, columns.count / kBlockWeights);
   for (size_t i = 0; i < scales.size(); ++i) {
     const auto scale = std::to_integer<uint32_t>(scales[i]);
     if (scale <= kCudaMaxE8m0) continue;
+    const size_t block = columns.first / kBlockWeights + i;
     MIMO_RT_CHECK(scale != 255, bad_format, kWhere, "tensor ", printable(source.scale->name),
-                  ", row ", row, ", block ", i, ": expected a finite E8M0 scale, got NaN");
+                  ", row ", row, ", block ", block, ": expected a finite E8M0 scale, got NaN");
     fail(ErrorCode::unsupported_shape, kWhere, "tensor ", printable(source.scale->name), ", row ",
-         row, ", block ", i, ": expected a scale of at most 2^", kCudaMaxE8m0 - 127,
+         row, ", block ", block, ": expected a scale of at most 2^", kCudaMaxE8m0 - 127,
          " for the CUDA engine, got 2^", scale - 127);
   }
-  return {source.row_data(row).data(), scales.data()};
+  return {source.row_data(row).data() + columns.first / 2, scales.data()};
 }
 
 }  // namespace
@@ -126,8 +130,8 @@ UnpackedRow unpack_cuda_row(const CudaMatrixShape& shape, const uint8_t* data, u
 }
 
 CudaMatrixShape cuda_gate_up_shape(const MatrixSource& gate, const MatrixSource& up) {
-  check_shape(gate, kBlockWeights);
-  check_shape(up, kBlockWeights);
+  check_shape(gate, ColumnSlice::all(gate), kBlockWeights);
+  check_shape(up, ColumnSlice::all(up), kBlockWeights);
   MIMO_RT_CHECK(gate.rows == up.rows && gate.k == up.k, shape_mismatch, kWhere, "tensors ",
                 printable(gate.weight->name), " and ", printable(up.weight->name),
                 ": expected equal shapes, got [", gate.rows, ", ", gate.k, "] and [", up.rows, ", ",
@@ -135,9 +139,9 @@ CudaMatrixShape cuda_gate_up_shape(const MatrixSource& gate, const MatrixSource&
   return {2 * gate.rows, gate.k};
 }
 
-CudaMatrixShape cuda_down_shape(const MatrixSource& down) {
-  check_shape(down, kCudaTileRows);
-  return {down.rows, down.k};
+CudaMatrixShape cuda_down_shape(const MatrixSource& down, ColumnSlice columns) {
+  check_shape(down, columns, kCudaTileRows);
+  return {down.rows, columns.count};
 }
 
 void pack_cuda_gate_up(const MatrixSource& gate, const MatrixSource& up, uint8_t* out) {
@@ -146,18 +150,19 @@ void pack_cuda_gate_up(const MatrixSource& gate, const MatrixSource& up, uint8_t
   for (uint32_t group = 0; group < shape.num_row_groups(); ++group) {
     for (uint32_t i = 0; i < kCudaTileRows; ++i) {
       const MatrixSource& source = i < kCudaGateUpRows ? gate : up;
-      rows[i] = checked_row(source, group * kCudaGateUpRows + i % kCudaGateUpRows);
+      rows[i] = checked_row(source, group * kCudaGateUpRows + i % kCudaGateUpRows,
+                            ColumnSlice::all(source));
     }
     pack_cuda_rows(shape.k, rows, out + group * shape.group_bytes());
   }
 }
 
-void pack_cuda_down(const MatrixSource& down, uint8_t* out) {
-  const CudaMatrixShape shape = cuda_down_shape(down);
+void pack_cuda_down(const MatrixSource& down, ColumnSlice columns, uint8_t* out) {
+  const CudaMatrixShape shape = cuda_down_shape(down, columns);
   std::array<PackRow, kCudaTileRows> rows;
   for (uint32_t group = 0; group < shape.num_row_groups(); ++group) {
     for (uint32_t i = 0; i < kCudaTileRows; ++i)
-      rows[i] = checked_row(down, group * kCudaTileRows + i);
+      rows[i] = checked_row(down, group * kCudaTileRows + i, columns);
     pack_cuda_rows(shape.k, rows, out + group * shape.group_bytes());
   }
 }

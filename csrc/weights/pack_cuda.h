@@ -7,6 +7,7 @@
 #include "checkpoint/tensor_table.h"
 #include "weights/cuda_tiles.h"
 #include "weights/pack.h"
+#include "weights/rank_slice.h"
 
 namespace mimo_rt {
 
@@ -28,15 +29,22 @@ void pack_cuda_rows(uint32_t k, std::span<const PackRow, kCudaTileRows> rows, ui
 /// in cuda_tiles.h, bit by bit. k is padded to whole tiles.
 UnpackedRow unpack_cuda_row(const CudaMatrixShape& shape, const uint8_t* data, uint32_t row);
 
-/// The matrices of one expert. `gate` and `up` have equal shapes.
+/// The matrices of one expert. `gate` and `up` have equal shapes. A rank's share: rows of gate and
+/// up (`slice_rows`), columns of down.
 /// @throws Error{unsupported_shape} when a width does not fit the layout
 CudaMatrixShape cuda_gate_up_shape(const MatrixSource& gate, const MatrixSource& up);
-CudaMatrixShape cuda_down_shape(const MatrixSource& down);
+CudaMatrixShape cuda_down_shape(const MatrixSource& down, ColumnSlice columns);
+inline CudaMatrixShape cuda_down_shape(const MatrixSource& down) {
+  return cuda_down_shape(down, ColumnSlice::all(down));
+}
 
 /// Packs one expert; writes all `bytes()` of the shape.
 /// @throws Error{unsupported_shape} for shapes that do not fit and block scales above 2^25;
 ///         Error{bad_format} for NaN scales
 void pack_cuda_gate_up(const MatrixSource& gate, const MatrixSource& up, uint8_t* out);
-void pack_cuda_down(const MatrixSource& down, uint8_t* out);
+void pack_cuda_down(const MatrixSource& down, ColumnSlice columns, uint8_t* out);
+inline void pack_cuda_down(const MatrixSource& down, uint8_t* out) {
+  pack_cuda_down(down, ColumnSlice::all(down), out);
+}
 
 }  // namespace mimo_rt

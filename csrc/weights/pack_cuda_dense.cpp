@@ -48,30 +48,42 @@ void pack_bf16_row(const std::byte* values, uint32_t num_stored, uint32_t row, u
   }
 }
 
-void check_source(const MatrixSource& source, PackedFormat format) {
+void check_source(const MatrixSource& source, PackedFormat format, ColumnSlice columns) {
   const auto name = printable(source.weight->name);
   MIMO_RT_CHECK(format == PackedFormat::fp8_e4m3 || format == PackedFormat::bf16,
                 unsupported_shape, kWhere, "tensor ", name,
                 ": expected FP8 or BF16 for a dense matrix of the CUDA engine");
-  MIMO_RT_CHECK(source.k % kBlockK == 0 && source.k != 0, unsupported_shape, kWhere, "tensor ",
-                name, ": expected a multiple of ", kBlockK,
-                " columns for the CUDA engine, got ", source.k);
+  MIMO_RT_CHECK(columns.count % kBlockK == 0 && columns.count != 0, unsupported_shape, kWhere,
+                "tensor ", name, ": expected a multiple of ", kBlockK,
+                " columns for the CUDA engine, got ", columns.count);
+  const uint32_t step = format == PackedFormat::fp8_e4m3 ? kCudaFp8TileK : kBlockK;
+  MIMO_RT_CHECK(columns.first % step == 0, unsupported_shape, kWhere, "tensor ", name,
+                ": expected a rank's columns to begin at a multiple of ", step, ", got ",
+                columns.first, ". Use fewer ranks.");
 }
 
-void check_row(const MatrixSource& source, uint32_t row) {
-  check_finite(*source.weight, source.weight->dtype, source.row_data(row),
-               source.stored_row(row) * source.k);
-  if (source.format == WeightFormat::plain) return;
-  const std::span<const std::byte> scales = source.row_scales(row);
-  const uint64_t first = source.scale_row(row) * source.scale_cols();
+/// The codes of `columns`, and their scales where the source has them.
+PackRow checked_row(const MatrixSource& source, uint32_t row, ColumnSlice columns) {
+  const uint64_t width = source.row_bytes() / source.k;  // bytes of a code
+  const std::span<const std::byte> codes =
+      source.row_data(row).subspan(columns.first * width, columns.count * width);
+  check_finite(*source.weight, source.weight->dtype, codes,
+               source.stored_row(row) * source.k + columns.first);
+  if (source.format == WeightFormat::plain) return {codes.data(), nullptr};
+  const uint64_t first_block = columns.first / kCudaFp8TileK;
+  const uint64_t num_blocks = (columns.count + kCudaFp8TileK - 1) / kCudaFp8TileK;
+  const std::span<const std::byte> scales =
+      source.row_scales(row).subspan(first_block * sizeof(float), num_blocks * sizeof(float));
+  const uint64_t first = source.scale_row(row) * source.scale_cols() + first_block;
   check_finite(*source.scale, DType::f32, scales, first);
-  for (uint64_t i = 0; i < source.scale_cols(); ++i) {
+  for (uint64_t i = 0; i < num_blocks; ++i) {
     float scale;
-    std::memcpy(&scale, scales.data() + i * 4, sizeof scale);
+    std::memcpy(&scale, scales.data() + i * sizeof scale, sizeof scale);
     MIMO_RT_CHECK(scale >= 0.0f, bad_format, kWhere, "tensor ", printable(source.scale->name),
                   " of ", printable(source.scale->file_name), ", element ", first + i,
                   ": expected a scale >= 0, got ", scale);
   }
+  return {codes.data(), scales.data()};
 }
 
 }  // namespace
@@ -126,28 +138,25 @@ std::array<RowRef, kTileRows> cuda_dense_group_rows(const PackJob& job, uint32_t
   return refs;
 }
 
-CudaDenseShape cuda_dense_shape(const PackJob& job) {
-  const CudaDenseShape shape{packed_format(job), job.packed_rows(), job.sources[0].k};
+CudaDenseShape cuda_dense_shape(const PackJob& job, ColumnSlice columns) {
+  const CudaDenseShape shape{packed_format(job), job.packed_rows(), columns.count};
+  const uint32_t k = job.sources[0].k;
   for (const MatrixSource& source : job.sources) {
-    check_source(source, shape.format);
-    MIMO_RT_CHECK(source.k == shape.k, shape_mismatch, kWhere, "tensors ",
+    check_source(source, shape.format, columns);
+    MIMO_RT_CHECK(source.k == k, shape_mismatch, kWhere, "tensors ",
                   printable(job.sources[0].weight->name), " and ", printable(source.weight->name),
-                  ": expected rows of the same length, got ", shape.k, " and ", source.k);
+                  ": expected rows of the same length, got ", k, " and ", source.k);
   }
   return shape;
 }
 
-void pack_cuda_dense_group(const PackJob& job, const CudaDenseShape& shape, uint32_t group,
-                           uint8_t* out) {
+void pack_cuda_dense_group(const PackJob& job, ColumnSlice columns, const CudaDenseShape& shape,
+                           uint32_t group, uint8_t* out) {
   const std::array<RowRef, kTileRows> refs = cuda_dense_group_rows(job, group);
   std::array<PackRow, kTileRows> rows;
-  for (uint32_t i = 0; i < kTileRows; ++i) {
-    if (refs[i].row == RowRef::kPadding) continue;
-    const MatrixSource& source = job.sources[refs[i].source_idx];
-    check_row(source, refs[i].row);
-    rows[i].codes = source.row_data(refs[i].row).data();
-    if (shape.is_fp8()) rows[i].scales = source.row_scales(refs[i].row).data();
-  }
+  for (uint32_t i = 0; i < kTileRows; ++i)
+    if (refs[i].row != RowRef::kPadding)
+      rows[i] = checked_row(job.sources[refs[i].source_idx], refs[i].row, columns);
   pack_cuda_dense_rows(shape, rows, out);
 }
 

@@ -7,6 +7,7 @@
 
 #include "weights/cuda_dense_tiles.h"
 #include "weights/pack.h"
+#include "weights/rank_slice.h"
 
 namespace mimo_rt {
 
@@ -37,13 +38,20 @@ UnpackedRow unpack_cuda_dense_row(const CudaDenseShape& shape, const uint8_t* da
 /// 8 of the second where row groups alternate, so that one group yields 8 columns of a gated MLP.
 std::array<RowRef, kTileRows> cuda_dense_group_rows(const PackJob& job, uint32_t group);
 
-/// The packed form of `job`.
+/// The packed form of `columns` of `job`: of all, or a rank's share.
 /// @throws Error{unsupported_shape} for other formats and for shapes that do not fit the layout
-CudaDenseShape cuda_dense_shape(const PackJob& job);
+CudaDenseShape cuda_dense_shape(const PackJob& job, ColumnSlice columns);
+inline CudaDenseShape cuda_dense_shape(const PackJob& job) {
+  return cuda_dense_shape(job, ColumnSlice::all(job.sources[0]));
+}
 
-/// Packs row group `group` at `out`.
+/// Packs row group `group` of `columns` at `out`.
 /// @throws Error{bad_format} for NaN and infinite codes or scales and negative scales
-void pack_cuda_dense_group(const PackJob& job, const CudaDenseShape& shape, uint32_t group,
-                           uint8_t* out);
+void pack_cuda_dense_group(const PackJob& job, ColumnSlice columns, const CudaDenseShape& shape,
+                           uint32_t group, uint8_t* out);
+inline void pack_cuda_dense_group(const PackJob& job, const CudaDenseShape& shape, uint32_t group,
+                                  uint8_t* out) {
+  pack_cuda_dense_group(job, ColumnSlice::all(job.sources[0]), shape, group, out);
+}
 
 }  // namespace mimo_rt

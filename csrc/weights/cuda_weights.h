@@ -1,0 +1,85 @@
+// What one rank's GPU holds of a model, packed for the CUDA kernels in host memory: one block to be
+// copied as it is, and where everything lies in it.
+#pragma once
+
+#include <mimo_rt/checkpoint.h>
+#include <mimo_rt/config.h>
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "weights/pack_cuda.h"
+#include "weights/pack_cuda_dense.h"
+#include "weights/weights.h"
+
+namespace mimo_rt {
+
+/// Offsets are bytes from the start of the block, multiples of 256.
+struct CudaDenseMatrix {
+  uint64_t offset = 0;
+  CudaDenseShape shape;
+};
+
+/// The same matrix of all experts; that of expert e begins e * shape.bytes() after `offset`.
+struct CudaExpertMatrices {
+  uint64_t offset = 0;
+  CudaMatrixShape shape;
+};
+
+/// Rows as the checkpoint stores them.
+struct CudaTable {
+  uint64_t offset = 0;
+  DType dtype = DType::bf16;  ///< bf16, or f32
+  uint32_t rows = 0, k = 0;
+};
+
+struct CudaLayerWeights {
+  LayerConfig config;             ///< with the heads of the rank
+  uint64_t attn_norm = 0;         ///< offset of float [hidden_size]
+  uint64_t mlp_norm = 0;          ///< offset of float [hidden_size]
+  uint64_t sink_logits = 0;       ///< offset of float [num_q_heads]; unless config.has_sink: 0
+  std::vector<QkvTile> qkv_tiles; ///< of the rank's heads
+  CudaDenseMatrix qkv;            ///< rows in the order of `qkv_tiles`
+  CudaDenseMatrix o_proj;         ///< k: the rank's heads
+  // MoE layers
+  CudaTable router;
+  uint64_t router_bias = 0;       ///< offset of float [num_experts]
+  CudaExpertMatrices expert_gate_up, expert_down;  ///< the rank's part of every expert's width
+  // dense layers
+  CudaDenseMatrix gate_up, down;  ///< the rank's part of the width
+};
+
+/// Immutable after loading.
+class CudaWeights {
+ public:
+  struct Options {
+    Rank rank;
+    uint32_t num_threads = 0;   ///< 0: num_usable_cores()
+    ProgressCallback progress;  ///< may be empty
+  };
+  /// Packs the rank's share of `checkpoint` in parallel. Codes never change.
+  /// @throws Error{invalid_argument} for a rank that is none; Error{unsupported_shape} for formats
+  ///         and sizes that the kernels or the number of ranks do not allow; Error{bad_format} for
+  ///         NaN and infinite codes or scales; Error{out_of_memory}; Error{cancelled}
+  static CudaWeights load(const Checkpoint& checkpoint, const ModelConfig& config,
+                          const Options& options);
+
+  CudaWeights(CudaWeights&&) noexcept;
+  ~CudaWeights();
+
+  const Rank& rank() const;
+  const CudaLayerWeights& layer(uint32_t layer_idx) const;
+  const CudaTable& embed() const;          ///< all rows
+  const CudaDenseMatrix& lm_head() const;  ///< the rank's part of the vocabulary
+  uint64_t final_norm() const;             ///< offset of float [hidden_size]
+  std::span<const uint8_t> block() const;
+
+ private:
+  struct Impl;
+  explicit CudaWeights(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace mimo_rt
