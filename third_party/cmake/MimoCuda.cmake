@@ -4,6 +4,8 @@
 set(MIMO_RT_HAVE_CUDA OFF)
 if(NOT MIMO_RT_CUDA STREQUAL "OFF")
   include(CheckLanguage)
+  include(CudaToolchain)
+  mimo_find_nvcc()
   set(CMAKE_CUDA_ARCHITECTURES OFF)  # set per target; also keeps CMake from probing "native"
   check_language(CUDA)
   if(CMAKE_CUDA_COMPILER)
@@ -14,7 +16,8 @@ if(NOT MIMO_RT_CUDA STREQUAL "OFF")
       message(FATAL_ERROR "nvcc: expected >= 12.8 (sm_100a), got ${CMAKE_CUDA_COMPILER_VERSION}")
     endif()
   elseif(MIMO_RT_CUDA STREQUAL "ON")
-    message(FATAL_ERROR "MIMO_RT_CUDA=ON, but no CUDA compiler was found. Install CUDA >= 12.8 or set CUDACXX.")
+    message(FATAL_ERROR "MIMO_RT_CUDA=ON, but no CUDA compiler was found. Install CUDA >= 12.8, set CUDACXX, "
+      "or build with MIMO_RT_CUDA_FROM_PIP=1.")
   endif()
 endif()
 if(MIMO_RT_HAVE_CUDA)
