@@ -17,6 +17,7 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/core/error.cpp
   csrc/core/file.cpp
   csrc/core/pin.cpp
+  csrc/core/read_memory.cpp
   csrc/core/text.cpp
   csrc/core/usable_cores.cpp
   csrc/checkpoint/checkpoint.cpp
@@ -97,7 +98,15 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/cuda/expert_mlp_check.cpp
   csrc/cuda/projection_check.cpp
   csrc/cuda/router_check.cpp
-  csrc/cuda/sampling_check.cpp)
+  csrc/cuda/sampling_check.cpp
+  csrc/kbench/cold_walk.cpp
+  csrc/kbench/cpu_attention.cpp
+  csrc/kbench/cpu_gemm.cpp
+  csrc/kbench/cuda_experts.cpp
+  csrc/kbench/cuda_gemm.cpp
+  csrc/kbench/expert_routes.cpp
+  csrc/kbench/kernel_bench.cpp
+  csrc/kbench/random_rows.cpp)
 set(MIMO_RT_AVX2_SOURCES
   csrc/cpu/avx2/attend.cpp
   csrc/cpu/avx2/elementwise.cpp
@@ -123,6 +132,7 @@ set(MIMO_RT_AVX512_FLAGS -O3 -mfma -mavx512f -mavx512bw -mavx512vl -mavx512dq
 set(MIMO_RT_AVX512_BF16_FLAGS -mavx512bf16 -mavx512vbmi -mavx512vnni)  # a second time, for processors that have these too
 set(MIMO_RT_CUDA_SOURCES
   csrc/cuda/attention.cu
+  csrc/cuda/bench_device.cu
   csrc/cuda/cuda_devices.cu
   csrc/cuda/expert_mlp.cu
   csrc/cuda/projection.cu
@@ -134,6 +144,7 @@ set(MIMO_RT_PYTHON_SOURCES
   csrc/python/bind_device.cpp
   csrc/python/bind_engine.cpp
   csrc/python/bind_error.cpp
+  csrc/python/bind_kernel_bench.cpp
   csrc/python/bind_plan.cpp
   csrc/python/bind_session.cpp
   csrc/python/module.cpp)

@@ -2,6 +2,7 @@
 
 #include "core/checks.h"
 #include "core/pin.h"
+#include "core/read_memory.h"
 #include "weights/weights.h"
 
 #include <sys/mman.h>
@@ -24,25 +25,6 @@ constexpr const char* kWhere = "Engine.measure_bandwidth_gbs";
 constexpr uint64_t kMinBytes = uint64_t{256} << 20;  // above the last-level caches of today
 constexpr uint64_t kMaxBytes = uint64_t{1} << 30;    // keeps a pass over a large model short
 constexpr int kMinPasses = 3;
-
-using Vector = uint64_t __attribute__((vector_size(32)));
-
-/// Reads every byte of a 64-byte aligned range.
-uint64_t read_all(const uint8_t* data, uint64_t bytes) {
-  constexpr uint64_t kAhead = 2048;  // bytes; far enough to cover the latency of memory
-  Vector sums[4] = {};
-  uint64_t i = 0;
-  for (; i + 128 <= bytes; i += 128) {
-    const auto* lines = reinterpret_cast<const Vector*>(data + i);
-    __builtin_prefetch(data + i + kAhead);
-    __builtin_prefetch(data + i + kAhead + 64);
-    for (int j = 0; j < 4; ++j) sums[j] += lines[j];
-  }
-  uint64_t sum = 0;
-  for (; i < bytes; ++i) sum += data[i];
-  for (const Vector& part : sums) sum += part[0] + part[1] + part[2] + part[3];
-  return sum;
-}
 
 /// Anonymous memory in huge pages where the system has them.
 class Buffer {
@@ -81,7 +63,7 @@ class Readers {
             barrier_.arrive_and_wait();
             if (stopped_) return;
             uint64_t sum = 0;
-            for (const ReadRange& range : share) sum += read_all(range.data, range.bytes);
+            for (const ReadRange& range : share) sum += read_memory(range.data, range.bytes);
             sink_ += sum;
             barrier_.arrive_and_wait();
           }

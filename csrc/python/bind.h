@@ -14,6 +14,7 @@ void bind_checkpoint(py::module_& m);
 void bind_plan(py::module_& m);
 void bind_engine(py::module_& m);
 void bind_session(py::module_& m);
+void bind_kernel_bench(py::module_& m);
 
 /// Sets the attributes named in `kwargs` on a default-constructed T; an unknown name raises TypeError.
 template <typename T>

@@ -14,4 +14,5 @@ PYBIND11_MODULE(_C, m) {
   bind_plan(m);
   bind_engine(m);
   bind_session(m);
+  bind_kernel_bench(m);
 }

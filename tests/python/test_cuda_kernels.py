@@ -19,6 +19,7 @@ MAX_SHARED_BYTES = 227 * 1024  # dynamic, compute capability 9.0 and 10.0
 # Source -> its kernels. A kernel that is only here or only in the source fails the test.
 KERNELS = {
     "csrc/cuda/attention.cu": {"attention_kernel", "attention_combine_kernel"},
+    "csrc/cuda/bench_device.cu": {"read_kernel"},
     "csrc/cuda/expert_mlp.cu": {"expert_gate_up_kernel", "expert_down_kernel"},
     "csrc/cuda/projection.cu": {"projection_fp8_kernel", "projection_fp8_normed_kernel",
                                 "projection_bf16_kernel", "projection_bf16_normed_kernel",

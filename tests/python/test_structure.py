@@ -20,8 +20,9 @@ ALLOWED = {
     "cpu": {"mimo_rt", "core", "plan", "weights", "kv", "sampling", "engine"},
     "engine": {"mimo_rt", "core", "checkpoint", "plan", "weights", "kv", "sampling", "cpu", "ref"},
     "python": {"mimo_rt"},
-    "no_cuda": {"mimo_rt", "core"},
+    "no_cuda": {"mimo_rt", "core", "cuda"},
     "cuda": {"mimo_rt", "core", "plan", "weights", "sampling"},
+    "kbench": {"mimo_rt", "core", "plan", "weights", "cpu", "cuda"},
 }
 # Executors see the engine only through the interfaces of a step and of a round.
 ENGINE_HEADERS_FOR_EXECUTORS = {"engine/step.h", "engine/round.h"}

@@ -1,0 +1,143 @@
+// The GPU of the kernel benchmarks: memory, launches, and times taken by events on the device.
+#include "cuda/bench_device.h"
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "cuda/expert_mlp.h"
+#include "cuda/launch.cuh"
+#include "cuda/projection.h"
+
+namespace mimo_rt::cuda {
+namespace {
+
+constexpr uint32_t kReadThreads = 512, kReadBlocksPerSm = 4, kReadUnroll = 8;
+
+/// Reads `num_lines` lines of 16 bytes, a multiple of what one step of the grid takes.
+__global__ void __launch_bounds__(kReadThreads)
+    read_kernel(const uint4* __restrict__ lines, uint64_t num_lines, uint32_t* sink) {
+  const uint64_t num_threads = uint64_t{gridDim.x} * kReadThreads;
+  uint32_t sum = 0;
+  for (uint64_t i = uint64_t{blockIdx.x} * kReadThreads + threadIdx.x; i < num_lines;
+       i += num_threads * kReadUnroll) {
+    uint4 line[kReadUnroll];
+#pragma unroll
+    for (uint32_t j = 0; j < kReadUnroll; ++j) line[j] = __ldcs(lines + i + j * num_threads);
+#pragma unroll
+    for (uint32_t j = 0; j < kReadUnroll; ++j)
+      sum |= line[j].x | line[j].y | line[j].z | line[j].w;
+  }
+  if (sum != 0) *sink = sum;  // never: the memory is zero
+}
+
+class Event {
+ public:
+  Event() { MIMO_RT_CUDA_CALL(cudaEventCreate(&event_), kCall); }
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+  ~Event() { cudaEventDestroy(event_); }
+  void record() { MIMO_RT_CUDA_CALL(cudaEventRecord(event_, nullptr), kCall); }
+  double seconds_since(const Event& begin) const {
+    float ms = 0;
+    MIMO_RT_CUDA_CALL(cudaEventElapsedTime(&ms, begin.event_, event_), kCall);
+    return 1e-3 * double{ms};
+  }
+
+ private:
+  inline static const KernelCall kCall{"KernelBench.run", "events"};
+  cudaEvent_t event_ = nullptr;
+};
+
+class CudaBenchDevice : public BenchDevice {
+ public:
+  CudaBenchDevice() {
+    check_device(kCall);
+    int device = 0;
+    MIMO_RT_CUDA_CALL(cudaGetDevice(&device), kCall);
+    cudaDeviceProp properties{};
+    MIMO_RT_CUDA_CALL(cudaGetDeviceProperties(&properties, device), kCall);
+    name_ = properties.name;
+    num_blocks_ = static_cast<uint32_t>(properties.multiProcessorCount) * kReadBlocksPerSm;
+    const uint64_t step = uint64_t{num_blocks_} * kReadThreads * kReadUnroll * sizeof(uint4);
+    constexpr uint64_t kLeast = uint64_t{1} << 30;
+    const uint64_t wanted =
+        std::max(kLeast, 4 * static_cast<uint64_t>(std::max(properties.l2CacheSize, 0)));
+    read_bytes_ = (wanted + step - 1) / step * step;
+    read_buffer_ = allocate(read_bytes_);
+    sink_ = static_cast<uint32_t*>(allocate(sizeof(uint32_t)));
+    MIMO_RT_CUDA_CALL(cudaMemset(read_buffer_, 0, read_bytes_), kCall);
+  }
+  CudaBenchDevice(const CudaBenchDevice&) = delete;
+  CudaBenchDevice& operator=(const CudaBenchDevice&) = delete;
+  ~CudaBenchDevice() override {
+    for (void* memory : memory_) cudaFree(memory);
+  }
+
+  std::string name() const override { return name_; }
+  uint64_t read_bytes() const override { return read_bytes_; }
+
+  void* allocate(uint64_t num_bytes) override {
+    void* memory = nullptr;
+    const cudaError_t status = cudaMalloc(&memory, num_bytes);
+    if (status == cudaErrorMemoryAllocation) {
+      (void)cudaGetLastError();
+      fail(ErrorCode::out_of_memory, kCall.where, "the GPU has no room for ", num_bytes, " bytes");
+    }
+    check_cuda(status, "cudaMalloc", kCall);
+    memory_.push_back(memory);
+    return memory;
+  }
+  void upload(void* to, const void* from, uint64_t num_bytes) override {
+    MIMO_RT_CUDA_CALL(cudaMemcpy(to, from, num_bytes, cudaMemcpyHostToDevice), kCall);
+  }
+  void copy(void* to, const void* from, uint64_t num_bytes) override {
+    MIMO_RT_CUDA_CALL(cudaMemcpy(to, from, num_bytes, cudaMemcpyDeviceToDevice), kCall);
+  }
+  void download(void* to, const void* from, uint64_t num_bytes) override {
+    MIMO_RT_CUDA_CALL(cudaDeviceSynchronize(), kCall);
+    MIMO_RT_CUDA_CALL(cudaMemcpy(to, from, num_bytes, cudaMemcpyDeviceToHost), kCall);
+  }
+
+  void launch(const ExpertGateUpParams& params) override { launch_expert_gate_up(params); }
+  void launch(const ExpertDownParams& params) override { launch_expert_down(params); }
+  void launch(const ProjectionParams& params) override { launch_projection(params); }
+
+  // A read takes longer than the host needs for the launch behind it: the kernel never waits for
+  // the host.
+  KernelTimes time(uint32_t num_calls, const std::function<void(uint32_t)>& call) override {
+    std::vector<Event> begin(num_calls), middle(num_calls), end(num_calls);
+    for (uint32_t i = 0; i < num_calls; ++i) {
+      begin[i].record();
+      read_kernel<<<num_blocks_, kReadThreads>>>(static_cast<const uint4*>(read_buffer_),
+                                                 read_bytes_ / sizeof(uint4), sink_);
+      MIMO_RT_CUDA_CALL(cudaGetLastError(), kCall);
+      middle[i].record();
+      call(i);
+      end[i].record();
+    }
+    MIMO_RT_CUDA_CALL(cudaDeviceSynchronize(), kCall);
+    KernelTimes times;
+    for (uint32_t i = 0; i < num_calls; ++i) {
+      times.read_s.push_back(middle[i].seconds_since(begin[i]));
+      times.call_s.push_back(end[i].seconds_since(middle[i]));
+    }
+    return times;
+  }
+
+ private:
+  inline static const KernelCall kCall{"KernelBench", "read and copies"};
+  std::string name_;
+  uint32_t num_blocks_ = 0;
+  uint64_t read_bytes_ = 0;
+  void* read_buffer_ = nullptr;
+  uint32_t* sink_ = nullptr;
+  std::vector<void*> memory_;
+};
+
+}  // namespace
+
+std::unique_ptr<BenchDevice> open_bench_device() { return std::make_unique<CudaBenchDevice>(); }
+
+}  // namespace mimo_rt::cuda

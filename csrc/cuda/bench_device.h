@@ -1,0 +1,45 @@
+// What a benchmark needs of a GPU. bench_device.cu has the real one; tests give one that runs the
+// kernels' own source under emulation.
+#pragma once
+
+#include <mimo_rt/kernel_bench.h>
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "cuda/expert_mlp_params.h"
+#include "cuda/projection_params.h"
+
+namespace mimo_rt::cuda {
+
+class BenchDevice {
+ public:
+  virtual ~BenchDevice() = default;
+
+  virtual std::string name() const = 0;
+  /// What a plain read goes through: several times the L2 cache, which it leaves without anything
+  /// of the kernel that follows.
+  virtual uint64_t read_bytes() const = 0;
+
+  /// Memory for as long as the device is open, 256-byte aligned. @throws Error{out_of_memory}
+  virtual void* allocate(uint64_t num_bytes) = 0;
+  virtual void upload(void* to, const void* from, uint64_t num_bytes) = 0;
+  virtual void copy(void* to, const void* from, uint64_t num_bytes) = 0;
+  /// Waits for all launches first. @throws Error{device_lost} when one of them failed
+  virtual void download(void* to, const void* from, uint64_t num_bytes) = 0;
+
+  virtual void launch(const ExpertGateUpParams& params) = 0;
+  virtual void launch(const ExpertDownParams& params) = 0;
+  virtual void launch(const ProjectionParams& params) = 0;
+
+  /// For i = 0 .. num_calls - 1: a plain read, then `call(i)`, which launches; both timed on the
+  /// device. @throws Error{device_lost}
+  virtual KernelTimes time(uint32_t num_calls, const std::function<void(uint32_t)>& call) = 0;
+};
+
+/// The current GPU. @throws Error{unavailable} when this build or this machine has none
+std::unique_ptr<BenchDevice> open_bench_device();
+
+}  // namespace mimo_rt::cuda

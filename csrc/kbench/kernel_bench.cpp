@@ -1,0 +1,71 @@
+// Finds the subject of a case and hands calls on to it.
+#include <mimo_rt/device.h>
+#include <mimo_rt/kernel_bench.h>
+
+#include <utility>
+
+#include "cpu/dispatch.h"
+#include "kbench/cpu_subjects.h"
+#include "kbench/cuda_subjects.h"
+
+namespace mimo_rt {
+
+using namespace kbench;
+
+struct KernelBench::Impl {
+  std::string backend, device;
+  std::unique_ptr<Subject> subject;
+};
+
+namespace {
+
+std::unique_ptr<Subject> make_cpu_subject(const KernelCase& c, const KernelBenchOptions& options,
+                                          const std::string& backend) {
+  const cpu::Kernels& kernels = cpu::select_kernels(backend);
+  if (c.kernel == "gemm") return make_cpu_gemm(c, options, kernels);
+  MIMO_RT_CHECK(!options.is_hot, invalid_argument, kWhere, "is_hot: expected gemm, got '", c.kernel,
+                "'");
+  if (c.kernel == "attention") return make_cpu_attention(c, options, kernels);
+  fail(ErrorCode::unavailable, kWhere, "kernel: expected gemm or attention on '", backend,
+       "', got '", c.kernel, "'");
+}
+
+std::unique_ptr<Subject> make_cuda_subject(const KernelCase& c, const KernelBenchOptions& options,
+                                           std::unique_ptr<cuda::BenchDevice> device) {
+  MIMO_RT_CHECK(!options.is_hot, invalid_argument, kWhere,
+                "is_hot: expected a CPU backend, got 'cuda'");
+  if (c.kernel == "gemm") return make_cuda_gemm(c, options, std::move(device));
+  if (c.kernel == "expert_gate_up" || c.kernel == "expert_down")
+    return make_cuda_experts(c, options, std::move(device));
+  fail(ErrorCode::unavailable, kWhere,
+       "kernel: expected gemm, expert_gate_up or expert_down on 'cuda', got '", c.kernel, "'");
+}
+
+}  // namespace
+
+KernelBench KernelBench::open(const KernelCase& kernel_case, const KernelBenchOptions& options) {
+  auto impl = std::make_unique<Impl>();
+  if (options.backend == "cuda") {  // its kernels run alone, before there is an engine
+    std::unique_ptr<cuda::BenchDevice> device = cuda::open_bench_device();
+    impl->backend = "cuda";
+    impl->device = device->name();
+    impl->subject = make_cuda_subject(kernel_case, options, std::move(device));
+  } else {
+    impl->backend = resolve_backend(options.backend);
+    impl->subject = make_cpu_subject(kernel_case, options, impl->backend);
+  }
+  return KernelBench(std::move(impl));
+}
+
+KernelBench::KernelBench(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+KernelBench::KernelBench(KernelBench&&) noexcept = default;
+KernelBench::~KernelBench() = default;
+
+const KernelCase& KernelBench::measured() const noexcept { return impl_->subject->measured(); }
+const KernelWork& KernelBench::work() const noexcept { return impl_->subject->work(); }
+const std::string& KernelBench::backend() const noexcept { return impl_->backend; }
+const std::string& KernelBench::device() const noexcept { return impl_->device; }
+double KernelBench::worst_error() { return impl_->subject->worst_error(); }
+KernelTimes KernelBench::run(uint32_t num_calls) { return impl_->subject->run(num_calls); }
+
+}  // namespace mimo_rt

@@ -1,0 +1,77 @@
+// One kernel on random data of its own: how long a call takes, and whether its result is right.
+#pragma once
+
+#include <mimo_rt/api.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace mimo_rt {
+
+/// What is measured. Fields that the kernel does not have stay 0.
+struct KernelCase {
+  std::string kernel;  ///< "gemm", "attention"; on "cuda" also "expert_gate_up", "expert_down"
+  std::string format;  ///< of the weights: "mxfp4", "fp8_e4m3", "bf16", "f32"; attention: "bf16"
+  uint32_t num_tokens = 1;
+  uint32_t rows = 0, k = 0;                           ///< gemm
+  uint32_t num_experts = 0, experts_per_token = 0;    ///< experts
+  uint32_t hidden_size = 0, width = 0;                ///< experts
+  uint32_t num_segments = 1;                          ///< expert_down: parts of K, 8 / number of ranks
+  uint32_t num_kv_heads = 0, num_q_per_kv = 0;        ///< attention
+  uint32_t qk_head_dim = 0, v_head_dim = 0, num_keys = 0;
+};
+
+struct KernelBenchOptions {
+  std::string backend = "cpu";  ///< a CPU backend of `list_backends`, or "cuda"
+  /// Bytes that the calls walk through, so that each finds its data outside the caches. 0: four
+  /// times the last-level cache and at least 256 MiB.
+  uint64_t rotation_bytes = 0;
+  bool is_hot = false;  ///< CPU gemm only: every call reads the same few rows, from the caches
+  uint64_t seed = 0;
+};
+
+/// What one call has to do. A matrix or a layer whose call would take much longer than 10 ms on a
+/// CPU core is measured in part: `rows` and `num_kv_heads` of `KernelBench::measured` say which.
+struct KernelWork {
+  double bytes = 0;       ///< weights, or keys and values, read once
+  double flops = 0;       ///< 2 per multiply-add
+  double read_bytes = 0;  ///< of the plain read that every call takes turns with
+  uint32_t num_active_experts = 0;
+};
+
+struct KernelTimes {
+  std::vector<double> call_s;  ///< one call
+  std::vector<double> read_s;  ///< one plain read, just before it
+};
+
+/// Owns all buffers; nothing is allocated between two calls. One thread at a time. A CPU kernel runs
+/// on the caller's thread.
+class MIMO_RT_API KernelBench {
+ public:
+  /// @throws Error{invalid_argument, unsupported_shape} that names the field; Error{unavailable}
+  ///         when the backend is not there or has no such kernel; Error{out_of_memory}
+  static KernelBench open(const KernelCase& kernel_case, const KernelBenchOptions& options);
+  KernelBench(KernelBench&&) noexcept;
+  ~KernelBench();
+
+  const KernelCase& measured() const noexcept;  ///< the case, cut to what a call does
+  const KernelWork& work() const noexcept;
+  const std::string& backend() const noexcept;
+  const std::string& device() const noexcept;  ///< name of the GPU; empty for a CPU backend
+
+  /// Runs the kernel and compares a sample of its results with float64: the largest error over the
+  /// bound that follows from the arithmetic. Above 1 the result is wrong; infinity for a NaN.
+  double worst_error();
+  /// Times of `num_calls` calls, each after a plain read of other memory. The first ones warm up
+  /// whatever they find cold besides the data.
+  KernelTimes run(uint32_t num_calls);
+
+ private:
+  struct Impl;
+  explicit KernelBench(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace mimo_rt

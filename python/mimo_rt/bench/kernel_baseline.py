@@ -1,0 +1,95 @@
+"""What PyTorch needs for the same product, on weights that were dequantised before."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+from .measurement import time_call
+
+# Calls walk through at least this much memory, as those of the kernel do.
+_ROTATION_BYTES = 256 << 20
+
+
+class Baseline:
+    """Times of one product on one device, each with weights from outside the caches.
+
+    Attributes:
+        name: library, version, function and type of the weights.
+    """
+
+    def __init__(self, torch: Any, device: str, name: str, call: Callable[[int], Any]) -> None:
+        self.name = name
+        self._torch, self._call = torch, call
+        self._time = self._time_on_gpu if device == "cuda" else self._time_on_cpu
+        self._index = itertools.count()
+        self._flush = (
+            torch.ones(1 << 28, dtype=torch.float32, device=device) if device == "cuda" else None
+        )
+
+    def run(self, num_calls: int) -> list[float]:
+        """Seconds of each of ``num_calls`` calls."""
+        return [self._time() for _ in range(num_calls)]
+
+    def _time_on_cpu(self) -> float:
+        index = next(self._index)
+        return time_call(lambda: self._call(index))
+
+    def _time_on_gpu(self) -> float:
+        begin, end = (self._torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self._flush.sum()  # empties the L2 cache, and gives the host time for the launch
+        begin.record()
+        self._call(next(self._index))
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1e3
+
+
+def make_baseline(kernel_case: Any, work: Any, backend: str) -> Baseline | None:
+    """The fastest of PyTorch's ways; None without PyTorch or for a kernel that it does not have."""
+    if kernel_case.kernel == "attention":
+        return None  # no attention with sinks
+    try:
+        import torch
+    except ImportError:
+        return None
+    device = "cuda" if backend == "cuda" else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        return None
+    if device == "cpu":
+        torch.set_num_threads(1)  # as the kernel
+    dtypes = (torch.bfloat16,) if device == "cuda" else (torch.float32, torch.bfloat16)
+    candidates = [_make(torch, device, dtype, kernel_case, work) for dtype in dtypes]
+    if len(candidates) == 1:
+        return candidates[0]
+    return min(candidates, key=lambda b: min(b.run(3)[1:]))
+
+
+def _make(torch: Any, device: str, dtype: Any, kernel_case: Any, work: Any) -> Baseline:
+    if kernel_case.kernel.startswith("expert_"):
+        is_down = kernel_case.kernel == "expert_down"
+        rows = kernel_case.hidden_size if is_down else 2 * kernel_case.width
+        k = kernel_case.width if is_down else kernel_case.hidden_size
+        batch = work.num_active_experts
+        columns = math.ceil(kernel_case.num_tokens * kernel_case.experts_per_token / batch)
+        shape, product = (batch, rows, k), "bmm"
+    else:
+        shape, columns, product = (kernel_case.rows, kernel_case.k), kernel_case.num_tokens, "linear"
+    num_bytes = math.prod(shape) * torch.empty((), dtype=dtype).element_size()
+    weights = [torch.randn(shape, dtype=dtype, device=device)]
+    weights += [weights[0].clone() for _ in range(_ROTATION_BYTES // num_bytes)]
+    if product == "bmm":
+        x = torch.randn((shape[0], shape[2], columns), dtype=dtype, device=device)
+
+        def call(index: int) -> Any:
+            return torch.bmm(weights[index % len(weights)], x)
+    else:
+        x = torch.randn((columns, shape[1]), dtype=dtype, device=device)
+
+        def call(index: int) -> Any:
+            return torch.nn.functional.linear(x, weights[index % len(weights)])
+
+    name = f"torch {torch.__version__} {product} {str(dtype).removeprefix('torch.')}"
+    return Baseline(torch, device, name, call)

@@ -1,0 +1,141 @@
+"""One kernel, checked, then timed by turns with a plain read and with PyTorch."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from .. import _C
+from .kernel_baseline import make_baseline
+from .kernel_shapes import Shape
+from .measurement import MIN_SAMPLES, Measurement, Roofs, spread
+
+_MAX_SAMPLES = 2000
+_TURN_S = 0.02  # calls of one turn take about this long
+
+
+@dataclass(frozen=True)
+class KernelResult:
+    """A checked kernel and its times.
+
+    Attributes:
+        error_over_bound: largest error of the checked results over its bound; above 1 is wrong.
+        measurement: None for a wrong result, which is not timed.
+        read_gbs: the best of the plain reads between the calls.
+        baseline_s: times of the baseline; empty without one.
+    """
+
+    case: str
+    shape: Shape
+    measured: Any
+    backend: str
+    device: str
+    error_over_bound: float
+    measurement: Measurement | None = None
+    read_gbs: float = 0.0
+    cache: str = "cold"
+    baseline: str = ""
+    baseline_s: tuple[float, ...] = ()
+    num_active_experts: int = 0
+
+    @property
+    def is_correct(self) -> bool:
+        return self.error_over_bound <= 1
+
+    @property
+    def times_baseline(self) -> float | None:
+        """How many times faster than the baseline."""
+        if not self.baseline_s or self.measurement is None:
+            return None
+        return statistics.median(self.baseline_s) / self.measurement.median_s
+
+    def record(self) -> dict[str, Any]:
+        """One JSON line. An infinite error is null."""
+        is_finite = math.isfinite(self.error_over_bound)
+        line: dict[str, Any] = {"case": self.case}
+        if self.measurement is not None:
+            line |= self.measurement.record(Roofs(self.read_gbs))
+            line["read_gbs"] = line["bandwidth_gbs"] = round(self.read_gbs, 3)
+        line |= {
+            "correct": self.is_correct,
+            "error_over_bound": round(self.error_over_bound, 6) if is_finite else None,
+            "kernel_name": self.measured.kernel,
+            "format": self.measured.format,
+            "shape": self.shape.name,
+            "measured": _given_fields(self.measured),
+            "backend": self.backend,
+            "device": self.device or None,
+            "cache": self.cache,
+            "clock": "device" if self.backend == "cuda" else "wall",
+            "num_workers": None if self.backend == "cuda" else 1,
+        }
+        if self.num_active_experts:
+            line["num_active_experts"] = self.num_active_experts
+        if self.baseline_s:
+            low, high = spread(self.baseline_s)
+            line |= {
+                "baseline": self.baseline,
+                "baseline_median_us": round(statistics.median(self.baseline_s) * 1e6, 2),
+                "baseline_p10_us": round(low * 1e6, 2),
+                "baseline_p90_us": round(high * 1e6, 2),
+                "times_baseline": round(self.times_baseline, 4),
+            }
+        return line
+
+
+def measure_kernel(
+    shape: Shape, num_tokens: int, options: Any, seconds: float, *, with_baseline: bool = True
+) -> KernelResult:
+    """Check, then time for about ``seconds`` (twice that with a baseline)."""
+    kernel_case = _C.KernelCase(**shape.kernel_case(options.backend, num_tokens))
+    bench = _C.KernelBench.open(kernel_case, options)
+    cache = "hot" if options.is_hot else "cold"
+    case = f"{shape.name}/{shape.format}/t{num_tokens}{'/hot' if options.is_hot else ''}"
+    facts = {"case": case, "shape": shape, "measured": bench.measured, "backend": bench.backend,
+             "device": bench.device, "error_over_bound": bench.worst_error(), "cache": cache,
+             "num_active_experts": bench.work.num_active_experts}
+    if not facts["error_over_bound"] <= 1:
+        return KernelResult(**facts)
+    baseline = None
+    if with_baseline and not options.is_hot:
+        baseline = make_baseline(bench.measured, bench.work, bench.backend)
+    calls, reads, others = _take_turns(bench, baseline, seconds)
+    work = bench.work
+    return KernelResult(
+        **facts,
+        measurement=Measurement(case, tuple(calls), num_tokens, work.bytes, work.flops),
+        read_gbs=work.read_bytes / min(reads) / 1e9,
+        baseline=baseline.name if baseline else "",
+        baseline_s=tuple(others),
+    )
+
+
+def _take_turns(
+    bench: Any, baseline: Any, seconds: float
+) -> tuple[list[float], list[float], list[float]]:
+    """Times of calls, of plain reads and of the baseline; the first of each are not counted."""
+    first = bench.run(2)
+    per_turn = min(max(round(_TURN_S / max(first.call_s[1], 1e-9)), 1), 64)
+    if baseline:
+        baseline.run(1)
+    calls: list[float] = []
+    reads: list[float] = [first.read_s[1]]
+    others: list[float] = []
+    deadline = time.monotonic() + (2 * seconds if baseline else seconds)
+    while len(calls) < MIN_SAMPLES or time.monotonic() < deadline and len(calls) < _MAX_SAMPLES:
+        times = bench.run(per_turn)
+        calls += times.call_s
+        reads += times.read_s
+        if baseline:
+            others += baseline.run(per_turn)
+    return calls, reads, others
+
+
+def _given_fields(kernel_case: Any) -> dict[str, int]:
+    """The numbers of a case that are not 0."""
+    names = [name for name in dir(kernel_case) if not name.startswith("_")]
+    values = {name: getattr(kernel_case, name) for name in names}
+    return {name: value for name, value in values.items() if isinstance(value, int) and value}

@@ -1,0 +1,143 @@
+"""The shapes that ``mimo-rt kbench`` measures: matrices and attention of published models.
+
+``pro`` is MiMo-V2.5-Pro on one device, ``pro-r8`` the slice of one rank of eight (expert width 256),
+``flash`` MiMo-V2-Flash, ``gpt-oss-120b`` the experts of that model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+FORMATS = ("mxfp4", "fp8_e4m3", "bf16", "f32")
+CPU_TOKENS = (1, 2, 4, 8, 64, 512)
+CUDA_TOKENS = (1, 2, 4, 8, 16, 32, 64)
+_ATTENTION_TOKENS = (1, 8)
+_ATTENTION = {"num_q_per_kv": 16, "qk_head_dim": 192, "v_head_dim": 128}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One operation of one model.
+
+    Attributes:
+        fields: those of ``KernelCase`` for a gemm or an attention kernel.
+        experts: those of a whole MoE layer, for kernels that do all active experts at once.
+    """
+
+    model: str
+    op: str
+    format: str
+    fields: dict[str, int] = field(default_factory=dict)
+    experts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}/{self.op}"
+
+    @property
+    def is_attention(self) -> bool:
+        return "num_keys" in self.fields
+
+    def kernel_case(self, backend: str, num_tokens: int) -> dict[str, Any]:
+        """Fields of ``KernelCase``: a CPU multiplies one expert, a GPU all active ones."""
+        common = {"format": self.format, "num_tokens": num_tokens}
+        if self.experts and backend == "cuda":
+            return {"kernel": self.op, **common, **self.experts}
+        return {"kernel": "attention" if self.is_attention else "gemm", **common, **self.fields}
+
+    def is_on(self, backend: str) -> bool:
+        """Whether the backend has a kernel for it."""
+        if backend != "cuda":
+            return True
+        return bool(self.experts) or not self.is_attention and self.format in ("fp8_e4m3", "bf16")
+
+    def tokens(self, backend: str) -> tuple[int, ...]:
+        """How many tokens are usual."""
+        if self.is_attention:
+            return _ATTENTION_TOKENS
+        return CUDA_TOKENS if backend == "cuda" else CPU_TOKENS
+
+
+def _experts(
+    model: str, num_experts: int, experts_per_token: int, hidden: int, width: int, segments: int = 8
+) -> list[Shape]:
+    layer = {"num_experts": num_experts, "experts_per_token": experts_per_token,
+             "hidden_size": hidden, "width": width}
+    return [
+        Shape(model, "expert_gate_up", "mxfp4", {"rows": 2 * width, "k": hidden}, layer),
+        Shape(model, "expert_down", "mxfp4", {"rows": hidden, "k": width},
+              {**layer, "num_segments": segments}),
+    ]
+
+
+def _gemm(model: str, op: str, format_: str, rows: int, k: int) -> Shape:
+    return Shape(model, op, format_, {"rows": rows, "k": k})
+
+
+def _attention(model: str, num_window_heads: int, num_full_heads: int) -> list[Shape]:
+    return [
+        Shape(model, "attention_window", "bf16",
+              {**_ATTENTION, "num_kv_heads": num_window_heads, "num_keys": 128}),
+        Shape(model, "attention_full", "bf16",
+              {**_ATTENTION, "num_kv_heads": num_full_heads, "num_keys": 4096}),
+    ]
+
+
+SHAPES: tuple[Shape, ...] = (
+    *_experts("pro", 384, 8, 6144, 2048),
+    _gemm("pro", "qkv", "fp8_e4m3", 27136, 6144),
+    _gemm("pro", "o_proj", "bf16", 6144, 16384),
+    _gemm("pro", "dense_gate_up", "fp8_e4m3", 32768, 6144),
+    _gemm("pro", "dense_down", "fp8_e4m3", 6144, 16384),
+    _gemm("pro", "lm_head", "bf16", 152576, 6144),
+    _gemm("pro", "router", "f32", 384, 6144),
+    *_attention("pro", 8, 8),
+    *_experts("pro-r8", 384, 8, 6144, 256, segments=1),
+    _gemm("pro-r8", "qkv", "fp8_e4m3", 3392, 6144),
+    _gemm("pro-r8", "o_proj", "bf16", 6144, 2048),
+    _gemm("pro-r8", "dense_gate_up", "fp8_e4m3", 4096, 6144),
+    _gemm("pro-r8", "dense_down", "fp8_e4m3", 6144, 2048),
+    _gemm("pro-r8", "lm_head", "bf16", 19072, 6144),
+    _gemm("pro-r8", "router", "f32", 384, 6144),
+    *_attention("pro-r8", 1, 1),
+    *_experts("flash", 256, 8, 4096, 2048),
+    _gemm("flash", "qkv", "fp8_e4m3", 13568, 4096),  # of a full layer: 64 q heads, 4 kv heads
+    _gemm("flash", "o_proj", "bf16", 4096, 8192),
+    _gemm("flash", "lm_head", "bf16", 152576, 4096),
+    _gemm("flash", "router", "f32", 256, 4096),
+    *_experts("gpt-oss-120b", 128, 4, 2880, 2880),
+)
+MODELS = tuple(dict.fromkeys(shape.model for shape in SHAPES))
+OPS = tuple(dict.fromkeys(shape.op for shape in SHAPES))
+
+
+def choose(kernels: Sequence[str], shape: str) -> list[Shape]:
+    """Shapes whose op or format is one of ``kernels`` (none: all of them).
+
+    Args:
+        shape: a model, MODEL/OP, or ROWSxK for matrices of the formats in ``kernels``.
+
+    Raises:
+        ValueError: nothing of that name.
+    """
+    if size := re.fullmatch(r"(\d{1,7})x(\d{1,7})", shape):
+        if not kernels or set(kernels) - set(FORMATS):
+            raise ValueError(f"--shape {shape}: name the formats as well, of {', '.join(FORMATS)}.")
+        return [_gemm("custom", shape, name, int(size[1]), int(size[2])) for name in kernels]
+    unknown = [name for name in kernels if name not in (*OPS, *FORMATS)]
+    if unknown:
+        raise ValueError(
+            f"kernel: expected one of {', '.join((*OPS, *FORMATS))}, got '{unknown[0]}'."
+        )
+    chosen = [s for s in SHAPES if shape in (s.model, s.name)]
+    if not chosen:
+        raise ValueError(
+            f"--shape: expected one of {', '.join(MODELS)}, MODEL/OP or ROWSxK, got '{shape}'."
+        )
+    chosen = [s for s in chosen if not kernels or s.op in kernels or s.format in kernels]
+    if not chosen:
+        raise ValueError(f"--shape {shape}: has no {' or '.join(kernels)}.")
+    return chosen

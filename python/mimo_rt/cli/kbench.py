@@ -1,0 +1,168 @@
+"""``mimo-rt kbench``: single kernels, each checked and compared with what the machine can do."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shlex
+from pathlib import Path
+from typing import Any
+
+from .. import _C
+from ..bench.compare import TOLERANCE, read_records
+from ..bench.kernel_run import KernelResult, measure_kernel
+from ..bench.kernel_shapes import FORMATS, MODELS, OPS, Shape, choose
+from ._bench_files import run_compare
+from ._machine import machine_record
+from ._output import format_table, note, print_json
+
+_DEFAULT_SHAPE = "pro-r8"
+
+
+def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
+    parser = subparsers.add_parser(
+        "kbench", parents=[common], help="measure single kernels", allow_abbrev=False,
+        description="Times single kernels on random data outside the caches, beside a plain read "
+        "of the same memory and beside PyTorch where it is installed. Results are compared with "
+        "float64 first: a wrong one is not timed and makes the exit code 1. CPU kernels run on one "
+        "thread. 'mimo-rt kbench compare A.jsonl B.jsonl' judges two files of --json lines; exit "
+        "code 1 when a case is SLOWER or wrong.",
+    )
+    parser.add_argument("kernels", nargs="*", metavar="KERNEL",
+                        help=f"of {', '.join((*OPS, *FORMATS))} (default: all of the shape)")
+    parser.add_argument("--shape", metavar="NAME", default=_DEFAULT_SHAPE,
+                        help=f"{', '.join(MODELS)}, MODEL/OP, or ROWSxK for formats "
+                        f"(default {_DEFAULT_SHAPE})")
+    parser.add_argument("--tokens", type=_token_list, metavar="LIST",
+                        help="e.g. 1,8,64 (default: the usual numbers of the backend)")
+    parser.add_argument("--device", "--backend", default="cpu", metavar="NAME",
+                        help="cpu, cuda, or a CPU backend of 'mimo-rt doctor' (default cpu)")
+    parser.add_argument("--seconds", type=float, default=0.3, metavar="S",
+                        help="time per case (default 0.3), and as much for its baseline")
+    parser.add_argument("--hot", action="store_true",
+                        help="CPU matrices from the caches instead: the compute limit")
+    parser.add_argument("--no-baseline", action="store_true", help="do not measure PyTorch")
+    parser.add_argument("--list", action="store_true", help="show the shapes and stop")
+    parser.add_argument("--tolerance", type=float, default=TOLERANCE, metavar="X",
+                        help=f"compare: smaller changes are the same (default {TOLERANCE})")
+    parser.add_argument("--json", action="store_true", help="one JSON object per case and line")
+    parser.set_defaults(run=run, refuse=parser.error)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.kernels[:1] == ["compare"]:
+        return _compare(args)
+    if not (math.isfinite(args.seconds) and 0 < args.seconds <= 3600):
+        raise ValueError(f"--seconds: expected a number in (0, 3600], got {args.seconds}.")
+    shapes = choose(args.kernels, args.shape)
+    if args.list:
+        print(format_table([(s.name, s.format, _sizes(s)) for s in shapes],
+                           ("shape", "format", "sizes")))
+        return 0
+    backend = _backend(args.device)
+    shapes = _runnable(args, shapes, backend)
+    cases = [(shape, tokens) for shape in shapes
+             for tokens in args.tokens or shape.tokens(backend)]
+    options = _C.KernelBenchOptions(backend=backend, is_hot=args.hot)
+    command = shlex.join(args.command_line)
+    results = []
+    for index, (shape, tokens) in enumerate(cases):
+        if not args.json:
+            note(f"{index + 1} of {len(cases)}: {shape.name}, {tokens} tokens")
+        result = measure_kernel(shape, tokens, options, args.seconds,
+                                with_baseline=not args.no_baseline)
+        results.append(result)
+        if args.json:
+            print_json({**result.record(), **machine_record(), "repeat": _repeat(result, args)})
+    if not args.json:
+        _print_results(results)
+        print(f"repeat: {command}")
+    wrong = [result.case for result in results if not result.is_correct]
+    if wrong:
+        note(f"mimo-rt: error: wrong results, not timed: {', '.join(wrong)}")
+    return int(bool(wrong))
+
+
+def _backend(device: str) -> str:
+    """A CPU backend by name; "cuda" as it is: its kernels run before there is an engine."""
+    return device if device == "cuda" else _C.resolve_backend(device)
+
+
+def _runnable(args: argparse.Namespace, shapes: list[Shape], backend: str) -> list[Shape]:
+    """Shapes that the backend has kernels for; an error if there is none."""
+    usable = [shape for shape in shapes if shape.is_on(backend)]
+    if args.hot:
+        usable = [shape for shape in usable if backend != "cuda" and not shape.is_attention]
+    if not usable:
+        raise ValueError(
+            f"kbench: '{backend}' has no {'hot ' if args.hot else ''}kernel for "
+            f"{', '.join(shape.name for shape in shapes)}."
+        )
+    return usable
+
+
+def _compare(args: argparse.Namespace) -> int:
+    if len(args.kernels) != 3:
+        args.refuse("compare: expected two files, A.jsonl and B.jsonl.")
+    args.before, args.after = map(Path, args.kernels[1:])
+    args.fail_on_slower = True
+    wrong = [str(r.get("case")) for r in read_records(args.after) if r.get("correct") is False]
+    code = run_compare(args)
+    if wrong:
+        note(f"mimo-rt: error: wrong results in {args.after}: {', '.join(wrong)}")
+    return code or int(bool(wrong))
+
+
+def _repeat(result: KernelResult, args: argparse.Namespace) -> str:
+    """The command for this case alone."""
+    shape = result.shape
+    parts = ["mimo-rt", "kbench"]
+    if shape.model == "custom":
+        parts += [shape.format, "--shape", shape.op]
+    else:
+        parts += ["--shape", shape.name]
+    parts += ["--tokens", str(result.case.split("/t")[-1].split("/")[0]), "--device",
+              result.backend, "--seconds", f"{args.seconds:g}"]
+    return shlex.join([*parts, *(["--hot"] if args.hot else []), "--json"])
+
+
+def _print_results(results: list[KernelResult]) -> None:
+    facts = machine_record()
+    commit = facts["commit"] or "no commit"
+    where = results[0].device or f"{facts['machine']}, 1 thread"
+    reads = [r.read_gbs for r in results if r.read_gbs]
+    read = f", read {max(reads):.2f} GB/s measured" if reads else ""
+    print(f"mimo_rt kbench {facts['version']} ({commit}{'+' if facts['dirty'] else ''})  "
+          f"{results[0].backend}  {where}{read}  {facts['date']}")
+    print(format_table([_row(r) for r in results],
+                       ("case", "median us", "p10..p90", "n", "MB", "GB/s", "%read", "GFLOP/s",
+                        "error/bound", "x baseline")))
+    if names := sorted({r.baseline for r in results if r.baseline}):
+        print(f"baseline: {'; '.join(names)}, weights dequantised beforehand")
+
+
+def _row(result: KernelResult) -> tuple[str, ...]:
+    m = result.measurement
+    error = f"{result.error_over_bound:.3g}"
+    if m is None:
+        return (result.case, "-", "-", "-", "-", "-", "-", "-", f"{error} WRONG", "-")
+    low, high = m.quantiles_s()
+    ratio = result.times_baseline
+    return (
+        result.case, f"{m.median_s * 1e6:.1f}", f"{low * 1e6:.1f}..{high * 1e6:.1f}",
+        str(len(m.times_s)), f"{m.num_bytes / 1e6:.2f}", f"{m.gbs:.2f}",
+        f"{100 * m.gbs / result.read_gbs:.1f}", f"{m.num_flops / m.median_s / 1e9:.1f}", error,
+        f"{ratio:.2f}" if ratio else "-",
+    )
+
+
+def _sizes(shape: Shape) -> str:
+    fields = {**shape.experts, **({} if shape.experts else shape.fields)}
+    return ", ".join(f"{name} {value}" for name, value in fields.items())
+
+
+def _token_list(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.isdigit() and 1 <= int(part) <= 4096 for part in parts):
+        raise argparse.ArgumentTypeError(f"expected numbers in 1..4096 like 1,8,64, got '{text}'")
+    return tuple(dict.fromkeys(map(int, parts)))

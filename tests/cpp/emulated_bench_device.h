@@ -1,0 +1,97 @@
+// A GPU for the kernel benchmarks: the kernels' own source under emulation, ordinary memory, the
+// host's clock.
+#pragma once
+
+#define MIMO_RT_HOST_EMULATION
+#include "cuda/bench_device.h"
+#include "cuda/device/tasks/expert_kernels.cuh"
+#include "cuda/device/tasks/projection_kernels.cuh"
+#include "cuda/expert_mlp.h"
+#include "cuda/projection.h"
+#include "emulation/schedule.h"
+
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#include "check.h"
+
+namespace fixture {
+
+using namespace mimo_rt;
+
+class EmulatedBenchDevice : public cuda::BenchDevice {
+ public:
+  EmulatedBenchDevice() {
+    (void)cuda::rms_norm_kernel;  // kernels of the header that no benchmark runs
+    (void)cuda::argmax_combine_kernel;
+  }
+  ~EmulatedBenchDevice() override {
+    for (void* memory : memory_) std::free(memory);
+  }
+  std::string name() const override { return "emulated"; }
+  uint64_t read_bytes() const override { return 1000; }
+  void* allocate(uint64_t num_bytes) override {
+    memory_.push_back(std::aligned_alloc(256, (num_bytes + 255) / 256 * 256));
+    return memory_.back();
+  }
+  void upload(void* to, const void* from, uint64_t num_bytes) override {
+    std::memcpy(to, from, num_bytes);
+  }
+  void copy(void* to, const void* from, uint64_t num_bytes) override {
+    std::memcpy(to, from, num_bytes);
+  }
+  void download(void* to, const void* from, uint64_t num_bytes) override {
+    std::memcpy(to, from, num_bytes);
+  }
+
+  void launch(const cuda::ExpertGateUpParams& params) override {
+    cuda::check_expert_gate_up(params);
+    tiles.push_back(params.tiles);
+    active.push_back({params.route.active_experts,
+                      params.route.active_experts + *params.route.num_active});
+    run(cuda::expert_gate_up_kernel, params, sizeof(cuda::ExpertShared));
+  }
+  void launch(const cuda::ExpertDownParams& params) override {
+    cuda::check_expert_down(params);
+    run(cuda::expert_down_kernel, params, sizeof(cuda::ExpertShared));
+  }
+  void launch(const cuda::ProjectionParams& params) override {
+    cuda::check_projection(params);
+    tiles.push_back(params.tiles);
+    run(cuda::projection_kernel(params), params, sizeof(cuda::ProjectionShared));
+  }
+
+  KernelTimes time(uint32_t num_calls, const std::function<void(uint32_t)>& call) override {
+    using Clock = std::chrono::steady_clock;
+    KernelTimes times;
+    for (uint32_t i = 0; i < num_calls; ++i) {
+      const auto begin = Clock::now();
+      call(i);
+      times.call_s.push_back(std::chrono::duration<double>(Clock::now() - begin).count());
+      times.read_s.push_back(1e-6);
+    }
+    return times;
+  }
+
+  // What was launched.
+  std::vector<const uint8_t*> tiles;
+  std::vector<std::vector<uint32_t>> active;
+
+ private:
+  template <typename Params>
+  static void run(void (*kernel)(Params), const Params& params, uint32_t shared_bytes) {
+    emulation::LaunchOptions options;
+    options.num_blocks = 2;
+    options.num_threads = cuda::kBlockThreads;
+    options.shared_bytes = shared_bytes;
+    const emulation::LaunchResult result = emulation::launch(options, kernel, params);
+    if (!result.error.empty()) check::report(__FILE__, __LINE__, result.error);
+    CHECK(result.error.empty());
+  }
+
+  std::vector<void*> memory_;
+};
+
+}  // namespace fixture

@@ -1,0 +1,285 @@
+// The subjects of `mimo-rt kbench`: right kernels pass their check, wrong ones do not, calls walk
+// through cold memory, cases that a kernel cannot take are refused. CUDA subjects run the kernels'
+// own source under emulation.
+#include "emulated_bench_device.h"
+#include "kbench/cpu_subjects.h"
+#include "kbench/cuda_subjects.h"
+#include "kbench/expert_routes.h"
+#include "kbench/random_rows.h"
+#include "kernel_tables.h"
+
+#include <mimo_rt/device.h>
+
+#include <cmath>
+#include <set>
+
+using namespace mimo_rt;
+using namespace fixture;
+using kernel_tables::Table;
+
+namespace {
+
+constexpr const char* kFormats[] = {"mxfp4", "fp8_e4m3", "bf16", "f32"};
+
+KernelCase gemm(const char* format, uint32_t rows, uint32_t k, uint32_t num_tokens) {
+  KernelCase c;
+  c.kernel = "gemm";
+  c.format = format;
+  c.rows = rows;
+  c.k = k;
+  c.num_tokens = num_tokens;
+  return c;
+}
+
+KernelCase attention(uint32_t num_tokens, uint32_t num_keys) {
+  KernelCase c;
+  c.kernel = "attention";
+  c.format = "bf16";
+  c.num_tokens = num_tokens;
+  c.num_kv_heads = 2;
+  c.num_q_per_kv = 3;
+  c.qk_head_dim = 48;
+  c.v_head_dim = 24;
+  c.num_keys = num_keys;
+  return c;
+}
+
+KernelCase experts(const char* kernel, uint32_t num_tokens, uint32_t segments = 1) {
+  KernelCase c;
+  c.kernel = kernel;
+  c.format = "mxfp4";
+  c.num_tokens = num_tokens;
+  c.num_experts = 11;
+  c.experts_per_token = 3;
+  c.hidden_size = 96;
+  c.width = 64;
+  c.num_segments = segments;
+  return c;
+}
+
+KernelBenchOptions small(uint64_t rotation_bytes = 100'000) {
+  KernelBenchOptions options;
+  options.rotation_bytes = rotation_bytes;
+  return options;
+}
+
+// Kernels of one table with one thing wrong; plain functions, as in the table.
+cpu::Kernels right_kernels;
+
+void gemm_of_other_token(int format, const cpu::GemmArgs& args) {
+  right_kernels.gemm(format, args);
+  for (uint32_t row = 0; args.num_tokens > 1 && row < 16; ++row)
+    std::swap(args.y[row], args.y[args.y_stride + row]);
+}
+void gemm_without_last_group(int format, const cpu::GemmArgs& args) {
+  cpu::GemmArgs fewer = args;
+  --fewer.num_row_groups;
+  right_kernels.gemm(format, fewer);
+}
+void gemm_slightly_off(int format, const cpu::GemmArgs& args) {
+  right_kernels.gemm(format, args);
+  args.y[0] *= 1.001f;
+}
+void attend_without_sink(const cpu::AttendArgs& args) {
+  cpu::AttendArgs other = args;
+  other.sink_logit = nullptr;
+  right_kernels.attend(other);
+}
+void attend_without_first_key(const cpu::AttendArgs& args) {
+  cpu::AttendArgs other = args;
+  KvSegment segment = args.segments[0];
+  segment.k += args.qk_head_dim;
+  segment.v += args.v_head_dim;
+  --segment.num_keys;
+  other.segments = &segment;
+  right_kernels.attend(other);
+}
+
+/// Launches with something wrong in the parameters.
+struct BrokenDevice : EmulatedBenchDevice {
+  /// The first active expert is another one.
+  template <typename Params>
+  void launch_other_expert(const Params& params) {
+    uint32_t& expert = params.route.active_experts[0];
+    const uint32_t right = expert;
+    expert = (expert + 1) % 11;
+    EmulatedBenchDevice::launch(params);
+    expert = right;
+  }
+  void launch(const cuda::ExpertGateUpParams& params) override { launch_other_expert(params); }
+  void launch(const cuda::ExpertDownParams& params) override { launch_other_expert(params); }
+  void launch(const cuda::ProjectionParams& params) override {
+    cuda::ProjectionParams broken = params;
+    broken.rows -= 16;
+    broken.num_columns -= 16;
+    EmulatedBenchDevice::launch(broken);  // leaves columns unwritten
+  }
+};
+
+}  // namespace
+
+TEST_CASE("CPU products of every instruction set pass their check") {
+  for (const Table& table : kernel_tables::runnable())
+    for (const char* format : kFormats)
+      for (const uint32_t num_tokens : {1u, 3u, 9u}) {
+        const auto subject = kbench::make_cpu_gemm(gemm(format, 48, 160, num_tokens), small(),
+                                                   *table.kernels);
+        const double error = subject->worst_error();
+        CHECK(error > 0 && error <= 1.0);
+        CHECK_EQ(subject->work().flops, 2.0 * 48 * 160 * num_tokens);
+        CHECK_EQ(subject->work().bytes,
+                 3.0 * static_cast<double>(row_group_bytes(kbench::format_of(format), 160)));
+      }
+}
+
+TEST_CASE("the check of CPU products sees a wrong token, a missing row and a small error") {
+  right_kernels = *cpu::kernels_generic();
+  for (const char* format : kFormats)
+    for (const auto wrong : {gemm_of_other_token, gemm_without_last_group, gemm_slightly_off}) {
+      cpu::Kernels kernels = right_kernels;
+      kernels.gemm = wrong;
+      const auto subject = kbench::make_cpu_gemm(gemm(format, 48, 160, 3), small(), kernels);
+      CHECK(subject->worst_error() > 1.0);
+    }
+}
+
+TEST_CASE("CPU attention passes its check; without its sink or its first key it does not") {
+  for (const Table& table : kernel_tables::runnable())
+    for (const uint32_t num_keys : {1u, 20u, 128u}) {
+      const auto subject =
+          kbench::make_cpu_attention(attention(3, num_keys), small(), *table.kernels);
+      CHECK(subject->worst_error() <= 1.0);
+      CHECK_EQ(subject->work().bytes, 2.0 * (num_keys + 2) * (48 + 24) * 2);
+    }
+  right_kernels = *cpu::kernels_generic();
+  for (const auto wrong : {attend_without_sink, attend_without_first_key}) {
+    cpu::Kernels kernels = right_kernels;
+    kernels.attend = wrong;
+    const auto subject = kbench::make_cpu_attention(attention(3, 20), small(), kernels);
+    CHECK(subject->worst_error() > 1.0);
+  }
+}
+
+TEST_CASE("calls walk through all places in turn and time one read each") {
+  std::vector<uint8_t> memory(64 * 1001, 1);
+  auto* data = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
+  kbench::ColdWalk walk(data, 10, 6400);
+  CHECK_EQ(walk.read_bytes(), 64000u);
+  std::vector<uint64_t> places;
+  const KernelTimes times = walk.run(25, 2, [&](uint64_t place) { places.push_back(place); });
+  CHECK(times.call_s.size() == 25 && times.read_s.size() == 25 && places.size() == 50);
+  for (uint32_t i = 0; i < 50; ++i) CHECK_EQ(places[i], i / 2 % 10);
+  for (const double seconds : times.read_s) CHECK(seconds > 0);
+}
+
+TEST_CASE("a call that would take long is cut, and the record says so") {
+  const auto wide = kbench::make_cpu_gemm(gemm("bf16", 16 * 500, 4096, 64), small(),
+                                          *cpu::kernels_generic());
+  CHECK(wide->measured().rows < 16 * 500u && wide->measured().rows % 16 == 0);
+  CHECK(wide->work().flops <= kbench::kCallFlops);
+  KernelBenchOptions hot = small();
+  hot.is_hot = true;
+  const auto warm = kbench::make_cpu_gemm(gemm("bf16", 4096, 128, 1), hot, *cpu::kernels_generic());
+  CHECK_EQ(warm->measured().rows, 64u);
+  CHECK(warm->worst_error() <= 1.0);
+}
+
+TEST_CASE("CUDA experts pass their check on every route; another expert's weights do not") {
+  for (const uint32_t num_tokens : {2u, 9u})
+    for (const uint32_t segments : {1u, 2u})
+      for (const char* kernel : {"expert_gate_up", "expert_down"}) {
+        const KernelCase c = experts(kernel, num_tokens, segments);
+        const auto subject =
+            kbench::make_cuda_experts(c, small(), std::make_unique<EmulatedBenchDevice>());
+        CHECK(subject->worst_error() <= 1.0);
+        const auto broken = kbench::make_cuda_experts(c, small(), std::make_unique<BrokenDevice>());
+        CHECK(broken->worst_error() > 1.0);
+      }
+}
+
+TEST_CASE("CUDA projections pass their check; columns that were not written are seen") {
+  for (const char* format : {"fp8_e4m3", "bf16"})
+    for (const uint32_t num_tokens : {1u, 5u}) {
+      const KernelCase c = gemm(format, 80, 160, num_tokens);
+      const auto subject =
+          kbench::make_cuda_gemm(c, small(), std::make_unique<EmulatedBenchDevice>());
+      const double error = subject->worst_error();
+      CHECK(error > 0 && error <= 1.0);
+      const auto broken = kbench::make_cuda_gemm(c, small(), std::make_unique<BrokenDevice>());
+      CHECK(std::isinf(broken->worst_error()));
+    }
+}
+
+TEST_CASE("CUDA calls rotate: other experts, other copies of a matrix") {
+  auto device = std::make_unique<EmulatedBenchDevice>();
+  const EmulatedBenchDevice& seen = *device;
+  const auto subject =
+      kbench::make_cuda_experts(experts("expert_gate_up", 1), small(), std::move(device));
+  CHECK_EQ(subject->run(3).call_s.size(), 3u);
+  CHECK_EQ(seen.active.size(), 3u);
+  for (const std::vector<uint32_t>& list : seen.active) {
+    CHECK_EQ(list.size(), subject->work().num_active_experts);
+    CHECK(std::is_sorted(list.begin(), list.end()));
+  }
+  CHECK(seen.active[0] != seen.active[1] && seen.active[1] != seen.active[2]);
+
+  device = std::make_unique<EmulatedBenchDevice>();
+  const EmulatedBenchDevice& gemm_seen = *device;
+  const auto copies = kbench::make_cuda_gemm(gemm("bf16", 32, 64, 1), small(10'000), std::move(device));
+  copies->run(4);
+  CHECK_EQ(std::set<const uint8_t*>(gemm_seen.tiles.begin(), gemm_seen.tiles.end()).size(), 2u);
+}
+
+TEST_CASE("routes hold every choice once, sorted, with equal numbers of active experts") {
+  EmulatedBenchDevice device;
+  KernelCase c = experts("expert_down", 7);
+  const kbench::ExpertRoutes routes(c, 3, device);
+  CHECK_EQ(routes.num_slots(), 21u);
+  for (uint32_t i = 0; i < routes.size(); ++i) {
+    const RouteTable table = routes.on_device(i);
+    CHECK_EQ(*table.num_active, routes.num_active());
+    CHECK_EQ(table.slot_begin[*table.num_active], 21u);
+    std::set<std::pair<uint32_t, uint32_t>> choices;
+    for (uint32_t slot = 0; slot < 21; ++slot) {
+      CHECK(routes.expert(i, slot) < 11 && table.slot_token[slot] < 7);
+      choices.insert({routes.expert(i, slot), table.slot_token[slot]});
+    }
+    CHECK_EQ(choices.size(), 21u);
+  }
+}
+
+TEST_CASE("cases that no kernel can take are refused by name") {
+  const auto open = [](const KernelCase& c, const char* backend = "cpu-generic") {
+    KernelBenchOptions options = small();
+    options.backend = backend;
+    return KernelBench::open(c, options).work().bytes;
+  };
+  CHECK_THROWS(invalid_argument, "format: expected mxfp4", open(gemm("int3", 16, 32, 1)));
+  CHECK_THROWS(unsupported_shape, "rows: expected a multiple of 16, got 17", open(gemm("bf16", 17, 32, 1)));
+  CHECK_THROWS(unsupported_shape, "k: expected a multiple of 32, got 33", open(gemm("bf16", 16, 33, 1)));
+  CHECK_THROWS(invalid_argument, "num_tokens: expected > 0", open(gemm("bf16", 16, 32, 0)));
+  CHECK_THROWS(unavailable, "expected gemm or attention", open(experts("expert_down", 1)));
+  CHECK_THROWS(invalid_argument, "backend", open(gemm("bf16", 16, 32, 1), "cpu-none"));
+  KernelCase c = attention(1, 0);
+  CHECK_THROWS(invalid_argument, "num_keys: expected > 0", open(c));
+  c = attention(1, 8);
+  c.format = "f32";
+  CHECK_THROWS(invalid_argument, "expected bf16 keys", open(c));
+
+  const auto open_experts = [](const KernelCase& cuda_case) {
+    return kbench::make_cuda_experts(cuda_case, small(), std::make_unique<EmulatedBenchDevice>());
+  };
+  CHECK_THROWS(capacity, "num_tokens: expected at most 64, got 65",
+               open_experts(experts("expert_down", 65)));
+  c = experts("expert_down", 1);
+  c.experts_per_token = 12;
+  CHECK_THROWS(capacity, "experts_per_token: expected at most 11", open_experts(c));
+  c = experts("expert_down", 1);
+  c.width = 48;
+  CHECK_THROWS(unsupported_shape, "width: expected a multiple of 32", open_experts(c));
+  CHECK_THROWS(unavailable, "expected fp8_e4m3 or bf16",
+               kbench::make_cuda_gemm(gemm("mxfp4", 16, 32, 1), small(),
+                                      std::make_unique<EmulatedBenchDevice>()));
+}
+
+CHECK_MAIN()

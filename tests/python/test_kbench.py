@@ -1,0 +1,227 @@
+"""``mimo-rt kbench``: its shapes are those of the models, its records can be compared and repeated."""
+
+import json
+import math
+import shlex
+import sys
+
+import pytest
+
+from mimo_rt import _C
+from mimo_rt.bench import kernel_run
+from mimo_rt.bench.kernel_baseline import make_baseline
+from mimo_rt.bench.kernel_shapes import MODELS, SHAPES, choose
+from mimo_rt.cli import main as cli_main
+
+SMALL = ["kbench", "bf16", "mxfp4", "--shape", "64x128", "--seconds", "0.01", "--no-baseline"]
+
+
+def lines_of(capsys):
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def shape_of(name):
+    (shape,) = [s for s in SHAPES if s.name == name]
+    return shape
+
+
+# -- shapes
+
+
+def test_shapes_of_the_pro_model_follow_from_its_config(root):
+    text = (root / "tests" / "golden" / "mimo_v2_5_pro_fp4_config.json").read_text()
+    config = _C.ModelConfig.from_json(text, "pro")
+    layer, dense = config.layers[1], config.layers[0]
+    experts = {"num_experts": config.num_experts, "experts_per_token": config.experts_per_token,
+               "hidden_size": config.hidden_size, "width": config.expert_intermediate_size}
+    assert shape_of("pro/expert_gate_up").experts == experts
+    assert shape_of("pro/expert_down").experts == experts | {"num_segments": 8}
+    qkv = (layer.num_q_heads + layer.num_kv_heads) * layer.qk_head_dim
+    qkv += layer.num_kv_heads * layer.v_head_dim
+    assert shape_of("pro/qkv").fields == {"rows": qkv, "k": config.hidden_size}
+    o_proj = {"rows": config.hidden_size, "k": layer.num_q_heads * layer.v_head_dim}
+    assert shape_of("pro/o_proj").fields == o_proj
+    assert shape_of("pro/lm_head").fields == {"rows": config.vocab_size, "k": config.hidden_size}
+    assert shape_of("pro/router").fields == {"rows": config.num_experts, "k": config.hidden_size}
+    width = {"rows": 2 * config.intermediate_size, "k": config.hidden_size}
+    assert shape_of("pro/dense_gate_up").fields == width
+    for name, which in (("pro/attention_window", layer), ("pro/attention_full", dense)):
+        fields = shape_of(name).fields
+        assert fields["num_kv_heads"] == which.num_kv_heads
+        assert fields["num_q_per_kv"] * which.num_kv_heads == which.num_q_heads
+        assert (fields["qk_head_dim"], fields["v_head_dim"]) == (which.qk_head_dim, which.v_head_dim)
+
+
+def test_a_rank_has_an_eighth_of_every_sharded_matrix():
+    for slice_ in choose([], "pro-r8"):
+        whole = shape_of(f"pro/{slice_.op}")
+        size = math.prod(whole.fields.values()) / math.prod(slice_.fields.values())
+        assert size == (1 if slice_.op == "router" else 8), slice_.name
+
+
+def test_names_are_unique_and_every_case_is_accepted_by_the_core():
+    assert len({s.name for s in SHAPES}) == len(SHAPES) and len(MODELS) == 4
+    for shape in SHAPES:
+        for backend in ("cpu-generic", "cuda"):
+            case = _C.KernelCase(**shape.kernel_case(backend, shape.tokens(backend)[0]))
+            assert case.format == shape.format and case.num_tokens == 1
+
+
+def test_choosing_shapes():
+    assert {s.op for s in choose(["mxfp4"], "flash")} == {"expert_gate_up", "expert_down"}
+    assert [s.name for s in choose([], "pro/qkv")] == ["pro/qkv"]
+    assert choose(["bf16"], "48x96")[0].kernel_case("cpu-avx2", 3) == {
+        "kernel": "gemm", "format": "bf16", "num_tokens": 3, "rows": 48, "k": 96}
+    for kernels, shape, needle in (([], "64x64", "name the formats"), (["qkv"], "64x64", "formats"),
+                                   (["fp4"], "pro", "got 'fp4'"), ([], "mimo", "got 'mimo'"),
+                                   (["qkv"], "gpt-oss-120b", "has no qkv")):
+        with pytest.raises(ValueError, match=needle):
+            choose(kernels, shape)
+
+
+# -- running
+
+
+def test_records_say_what_was_measured_and_can_be_repeated(capsys):
+    assert cli_main([*SMALL, "--tokens", "1,3", "--json"]) == 0
+    lines = lines_of(capsys)
+    assert [line["case"] for line in lines] == [
+        "custom/64x128/bf16/t1", "custom/64x128/bf16/t3",
+        "custom/64x128/mxfp4/t1", "custom/64x128/mxfp4/t3"]
+    for line in lines:
+        assert line["correct"] and 0 < line["error_over_bound"] <= 1
+        assert line["p10_us"] <= line["median_us"] <= line["p90_us"] and line["n"] >= 5
+        assert line["flops"] == 2 * 64 * 128 * line["tokens"]
+        assert line["measured"]["rows"] == 64 and line["cache"] == "cold" and line["clock"] == "wall"
+        assert line["read_gbs"] > 0 and line["bandwidth_fraction"] > 0 and line["machine"]
+        assert "baseline" not in line
+    assert lines[0]["bytes"] == 64 * 128 * 2
+    assert cli_main(shlex.split(lines[3]["repeat"])[1:] + ["--no-baseline"]) == 0
+    (again,) = lines_of(capsys)
+    assert again["case"] == lines[3]["case"] and again["bytes"] == lines[3]["bytes"]
+
+
+def test_table_and_hot_runs(capsys):
+    assert cli_main([*SMALL, "--tokens", "2", "--hot"]) == 0
+    shown = capsys.readouterr()
+    assert "custom/64x128/bf16/t2/hot" in shown.out and "error/bound" in shown.out
+    assert "repeat: mimo-rt kbench bf16 mxfp4 --shape 64x128" in shown.out
+    assert "1 of 2" in shown.err
+
+
+def test_list_shows_shapes_without_running(capsys):
+    assert cli_main(["kbench", "--shape", "gpt-oss-120b", "--list"]) == 0
+    out = capsys.readouterr().out
+    assert "gpt-oss-120b/expert_down" in out and "num_experts 128" in out and "2880" in out
+
+
+def test_every_kind_of_kernel_runs_at_a_real_shape(capsys):
+    arguments = ["kbench", "expert_down", "router", "attention_window", "--tokens", "1",
+                 "--seconds", "0.01", "--no-baseline", "--json"]
+    assert cli_main(arguments) == 0
+    assert [line["kernel_name"] for line in lines_of(capsys)] == ["gemm", "gemm", "attention"]
+
+
+class WrongBench:
+    """Stands in for `_C.KernelBench`: a kernel whose result is off."""
+
+    error = 2.5
+
+    @classmethod
+    def open(cls, kernel_case, options):
+        bench = cls()
+        bench.measured, bench.backend, bench.device = kernel_case, options.backend, ""
+        bench.work = type("Work", (), {"num_active_experts": 0})
+        return bench
+
+    def worst_error(self):
+        return self.error
+
+    def run(self, num_calls):
+        raise AssertionError("a wrong kernel is not timed")
+
+
+@pytest.mark.parametrize("error", [2.5, math.inf])
+def test_a_wrong_result_is_not_timed_and_fails(capsys, monkeypatch, error):
+    monkeypatch.setattr(WrongBench, "error", error)
+    monkeypatch.setattr(kernel_run._C, "KernelBench", WrongBench)
+    assert cli_main([*SMALL, "--tokens", "1", "--json"]) == 1
+    shown = capsys.readouterr()
+    line = json.loads(shown.out.splitlines()[0])
+    assert line["correct"] is False and "median_us" not in line
+    assert line["error_over_bound"] == (2.5 if error == 2.5 else None)
+    assert "wrong results, not timed: custom/64x128/bf16/t1" in shown.err
+    assert cli_main([*SMALL, "--tokens", "1"]) == 1
+    assert "WRONG" in capsys.readouterr().out
+
+
+def test_baseline_is_the_faster_type_of_torch():
+    torch = pytest.importorskip("torch")
+    case = _C.KernelCase(kernel="gemm", format="mxfp4", rows=512, k=512, num_tokens=2)
+    before = torch.get_num_threads()
+    try:
+        baseline = make_baseline(case, None, "cpu-generic")
+    finally:
+        torch.set_num_threads(before)
+    assert torch.__version__ in baseline.name and "linear" in baseline.name
+    assert len(baseline.run(3)) == 3 and min(baseline.run(3)) > 0
+    attention = _C.KernelCase(kernel="attention", format="bf16")
+    assert make_baseline(attention, None, "cpu-generic") is None
+
+
+def test_without_torch_there_is_no_baseline(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    case = _C.KernelCase(kernel="gemm", format="bf16", rows=32, k=32)
+    assert make_baseline(case, None, "cpu-generic") is None
+
+
+# -- compare
+
+
+def record(median, case="pro-r8/qkv/fp8_e4m3/t1", **more):
+    return {"case": case, "backend": "cuda", "median_us": median, "p10_us": 0.99 * median,
+            "p90_us": 1.01 * median, "n": 100, "bandwidth_gbs": 4000.0, **more}
+
+
+@pytest.mark.parametrize(("after", "verdict", "code"), [
+    (record(80.0), "FASTER", 0), (record(130.0), "SLOWER", 1), (record(100.2), "SAME", 0),
+    (record(104.0, n=1), "UNDECIDED", 0),
+    (record(100.0, correct=False), "SAME", 1),
+])
+def test_compare(capsys, tmp_path, after, verdict, code):
+    files = []
+    for name, line in (("a", record(100.0)), ("b", after)):
+        files.append(str(tmp_path / name))
+        (tmp_path / name).write_text(json.dumps(line) + "\n")
+    assert cli_main(["kbench", "compare", *files]) == code
+    assert verdict in capsys.readouterr().out
+
+
+# -- bad input
+
+
+def test_a_gpu_that_is_not_there(capsys):
+    cuda = next(b for b in _C.list_backends() if b.name == "cuda")
+    if "sm_" in cuda.reason:
+        pytest.skip("there is a GPU")
+    assert cli_main(["kbench", "qkv", "--device", "cuda", "--tokens", "1", "--json"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("mimo-rt: error: [KernelBench") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("arguments", "needle"), [
+    (["--seconds", "0"], "--seconds"), (["--shape", "x"], "--shape"),
+    (["nonsense"], "got 'nonsense'"), (["attention_full", "--hot"], "has no hot kernel"),
+    (["attention_full", "--device", "cuda"], "'cuda' has no kernel"),
+    (["--device", "tpu"], "device"),
+])
+def test_wrong_values(capsys, arguments, needle):
+    assert cli_main(["kbench", *arguments]) == 1
+    assert needle in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--tokens", "0"], ["--tokens", "a"], ["compare", "a"]])
+def test_wrong_usage(capsys, arguments):
+    with pytest.raises(SystemExit) as exit_:
+        cli_main(["kbench", *arguments])
+    assert exit_.value.code == 2
