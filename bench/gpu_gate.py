@@ -1,0 +1,295 @@
+"""Builds, tests and measures the CUDA kernels on a machine with a GPU, within ten minutes, without a network.
+
+    python bench/gpu_gate.py --collect wheels     where there is a network: what a bare machine needs
+    python bench/gpu_gate.py [--wheels wheels]    on the GPU machine
+
+Stages: `build` (package and tests), `tests` (tests/cpp/native_cuda_*.cpp on the device), `sanitizer` (compute-sanitizer
+memcheck and racecheck, test by test, as far as its time goes) and `kbench` (mimo-rt kbench, cold caches, results
+checked). Every step is one JSON line in bench/results/<date>-gpu-<device>.jsonl, written when it ends, so whatever
+stops the script leaves what was done. Exit codes: 0 all passed, 1 something failed, 2 wrong usage, 3 no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import datetime
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+NO_GPU = 3
+NATIVE_TESTS = tuple(sorted(p.stem for p in (ROOT / "tests" / "cpp").glob("native_cuda_*.cpp")))
+KBENCH_SHAPES = ("pro-r8", "pro", "gpt-oss-120b", "flash")
+TOOLS = ("memcheck", "racecheck")
+# What the stages may take of ten minutes; a stage that ends early leaves its time to the others.
+LIMITS_S = {"build": 240, "tests": 60, "sanitizer": 120, "kbench": 150}
+WHEELS = ("scikit-build-core>=0.11", "pybind11>=2.13", "nlohmann-json==3.12.0", "cmake>=3.25", "ninja", "numpy",
+          "tokenizers", "jinja2", "cuda-toolkit[nvcc,nvvm,crt,cudart,cccl]==13.0.2",
+          "nvidia-cuda-sanitizer-api==13.0.85")
+PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
+
+
+def find_gpu() -> str:
+    """Why there is no GPU; empty when there is one."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "the driver library libcuda.so.1 is not on this machine"
+    count = ctypes.c_int()
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
+        return "the driver finds no device"
+    return ""
+
+
+def device_facts() -> dict[str, str]:
+    """What nvidia-smi says about the first device."""
+    names = ("name", "driver_version", "memory.total", "clocks.max.sm", "clocks.max.memory", "ecc.mode.current",
+             "power.limit", "mig.mode.current")
+    try:
+        done = subprocess.run(["nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader"],
+                              capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return {"name": "unknown"}
+    values = done.stdout.splitlines()[0].split(", ")
+    return dict(zip(names, values, strict=False))
+
+
+@dataclass
+class Log:
+    """Steps as they end: in the file, on the terminal, and for the summary."""
+
+    path: pathlib.Path
+    deadline: float
+    steps: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, stage: str, step: str, status: str, seconds: float, **more: Any) -> None:
+        line = {"stage": stage, "step": step, "status": status, "seconds": round(seconds, 2), **more}
+        self.steps.append(line)
+        self.write(line)
+        print(f"[{stage}] {step}: {status} ({seconds:.1f} s)", flush=True)
+        if status == FAILED and more.get("output"):
+            print(more["output"][-2000:], flush=True)
+
+    def write(self, line: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def left_s(self) -> float:
+        return self.deadline - time.monotonic()
+
+
+@dataclass
+class Stage:
+    """Steps that share a limit. A step that the limit cuts off failed; one that had no time was not run."""
+
+    name: str
+    log: Log
+    until: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.until = min(time.monotonic() + LIMITS_S[self.name], self.log.deadline)
+
+    def run(self, step: str, command: list[str], environment: dict[str, str] | None = None,
+            on_line: Callable[[str], None] | None = None, may_be_cut: bool = False) -> bool:
+        """Runs a command. `on_line` gets each line of its output; `may_be_cut`: a part of it is worth having."""
+        left = self.until - time.monotonic()
+        if left < 1:
+            self.log.add(self.name, step, NOT_RUN, 0.0, reason="no time left")
+            return False
+        begin = time.monotonic()
+        code, output = run_command(command, left, {**os.environ, **(environment or {})}, on_line)
+        seconds = time.monotonic() - begin
+        if code is None:
+            status = NOT_RUN if may_be_cut else FAILED
+            self.log.add(self.name, step, status, seconds, reason=f"cut off after {left:.0f} s", output=output[-4000:])
+            return False
+        status = PASSED if code == 0 else FAILED
+        more = {"output": output[-4000:], "exit_code": code, "command": command} if code else {}
+        self.log.add(self.name, step, status, seconds, **more)
+        return code == 0
+
+
+def run_command(command: list[str], limit_s: float, environment: dict[str, str],
+                on_line: Callable[[str], None] | None) -> tuple[int | None, str]:
+    """Exit code (None: cut off at the limit, with everything that the command had started) and output."""
+    try:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                   stdin=subprocess.DEVNULL, start_new_session=True, text=True, errors="replace")
+    except OSError as error:
+        return 127, str(error)
+    lines: list[str] = []
+
+    def read() -> None:  # as they come: what a stop leaves is in the file already
+        for line in process.stdout:
+            lines.append(line)
+            if on_line:
+                on_line(line)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    try:
+        code: int | None = process.wait(timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        code = None
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        reader.join(timeout=10)  # a process that left the group may hold the pipe
+    return code, "".join(lines)
+
+
+def build(log: Log, args: argparse.Namespace) -> dict[str, str] | None:
+    """The package and the native tests; where they lie, or None."""
+    stage = Stage("build", log)
+    python = sys.executable
+    if args.wheels:
+        python = str(args.build / "venv" / "bin" / "python")
+        make = [sys.executable, "-m", "venv", "--system-site-packages", str(args.build / "venv")]
+        install = [python, "-m", "pip", "install", "-q", "--no-index", "--find-links", str(args.wheels), *WHEELS]
+        if not (stage.run("venv", make) and stage.run("wheels", install)):
+            return None
+    tools = str(pathlib.Path(python).parent)
+    environment = {"PATH": f"{tools}:{os.environ.get('PATH', '')}", "MIMO_RT_CUDA": "ON"}
+    package = [python, "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps", "--no-index", "."]
+    tests = args.build / "tests"
+    configure = ["cmake", "-S", str(ROOT), "-B", str(tests), "-G", "Ninja", "-DMIMO_RT_BUILD_TESTS=ON",
+                 "-DMIMO_RT_CUDA=ON", f"-DPython_EXECUTABLE={python}"]
+    make = ["cmake", "--build", str(tests), "--target", *NATIVE_TESTS]
+    steps = (("configure tests", configure), ("tests", make), ("package", package))
+    if not all([stage.run(step, command, environment) for step, command in steps]):
+        return None
+    return {"tests": str(tests / "tests" / "cpp"), "python": python}
+
+
+def run_tests(log: Log, programs: pathlib.Path) -> None:
+    stage = Stage("tests", log)
+    for name in NATIVE_TESTS:
+        stage.run(name, [str(programs / name)])
+
+
+def find_sanitizer(python: str) -> str | None:
+    """compute-sanitizer of the machine or of the pip package."""
+    found = shutil.which("compute-sanitizer")
+    for path in () if found else pathlib.Path(python).parents[1].glob(
+            "lib/python3*/site-packages/nvidia/*/bin/compute-sanitizer"):
+        found = str(path)
+    return found
+
+
+def run_sanitizer(log: Log, programs: pathlib.Path, sanitizer: str | None) -> None:
+    """Test by test, tools by turns, so that what there is time for covers a little of everything."""
+    stage = Stage("sanitizer", log)
+    if not sanitizer:
+        log.add(stage.name, "compute-sanitizer", NOT_RUN, 0.0, reason="not on this machine")
+        return
+    for program, case in test_cases(programs):
+        for tool in TOOLS:
+            stage.run(f"{tool}: {program}: {case}",
+                      [sanitizer, "--tool", tool, "--error-exitcode", "9", str(programs / program), case],
+                      may_be_cut=True)
+
+
+def test_cases(programs: pathlib.Path) -> Iterator[tuple[str, str]]:
+    for name in NATIVE_TESTS:
+        listed = subprocess.run([str(programs / name), "--list"], capture_output=True, text=True, check=False)
+        for case in listed.stdout.splitlines():
+            yield name, case
+
+
+def run_kbench(log: Log, python: str) -> list[dict[str, Any]]:
+    """The records, which also go to the file."""
+    stage = Stage("kbench", log)
+    records: list[dict[str, Any]] = []
+
+    def keep(line: str) -> None:
+        if line.startswith("{"):
+            try:
+                record = json.loads(line)
+            except ValueError:  # cut off in the middle
+                return
+            records.append(record)
+            log.write({**record, "gate": True})
+
+    for shape in KBENCH_SHAPES:
+        command = [python, "-m", "mimo_rt", "kbench", "--device", "cuda", "--shape", shape, "--json"]
+        stage.run(shape, command, {"PYTHONUNBUFFERED": "1"}, on_line=keep, may_be_cut=True)
+    return records
+
+
+def print_summary(log: Log, records: list[dict[str, Any]]) -> None:
+    print(f"\n{'stage':<10} {'passed':>7} {'failed':>7} {'not run':>8} {'seconds':>8}")
+    for stage in LIMITS_S:
+        steps = [s for s in log.steps if s["stage"] == stage]
+        counts = [sum(s["status"] == status for s in steps) for status in (PASSED, FAILED, NOT_RUN)]
+        seconds = sum(s["seconds"] for s in steps)
+        print(f"{stage:<10} {counts[0]:>7} {counts[1]:>7} {counts[2]:>8} {seconds:>8.1f}")
+    if records:
+        print(f"\n{'case':<40} {'median us':>10} {'GB/s':>8} {'%read':>6} {'x base':>7}")
+    for r in records:
+        share = f"{100 * r['bandwidth_fraction']:.1f}" if r.get("bandwidth_fraction") else "WRONG"
+        base = f"{r['times_baseline']:.2f}" if r.get("times_baseline") else "-"
+        print(f"{r['case']:<40} {r.get('median_us', '-'):>10} {r.get('gbs', '-'):>8} {share:>6} {base:>7}")
+    print(f"\nwritten: {log.path}")
+
+
+def collect(directory: pathlib.Path) -> int:
+    return subprocess.run([sys.executable, "-m", "pip", "download", "-d", str(directory), *WHEELS],
+                          check=False).returncode
+
+
+def result_path(directory: pathlib.Path, device: str) -> pathlib.Path:
+    name = re.sub(r"[^a-z0-9]+", "-", device.lower().removeprefix("nvidia ")).strip("-") or "unknown"
+    return directory / f"{datetime.date.today().isoformat()}-gpu-{name}.jsonl"
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--wheels", type=pathlib.Path, help="folder of wheels; without it, this Python has what it needs")
+    parser.add_argument("--collect", type=pathlib.Path, metavar="DIR", help="download the wheels and stop")
+    parser.add_argument("--build", type=pathlib.Path, default=ROOT / "build" / "gpu-gate", help="build folder")
+    parser.add_argument("--results", type=pathlib.Path, default=ROOT / "bench" / "results", help="folder of the result")
+    parser.add_argument("--seconds", type=float, default=600, help="for everything (default 600)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    if args.collect:
+        return collect(args.collect)
+    if reason := find_gpu():
+        print(f"gpu_gate: nothing was built or run: {reason}.", file=sys.stderr)
+        return NO_GPU
+    facts = device_facts()
+    args.results.mkdir(parents=True, exist_ok=True)
+    log = Log(result_path(args.results, facts["name"]), time.monotonic() + args.seconds)
+    commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True,
+                            check=False).stdout.strip()
+    log.write({"stage": "device", **facts, "commit": commit or None,
+               "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")})
+    records: list[dict[str, Any]] = []
+    try:
+        if built := build(log, args):
+            programs = pathlib.Path(built["tests"])
+            run_tests(log, programs)
+            run_sanitizer(log, programs, find_sanitizer(built["python"]))
+            records = run_kbench(log, built["python"])
+    finally:
+        print_summary(log, records)
+    return int(any(step["status"] == FAILED for step in log.steps) or not records)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

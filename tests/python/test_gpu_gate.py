@@ -1,0 +1,136 @@
+"""The GPU gate without a GPU: it says so, its steps are kept, cut off and counted."""
+
+import importlib.util
+import json
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+
+
+@pytest.fixture
+def gate(root):
+    spec = importlib.util.spec_from_file_location("gpu_gate", root / "bench" / "gpu_gate.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["gpu_gate"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def log(gate, tmp_path):
+    return gate.Log(tmp_path / "result.jsonl", time.monotonic() + 60)
+
+
+def kept(log):
+    return [json.loads(line) for line in log.path.read_text().splitlines()]
+
+
+def python(code):
+    return [sys.executable, "-c", code]
+
+
+def test_without_a_gpu_it_says_so_and_leaves_nothing(gate, root, tmp_path):
+    if not gate.find_gpu():
+        pytest.skip("there is a GPU")
+    command = [sys.executable, root / "bench" / "gpu_gate.py", "--results", tmp_path / "r", "--build", tmp_path / "b"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == gate.NO_GPU == 3
+    assert done.stdout == "" and done.stderr.startswith("gpu_gate: nothing was built or run:")
+    assert done.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_every_native_test_is_run(gate, root):
+    assert len(gate.NATIVE_TESTS) >= 3
+    built = (root / "tests" / "cpp" / "CMakeLists.txt").read_text()
+    assert all(name in built for name in gate.NATIVE_TESTS)
+
+
+def test_steps_are_kept_as_they_end(gate, log):
+    stage = gate.Stage("tests", log)
+    assert stage.run("good", python("print('fine')"))
+    assert not stage.run("bad", python("print('what went wrong'); raise SystemExit(4)"))
+    assert not stage.run("missing", ["/no/such/program"])
+    good, bad, missing = kept(log)
+    assert good["status"] == "passed" and "output" not in good
+    assert bad["status"] == "failed" and bad["exit_code"] == 4 and "what went wrong" in bad["output"]
+    assert missing["exit_code"] == 127 and missing["stage"] == "tests"
+
+
+def test_a_step_beyond_its_limit_is_cut_off_with_its_children(gate, log, monkeypatch):
+    monkeypatch.setitem(gate.LIMITS_S, "kbench", 2)
+    stage = gate.Stage("kbench", log)
+    seen = []
+    begin = time.monotonic()
+    hang = "import subprocess, sys, time; print('first', flush=True); subprocess.run(['sleep', '50'])"
+    assert not stage.run("hang", python(hang), on_line=seen.append, may_be_cut=True)
+    assert not stage.run("late", python("pass"))
+    assert time.monotonic() - begin < 40 and seen == ["first\n"]
+    hang, late = kept(log)
+    assert hang["status"] == "not run" and "cut off" in hang["reason"] and "first" in hang["output"]
+    assert late["status"] == "not run" and late["reason"] == "no time left"
+    log.deadline = time.monotonic() + 2  # of the whole gate
+    assert not gate.Stage("tests", log).run("test", python("import time; time.sleep(50)"))
+    assert kept(log)[-1]["status"] == "failed"
+
+
+def run_gate(gate, monkeypatch, tmp_path, record, test_code="pass"):
+    """The gate with a build that makes Python programs instead; its exit code and lines."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in gate.NATIVE_TESTS:
+        path = programs / name
+        path.write_text(f"#!{sys.executable}\nimport sys\nif '--list' in sys.argv: print('a case')\nelse:\n {test_code}\n")
+        path.chmod(0o755)
+    sanitizer = programs / "sanitizer"
+    sanitizer.write_text("#!/bin/sh\ntest \"$1\" = --tool\n")
+    sanitizer.chmod(0o755)
+    fake_python = programs / "python"
+    fake_python.write_text(f"#!/bin/sh\necho note\necho '{json.dumps(record)}'\n")
+    fake_python.chmod(0o755)
+    monkeypatch.setattr(gate, "find_gpu", lambda: "")
+    monkeypatch.setattr(gate, "device_facts", lambda: {"name": "NVIDIA H200 NVL"})
+    monkeypatch.setattr(gate, "build", lambda log, args: {"tests": str(programs), "python": str(fake_python)})
+    monkeypatch.setattr(gate, "find_sanitizer", lambda python: str(sanitizer))
+    code = gate.main(["--results", str(tmp_path)])
+    (path,) = pathlib.Path(tmp_path).glob("*.jsonl")
+    assert path.name.endswith("-gpu-h200-nvl.jsonl")
+    return code, [json.loads(line) for line in path.read_text().splitlines()]
+
+
+RECORD = {"case": "pro-r8/qkv/fp8_e4m3/t1", "median_us": 5.5, "gbs": 3900.0, "bandwidth_fraction": 0.9,
+          "times_baseline": 2.0}
+
+
+def test_a_whole_gate_leaves_device_steps_and_records(gate, monkeypatch, tmp_path, capsys):
+    code, lines = run_gate(gate, monkeypatch, tmp_path, RECORD)
+    assert code == 0 and lines[0]["name"] == "NVIDIA H200 NVL" and lines[0]["date"]
+    num_tests, num_shapes = len(gate.NATIVE_TESTS), len(gate.KBENCH_SHAPES)
+    steps = [line for line in lines if "status" in line]
+    assert len(steps) == num_tests + 2 * num_tests + num_shapes and {s["status"] for s in steps} == {"passed"}
+    assert sum("case" in line for line in lines) == num_shapes
+    out = capsys.readouterr().out
+    assert "sanitizer" in out and "5.5" in out and "90.0" in out and "written:" in out
+
+
+def test_a_failed_test_fails_the_gate_but_not_the_rest(gate, monkeypatch, tmp_path):
+    code, lines = run_gate(gate, monkeypatch, tmp_path, RECORD, "sys.exit('worst error 3')")
+    assert code == 1 and sum("case" in line for line in lines) == len(gate.KBENCH_SHAPES)
+    failed = [line for line in lines if line.get("status") == "failed"]
+    assert [line["step"] for line in failed] == list(gate.NATIVE_TESTS)
+    assert "worst error 3" in failed[0]["output"]
+
+
+def test_a_build_that_fails_is_told(gate, monkeypatch, tmp_path):
+    monkeypatch.setattr(gate, "find_gpu", lambda: "")
+    monkeypatch.setattr(gate, "device_facts", lambda: {"name": "unknown"})
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    code = gate.main(["--results", str(tmp_path), "--build", str(tmp_path / "b"), "--wheels", str(wheels)])
+    assert code == 1
+    (path,) = tmp_path.glob("*.jsonl")
+    steps = [json.loads(line) for line in path.read_text().splitlines()][1:]
+    assert [step["step"] for step in steps] == ["venv", "wheels"] and steps[1]["status"] == "failed"
+    assert "scikit-build-core" in steps[1]["output"]
