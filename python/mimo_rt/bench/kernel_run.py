@@ -118,20 +118,23 @@ def _take_turns(
 ) -> tuple[list[float], list[float], list[float]]:
     """Times of calls, of plain reads and of the baseline; the first of each are not counted."""
     first = bench.run(2)
-    per_turn = min(max(round(_TURN_S / max(first.call_s[1], 1e-9)), 1), 64)
-    if baseline:
-        baseline.run(1)
+    num_calls = _calls_per_turn(first.call_s[1])
+    num_others = _calls_per_turn(baseline.run(2)[1]) if baseline else 0
     calls: list[float] = []
     reads: list[float] = [first.read_s[1]]
     others: list[float] = []
     deadline = time.monotonic() + (2 * seconds if baseline else seconds)
     while len(calls) < MIN_SAMPLES or time.monotonic() < deadline and len(calls) < _MAX_SAMPLES:
-        times = bench.run(per_turn)
+        times = bench.run(num_calls)
         calls += times.call_s
         reads += times.read_s
         if baseline:
-            others += baseline.run(per_turn)
+            others += baseline.run(num_others)
     return calls, reads, others
+
+
+def _calls_per_turn(seconds: float) -> int:
+    return min(max(round(_TURN_S / max(seconds, 1e-9)), 1), 64)
 
 
 def _given_fields(kernel_case: Any) -> dict[str, int]:

@@ -75,7 +75,7 @@ def step_points(records: Iterable[dict[str, Any]], roof: Roof) -> list[Point]:
 
 
 def kernel_points(lines: Iterable[dict[str, Any]], roof: Roof) -> list[Point]:
-    """Markers of the cold lines of ``bench_kernels --json``."""
+    """Markers of the cold lines of ``kbench --json``."""
     points = []
     for line in filter(_is_kernel, lines):
         if line.get("cache") == "hot":
@@ -114,7 +114,7 @@ def draw(
     if not any(points for _, points, _ in sets):
         raise _C.InvalidArgumentError(
             "[bench] plot: expected records of decode, verify or prefill, or lines of "
-            "bench_kernels --json; found none with bytes and operations."
+            "kbench --json; found none with bytes and operations."
         )
     figure = figure_module.Figure(figsize=(10, 6), dpi=150, layout="constrained")
     axes = figure.add_subplot()

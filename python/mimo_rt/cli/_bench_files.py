@@ -30,7 +30,7 @@ def add_parsers(cases: Any, common: argparse.ArgumentParser) -> None:
                               allow_abbrev=False)
     parser.add_argument("records", type=Path, nargs="*", metavar="FILE.jsonl")
     parser.add_argument("--kernels", type=Path, metavar="FILE.jsonl",
-                        help="lines of bench_kernels --json")
+                        help="lines of kbench --json")
     parser.add_argument("--output", "-o", type=Path, required=True, metavar="FILE.png")
     parser.set_defaults(run=run_plot, refuse=parser.error)
 

@@ -45,7 +45,7 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
             case.add_argument("--plot", type=Path, metavar="FILE.png",
                               help="draw a roofline of the results (needs matplotlib)")
             case.add_argument("--kernels", type=Path, metavar="FILE.jsonl",
-                              help="lines of bench_kernels --json to draw as well")
+                              help="lines of kbench --json to draw as well")
         if name in ("decode", "prefill"):
             case.add_argument("--context", type=int, metavar="T",
                               help="tokens in the cache when decoding begins (default 16)")
