@@ -1,4 +1,4 @@
-// BF16 and FP32 weights, and the activations of all formats.
+// BF16 and FP32 weights.
 #include "entries.h"
 #include "gemm.h"
 
@@ -6,17 +6,9 @@ namespace mimo_rt::cpu::avx2 {
 namespace {
 
 struct Unscaled {
-  static constexpr uint32_t kClasses = 1, kUnits = 1, kSteps = 32;
-
   // fma(sum, 1, acc) is acc + sum.
-  MIMO_RT_INLINE void scales(const uint8_t*, uint32_t, uint32_t, uint32_t, __m256& scale0,
-                             __m256& scale1) {
+  MIMO_RT_INLINE void scales(const uint8_t*, uint32_t, __m256& scale0, __m256& scale1) {
     scale0 = scale1 = _mm256_set1_ps(1.0f);
-  }
-
-  MIMO_RT_INLINE void finish(const float* acc, uint32_t, float* y) {
-    _mm256_storeu_ps(y, _mm256_load_ps(acc));
-    _mm256_storeu_ps(y + 8, _mm256_load_ps(acc + 8));
   }
 };
 
@@ -25,9 +17,8 @@ struct Bf16 : Unscaled {
   static constexpr uint32_t kVectors = 16;
 
   template <class Emit>
-  MIMO_RT_INLINE void expand(const uint8_t* tile, uint32_t, uint32_t block, uint32_t j,
-                             const Emit& emit) {
-    const __m256i* pairs = reinterpret_cast<const __m256i*>(tile + (block * kVectors + j) * 64);
+  MIMO_RT_INLINE void expand(const uint8_t* vector, uint32_t j, const Emit& emit) {
+    const __m256i* pairs = reinterpret_cast<const __m256i*>(vector);
     const __m256i pair0 = _mm256_load_si256(pairs), pair1 = _mm256_load_si256(pairs + 1);
     const __m256i odd = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
     emit(j * 2, _mm256_castsi256_ps(_mm256_slli_epi32(pair0, 16)),
@@ -42,9 +33,8 @@ struct F32 : Unscaled {
   static constexpr uint32_t kVectors = 32;
 
   template <class Emit>
-  MIMO_RT_INLINE void expand(const uint8_t* tile, uint32_t, uint32_t block, uint32_t j,
-                             const Emit& emit) {
-    const float* rows = reinterpret_cast<const float*>(tile + (block * kVectors + j) * 64);
+  MIMO_RT_INLINE void expand(const uint8_t* vector, uint32_t j, const Emit& emit) {
+    const float* rows = reinterpret_cast<const float*>(vector);
     emit(j, _mm256_load_ps(rows), _mm256_load_ps(rows + 8));
   }
 };
