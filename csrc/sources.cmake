@@ -9,6 +9,7 @@ set(MIMO_RT_GENERIC_SOURCES
   csrc/cpu/generic/prepare.cpp
   csrc/cpu/generic/table.cpp)
 set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
+  csrc/core/cache_directory.cpp
   csrc/core/config.cpp
   csrc/core/config_fields.cpp
   csrc/core/config_json.cpp
@@ -18,6 +19,7 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/core/file.cpp
   csrc/core/pin.cpp
   csrc/core/read_memory.cpp
+  csrc/core/sha256.cpp
   csrc/core/text.cpp
   csrc/core/usable_cores.cpp
   csrc/checkpoint/checkpoint.cpp
@@ -46,6 +48,9 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/plan/verify.cpp
   csrc/weights/arena.cpp
   csrc/weights/cuda_weights.cpp
+  csrc/weights/cache_files.cpp
+  csrc/weights/cache_list.cpp
+  csrc/weights/content_hash.cpp
   csrc/weights/draft_weights.cpp
   csrc/weights/layout.cpp
   csrc/weights/pack.cpp
@@ -53,6 +58,8 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/weights/pack_cuda_dense.cpp
   csrc/weights/pack_job.cpp
   csrc/weights/pack_matrices.cpp
+  csrc/weights/packed_cache.cpp
+  csrc/weights/packed_file.cpp
   csrc/weights/qkv_tiles.cpp
   csrc/weights/random_fill.cpp
   csrc/weights/rank_slice.cpp
@@ -145,6 +152,7 @@ set(MIMO_RT_PYTHON_SOURCES
   csrc/python/bind_engine.cpp
   csrc/python/bind_error.cpp
   csrc/python/bind_kernel_bench.cpp
+  csrc/python/bind_packed_cache.cpp
   csrc/python/bind_plan.cpp
   csrc/python/bind_session.cpp
   csrc/python/module.cpp)

@@ -1,8 +1,7 @@
 // Checkpoint::open: from a directory of untrusted files to a sorted list of tensor views.
-#include <mimo_rt/checkpoint.h>
+#include "checkpoint/checkpoint_impl.h"
 
 #include "checkpoint/index.h"
-#include "checkpoint/mapped_file.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/tensor_table.h"
 #include "core/checks.h"
@@ -13,12 +12,6 @@
 #include <utility>
 
 namespace mimo_rt {
-
-struct Checkpoint::Impl {
-  std::filesystem::path directory;
-  std::vector<MappedFile> files;
-  std::vector<TensorInfo> tensors;  // sorted by name
-};
 
 namespace {
 
@@ -40,12 +33,12 @@ std::vector<HeaderTensor> read_header(const InputFile& file, uint64_t max_header
 }
 
 void append_shard(const std::filesystem::path& directory, const std::string& name,
-                  const Checkpoint::Options& options, std::vector<MappedFile>& files,
+                  const Checkpoint::Options& options, std::vector<Shard>& shards,
                   std::vector<TensorInfo>& tensors) {
   const InputFile file = InputFile::open(directory, name, kWhere);
   std::vector<HeaderTensor> header = read_header(file, options.max_header_bytes);
-  files.push_back(MappedFile::map(file, options.use_mmap));
-  const std::span<const std::byte> bytes = files.back().bytes();
+  shards.push_back({name, file.stamp(), MappedFile::map(file, options.use_mmap)});
+  const std::span<const std::byte> bytes = shards.back().file.bytes();
   for (HeaderTensor& tensor : header)
     tensors.push_back({std::move(tensor.name), tensor.dtype, std::move(tensor.shape),
                        bytes.subspan(tensor.begin, tensor.end - tensor.begin), name});
@@ -122,7 +115,7 @@ Checkpoint Checkpoint::open(const std::filesystem::path& directory, const Option
     index.file_names = {kSingleName};
   }
   for (const std::string& name : index.file_names)
-    append_shard(impl->directory, name, options, impl->files, impl->tensors);
+    append_shard(impl->directory, name, options, impl->shards, impl->tensors);
   std::sort(impl->tensors.begin(), impl->tensors.end(),
             [](const TensorInfo& a, const TensorInfo& b) { return a.name < b.name; });
   if (has_index) check_index(index, impl->tensors);
@@ -153,8 +146,8 @@ const TensorInfo& Checkpoint::at(std::string_view name) const {
 }
 
 void Checkpoint::release_pages(const TensorInfo& tensor) const noexcept {
-  for (const MappedFile& file : impl_->files)
-    if (file.contains(tensor.data.data())) return file.release_pages(tensor.data);
+  for (const Shard& shard : impl_->shards)
+    if (shard.file.contains(tensor.data.data())) return shard.file.release_pages(tensor.data);
 }
 
 }  // namespace mimo_rt

@@ -34,6 +34,17 @@ bool lies_in_hub_blobs(const fs::path& target, const fs::path& directory) {
   return false;
 }
 
+FileStamp stamp_of(const struct stat& status) {
+  const auto nanoseconds = [](const timespec& time) {
+    return int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec;
+  };
+  return {.device = status.st_dev,
+          .inode = status.st_ino,
+          .size = static_cast<uint64_t>(status.st_size),
+          .mtime_ns = nanoseconds(status.st_mtim),
+          .ctime_ns = nanoseconds(status.st_ctim)};
+}
+
 fs::path resolve(const fs::path& directory, const std::string& name, const char* where) {
   const fs::path path = directory / name;
   std::error_code error;
@@ -69,7 +80,7 @@ InputFile::InputFile(int descriptor, std::string name, const char* where)
 
 InputFile::InputFile(InputFile&& other) noexcept
     : descriptor_(std::exchange(other.descriptor_, -1)),
-      size_(other.size_),
+      stamp_(other.stamp_),
       name_(std::move(other.name_)),
       where_(other.where_) {}
 
@@ -90,7 +101,7 @@ InputFile InputFile::open(const fs::path& directory, const std::string& name, co
                 std::strerror(errno));
   MIMO_RT_CHECK(S_ISREG(status.st_mode), bad_format, where, printable(name),
                 ": expected a regular file, got a directory, pipe or device");
-  file.size_ = static_cast<uint64_t>(status.st_size);
+  file.stamp_ = stamp_of(status);
   return file;
 }
 
@@ -109,8 +120,8 @@ void InputFile::read_exact(uint64_t offset, std::span<std::byte> out) const {
 void InputFile::check_unchanged() const {
   struct stat status {};
   const bool ok = ::fstat(descriptor_, &status) == 0;
-  MIMO_RT_CHECK(ok && static_cast<uint64_t>(status.st_size) == size_, io, where_, printable(name_),
-                ": the file changed while it was opened: expected ", size_, " bytes, got ",
+  MIMO_RT_CHECK(ok && static_cast<uint64_t>(status.st_size) == size(), io, where_, printable(name_),
+                ": the file changed while it was opened: expected ", size(), " bytes, got ",
                 ok ? std::to_string(status.st_size) : std::strerror(errno));
 }
 

@@ -14,7 +14,16 @@ namespace mimo_rt {
 std::filesystem::path canonical_directory(const std::filesystem::path& directory,
                                           const char* where);
 
-/// An open regular file; the size is taken once, from the open descriptor.
+/// What the file system says about a file. Writing to a file changes its `ctime_ns`, which no program
+/// can set: equal stamps mean equal contents, up to the clock's resolution.
+struct FileStamp {
+  uint64_t device = 0, inode = 0, size = 0;
+  int64_t mtime_ns = 0, ctime_ns = 0;
+
+  bool operator==(const FileStamp&) const = default;
+};
+
+/// An open regular file; size and stamp are taken once, from the open descriptor.
 class InputFile {
  public:
   /// Opens `name` of `directory` (canonical). A symlink must lead to a file in the directory, or,
@@ -28,7 +37,8 @@ class InputFile {
   ~InputFile();
 
   const std::string& name() const { return name_; }
-  uint64_t size() const { return size_; }
+  uint64_t size() const { return stamp_.size; }
+  const FileStamp& stamp() const { return stamp_; }
   int descriptor() const { return descriptor_; }
   /// @throws Error{io} when the file ends earlier
   void read_exact(uint64_t offset, std::span<std::byte> out) const;
@@ -39,7 +49,7 @@ class InputFile {
   InputFile(int descriptor, std::string name, const char* where);
 
   int descriptor_ = -1;
-  uint64_t size_ = 0;
+  FileStamp stamp_;
   std::string name_;
   const char* where_;
 };

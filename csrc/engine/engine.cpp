@@ -35,6 +35,8 @@ void check_options(const EngineOptions& options) {
   check_range("num_threads", options.num_threads, 0, kMaxThreads);
   check_range("timeout_ms", options.timeout_ms, 1, ~0u);
   check_range("max_decode_tokens", options.max_decode_tokens, 1, kMaxStepTokens);
+  MIMO_RT_CHECK(!options.packed_cache.empty(), invalid_argument, kWhere,
+                "packed_cache: expected 'none', 'auto' or a directory, got an empty text");
   check_range("prefill_chunk_tokens", options.prefill_chunk_tokens, 1, kMaxStepTokens);
 }
 
@@ -136,13 +138,18 @@ std::shared_ptr<Engine> Engine::open(const std::filesystem::path& model_dir,
     draft->check_target(config);
   }
   auto impl = prepare_engine(config, draft ? &*draft : nullptr, options);
-  const Weights::Options load{.num_threads = options.num_threads, .progress = options.progress};
+  Weights::Options load{.num_threads = options.num_threads,
+                        .progress = nullptr,
+                        .cache_dir = packed_cache_directory(options.packed_cache),
+                        .use_mmap = options.use_mmap};
   if (draft) {  // small, so without progress of its own, and first: a bad one fails at once
-    impl->draft = std::make_unique<DraftWeights>(DraftWeights::load(
-        draft_dir, *draft, {.num_threads = options.num_threads, .progress = nullptr},
-        {.use_mmap = options.use_mmap}));
+    impl->draft = std::make_unique<DraftWeights>(
+        DraftWeights::load(draft_dir, *draft, load, {.use_mmap = options.use_mmap}));
   }
+  load.progress = options.progress;
   impl->weights = std::make_unique<Weights>(Weights::load(checkpoint, config, load));
+  impl->packed_cache.push_back(impl->weights->cache_report());
+  if (draft) impl->packed_cache.push_back(impl->draft->cache_report());
   return build_engine(std::move(impl), backend);
 }
 
@@ -176,6 +183,8 @@ uint64_t Engine::draft_bytes_per_round() const { return impl_->weight_bytes.per_
 uint64_t Engine::weight_bytes() const { return impl_->weight_bytes.total; }
 uint64_t Engine::dense_bytes_per_step() const { return impl_->weight_bytes.dense_per_step; }
 uint64_t Engine::expert_bytes() const { return impl_->weight_bytes.per_expert; }
+
+std::vector<PackedCacheReport> Engine::packed_cache() const { return impl_->packed_cache; }
 
 double Engine::measure_bandwidth_gbs(double seconds) {
   MIMO_RT_CHECK(seconds > 0.0 && seconds <= 60.0, invalid_argument, "Engine.measure_bandwidth_gbs",

@@ -29,6 +29,7 @@ struct Engine::Impl {
   ModelConfig config;
   std::unique_ptr<Weights> weights;
   std::unique_ptr<DraftWeights> draft;  ///< nullptr: the model has none
+  std::vector<PackedCacheReport> packed_cache;
   Plan decode_plan, prefill_plan;
   std::optional<Plan> round_plan;       ///< with a draft
   uint32_t max_logit_rows = 1;         ///< of both plans

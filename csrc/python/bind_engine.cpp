@@ -21,6 +21,7 @@ void bind_engine(py::module_& m) {
       .def_readwrite("activations", &EngineOptions::activations)
       .def_readwrite("exact", &EngineOptions::exact)
       .def_readwrite("draft", &EngineOptions::draft)
+      .def_readwrite("packed_cache", &EngineOptions::packed_cache)
       .def_readwrite("use_mmap", &EngineOptions::use_mmap)
       .def_readwrite("progress", &EngineOptions::progress);
   py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine", "A loaded model: packed weights, plans, executor.")
@@ -39,6 +40,7 @@ void bind_engine(py::module_& m) {
       .def_property_readonly("round_plan", &Engine::round_plan, py::return_value_policy::reference_internal)
       .def_property_readonly("draft_bytes_per_round", &Engine::draft_bytes_per_round)
       .def_property_readonly("weight_bytes", &Engine::weight_bytes)
+      .def_property_readonly("packed_cache", &Engine::packed_cache)
       .def_property_readonly("dense_bytes_per_step", &Engine::dense_bytes_per_step)
       .def_property_readonly("expert_bytes", &Engine::expert_bytes)
       .def("measure_bandwidth_gbs", &Engine::measure_bandwidth_gbs, py::arg("seconds") = 0.2,

@@ -12,6 +12,7 @@ PYBIND11_MODULE(_C, m) {
   bind_config(m);
   bind_checkpoint(m);
   bind_plan(m);
+  bind_packed_cache(m);
   bind_engine(m);
   bind_session(m);
   bind_kernel_bench(m);

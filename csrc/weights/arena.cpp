@@ -76,7 +76,8 @@ uint64_t least_free(const fs::path& root, const CgroupFiles& files, fs::path gro
 
 }  // namespace
 
-Arena::Arena(uint64_t num_bytes, const char* where) : size_bytes_(num_bytes) {
+void Arena::reserve(uint64_t num_bytes, const char* where) {
+  size_bytes_ = num_bytes;
   mapping_bytes_ = (num_bytes + kHugePage - 1) / kHugePage * kHugePage + kHugePage;
   void* mapping = ::mmap(nullptr, mapping_bytes_, PROT_READ | PROT_WRITE,
                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -85,7 +86,23 @@ Arena::Arena(uint64_t num_bytes, const char* where) : size_bytes_(num_bytes) {
   mapping_ = mapping;
   const auto begin = reinterpret_cast<uintptr_t>(mapping);
   data_ = static_cast<uint8_t*>(mapping) + (kHugePage - begin % kHugePage) % kHugePage;
+}
+
+Arena::Arena(uint64_t num_bytes, const char* where) {
+  reserve(num_bytes, where);
   ::madvise(mapping_, mapping_bytes_, MADV_HUGEPAGE);  // a wish: small pages work too
+}
+
+Arena Arena::map_file(int descriptor, uint64_t offset, uint64_t num_bytes, const char* where) {
+  Arena arena;
+  arena.reserve(num_bytes, where);  // what lies around the file stays readable
+  if (!num_bytes) return arena;
+  void* mapped = ::mmap(arena.data_, num_bytes, PROT_READ, MAP_SHARED | MAP_FIXED, descriptor,
+                        static_cast<off_t>(offset));
+  if (mapped == MAP_FAILED)
+    fail(errno == ENOMEM ? ErrorCode::out_of_memory : ErrorCode::io, where, "mapping ", num_bytes,
+         " bytes: ", std::strerror(errno));
+  return arena;
 }
 
 Arena::Arena(Arena&& other) noexcept

@@ -8,13 +8,17 @@
 
 namespace mimo_rt {
 
-/// Zeroed anonymous memory, aligned to 2 MiB, in huge pages where the kernel has them. Pages exist
-/// from their first write on. Owns; moves.
+/// Zeroed anonymous memory (or a file), aligned to 2 MiB, in huge pages where the kernel has them. Pages
+/// exist from their first write on. Owns; moves.
 class Arena {
  public:
   Arena() = default;
   /// @throws Error{out_of_memory}; `where` names the public operation
   Arena(uint64_t num_bytes, const char* where);
+  /// Bytes of an open file instead, shared by all that map it, not to be written. Huge pages need `offset` to be a
+  /// multiple of 2 MiB, a file system and a kernel that have them. Truncating the file makes reads fail with SIGBUS.
+  /// @throws Error{io, out_of_memory}
+  static Arena map_file(int descriptor, uint64_t offset, uint64_t num_bytes, const char* where);
   Arena(Arena&& other) noexcept;
   Arena& operator=(Arena&& other) noexcept;
   ~Arena();
@@ -23,6 +27,8 @@ class Arena {
   uint64_t size_bytes() const { return size_bytes_; }
 
  private:
+  void reserve(uint64_t num_bytes, const char* where);
+
   uint8_t* data_ = nullptr;  ///< in the mapping, aligned
   uint64_t size_bytes_ = 0;
   void* mapping_ = nullptr;

@@ -9,6 +9,7 @@
 #include "weights/layout.h"
 #include "weights/pack.h"
 #include "weights/pack_matrices.h"
+#include "weights/packed_cache.h"
 #include "weights/random_fill.h"
 
 #include <cmath>
@@ -28,6 +29,7 @@ struct DraftWeights::Impl {
   std::vector<int32_t> vocab_ids;  ///< empty: all tokens
   PackedMatrix lm_head;            ///< in head_arena, or the target's
   Arena arena, head_arena;
+  PackedCacheReport cache_report;  ///< of `arena`
 };
 
 namespace {
@@ -139,12 +141,17 @@ DraftWeights DraftWeights::load(const std::filesystem::path& draft_dir, const Dr
     jobs.push_back(find_job(checkpoint, config, slot));
     return packed_format(jobs.back());
   });
-  allocate(impl->arena, layout, kLoad);
-  for (const VectorSlot& slot : layout.vectors) {
-    auto* out = reinterpret_cast<float*>(impl->arena.data() + slot.offset);
-    read_vector(find_draft_vector(checkpoint, slot.kind, slot.layer_idx), {out, slot.num_elements});
-  }
-  pack_matrices({checkpoint, layout, jobs, impl->arena, options, kLoad});
+  const auto fill = [&](const Arena& arena) {
+    for (const VectorSlot& slot : layout.vectors) {
+      auto* out = reinterpret_cast<float*>(arena.data() + slot.offset);
+      read_vector(find_draft_vector(checkpoint, slot.kind, slot.layer_idx),
+                  {out, slot.num_elements});
+    }
+    pack_matrices({checkpoint, layout, jobs, arena, options, kLoad});
+  };
+  impl->arena = make_arena({checkpoint, layout, jobs, options, "draft", kLoad, fill},
+                           impl->cache_report);
+  point_into(impl->arena, layout);
   return DraftWeights(std::move(impl));
 }
 
@@ -157,7 +164,8 @@ DraftWeights DraftWeights::synthetic(const DraftConfig& config, uint64_t seed) {
   impl->config = config;
   const WeightsLayout layout =
       plan_draft_layout(*impl, [](const MatrixSlot&) { return PackedFormat::bf16; });
-  allocate(impl->arena, layout, kWhere);
+  impl->arena = allocate(layout, kWhere);
+  point_into(impl->arena, layout);
   const auto valid_lanes = [&](const MatrixSlot& slot, uint32_t group) {
     switch (slot.role) {
       case MatrixRole::qkv: return 0xffffu;  // heads are whole groups
@@ -210,6 +218,7 @@ const PackedMatrix& DraftWeights::lm_head() const { return impl_->lm_head; }
 const int32_t* DraftWeights::vocab_ids() const {
   return impl_->vocab_ids.empty() ? nullptr : impl_->vocab_ids.data();
 }
+const PackedCacheReport& DraftWeights::cache_report() const { return impl_->cache_report; }
 uint64_t DraftWeights::packed_bytes() const {
   return impl_->arena.size_bytes() + impl_->head_arena.size_bytes() +
          impl_->mask_embedding.size() * sizeof(bf16_t);

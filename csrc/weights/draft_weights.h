@@ -52,6 +52,7 @@ class DraftWeights {
   const PackedMatrix& lm_head() const;      ///< rows of the target's lm_head; empty before bind
   const int32_t* vocab_ids() const;         ///< [draft_vocab_size] ascending, token of each row of lm_head; nullptr: all
   uint64_t packed_bytes() const;            ///< own memory: without an lm_head that is the target's
+  const PackedCacheReport& cache_report() const;
 
  private:
   struct Impl;

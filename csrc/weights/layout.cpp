@@ -113,16 +113,19 @@ WeightsLayout plan_layout(WeightsData& data, const FormatOf& format_of) {
   return Planner(data, format_of).plan();
 }
 
-void allocate(Arena& arena, const WeightsLayout& layout, const char* where) {
+Arena allocate(const WeightsLayout& layout, const char* where) {
   check_memory(layout.total_bytes, available_memory_bytes(), where);
-  arena = Arena(layout.total_bytes, where);
+  return Arena(layout.total_bytes, where);
+}
+
+void point_into(const Arena& arena, const WeightsLayout& layout) {
   for (const MatrixSlot& slot : layout.matrices) slot.matrix->data = arena.data() + slot.offset;
   for (const VectorSlot& slot : layout.vectors)
     *slot.data = reinterpret_cast<const float*>(arena.data() + slot.offset);
 }
 
-void allocate(WeightsData& data, const WeightsLayout& layout, const char* where) {
-  allocate(data.arena, layout, where);
+void point_into_arena(WeightsData& data, const WeightsLayout& layout) {
+  point_into(data.arena, layout);
   if (data.is_tied()) data.lm_head = data.embed;
 }
 

@@ -21,7 +21,7 @@ enum class MatrixRole : uint8_t {
 struct MatrixSlot {
   MatrixRole role;
   uint32_t layer_idx = 0, expert_idx = 0;
-  PackedMatrix* matrix = nullptr;  ///< in a WeightsData, `data` is set by `allocate`
+  PackedMatrix* matrix = nullptr;  ///< in a WeightsData, `data` is set by `point_into`
   uint32_t stored_k = 0;           ///< elements per row before padding
   uint64_t offset = 0;             ///< in the arena
 };
@@ -42,6 +42,7 @@ struct WeightsData {
   PackedMatrix embed, lm_head;
   const float* final_norm = nullptr;
   Arena arena;
+  PackedCacheReport cache_report;
 
   const LayerConfig& layer_config(const MatrixSlot& slot) const {
     return config.layers[slot.layer_idx];
@@ -86,11 +87,13 @@ constexpr uint64_t gate_up_rows(uint64_t width) {
 /// @throws Error{unsupported_shape} when the sizes overflow
 WeightsLayout plan_layout(WeightsData& data, const FormatOf& format_of);
 
-/// Makes `arena` and sets the pointers of all slots.
-/// @throws Error{out_of_memory} before any page is used
-void allocate(Arena& arena, const WeightsLayout& layout, const char* where);
+/// A new arena for `layout`. @throws Error{out_of_memory} before any page is used
+Arena allocate(const WeightsLayout& layout, const char* where);
+
+/// Sets the pointers of all slots.
+void point_into(const Arena& arena, const WeightsLayout& layout);
 /// The same for the arena of `data`.
-void allocate(WeightsData& data, const WeightsLayout& layout, const char* where);
+void point_into_arena(WeightsData& data, const WeightsLayout& layout);
 
 /// Row groups [begin, end) of one matrix: what one thread packs before it looks for more.
 struct GroupRange {

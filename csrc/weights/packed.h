@@ -22,6 +22,10 @@
 
 namespace mimo_rt {
 
+/// Counts the revisions of everything that decides packed bytes: this layout, the arena's order (layout.cpp), row
+/// orders, conversions. Files of other revisions are not used; test_packed_cache.cpp fails when bytes change alone.
+inline constexpr uint32_t kPackedLayoutVersion = 1;
+
 inline constexpr uint32_t kTileRows = 16;
 inline constexpr uint32_t kTileK = 128;
 inline constexpr uint32_t kBlockK = 32;

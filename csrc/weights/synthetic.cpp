@@ -86,7 +86,8 @@ Weights Weights::synthetic(const ModelConfig& config, uint64_t seed) {
   const WeightsData& data = *impl;
   const WeightsLayout layout = plan_layout(
       *impl, [&](const MatrixSlot& slot) { return usual_format(data.config, slot); });
-  allocate(*impl, layout, kWhere);
+  impl->arena = allocate(layout, kWhere);
+  point_into_arena(*impl, layout);
   fill_random({layout, data.arena, seed, kWhere,
                [&](const MatrixSlot& slot, uint32_t group) {
                  return valid_lanes(data, slot, group);

@@ -5,6 +5,7 @@
 #include "weights/layout.h"
 #include "weights/pack.h"
 #include "weights/pack_matrices.h"
+#include "weights/packed_cache.h"
 #include "weights/work_items.h"
 
 #include <algorithm>
@@ -28,9 +29,13 @@ class Loader {
     embed_format_ = table_format(MatrixKind::embed);
     if (!data_.is_tied()) lm_head_format_ = table_format(MatrixKind::lm_head);
     if (embed_format_ != PackedFormat::bf16 || lm_head_format_ != PackedFormat::bf16) plan();
-    allocate(data_, layout_, kWhere);
-    for (const VectorSlot& slot : layout_.vectors) load_vector(slot);
-    pack_matrices({checkpoint_, layout_, jobs_, data_.arena, options_, kWhere});
+    const auto fill = [this](const Arena& arena) {
+      for (const VectorSlot& slot : layout_.vectors) load_vector(slot, arena);
+      pack_matrices({checkpoint_, layout_, jobs_, arena, options_, kWhere});
+    };
+    data_.arena = make_arena({checkpoint_, layout_, jobs_, options_, "target", kWhere, fill},
+                             data_.cache_report);
+    point_into_arena(data_, layout_);
   }
 
  private:
@@ -41,7 +46,7 @@ class Loader {
   void plan();
   PackedFormat table_format(MatrixKind kind) const;
   PackJob find_job(const MatrixSlot& slot) const;
-  void load_vector(const VectorSlot& slot) const;
+  void load_vector(const VectorSlot& slot, const Arena& arena) const;
 
   const Checkpoint& checkpoint_;
   WeightsData& data_;
@@ -119,9 +124,9 @@ PackJob Loader::find_job(const MatrixSlot& slot) const {
   fail(ErrorCode::internal, kWhere, "unknown matrix role");
 }
 
-void Loader::load_vector(const VectorSlot& slot) const {
+void Loader::load_vector(const VectorSlot& slot, const Arena& arena) const {
   const TensorInfo& tensor = find_vector(checkpoint_, slot.kind, slot.layer_idx);
-  auto* out = reinterpret_cast<float*>(data_.arena.data() + slot.offset);
+  auto* out = reinterpret_cast<float*>(arena.data() + slot.offset);
   read_vector(tensor, {out, slot.num_elements});
 }
 
@@ -146,5 +151,6 @@ const PackedMatrix& Weights::embed() const { return impl_->embed; }
 const PackedMatrix& Weights::lm_head() const { return impl_->lm_head; }
 const float* Weights::final_norm() const { return impl_->final_norm; }
 uint64_t Weights::packed_bytes() const { return impl_->arena.size_bytes(); }
+const PackedCacheReport& Weights::cache_report() const { return impl_->cache_report; }
 
 }  // namespace mimo_rt

@@ -3,11 +3,13 @@
 
 #include <mimo_rt/checkpoint.h>
 #include <mimo_rt/config.h>
+#include <mimo_rt/packed_cache.h>
 
 #include "weights/packed.h"
 #include "weights/qkv_tiles.h"
 
 #include <cstdint>
+#include <filesystem>
 #include <functional>
 #include <memory>
 #include <vector>
@@ -39,8 +41,11 @@ class Weights {
   struct Options {
     uint32_t num_threads = 0;    ///< 0: num_usable_cores()
     ProgressCallback progress;   ///< may be empty
+    std::filesystem::path cache_dir;  ///< keeps packed arenas; empty: none
+    bool use_mmap = true;        ///< false: a file of `cache_dir` is read into memory of our own
   };
-  /// Packs `checkpoint` in parallel and releases its pages as it goes: peak memory <= 1.15 x packed_bytes().
+  /// Packs `checkpoint` in parallel and releases its pages as it goes: peak memory <= 1.15 x packed_bytes(). Maps the
+  /// result of an earlier load when `options.cache_dir` has it; see packed_cache.h.
   /// @throws Error{bad_format} for E8M0 0xFF, FP8 NaN codes, non-finite scales (names tensor and index);
   ///         Error{out_of_memory} before anything is read when the machine cannot hold it; Error{cancelled}.
   static Weights load(const Checkpoint& checkpoint, const ModelConfig& config, const Options& options);
@@ -56,6 +61,7 @@ class Weights {
   const PackedMatrix& lm_head() const;     ///< the same matrix as embed() when tied
   const float* final_norm() const;         ///< [hidden_size]
   uint64_t packed_bytes() const;
+  const PackedCacheReport& cache_report() const;
 
  private:
   struct Impl;

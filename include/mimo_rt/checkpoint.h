@@ -56,8 +56,10 @@ class MIMO_RT_API Checkpoint {
   /// Tells the kernel that the pages of `tensor` are no longer needed (they can be read again).
   void release_pages(const TensorInfo& tensor) const noexcept;
 
- private:
   struct Impl;
+  const Impl& impl() const { return *impl_; }  ///< for Weights
+
+ private:
   explicit Checkpoint(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
 };

@@ -4,6 +4,7 @@
 #include <mimo_rt/api.h>
 #include <mimo_rt/config.h>
 #include <mimo_rt/draft.h>
+#include <mimo_rt/packed_cache.h>
 #include <mimo_rt/plan.h>
 
 #include <cstdint>
@@ -11,6 +12,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 namespace mimo_rt {
 
@@ -29,6 +31,8 @@ struct EngineOptions {
   bool exact = false;                 ///< "ref" only: float64 activations, an evaluator of the mathematical model
   /// The DFlash draft: "auto": `<model_dir>/dflash` if it exists; "none"; or the directory of a draft for this model.
   std::string draft = "auto";
+  /// Keeps the packed weights in files that later starts map, checked: "none", "auto" (see packed_cache.h), a directory.
+  std::string packed_cache = "none";
   bool use_mmap = true;               ///< false: read the files into memory; they may change while they are loaded
   /// (done, total) packed bytes; returning false cancels the load.
   std::function<bool(uint64_t, uint64_t)> progress;
@@ -56,6 +60,7 @@ class MIMO_RT_API Engine {
   const Plan* round_plan() const;            ///< draft, verify, accept; nullptr without a draft
   uint64_t draft_bytes_per_round() const;    ///< weights that drafting one block reads, the lm_head included
   uint64_t weight_bytes() const;             ///< packed
+  std::vector<PackedCacheReport> packed_cache() const;  ///< one per part: target, draft; none for random weights
   uint64_t dense_bytes_per_step() const;     ///< weights every step reads: all but embedding rows and experts
   uint64_t expert_bytes() const;             ///< of one expert of one layer
   /// Reads memory with all workers for about `seconds` and remembers the result for statistics. GB/s, 1e9 bytes.

@@ -9,6 +9,7 @@
 #include <mimo_rt/engine.h>
 #include <mimo_rt/error.h>
 #include <mimo_rt/kernel_bench.h>
+#include <mimo_rt/packed_cache.h>
 #include <mimo_rt/plan.h>
 #include <mimo_rt/sampling.h>
 #include <mimo_rt/session.h>

@@ -22,6 +22,7 @@ _STRINGS = {
     "device": "the name of a backend",
     "draft": "'auto', 'none' or a directory",
     "activations": "'bf16' or 'int8'",
+    "packed_cache": "'auto', 'none' or a directory",
 }
 # Arguments of Session that are no field of EngineOptions, for "did you mean".
 _SESSION_ARGUMENTS = {"threads", "max_context", "seed", "generation_config"}

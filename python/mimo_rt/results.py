@@ -170,7 +170,11 @@ class ScoreResult:
 
 @dataclass(frozen=True)
 class SessionStats:
-    """The state of a session and its engine; ``last`` is the most recent generation."""
+    """The state of a session and its engine; ``last`` is the most recent generation.
+
+    ``packed_cache``: "off", "hit", "written" or "failed" for "target" and, if there is one,
+    "draft"; the engine's `packed_cache` says which file, and why it failed.
+    """
 
     backend: str
     activations: str
@@ -185,6 +189,7 @@ class SessionStats:
     num_prompt_tokens: int
     num_output_tokens: int
     bandwidth_gbs: float | None
+    packed_cache: dict[str, str]
     last: GenerationStats | None
 
     def to_dict(self) -> dict[str, Any]:

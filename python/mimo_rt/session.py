@@ -45,6 +45,8 @@ class Session(SessionState):
             exists), None for none, or a directory. The text never depends on it.
         activations: what MXFP4 weights are multiplied with: "bf16", as the model defines it, or
             "int8", rounded to 8-bit integers, 32 with a common scale: faster, other logits.
+        packed_cache: keeps the packed weights in a checked file that later starts map: None for
+            none, "auto" (`mimo-rt cache` shows where) or a directory.
         window_tokens: width of sliding-window layers instead of the config's (128 or 129).
         progress: called with (done, total) bytes while loading, False cancels; True: a line on
             stderr.
@@ -69,6 +71,7 @@ class Session(SessionState):
         pin_threads: bool = True,
         draft: str | os.PathLike[str] | None = "auto",
         activations: str = "bf16",
+        packed_cache: str | os.PathLike[str] | None = None,
         window_tokens: int | None = None,
         progress: Progress | bool | None = None,
         generation_config: str = "auto",
@@ -82,6 +85,7 @@ class Session(SessionState):
             "pin_threads": pin_threads,
             "draft": "none" if draft is None else os.fspath(draft),
             "activations": activations,
+            "packed_cache": "none" if packed_cache is None else os.fspath(packed_cache),
             "window_tokens": window_tokens,
         }
         # All that can be refused before the minutes that loading may take.

@@ -102,6 +102,7 @@ class SessionState:
             num_prompt_tokens=self._totals[1],
             num_output_tokens=self._totals[2],
             bandwidth_gbs=self._bandwidth_gbs,
+            packed_cache={report.part: report.state for report in self._engine.packed_cache},
             last=self._last,
         )
 

@@ -1,5 +1,5 @@
 // Mutation fuzzer of the checkpoint reader: headers, indices, configs and files of torch.save in
-// memory, directories on disk. Any outcome but success or mimo_rt::Error is a crash. Meant to be built with
+// memory, directories and files of the packed cache on disk. Any outcome but success or mimo_rt::Error is a crash. Meant to be built with
 // -fsanitize=address,undefined. Inputs depend on --seed alone, so a crash repeats with its seed.
 //   fuzz_checkpoint [--seconds 20] [--seed 1] [--self-test 1]
 // --self-test 1 adds a reader with a planted fault: the run must fail.
@@ -14,6 +14,11 @@
 #include "checkpoint/tensor_table.h"
 #include "safetensors_writer.h"
 #include "torch_file_writer.h"
+#include "weights/packed.h"
+#include "weights/packed_file.h"
+
+#include <fcntl.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <cstdio>
@@ -255,6 +260,41 @@ void read_mask(const std::string& file) {
   (void)keep;
 }
 
+// The head of a file of the packed cache: header and table of sums. Half of the inputs get the sum that fits them, so
+// that more than the sum is looked at; the file becomes longer or shorter with the input.
+Target packed_target(const writer::TempDir& dir) {
+  const mimo_rt::PackedFileInfo info{.key = {1, 2, 3}, .layout_version = mimo_rt::kPackedLayoutVersion,
+                                     .num_bytes = 5000, .part = "target", .library_version = "0",
+                                     .source_dir = "/model"};
+  const mimo_rt::Arena arena(info.num_bytes, "fuzz");
+  std::memset(arena.data(), 7, info.num_bytes);
+  const int file = ::open((dir.path() / "packed").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+  mimo_rt::write_packed_file(file, "packed", info, arena, {}, "fuzz");
+  std::string head(4096 + sizeof(uint64_t), '\0');
+  if (::pread(file, head.data(), head.size(), 0) != static_cast<ssize_t>(head.size()))
+    throw std::runtime_error("cannot read the seed");
+  return {"packed file", {head}, [file, head, info, num_runs = 0](const std::string& input) mutable {
+            const size_t sealed = mimo_rt::kPackedHeaderBytes - sizeof(uint64_t);
+            std::string bytes = input;
+            bytes.resize(head.size());
+            if (++num_runs & 1) {
+              const uint64_t sum = mimo_rt::packed_sum(std::as_bytes(std::span(bytes).first(sealed)), 0);
+              std::memcpy(bytes.data() + sealed, &sum, sizeof sum);
+            }
+            const auto size = static_cast<off_t>(mimo_rt::packed_file_bytes(info.num_bytes) + input.size());
+            if (::ftruncate(file, size - static_cast<off_t>(head.size())) != 0 ||
+                ::pwrite(file, bytes.data(), bytes.size(), 0) < 0)
+              throw std::runtime_error("cannot write the input");
+            mimo_rt::Weights::Options options;
+            options.num_threads = 1;
+            options.use_mmap = num_runs & 2;
+            mimo_rt::read_packed_info(file, "fuzz", "fuzz");
+            const mimo_rt::Arena found = mimo_rt::read_packed_file(file, "fuzz", info, options, "fuzz");
+            for (uint64_t i = 0; i < info.num_bytes; ++i)
+              if (found.data()[i] != 7) throw std::runtime_error("wrong weights were believed");
+          }, {}, 0};
+}
+
 // Trusts the offsets that it parses.
 Target faulty_target() {
   return {"self-test", {"{\"a\":[0,8]}"}, [](const std::string& input) {
@@ -329,6 +369,7 @@ std::vector<Target> make_targets(const writer::TempDir& dir) {
   targets.push_back({"config on disk", {kConfig}, [&dir](const std::string& input) {
                        run_directory(dir, input, true);
                      }, {}, 0});
+  targets.push_back(packed_target(dir));
   return targets;
 }
 

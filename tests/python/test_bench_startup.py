@@ -52,7 +52,7 @@ def test_startup_command(capsys, model):
 
 
 def test_a_cache_that_stays_warm_is_no_cold_run(capsys, monkeypatch, model):
-    monkeypatch.setattr(startup, "drop_pages", lambda _: "7 of 8 pages stayed in the page cache")
+    monkeypatch.setattr(startup, "drop_pages", lambda *_: "7 of 8 pages stayed in the page cache")
     assert cli_main(["bench", "startup", "--model", str(model), "--runs", "1", "--threads", "1"]) == 0
     assert "cold: skipped (7 of 8 pages" in capsys.readouterr().out
 

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 FUZZ_SECONDS = 20
-HOSTILE_FILE_TESTS = ["test_checkpoint", "test_pack", "test_mask_embedding"]
+HOSTILE_FILE_TESTS = ["test_checkpoint", "test_pack", "test_packed_cache", "test_mask_embedding"]
 # Program -> its cases; none: all of them.
 PARALLEL_TESTS = {
     "test_worker_pool": [],

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import _C
 from ..errors import MimoRtError
 from .measurement import spread
 
@@ -87,10 +88,13 @@ def measure_startup(
     cold: list[tuple[float, ...]] = []
     warm: list[tuple[float, ...]] = []
     reason = None if is_cold else "not asked for"
-    start_once(model_dir, options)  # libraries into the page cache
+    dropped = [model_dir]
+    if (packed_cache := options.get("packed_cache", "none")) != "none":
+        dropped.append(_C.packed_cache_directory(packed_cache))
+    start_once(model_dir, options)  # libraries into the page cache, weights into the packed cache
     for _ in range(num_runs):
         if reason is None:
-            reason = drop_pages(model_dir)
+            reason = drop_pages(*dropped)
         if reason is None:
             cold.append(start_once(model_dir, options))
         warm.append(start_once(model_dir, options))
@@ -121,11 +125,12 @@ def stage_times(begin_ns: int, stamps_ns: Sequence[int]) -> tuple[float, ...]:
     return tuple((b - a) / 1e9 for a, b in zip(edges, edges[1:], strict=False))
 
 
-def drop_pages(model_dir: Path) -> str | None:
-    """Drop the model's files from the page cache; returns why that did not work, or None."""
+def drop_pages(*directories: Path) -> str | None:
+    """Drop all files below from the page cache; returns why that did not work, or None."""
     if not hasattr(os, "posix_fadvise"):
         return "this system has no posix_fadvise"
-    files = [path for path in model_dir.rglob("*") if path.is_file() and path.stat().st_size]
+    files = [path for directory in directories for path in directory.rglob("*")
+             if path.is_file() and path.stat().st_size]
     for path in files:
         with path.open("rb") as file:
             try:

@@ -70,12 +70,7 @@ the chat template are those of the GGUF file.
 
 def cache_directory() -> Path:
     """``$MIMO_RT_CACHE``, else ``$XDG_CACHE_HOME/mimo_rt``, else ``~/.cache/mimo_rt``."""
-    if explicit := os.environ.get("MIMO_RT_CACHE"):
-        return Path(explicit).expanduser()
-    xdg = os.environ.get("XDG_CACHE_HOME")
-    # The XDG specification says to ignore relative paths.
-    base = Path(xdg) if xdg and Path(xdg).is_absolute() else Path.home() / ".cache"
-    return base / "mimo_rt"
+    return _C.cache_directory()
 
 
 def ensure_demo_model(*, progress: Progress | None = None, cache: Path | str | None = None) -> Path:

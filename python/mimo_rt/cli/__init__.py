@@ -13,10 +13,10 @@ import sys
 import traceback
 
 from .. import MimoRtError, __version__, _paths
-from . import bench, chat, demo, doctor, generate, inspect, kbench, plan, train
+from . import bench, cache, chat, demo, doctor, generate, inspect, kbench, plan, train
 from ._output import escape_controls
 
-_COMMANDS = (generate, chat, demo, inspect, plan, bench, kbench, doctor, train)
+_COMMANDS = (generate, chat, demo, inspect, plan, bench, kbench, doctor, cache, train)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -128,7 +128,7 @@ def _open(args: argparse.Namespace) -> tuple[Session, list[BenchPrompt]]:
     else:
         note("making random weights …")
         options = {**engine_arguments(args), "draft": None, "window_tokens": None,
-                   "use_mmap": None}
+                   "packed_cache": None, "use_mmap": None}
         engine = adversarial.random_engine(args.layers, options)
         session = Session.from_engine(engine, max_context=args.max_context)
     if prompts is None:

@@ -43,7 +43,8 @@ def run(args: argparse.Namespace) -> int:
     command = shlex.join(args.command_line)
     if args.json:
         common = {**machine_record(), "model": args.model, "device": args.device,
-                  "num_workers": args.threads, "clock": "wall", "repeat": command}
+                  "num_workers": args.threads, "packed_cache": args.packed_cache, "clock": "wall",
+                  "repeat": command}
         for case in measured:
             for record in case.records():
                 print_json({**record, **common})

@@ -13,6 +13,7 @@ from ..params import SamplingParams
 from ..preflight import DEFAULT_MAX_CONTEXT
 from ..session import Session
 from ..text import ModelText
+from ._output import note
 
 # flag, field of SamplingParams, type, help. Ranges are checked by SamplingParams.
 _SAMPLING_FLAGS: tuple[tuple[str, str, Any, str], ...] = (
@@ -50,6 +51,9 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
                        help="width of window layers (128 or 129) instead of the config's")
     group.add_argument("--draft", default="auto", metavar="DIR",
                        help="DFlash draft: auto (MODEL/dflash if it exists), none, or a directory")
+    group.add_argument("--packed-cache", default="none", metavar="DIR",
+                       help="keep packed weights in files that later starts map: none (the "
+                       "default), auto (see 'mimo-rt cache list'), or a directory")
 
 
 def add_session_options(parser: argparse.ArgumentParser) -> None:
@@ -109,6 +113,9 @@ def open_session(args: argparse.Namespace, model_dir: Any) -> Session:
         if line is not None:
             line.close()
     if not args.quiet:
+        for report in session.engine.packed_cache:
+            if report.state == "failed":
+                note(f"packed cache: {report.message}")
         session.measure_bandwidth()
     return session
 
@@ -150,5 +157,6 @@ def engine_arguments(args: argparse.Namespace) -> dict[str, Any]:
         "window_tokens": args.window_tokens,
         "draft": args.draft,
         "activations": args.activations,
+        "packed_cache": args.packed_cache,
         "use_mmap": False if args.no_mmap else None,
     }

@@ -60,7 +60,7 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
                           help="width of window layers (128 or 129) instead of the config's")
         # These measure the target alone: a draft beside it would change what a step means.
         case.set_defaults(run=run, refuse=case.error, layers=None, context=None, draft="none",
-                          plot=None, kernels=None)
+                          packed_cache="none", plot=None, kernels=None)
     for module in (_bench_startup, _bench_acceptance, _bench_files):
         module.add_parsers(cases, common)
 

@@ -13,6 +13,7 @@ from typing import Any
 from .. import _C, __version__
 from . import _draft_check, _machine
 from ._options import add_backend_options
+from .cache import cache_summary
 from ._output import format_bytes
 
 # Largest relative difference of logits (L2) between the serial reference and the kernels. Both
@@ -112,10 +113,19 @@ def _environment() -> None:
         "usable cores": f"{facts['num_usable_cores']} (cgroup: {_machine.cgroup_cpu_limit()})",
         "memory": f"{memory} (cgroup: {_machine.cgroup_memory_limit()})",
         "huge pages": _machine.huge_pages(),
+        "packed cache": _packed_cache(),
     }
     print("environment")
     for name, text in lines.items():
         print(f"  {name:<18}{text}")
+
+
+def _packed_cache() -> str:
+    directory = _C.packed_cache_directory("auto")
+    try:
+        return f"{cache_summary(_C.list_packed_cache(directory))} ({directory})"
+    except _C.IoError as error:
+        return str(error)
 
 
 def _package(name: str) -> str:

@@ -84,10 +84,11 @@ def _checked_workers(args: argparse.Namespace) -> int:
     """The number of workers, after refusing options that would be ignored."""
     if args.workers is not None and args.threads is not None:
         args.refuse("--workers and --threads are the same here: give one.")
-    runs_only = args.device != "auto" or args.no_pin or args.no_mmap or args.activations != "bf16"
+    runs_only = (args.device != "auto" or args.no_pin or args.no_mmap
+                 or args.activations != "bf16" or args.packed_cache != "none")
     if runs_only and not args.trace:
-        args.refuse("--device, --activations, --no-pin and --no-mmap need --trace: without it "
-                    "nothing runs.")
+        args.refuse("--device, --activations, --no-pin, --no-mmap and --packed-cache need --trace: "
+                    "without it nothing runs.")
     if args.json and args.dump:
         args.refuse("--dump is text: not together with --json.")
     chosen = args.threads if args.workers is None else args.workers

@@ -1,0 +1,27 @@
+// What an open checkpoint holds.
+#pragma once
+
+#include <mimo_rt/checkpoint.h>
+
+#include "checkpoint/mapped_file.h"
+#include "core/file.h"
+
+#include <string>
+#include <vector>
+
+namespace mimo_rt {
+
+/// One file of a checkpoint, as it was when it was opened.
+struct Shard {
+  std::string name;
+  FileStamp stamp;
+  MappedFile file;
+};
+
+struct Checkpoint::Impl {
+  std::filesystem::path directory;
+  std::vector<Shard> shards;
+  std::vector<TensorInfo> tensors;  ///< sorted by name
+};
+
+}  // namespace mimo_rt
