@@ -72,9 +72,13 @@ void JsonScanner::skip_space() {
   while (pos_ < text_.size() && is_space(text_[pos_])) ++pos_;
 }
 
-bool JsonScanner::accept(char token) {
+bool JsonScanner::is_next(char token) {
   skip_space();
-  if (pos_ >= text_.size() || text_[pos_] != token) return false;
+  return pos_ < text_.size() && text_[pos_] == token;
+}
+
+bool JsonScanner::accept(char token) {
+  if (!is_next(token)) return false;
   ++pos_;
   return true;
 }
@@ -199,6 +203,13 @@ void JsonScanner::skip_value(int max_depth) {
       expect(':');
     }
   } while (!open.empty());
+}
+
+std::string_view JsonScanner::raw_value(int max_depth) {
+  skip_space();
+  const size_t begin = pos_;
+  skip_value(max_depth);
+  return text_.substr(begin, pos_ - begin);
 }
 
 void JsonScanner::expect_end(char padding) {

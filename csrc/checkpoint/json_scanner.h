@@ -16,6 +16,8 @@ class JsonScanner {
 
   /// Skips white space and takes `token` when it is next.
   bool accept(char token);
+  /// Skips white space; whether `token` is next.
+  bool is_next(char token);
   /// @throws Error{bad_format}
   void expect(char token);
   /// A string literal, unescaped. @throws Error{bad_format}, also for raw control characters and
@@ -26,6 +28,8 @@ class JsonScanner {
   /// Skips one value of any type. @throws Error{bad_format} when it nests deeper than `max_depth`,
   /// or an object of it has a key twice
   void skip_value(int max_depth);
+  /// The same; returns the value as it is written. @throws as skip_value
+  std::string_view raw_value(int max_depth);
   /// After the document: nothing may follow but `padding` (' ') or, when 0, white space.
   void expect_end(char padding);
 

@@ -1,13 +1,15 @@
 #include "engine/vocabulary.h"
 
+#include "checkpoint/json_scanner.h"
 #include "core/checks.h"
 #include "core/file.h"
 #include "core/text.h"
 
 #include <nlohmann/json.hpp>
 
-#include <algorithm>
 #include <array>
+#include <charconv>
+#include <utility>
 
 namespace mimo_rt {
 namespace {
@@ -16,32 +18,12 @@ using Json = nlohmann::json;
 
 constexpr const char* kWhere = "Vocabulary";
 constexpr int kMaxDepth = 32;
-constexpr uint64_t kMaxKeys = 1 << 22;
 
-/// Only these parts of the file are kept in memory.
-bool is_wanted(int depth, const std::string& key) {
-  if (depth == 1) return key == "model" || key == "added_tokens" || key == "decoder";
-  return depth != 2 || key != "merges";  // deeper, it is a token like any other
-}
-
-Json parse_tokenizer(std::string_view text, std::string_view source) {
-  MIMO_RT_CHECK(text.size() <= Vocabulary::kMaxFileBytes, bad_format, kWhere, source,
-                ": expected at most ", Vocabulary::kMaxFileBytes, " bytes, got ", text.size());
-  uint64_t num_keys = 0;
-  const auto on_event = [&](int depth, Json::parse_event_t event, Json& value) {
-    MIMO_RT_CHECK(depth <= kMaxDepth, bad_format, kWhere, source, ": expected at most ", kMaxDepth,
-                  " levels of nesting");
-    if (event != Json::parse_event_t::key) return true;
-    MIMO_RT_CHECK(++num_keys <= kMaxKeys, bad_format, kWhere, source, ": expected at most ",
-                  kMaxKeys, " keys");
-    return is_wanted(depth, value.get_ref<const std::string&>());
-  };
+/// A small part of the file as a document. The scanner has found it well-formed.
+Json parse_part(std::string_view text, std::string_view source) {
   try {
-    Json root = Json::parse(text.begin(), text.end(), on_event);
-    MIMO_RT_CHECK(root.is_object(), bad_format, kWhere, source, ": expected a JSON object, got ",
-                  root.type_name());
-    return root;
-  } catch (const Json::exception& error) {
+    return Json::parse(text);
+  } catch (const Json::exception& error) {  // a number beyond all types
     fail(ErrorCode::bad_format, kWhere, source, ": not valid JSON: ", printable(error.what(), 300));
   }
 }
@@ -117,10 +99,8 @@ class VocabularyBuilder {
  public:
   explicit VocabularyBuilder(std::string_view source) : source_(source) {}
 
-  void add_model_vocab(const Json& vocab) {
-    MIMO_RT_CHECK(vocab.is_object() && !vocab.empty(), bad_format, kWhere, source_,
-                  ": model.vocab: expected a non-empty object, got ", vocab.type_name());
-    for (const auto& [token, id] : vocab.items()) add(token, id, false, "model.vocab");
+  void add_model_token(const std::string& token, std::string_view id) {
+    add(token, id, false, "model.vocab");
   }
 
   void add_added_tokens(const Json& tokens) {
@@ -134,7 +114,7 @@ class VocabularyBuilder {
                     ": added_tokens: content: expected a string, got ", content.type_name());
       MIMO_RT_CHECK(special.is_boolean() || special.is_null(), bad_format, kWhere, source_,
                     ": added_tokens: special: expected true or false, got ", special.type_name());
-      add(content.get_ref<const std::string&>(), member(token, "id"),
+      add(content.get_ref<const std::string&>(), member(token, "id").dump(),
           special.is_boolean() && special.get<bool>(), "added_tokens");
     }
   }
@@ -142,14 +122,15 @@ class VocabularyBuilder {
   Vocabulary take() { return std::move(vocabulary_); }
 
  private:
-  void add(const std::string& token, const Json& id, bool special, const char* list) {
-    MIMO_RT_CHECK(id.is_number_unsigned() &&
-                      id.get<uint64_t>() <= uint64_t{Vocabulary::kMaxTokenId},
+  /// `id`: as the file has it.
+  void add(const std::string& token, std::string_view id, bool special, const char* list) {
+    uint32_t idx = 0;
+    const auto [end, error] = std::from_chars(id.data(), id.data() + id.size(), idx);
+    MIMO_RT_CHECK(error == std::errc() && end == id.data() + id.size() &&
+                      idx <= uint32_t{Vocabulary::kMaxTokenId},
                   bad_format, kWhere, source_, ": ", list, ": id of ", printable(token, 60),
                   ": expected an integer in [0, ", Vocabulary::kMaxTokenId, "], got ",
-                  id.is_primitive() ? id.dump(-1, ' ', true, Json::error_handler_t::replace)
-                                          .substr(0, 40) : id.type_name());
-    const auto idx = id.get<size_t>();
+                  printable(id, 40));
     if (idx >= vocabulary_.entries_.size()) vocabulary_.entries_.resize(idx + 1);
     Vocabulary::Entry& entry = vocabulary_.entries_[idx];
     std::string bytes;
@@ -171,22 +152,92 @@ class VocabularyBuilder {
   Vocabulary vocabulary_;
 };
 
+namespace {
+
+/// One pass over the file: the vocabulary goes to a builder as it comes, small parts become documents, and the rest,
+/// merges above all, is checked and skipped.
+class TokenizerReader {
+ public:
+  TokenizerReader(std::string_view json, std::string_view source)
+      : scanner_(json, kWhere, source), source_(source), builder_(source) {}
+
+  Vocabulary read() {
+    if (!scanner_.is_next('{')) expected("", "a JSON object", scanner_.raw_value(kMaxDepth));
+    for_each_member([this](const std::string& key) {
+      if (key == "model" && scanner_.is_next('{')) read_model();
+      else if (key == "model") expected("model: ", "an object", scanner_.raw_value(kMaxDepth));
+      else if (key == "decoder") decoder_ = parse_part(scanner_.raw_value(kMaxDepth), source_);
+      else if (key == "added_tokens") added_ = parse_part(scanner_.raw_value(kMaxDepth), source_);
+      else scanner_.skip_value(kMaxDepth);
+    });
+    scanner_.expect_end('\0');
+    check();
+    builder_.add_added_tokens(added_);
+    return builder_.take();
+  }
+
+ private:
+  [[noreturn]] void expected(const char* place, const char* what, std::string_view got) const {
+    fail(ErrorCode::bad_format, kWhere, source_, ": ", place, "expected ", what, ", got ",
+         printable(got, 40));
+  }
+
+  template <typename Function>
+  void for_each_member(const Function& function) {
+    scanner_.expect('{');
+    if (scanner_.accept('}')) return;
+    do {
+      const std::string key = scanner_.string();
+      scanner_.expect(':');
+      function(key);
+    } while (scanner_.accept(','));
+    scanner_.expect('}');
+  }
+
+  void read_model() {
+    MIMO_RT_CHECK(!std::exchange(has_model_, true), bad_format, kWhere, source_,
+                  ": model: expected once, got it twice");
+    for_each_member([this](const std::string& key) {
+      if (key == "type") type_ = parse_part(scanner_.raw_value(kMaxDepth), source_);
+      else if (key != "vocab") scanner_.skip_value(kMaxDepth);
+      else if (scanner_.is_next('{')) read_vocab();
+      else other_vocab_ = scanner_.raw_value(kMaxDepth);
+    });
+  }
+
+  void read_vocab() {
+    for_each_member([this](const std::string& token) {
+      builder_.add_model_token(token, scanner_.raw_value(kMaxDepth));
+      has_tokens_ = true;
+    });
+  }
+
+  void check() const {
+    if (!has_model_) expected("model: ", "an object", "null");
+    const std::string type = text_or(type_, "BPE");
+    MIMO_RT_CHECK(type == "BPE", unsupported_shape, kWhere, source_,
+                  ": model.type: expected BPE, got ", printable(type, 60));
+    const std::string decoder = find_foreign_decoder(decoder_);
+    MIMO_RT_CHECK(decoder.empty(), unsupported_shape, kWhere, source_,
+                  ": decoder: expected ByteLevel, got ", printable(decoder, 60),
+                  ". Decode the token ids with the tokenizer itself.");
+    if (!has_tokens_) expected("model.vocab: ", "a non-empty object", other_vocab_);
+  }
+
+  JsonScanner scanner_;
+  std::string_view source_;
+  VocabularyBuilder builder_;
+  Json decoder_, added_, type_;
+  std::string_view other_vocab_ = "none";
+  bool has_model_ = false, has_tokens_ = false;
+};
+
+}  // namespace
+
 Vocabulary Vocabulary::from_json(std::string_view json, std::string_view source_name) {
-  const Json root = parse_tokenizer(json, source_name);
-  const Json& model = member(root, "model");
-  MIMO_RT_CHECK(model.is_object(), bad_format, kWhere, source_name,
-                ": model: expected an object, got ", model.type_name());
-  const std::string type = text_or(member(model, "type"), "BPE");
-  MIMO_RT_CHECK(type == "BPE", unsupported_shape, kWhere, source_name,
-                ": model.type: expected BPE, got ", printable(type, 60));
-  const std::string decoder = find_foreign_decoder(member(root, "decoder"));
-  MIMO_RT_CHECK(decoder.empty(), unsupported_shape, kWhere, source_name,
-                ": decoder: expected ByteLevel, got ", printable(decoder, 60),
-                ". Decode the token ids with the tokenizer itself.");
-  VocabularyBuilder builder(source_name);
-  builder.add_model_vocab(member(model, "vocab"));
-  builder.add_added_tokens(member(root, "added_tokens"));
-  return builder.take();
+  MIMO_RT_CHECK(json.size() <= kMaxFileBytes, bad_format, kWhere, source_name,
+                ": expected at most ", kMaxFileBytes, " bytes, got ", json.size());
+  return TokenizerReader(json, source_name).read();
 }
 
 Vocabulary Vocabulary::from_file(const std::filesystem::path& tokenizer_json) {
