@@ -4,7 +4,6 @@ All derive from `MimoRtError` and carry the code's name in ``.code``. Where a bu
 means the same (ValueError, OSError, MemoryError …) the class derives from that one too.
 """
 
-import difflib
 from collections.abc import Iterable
 
 from . import _C
@@ -24,6 +23,8 @@ __all__ = sorted(_CLASSES)
 
 def unknown_name(where: str, name: str, known: Iterable[str]) -> TypeError:
     """The error for an argument that does not exist; names the closest one that does."""
+    import difflib  # importing mimo_rt should not wait for it
+
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(names)}."

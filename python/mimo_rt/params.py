@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import secrets
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,7 +190,7 @@ def core_options(params: SamplingParams, defaults: GenerationDefaults, seed: int
 
 def fresh_seed() -> int:
     """53 bits, so that a JSON reader which keeps numbers as doubles gets the exact seed."""
-    return secrets.randbits(53)
+    return int.from_bytes(os.urandom(7), "little") >> 3
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from .. import _C
 from ..loading import ProgressLine
 from ..params import SamplingParams
 from ..preflight import DEFAULT_MAX_CONTEXT
+from ..results import GenerationResult
 from ..session import Session
 from ..text import ModelText
 from ._output import note
@@ -99,7 +101,7 @@ def sampling_arguments(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def open_session(args: argparse.Namespace, model_dir: Any) -> Session:
-    """Load a model with a progress line, and measure the bandwidth that statistics refer to."""
+    """Load a model with a progress line."""
     line = None if args.quiet else ProgressLine("loading")
     try:
         session = Session(
@@ -116,8 +118,17 @@ def open_session(args: argparse.Namespace, model_dir: Any) -> Session:
         for report in session.engine.packed_cache:
             if report.state == "failed":
                 note(f"packed cache: {report.message}")
-        session.measure_bandwidth()
     return session
+
+
+def with_bandwidth(session: Session, result: GenerationResult) -> GenerationResult:
+    """``result`` with the share of the read bandwidth that its decoding reached.
+
+    The bandwidth is measured once per session, and only now: nobody waits for it before a text.
+    """
+    gbs = session.stats.bandwidth_gbs or session.measure_bandwidth()
+    stats = dataclasses.replace(result.stats, bandwidth_fraction=result.stats.decode_gbs / gbs)
+    return dataclasses.replace(result, stats=stats)
 
 
 def checked_prompt(args: argparse.Namespace, model_dir: str | os.PathLike[str], prompt: Any) -> Any:

@@ -16,6 +16,7 @@ from ._options import (
     checked_prompt,
     open_session,
     sampling_arguments,
+    with_bandwidth,
 )
 from ._output import format_stats, note, write_text
 
@@ -98,7 +99,8 @@ class Conversation:
             return
         self._messages.append({"role": "assistant", "content": result.text})
         if not self._is_quiet:
-            note(f"[{result.finish_reason}; {format_stats(result.stats)}]")
+            stats = with_bandwidth(self._session, result).stats
+            note(f"[{result.finish_reason}; {format_stats(stats)}]")
 
     def _stream(self) -> GenerationResult | None:
         stream = self._session.stream(self._messages, **self._arguments)

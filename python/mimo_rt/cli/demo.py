@@ -13,6 +13,7 @@ from ._options import (
     checked_prompt,
     open_session,
     sampling_arguments,
+    with_bandwidth,
 )
 from ._output import format_stats, note, write_text
 from .generate import stream_text
@@ -51,7 +52,8 @@ def run(args: argparse.Namespace) -> int:
         result = stream_text(session, prompt, arguments)
         write_text("\n")
         if not args.quiet:
-            note(f"[{session.backend}; {format_stats(result.stats)}; seed {result.seed}]")
+            stats = with_bandwidth(session, result).stats
+            note(f"[{session.backend}; {format_stats(stats)}; seed {result.seed}]")
     return 0
 
 

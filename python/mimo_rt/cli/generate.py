@@ -16,6 +16,7 @@ from ._options import (
     checked_prompt,
     open_session,
     sampling_arguments,
+    with_bandwidth,
 )
 from ._output import format_stats, note, print_json, write_text
 
@@ -55,12 +56,15 @@ def run(args: argparse.Namespace) -> int:
     with open_session(args, args.model) as session:
         if args.json:
             result = session.generate(prompt, **arguments)
+            if not args.quiet:
+                result = with_bandwidth(session, result)
             print_json({"model": args.model, "backend": session.backend, **result.to_dict()})
         else:
             result = stream_text(session, prompt, arguments)
             write_text("\n")
         if not args.quiet:
-            note(f"[{result.finish_reason}; {format_stats(result.stats)}; seed {result.seed}]")
+            stats = with_bandwidth(session, result).stats
+            note(f"[{result.finish_reason}; {format_stats(stats)}; seed {result.seed}]")
     return 0
 
 
