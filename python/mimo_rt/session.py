@@ -45,8 +45,7 @@ class Session(SessionState):
             exists), None for none, or a directory. The text never depends on it.
         activations: what MXFP4 weights are multiplied with: "bf16", as the model defines it, or
             "int8", rounded to 8-bit integers, 32 with a common scale: faster, other logits.
-        packed_cache: keeps the packed weights in a checked file that later starts map: None for
-            none, "auto" (`mimo-rt cache` shows where) or a directory.
+        packed_cache: packed weights in files that later starts map: None, "auto" or a directory.
         window_tokens: width of sliding-window layers instead of the config's (128 or 129).
         progress: called with (done, total) bytes while loading, False cancels; True: a line on
             stderr.

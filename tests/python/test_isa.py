@@ -63,8 +63,9 @@ def test_bf16_vbmi_and_vnni_stay_where_they_are_asked_for(cpp_builder, isa):
 
 
 def test_isa_folders_hold_the_same_files(root):
-    listing = {isa: sorted(p.name for p in (root / "csrc" / "cpu" / isa).glob("*.cpp")) for isa in ("generic", "avx2", "avx512")}
-    assert listing["generic"] == listing["avx2"] == listing["avx512"]
+    listing = {isa: {p.name for p in (root / "csrc" / "cpu" / isa).glob("*.cpp")} for isa in ("generic", "avx2", "avx512")}
+    own = {"prepare_mxfp4.cpp"}  # only AVX2 multiplies MXFP4 by digits
+    assert listing["generic"] == listing["avx2"] - own == listing["avx512"]
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
