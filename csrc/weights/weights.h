@@ -41,7 +41,7 @@ class Weights {
   struct Options {
     uint32_t num_threads = 0;    ///< 0: num_usable_cores()
     ProgressCallback progress;   ///< may be empty
-    std::filesystem::path cache_dir;  ///< keeps packed arenas; empty: none
+    std::filesystem::path cache_dir{};  ///< keeps packed arenas; empty: none
     bool use_mmap = true;        ///< false: a file of `cache_dir` is read into memory of our own
   };
   /// Packs `checkpoint` in parallel and releases its pages as it goes: peak memory <= 1.15 x packed_bytes(). Maps the
