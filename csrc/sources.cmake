@@ -91,6 +91,7 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/ref/ops_rows.cpp
   csrc/ref/packed_access.cpp
   csrc/ref/storage.cpp
+  csrc/cpu/core_pin.cpp
   csrc/cpu/counters.cpp
   csrc/cpu/dispatch.cpp
   csrc/cpu/executor.cpp

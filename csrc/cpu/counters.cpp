@@ -1,16 +1,22 @@
 #include "cpu/counters.h"
 
-#include <sched.h>
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <bit>
 #include <chrono>
+#include <climits>
 #include <utility>
 
 namespace mimo_rt::cpu {
 namespace {
 
 constexpr uint32_t kPollsPerClockRead = 64;
-constexpr int64_t kYieldAfterNs = 50'000;
+// A sleeper looks after the stop flag and the deadline at least this often.
+constexpr int64_t kMaxSleepNs = 10'000'000;
 // A stopped process or a debugger must not look like a hang: no pause between two polls counts for
 // more than this.
 constexpr int64_t kMaxPauseNs = 100'000'000;
@@ -26,10 +32,32 @@ int64_t now_ns() {
       .count();
 }
 
+/// The half of a counter that changes with every signal: a futex has 32 bits.
+const uint32_t* futex_word(const std::atomic<uint64_t>& value) {
+  constexpr size_t kLow = std::endian::native == std::endian::little ? 0 : 1;
+  return reinterpret_cast<const uint32_t*>(&value) + kLow;
+}
+
 }  // namespace
 
 Counters::Counters(size_t num_counters)
     : num_counters_(num_counters), cells_(std::make_unique<Cell[]>(num_counters)) {}
+
+void Counters::sleep(uint32_t counter, uint64_t expected, int64_t max_ns) const {
+  Cell& cell = cells_[counter];
+  cell.num_sleepers.fetch_add(1, std::memory_order_seq_cst);
+  const uint64_t seen = cell.value.load(std::memory_order_seq_cst);
+  if (seen < expected) {
+    const timespec limit{max_ns / 1'000'000'000, max_ns % 1'000'000'000};
+    syscall(SYS_futex, futex_word(cell.value), FUTEX_WAIT_PRIVATE, static_cast<uint32_t>(seen),
+            &limit, nullptr, 0);
+  }
+  cell.num_sleepers.fetch_sub(1, std::memory_order_relaxed);
+}
+
+void Counters::wake_sleepers(Cell& cell) {
+  syscall(SYS_futex, futex_word(cell.value), FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+}
 
 uint64_t Counters::num_signals() const {
   uint64_t sum = 0;
@@ -37,9 +65,9 @@ uint64_t Counters::num_signals() const {
   return sum;
 }
 
-WaitMonitor::WaitMonitor(uint32_t num_workers, uint32_t timeout_ms, bool yields_always)
+WaitMonitor::WaitMonitor(uint32_t num_workers, uint32_t timeout_ms, int64_t spin_ns)
     : timeout_ns_(int64_t{timeout_ms} * 1'000'000),
-      yields_always_(yields_always),
+      spin_ns_(spin_ns),
       reports_(num_workers) {}
 
 bool WaitMonitor::leave(const WaitSite& site, uint64_t seen) {
@@ -76,7 +104,8 @@ bool WaitMonitor::wait_slowly(const Counters& counters, const WaitSite& site) {
       has_stopped_.store(true, std::memory_order_release);
       return leave(site, seen);
     }
-    if (yields_always_ || waited_ns >= kYieldAfterNs) sched_yield();
+    if (waited_ns >= spin_ns_)
+      counters.sleep(site.counter, site.expected, std::min(kMaxSleepNs, timeout_ns_));
   }
 }
 

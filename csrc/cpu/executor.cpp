@@ -51,7 +51,8 @@ CpuExecutor::CpuExecutor(const Weights& weights, const DraftWeights* draft,
       backend_(backend),
       timeout_ms_(options.timeout_ms),
       pool_(pool_options(options)),
-      monitor_(pool_.num_workers(), options.timeout_ms, pool_.is_oversubscribed()) {
+      monitor_(pool_.num_workers(), options.timeout_ms,
+               pool_.is_oversubscribed() ? 0 : WaitMonitor::kSpinNs) {
   size_t most_tasks = 0;
   for (const Plan* plan : plans) {
     MIMO_RT_CHECK(plan->num_workers() == num_workers(), invalid_argument, "make_cpu_executor",
@@ -156,6 +157,7 @@ void CpuExecutor::work(uint32_t worker_idx) noexcept {
   const RoundState* rounds = rounds_;
   uint64_t epoch = running_->epoch;
   do {
+    pool_.review_pin(worker_idx);
     worker.begin_epoch();
     const bool is_whole =
         is_tracing_ ? run_tasks<true>(worker_idx, epoch) : run_tasks<false>(worker_idx, epoch);

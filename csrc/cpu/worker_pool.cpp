@@ -25,7 +25,8 @@ constexpr uint32_t kPollsPerClockRead = 32;
 
 }  // namespace
 
-WorkerPool::WorkerPool(const Options& options) : options_(options), owner_(getpid()) {
+WorkerPool::WorkerPool(const Options& options)
+    : options_(options), owner_(getpid()), pins_(options.num_workers) {
   MIMO_RT_CHECK(options.num_workers > 0, invalid_argument, "WorkerPool",
                 "num_workers: expected > 0, got 0");
   is_oversubscribed_ = options.num_workers > num_usable_cores();
@@ -102,7 +103,7 @@ uint32_t WorkerPool::await_job(uint32_t seen) {
 
 void WorkerPool::worker_loop(uint32_t worker_idx) {
   std::fesetenv(FE_DFL_ENV);  // a thread inherits the rounding of whoever opens the engine
-  if (!cores_.empty()) pin_this_thread(cores_[worker_idx]);
+  if (!cores_.empty()) pins_[worker_idx].bind(cores_[worker_idx]);
   for (uint32_t seen = 0;;) {
     seen = await_job(seen);
     if (is_stopping_.load(std::memory_order_relaxed)) return;

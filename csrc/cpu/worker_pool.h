@@ -5,6 +5,8 @@
 // when the workers still spin.
 #pragma once
 
+#include "cpu/core_pin.h"
+
 #include <sys/types.h>
 
 #include <atomic>
@@ -19,7 +21,7 @@ class WorkerPool {
  public:
   struct Options {
     uint32_t num_workers = 1;
-    bool pin_workers = true;       ///< worker i see core/pin.h; never when oversubscribed
+    bool pin_workers = true;       ///< see core_pin.h and core/pin.h; never when oversubscribed
     uint32_t park_after_us = 200;  ///< an idle worker spins this long, then sleeps
   };
   class Job {
@@ -47,6 +49,9 @@ class WorkerPool {
   /// sleeps.
   void notify_caller();
 
+  /// By a worker inside a job, between two steps: lets it go where its core is shared.
+  void review_pin(uint32_t worker_idx) { pins_[worker_idx].review(); }
+
   uint32_t num_workers() const { return static_cast<uint32_t>(threads_.size()); }
   /// More workers than cores: whoever waits must let others run.
   bool is_oversubscribed() const { return is_oversubscribed_; }
@@ -59,7 +64,8 @@ class WorkerPool {
   Options options_;
   pid_t owner_;  ///< the process that has the threads
   bool is_oversubscribed_ = false;
-  std::vector<int> cores_;
+  std::vector<int> cores_;      ///< of the workers; empty: none is bound
+  std::vector<CorePin> pins_;
   Job* job_ = nullptr;
   alignas(64) std::atomic<uint32_t> job_number_{0};
   std::atomic<bool> is_stopping_{false};

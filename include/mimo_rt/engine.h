@@ -19,7 +19,7 @@ namespace mimo_rt {
 struct EngineOptions {
   std::string device = "auto";        ///< "auto", "cpu", "ref", "cuda" or a backend name, see device.h
   uint32_t num_threads = 0;           ///< workers; 0: all usable cores
-  bool pin_threads = true;            ///< bind worker i to the i-th usable core; not under a CPU quota (cgroup) below the core count
+  bool pin_threads = true;            ///< bind worker i to usable core i while no other process uses it; not under a CPU quota (cgroup) below the core count
   uint32_t park_after_us = 200;       ///< idle workers spin this long, then sleep: an idle engine uses no CPU
   uint32_t timeout_ms = 10'000;       ///< a step has hung when none of its tasks finishes for this long
   uint32_t max_decode_tokens = 8;     ///< rows of a decode step

@@ -1,5 +1,6 @@
 // Threads, counters and waits under stress; every check counts what was lost or torn.
 #include "core/pin.h"
+#include "cpu/core_pin.h"
 #include "cpu/counters.h"
 #include "cpu/worker_pool.h"
 
@@ -20,6 +21,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 using namespace mimo_rt::cpu;
@@ -52,6 +54,12 @@ double process_cpu_seconds() {
   return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
 }
 
+double thread_cpu_seconds() {
+  timespec time{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
+
 }  // namespace
 
 TEST_CASE("every worker runs every job once and plain memory is handed over both ways") {
@@ -73,11 +81,6 @@ TEST_CASE("every worker runs every job once and plain memory is handed over both
 
 TEST_CASE("news reach the caller while workers run, and wake it only then") {
   WorkerPool pool({.num_workers = 2, .pin_workers = false, .park_after_us = 50});
-  const auto thread_seconds = [] {
-    timespec time{};
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
-    return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
-  };
   for (const bool tells : {true, false}) {
     constexpr uint32_t kNumNews = 100;
     std::atomic<uint32_t> said{0}, heard{0};
@@ -94,7 +97,7 @@ TEST_CASE("news reach the caller while workers run, and wake it only then") {
       }
       ++num_ended;
     });
-    const double begin = thread_seconds();
+    const double begin = thread_cpu_seconds();
     pool.run(job, [&] {
       ++num_calls;
       heard = said.load();
@@ -105,7 +108,7 @@ TEST_CASE("news reach the caller while workers run, and wake it only then") {
     CHECK_EQ(heard.load(), kNumNews);
     if (tells) CHECK_EQ(num_lost, 0u);
     else CHECK(num_lost >= kNumNews - 1 && num_calls <= 2);  // control: nobody wakes the caller
-    CHECK(thread_seconds() - begin < 0.050);  // of 100 ms and more
+    CHECK(thread_cpu_seconds() - begin < 0.050);  // of 100 ms and more
   }
 }
 
@@ -159,6 +162,59 @@ TEST_CASE("threads get cores only when there is one for each") {
   const bool has_quota = usable < static_cast<uint32_t>(CPU_COUNT(&set));
   CHECK_EQ(mimo_rt::cores_to_pin(1).empty(), has_quota);
   CHECK(mimo_rt::cores_to_pin(static_cast<uint32_t>(CPU_COUNT(&set)) + 1).empty());
+}
+
+TEST_CASE("a worker is let go while its core is shared, and bound again afterwards") {
+  cpu_set_t before;
+  sched_getaffinity(0, sizeof(before), &before);
+  if (CPU_COUNT(&before) < 2) return;
+  int core = 0;
+  while (!CPU_ISSET(static_cast<size_t>(core), &before)) ++core;
+  const auto num_cores = [] {
+    cpu_set_t set;
+    sched_getaffinity(0, sizeof(set), &set);
+    return CPU_COUNT(&set);
+  };
+  std::thread([&] {
+    constexpr int64_t kSecond = 1'000'000'000, kWindow = CorePin::kReviewNs;
+    CorePin pin;
+    CHECK(!pin.is_bound());
+    pin.bind(core);
+    CHECK(pin.is_bound());
+    CHECK_EQ(num_cores(), 1);
+    int64_t now = std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1);
+    now += kWindow;
+    int64_t delayed = 1000 * kSecond;  // more than this thread has had: a long delay, once
+    pin.judge(now, delayed);
+    CHECK(!pin.is_bound());
+    CHECK_EQ(num_cores(), CPU_COUNT(&before));
+    const auto pass = [&](int64_t ns, int64_t part) {  // kept waiting for ns / part
+      for (const int64_t end = now + ns; now < end;) {
+        now += kWindow;
+        delayed += part ? kWindow / part : 0;
+        pin.judge(now, delayed);
+      }
+    };
+    pass(kSecond - 2 * kWindow, 0);
+    CHECK(!pin.is_bound());
+    pass(3 * kWindow, 2);  // the time is over, but the core still shared
+    CHECK(!pin.is_bound());
+    pass(kWindow, 0);
+    CHECK(pin.is_bound());
+    CHECK_EQ(num_cores(), 1);
+    pass(kSecond, 20);  // a little is no reason
+    CHECK(pin.is_bound());
+    pass(kWindow, 2);  // the second time it lasts twice as long
+    pass(2 * kSecond - 2 * kWindow, 0);
+    CHECK(!pin.is_bound());
+    pass(3 * kWindow, 0);
+    CHECK(pin.is_bound());
+    pass(CorePin::kMaxReleaseNs, 0);  // good for long: the next time counts as the first
+    pass(kWindow, 2);
+    CHECK(!pin.is_bound());
+    pass(kSecond + kWindow, 0);
+    CHECK(pin.is_bound());
+  }).join();
 }
 
 TEST_CASE("a fork gets an error instead of waiting for workers it does not have") {
@@ -224,12 +280,14 @@ TEST_CASE("sleeping workers use no CPU time") {
 }
 
 TEST_CASE("a chain of counters hands plain memory from worker to worker") {
-  // Worker w adds 1 to a plain number after worker w - 1 has, around the ring, many rounds.
-  for (const uint32_t num_workers : {2u, 8u}) {
+  // Worker w adds 1 to a plain number after worker w - 1 has, around the ring, many rounds. Once
+  // with waiters that spin, where there are cores for them, and once with waiters that sleep at once.
+  for (const auto& [num_workers, spin_ns] :
+       {std::pair{2u, WaitMonitor::kSpinNs}, std::pair{2u, int64_t{0}}, std::pair{8u, int64_t{0}}}) {
     constexpr uint64_t kRounds = 2000;
     WorkerPool pool({.num_workers = num_workers, .pin_workers = true, .park_after_us = 50});
     Counters counters(num_workers);
-    WaitMonitor monitor(num_workers, 60'000, pool.is_oversubscribed());
+    WaitMonitor monitor(num_workers, 60'000, spin_ns);
     uint64_t shared = 0;
     FunctionJob job([&](uint32_t w) {
       const uint32_t previous = (w + num_workers - 1) % num_workers;
@@ -246,11 +304,56 @@ TEST_CASE("a chain of counters hands plain memory from worker to worker") {
   }
 }
 
+TEST_CASE("a long wait sleeps") {
+  for (const bool sleeps : {true, false}) {
+    WorkerPool pool({.num_workers = 2, .pin_workers = false, .park_after_us = 50});
+    Counters counters(1);
+    WaitMonitor monitor(2, 60'000, sleeps ? WaitMonitor::kSpinNs : int64_t{60'000'000'000});
+    double used = 0.0;
+    bool was_met = false;
+    FunctionJob job([&](uint32_t w) {
+      if (w == 1) {
+        const double begin = thread_cpu_seconds();
+        was_met = monitor.wait(counters, {w, 0, 0, 1, nullptr, nullptr});
+        used = thread_cpu_seconds() - begin;
+        return;
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(sleeps ? 300 : 3000));
+      counters.signal(0);
+    });
+    pool.run(job);
+    CHECK(was_met);
+    if (sleeps) CHECK(used < 0.020);
+    else CHECK(used > 0.020);  // control: a spinning waiter is seen, even on a busy machine
+  }
+}
+
+TEST_CASE("a sleeper wakes with the signal, not with its limit") {
+  Counters counters(1);
+  std::atomic<bool> is_over{false};
+  const auto begin = std::chrono::steady_clock::now();
+  std::thread sleeper([&] {
+    while (counters.load(0) < 3) counters.sleep(0, 3, 60'000'000'000);
+    is_over = true;
+  });
+  for (int i = 0; i < 3; ++i) {
+    CHECK(!is_over);
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    counters.signal(0);
+  }
+  sleeper.join();
+  CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(50));
+  const auto end = std::chrono::steady_clock::now();
+  counters.sleep(0, 3, 60'000'000'000);  // reached: does not sleep
+  CHECK(std::chrono::steady_clock::now() - end < std::chrono::seconds(50));
+  counters.sleep(0, 4, 1'000'000);  // nobody signals: the limit ends it
+}
+
 TEST_CASE("many signallers, one counter: a waiter sees all their writes") {
   constexpr uint32_t kWorkers = 4;
   WorkerPool pool({.num_workers = kWorkers, .pin_workers = true, .park_after_us = 50});
   Counters counters(2);
-  WaitMonitor monitor(kWorkers, 60'000, pool.is_oversubscribed());
+  WaitMonitor monitor(kWorkers, 60'000, 0);
   std::vector<uint64_t> slots(kWorkers * 16);
   uint64_t wrong = 0;
   FunctionJob job([&](uint32_t w) {
@@ -273,7 +376,7 @@ TEST_CASE("many signallers, one counter: a waiter sees all their writes") {
 TEST_CASE("a wait that nobody meets stops all workers, each with its report") {
   WorkerPool pool({.num_workers = 3, .pin_workers = false, .park_after_us = 50});
   Counters counters(3);
-  WaitMonitor monitor(3, 30, true);
+  WaitMonitor monitor(3, 30);
   std::atomic<uint32_t> num_left{0};
   counters.signal(1);
   FunctionJob job([&](uint32_t w) {
@@ -296,7 +399,7 @@ TEST_CASE("a wait longer than the deadline is no hang while others make progress
   for (const bool moves : {true, false}) {  // false: the control
     WorkerPool pool({.num_workers = 2, .pin_workers = false, .park_after_us = 50});
     Counters counters(2);
-    WaitMonitor monitor(2, 250, true);
+    WaitMonitor monitor(2, 250);
     bool was_met = false;
     FunctionJob job([&](uint32_t w) {
       if (w == 0) {

@@ -2,14 +2,17 @@
 
 import json
 import math
+import os
 import statistics
 import sys
+import time
 
 import pytest
 
 from mimo_rt import _C
 from mimo_rt.bench import peak, roofline
 from mimo_rt.bench.compare import Case, compare, judge, read_records, unmatched, warnings
+from mimo_rt.bench.contention import Competitors, fair_slowdown
 from mimo_rt.bench.measurement import Measurement, Roofs, repeat, take_turns
 from mimo_rt.bench.synthetic import synthetic_config, synthetic_draft_config
 from mimo_rt.bench.work import active_experts, spread_prompt, step_flops
@@ -276,3 +279,38 @@ def test_verify_measures_every_width(capsys, tmp_path):
     assert statistics.median(line["flops"] for line in lines) > 0
     assert cli_main(arguments) == 0
     assert "x one token" in capsys.readouterr().out
+
+
+# -- other processes
+
+
+@pytest.mark.parametrize(
+    ("workers", "competitors", "cores", "expected"),
+    [(2, 0, 2, 1.0), (2, 1, 2, 1.5), (2, 2, 2, 2.0), (1, 1, 2, 1.0), (8, 2, 2, 2.0), (16, 1, 16, 1.0625)],
+)
+def test_a_fair_share_of_the_cores(workers, competitors, cores, expected):
+    assert fair_slowdown(workers, competitors, cores) == expected
+
+
+def test_competitors_compute_and_end():
+    with Competitors(0) as nobody:
+        assert nobody.cpu_seconds() == 0.0
+    with Competitors(2) as others:
+        deadline = time.monotonic() + 60  # they get a share of this machine sooner or later
+        while others.cpu_seconds() < 0.05 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert others.cpu_seconds() >= 0.05
+        pids = [process.pid for process in others._processes]
+    assert len(pids) == 2 and not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+
+
+def test_contention_compares_with_steps_alone(capsys):
+    arguments = ["bench", "contention", "--layers", "1", "--seconds", "0.2", "--threads", "1"]
+    assert cli_main([*arguments, "--json"]) == 0
+    lines = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
+    cores = _C.num_usable_cores()
+    assert [line["competitors"] for line in lines] == sorted({0, 1, cores})
+    assert lines[0]["mean_over_alone"] == 1.0 and lines[0]["competitor_cores"] == 0.0
+    assert lines[-1]["fair_over_alone"] == fair_slowdown(1, cores, cores)
+    assert cli_main(arguments) == 0
+    assert "x alone" in capsys.readouterr().out

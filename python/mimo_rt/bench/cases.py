@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import statistics
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from .. import _C
 from ..errors import MimoRtError
+from .contention import Competitors, fair_slowdown
 from .measurement import MIN_SAMPLES, Measurement, Roofs, repeat, take_turns
 from .peak import measure_peak_gflops
 from .work import active_experts, spread_prompt, step_bytes, step_flops
@@ -18,6 +20,8 @@ PREFILL_TOKENS = 512
 VERIFY_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 16)
 _WARM_UP_STEPS = 4
 _MAX_STEPS = 4096
+_CONTENTION_ROUNDS = 4
+_SETTLE_S = 0.1  # a new process computes by then
 
 
 class Bench:
@@ -64,23 +68,60 @@ class Bench:
 
     def decode(self) -> Measurement:
         """One token per step; a sample is the time between two tokens."""
+        times, num_bytes = self._token_times(self._seconds, MIN_SAMPLES)
+        return Measurement(
+            f"decode/ctx{self._num_context}/1", times, 1, num_bytes,
+            step_flops(self.engine.config, 1, 1),
+        )
+
+    def _token_times(self, seconds: float, min_samples: int) -> tuple[tuple[float, ...], int]:
+        """Times between tokens, warm, for about that long; weight bytes of such a step."""
         stamps: list[int] = []
-        deadline = time.monotonic() + self._seconds
+        deadline = time.monotonic() + seconds
 
         def on_token(_ids: list[int], _text: str) -> bool:
             stamps.append(time.perf_counter_ns())
-            is_enough = len(stamps) > _WARM_UP_STEPS + MIN_SAMPLES
+            is_enough = len(stamps) > _WARM_UP_STEPS + min_samples
             return not (is_enough and time.monotonic() > deadline)
 
         self._session.reset()
-        config = self.engine.config
-        prompt = spread_prompt(config, self._num_context)
+        prompt = spread_prompt(self.engine.config, self._num_context)
         result = self._session.generate(prompt, greedy(_MAX_STEPS), on_token)
         times = [(b - a) / 1e9 for a, b in zip(stamps, stamps[1:], strict=False)]
-        return Measurement(
-            f"decode/ctx{self._num_context}/1", tuple(times[_WARM_UP_STEPS:] or times), 1,
-            result.stats.weight_bytes_per_step, step_flops(config, 1, 1),
-        )
+        return tuple(times[_WARM_UP_STEPS:] or times), result.stats.weight_bytes_per_step
+
+    def contention(self, num_cores: int) -> list[Measurement]:
+        """One token per step while 0, 1 or ``num_cores`` other processes compute, taking turns.
+
+        What counts is the mean: others get whole slices of time, now in this step, now in that.
+        """
+        counts = sorted({0, 1, num_cores})
+        times: dict[int, list[float]] = {count: [] for count in counts}
+        used_s, wall_s = dict.fromkeys(counts, 0.0), dict.fromkeys(counts, 0.0)
+        num_bytes = 0
+        for _ in range(_CONTENTION_ROUNDS):
+            for count in counts:
+                with Competitors(count) as others:
+                    time.sleep(_SETTLE_S)
+                    used, begin = others.cpu_seconds(), time.monotonic()
+                    window, num_bytes = self._token_times(self._seconds / _CONTENTION_ROUNDS, 1)
+                    used_s[count] += others.cpu_seconds() - used
+                    wall_s[count] += time.monotonic() - begin
+                times[count] += window
+        alone_s = statistics.fmean(times[0])
+        return [
+            Measurement(
+                f"contention/{count}", tuple(times[count]), 1, num_bytes,
+                step_flops(self.engine.config, 1, 1),
+                facts={
+                    "competitors": count,
+                    "competitor_cores": round(used_s[count] / wall_s[count], 3),
+                    "mean_over_alone": round(statistics.fmean(times[count]) / alone_s, 4),
+                    "fair_over_alone": fair_slowdown(self.engine.num_workers, count, num_cores),
+                },
+            )
+            for count in counts
+        ]
 
     def decode_rows(self) -> Measurement:
         """Eight tokens per step, as a verification of drafts would run."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from time import monotonic, perf_counter_ns
 from typing import Any
 
@@ -26,6 +26,7 @@ class Measurement:
     Attributes:
         num_bytes: packed weight bytes that one step has to read.
         num_flops: operations of its matrix products (2 per multiply-add); 0: not counted.
+        facts: further numbers of the case, for its record.
     """
 
     case: str
@@ -34,6 +35,7 @@ class Measurement:
     num_bytes: float
     num_flops: float = 0.0
     is_bytes_estimated: bool = False
+    facts: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def median_s(self) -> float:
@@ -66,6 +68,7 @@ class Measurement:
             "gbs": round(self.gbs, 3),
             "bound_us": round(self.num_bytes / roofs.bandwidth_gbs / 1e3, 2),
             "bandwidth_fraction": round(self.gbs / roofs.bandwidth_gbs, 4),
+            **self.facts,
         }
         if self.num_flops:
             record["flops"] = round(self.num_flops)

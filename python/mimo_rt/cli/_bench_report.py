@@ -80,6 +80,11 @@ def print_measurements(
         header.append("x one token")
         for row, m in zip(rows, measured, strict=True):
             row.append(f"{m.median_s / measured[0].median_s:.3f}")
+    if args.case == "contention":
+        header += ["others' cores", "x alone (mean)", "x fair"]
+        for row, m in zip(rows, measured, strict=True):
+            row += [f"{m.facts['competitor_cores']:.2f}", f"{m.facts['mean_over_alone']:.2f}",
+                    f"{m.facts['fair_over_alone']:.2f}"]
     if bench.roofs.peak_gflops:
         header += ["GFLOP/s", "%bound", "bound by"]
         for row, m in zip(rows, measured, strict=True):

@@ -25,6 +25,7 @@ _HELP = {
     "decode": f"one token per step, and {DECODE_ROWS} tokens per step, without a draft",
     "verify": "steps of 1 to 16 tokens, taking turns, and their cost in one-token steps",
     "prefill": f"a prompt of {PREFILL_TOKENS} tokens",
+    "contention": "one token per step while no, one, one per core other process computes",
 }
 
 
@@ -124,6 +125,8 @@ def _measure(args: argparse.Namespace, bench: Bench) -> tuple[str, list[Measurem
         bench.measure_peak()
     if args.case == "verify":
         return hash_, bench.verify(args.rows)
+    if args.case == "contention":
+        return hash_, bench.contention(_C.num_usable_cores())
     decode = bench.decode()
     if args.case == "prefill":
         return hash_, [bench.prefill(), decode]

@@ -1,0 +1,79 @@
+#include "cpu/core_pin.h"
+
+#include "core/pin.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <charconv>
+#include <chrono>
+#include <cstring>
+
+namespace mimo_rt::cpu {
+namespace {
+
+int64_t now_ns() {
+  const auto now = std::chrono::steady_clock::now().time_since_epoch();
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
+}
+
+/// The second number of "<ran ns> <was ready, did not run ns> <time slices>"; -1: unreadable.
+int64_t read_delay(int file) {
+  char text[96];
+  const ssize_t size = pread(file, text, sizeof text, 0);
+  if (size <= 0) return -1;
+  const char* const end = text + size;
+  const auto* number = static_cast<const char*>(std::memchr(text, ' ', static_cast<size_t>(size)));
+  int64_t delay_ns = -1;
+  if (number) std::from_chars(number + 1, end, delay_ns);
+  return delay_ns;
+}
+
+}  // namespace
+
+CorePin::~CorePin() {
+  if (delay_file_ >= 0) close(delay_file_);
+}
+
+void CorePin::bind(int core) {
+  core_ = core;
+  CPU_ZERO(&allowed_);
+  if (sched_getaffinity(0, sizeof allowed_, &allowed_) == 0)
+    delay_file_ = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
+  pin_this_thread(core);
+  is_bound_ = true;
+  bound_ns_ = reviewed_ns_ = now_ns();
+  if (delay_file_ >= 0) delayed_ns_ = std::max<int64_t>(read_delay(delay_file_), 0);
+}
+
+void CorePin::review() {
+  if (delay_file_ < 0) return;
+  const int64_t now = now_ns();
+  if (now - reviewed_ns_ < kReviewNs) return;
+  const int64_t delayed_ns = read_delay(delay_file_);
+  if (delayed_ns >= 0) judge(now, delayed_ns);
+}
+
+void CorePin::judge(int64_t now_ns, int64_t delayed_ns) {
+  const bool is_shared = (delayed_ns - delayed_ns_) * kSharedPart > now_ns - reviewed_ns_;
+  reviewed_ns_ = now_ns;
+  delayed_ns_ = delayed_ns;
+  if (is_bound_) {
+    if (is_shared) release(now_ns);
+  } else if (!is_shared && now_ns >= bind_again_ns_) {
+    pin_this_thread(core_);
+    is_bound_ = true;
+    bound_ns_ = now_ns;
+  }
+}
+
+void CorePin::release(int64_t now_ns) {
+  if (now_ns - bound_ns_ >= kMaxReleaseNs) release_ns_ = kFirstReleaseNs;  // it went well for long
+  sched_setaffinity(0, sizeof allowed_, &allowed_);
+  is_bound_ = false;
+  bind_again_ns_ = now_ns + release_ns_;
+  release_ns_ = std::min(2 * release_ns_, kMaxReleaseNs);
+}
+
+}  // namespace mimo_rt::cpu
