@@ -53,50 +53,32 @@ MIMO_RT_INLINE void add_scaled(const __m256 (&part)[T][2], __m256 scale0, __m256
   }
 }
 
-/// B neighbouring blocks for T tokens. B only adds independent FMA chains. `x` points at the first
-/// block's activations.
-template <class F, uint32_t T, uint32_t B>
-MIMO_RT_INLINE void direct_blocks(const uint8_t* tile, uint32_t num_blocks, uint32_t block,
-                                  const float* x, float* acc) {
-  __m256 part[B][T][2];
-#pragma GCC unroll 4
-  for (uint32_t b = 0; b < B; ++b)
-#pragma GCC unroll 4
-    for (uint32_t t = 0; t < T; ++t) part[b][t][0] = part[b][t][1] = _mm256_setzero_ps();
-#pragma GCC unroll 4
-  for (uint32_t j = 0; j < F::kVectors; ++j) {
-#pragma GCC unroll 4
-    for (uint32_t b = 0; b < B; ++b) {
-      const float* xb = x + b * layout::kBlockK * T;
-      const uint8_t* vector = tile + ((block + b) * F::kVectors + j) * 64;
-      prefetch(vector);
-      F::expand(
-          vector, j, [&](uint32_t k, __m256 w0, __m256 w1) __attribute__((always_inline)) {
-#pragma GCC unroll 4
-            for (uint32_t t = 0; t < T; ++t) {
-              const __m256 xt = _mm256_broadcast_ss(xb + k * T + t);
-              part[b][t][0] = _mm256_fmadd_ps(w0, xt, part[b][t][0]);
-              part[b][t][1] = _mm256_fmadd_ps(w1, xt, part[b][t][1]);
-            }
-          });
-    }
-  }
-  __m256 scale0, scale1;
-  F::scales(tile, num_blocks, scale0, scale1);
-#pragma GCC unroll 4
-  for (uint32_t b = 0; b < B; ++b) add_scaled<T>(part[b], scale0, scale1, acc);
-}
-
+/// Blocks one after the other: interleaving them would give one token more independent FMA chains,
+/// but also reads several streams, which halves the bandwidth from memory.
 template <class F, uint32_t T>
 MIMO_RT_INLINE void direct_tile(const uint8_t* tile, uint32_t num_blocks, const float* x,
                                 float* acc) {
-  // Eight accumulators hide the latency of the FMA.
-  constexpr uint32_t kBlocks = T == 1 ? 4 : T == 2 ? 2 : 1;
-  uint32_t block = 0;
-  for (; block + kBlocks <= num_blocks; block += kBlocks)
-    direct_blocks<F, T, kBlocks>(tile, num_blocks, block, x + block * layout::kBlockK * T, acc);
-  for (; block < num_blocks; ++block)
-    direct_blocks<F, T, 1>(tile, num_blocks, block, x + block * layout::kBlockK * T, acc);
+  __m256 scale0, scale1;
+  F::scales(tile, num_blocks, scale0, scale1);
+  for (uint32_t block = 0; block < num_blocks; ++block, x += layout::kBlockK * T) {
+    __m256 part[T][2];
+#pragma GCC unroll 4
+    for (uint32_t t = 0; t < T; ++t) part[t][0] = part[t][1] = _mm256_setzero_ps();
+#pragma GCC unroll 4
+    for (uint32_t j = 0; j < F::kVectors; ++j, tile += 64) {
+      prefetch(tile);
+      F::expand(
+          tile, j, [&](uint32_t k, __m256 w0, __m256 w1) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+            for (uint32_t t = 0; t < T; ++t) {
+              const __m256 xt = _mm256_broadcast_ss(x + k * T + t);
+              part[t][0] = _mm256_fmadd_ps(w0, xt, part[t][0]);
+              part[t][1] = _mm256_fmadd_ps(w1, xt, part[t][1]);
+            }
+          });
+    }
+    add_scaled<T>(part, scale0, scale1, acc);
+  }
 }
 
 template <class F>
