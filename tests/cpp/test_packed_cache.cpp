@@ -418,7 +418,8 @@ TEST_CASE("the cache is listed and cleared without touching other files") {
   CHECK(list_packed_cache(cached.root.path() / "absent").empty());
   CHECK_EQ(clear_packed_cache(cached.root.path() / "absent"), 0u);
   const std::string digits(32, 'a');
-  for (const std::string name : {"notes.packed", "config.json", "lock", (digits + ".safetensors").c_str()})
+  for (const std::string& name : {std::string("notes.packed"), std::string("config.json"), std::string("lock"),
+                                  digits + ".safetensors"})
     replace_file(cached.cache / name, "mine");
   fs::create_directory(cached.cache / (std::string(32, 'd') + ".packed"));
   for (const std::string& name : {digits + ".packed", digits + ".lock", digits + ".content",
