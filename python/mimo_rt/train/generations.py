@@ -100,7 +100,7 @@ def make_generations(
     _check_meta(directory, json.loads(json.dumps(recorded)))
     path = directory / f"part-{part_idx}-of-{num_parts}.jsonl"
     done = {(g.prompt, g.temperature): len(g.output_ids) for g in _read_part(path, repair=True)}
-    jobs = [(prompt, t) for t in options.temperatures for prompt in prompts]
+    jobs = [(prompt, t) for prompt in prompts for t in options.temperatures]
     jobs = jobs[part_idx::num_parts]
     num_tokens, num_new = sum(done.values()), 0
     with path.open("a", encoding="utf-8") as file:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ SETS: dict[str, Callable[[int, int], list[Raw]]] = {
 
 
 def built_in_prompts(names: Sequence[str], count: int, seed: int) -> list[Raw]:
-    """``count`` prompts of each named set.
+    """``count`` prompts of each named set, the sets taking turns: any beginning has all of them.
 
     Raises:
         InvalidArgumentError: an unknown set.
@@ -43,7 +44,8 @@ def built_in_prompts(names: Sequence[str], count: int, seed: int) -> list[Raw]:
         raise _C.InvalidArgumentError(
             f"[train] prompt set: expected some of {', '.join(SETS)}, got '{unknown[0]}'."
         )
-    return [raw for name in names for raw in SETS[name](count, seed)]
+    sets = [SETS[name](count, seed) for name in names]
+    return [raw for turn in zip_longest(*sets) for raw in turn if raw is not None]
 
 
 def read_prompt_file(path: Path) -> list[Raw]:
