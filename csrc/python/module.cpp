@@ -7,6 +7,7 @@ PYBIND11_MODULE(_C, m) {
   using namespace mimo_rt::python;
   m.doc() = "C++ core of mimo_rt. The friendly layer is the package mimo_rt itself.";
   m.attr("__version__") = MIMO_RT_VERSION;
+  m.attr("__commit__") = MIMO_RT_COMMIT;
   bind_error(m);
   bind_device(m);
   bind_config(m);

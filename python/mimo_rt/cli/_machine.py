@@ -6,7 +6,6 @@ import datetime
 import functools
 import os
 import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from .. import __version__, _C
 @functools.cache
 def machine_record() -> dict[str, Any]:
     """Processor, cores, memory, commit, date: goes into every benchmark record."""
-    commit, is_dirty = source_commit()
+    commit, is_dirty = built_commit()
     return {
         "version": __version__,
         "commit": commit,
@@ -77,28 +76,13 @@ def huge_pages() -> str:
     return chosen[0] if chosen else "unknown"
 
 
-def source_commit() -> tuple[str | None, bool | None]:
-    """Commit of the source tree that this package or the working directory belongs to.
+def built_commit() -> tuple[str | None, bool | None]:
+    """Commit that the library was built from, and whether with uncommitted changes.
 
-    An installed wheel has none unless the command runs inside the source tree.
+    None when it was not built in a git working tree, as from a source archive.
     """
-    for directory in (Path(__file__).resolve().parent, Path.cwd()):
-        root = _git(directory, "rev-parse", "--show-toplevel")
-        if root and (Path(root) / "include/mimo_rt/version.h").is_file():
-            commit = _git(directory, "rev-parse", "--short=12", "HEAD")
-            return commit, bool(_git(Path(root), "status", "--porcelain", "-uno"))
-    return None, None
-
-
-def _git(directory: Path, *arguments: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(directory), *arguments],
-            capture_output=True, text=True, timeout=10, check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    commit = _C.__commit__
+    return (commit.rstrip("+"), commit.endswith("+")) if commit else (None, None)
 
 
 def _read(path: str) -> str:
