@@ -125,7 +125,7 @@ set(MIMO_RT_AVX2_SOURCES
   csrc/cpu/avx2/prepare.cpp
   csrc/cpu/avx2/prepare_mxfp4.cpp
   csrc/cpu/avx2/table.cpp)
-set(MIMO_RT_AVX2_FLAGS -O3 -mavx2 -mfma)
+set(MIMO_RT_AVX2_FLAGS ${MIMO_RT_KERNEL_OPTIMISATION} -mavx2 -mfma)
 set(MIMO_RT_AVX512_SOURCES
   csrc/cpu/avx512/attend.cpp
   csrc/cpu/avx512/elementwise.cpp
@@ -135,7 +135,7 @@ set(MIMO_RT_AVX512_SOURCES
   csrc/cpu/avx512/gemm_mxfp4_int8.cpp
   csrc/cpu/avx512/prepare.cpp
   csrc/cpu/avx512/table.cpp)
-set(MIMO_RT_AVX512_FLAGS -O3 -mfma -mavx512f -mavx512bw -mavx512vl -mavx512dq
+set(MIMO_RT_AVX512_FLAGS ${MIMO_RT_KERNEL_OPTIMISATION} -mfma -mavx512f -mavx512bw -mavx512vl -mavx512dq
   -Wno-maybe-uninitialized -Wno-uninitialized)  # false positives inside gcc 12 intrinsics
 set(MIMO_RT_AVX512_BF16_FLAGS -mavx512bf16 -mavx512vbmi -mavx512vnni)  # a second time, for processors that have these too
 set(MIMO_RT_CUDA_SOURCES
