@@ -141,20 +141,22 @@ def test_models_that_do_not_fit_are_refused(models, data, tmp_path):
 
 
 def test_gptq_rounds_better_than_the_nearest_value():
-    """Correlated inputs: a smaller error of the output, on the grid, and kept by quantize_mxfp4."""
+    """Correlated inputs: a smaller error of the output, by weights that are not on the grid yet."""
     generator = torch.Generator().manual_seed(3)
     mix = torch.randn(96, 96, generator=generator)
     inputs = torch.randn(2000, 12, generator=generator) @ mix[:12] + 0.2 * torch.randn(2000, 96, generator=generator)
     weight = torch.randn(64, 96, generator=generator)
-    values = gptq.gptq_mxfp4(weight, inputs.T @ inputs)
+    start = gptq.gptq_mxfp4(weight, inputs.T @ inputs)
+    values = quantize_mxfp4(start).values
+    on_the_grid = float((start == values).float().mean())
+    assert on_the_grid < 0.2  # training can move the others by less than half a step
 
     def error(values):
         return float((inputs @ (values - weight).T).norm())
 
     assert error(values) < 0.6 * error(quantize_mxfp4(weight).values)
-    assert torch.equal(quantize_mxfp4(values).values, values)
     independent = gptq.gptq_mxfp4(weight, torch.eye(96))  # control: nothing to make up for
-    assert torch.equal(independent, quantize_mxfp4(weight).values)
+    assert torch.equal(independent, weight)
 
 
 def test_gptq_start_is_nearer_to_the_teacher(models, data):

@@ -4,8 +4,8 @@ Only the expert weights are trained. A step rounds their float32 masters to MXFP
 with the rounded values, and gives the gradient of a rounded value to its master unchanged
 (straight-through). The loss is the Kullback-Leibler divergence of the student's next-token
 distribution from the teacher's, over all positions of a sequence. AdamW trains the masters: they
-start at the values that GPTQ chose near the teacher's weights and move by less than a quantisation step,
-where the orthogonal steps of Muon would be far too coarse.
+start at weights that round to GPTQ's choice and move by less than a quantisation step, where the
+orthogonal steps of Muon would be far too coarse.
 """
 
 from __future__ import annotations

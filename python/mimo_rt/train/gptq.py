@@ -32,9 +32,15 @@ Report = Callable[[str], None]
 
 
 def gptq_mxfp4(weight: Tensor, gram: Tensor, damping: float = ROUNDING_DAMPING) -> Tensor:
-    """Round ``[rows, cols]`` to MXFP4 values for inputs x with ``gram`` = sum of x xᵀ.
+    """Weights near ``weight [rows, cols]`` whose nearest MXFP4 values are GPTQ's choice.
 
-    A block's exponents are those of least squared error when the rounding reaches it.
+    Every weight is what it was when its rounding came, with the errors of those before it made up
+    for. Training wants these and not their rounded values: those lie half a step away from every
+    other value, and small updates would change nothing.
+
+    Args:
+        gram: sum of x xᵀ over the inputs x. A block's exponents are those of least squared error
+            when the rounding reaches it.
     """
     cols = weight.shape[1]
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(_damped(gram, damping)))
@@ -44,7 +50,9 @@ def gptq_mxfp4(weight: Tensor, gram: Tensor, damping: float = ROUNDING_DAMPING) 
         part = slice(begin, begin + MXFP4_BLOCK)
         values[:, part], error = _round_block(rest[:, part], factor[part, part])
         rest[:, part.stop :] -= error @ factor[part, part.stop :]
-    return values
+    # A few blocks have grown into another exponent since theirs was chosen.
+    differs = (quantize_mxfp4(rest).values != values).reshape(len(rest), -1, MXFP4_BLOCK)
+    return torch.where(differs.any(dim=2).repeat_interleave(MXFP4_BLOCK, dim=1), values, rest)
 
 
 def _round_block(block: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,7 +100,7 @@ class _Streams:
 def gptq_experts(
     teacher: TargetModel, student: TargetModel, sequences: Sequence[Tensor], report: Report
 ) -> dict[str, Tensor]:
-    """MXFP4 values of every expert weight of ``student``, rounded layer by layer.
+    """Weights of the experts of ``student``, layer by layer; ``quantize_mxfp4`` of them is GPTQ's.
 
     Args:
         sequences: token ids of calibration texts; some tens of thousands of tokens.
@@ -108,10 +116,13 @@ def gptq_experts(
         for layer_idx in range(num_layers):
             expected.attend(layer_idx)
             got.attend(layer_idx)
+            rounded: dict[str, Tensor] = {}
             if layer_shape(student.config, layer_idx).is_moe:
-                result |= _LayerRounding(teacher, student, layer_idx).run(expected, got)
+                chosen = _LayerRounding(teacher, student, layer_idx).run(expected, got)
+                result |= chosen
+                rounded = {k: quantize_mxfp4(v).values for k, v in chosen.items()}
             expected.x = teacher.mlp_output(expected.x, layer_idx)
-            got.x = student.mlp_output(got.x, layer_idx, {**student.weights, **result})
+            got.x = student.mlp_output(got.x, layer_idx, {**student.weights, **rounded})
             error = float((got.x - expected.x).norm() / expected.x.norm())
             report(f"layer {layer_idx + 1} of {num_layers} rounded, relative error {error:.3f}")
     return result
@@ -135,7 +146,8 @@ class _LayerRounding:
         wanted_input, inputs = expected.normed(self._layer_idx), got.normed(self._layer_idx)
         result = self._round_gate_up(wanted_input, inputs)
         wanted = self._teacher.mlp_output(expected.x, self._layer_idx) - got.x
-        hidden = self._hidden_units(inputs, result)
+        rounded = {k: quantize_mxfp4(v).values for k, v in result.items()}
+        hidden = self._hidden_units(inputs, rounded)
         return result | self._round_down(wanted, hidden)
 
     def _round_gate_up(self, wanted_input: Tensor, inputs: Tensor) -> dict[str, Tensor]:
