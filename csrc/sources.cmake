@@ -104,6 +104,7 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/cpu/worker_pool.cpp
   csrc/cuda/attention_check.cpp
   csrc/cuda/expert_mlp_check.cpp
+  csrc/cuda/persistent_check.cpp
   csrc/cuda/projection_check.cpp
   csrc/cuda/router_check.cpp
   csrc/cuda/sampling_check.cpp
@@ -143,6 +144,7 @@ set(MIMO_RT_CUDA_SOURCES
   csrc/cuda/bench_device.cu
   csrc/cuda/cuda_devices.cu
   csrc/cuda/expert_mlp.cu
+  csrc/cuda/persistent.cu
   csrc/cuda/projection.cu
   csrc/cuda/router.cu
   csrc/cuda/sampling.cu)

@@ -14,6 +14,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 ARCHITECTURES = ("90a", "100a")
 MAX_REGISTERS = 168  # a block has 9 warps: one of the 4 register files of 16384 holds 3 of them
 
+# A block shares out with setmaxnreg only what it was launched with: kLaunchRegisters of persistent_params.h.
+LAUNCH_REGISTERS = {"persistent_kernel": 168}
+
 MAX_SHARED_BYTES = 227 * 1024  # dynamic, compute capability 9.0 and 10.0
 
 # Source -> its kernels. A kernel that is only here or only in the source fails the test.
@@ -21,6 +24,7 @@ KERNELS = {
     "csrc/cuda/attention.cu": {"attention_kernel", "attention_combine_kernel"},
     "csrc/cuda/bench_device.cu": {"read_kernel"},
     "csrc/cuda/expert_mlp.cu": {"expert_gate_up_kernel", "expert_down_kernel"},
+    "csrc/cuda/persistent.cu": {"persistent_kernel"},
     "csrc/cuda/projection.cu": {"projection_fp8_kernel", "projection_fp8_normed_kernel",
                                 "projection_bf16_kernel", "projection_bf16_normed_kernel",
                                 "rms_norm_kernel", "argmax_combine_kernel"},
@@ -84,6 +88,8 @@ def test_kernels_keep_everything_in_registers(source, architecture, tmp_path, ca
     listed = {name for name in KERNELS[source] if any(name in mangled for mangled in resources)}
     assert listed == KERNELS[source] and len(resources) == len(listed)
     assert not over_limits(resources)
+    for name, registers in LAUNCH_REGISTERS.items():
+        assert all(found["registers"] == registers for mangled, found in resources.items() if name in mangled)
 
 
 @needs_nvcc
@@ -160,5 +166,5 @@ def test_the_emulation_has_every_wrapper():
 
 def test_every_kernel_source_is_listed():
     with_kernels = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / "cuda").rglob("*.cu")
-                    if re.search(r"launch_kernel\(|<<<", path.read_text())}
+                    if re.search(r"launch_kernel\(|cudaLaunchKernelEx\(|<<<", path.read_text())}
     assert with_kernels == set(KERNELS)

@@ -21,13 +21,9 @@
 #pragma once
 
 #include "cuda/device/sync/watchdog.cuh"
+#include "cuda/persistent_params.h"
 
 namespace mimo_rt::cuda {
-
-/// One counter per 128 bytes: pollers of one do not slow the signallers of another.
-struct alignas(128) CounterCell {
-  uint32_t value;
-};
 
 __device__ __forceinline__ void signal_counter(CounterCell* counter) {
   ptx::add_release_gpu(&counter->value, 1);

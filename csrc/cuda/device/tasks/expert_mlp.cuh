@@ -44,7 +44,7 @@ struct GateUpUnit {
 __device__ inline void load_expert_gate_up(ExpertShared& shared, const ExpertGateUpParams& p,
                                            UnitRange range, uint32_t& ticket) {
   const uint64_t l2_policy = ptx::evict_first_policy();
-  for (uint32_t u = range.first; u < GateUpUnit::count(p); u += range.stride) {
+  for (uint32_t u = range.first; u < range.limit(GateUpUnit::count(p)); u += range.stride) {
     const GateUpUnit unit = GateUpUnit::get(p, u);
     const ItemTickets tickets = unit.tickets(ticket);
     load_items<Mxfp4Tiles>(shared.ring, tickets, l2_policy,
@@ -74,7 +74,7 @@ __device__ inline void store_act(const ExpertShared& shared, const ExpertGateUpP
 __device__ inline void compute_expert_gate_up(ExpertShared& shared, const ExpertGateUpParams& p,
                                               UnitRange range, uint32_t& ticket) {
   const uint32_t segment = threadIdx.x / 32;  // one item per compute warp
-  for (uint32_t u = range.first; u < GateUpUnit::count(p); u += range.stride) {
+  for (uint32_t u = range.first; u < range.limit(GateUpUnit::count(p)); u += range.stride) {
     const GateUpUnit unit = GateUpUnit::get(p, u);
     const ItemTickets tickets = unit.tickets(ticket);
     if (unit.num_slots > kMaxExpertTokens) ptx::trap();  // a broken route
@@ -131,7 +131,7 @@ __device__ inline void load_expert_down(ExpertShared& shared, const ExpertDownPa
                                         UnitRange range, uint32_t& ticket) {
   const uint64_t l2_policy = ptx::evict_first_policy();
   const DownUnits units(p);
-  for (uint32_t u = range.first; u < DownUnits::count(p); u += range.stride)
+  for (uint32_t u = range.first; u < range.limit(DownUnits::count(p)); u += range.stride)
     for (uint32_t first = 0; first < p.num_segments; first += units.segments_per_pass) {
       const uint32_t pass_size = units.pass_segments(p, first);
       const ItemTickets tickets = units.tickets(p, ticket, pass_size);
@@ -197,7 +197,7 @@ __device__ inline void compute_expert_down(ExpertShared& shared, const ExpertDow
   const uint32_t warp_idx = threadIdx.x / 32;
   const DownUnits units(p);
   list_token_slots(shared, p, units.num_slots);  // the first pass ends with a barrier
-  for (uint32_t u = range.first; u < DownUnits::count(p); u += range.stride) {
+  for (uint32_t u = range.first; u < range.limit(DownUnits::count(p)); u += range.stride) {
     DownSums sums{};
     for (uint32_t first = 0; first < p.num_segments; first += units.segments_per_pass) {
       const uint32_t pass_size = units.pass_segments(p, first);

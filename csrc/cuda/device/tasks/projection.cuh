@@ -23,8 +23,9 @@ namespace mimo_rt::cuda {
 inline constexpr uint32_t kNoRow = 0xffffffffu;
 inline constexpr uint32_t kMaxProjectionPartials = kProjectionParts * kMaxTokens;
 
-// Elements of rows in shared memory: what is left of it. 3 rows of 6144, 8 of 2560.
-inline constexpr uint32_t kKeptElements = 21000;
+// Elements of rows in shared memory: what is left of it, and by the persistent kernel's task slots.
+// 3 rows of 6144, 8 of 2560.
+inline constexpr uint32_t kKeptElements = 20544;
 
 struct ProjectionShared {
   WeightRing ring;
@@ -75,20 +76,47 @@ struct ProjectionUnits {
   }
 };
 
+/// Walks the passes of all units: `action(units, unit, first_segment, pass_size, tickets)`. Ends
+/// with the ticket after the task's last.
+template <typename Tiles, typename Action>
+__device__ __forceinline__ void walk_projection(const ProjectionParams& p, UnitRange range,
+                                                uint32_t& ticket, const Action& action) {
+  const ProjectionUnits<Tiles> units(p);
+  for (uint32_t u = range.first; u < range.limit(units.count(p)); u += range.stride)
+    for (uint32_t first = 0; first < p.num_segments; first += units.segments_per_pass) {
+      const uint32_t pass_size = units.pass_segments(p, first);
+      const ItemTickets tickets = units.tickets(p, ticket, pass_size);
+      action(units, u, first, pass_size, tickets);
+      ticket = tickets.end();
+    }
+}
+
 template <typename Tiles>
 __device__ void load_projection(ProjectionShared& shared, const ProjectionParams& p,
                                 UnitRange range, uint32_t& ticket) {
   const uint64_t l2_policy = ptx::evict_first_policy();
-  const ProjectionUnits<Tiles> units(p);
-  for (uint32_t u = range.first; u < units.count(p); u += range.stride)
-    for (uint32_t first = 0; first < p.num_segments; first += units.segments_per_pass) {
-      const uint32_t pass_size = units.pass_segments(p, first);
-      const ItemTickets tickets = units.tickets(p, ticket, pass_size);
-      load_items<Tiles>(shared.ring, tickets, l2_policy, [&](uint32_t item) {
-        return units.run(p, u, first + item / kProjectionParts, item % kProjectionParts);
-      });
-      ticket = tickets.end();
-    }
+  walk_projection<Tiles>(p, range, ticket,
+                         [&](const ProjectionUnits<Tiles>& units, uint32_t u, uint32_t first,
+                             uint32_t /*pass_size*/, const ItemTickets& tickets) {
+                           load_items<Tiles>(shared.ring, tickets, l2_policy, [&](uint32_t item) {
+                             return units.run(p, u, first + item / kProjectionParts,
+                                              item % kProjectionParts);
+                           });
+                         });
+}
+
+/// Compute warps, instead of compute_projection: gives back what the loader has brought.
+template <typename Tiles>
+__device__ void skip_projection(ProjectionShared& shared, const ProjectionParams& p,
+                                UnitRange range, uint32_t& ticket) {
+  uint32_t t = ticket + threadIdx.x / 32;
+  walk_projection<Tiles>(p, range, ticket,
+                         [](const ProjectionUnits<Tiles>&, uint32_t, uint32_t, uint32_t,
+                            const ItemTickets&) {});
+  for (; static_cast<int32_t>(t - ticket) < 0; t += kComputeWarps) {
+    (void)shared.ring.wait(t);
+    shared.ring.release(t, threadIdx.x % 32);
+  }
 }
 
 /// Where the rows of all tokens are. A compute barrier must follow.
@@ -230,7 +258,7 @@ __device__ void compute_projection(ProjectionShared& shared, const ProjectionPar
   else if (kIsNormed)
     measure_rows(shared, p);
   compute_barrier();
-  for (uint32_t u = range.first; u < units.count(p); u += range.stride) {
+  for (uint32_t u = range.first; u < range.limit(units.count(p)); u += range.stride) {
     ProjectionOutputs outputs{};
     for (uint32_t first = 0; first < p.num_segments; first += units.segments_per_pass) {
       const uint32_t pass_size = units.pass_segments(p, first);

@@ -44,7 +44,7 @@ __device__ __forceinline__ void normalise_pairs(const float* weight, float inver
 /// A unit is one token; each compute warp does every eighth unit of its block.
 __device__ inline void compute_rms_norm(const RmsNormParams& p, UnitRange range) {
   const uint32_t warp_idx = threadIdx.x / 32, lane_idx = threadIdx.x % 32;
-  for (uint32_t u = range.first + warp_idx * range.stride; u < p.num_tokens;
+  for (uint32_t u = range.first + warp_idx * range.stride; u < range.limit(p.num_tokens);
        u += kComputeWarps * range.stride) {
     const uint16_t* row = p.x.row(p.row_ids ? p.row_ids[u] : u);
     const float inverse_rms = inverse_rms_of(row, p.k, p.eps);

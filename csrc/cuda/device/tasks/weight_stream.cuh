@@ -16,9 +16,12 @@ namespace mimo_rt::cuda {
 
 using WeightRing = Ring<kNumStages, kStageBytes>;
 
-/// Which units of a task a block does: first, first + stride, …
+/// Which units of a task a block does: first, first + stride, … below `end` and below all there are.
 struct UnitRange {
   uint32_t first, stride;
+  uint32_t end = 0xffffffffu;
+
+  __device__ uint32_t limit(uint32_t num_units) const { return end < num_units ? end : num_units; }
 };
 
 // Floats per row of 16 partial sums: with 20 the stores of a fragment touch all banks once.

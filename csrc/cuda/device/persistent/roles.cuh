@@ -1,0 +1,178 @@
+// The roles of the persistent kernel. Each walks the block's task slots on its own; what it waits
+// for is stated in task_slots.cuh and counter.cuh.
+//
+// Leaving early. Only the waiter and the controller wait for other blocks. When such a wait fails,
+// the waiter marks this task and all after it as skipped, and the controller ends the list at the
+// next slot it fills. The loader does not look at the mark where it need not (projections), so the
+// compute warps give those weights back: nothing is on its way when the block ends.
+#pragma once
+
+#include "cuda/device/persistent/bodies.cuh"
+#include "cuda/device/sync/counter.cuh"
+
+namespace mimo_rt::cuda {
+
+struct PersistentShared {
+  WorkShared work;
+  TaskSlots slots;
+  uint32_t tickets[kComputeWarps];  ///< of the ring: where each compute warp is, between tasks
+};
+static_assert(sizeof(PersistentShared) <= kMaxSharedBytes);
+
+__device__ __forceinline__ bool wait_for_task_input(const PersistentParams& p, uint32_t counter,
+                                                    uint32_t expected, uint32_t task_idx,
+                                                    const Task& task) {
+  return wait_for_counter(p.watchdog, &p.counters[counter], expected,
+                          {blockIdx.x, task_idx, static_cast<uint32_t>(task.kind), task.layer_idx,
+                           EdgeKind::counter, counter});
+}
+
+/// All lanes: brings a task into the slot. The `is_end` slot has no task.
+__device__ inline void fill_slot(const PersistentParams& p, TaskSlot& slot, uint32_t use,
+                                 uint32_t task_idx, uint32_t epoch) {
+  const uint32_t lane_idx = threadIdx.x % 32;
+  const uint64_t global_idx = p.worker_begin[blockIdx.x] + task_idx;
+  const auto* task = reinterpret_cast<const uint32_t*>(p.tasks + global_idx);
+  const auto* operands = reinterpret_cast<const uint32_t*>(p.operands + global_idx);
+  for (uint32_t i = lane_idx; i < sizeof(Task) / 4; i += 32)
+    reinterpret_cast<uint32_t*>(&slot.task)[i] = task[i];
+  for (uint32_t i = lane_idx; i < sizeof(TaskOperands) / 4; i += 32)
+    reinterpret_cast<uint32_t*>(&slot.operands)[i] = operands[i];
+  if (lane_idx == 0) {
+    slot.use = use;
+    slot.task_idx = task_idx;
+    slot.epoch = epoch;
+  }
+}
+
+/// Controller warp: all tasks of all epochs, then the end.
+__device__ inline void run_controller(PersistentShared& shared, const PersistentParams& p) {
+  const uint32_t lane_idx = threadIdx.x % 32;
+  const uint32_t num_tasks = p.worker_begin[blockIdx.x + 1] - p.worker_begin[blockIdx.x];
+  uint32_t use = 0;
+  bool goes_on = num_tasks != 0;
+  for (uint32_t e = 0; goes_on && e < p.num_epochs; ++e) {
+    const uint32_t epoch = p.first_epoch + e;
+    if (e != 0) {  // what the next epoch does is known when this one is over
+      uint32_t is_over = 0;
+      Watchdog watchdog = p.watchdog;
+      watchdog.deadline_ns *= 2;  // waits for everybody: who hangs for another reason reports first
+      if (lane_idx == 0)
+        is_over = wait_for_counter(watchdog, &p.counters[p.gate_counter],
+                                   epoch * p.counter_totals[p.gate_counter],
+                                   {blockIdx.x, num_tasks, kNumTaskKinds, kNoLayer,
+                                    EdgeKind::counter, p.gate_counter});
+      goes_on = ptx::shuffle(is_over, 0) != 0;
+    }
+    for (uint32_t i = 0; goes_on && i < num_tasks; ++i, ++use) {
+      TaskSlot& slot = shared.slots.wait_free(use);
+      goes_on = slot.is_skipped == 0;
+      if (!goes_on) break;
+      ptx::sync_warp();
+      fill_slot(p, slot, use, i, epoch);
+      if (lane_idx == 0) slot.is_end = 0;
+      ptx::sync_warp();
+      if (lane_idx == 0) ptx::mbarrier_arrive(&slot.full);
+    }
+  }
+  TaskSlot& slot = shared.slots.wait_free(use);
+  if (lane_idx != 0) return;
+  slot.is_end = 1;
+  ptx::mbarrier_arrive(&slot.full);
+}
+
+/// One lane: waits for the inputs of one task after the other.
+__device__ inline void run_waiter(PersistentShared& shared, const PersistentParams& p) {
+  if (threadIdx.x % 32 != 0) return;
+  bool is_skipped = false;
+  for (uint32_t use = 0;; ++use) {
+    TaskSlot& slot = shared.slots.wait_full(use);
+    if (slot.is_end) return;
+    const Task& task = slot.task;
+    for (uint32_t i = 0; i < task.num_waits && !is_skipped; ++i) {
+      const Wait& wait = task.waits[i];
+      const uint32_t expected = slot.epoch * p.counter_totals[wait.counter] + wait.value;
+      is_skipped = !wait_for_task_input(p, wait.counter, expected, slot.task_idx, task);
+    }
+    slot.is_skipped = is_skipped;
+    ptx::mbarrier_arrive(&slot.ready);
+  }
+}
+
+/// Loader warp: weights first; only which experts to read waits for the route.
+__device__ inline void run_loader(PersistentShared& shared) {
+  uint32_t ticket = 0;
+  for (uint32_t use = 0;; ++use) {
+    TaskSlot& slot = shared.slots.wait_full(use);
+    if (slot.is_end) return;
+    bool is_skipped = false;
+    if (needs_route(slot)) {
+      shared.slots.wait_ready(use);
+      is_skipped = slot.is_skipped != 0;
+    }
+    if (!is_skipped) load_task(shared.work, slot, ticket);
+    ptx::sync_warp();
+    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(&slot.is_free);
+  }
+}
+
+/// Compute warps. Between tasks a warp's state lies in shared memory: the products need the
+/// registers, and ptxas would spill it.
+__device__ inline void run_compute(PersistentShared& shared) {
+  uint32_t& first_ticket = shared.tickets[threadIdx.x / 32];
+  for (uint32_t use = 0;;) {
+    TaskSlot& slot = shared.slots.wait_full(use);
+    if (slot.is_end) return;
+    shared.slots.wait_ready(use);
+    compute_barrier();  // the task before has another use for the same shared memory
+    uint32_t ticket = first_ticket;
+    if (slot.is_skipped)
+      skip_task(shared.work, slot, ticket);
+    else
+      compute_task(shared.work, slot, ticket);
+    use = slot.use + 1;
+    ptx::sync_warp();
+    if (threadIdx.x % 32 != 0) continue;
+    first_ticket = ticket;  // all lanes read it after the next barrier
+    ptx::mbarrier_arrive(&slot.done);
+  }
+}
+
+/// One lane: the results of all compute warps are there (acquired with `done`), then the signal.
+/// Apart from the compute warps, which need not wait for its fence.
+__device__ inline void run_publisher(PersistentShared& shared, const PersistentParams& p) {
+  if (threadIdx.x % 32 != 0) return;
+  for (uint32_t use = 0;; ++use) {
+    TaskSlot& slot = shared.slots.wait_full(use);
+    if (slot.is_end) return;
+    shared.slots.wait_done(use);
+    if (!slot.is_skipped && slot.task.signal_counter != kNoCounter)
+      signal_counter(&p.counters[slot.task.signal_counter]);
+    ptx::mbarrier_arrive(&slot.is_free);
+  }
+}
+
+__global__ void __launch_bounds__(kPersistentThreads, 1)
+    persistent_kernel(const __grid_constant__ PersistentParams params) {
+  auto& shared = *reinterpret_cast<PersistentShared*>(ptx::dynamic_shared_memory());
+  if (threadIdx.x == 0) {
+    shared.work.projection.ring.init();
+    shared.slots.init();
+    for (uint32_t& ticket : shared.tickets) ticket = 0;
+  }
+  ptx::named_barrier_sync(0, kPersistentThreads);
+  const uint32_t warp_idx = threadIdx.x / 32;
+  if (warp_idx < kComputeWarps) {
+    ptx::raise_registers<kComputeRegisters>();
+    return run_compute(shared);
+  }
+  ptx::lower_registers<kServiceRegisters>();
+  switch (warp_idx - kComputeWarps) {
+    case 0: return run_controller(shared, params);
+    case 1: return run_loader(shared);
+    case 2: return run_waiter(shared, params);
+    default: return run_publisher(shared, params);
+  }
+}
+
+}  // namespace mimo_rt::cuda

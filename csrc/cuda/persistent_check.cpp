@@ -1,0 +1,23 @@
+// Checks of the persistent kernel's arguments. No CUDA in here: they are tested on every machine.
+#include "cuda/param_checks.h"
+#include "cuda/persistent.h"
+
+namespace mimo_rt::cuda {
+
+void check_persistent(const PersistentParams& p, uint32_t num_blocks) {
+  constexpr const char* kWhere = "cuda.persistent";
+  MIMO_RT_CHECK(num_blocks != 0, invalid_argument, kWhere,
+                "num_blocks: expected the number of workers, got 0");
+  check_pointer(kWhere, "tasks", p.tasks, alignof(Task));
+  check_pointer(kWhere, "operands", p.operands, alignof(TaskOperands));
+  check_pointer(kWhere, "worker_begin", p.worker_begin, 4);
+  check_pointer(kWhere, "counters", p.counters, alignof(CounterCell));
+  check_pointer(kWhere, "counter_totals", p.counter_totals, 4);
+  check_pointer(kWhere, "watchdog.stop", p.watchdog.stop, 4);
+  check_pointer(kWhere, "watchdog.report", p.watchdog.report, alignof(HangReport));
+  const uint64_t deadline_ns = p.watchdog.deadline_ns;
+  MIMO_RT_CHECK(deadline_ns != 0 && deadline_ns <= kMaxDeadlineNs, invalid_argument, kWhere,
+                "watchdog.deadline_ns: expected 1 .. ", kMaxDeadlineNs, ", got ", deadline_ns);
+}
+
+}  // namespace mimo_rt::cuda

@@ -1,0 +1,296 @@
+// The persistent kernel, its own source under the emulated GPU: epochs of a small layer give the
+// bits of the single kernels launched one after the other, in every schedule and for every number
+// of blocks; an edge that is missing is found; a signal that does not come ends all blocks.
+#define MIMO_RT_HOST_EMULATION
+#include "check.h"
+#include "cuda/device/persistent/roles.cuh"
+#include "cuda/device/tasks/expert_kernels.cuh"
+#include "cuda/device/tasks/projection_kernels.cuh"
+#include "cuda/persistent.h"
+#include "emulation/schedule.h"
+#include "projection_fixture.h"
+
+using namespace mimo_rt;
+using namespace fixture;
+
+namespace {
+
+constexpr uint32_t kTokens = 3, kHidden = 96, kWidth = 64, kEpochs = 3;
+constexpr uint32_t kNumStages = 6, kGate = 5, kNone = kNumStages;
+
+/// h = norm(x), q = W1 h, act = experts' gate_up(q), sums = their down(act), x += W2 q, and a norm
+/// of x that closes the epoch: counter s is that of stage s.
+struct Layer {
+  Dense w1{PackedFormat::fp8_e4m3, kHidden, kHidden, 1};
+  Dense w2{PackedFormat::bf16, kHidden, kHidden, 2};
+  Experts experts{{kHidden, kWidth, 4}, Weights::random, 3};
+  Route route = Route::random(kTokens, 2, 4, 4);
+  AlignedRows<float> norm_weight{1, kHidden, 1.5f};
+  AlignedRows<bf16_t> x{kTokens, kHidden, 0}, h{kTokens, kHidden, 0x7fc1};
+  AlignedRows<bf16_t> q{kTokens, kHidden, 0x7fc1}, last{kTokens, kHidden, 0x7fc1};
+  AlignedRows<bf16_t> act{route.num_slots(), kWidth, 0x7fc1};
+  AlignedRows<float> sums{kTokens, kHidden, -77.0f};
+
+  Layer() { fill_rows(x, kHidden, 5); }
+
+  cuda::RmsNormParams norm(const AlignedRows<bf16_t>& out) const {
+    cuda::RmsNormParams p;
+    p.x = {x.data, x.stride};
+    p.weight = norm_weight.data;
+    p.out = {out.data, out.stride};
+    p.eps = 1e-5f;
+    p.num_tokens = kTokens;
+    p.k = kHidden;
+    return p;
+  }
+  cuda::ProjectionParams project_q() {
+    cuda::ProjectionParams p = w1.params(h, kTokens);
+    p.store = cuda::ProjectionStore::bf16;
+    p.out_bf16 = {q.data, q.stride};
+    return p;
+  }
+  cuda::ProjectionParams project_x() {
+    cuda::ProjectionParams p = w2.params(q, kTokens);
+    p.store = cuda::ProjectionStore::add_residual;
+    p.out_bf16 = {x.data, x.stride};
+    return p;
+  }
+  template <typename Params>
+  void set_sizes(Params& p) const {
+    p.num_tokens = kTokens;
+    p.max_slots = route.num_slots();
+    p.hidden_size = kHidden;
+    p.width = kWidth;
+  }
+  cuda::ExpertGateUpParams gate_up() {
+    cuda::ExpertGateUpParams p;
+    set_sizes(p);
+    p.tiles = Experts::aligned(experts.gate_up_tiles);
+    p.x = {q.data, q.stride};
+    p.act = {act.data, act.stride};
+    p.route = route.table();
+    return p;
+  }
+  cuda::ExpertDownParams down() {
+    cuda::ExpertDownParams p;
+    set_sizes(p);
+    p.tiles = Experts::aligned(experts.down_tiles);
+    p.act = {act.data, act.stride};
+    p.sums = {sums.data, sums.stride};
+    p.route = route.table();
+    p.num_segments = 2;
+    return p;
+  }
+  bool operator==(const Layer& other) const {
+    const auto same = [](const auto& a, const auto& b) {
+      return !std::memcmp(a.data, b.data, uint64_t{a.rows} * a.stride * sizeof a.data[0]);
+    };
+    return same(x, other.x) && same(last, other.last) && same(act, other.act) &&
+           same(sums, other.sums);
+  }
+};
+
+template <typename Params>
+void launch_alone(void (*kernel)(Params), const std::type_identity_t<Params>& params) {
+  emulation::LaunchOptions options;
+  options.num_threads = cuda::kBlockThreads;
+  options.shared_bytes = std::max(sizeof(cuda::ProjectionShared), sizeof(cuda::ExpertShared));
+  CHECK_EQ(emulation::launch(options, kernel, params).error, std::string());
+}
+
+void launch_norm(const cuda::RmsNormParams& params) {
+  emulation::LaunchOptions options;
+  options.num_threads = cuda::kComputeWarps * 32;
+  CHECK_EQ(emulation::launch(options, cuda::rms_norm_kernel, params).error, std::string());
+}
+
+const Layer& expected() {
+  static Layer layer;
+  static const bool is_done = [] {
+    for (uint32_t epoch = 0; epoch < kEpochs; ++epoch) {
+      launch_norm(layer.norm(layer.h));
+      launch_alone(cuda::projection_kernel(layer.project_q()), layer.project_q());
+      launch_alone(cuda::expert_gate_up_kernel, layer.gate_up());
+      launch_alone(cuda::expert_down_kernel, layer.down());
+      launch_alone(cuda::projection_kernel(layer.project_x()), layer.project_x());
+      launch_norm(layer.norm(layer.last));
+    }
+    return true;
+  }();
+  (void)is_done;
+  return layer;
+}
+
+struct Change {
+  uint32_t no_wait = kNone;           ///< a stage whose tasks wait for nothing
+  uint32_t no_signal = kNone;         ///< a stage whose last worker does not signal
+  std::vector<uint32_t> epochs = {kEpochs};  ///< of each launch
+  uint32_t first_epoch = 0;
+};
+
+/// The lists of all workers: every stage is shared by all, but for the last.
+struct Program {
+  std::vector<Task> tasks;
+  std::vector<cuda::TaskOperands> operands;
+  std::vector<uint32_t> worker_begin{0}, totals;
+
+  Program(Layer& layer, uint32_t num_workers, const Change& change) {
+    totals.assign(kNumStages, num_workers);
+    totals[kGate] = 1;
+    for (uint32_t w = 0; w < num_workers; ++w) {
+      add(TaskKind::rms_norm, 0, w, kTokens, layer.norm(layer.h), cuda::TaskBody::rms_norm);
+      add(TaskKind::qkv_proj, 1, w, kHidden / 16, layer.project_q(), cuda::TaskBody::projection);
+      add(TaskKind::expert_gate_up, 2, w, kWidth / 8, layer.gate_up(),
+          cuda::TaskBody::expert_gate_up);
+      add(TaskKind::expert_down, 3, w, kHidden / 16, layer.down(), cuda::TaskBody::expert_down);
+      add(TaskKind::o_proj, 4, w, kHidden / 16, layer.project_x(), cuda::TaskBody::projection);
+      if (w == 0)
+        add(TaskKind::rms_norm, kGate, w, kTokens, layer.norm(layer.last),
+            cuda::TaskBody::rms_norm);
+      worker_begin.push_back(static_cast<uint32_t>(tasks.size()));
+    }
+    for (Task& task : tasks) {
+      const uint32_t stage = task.signal_counter;
+      task.tile_stride = stage == kGate ? 1 : num_workers;
+      if (stage == change.no_wait) task.num_waits = 0;
+      if (stage == change.no_signal && task.tile_first == num_workers - 1)
+        task.signal_counter = kNoCounter;
+    }
+  }
+
+  template <typename Params>
+  void add(TaskKind kind, uint32_t stage, uint32_t worker, uint32_t tile_end, const Params& params,
+           cuda::TaskBody body) {
+    // Stage 4 needs stage 1, and is after stage 3 in the list, which has waited for more.
+    constexpr uint32_t kWaitsFor[kNumStages] = {kNone, 0, 1, 2, kNone, 3};
+    Task task{};
+    task.kind = kind;
+    task.layer_idx = 7;
+    task.tile_first = worker;
+    task.tile_end = tile_end;
+    task.signal_counter = stage;
+    const uint32_t source = kWaitsFor[stage];
+    if (source != kNone) task.waits[task.num_waits++] = {source, totals[source]};
+    if (stage == kGate) task.waits[task.num_waits++] = {4, totals[4]};
+    tasks.push_back(task);
+    cuda::TaskOperands of_task{};
+    std::memcpy(of_task.params, &params, sizeof params);
+    of_task.body = body;
+    operands.push_back(of_task);
+  }
+};
+
+struct Outcome {
+  std::string error;
+  bool is_right = false;
+  uint32_t stop = 0;
+  cuda::HangReport report{};
+  bool found() const { return !error.empty() || !is_right || stop != cuda::kRunning; }
+};
+
+Outcome run(uint32_t num_blocks, uint64_t seed, const Change& change = {}) {
+  Layer layer;
+  const Program program(layer, num_blocks, change);
+  std::vector<cuda::CounterCell> counters(kNumStages);
+  for (uint32_t c = 0; c < kNumStages; ++c)
+    counters[c].value = change.first_epoch * program.totals[c];
+  Outcome outcome;
+  cuda::PersistentParams params;
+  params.tasks = program.tasks.data();
+  params.operands = program.operands.data();
+  params.worker_begin = program.worker_begin.data();
+  params.counters = counters.data();
+  params.counter_totals = program.totals.data();
+  params.gate_counter = kGate;
+  params.first_epoch = change.first_epoch;
+  params.watchdog = {&outcome.stop, &outcome.report, 800'000};
+  emulation::LaunchOptions options;
+  options.num_blocks = num_blocks;
+  options.num_threads = cuda::kPersistentThreads;
+  options.shared_bytes = sizeof(cuda::PersistentShared);
+  options.seed = seed;
+  for (const uint32_t num_epochs : change.epochs) {
+    params.num_epochs = num_epochs;
+    outcome.error += emulation::launch(options, cuda::persistent_kernel, params).error;
+    params.first_epoch += num_epochs;
+  }
+  outcome.is_right = layer == expected();
+  return outcome;
+}
+
+void check_clean(const Outcome& outcome) {
+  if (!outcome.error.empty()) check::report(__FILE__, __LINE__, outcome.error);
+  CHECK(outcome.is_right);
+  CHECK_EQ(outcome.stop, cuda::kRunning);
+}
+
+}  // namespace
+
+TEST_CASE("the bits are those of the single kernels, in every schedule") {
+  for (uint64_t seed = 0; seed <= 6; ++seed) check_clean(run(3, seed));
+}
+
+TEST_CASE("the bits are the same for every number of blocks") {
+  for (const uint32_t num_blocks : {1, 2, 7}) check_clean(run(num_blocks, num_blocks));
+}
+
+TEST_CASE("a launch may run any number of epochs, and counters may wrap around") {
+  check_clean(run(2, 1, {.epochs = {1, 2}}));
+  check_clean(run(2, 2, {.epochs = {2, 0, 1}, .first_epoch = 0xfffffffeu}));
+}
+
+TEST_CASE("an edge that is left out is found") {
+  for (const uint32_t stage : {1, 2, 3, 5}) {
+    uint32_t num_found = 0;
+    for (uint64_t seed = 1; seed <= 8; ++seed)
+      num_found += run(3, seed, {.no_wait = stage}).found();
+    if (num_found == 0)
+      check::report(__FILE__, __LINE__, "stage " + std::to_string(stage) + " waits for nothing");
+    CHECK(num_found != 0);
+  }
+}
+
+TEST_CASE("a signal that does not come ends all blocks, with a report and no copy on its way") {
+  for (uint64_t seed = 0; seed <= 4; ++seed) {
+    const Outcome outcome = run(2, seed, {.no_signal = 0});
+    CHECK_EQ(outcome.error, std::string());
+    CHECK_EQ(outcome.stop, cuda::kHung);
+    const cuda::HangReport& report = outcome.report;
+    CHECK_EQ(report.is_written, 1u);
+    CHECK_EQ(report.expected, 2u);
+    CHECK_EQ(report.seen, 1u);
+    CHECK_EQ(report.site.edge_idx, 0u);
+    CHECK_EQ(report.site.task_idx, 1u);
+    CHECK_EQ(report.site.layer_idx, 7u);
+    CHECK_EQ(report.site.kind, static_cast<uint32_t>(TaskKind::qkv_proj));
+  }
+}
+
+TEST_CASE("bad arguments are refused before a launch") {
+  Layer layer;
+  const Program program(layer, 1, {});
+  std::vector<cuda::CounterCell> counters(kNumStages);
+  uint32_t stop = 0;
+  cuda::HangReport report{};
+  cuda::PersistentParams good;
+  good.tasks = program.tasks.data();
+  good.operands = program.operands.data();
+  good.worker_begin = program.worker_begin.data();
+  good.counters = counters.data();
+  good.counter_totals = program.totals.data();
+  good.watchdog = {&stop, &report, 1'000'000};
+  cuda::check_persistent(good, 1);
+  const auto refused = [&](const char* needle, auto change, uint32_t num_blocks = 1) {
+    cuda::PersistentParams bad = good;
+    change(bad);
+    CHECK_THROWS(invalid_argument, needle, cuda::check_persistent(bad, num_blocks));
+  };
+  refused("num_blocks: expected the number of workers, got 0", [](auto&) {}, 0);
+  refused("tasks: expected memory, got null", [](auto& p) { p.tasks = nullptr; });
+  refused("counters: expected memory, got null", [](auto& p) { p.counters = nullptr; });
+  refused("watchdog.stop: expected", [](auto& p) { p.watchdog.stop = nullptr; });
+  refused("watchdog.deadline_ns: expected 1 ..", [](auto& p) { p.watchdog.deadline_ns = 0; });
+  refused("got 9000000000", [](auto& p) { p.watchdog.deadline_ns = 9'000'000'000; });
+}
+
+CHECK_MAIN()
