@@ -68,6 +68,7 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/weights/work_items.cpp
   csrc/kv/kv_cache.cpp
   csrc/sampling/candidate_set.cpp
+  csrc/sampling/exp_block.cpp
   csrc/sampling/sampler.cpp
   csrc/sampling/speculative.cpp
   csrc/engine/bandwidth.cpp

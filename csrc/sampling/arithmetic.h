@@ -57,8 +57,12 @@ struct WeightScale {
   /// 0: not a candidate.
   MIMO_RT_HOST_DEVICE uint64_t weight(double score) const {
     const double x = exponent(score);
-    if (x < cutoff) return 0;
-    return static_cast<uint64_t>(double{Float64(fixed_exp(x)) * Float64(one) + Float64(0.5)});
+    return weight(x, fixed_exp(x));
+  }
+  /// The same from an exponent and fixed_exp of it.
+  MIMO_RT_HOST_DEVICE uint64_t weight(double x, double exp_x) const {
+    const auto rounded = static_cast<int64_t>(double{Float64(exp_x) * Float64(one) + Float64(0.5)});
+    return static_cast<uint64_t>(rounded) * static_cast<uint64_t>(!(x < cutoff));
   }
   MIMO_RT_HOST_DEVICE bool passes_min_p(uint64_t weight, float min_p) const {
     return !(static_cast<double>(weight) < double{Float64(static_cast<double>(min_p)) * Float64(one)});

@@ -1,34 +1,51 @@
 #include "sampling/candidate_set.h"
 
+#include "sampling/exp_block.h"
+
 namespace mimo_rt {
 namespace {
 
-CandidateSet collect(const LogitRow& row, const SampleRequest& request) {
-  auto* first = static_cast<Candidate*>(request.scratch);
-  CandidateSet set{first, first};
-  const uint32_t k = request.params->sample_top_k;
-  if (k > 0 && k < row.size) {
-    TopSelector top(first, TopSelector::capacity_for(k, row.size), k);
-    for_each_candidate(row, request, [&](double score, uint32_t id) { top.add(score, id); });
-    set.last = first + top.finish();
-    set.in_id_order = false;
-  } else {
-    for_each_candidate(row, request,
-                       [&](double score, uint32_t id) { *set.last++ = {score, 0, id}; });
+/// Weighs candidates in blocks and stores those whose weight is not 0. `out` may be where the candidates come from.
+class Weigher {
+ public:
+  Weigher(const WeightScale& scale, Candidate* out) : scale_(scale), last_(out) {
+    std::fill(exponents_, exponents_ + kExpBlock, 0.0);
   }
-  return set;
-}
 
-/// Softmax with temperature; drops what rounds to zero.
-WeightScale weigh(CandidateSet& set, double temperature, uint32_t num_logits) {
-  double best = set.first->score;
-  for (const Candidate* c = set.first; c != set.last; ++c) best = std::max(best, c->score);
-  const WeightScale scale(best, temperature, num_logits);
-  Candidate* kept = set.first;
-  for (const Candidate* c = set.first; c != set.last; ++c)
-    if (const uint64_t weight = scale.weight(c->score)) *kept++ = {c->score, weight, c->token_id};
-  set.last = kept;
-  return scale;
+  void add(double score, uint32_t token_id) {
+    scores_[size_] = score;
+    exponents_[size_] = scale_.exponent(score);
+    token_ids_[size_] = token_id;
+    if (++size_ == kExpBlock) store_block();
+  }
+
+  Candidate* finish() {
+    store_block();
+    return last_;
+  }
+
+ private:
+  void store_block() {
+    double exps[kExpBlock];
+    fixed_exp_block(exponents_, exps);
+    for (uint32_t i = 0; i < size_; ++i) {
+      const uint64_t weight = scale_.weight(exponents_[i], exps[i]);
+      *last_ = {scores_[i], weight, token_ids_[i]};  // never beyond the candidate that it comes from
+      last_ += weight != 0;
+    }
+    size_ = 0;
+  }
+
+  const WeightScale scale_;
+  Candidate* last_;
+  uint32_t size_ = 0;
+  double scores_[kExpBlock], exponents_[kExpBlock];
+  uint32_t token_ids_[kExpBlock];
+};
+
+/// Scores up to here have weight 0; so have a few above.
+double zero_weight_score(const WeightScale& scale) {
+  return std::nextafter(scale.best + 1.0001 * scale.cutoff / scale.inverse_temperature, -HUGE_VAL);
 }
 
 /// Keeps the smallest set of best candidates whose probability reaches `top_p`.
@@ -52,11 +69,39 @@ void filter_min_p(CandidateSet& set, const WeightScale& scale, float min_p) {
 
 }  // namespace
 
+uint32_t best_candidates(const LogitRow& row, const SampleRequest& request, uint32_t k) {
+  TopSelector top(static_cast<Candidate*>(request.scratch), TopSelector::capacity_for(k, row.size), k);
+  for_each_above(row, request, [&] { return top.limit(); },
+                 [&](double score, uint32_t id) { top.add(score, id); });
+  return top.finish();
+}
+
 CandidateSet weighed_candidates(const LogitRow& row, const SampleRequest& request) {
   const SamplingParams& params = *request.params;
-  CandidateSet set = collect(row, request);
-  if (set.empty()) return set;
-  const WeightScale scale = weigh(set, params.temperature, row.size);
+  auto* first = static_cast<Candidate*>(request.scratch);
+  CandidateSet set{first, first};
+  const uint32_t k = params.sample_top_k;
+  const bool has_top_k = k > 0 && k < row.size;
+  double best = -HUGE_VAL;
+  if (has_top_k) {
+    set.last = first + best_candidates(row, request, k);
+    for (const Candidate* c = first; c != set.last; ++c) best = std::max(best, c->score);
+  } else {
+    for_each_above(row, request, [&] { return best; },
+                   [&](double score, uint32_t) { best = std::max(best, score); });
+  }
+  if (best == -HUGE_VAL) return set;
+
+  const WeightScale scale(best, params.temperature, row.size);
+  Weigher weigher(scale, first);  // drops what rounds to zero
+  if (has_top_k) {
+    for (const Candidate* c = first; c != set.last; ++c) weigher.add(c->score, c->token_id);
+  } else {
+    for_each_above(row, request, [limit = zero_weight_score(scale)] { return limit; },
+                   [&](double score, uint32_t id) { weigher.add(score, id); });
+  }
+  set.last = weigher.finish();
+  set.in_id_order = !has_top_k;
   if (params.sample_top_p < 1.0f) filter_top_p(set, params.sample_top_p);
   if (params.min_p > 0.0f) filter_min_p(set, scale, params.min_p);
   return set;

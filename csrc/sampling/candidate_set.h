@@ -50,6 +50,46 @@ void for_each_candidate(const LogitRow& row, const SampleRequest& request, Visit
   return row.ids ? visit_candidates<true>(row, request, visit) : visit_candidates<false>(row, request, visit);
 }
 
+/// Whether every candidate's score is its logit.
+inline bool scores_are_logits(const SampleRequest& request) {
+  const bool has_penalty = request.token_counts && request.params->repetition_penalty != 1.0f;
+  return !has_penalty && request.params->logit_bias.empty();
+}
+
+/// Whether one of kScanBlock logits is above `limit`, in a form that compilers turn into vector instructions.
+inline constexpr uint32_t kScanBlock = 32;
+inline bool any_above(const float* logits, float limit) {
+  int count = 0;
+  for (uint32_t i = 0; i < kScanBlock; ++i) count += logits[i] > limit;
+  return count > 0;
+}
+
+/// The number itself, or the next float below.
+inline float float_below(double value) {
+  const auto nearest = static_cast<float>(value);
+  return static_cast<double>(nearest) <= value ? nearest : std::nextafter(nearest, -HUGE_VALF);
+}
+
+/// visit(score, token_id) for every candidate above limit(), which may rise on the way, and for some that are not; ids
+/// ascending. Much faster than for_each_candidate where scores are logits and few are above the limit.
+template <typename Limit, typename Visit>
+void for_each_above(const LogitRow& row, const SampleRequest& request, Limit limit, Visit visit) {
+  if (!scores_are_logits(request)) return for_each_candidate(row, request, visit);
+  uint32_t begin = 0;
+  for (uint32_t m = 0; m <= request.num_masked_ids; ++m) {
+    const auto masked = m < request.num_masked_ids ? static_cast<uint32_t>(request.masked_ids[m]) : kNoToken;
+    const uint32_t end = row.lower_bound(masked);
+    for (uint32_t block = begin; block < end; block += kScanBlock) {
+      const bool is_whole = end - block >= kScanBlock;
+      if (is_whole && !any_above(row.logits + block, float_below(limit()))) continue;
+      const uint32_t block_end = is_whole ? block + kScanBlock : end;
+      for (uint32_t i = block; i < block_end; ++i)
+        if (is_finite(row.logits[i])) visit(candidate_score(row.logits[i], 0.0, false, 1.0), row.token_id(i));
+    }
+    begin = end + (end < row.size && row.token_id(end) == masked);
+  }
+}
+
 /// Candidates in the row's scratch.
 struct CandidateSet {
   Candidate* first = nullptr;
@@ -63,6 +103,10 @@ struct CandidateSet {
     in_id_order = true;
   }
 };
+
+/// Puts the k best candidates (or all, when there are fewer) into the row's scratch, in no particular order; returns how
+/// many. 1 <= k <= row.size.
+uint32_t best_candidates(const LogitRow& row, const SampleRequest& request, uint32_t k);
 
 /// Softmax with temperature > 0 of what the request's filters keep, as integers. Empty: no finite logit.
 CandidateSet weighed_candidates(const LogitRow& row, const SampleRequest& request);

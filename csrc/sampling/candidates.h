@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 
 namespace mimo_rt {
@@ -35,10 +36,13 @@ class TopSelector {
 
   void add(double score, uint32_t token_id) {
     // Ids arrive in ascending order: an equal score with a higher id loses against the kth best.
-    if (has_threshold_ && score <= threshold_) return;
+    if (score <= limit_) return;
     buffer_[size_++] = {score, 0, token_id};
     if (size_ == capacity_) shrink();
   }
+
+  /// Scores up to here cannot be among the k best.
+  double limit() const { return limit_; }
 
   /// The k best (or all, when fewer were added) in buffer[0, result), in no particular order.
   uint32_t finish() {
@@ -55,15 +59,13 @@ class TopSelector {
   void shrink() {
     std::nth_element(buffer_, buffer_ + k_ - 1, buffer_ + size_, ByScore{});
     size_ = k_;
-    threshold_ = buffer_[k_ - 1].score;
-    has_threshold_ = true;
+    limit_ = buffer_[k_ - 1].score;
   }
 
   Candidate* buffer_;
   uint32_t capacity_, k_;
   uint32_t size_ = 0;
-  double threshold_ = 0.0;
-  bool has_threshold_ = false;
+  double limit_ = -HUGE_VAL;
 };
 
 inline uint64_t total_weight(const Candidate* first, const Candidate* last) {

@@ -11,15 +11,16 @@
 
 namespace mimo_rt {
 
-/// e^x for x <= 0, relative error below 2^-51; 0 for x < -700.
+/// e^x for x <= 0, relative error below 2^-51; 0 for x < -700 and NaN. Without a branch or a conversion to an integer, so
+/// that compilers make vectors of it.
 MIMO_RT_HOST_DEVICE inline double fixed_exp(double exponent) {
   constexpr double kLog2E = 0x1.71547652b82fep+0;
   constexpr double kLn2High = 0x1.62e42fefa0000p-1;  // 33 bits: k * kLn2High is exact
   constexpr double kLn2Low = 0x1.cf79abc9e3b39p-40;
   constexpr double kRound = 0x1.8p52;  // adding it rounds to an integer, left in the low bits
-  if (!(exponent >= -700.0)) return 0.0;
   const Float64 x = exponent, one = 1.0;
-  const Float64 k = x * Float64(kLog2E) + Float64(kRound) - Float64(kRound);
+  const Float64 low_bits = x * Float64(kLog2E) + Float64(kRound);
+  const Float64 k = low_bits - Float64(kRound);
   const Float64 r = (x - k * Float64(kLn2High)) - k * Float64(kLn2Low);  // |r| <= ln(2) / 2
   // Taylor to r^13 (the next term is below 2^-57), in Estrin's order: short dependency chains.
   const auto line = [&](double a, double b) { return Float64(a) + r * Float64(b); };
@@ -30,8 +31,10 @@ MIMO_RT_HOST_DEVICE inline double fixed_exp(double exponent) {
       line(1.0 / 40320, 1.0 / 362880) + r2 * line(1.0 / 3628800, 1.0 / 39916800);
   const Float64 terms_12_13 = line(1.0 / 479001600, 1.0 / 6227020800.0);
   const Float64 sum = (terms_0_3 + r4 * terms_4_7) + r8 * (terms_8_11 + r4 * terms_12_13);
-  const uint64_t power = static_cast<uint64_t>(static_cast<int64_t>(k.value) + 1023) << 52;
-  return sum * Float64(__builtin_bit_cast(double, power));
+  const uint64_t power = (__builtin_bit_cast(uint64_t, low_bits.value) + 1023) << 52;  // 2^k: the low 12 bits are left
+  const double result = sum * Float64(__builtin_bit_cast(double, power));
+  const uint64_t kept = exponent >= -700.0 ? ~uint64_t{0} : 0;
+  return __builtin_bit_cast(double, __builtin_bit_cast(uint64_t, result) & kept);
 }
 
 }  // namespace mimo_rt

@@ -4,13 +4,16 @@
 // fails with probability below kAlpha; seeds are fixed, so it fails always or never. Controls:
 // deliberately wrong distributions must be rejected far below that level.
 #include "check.h"
+#include "sampling/arithmetic.h"
 #include "sampling/candidates.h"
+#include "sampling/exp_block.h"
 #include "sampling/fixed_exp.h"
 #include "sampling/philox.h"
 #include "sampling/sampler.h"
 #include "sampler_reference.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <numeric>
@@ -46,6 +49,33 @@ struct Draws : Setting {
     return result;
   }
 };
+
+/// The token of a draw without penalty and bias, by full sorts and one candidate after the other.
+int32_t plain_draw(const Draws& draws, uint32_t position) {
+  const SamplingParams& params = draws.params;
+  std::vector<Candidate> kept;
+  for (uint32_t i = 0; i < draws.logits.size(); ++i)
+    if (std::isfinite(draws.logits[i]) && !std::count(draws.masked.begin(), draws.masked.end(), int32_t(i)))
+      kept.push_back({draws.logits[i], 0, i});
+  if (kept.empty()) return -1;
+  std::sort(kept.begin(), kept.end(), ByScore{});
+  if (params.sample_top_k && params.sample_top_k < kept.size()) kept.resize(params.sample_top_k);
+  const WeightScale scale(kept[0].score, params.temperature, uint32_t(draws.logits.size()));
+  uint64_t total = 0, sum = 0;
+  for (Candidate& c : kept) total += c.weight = scale.weight(c.score);
+  if (params.sample_top_p < 1) {
+    size_t size = 0;
+    while (sum < top_p_target(params.sample_top_p, total)) sum += kept[size++].weight;
+    kept.resize(size);
+  }
+  std::erase_if(kept, [&](const Candidate& c) { return !c.weight || !scale.passes_min_p(c.weight, params.min_p); });
+  std::sort(kept.begin(), kept.end(), ByTokenId{});
+  total = total_weight(kept.data(), kept.data() + kept.size());
+  uint64_t rank = draw_rank(uniform_bits_at(params.seed, draws.sequence_id, position, 0), total);
+  size_t at = 0;
+  for (; rank >= kept[at].weight; ++at) rank -= kept[at].weight;
+  return int32_t(kept[at].token_id);
+}
 
 /// p-value of the draws at positions 0..num_draws-1 under `expected`.
 double p_value(const Draws& draws, const std::vector<long double>& expected, uint32_t num_draws) {
@@ -108,6 +138,17 @@ TEST_CASE("fixed_exp: within two units of the last place of long double exp") {
   CHECK_EQ(fixed_exp(-HUGE_VAL), 0.0);
 }
 
+TEST_CASE("fixed_exp_block: the bits of fixed_exp, one by one") {
+  for (int block = 0; block < 200; ++block) {
+    double x[kExpBlock], y[kExpBlock];
+    for (uint32_t i = 0; i < kExpBlock; ++i) x[i] = -(block * 0.37 + i * (block % 3 ? 0.011 : 11.7));
+    if (block % 2) x[0] = -HUGE_VAL, x[7] = 0.0, x[63] = -1e300;
+    fixed_exp_block(x, y);
+    for (uint32_t i = 0; i < kExpBlock; ++i)
+      CHECK_EQ(std::bit_cast<uint64_t>(y[i]), std::bit_cast<uint64_t>(fixed_exp(x[i])));
+  }
+}
+
 TEST_CASE("greedy: lowest index among equal maxima; NaN and infinity never win") {
   const auto greedy = [](std::vector<float> logits, std::vector<int32_t> masked = {}) {
     return Draws{logits, sampling(0), {}, std::move(masked)}.at(0).token_id;
@@ -139,6 +180,29 @@ TEST_CASE("greedy on long rows: the scan in blocks equals a plain loop") {
         want = int32_t(i);
     CHECK_EQ((Draws{logits, sampling(0), {}, masked}.at(0).token_id), want);
   }
+}
+
+TEST_CASE("draws on long rows: blocks and skipped logits change no token") {
+  const std::vector<SamplingParams> cases = {sampling(1),          sampling(0.3f, 40),
+                                             sampling(0.7f, 0, 0.9f), sampling(0.05f, 0, 1, 0.01f),
+                                             sampling(1e-30f),     sampling(2, 130, 0.8f, 0.02f)};
+  int num_distinct = 0;
+  for (uint32_t n = 1; n < 1500; n += n < 140 ? 7 : 171)
+    for (const SamplingParams& params : cases) {
+      Draws draws{random_logits(n, n % 2 ? 6.0f : 0.02f, n), params};
+      for (uint32_t i = 0; i < n; ++i) {
+        draws.logits[i] += n % 3 ? 0.0f : 1e6f;  // where one step of a float is more than the temperature
+        if ((i * 7 + n) % 11 == 0) draws.logits[i] = i % 3 == 0 ? kNan : i % 3 == 1 ? kInf : -kInf;
+        if ((i * 5 + n) % 13 == 0) draws.masked.push_back(int32_t(i));
+      }
+      int32_t last = -2;
+      for (uint32_t position = 0; position < 4; ++position) {
+        const int32_t want = plain_draw(draws, position);
+        CHECK_EQ(draws.at(position).token_id, want);
+        num_distinct += want != last && last >= 0, last = want;
+      }
+    }
+  CHECK(num_distinct > 100);  // the draws do draw
 }
 
 TEST_CASE("repetition penalty: divides positive, multiplies negative logits of seen tokens") {
