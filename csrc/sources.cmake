@@ -73,6 +73,7 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/sampling/speculative.cpp
   csrc/engine/bandwidth.cpp
   csrc/engine/device.cpp
+  csrc/engine/draft_confidence.cpp
   csrc/engine/draft_width.cpp
   csrc/engine/engine.cpp
   csrc/engine/generate.cpp

@@ -14,6 +14,7 @@ constexpr double kMaxCredit = 10.0;   // for streaks of bad luck; also what a su
 constexpr double kFirstAcceptance = 0.7;  // before anything is known
 constexpr double kPriorWeight = 1.0;      // of a draft's predecessor in the estimate of its acceptance
 constexpr double kDecay = 0.96;      // of acceptance counts per drafted round: half of the weight in the last 17
+constexpr double kMinNarrowed = 8.0;  // plain rounds spent in narrowed ones; then their own yield decides
 constexpr double kIdleDecay = 0.5;   // at most this after idle rounds: what was seen then may not hold any more
 constexpr uint32_t kFirstProbeGap = 2, kMaxProbeGap = 32;   // doubled by every probe that does not pay
 constexpr uint32_t kFirstPlainGap = 16, kMaxPlainGap = 256;  // doubled by every measurement
@@ -105,7 +106,27 @@ uint32_t DraftWidth::choose_adaptive(uint32_t limit) const {
     best = n;
     best_rate = rate;
   }
+  if (narrowed_spent_ >= kMinNarrowed) best = !narrowing_pays() ? 0 : std::max(best, cost(1) - 1.0 <= credit_ ? 1u : 0u);
   return best ? best : choose_probe(limit);
+}
+
+/// The width whose last draft still brings more tokens than its time is worth at the rate of late.
+uint32_t DraftWidth::narrow(std::span<const float> leads) const {
+  // While little is known about costs and leads, no wider than by what is known about places.
+  const auto num_drafts = static_cast<uint32_t>(leads.size());
+  const uint32_t limit = narrowed_spent_ < kMinNarrowed ? std::max(1u, choose(num_drafts)) : num_drafts;
+  const double rate = narrowing_pays() ? narrowed_tokens_ / narrowed_spent_ : 1.0;
+  uint32_t best = 1;
+  double best_gain = -HUGE_VAL, all_accepted = 1.0, num_tokens = 1.0;
+  for (uint32_t n = 1; n <= limit; ++n) {
+    all_accepted *= confidence_.acceptance(leads[n - 1]);
+    num_tokens += all_accepted;
+    const double gain = num_tokens - rate * cost(n);
+    if (gain <= best_gain || (n > 1 && cost(n) - 1.0 > credit_)) continue;
+    best = n;
+    best_gain = gain;
+  }
+  return best;
 }
 
 /// The narrowest width that would pay if all drafts were accepted, now and then.
@@ -124,6 +145,7 @@ void DraftWidth::observe(const RoundOutcome& outcome) {
   const double ns = is_typical ? times_.add(outcome.num_drafts, static_cast<double>(outcome.ns))
                                : times_.at(outcome.num_drafts);
   if (outcome.num_drafts) learn_acceptance(outcome);
+  if (!outcome.leads.empty()) learn_confidence(outcome);
   if (times_.num_samples(0)) settle(outcome, ns / times_.at(0));
   if (outcome.num_drafts) {
     num_idle_rounds_ = 0;
@@ -157,11 +179,20 @@ void DraftWidth::learn_acceptance(const RoundOutcome& outcome) {
     accepted_[i] *= decay;
     tried_[i] *= decay;
   }
+  confidence_.decay(decay);
+  narrowed_tokens_ *= decay;
+  narrowed_spent_ *= decay;
   for (uint32_t i = 0; i < outcome.num_accepted; ++i) {
     accepted_[i] += 1.0;
     tried_[i] += 1.0;
   }
   if (!outcome.is_cut && outcome.num_accepted < outcome.num_drafts) tried_[outcome.num_accepted] += 1.0;
+}
+
+void DraftWidth::learn_confidence(const RoundOutcome& outcome) {
+  for (uint32_t i = 0; i < outcome.num_accepted; ++i) confidence_.observe(outcome.leads[i], true);
+  if (!outcome.is_cut && outcome.num_accepted < outcome.num_drafts)
+    confidence_.observe(outcome.leads[outcome.num_accepted], false);
 }
 
 /// `spent`: what the round cost by the estimates, not by the clock: one interrupted round shall not end drafting.
@@ -170,6 +201,10 @@ void DraftWidth::settle(const RoundOutcome& outcome, double spent) {
   if (outcome.num_drafts) {
     const double gain = 1.0 + outcome.num_accepted - spent;
     credit_ += gain;
+    if (!outcome.leads.empty()) {
+      narrowed_tokens_ += 1.0 + outcome.num_accepted;
+      narrowed_spent_ += spent;
+    }
     probe_gap_ = gain > 0.0 ? 0 : std::clamp(2 * probe_gap_, kFirstProbeGap, kMaxProbeGap);
   }
   credit_ = std::min(credit_, kMaxCredit);

@@ -1,16 +1,23 @@
 // How many drafts a round should verify: the number that promises the most tokens per second, from measured round times
 // and acceptance. Pure bookkeeping: times come from the caller.
 //
+// Twice per round: `choose` before it, from the acceptance of each place in the block, says whether it drafts at all;
+// `narrow`, once the drafts are there, from the lead of each draft's logit (DraftConfidence), how many of them are worth
+// verifying. Where nobody knows the leads, the first choice stands.
+//
 // Adaptive widths are chosen by expected tokens / time, under a budget: drafting may lose 2 % of the time against plain
 // decoding, and kMaxCredit plain rounds at most at once. What drafting gains fills the budget up again. So a draft that
 // is useless, or becomes useless, or alternates, cannot cost more, whatever the estimates say.
 #pragma once
+
+#include "engine/draft_confidence.h"
 
 #include <mimo_rt/draft.h>
 #include <mimo_rt/stats.h>
 
 #include <array>
 #include <cstdint>
+#include <span>
 
 namespace mimo_rt {
 
@@ -21,6 +28,7 @@ struct RoundOutcome {
   uint32_t num_context_rows = 0;  ///< of draft context that the round made
   uint64_t ns = 0;
   bool is_cut = false;            ///< a stop ended it early: drafts beyond num_accepted say nothing
+  std::span<const float> leads = {};  ///< of the drafts, when `narrow` chose num_drafts; else empty
 };
 
 /// Measured round times per width: medians of the last few, so that an interrupted round does no harm.
@@ -55,6 +63,12 @@ class DraftWidth {
 
   /// Drafts to verify in the next round, 0..min(max, limit). 0: the round does not draft at all.
   uint32_t choose(uint32_t limit) const;
+  /// Whether rounds that draft should ask `narrow`; they then draft max_drafts().
+  bool narrows() const { return mode_ == DraftOptions::Mode::adaptive; }
+  uint32_t max_drafts() const { return max_drafts_; }
+  /// Of the drafts with these leads (see DraftConfidence), how many to verify: 1..leads.size(). Only in a round for
+  /// which `choose` was not 0.
+  uint32_t narrow(std::span<const float> leads) const;
   void observe(const RoundOutcome& outcome);
   const DraftStats& stats() const { return stats_; }
   /// Statistics of the next generation begin at zero; what was learnt about cost and acceptance stays.
@@ -67,7 +81,9 @@ class DraftWidth {
   void measured_plain(bool is_surprising);
   bool is_surprise(const RoundOutcome& outcome) const;
   void learn_acceptance(const RoundOutcome& outcome);
+  void learn_confidence(const RoundOutcome& outcome);
   void settle(const RoundOutcome& outcome, double spent);
+  bool narrowing_pays() const { return narrowed_tokens_ > narrowed_spent_; }
   double cost(uint32_t num_drafts) const { return times_.at(num_drafts) / times_.at(0); }
 
   DraftStats stats_;
@@ -76,6 +92,9 @@ class DraftWidth {
   RoundTimes times_;
   /// Decayed counts for draft i + 1, given that those before were accepted.
   std::array<double, DraftStats::kMaxDrafts> accepted_{}, tried_{};
+  DraftConfidence confidence_;
+  /// Decayed sums over narrowed rounds: tokens emitted, and their cost in plain rounds.
+  double narrowed_tokens_ = 0.0, narrowed_spent_ = 0.0;
   double credit_;                  ///< plain rounds that drafting may lose
   uint32_t num_idle_rounds_ = 0;   ///< since the last that drafted
   uint32_t probe_gap_;             ///< idle rounds before a probe

@@ -44,6 +44,7 @@ struct RoundTasks {
   RoundState& state;
 
   void propose(uint32_t row, const LogitRow& draft_logits);
+  void narrow(uint32_t row, const LogitRow& draft_logits);
   void accept(const float* logits, uint32_t stride);
 
  private:
@@ -104,7 +105,10 @@ void RoundState::prepare_round() {
   const uint64_t num_left = std::min<uint64_t>(request.max_tokens - num_output, request.max_context - position);
   const auto limit = static_cast<uint32_t>(std::min<uint64_t>(num_left, block_size_)) - 1;
   const uint32_t num_drafts = width.choose(can_draft ? limit : 0);
-  input.num_tokens = 1 + num_drafts;
+  narrows_ = num_drafts && width.narrows() && !draws_drafts();
+  num_proposals_ = narrows_ ? std::min(limit, width.max_drafts()) : num_drafts;
+  num_proposed_.store(0, std::memory_order_relaxed);
+  input.num_tokens = 1 + num_proposals_;
   input.num_draft_rows = num_drafts ? block_size_ : 0;
   input.context_begin = num_context;
   if (num_drafts || pending + block_size_ > std::min(kLazyContextRows, request.max_context_rows))
@@ -119,7 +123,7 @@ void RoundState::prepare_round() {
 }
 
 void RoundTasks::propose(uint32_t row, const LogitRow& draft_logits) {
-  if (row == 0 || row >= state.input.num_tokens) return;  // the block is wider than what this round verifies
+  if (row == 0 || row > state.num_proposals_) return;  // the block is wider than what this round may verify
   SampleRequest request = row_request(state, row - 1, state.num_output + row - 1);
   if (state.draws_drafts()) {
     request.scratch = state.scratch(row);
@@ -129,6 +133,16 @@ void RoundTasks::propose(uint32_t row, const LogitRow& draft_logits) {
     const int32_t best = best_token(draft_logits, request);
     state.block[row] = std::max(best, 0);  // a broken draft proposes something; the target decides
   }
+  if (state.narrows_) narrow(row, draft_logits);
+}
+
+void RoundTasks::narrow(uint32_t row, const LogitRow& draft_logits) {
+  state.leads_[row] = logit_lead(draft_logits, state.block[row]);
+  const uint32_t num_proposals = state.num_proposals_;
+  // Release and acquire: the last one sees the leads of all.
+  if (state.num_proposed_.fetch_add(1, std::memory_order_acq_rel) + 1 < num_proposals) return;
+  const uint32_t num_drafts = state.width.narrow({&state.leads_[1], num_proposals});
+  state.input.num_tokens = state.input.num_logit_rows = 1 + num_drafts;
 }
 
 void RoundTasks::accept(const float* logits, uint32_t stride) {
@@ -140,7 +154,8 @@ void RoundTasks::accept(const float* logits, uint32_t stride) {
        .num_accepted = emitted.num_tokens ? emitted.num_tokens - 1 : 0,
        .num_context_rows = state.input.num_context_rows,
        .ns = now - state.round_begin_ns,
-       .is_cut = emitted.end == RoundEnd::bad_logits || emitted.last_was_drafted});
+       .is_cut = emitted.end == RoundEnd::bad_logits || emitted.last_was_drafted,
+       .leads = {&state.leads_[1], state.narrows_ ? state.input.num_tokens - 1 : 0}});
   state.round_begin_ns = now;
   state.position += emitted.num_tokens;
   state.num_context += state.input.num_context_rows;

@@ -100,13 +100,18 @@ struct RoundState {
   uint8_t* scratch(uint32_t row) const;  ///< sampler_scratch_bytes; row 0: of accept, others: of draft_sample
   friend struct RoundTasks;
   std::array<Proposal, kMaxBlockSize> proposals_;  ///< of the running round, when drafts are drawn
+  uint32_t num_proposals_ = 0;                     ///< drafts that the running round proposes
+  bool narrows_ = false;                           ///< the running round verifies as many as DraftWidth::narrow says
+  std::array<float, kMaxBlockSize> leads_{};       ///< [1 .. num_proposals_], when it narrows
+  std::atomic<uint32_t> num_proposed_{0};          ///< of them, so far
   uint64_t scratch_stride_ = 0;
   std::unique_ptr<std::max_align_t[]> scratch_;
   uint32_t vocab_size_ = 0, block_size_ = 0;
 };
 
 /// The draft_sample task for row `row`: block[row] <- draft_logits, perhaps of a part of the vocabulary. Does nothing for
-/// row 0 and for rows beyond those that the round verifies. Rows may be proposed by different threads at once.
+/// row 0 and for rows beyond those that the round may verify. Rows may be proposed by different threads at once; the last
+/// of them decides how many rows the round verifies (input.num_tokens), before any task reads that.
 void propose_token(RoundState& state, uint32_t row, const LogitRow& draft_logits);
 
 /// The accept task: draws and compares row by row, emits tokens to the ring, moves `position`, tells `width` what

@@ -50,6 +50,18 @@ int32_t best_token(const LogitRow& row, const SampleRequest& request) {
   return best;
 }
 
+float logit_lead(const LogitRow& row, int32_t token_id) {
+  const auto token = static_cast<uint32_t>(token_id);
+  const uint32_t i = row.lower_bound(token);
+  if (i == row.size || row.token_id(i) != token) return 0.0f;
+  static const SamplingParams kRaw;
+  double second = -HUGE_VAL;
+  for_each_above(row, {.params = &kRaw}, [&] { return second; }, [&](double score, uint32_t id) {
+    if (id != token) second = std::max(second, score);
+  });
+  return static_cast<float>(row.logits[i] - second);
+}
+
 void sample_token(const float* logits, uint32_t vocab_size, const SampleRequest& request, SampleResult& result) {
   result.logprob = 0.0f;
   result.num_alternatives = 0;

@@ -65,6 +65,9 @@ void fill_logprobs(const float* logits, uint32_t vocab_size, const SampleRequest
 /// without any. Needs no scratch.
 int32_t best_token(const LogitRow& row, const SampleRequest& request);
 
+/// The logit of `token_id` minus the largest one of all others; 0 when the row has no such token.
+float logit_lead(const LogitRow& row, int32_t token_id);
+
 /// Uniform in [0, 1) with 53 bits: Philox-4x32-10 keyed by seed, counter (sequence_id, position,
 /// stream).
 double uniform_at(uint64_t seed, uint64_t sequence_id, uint32_t position, uint32_t stream);

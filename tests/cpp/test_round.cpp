@@ -105,6 +105,38 @@ void check_stats(const DraftStats& stats, uint64_t num_tokens) {
 
 }  // namespace
 
+TEST_CASE("the last row proposed decides how many the round verifies, in any order of rows") {
+  // Rows 1 and 2 lead by far, row 3 by nothing: after plain rounds of equal cost, two or three are worth verifying.
+  const auto logits_of = [](uint32_t row) {
+    Logits logits(kVocab, 0.0f);
+    logits[row] = row < 3 ? 20.0f : 0.01f;
+    return logits;
+  };
+  const Toy toy{kVocab, target_logits, [&](int32_t, uint32_t, uint32_t row) { return logits_of(row); }};
+  Start start;
+  start.params.temperature = 0;
+  for (const bool backwards : {false, true}) {
+    Rounds rounds(toy, start, {}, 8);
+    // Plain rounds of 1 ms; every row costs another 0.35 ms.
+    for (int i = 0; i < 3; ++i) rounds.width.observe({.ns = 1'000'000});
+    for (uint32_t n : {1u, 7u}) rounds.width.observe({.num_drafts = n, .num_accepted = n, .ns = 1'000'000 + 350'000 * n});
+    RoundState& state = *rounds.state;
+    state.begin();
+    CHECK_EQ(state.input.num_tokens, 8u);
+    for (uint32_t i = 0; i < 8; ++i) {
+      CHECK_EQ(state.input.num_tokens, 8u);
+      const uint32_t row = backwards ? 7 - i : i;
+      const Logits logits = logits_of(row);
+      propose_token(state, row, {logits.data(), kVocab, nullptr});
+      if (backwards && row == 1) break;  // row 0 has no draft
+    }
+    const float leads[] = {20, 20, 0.01f, 0.01f, 0.01f, 0.01f, 0.01f};
+    CHECK_EQ(state.input.num_tokens, 1 + rounds.width.narrow(leads));
+    CHECK(state.input.num_tokens >= 3 && state.input.num_tokens <= 4);
+    CHECK_EQ(state.input.num_logit_rows, state.input.num_tokens);
+  }
+}
+
 TEST_CASE("argmax drafts: rounds equal plain decoding, token for token, for every block size") {
   for (const uint32_t num_wrong : {0u, 3u, 10u}) {
     const Toy toy = toy_model(num_wrong);

@@ -205,6 +205,27 @@ TEST_CASE("draws on long rows: blocks and skipped logits change no token") {
   CHECK(num_distinct > 100);  // the draws do draw
 }
 
+TEST_CASE("the lead of a logit: over the largest of all others, for any place and length") {
+  for (const uint32_t size : {1u, 2u, 17u, 64u, 65u, 300u}) {
+    std::vector<float> logits(size);
+    std::vector<int32_t> ids(size);
+    for (uint32_t i = 0; i < size; ++i) {
+      logits[i] = float((i * 7919u) % 1009u) / 64.0f - 8.0f;
+      ids[i] = int32_t(3 * i + 1);
+    }
+    for (uint32_t token = 0; token < size; ++token) {
+      float other = -kInf;
+      for (uint32_t i = 0; i < size; ++i)
+        if (i != token) other = std::max(other, logits[i]);
+      CHECK_EQ(logit_lead({logits.data(), size}, int32_t(token)), logits[token] - other);
+      CHECK_EQ(logit_lead({logits.data(), size, ids.data()}, ids[token]), logits[token] - other);
+      CHECK_EQ(logit_lead({logits.data(), size, ids.data()}, ids[token] + 1), 0.0f);  // a token without a logit
+    }
+  }
+  const float odd[] = {1.0f, kNan, 3.0f, -kInf};
+  CHECK_EQ(logit_lead({odd, 4}, 2), 2.0f);
+}
+
 TEST_CASE("repetition penalty: divides positive, multiplies negative logits of seen tokens") {
   const std::vector<float> positive = {2.0f, 1.9f, 0}, negative = {-2.0f, -1.9f, -9};
   CHECK_EQ((Draws{positive, sampling(0, 0, 1, 0, 1.1f), {1, 0, 0}}.at(0).token_id), 1);
