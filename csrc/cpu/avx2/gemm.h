@@ -7,7 +7,7 @@
 // Order. In every block of 32 k a lane sums its products in k order, from zero, with FMA; then
 // acc = fma(block sum, scale, acc), blocks ascending. Both paths below execute exactly this
 // sequence per lane, so a token's result does not depend on how many tokens are computed with it:
-//   direct  a few tokens: weights are expanded in registers next to the FMAs of up to four tokens
+//   direct  a few tokens: weights are expanded in registers next to the FMAs of a group of tokens
 //   panel   more: a tile is expanded once into L1 and multiplied with up to six tokens at a time
 //
 // Prepared activations are FP32, in groups of tokens: [group][k][token], then a factor per token.
@@ -22,15 +22,19 @@
 namespace mimo_rt::cpu::avx2 {
 namespace {
 
-/// Up to kMaxDirect tokens take the direct path in groups of up to 4, more the panel path in groups
-/// of up to 6. kBlockTokens bounds the accumulators and keeps the activations of a row group's pass
-/// in L2.
-enum : uint32_t { kMaxDirect = 8, kDirectGroup = 4, kPanelGroup = 6, kBlockTokens = 48 };
+/// Up to kMaxDirect tokens take the direct path, more the panel path, in groups of up to kPanelGroup.
+/// kBlockTokens bounds the accumulators and keeps the activations of a row group's pass in L2.
+enum : uint32_t { kMaxDirect = 8, kPanelGroup = 6, kBlockTokens = 48 };
+
+/// Largest group of the direct path: the sums of 16 rows of six tokens leave room in the registers
+/// for a pair of weights, those of five for the pieces of the next fp8 weights as well.
+static constexpr uint32_t direct_group(int format) { return format == layout::kFp8 ? 5 : 6; }
 
 /// Tokens of the group that starts at `first`, groups as even as they get; prepare() and gemm()
 /// must agree on it.
-MIMO_RT_INLINE uint32_t group_width(uint32_t num_tokens, uint32_t first) {
-  const uint32_t largest = num_tokens <= kMaxDirect ? kDirectGroup : kPanelGroup;
+MIMO_RT_INLINE uint32_t group_width(int format, uint32_t num_tokens, uint32_t first) {
+  const uint32_t largest =
+      num_tokens <= kMaxDirect ? direct_group(format) : uint32_t{kPanelGroup};
   const uint32_t rest = num_tokens - first, num_groups = (rest + largest - 1) / largest;
   return (rest + num_groups - 1) / num_groups;
 }
@@ -41,15 +45,45 @@ MIMO_RT_INLINE void prefetch(const uint8_t* p) {
   _mm_prefetch(reinterpret_cast<const char*>(p) + 4 * 1088, _MM_HINT_T0);
 }
 
-/// acc[token] = fma(part[token], scale, acc[token]).
+/// What is read through `codes` from here on is read again, not kept in registers. expand() does so
+/// with kReloads, where the sums leave none.
+MIMO_RT_INLINE void forget(const uint8_t*& codes) { asm("" : "+r"(codes)); }
+
+/// Sums over one block: [token][half of the 16 rows].
 template <uint32_t T>
-MIMO_RT_INLINE void add_scaled(const __m256 (&part)[T][2], __m256 scale0, __m256 scale1,
-                               float* acc) {
+using Sums = __m256[T][2];
+
+template <uint32_t T>
+MIMO_RT_INLINE void clear(Sums<T>& sums) {
+#pragma GCC unroll 8
+  for (uint32_t t = 0; t < T; ++t) sums[t][0] = sums[t][1] = _mm256_setzero_ps();
+}
+
+/// sum = fma(weights, x, sum). gcc keeps the sums of six tokens in registers only if the result has to
+/// stay where the addend is.
+MIMO_RT_INLINE void multiply_add(__m256 weights, __m256 x, __m256& sum) {
+  asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(weights), "x"(x));
+}
+
+/// The products of one k, whose activations are at `x`.
+template <uint32_t T>
+MIMO_RT_INLINE void add_products(__m256 w0, __m256 w1, const float* x, Sums<T>& sums) {
+#pragma GCC unroll 8
+  for (uint32_t t = 0; t < T; ++t) {
+    const __m256 xt = _mm256_broadcast_ss(x + t);
+    multiply_add(w0, xt, sums[t][0]);
+    multiply_add(w1, xt, sums[t][1]);
+  }
+}
+
+/// acc[token] = fma(sums[token], scale, acc[token]).
+template <uint32_t T>
+MIMO_RT_INLINE void add_scaled(const Sums<T>& sums, __m256 scale0, __m256 scale1, float* acc) {
 #pragma GCC unroll 8
   for (uint32_t t = 0; t < T; ++t) {
     float* a = acc + t * 16;
-    _mm256_store_ps(a, _mm256_fmadd_ps(part[t][0], scale0, _mm256_load_ps(a)));
-    _mm256_store_ps(a + 8, _mm256_fmadd_ps(part[t][1], scale1, _mm256_load_ps(a + 8)));
+    _mm256_store_ps(a, _mm256_fmadd_ps(sums[t][0], scale0, _mm256_load_ps(a)));
+    _mm256_store_ps(a + 8, _mm256_fmadd_ps(sums[t][1], scale1, _mm256_load_ps(a + 8)));
   }
 }
 
@@ -61,23 +95,17 @@ MIMO_RT_INLINE void direct_tile(const uint8_t* tile, uint32_t num_blocks, const 
   __m256 scale0, scale1;
   F::scales(tile, num_blocks, scale0, scale1);
   for (uint32_t block = 0; block < num_blocks; ++block, x += layout::kBlockK * T) {
-    __m256 part[T][2];
-#pragma GCC unroll 4
-    for (uint32_t t = 0; t < T; ++t) part[t][0] = part[t][1] = _mm256_setzero_ps();
+    Sums<T> sums;
+    clear<T>(sums);
 #pragma GCC unroll 4
     for (uint32_t j = 0; j < F::kVectors; ++j, tile += 64) {
       prefetch(tile);
-      F::expand(
+      F::template expand<(T > 3)>(
           tile, j, [&](uint32_t k, __m256 w0, __m256 w1) __attribute__((always_inline)) {
-#pragma GCC unroll 4
-            for (uint32_t t = 0; t < T; ++t) {
-              const __m256 xt = _mm256_broadcast_ss(x + k * T + t);
-              part[t][0] = _mm256_fmadd_ps(w0, xt, part[t][0]);
-              part[t][1] = _mm256_fmadd_ps(w1, xt, part[t][1]);
-            }
+            add_products<T>(w0, w1, x + k * T, sums);
           });
     }
-    add_scaled<T>(part, scale0, scale1, acc);
+    add_scaled<T>(sums, scale0, scale1, acc);
   }
 }
 
@@ -91,9 +119,12 @@ static void direct_tile_any(uint32_t width, const uint8_t* tile, uint32_t num_bl
       return direct_tile<F, 2>(tile, num_blocks, x, acc);
     case 3:
       return direct_tile<F, 3>(tile, num_blocks, x, acc);
-    default:
+    case 4:
       return direct_tile<F, 4>(tile, num_blocks, x, acc);
+    case 5:
+      return direct_tile<F, 5>(tile, num_blocks, x, acc);
   }
+  if constexpr (direct_group(F::kFormat) == 6) direct_tile<F, 6>(tile, num_blocks, x, acc);
 }
 
 /// One expanded tile: [k][16 rows].
@@ -107,7 +138,7 @@ static void expand_tile(const uint8_t* tile, uint32_t num_blocks, Panel& panel) 
   for (uint32_t block = 0; block < num_blocks; ++block)
     for (uint32_t j = 0; j < F::kVectors; ++j, tile += 64) {
       prefetch(tile);
-      F::expand(
+      F::template expand<false>(
           tile, j, [&](uint32_t k, __m256 w0, __m256 w1) __attribute__((always_inline)) {
             float* row = weights + (block * layout::kBlockK + k) * layout::kRows;
             _mm256_store_ps(row, w0);
@@ -123,20 +154,12 @@ static void panel_tile(const Panel& panel, const uint8_t* tile, uint32_t num_blo
   __m256 scale0, scale1;
   F::scales(tile, num_blocks, scale0, scale1);
   for (uint32_t block = 0; block < num_blocks; ++block) {
-    __m256 part[T][2];
-#pragma GCC unroll 8
-    for (uint32_t t = 0; t < T; ++t) part[t][0] = part[t][1] = _mm256_setzero_ps();
+    Sums<T> sums;
+    clear<T>(sums);
 #pragma GCC unroll 4
-    for (uint32_t k = 0; k < layout::kBlockK; ++k, weights += layout::kRows, x += T) {
-      const __m256 w0 = _mm256_load_ps(weights), w1 = _mm256_load_ps(weights + 8);
-#pragma GCC unroll 8
-      for (uint32_t t = 0; t < T; ++t) {
-        const __m256 xt = _mm256_broadcast_ss(x + t);
-        part[t][0] = _mm256_fmadd_ps(w0, xt, part[t][0]);
-        part[t][1] = _mm256_fmadd_ps(w1, xt, part[t][1]);
-      }
-    }
-    add_scaled<T>(part, scale0, scale1, acc);
+    for (uint32_t k = 0; k < layout::kBlockK; ++k, weights += layout::kRows, x += T)
+      add_products<T>(_mm256_load_ps(weights), _mm256_load_ps(weights + 8), x, sums);
+    add_scaled<T>(sums, scale0, scale1, acc);
   }
 }
 
@@ -169,7 +192,7 @@ static void multiply_tile(const GemmArgs& args, const uint8_t* tile, uint32_t k,
   const bool use_panel = args.num_tokens > kMaxDirect;
   if (use_panel) expand_tile<F>(tile, num_blocks, panel);
   for (uint32_t t = first, width; t < last; t += width, acc += width * layout::kRows) {
-    width = group_width(args.num_tokens, t);
+    width = group_width(F::kFormat, args.num_tokens, t);
     const float* x = static_cast<const float*>(args.x) + uint64_t{t} * args.k + uint64_t{k} * width;
     if (use_panel)
       panel_tile_any<F>(width, panel, tile, num_blocks, x, acc);
@@ -210,8 +233,8 @@ static void gemm_format(const GemmArgs& args) {
   while (first < args.num_tokens) {
     uint32_t last = first;
     while (last < args.num_tokens &&
-           last + group_width(args.num_tokens, last) <= first + kBlockTokens)
-      last += group_width(args.num_tokens, last);
+           last + group_width(F::kFormat, args.num_tokens, last) <= first + kBlockTokens)
+      last += group_width(F::kFormat, args.num_tokens, last);
     multiply_tokens<F>(args, first, last);
     first = last;
   }

@@ -16,15 +16,25 @@ struct Bf16 : Unscaled {
   static constexpr int kFormat = layout::kBf16;
   static constexpr uint32_t kVectors = 16;
 
-  template <class Emit>
+  template <bool kReloads, class Emit>
   MIMO_RT_INLINE void expand(const uint8_t* vector, uint32_t j, const Emit& emit) {
-    const __m256i* pairs = reinterpret_cast<const __m256i*>(vector);
-    const __m256i pair0 = _mm256_load_si256(pairs), pair1 = _mm256_load_si256(pairs + 1);
-    const __m256i odd = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
-    emit(j * 2, _mm256_castsi256_ps(_mm256_slli_epi32(pair0, 16)),
-         _mm256_castsi256_ps(_mm256_slli_epi32(pair1, 16)));
-    emit(j * 2 + 1, _mm256_castsi256_ps(_mm256_and_si256(pair0, odd)),
-         _mm256_castsi256_ps(_mm256_and_si256(pair1, odd)));
+    emit(j * 2, even_weights(vector), even_weights(vector + 32));
+    if constexpr (kReloads) forget(vector);
+    emit(j * 2 + 1, odd_weights(vector), odd_weights(vector + 32));
+  }
+
+  MIMO_RT_INLINE __m256 even_weights(const uint8_t* pairs) {
+    const __m256i words = _mm256_load_si256(reinterpret_cast<const __m256i*>(pairs));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
+  }
+
+  /// Blends with a zero made here, which costs nothing: gcc would keep a mask or a zero for the
+  /// whole loop, and a sum out of the registers for it.
+  MIMO_RT_INLINE __m256 odd_weights(const uint8_t* pairs) {
+    const __m256i words = _mm256_load_si256(reinterpret_cast<const __m256i*>(pairs));
+    __m256i zero;
+    asm volatile("vpxor %0, %0, %0" : "=x"(zero));
+    return _mm256_castsi256_ps(_mm256_blend_epi16(zero, words, 0xaa));
   }
 };
 
@@ -32,7 +42,7 @@ struct F32 : Unscaled {
   static constexpr int kFormat = layout::kF32;
   static constexpr uint32_t kVectors = 32;
 
-  template <class Emit>
+  template <bool kReloads, class Emit>
   MIMO_RT_INLINE void expand(const uint8_t* vector, uint32_t j, const Emit& emit) {
     const float* rows = reinterpret_cast<const float*>(vector);
     emit(j, _mm256_load_ps(rows), _mm256_load_ps(rows + 8));

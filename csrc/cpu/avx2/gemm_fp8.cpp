@@ -15,13 +15,13 @@ struct Fp8 {
 
   /// The 16-bit halves of a row's word are bytes 0 1 and 2 3, byte b has k = b. Shifting them
   /// extends a sign over the four bits that FP32's exponent has more.
-  struct Halves {
-    __m256i even, odd;
-  };
-
-  MIMO_RT_INLINE Halves split(const uint8_t* codes) {
+  MIMO_RT_INLINE __m256i even_bytes(const uint8_t* codes) {
     const __m256i word = _mm256_load_si256(reinterpret_cast<const __m256i*>(codes));
-    return {_mm256_srai_epi16(_mm256_slli_epi16(word, 8), 4), _mm256_srai_epi16(word, 4)};
+    return _mm256_srai_epi16(_mm256_slli_epi16(word, 8), 4);
+  }
+  MIMO_RT_INLINE __m256i odd_bytes(const uint8_t* codes) {
+    const __m256i word = _mm256_load_si256(reinterpret_cast<const __m256i*>(codes));
+    return _mm256_srai_epi16(word, 4);
   }
 
   MIMO_RT_INLINE __m256 mask(__m256i fields) {
@@ -29,15 +29,15 @@ struct Fp8 {
         _mm256_and_si256(fields, _mm256_set1_epi32(static_cast<int>(0x87f00000u))));
   }
 
-  template <class Emit>
+  template <bool kReloads, class Emit>
   MIMO_RT_INLINE void expand(const uint8_t* vector, uint32_t j, const Emit& emit) {
-    const Halves rows0 = split(vector), rows1 = split(vector + 32);
-    emit(j * 4, mask(_mm256_slli_epi32(rows0.even, 16)),
-         mask(_mm256_slli_epi32(rows1.even, 16)));
-    emit(j * 4 + 1, mask(_mm256_slli_epi32(rows0.odd, 16)),
-         mask(_mm256_slli_epi32(rows1.odd, 16)));
-    emit(j * 4 + 2, mask(rows0.even), mask(rows1.even));
-    emit(j * 4 + 3, mask(rows0.odd), mask(rows1.odd));
+    const __m256i even0 = even_bytes(vector), even1 = even_bytes(vector + 32);
+    emit(j * 4, mask(_mm256_slli_epi32(even0, 16)), mask(_mm256_slli_epi32(even1, 16)));
+    const __m256i odd0 = odd_bytes(vector), odd1 = odd_bytes(vector + 32);
+    emit(j * 4 + 1, mask(_mm256_slli_epi32(odd0, 16)), mask(_mm256_slli_epi32(odd1, 16)));
+    emit(j * 4 + 2, mask(even0), mask(even1));
+    if constexpr (kReloads) forget(vector);
+    emit(j * 4 + 3, mask(odd_bytes(vector)), mask(odd_bytes(vector + 32)));
   }
 
   MIMO_RT_INLINE void scales(const uint8_t* tile, uint32_t num_blocks, __m256& scale0,

@@ -57,17 +57,17 @@ static void prepare_row(const bf16_t* row, uint32_t k_valid, uint32_t k_padded, 
   }
 }
 
-static void prepare_tokens(const PrepareArgs& args, bool is_fp8) {
+static void prepare_tokens(int format, const PrepareArgs& args) {
   float* out = static_cast<float*>(args.prepared);
   float* factor = out + uint64_t{args.num_tokens} * args.k;
   for (uint32_t first = 0; first < args.num_tokens;) {
-    const uint32_t width = group_width(args.num_tokens, first);
+    const uint32_t width = group_width(format, args.num_tokens, first);
     for (uint32_t t = 0; t < width; ++t) {
       const uint32_t index = args.row_ids ? args.row_ids[first + t] : first + t;
       const bf16_t* row = args.x + uint64_t{index} * args.x_stride;
       float scale = 1.0f;
       *factor = 1.0f;
-      if (is_fp8) {
+      if (format == layout::kFp8) {
         // 2^127 is the largest power of two there is; the factor is 2^120 / scale.
         const uint32_t field = max_exponent(row, args.k_valid);
         const uint32_t up = field < 126 ? 254 : 380 - field;
@@ -91,7 +91,7 @@ uint64_t prepared_bytes(int format, uint32_t num_tokens, uint32_t k) {
 
 void prepare(int format, const PrepareArgs& args) {
   if (format == layout::kMxfp4) return prepare_mxfp4(args);
-  prepare_tokens(args, format == layout::kFp8);
+  prepare_tokens(format, args);
 }
 
 }  // namespace mimo_rt::cpu::avx2
