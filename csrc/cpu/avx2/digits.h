@@ -26,7 +26,7 @@ namespace {
 struct Digits {
   int8_t high[layout::kBlockK];
   int8_t low[layout::kBlockK];
-  Start high_start, low_start;
+  Start starts[2];  ///< of high, of low
   float half_unit;
 };
 

@@ -68,7 +68,7 @@ MIMO_RT_INLINE void add_scaled(__m256 sum, __m256 scale, float* acc) {
 }
 
 MIMO_RT_INLINE __m256 multiply_digits(const Weights& weights, const Digits& x) {
-  __m256i high = _mm256_set1_epi32(x.high_start), low = _mm256_set1_epi32(x.low_start);
+  __m256i high = _mm256_set1_epi32(x.starts[0]), low = _mm256_set1_epi32(x.starts[1]);
 #pragma GCC unroll 8
   for (uint32_t j = 0; j < 2 * kVectors; ++j) {
     add_products(weights, x.high, j, high);

@@ -20,6 +20,19 @@ MIMO_RT_INLINE float power_of_two(int32_t exponent) {
   return value;
 }
 
+/// The starts of both digits, side by side.
+MIMO_RT_INLINE void store_starts(__m256i high, __m256i low, Start* starts) {
+  const __m256i bias = _mm256_set1_epi8(kWeightBias);
+  const __m256i a = _mm256_maddubs_epi16(bias, high), b = _mm256_maddubs_epi16(bias, low);
+  const __m256i pairs =
+      _mm256_add_epi16(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+  __m128i sum =
+      _mm_add_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+  sum = _mm_add_epi16(sum, _mm_unpackhi_epi64(sum, sum));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(starts),
+                   _mm_sub_epi16(_mm_setzero_si128(), sum));
+}
+
 /// A block's bf16 as stored, those at `count` and beyond zero.
 MIMO_RT_INLINE void load_block(const bf16_t* x, uint32_t count, __m256i (&bits)[2]) {
   alignas(32) bf16_t part[layout::kBlockK] = {};
@@ -31,24 +44,29 @@ MIMO_RT_INLINE void load_block(const bf16_t* x, uint32_t count, __m256i (&bits)[
   bits[1] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + 16));
 }
 
-/// The largest shift for which all |x| 2^shift <= 127.5 * 2^8, so that `high` fits a byte. Not
-/// finite activations do not count.
-MIMO_RT_INLINE int32_t block_shift(const __m256i (&bits)[2]) {
-  const __m256i infinity = _mm256_set1_epi16(0x7f80);
-  __m256i largest = _mm256_setzero_si256();
-  for (const __m256i half : bits) {
-    const __m256i magnitude = _mm256_and_si256(half, _mm256_set1_epi16(0x7fff));
-    const __m256i is_finite = _mm256_cmpgt_epi16(infinity, magnitude);
-    largest = _mm256_max_epi16(largest, _mm256_and_si256(magnitude, is_finite));
-  }
+/// The largest magnitude of a block, as stored.
+MIMO_RT_INLINE int32_t max_magnitude(const __m256i (&bits)[2]) {
+  const __m256i magnitude = _mm256_set1_epi16(0x7fff);
+  const __m256i largest = _mm256_max_epi16(_mm256_and_si256(bits[0], magnitude),
+                                           _mm256_and_si256(bits[1], magnitude));
   // vphminposuw finds a minimum.
   const __m128i pair =
       _mm_max_epi16(_mm256_castsi256_si128(largest), _mm256_extracti128_si256(largest, 1));
   const __m128i flipped = _mm_minpos_epu16(_mm_xor_si128(pair, _mm_set1_epi16(0x7fff)));
-  const int32_t max_bits = (_mm_cvtsi128_si32(flipped) & 0xffff) ^ 0x7fff;
+  return (_mm_cvtsi128_si32(flipped) & 0xffff) ^ 0x7fff;
+}
+
+/// The largest shift for which all |x| 2^shift <= 127.5 * 2^8, so that `high` fits a byte.
+MIMO_RT_INLINE int32_t block_shift(int32_t max_bits) {
   // 2^15 - 2^7 is too much: such a significand, 0xff, counts as the next power of two.
   const int32_t shift = 14 + 127 - ((max_bits + 1) >> 7);
   return shift < kMaxShift ? shift : int32_t{kMaxShift};
+}
+
+MIMO_RT_INLINE __m256 widen(const __m256i (&bits)[2], uint32_t i) {
+  const __m128i half = i % 2 ? _mm256_extracti128_si256(bits[i / 2], 1)
+                             : _mm256_castsi256_si128(bits[i / 2]);
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
 }
 
 /// Takes round(x * 2^shift) units out of x; returns them.
@@ -60,19 +78,39 @@ MIMO_RT_INLINE __m256 take_units(__m256& x, int32_t shift) {
   return units;
 }
 
-/// `x` is what high and low leave of the block.
-static void store_extra(__m256 (&x)[kVectors], int32_t shift, uint32_t token, Extra& extra) {
+/// Restores the order of 32 bytes that were packed from four vectors of dwords.
+MIMO_RT_INLINE __m256i in_order(__m256i bytes) {
+  return _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
+/// The units of a block, 16 bits each, as two digits.
+MIMO_RT_INLINE void store_digits(const __m256i (&units)[kVectors], int32_t shift, Digits& out) {
+  const __m256i a = _mm256_packs_epi32(units[0], units[1]);
+  const __m256i b = _mm256_packs_epi32(units[2], units[3]);
+  const __m256i byte = _mm256_set1_epi16(255), half = _mm256_set1_epi16(128);
+  const __m256i low = in_order(
+      _mm256_packus_epi16(_mm256_and_si256(a, byte), _mm256_and_si256(b, byte)));
+  const __m256i high =
+      in_order(_mm256_packs_epi16(_mm256_srai_epi16(_mm256_add_epi16(a, half), 8),
+                                  _mm256_srai_epi16(_mm256_add_epi16(b, half), 8)));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out.high), high);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out.low), low);
+  store_starts(high, low, out.starts);
+  out.half_unit = power_of_two(-shift - 1);
+}
+
+/// `left` is what high and low leave of the block, `infinite` its infinities and NaN.
+static void store_extra(__m256 (&left)[kVectors], const __m256i (&infinite)[2], int32_t shift,
+                        uint32_t token, Extra& extra) {
   __m256i digit[kVectors];
   uint32_t rest_mask = 0;
   for (uint32_t i = 0; i < kVectors; ++i) {
-    const __m256 is_finite =
-        _mm256_cmp_ps(_mm256_sub_ps(x[i], x[i]), _mm256_setzero_ps(), _CMP_EQ_OQ);
-    __m256 rest = _mm256_and_ps(x[i], is_finite);
+    __m256 rest = left[i];
     const __m256 units = take_units(rest, shift + 8);
     const __m256 capped = _mm256_min_ps(units, _mm256_set1_ps(127.0f));
     rest = _mm256_fmadd_ps(_mm256_sub_ps(units, capped),
                            _mm256_set1_ps(power_of_two(-shift - 8)), rest);
-    rest = _mm256_blendv_ps(x[i], rest, is_finite);
+    rest = _mm256_or_ps(rest, widen(infinite, i));
     digit[i] = _mm256_cvtps_epi32(capped);
     _mm256_storeu_ps(extra.rest + i * 8, rest);
     const __m256 is_left = _mm256_cmp_ps(rest, _mm256_setzero_ps(), _CMP_NEQ_UQ);
@@ -86,33 +124,39 @@ static void store_extra(__m256 (&x)[kVectors], int32_t shift, uint32_t token, Ex
   extra.rest_mask = rest_mask;
 }
 
-/// One block of one token; true if it needs `extra`, which is written then.
-static bool prepare_block(const __m256i (&bits)[2], uint32_t token, Digits& out, Extra& extra) {
-  const int32_t shift = block_shift(bits);
-  const __m256 infinity = _mm256_set1_ps(__builtin_inff());
-  __m256 x[kVectors], any = _mm256_setzero_ps();
-  __m256i high[kVectors], low[kVectors];
-  for (uint32_t i = 0; i < kVectors; ++i) {
-    const __m128i half = i % 2 ? _mm256_extracti128_si256(bits[i / 2], 1)
-                               : _mm256_castsi256_si128(bits[i / 2]);
-    x[i] = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
-    const __m256 magnitude = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x[i]);
-    const __m256 is_finite = _mm256_cmp_ps(magnitude, infinity, _CMP_LT_OQ);
-    __m256 rest = _mm256_and_ps(x[i], is_finite);
-    const __m256i units = _mm256_cvtps_epi32(take_units(rest, shift));
-    x[i] = _mm256_blendv_ps(x[i], rest, is_finite);
-    any = _mm256_or_ps(any, _mm256_cmp_ps(x[i], _mm256_setzero_ps(), _CMP_NEQ_UQ));
-    low[i] = _mm256_srai_epi32(_mm256_slli_epi32(units, 24), 24);
-    high[i] = _mm256_srai_epi32(_mm256_add_epi32(units, _mm256_set1_epi32(128)), 8);
+/// Zeroes infinities and NaN.
+static void take_infinite(__m256i (&bits)[2], __m256i (&infinite)[2]) {
+  for (uint32_t i = 0; i < 2; ++i) {
+    const __m256i magnitude = _mm256_and_si256(bits[i], _mm256_set1_epi16(0x7fff));
+    const __m256i is_finite = _mm256_cmpgt_epi16(_mm256_set1_epi16(0x7f80), magnitude);
+    infinite[i] = _mm256_andnot_si256(is_finite, bits[i]);
+    bits[i] = _mm256_and_si256(is_finite, bits[i]);
   }
-  const __m256i high_bytes = pack_bytes(high), low_bytes = pack_bytes(low);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out.high), high_bytes);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out.low), low_bytes);
-  out.high_start = paired_start(high_bytes);
-  out.low_start = paired_start(low_bytes);
-  out.half_unit = power_of_two(-shift - 1);
-  if (!_mm256_movemask_ps(any)) return false;
-  store_extra(x, shift, token, extra);
+}
+
+/// One block of one token; true if it needs `extra`, which is written then.
+static bool prepare_block(__m256i (&bits)[2], uint32_t token, Digits& out, Extra& extra) {
+  int32_t max_bits = max_magnitude(bits);
+  __m256i infinite[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+  const bool is_finite = max_bits < 0x7f80;
+  if (!is_finite) {
+    take_infinite(bits, infinite);
+    max_bits = max_magnitude(bits);
+  }
+  const int32_t shift = block_shift(max_bits);
+  __m256 left[kVectors], any = _mm256_setzero_ps();
+  __m256i units[kVectors];
+#pragma GCC unroll 4
+  for (uint32_t i = 0; i < kVectors; ++i) {
+    left[i] = widen(bits, i);
+    units[i] = _mm256_cvtps_epi32(take_units(left[i], shift));
+    any = _mm256_or_ps(any, left[i]);
+  }
+  store_digits(units, shift, out);
+  const __m256i is_zero =
+      _mm256_cmpeq_epi32(_mm256_slli_epi32(_mm256_castps_si256(any), 1), _mm256_setzero_si256());
+  if (is_finite && _mm256_movemask_epi8(is_zero) == -1) return false;
+  store_extra(left, infinite, shift, token, extra);
   return true;
 }
 
