@@ -41,20 +41,27 @@ struct PrepareArgs {
   void* prepared;           ///< prepared_bytes(format, num_tokens, k) bytes, 64-byte aligned
 };
 
-/// Attention of one token over one kv head, for the q heads that share it. Keys in ascending position.
+/// One token's part of an attention call.
+struct AttendRow {
+  const bf16_t* q;    ///< [num_q, qk_head_dim]
+  bf16_t* out;        ///< [num_q, v_head_dim]
+  uint32_t num_keys;  ///< it sees the first so many, 1 or more, of the segments' keys
+};
+
+/// Attention of tokens over one kv head, for the q heads that share it. Keys in ascending position.
 /// out[h] = sum_j softmax(scale * q[h].k_j, sink_logit[h])_j * v_j   (model paper eq. 2-3: the sink only joins the
 /// denominator, unscaled). FP32 throughout, online softmax over fixed blocks of keys counted from the first visible key
 /// (never from a segment boundary).
 struct AttendArgs {
-  const bf16_t* q;             ///< [num_q, qk_head_dim]
-  uint32_t num_q;
+  const AttendRow* rows;
+  uint32_t num_rows;
+  uint32_t num_q;              ///< of a row
   uint32_t qk_head_dim, v_head_dim;
   float scale;
   const float* sink_logit;     ///< [num_q] or nullptr
   const KvSegment* segments;
   uint32_t num_segments;
-  float* scratch;              ///< attend_scratch_floats(num_q, qk_head_dim, v_head_dim) floats, 64-byte aligned
-  bf16_t* out;                 ///< [num_q, v_head_dim]
+  float* scratch;  ///< attend_scratch_floats(num_rows * num_q, qk_head_dim, v_head_dim) floats, 64-byte aligned
 };
 
 struct Kernels {
@@ -62,7 +69,7 @@ struct Kernels {
   uint64_t (*prepared_bytes)(int format, uint32_t num_tokens, uint32_t k);
   void (*prepare)(int format, const PrepareArgs& args);
   void (*gemm)(int format, const GemmArgs& args);  ///< format = PackedFormat
-  uint64_t (*attend_scratch_floats)(uint32_t num_q, uint32_t qk_head_dim, uint32_t v_head_dim);
+  uint64_t (*attend_scratch_floats)(uint32_t num_heads, uint32_t qk_head_dim, uint32_t v_head_dim);
   void (*attend)(const AttendArgs& args);
   /// y = bf16(x * rsqrt(mean(x^2) + eps) * weight), FP32 inside.
   void (*rms_norm)(const bf16_t* x, const float* weight, float eps, uint32_t num_elements, bf16_t* y);

@@ -1,4 +1,6 @@
 // Query, key and value projection with its epilogue (RoPE, value scale, KV write), and attention.
+#include "cpu/ops_attention.h"
+
 #include "core/numeric.h"
 #include "cpu/ops_linear.h"
 #include "plan/buffers.h"
@@ -73,20 +75,32 @@ void op_attention(const Task& task, Worker& worker) {
   args.segments = worker.segments.data();
   args.scratch = reinterpret_cast<float*>(worker.attend_scratch.data());
 
-  const uint64_t num_tiles = uint64_t{task.tile_end} * input.num_tokens;
-  for (uint64_t t = task.tile_first; t < num_tiles; t += task.tile_stride) {
-    const uint32_t token = static_cast<uint32_t>(t / layer.num_kv_heads);
-    const uint32_t kv_head = static_cast<uint32_t>(t % layer.num_kv_heads);
-    const uint32_t end = input.positions[token] + 1;
-    const uint32_t begin = window && end > window ? end - window : 0;
-    const uint32_t q_head = kv_head * q_per_kv;
-    args.q = plan.bf16_row(task.input, token) + q_head * layer.qk_head_dim;
-    args.sink_logit = sinks ? sinks + q_head : nullptr;
-    args.num_segments = worker.step.cache->segments(task.layer_idx, input.seq_idx[token], kv_head,
-                                                    begin, end, worker.segments.data());
-    args.out = plan.bf16_row(task.output, token) + q_head * layer.v_head_dim;
-    worker.kernels.attend(args);
-  }
+  const auto end_of = [&](uint32_t token) { return input.positions[token] + 1; };
+  const auto first_key_of = [&](uint32_t token) {
+    const uint32_t end = end_of(token);
+    return FirstKey{input.seq_idx[token], window && end > window ? end - window : 0};
+  };
+  AttendRow rows[kMaxAttendRows];
+  args.rows = rows;
+  for_attention_groups(
+      task, input.num_tokens, layer.num_kv_heads, q_per_kv, first_key_of,
+      [&](const AttentionGroup& group) {
+        const uint32_t q_head = group.kv_head * q_per_kv;
+        uint32_t end = 0;
+        for (uint32_t i = 0; i < group.num_rows; ++i) {
+          const uint32_t token = group.rows[i];
+          rows[i] = {plan.bf16_row(task.input, token) + q_head * layer.qk_head_dim,
+                     plan.bf16_row(task.output, token) + q_head * layer.v_head_dim,
+                     end_of(token) - group.begin};
+          end = std::max(end, end_of(token));
+        }
+        args.num_rows = group.num_rows;
+        args.sink_logit = sinks ? sinks + q_head : nullptr;
+        args.num_segments =
+            worker.step.cache->segments(task.layer_idx, group.seq, group.kv_head, group.begin, end,
+                                        worker.segments.data());
+        worker.kernels.attend(args);
+      });
 }
 
 }  // namespace mimo_rt::cpu

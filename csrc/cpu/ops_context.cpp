@@ -118,9 +118,7 @@ ScratchSizes::ScratchSizes(const Weights& weights, const Kernels& kernels,
     for (const PackedMatrix& matrix : layer.expert_gate_up) add(matrix);
     for (const PackedMatrix& matrix : layer.expert_down) add(matrix);
     const LayerConfig& shape = config.layers[l];
-    attend_bytes = std::max(attend_bytes,
-                            4 * kernels.attend_scratch_floats(shape.q_per_kv(), shape.qk_head_dim,
-                                                              shape.v_head_dim));
+    add_attention(kernels, shape.q_per_kv(), shape.qk_head_dim, shape.v_head_dim);
   }
   result_bytes = 4 * uint64_t{kResultFloats};
   if (!config.num_experts) return;
@@ -148,9 +146,14 @@ void ScratchSizes::add_draft(const DraftWeights& draft, const Kernels& kernels) 
     for (const PackedMatrix* matrix : {&layer.qkv, &layer.o_proj, &layer.gate_up, &layer.down})
       add_matrix(kernels, *matrix);
   }
-  attend_bytes = std::max(attend_bytes,
-                          4 * kernels.attend_scratch_floats(config.q_per_kv(), config.qk_head_dim,
-                                                            config.v_head_dim));
+  add_attention(kernels, config.q_per_kv(), config.qk_head_dim, config.v_head_dim);
+}
+
+void ScratchSizes::add_attention(const Kernels& kernels, uint32_t q_per_kv, uint32_t qk_head_dim,
+                                 uint32_t v_head_dim) {
+  const uint32_t num_heads = max_attend_rows(q_per_kv) * q_per_kv;
+  attend_bytes = std::max(
+      attend_bytes, 4 * kernels.attend_scratch_floats(num_heads, qk_head_dim, v_head_dim));
 }
 
 Worker::Worker(const Weights& given_weights, const Kernels& given_kernels,

@@ -23,6 +23,15 @@ inline constexpr uint32_t kResultFloats = 32 * 1024;
 /// Expert sums of one block of columns, over all tokens of the step.
 inline constexpr uint32_t kExpertSumFloats = 256 * 1024;
 
+/// Rows of one attention call, and q heads of all of them: bounds the scratch, and keeps it near the
+/// L1 cache where heads are many.
+inline constexpr uint32_t kMaxAttendRows = 8, kMaxAttendHeads = 32;
+
+constexpr uint32_t max_attend_rows(uint32_t q_per_kv) {
+  const uint32_t rows = kMaxAttendHeads / q_per_kv;
+  return rows < 1 ? 1 : rows < kMaxAttendRows ? rows : kMaxAttendRows;
+}
+
 /// 64-byte aligned memory, not touched by the allocation: the first writer decides where it lies.
 class AlignedBytes {
  public:
@@ -126,6 +135,8 @@ struct ScratchSizes {
  private:
   void add_matrix(const Kernels& kernels, const PackedMatrix& matrix);
   void add_draft(const DraftWeights& draft, const Kernels& kernels);
+  void add_attention(const Kernels& kernels, uint32_t q_per_kv, uint32_t qk_head_dim,
+                     uint32_t v_head_dim);
 
   uint32_t block_tokens_ = 1;
 };

@@ -1,6 +1,7 @@
 // The ops of a draft that no op of the target resembles: context out of captured features, the block's heads and its
 // attention, and what happens to the drafts.
 #include "core/numeric.h"
+#include "cpu/ops_attention.h"
 #include "cpu/ops_linear.h"
 #include "engine/round.h"
 #include "plan/buffers.h"
@@ -226,26 +227,34 @@ void op_draft_attention(const Task& task, Worker& worker) {
   args.segments = worker.segments.data();
   args.scratch = reinterpret_cast<float*>(worker.attend_scratch.data());
 
-  const uint64_t num_tiles = uint64_t{task.tile_end} * input.num_draft_rows;
-  for (uint64_t t = task.tile_first; t < num_tiles; t += task.tile_stride) {
-    const uint32_t row = static_cast<uint32_t>(t / config.num_kv_heads);
-    const uint32_t kv_head = static_cast<uint32_t>(t % config.num_kv_heads);
+  const auto first_key_of = [&](uint32_t row) {
     const uint32_t end = anchor + row + 1;
-    const uint32_t begin = window && end > window ? std::min(end - window, anchor) : 0;
-    args.num_segments =
-        worker.step.cache->segments(worker.config.num_layers + task.layer_idx, input.seq_idx[0],
-                                    kv_head, begin, anchor, worker.segments.data());
-    for (uint32_t b = 0; b < input.num_draft_rows; ++b) {  // the block sees all of itself
-      const bf16_t* kv = plan.bf16_row(task.input2, b);
-      worker.segments[args.num_segments++] = {kv + kv_head * config.qk_head_dim,
-                                              kv + v_begin + kv_head * config.v_head_dim, 1};
-    }
-    const uint32_t q_head = kv_head * q_per_kv;
-    args.q = plan.bf16_row(task.input, row) + q_head * config.qk_head_dim;
-    args.sink_logit = sinks ? sinks + q_head : nullptr;
-    args.out = plan.bf16_row(task.output, row) + q_head * config.v_head_dim;
-    worker.kernels.attend(args);
-  }
+    return FirstKey{input.seq_idx[0], window && end > window ? std::min(end - window, anchor) : 0};
+  };
+  AttendRow rows[kMaxAttendRows];
+  args.rows = rows;
+  for_attention_groups(
+      task, input.num_draft_rows, config.num_kv_heads, q_per_kv, first_key_of,
+      [&](const AttentionGroup& group) {
+        const uint32_t kv_head = group.kv_head, q_head = kv_head * q_per_kv;
+        args.num_segments =
+            worker.step.cache->segments(worker.config.num_layers + task.layer_idx, group.seq,
+                                        kv_head, group.begin, anchor, worker.segments.data());
+        for (uint32_t b = 0; b < input.num_draft_rows; ++b) {  // the block sees all of itself
+          const bf16_t* kv = plan.bf16_row(task.input2, b);
+          worker.segments[args.num_segments++] = {kv + kv_head * config.qk_head_dim,
+                                                  kv + v_begin + kv_head * config.v_head_dim, 1};
+        }
+        for (uint32_t i = 0; i < group.num_rows; ++i) {
+          const uint32_t row = group.rows[i];
+          rows[i] = {plan.bf16_row(task.input, row) + q_head * config.qk_head_dim,
+                     plan.bf16_row(task.output, row) + q_head * config.v_head_dim,
+                     anchor - group.begin + input.num_draft_rows};
+        }
+        args.num_rows = group.num_rows;
+        args.sink_logit = sinks ? sinks + q_head : nullptr;
+        worker.kernels.attend(args);
+      });
 }
 
 void op_draft_sample(const Task& task, Worker& worker) {

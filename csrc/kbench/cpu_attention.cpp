@@ -138,10 +138,10 @@ class CpuAttention : public Subject {
       for (uint32_t token = 0; token < c.num_tokens; ++token) {
         const KvSegment segment{keys(place, head, token), values(place, head, token), c.num_keys};
         const uint64_t row = first_q(token, head);
-        kernels_.attend({q_.data() + row * c.qk_head_dim, c.num_q_per_kv, c.qk_head_dim,
-                         c.v_head_dim, scale(), sinks_.data(), &segment, 1,
-                         reinterpret_cast<float*>(scratch_.data()),
-                         out_.data() + row * c.v_head_dim});
+        const cpu::AttendRow attended{q_.data() + row * c.qk_head_dim,
+                                      out_.data() + row * c.v_head_dim, c.num_keys};
+        kernels_.attend({&attended, 1, c.num_q_per_kv, c.qk_head_dim, c.v_head_dim, scale(),
+                         sinks_.data(), &segment, 1, reinterpret_cast<float*>(scratch_.data())});
       }
   }
 

@@ -92,6 +92,9 @@ void attend_without_first_key(const cpu::AttendArgs& args) {
   segment.v += args.v_head_dim;
   --segment.num_keys;
   other.segments = &segment;
+  cpu::AttendRow row = args.rows[0];
+  --row.num_keys;
+  other.rows = &row;
   right_kernels.attend(other);
 }
 

@@ -71,9 +71,10 @@ std::vector<bf16_t> attend(const Table& table, const Attention& a,
   }
   const Aligned scratch(table.kernels->attend_scratch_floats(a.num_q, a.qk_dim, a.v_dim) * 4);
   std::vector<bf16_t> out(size_t{a.num_q} * a.v_dim, 0x7fff);
-  table.kernels->attend({a.q.data(), a.num_q, a.qk_dim, a.v_dim, a.scale,
+  const cpu::AttendRow row{a.q.data(), out.data(), a.num_keys};
+  table.kernels->attend({&row, 1, a.num_q, a.qk_dim, a.v_dim, a.scale,
                          a.has_sink && with_sink ? a.sink.data() : nullptr, segments.data(),
-                         static_cast<uint32_t>(segments.size()), scratch.floats(), out.data()});
+                         static_cast<uint32_t>(segments.size()), scratch.floats()});
   return out;
 }
 
@@ -149,6 +150,40 @@ TEST_CASE("segment boundaries never change a bit of attention") {
     std::rotate(rotated.k.begin(), rotated.k.begin() + 192 * 100, rotated.k.end());
     CHECK(attend(table, rotated) != whole);
   }
+}
+
+TEST_CASE("a token's attention has the same bits alone and beside tokens that see more or fewer keys") {
+  constexpr uint32_t kKeys = 40;
+  for (const Table& table : kernel_tables::runnable())
+    for (const uint32_t num_q : {1u, 2u, 3u}) {
+      const std::vector<uint32_t> num_keys = {40, 1, 33, 32, 17, 16, 5, 39};
+      const auto num_rows = static_cast<uint32_t>(num_keys.size());
+      const Attention all(num_q * num_rows, 64, 48, kKeys, true);
+      std::vector<bf16_t> out(size_t{all.num_q} * all.v_dim, 0x7fff);
+      std::vector<cpu::AttendRow> rows;
+      for (uint32_t r = 0; r < num_rows; ++r)
+        rows.push_back({all.q.data() + size_t{r} * num_q * all.qk_dim,
+                        out.data() + size_t{r} * num_q * all.v_dim, num_keys[r]});
+      const KvSegment segment{all.k.data(), all.v.data(), kKeys};
+      const Aligned scratch(
+          table.kernels->attend_scratch_floats(all.num_q, all.qk_dim, all.v_dim) * 4);
+      table.kernels->attend({rows.data(), num_rows, num_q, all.qk_dim, all.v_dim, all.scale,
+                             all.sink.data(), &segment, 1, scratch.floats()});
+      for (uint32_t r = 0; r < num_rows; ++r) {
+        Attention alone(num_q, 64, 48, kKeys, true);
+        alone.q.assign(rows[r].q, rows[r].q + size_t{num_q} * 64);
+        alone.sink = all.sink;
+        alone.sink.resize(num_q);
+        alone.k = all.k;
+        alone.v = all.v;
+        alone.num_keys = num_keys[r];
+        const std::vector<bf16_t> shared(rows[r].out, rows[r].out + size_t{num_q} * 48);
+        CHECK(attend(table, alone) == shared);
+        if (num_keys[r] == kKeys) continue;
+        alone.num_keys = num_keys[r] + 1;  // one key too many must show
+        CHECK(attend(table, alone) != shared);
+      }
+    }
 }
 
 TEST_CASE("attention survives extreme scores and sinks") {

@@ -1,4 +1,4 @@
-// Attention of one token over one kv head: online softmax, one key at a time.
+// Attention over one kv head: online softmax, one token and one key at a time.
 //
 // Per head (m: running maximum, l: running denominator, o: running output):
 //   m' = max(m, s_j)   l = l e^(m - m') + e^(s_j - m')   o = o e^(m - m') + e^(s_j - m') v_j
@@ -19,20 +19,19 @@ static float score(const AttendArgs& args, const bf16_t* q, const bf16_t* k) {
   return sum * args.scale;
 }
 
-}  // namespace
-
-uint64_t attend_scratch_floats(uint32_t, uint32_t, uint32_t v_head_dim) { return v_head_dim; }
-
-void attend(const AttendArgs& args) {
+static void attend_row(const AttendArgs& args, const AttendRow& row) {
   float* acc = args.scratch;
   for (uint32_t h = 0; h < args.num_q; ++h) {
-    const bf16_t* q = args.q + uint64_t{h} * args.qk_head_dim;
+    const bf16_t* q = row.q + uint64_t{h} * args.qk_head_dim;
     const bool has_sink = args.sink_logit && args.sink_logit[h] > -1e30f;
     float max = has_sink ? args.sink_logit[h] : -1e30f;
     float sum = has_sink ? 1.0f : 0.0f;
     for (uint32_t i = 0; i < args.v_head_dim; ++i) acc[i] = 0.0f;
-    for (const KvSegment* s = args.segments; s != args.segments + args.num_segments; ++s) {
-      for (uint32_t j = 0; j < s->num_keys; ++j) {
+    uint32_t left = row.num_keys;
+    for (const KvSegment* s = args.segments; left; ++s) {
+      const uint32_t num_keys = s->num_keys < left ? s->num_keys : left;
+      left -= num_keys;
+      for (uint32_t j = 0; j < num_keys; ++j) {
         const float logit = score(args, q, s->k + uint64_t{j} * args.qk_head_dim);
         const bf16_t* v = s->v + uint64_t{j} * args.v_head_dim;
         const float new_max = logit > max ? logit : max;
@@ -43,8 +42,16 @@ void attend(const AttendArgs& args) {
       }
     }
     for (uint32_t i = 0; i < args.v_head_dim; ++i)
-      args.out[uint64_t{h} * args.v_head_dim + i] = narrow(acc[i] / sum);
+      row.out[uint64_t{h} * args.v_head_dim + i] = narrow(acc[i] / sum);
   }
+}
+
+}  // namespace
+
+uint64_t attend_scratch_floats(uint32_t, uint32_t, uint32_t v_head_dim) { return v_head_dim; }
+
+void attend(const AttendArgs& args) {
+  for (uint32_t r = 0; r < args.num_rows; ++r) attend_row(args, args.rows[r]);
 }
 
 }  // namespace mimo_rt::cpu::generic

@@ -21,7 +21,7 @@ uint64_t prepared_bytes(int format, uint32_t num_tokens, uint32_t k);
 void prepare(int format, const PrepareArgs& args);
 void prepare_int8(const PrepareArgs& args);  ///< for gemm_mxfp4_int8, see int8_block.h
 
-uint64_t attend_scratch_floats(uint32_t num_q, uint32_t qk_head_dim, uint32_t v_head_dim);
+uint64_t attend_scratch_floats(uint32_t num_heads, uint32_t qk_head_dim, uint32_t v_head_dim);
 void attend(const AttendArgs& args);
 
 void rms_norm(const bf16_t* x, const float* weight, float eps, uint32_t num_elements, bf16_t* y);
