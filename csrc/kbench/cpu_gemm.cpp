@@ -3,6 +3,7 @@
 #include <cstring>
 #include <limits>
 
+#include "core/activations.h"
 #include "kbench/cpu_subjects.h"
 #include "kbench/random_rows.h"
 #include "weights/arena.h"
@@ -20,6 +21,7 @@ class CpuGemm : public Subject {
       : Subject(kernel_case),
         kernels_(kernels),
         format_(format_of(kernel_case.format)),
+        is_int8_(options.activations == "int8"),
         group_bytes_(row_group_bytes(format_, kernel_case.k)) {
     cut_call(options);
     const uint64_t call_bytes = num_groups_ * group_bytes_;
@@ -80,6 +82,7 @@ class CpuGemm : public Subject {
 
   /// A block of 32 k has at most 32 products and 32 additions, its scale and its addition to the
   /// running sum are two more, the final sum one. 2^-126 per product covers flushed subnormals.
+  /// INT8 activations are exact products of what x is rounded to.
   double worst_error_at(uint64_t place) {
     std::fill(y_.begin(), y_.end(), std::numeric_limits<float>::quiet_NaN());
     call(place);
@@ -93,7 +96,7 @@ class CpuGemm : public Subject {
     for (const uint32_t row : spread_over(measured_.rows, kCheckedRows)) {
       const std::vector<double> weights = row_values(format_, unpack_row(matrix, row), k);
       for (const uint32_t token : spread_over(measured_.num_tokens, kCheckedTokens)) {
-        const Product p = dot(weights, x_.data() + uint64_t{token} * k);
+        const Product p = dot(weights, inputs(token));
         worst = worst_of(worst, double{y_[uint64_t{token} * measured_.rows + row]}, p.value,
                          relative * p.magnitude + k * 0x1p-126);
       }
@@ -101,8 +104,19 @@ class CpuGemm : public Subject {
     return worst;
   }
 
+  /// What the kernel multiplies for a token.
+  std::vector<double> inputs(uint32_t token) const {
+    std::vector<double> x(measured_.k);
+    for (uint32_t i = 0; i < measured_.k; ++i)
+      x[i] = double{bf16_to_f32(x_[uint64_t{token} * measured_.k + i])};
+    for (uint32_t i = 0; is_int8_ && i < measured_.k; i += kBlockK)
+      round_to_int8(std::span<double, kBlockK>(x.data() + i, kBlockK));
+    return x;
+  }
+
   const cpu::Kernels& kernels_;
   const PackedFormat format_;
+  const bool is_int8_;
   const uint64_t group_bytes_;
   uint32_t num_groups_ = 0, num_repeats_ = 1;
   uint64_t num_places_ = 1;

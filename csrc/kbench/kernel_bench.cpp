@@ -21,7 +21,9 @@ namespace {
 
 std::unique_ptr<Subject> make_cpu_subject(const KernelCase& c, const KernelBenchOptions& options,
                                           const std::string& backend) {
-  const cpu::Kernels& kernels = cpu::select_kernels(backend);
+  const bool is_int8 = options.activations == "int8";
+  const cpu::Kernels& kernels =
+      cpu::select_kernels(backend, is_int8 ? Activations::int8 : Activations::bf16);
   if (c.kernel == "gemm") return make_cpu_gemm(c, options, kernels);
   MIMO_RT_CHECK(!options.is_hot, invalid_argument, kWhere, "is_hot: expected gemm, got '", c.kernel,
                 "'");
@@ -44,6 +46,13 @@ std::unique_ptr<Subject> make_cuda_subject(const KernelCase& c, const KernelBenc
 }  // namespace
 
 KernelBench KernelBench::open(const KernelCase& kernel_case, const KernelBenchOptions& options) {
+  const std::string& activations = options.activations;
+  MIMO_RT_CHECK(activations == "bf16" || activations == "int8", invalid_argument, kWhere,
+                "activations: expected bf16 or int8, got '", activations, "'");
+  MIMO_RT_CHECK(activations == "bf16" || (options.backend != "cuda" && kernel_case.kernel == "gemm" &&
+                                          kernel_case.format == "mxfp4"),
+                invalid_argument, kWhere, "activations: expected bf16 for anything but gemm of mxfp4 on "
+                "a CPU backend, got int8");
   auto impl = std::make_unique<Impl>();
   if (options.backend == "cuda") {  // its kernels run alone, before there is an engine
     std::unique_ptr<cuda::BenchDevice> device = cuda::open_bench_device();

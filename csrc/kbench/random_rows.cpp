@@ -133,9 +133,15 @@ std::vector<bf16_t> random_bf16(uint64_t count, uint64_t seed) {
 }
 
 Product dot(std::span<const double> weights, const bf16_t* x) {
+  std::vector<double> values(weights.size());
+  for (size_t i = 0; i < values.size(); ++i) values[i] = double{bf16_to_f32(x[i])};
+  return dot(weights, values);
+}
+
+Product dot(std::span<const double> weights, std::span<const double> x) {
   Product product;
   for (size_t i = 0; i < weights.size(); ++i) {
-    const double p = weights[i] * double{bf16_to_f32(x[i])};
+    const double p = weights[i] * x[i];
     product.value += p;
     product.magnitude += std::abs(p);
   }

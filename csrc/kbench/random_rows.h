@@ -40,6 +40,7 @@ struct Product {
 };
 
 Product dot(std::span<const double> weights, const bf16_t* x);
+Product dot(std::span<const double> weights, std::span<const double> x);
 
 /// Relative error of n roundings of u each.
 constexpr double rounding_of(double n, double u) { return n * u / (1 - n * u); }

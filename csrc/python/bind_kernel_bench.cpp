@@ -28,6 +28,7 @@ void bind_kernel_bench(py::module_& m) {
       .def_readwrite("backend", &KernelBenchOptions::backend)
       .def_readwrite("rotation_bytes", &KernelBenchOptions::rotation_bytes)
       .def_readwrite("is_hot", &KernelBenchOptions::is_hot)
+      .def_readwrite("activations", &KernelBenchOptions::activations)
       .def_readwrite("seed", &KernelBenchOptions::seed);
   py::class_<KernelWork>(m, "KernelWork", "What one call has to do.")
       .def_readonly("bytes", &KernelWork::bytes)

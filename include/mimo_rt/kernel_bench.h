@@ -29,6 +29,8 @@ struct KernelBenchOptions {
   /// times the last-level cache and at least 256 MiB.
   uint64_t rotation_bytes = 0;
   bool is_hot = false;  ///< CPU gemm only: every call reads the same few rows, from the caches
+  /// "int8": as `EngineOptions::activations`; CPU gemm of mxfp4 only.
+  std::string activations = "bf16";
   uint64_t seed = 0;
 };
 

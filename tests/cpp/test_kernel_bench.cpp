@@ -135,6 +135,19 @@ TEST_CASE("CPU products of every instruction set pass their check") {
       }
 }
 
+TEST_CASE("CPU products with INT8 activations pass their check, those of BF16 activations do not") {
+  KernelBenchOptions options = small();
+  options.activations = "int8";
+  for (const uint32_t num_tokens : {1u, 3u, 9u}) {
+    const KernelCase c = gemm("mxfp4", 48, 160, num_tokens);
+    for (const Table& table : kernel_tables::runnable_int8()) {
+      const double error = kbench::make_cpu_gemm(c, options, *table.kernels)->worst_error();
+      CHECK(error > 0 && error <= 1.0);
+    }
+    CHECK(kbench::make_cpu_gemm(c, options, *cpu::kernels_generic())->worst_error() > 1.0);
+  }
+}
+
 TEST_CASE("the check of CPU products sees a wrong token, a missing row and a small error") {
   right_kernels = *cpu::kernels_generic();
   for (const char* format : kFormats)
@@ -263,6 +276,15 @@ TEST_CASE("cases that no kernel can take are refused by name") {
   CHECK_THROWS(invalid_argument, "num_tokens: expected > 0", open(gemm("bf16", 16, 32, 0)));
   CHECK_THROWS(unavailable, "expected gemm or attention", open(experts("expert_down", 1)));
   CHECK_THROWS(invalid_argument, "backend", open(gemm("bf16", 16, 32, 1), "cpu-none"));
+  const auto open_with = [](const KernelCase& kernel_case, const char* activations) {
+    KernelBenchOptions options = small();
+    options.backend = "cpu-generic";
+    options.activations = activations;
+    return KernelBench::open(kernel_case, options).work().bytes;
+  };
+  CHECK_THROWS(invalid_argument, "expected bf16 or int8, got 'fp8'", open_with(gemm("mxfp4", 16, 32, 1), "fp8"));
+  CHECK_THROWS(invalid_argument, "activations", open_with(gemm("bf16", 16, 32, 1), "int8"));
+  CHECK(open_with(gemm("mxfp4", 16, 32, 1), "int8") > 0);
   KernelCase c = attention(1, 0);
   CHECK_THROWS(invalid_argument, "num_keys: expected > 0", open(c));
   c = attention(1, 8);

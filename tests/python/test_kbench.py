@@ -109,6 +109,16 @@ def test_table_and_hot_runs(capsys):
     assert "1 of 2" in shown.err
 
 
+def test_int8_activations_are_those_of_mxfp4_matrices(capsys):
+    assert cli_main([*SMALL, "--tokens", "8", "--activations", "int8", "--json"]) == 0
+    (line,) = lines_of(capsys)  # bf16 matrices know no INT8 activations
+    assert line["case"] == "custom/64x128/mxfp4/t8/int8" and line["activations"] == "int8"
+    assert line["correct"] and "--activations int8" in line["repeat"]
+    arguments = ["kbench", "bf16", "--shape", "64x128", "--activations", "int8"]
+    assert cli_main(arguments) == 1
+    assert "no int8 kernel for custom/64x128" in capsys.readouterr().err
+
+
 def test_list_shows_shapes_without_running(capsys):
     assert cli_main(["kbench", "--shape", "gpt-oss-120b", "--list"]) == 0
     out = capsys.readouterr().out

@@ -37,6 +37,7 @@ class KernelResult:
     measurement: Measurement | None = None
     read_gbs: float = 0.0
     cache: str = "cold"
+    activations: str = "bf16"
     baseline: str = ""
     baseline_s: tuple[float, ...] = ()
     num_active_experts: int = 0
@@ -69,6 +70,7 @@ class KernelResult:
             "backend": self.backend,
             "device": self.device or None,
             "cache": self.cache,
+            "activations": self.activations,
             "clock": "device" if self.backend == "cuda" else "wall",
             "num_workers": None if self.backend == "cuda" else 1,
         }
@@ -93,9 +95,12 @@ def measure_kernel(
     kernel_case = _C.KernelCase(**shape.kernel_case(options.backend, num_tokens))
     bench = _C.KernelBench.open(kernel_case, options)
     cache = "hot" if options.is_hot else "cold"
-    case = f"{shape.name}/{shape.format}/t{num_tokens}{'/hot' if options.is_hot else ''}"
+    case = f"{shape.name}/{shape.format}/t{num_tokens}"
+    case += "/int8" if options.activations == "int8" else ""
+    case += "/hot" if options.is_hot else ""
     facts = {"case": case, "shape": shape, "measured": bench.measured, "backend": bench.backend,
              "device": bench.device, "error_over_bound": bench.worst_error(), "cache": cache,
+             "activations": options.activations,
              "num_active_experts": bench.work.num_active_experts}
     if not facts["error_over_bound"] <= 1:
         return KernelResult(**facts)

@@ -54,6 +54,10 @@ class Shape:
             return True
         return bool(self.experts) or not self.is_attention and self.format in ("fp8_e4m3", "bf16")
 
+    def takes_int8(self, backend: str) -> bool:
+        """Whether INT8 activations make a difference to it."""
+        return backend != "cuda" and self.format == "mxfp4"
+
     def tokens(self, backend: str) -> tuple[int, ...]:
         """How many tokens are usual."""
         if self.is_attention:

@@ -41,6 +41,8 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
                         help="time per case (default 0.3), and as much for its baseline")
     parser.add_argument("--hot", action="store_true",
                         help="CPU matrices from the caches instead: the compute limit")
+    parser.add_argument("--activations", choices=("bf16", "int8"), default="bf16",
+                        help="what MXFP4 matrices are multiplied with on the CPU (default bf16)")
     parser.add_argument("--no-baseline", action="store_true", help="do not measure PyTorch")
     parser.add_argument("--list", action="store_true", help="show the shapes and stop")
     parser.add_argument("--tolerance", type=float, default=TOLERANCE, metavar="X",
@@ -63,7 +65,9 @@ def run(args: argparse.Namespace) -> int:
     shapes = _runnable(args, shapes, backend)
     cases = [(shape, tokens) for shape in shapes
              for tokens in args.tokens or shape.tokens(backend)]
-    options = _C.KernelBenchOptions(backend=backend, is_hot=args.hot)
+    options = _C.KernelBenchOptions(
+        backend=backend, is_hot=args.hot, activations=args.activations
+    )
     command = shlex.join(args.command_line)
     results = []
     for index, (shape, tokens) in enumerate(cases):
@@ -91,11 +95,15 @@ def _backend(device: str) -> str:
 def _runnable(args: argparse.Namespace, shapes: list[Shape], backend: str) -> list[Shape]:
     """Shapes that the backend has kernels for; an error if there is none."""
     usable = [shape for shape in shapes if shape.is_on(backend)]
+    is_int8 = args.activations == "int8"
+    if is_int8:
+        usable = [shape for shape in usable if shape.takes_int8(backend)]
     if args.hot:
         usable = [shape for shape in usable if backend != "cuda" and not shape.is_attention]
     if not usable:
         raise ValueError(
-            f"kbench: '{backend}' has no {'hot ' if args.hot else ''}kernel for "
+            f"kbench: '{backend}' has no {'hot ' if args.hot else ''}"
+            f"{'int8 ' if is_int8 else ''}kernel for "
             f"{', '.join(shape.name for shape in shapes)}."
         )
     return usable
@@ -123,6 +131,7 @@ def _repeat(result: KernelResult, args: argparse.Namespace) -> str:
         parts += ["--shape", shape.name]
     parts += ["--tokens", str(result.case.split("/t")[-1].split("/")[0]), "--device",
               result.backend, "--seconds", f"{args.seconds:g}"]
+    parts += ["--activations", "int8"] if args.activations == "int8" else []
     return shlex.join([*parts, *(["--hot"] if args.hot else []), "--json"])
 
 
