@@ -96,14 +96,18 @@ void op_logits(const Task& task, Worker& worker) {
       : task.kind == TaskKind::lm_head
           ? consumer_rows(task, worker, step.logit_rows, step.num_logit_rows)
           : consumer_rows(task, worker, nullptr, step.num_tokens);
-  multiply_tiles(worker, task, *matrix_of(task, worker), 1, input,
-                 [&](const LinearResults& results) {
-                   for (uint32_t i = 0; i < results.num_rows; ++i) {
-                     float* out = plan.f32_row(task.output, results.first_row + i) +
-                                  results.first_group * kTileRows;
-                     std::memcpy(out, results.row(i), sizeof(float) * results.stride);
-                   }
-                 });
+  if (task.tile_first >= task.tile_end) return;
+  const PackedMatrix& matrix = *matrix_of(task, worker);
+  for (uint32_t row = 0; row < input.num_rows; row += kMaxBlockTokens) {
+    const uint32_t num_rows = std::min(kMaxBlockTokens, input.num_rows - row);
+    prepare_rows(worker, matrix, input, row, num_rows);
+    for_tile_runs(task, [&](uint32_t begin, uint32_t end) {
+      worker.kernels.gemm(static_cast<int>(matrix.format),
+                          {matrix.row_group(begin), end - begin, matrix.k, worker.prepared.data(),
+                           num_rows, plan.f32_row(task.output, row) + begin * kTileRows,
+                           plan.stride(task.output)});
+    });
+  }
 }
 
 void store_gate_up(const Task& task, Worker& worker, const LinearResults& results,

@@ -72,6 +72,15 @@ void multiply_groups(Worker& worker, const PackedMatrix& matrix, uint32_t first_
 }
 static_assert(kResultFloats / (kTileRows * kMaxBlockTokens) >= 2);
 
+/// Calls run(begin, end) for all tiles of a task, once for those that lie together.
+template <typename Run>
+void for_tile_runs(const Task& task, const Run& run) {
+  if (task.tile_stride == 1 && task.tile_first < task.tile_end)
+    return run(task.tile_first, task.tile_end);
+  for (uint64_t tile = task.tile_first; tile < task.tile_end; tile += task.tile_stride)
+    run(static_cast<uint32_t>(tile), static_cast<uint32_t>(tile) + 1);
+}
+
 /// All tiles of a task with `groups_per_tile` row groups each; the epilogue sees every result once.
 template <typename Epilogue>
 void multiply_tiles(Worker& worker, const Task& task, const PackedMatrix& matrix,
@@ -80,13 +89,10 @@ void multiply_tiles(Worker& worker, const Task& task, const PackedMatrix& matrix
   for (uint32_t row = 0; row < input.num_rows; row += kMaxBlockTokens) {
     const uint32_t num_rows = std::min(kMaxBlockTokens, input.num_rows - row);
     prepare_rows(worker, matrix, input, row, num_rows);
-    for (uint64_t tile = task.tile_first; tile < task.tile_end; tile += task.tile_stride) {
-      const uint32_t begin = static_cast<uint32_t>(tile);
-      const uint32_t end = task.tile_stride == 1 ? task.tile_end : begin + 1;
+    for_tile_runs(task, [&](uint32_t begin, uint32_t end) {
       multiply_groups(worker, matrix, row, num_rows, begin * groups_per_tile,
                       end * groups_per_tile, epilogue);
-      if (task.tile_stride == 1) break;
-    }
+    });
   }
 }
 
