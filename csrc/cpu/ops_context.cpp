@@ -73,6 +73,10 @@ PlanState::PlanState(const Plan& given, const ModelConfig& config, const DraftCo
       found = ropes.emplace(ropes.end(), layer.rope_theta, layer.rotary_dim, max_tokens);
     layer_ropes.push_back(layer.rotary_dim ? &*found : nullptr);
   }
+  for (uint32_t w = 0; w < plan.num_workers(); ++w)
+    for (const Task& task : plan.tasks(w))
+      if (task.kind == TaskKind::lm_head && task.tile_first < task.tile_end)
+        head_columns.push_back(task.tile_first * kTileRows);
   if (plan.shape().draft.num_layers)
     draft = std::make_unique<DraftTables>(*draft_config, plan.options());
 }

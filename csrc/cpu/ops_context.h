@@ -110,6 +110,7 @@ struct PlanState {
   RouteTable route;               ///< view of the route buffer; all zero without MoE layers
   std::vector<RopeTable> ropes;
   std::vector<const RopeTable*> layer_ropes;  ///< [num_layers], nullptr: the layer does not rotate
+  std::vector<uint32_t> head_columns;         ///< first column of the logits of each lm_head task
   std::unique_ptr<DraftTables> draft;         ///< nullptr: the plan has no draft
   Counters counters;
   uint64_t epoch = 0;

@@ -274,7 +274,11 @@ void op_accept(const Task& task, Worker& worker) {
   PlanState& plan = *worker.step.plan;
   const StepInput& input = *worker.step.input;
   RoundState& rounds = *input.round;
-  accept_round(rounds, plan.f32_row(task.input, 0), plan.stride(task.input));
+  std::array<int32_t, kMaxBlockSize> best_ids;
+  if (!input.wants_logits)
+    for (uint32_t row = 0; row < input.num_tokens; ++row) best_ids[row] = best_of_row(plan, row);
+  accept_round(rounds, {plan.f32_row(task.input, 0), plan.stride(task.input),
+                        input.wants_logits ? nullptr : best_ids.data()});
   if (rounds.end == RoundEnd::running) plan.fill_tables(input, *worker.step.cache);
 }
 

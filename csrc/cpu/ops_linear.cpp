@@ -4,6 +4,7 @@
 #include "plan/buffers.h"
 #include "plan/kinds.h"
 
+#include <cmath>
 #include <cstring>
 
 namespace mimo_rt::cpu {
@@ -26,6 +27,54 @@ const PackedMatrix* matrix_of(const Task& task, const Worker& worker) {
     case TaskKind::draft_gate_up_proj: return &draft->layer(task.layer_idx).gate_up;
     case TaskKind::draft_down_proj: return &draft->layer(task.layer_idx).down;
     default: return nullptr;
+  }
+}
+
+/// Kernels write rows of any stride: these are the output's.
+void write_logits(const Task& task, Worker& worker, const LinearInput& input) {
+  if (task.tile_first >= task.tile_end) return;
+  const PlanState& plan = *worker.step.plan;
+  const PackedMatrix& matrix = *matrix_of(task, worker);
+  for (uint32_t row = 0; row < input.num_rows; row += kMaxBlockTokens) {
+    const uint32_t num_rows = std::min(kMaxBlockTokens, input.num_rows - row);
+    prepare_rows(worker, matrix, input, row, num_rows);
+    for_tile_runs(task, [&](uint32_t begin, uint32_t end) {
+      worker.kernels.gemm(static_cast<int>(matrix.format),
+                          {matrix.row_group(begin), end - begin, matrix.k, worker.prepared.data(),
+                           num_rows, plan.f32_row(task.output, row) + begin * kTileRows,
+                           plan.stride(task.output)});
+    });
+  }
+}
+
+/// What an lm_head task leaves of a row in a step that wants no logits: in the first columns of its
+/// first tile, of which no other task writes anything. To the plan it is a task that writes less
+/// than it may, and a reader that reads less.
+struct BestLogit {
+  float logit;
+  int32_t token_id;  ///< -1: none is finite
+};
+static_assert(sizeof(BestLogit) <= kTileRows * sizeof(float));
+
+void write_best(const Worker& worker, const Task& task, uint32_t row, const BestLogit& best) {
+  std::memcpy(worker.step.plan->f32_row(task.output, row) + task.tile_first * kTileRows, &best,
+              sizeof best);
+}
+
+/// Results come in ascending columns, so that the first of equal logits stays.
+void keep_best(const Task& task, Worker& worker, const LinearResults& results) {
+  static const SamplingParams kGreedy{.temperature = 0.0f};
+  const uint32_t first = results.first_group * kTileRows;
+  const uint32_t num_logits = std::min(results.stride, worker.config.vocab_size - first);
+  for (uint32_t i = 0; i < results.num_rows; ++i) {
+    const uint32_t row = results.first_row + i;
+    const float* logits = results.row(i);
+    const int32_t id = best_token({logits, num_logits}, {.params = &kGreedy});
+    BestLogit best;
+    std::memcpy(&best, worker.step.plan->f32_row(task.output, row) + task.tile_first * kTileRows,
+                sizeof best);
+    if (id >= 0 && logits[id] > best.logit)
+      write_best(worker, task, row, {logits[id], static_cast<int32_t>(first) + id});
   }
 }
 
@@ -89,25 +138,32 @@ void op_output_proj(const Task& task, Worker& worker) {
 }
 
 void op_logits(const Task& task, Worker& worker) {
-  const PlanState& plan = *worker.step.plan;
+  write_logits(task, worker,
+               task.kind == TaskKind::draft_lm_head
+                   ? draft_consumer_rows(task, worker, 1)
+                   : consumer_rows(task, worker, nullptr, worker.step.input->num_tokens));
+}
+
+void op_lm_head(const Task& task, Worker& worker) {
   const StepInput& step = *worker.step.input;
-  const LinearInput input =
-      task.kind == TaskKind::draft_lm_head ? draft_consumer_rows(task, worker, 1)
-      : task.kind == TaskKind::lm_head
-          ? consumer_rows(task, worker, step.logit_rows, step.num_logit_rows)
-          : consumer_rows(task, worker, nullptr, step.num_tokens);
+  const LinearInput input = consumer_rows(task, worker, step.logit_rows, step.num_logit_rows);
+  if (step.wants_logits) return write_logits(task, worker, input);
   if (task.tile_first >= task.tile_end) return;
-  const PackedMatrix& matrix = *matrix_of(task, worker);
-  for (uint32_t row = 0; row < input.num_rows; row += kMaxBlockTokens) {
-    const uint32_t num_rows = std::min(kMaxBlockTokens, input.num_rows - row);
-    prepare_rows(worker, matrix, input, row, num_rows);
-    for_tile_runs(task, [&](uint32_t begin, uint32_t end) {
-      worker.kernels.gemm(static_cast<int>(matrix.format),
-                          {matrix.row_group(begin), end - begin, matrix.k, worker.prepared.data(),
-                           num_rows, plan.f32_row(task.output, row) + begin * kTileRows,
-                           plan.stride(task.output)});
-    });
+  for (uint32_t row = 0; row < step.num_logit_rows; ++row)
+    write_best(worker, task, row, {-HUGE_VALF, -1});
+  multiply_tiles(worker, task, *matrix_of(task, worker), 1, input,
+                 [&](const LinearResults& results) { keep_best(task, worker, results); });
+}
+
+int32_t best_of_row(const PlanState& plan, uint32_t row) {
+  BestLogit best{-HUGE_VALF, -1};
+  for (const uint32_t column : plan.head_columns) {
+    BestLogit part;
+    std::memcpy(&part, plan.f32_row(kLogits, row) + column, sizeof part);
+    const bool is_earlier = part.logit == best.logit && part.token_id < best.token_id;
+    if (part.logit > best.logit || is_earlier) best = part;
   }
+  return best.token_id;
 }
 
 void store_gate_up(const Task& task, Worker& worker, const LinearResults& results,

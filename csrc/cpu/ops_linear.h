@@ -113,12 +113,17 @@ void store_gate_up(const Task& task, Worker& worker, const LinearResults& result
 void capture_features(const Task& task, Worker& worker, uint32_t token, uint32_t col,
                       uint32_t num_cols);
 
+/// The token of the best logit of row `row` (the lowest id among equals) of a step that wants no logits; -1: none is
+/// finite.
+int32_t best_of_row(const PlanState& plan, uint32_t row);
+
 /// One row of the target's embedding.
 void gather_embedding(const Worker& worker, int32_t token_id, bf16_t* out);
 
 void op_qkv_proj(const Task& task, Worker& worker);
 void op_output_proj(const Task& task, Worker& worker);   ///< o_proj, down_proj, the draft's
-void op_logits(const Task& task, Worker& worker);        ///< router, lm_head, the draft's
+void op_logits(const Task& task, Worker& worker);        ///< router, the draft's lm_head
+void op_lm_head(const Task& task, Worker& worker);
 void op_gate_up_proj(const Task& task, Worker& worker);  ///< and the draft's
 void op_select_experts(const Task& task, Worker& worker);
 void op_expert_gate_up(const Task& task, Worker& worker);

@@ -53,8 +53,8 @@ void run_task(const Task& task, Worker& worker) {
     case TaskKind::draft_o_proj:
     case TaskKind::draft_down_proj: return op_output_proj(task, worker);
     case TaskKind::router:
-    case TaskKind::lm_head:
     case TaskKind::draft_lm_head: return op_logits(task, worker);
+    case TaskKind::lm_head: return op_lm_head(task, worker);
     case TaskKind::select_experts: return op_select_experts(task, worker);
     case TaskKind::expert_gate_up: return op_expert_gate_up(task, worker);
     case TaskKind::expert_down: return op_expert_down(task, worker);
@@ -122,10 +122,13 @@ LinearInput consumer_rows(const Task& task, Worker& worker, const uint32_t* row_
 
 void op_sample(const Task&, Worker& worker) {
   const StepInput& input = *worker.step.input;
+  const PlanState& plan = *worker.step.plan;
   if (!input.sample) return;
-  for (uint32_t r = 0; r < input.num_logit_rows; ++r)
-    sample_token(worker.step.plan->f32_row(kLogits, r), worker.config.vocab_size, input.sample[r],
-                 worker.step.output->sampled[r]);
+  for (uint32_t r = 0; r < input.num_logit_rows; ++r) {
+    SampleResult& result = worker.step.output->sampled[r];
+    if (!input.wants_logits) set_token(best_of_row(plan, r), result);
+    else sample_token(plan.f32_row(kLogits, r), worker.config.vocab_size, input.sample[r], result);
+  }
 }
 
 }  // namespace mimo_rt::cpu

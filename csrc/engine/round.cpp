@@ -45,11 +45,11 @@ struct RoundTasks {
 
   void propose(uint32_t row, const LogitRow& draft_logits);
   void narrow(uint32_t row, const LogitRow& draft_logits);
-  void accept(const float* logits, uint32_t stride);
+  void accept(const TargetRows& rows);
 
  private:
-  Emitted emit_rows(const float* logits, uint32_t stride);
-  bool draw_row(uint32_t row, const float* logits, SampleResult& token);
+  Emitted emit_rows(const TargetRows& rows);
+  bool draw_row(uint32_t row, const TargetRows& rows, SampleResult& token);
   void emit(const SampleResult& token, Emitted& emitted);
 };
 
@@ -119,6 +119,7 @@ void RoundState::prepare_round() {
   input.positions = positions.data();
   input.num_logit_rows = input.num_tokens;
   input.logit_rows = logit_rows.data();
+  input.wants_logits = !takes_best_logit(row_request(*this, 0, num_output));  // no later row masks more
   input.round = this;
 }
 
@@ -145,8 +146,8 @@ void RoundTasks::narrow(uint32_t row, const LogitRow& draft_logits) {
   state.input.num_tokens = state.input.num_logit_rows = 1 + num_drafts;
 }
 
-void RoundTasks::accept(const float* logits, uint32_t stride) {
-  const Emitted emitted = emit_rows(logits, stride);
+void RoundTasks::accept(const TargetRows& rows) {
+  const Emitted emitted = emit_rows(rows);
   const uint64_t now = steady_ns();
   // A token that ends the text is the round's own even if it was drafted: every round emits 1 + accepted tokens.
   state.width.observe(
@@ -166,12 +167,12 @@ void RoundTasks::accept(const float* logits, uint32_t stride) {
 }
 
 /// Draws row after row while the drafts are confirmed.
-Emitted RoundTasks::emit_rows(const float* logits, uint32_t stride) {
+Emitted RoundTasks::emit_rows(const TargetRows& rows) {
   Emitted emitted;
   SampleResult token;
   bool confirmed = true;
   for (uint32_t row = 0; confirmed && emitted.end == RoundEnd::running; ++row) {
-    confirmed = draw_row(row, logits + uint64_t{row} * stride, token);
+    confirmed = draw_row(row, rows, token);
     if (token.token_id < 0) {
       emitted.end = RoundEnd::bad_logits;
     } else {
@@ -183,14 +184,16 @@ Emitted RoundTasks::emit_rows(const float* logits, uint32_t stride) {
 }
 
 /// Returns whether the next row holds the token drawn.
-bool RoundTasks::draw_row(uint32_t row, const float* logits, SampleResult& token) {
+bool RoundTasks::draw_row(uint32_t row, const TargetRows& rows, SampleResult& token) {
   SampleRequest request = row_request(state, row, state.num_output);
   request.scratch = state.scratch(0);
   const uint32_t next = row + 1;
   const bool has_draft = next < state.input.num_tokens;
+  const float* logits = rows.logits + uint64_t{row} * rows.stride;
   if (has_draft && state.draws_drafts())
     return verify_draft(logits, state.vocab_size_, request, next, state.proposals_[next], token);
-  sample_token(logits, state.vocab_size_, request, token);
+  if (rows.best_ids) set_token(rows.best_ids[row], token);
+  else sample_token(logits, state.vocab_size_, request, token);
   return has_draft && token.token_id == state.block[next];
 }
 
@@ -211,6 +214,6 @@ void propose_token(RoundState& state, uint32_t row, const LogitRow& draft_logits
   RoundTasks{state}.propose(row, draft_logits);
 }
 
-void accept_round(RoundState& state, const float* logits, uint32_t stride) { RoundTasks{state}.accept(logits, stride); }
+void accept_round(RoundState& state, const TargetRows& rows) { RoundTasks{state}.accept(rows); }
 
 }  // namespace mimo_rt

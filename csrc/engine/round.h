@@ -114,8 +114,15 @@ struct RoundState {
 /// of them decides how many rows the round verifies (input.num_tokens), before any task reads that.
 void propose_token(RoundState& state, uint32_t row, const LogitRow& draft_logits);
 
+/// What the target made of a round's rows.
+struct TargetRows {
+  const float* logits;                ///< [num_tokens, stride]; not read with best_ids
+  uint32_t stride;
+  const int32_t* best_ids = nullptr;  ///< [num_tokens] -1: no finite logit. When the round wants no logits
+};
+
 /// The accept task: draws and compares row by row, emits tokens to the ring, moves `position`, tells `width` what
-/// happened, ends the rounds or prepares the next. `logits` [num_tokens, stride].
-void accept_round(RoundState& state, const float* logits, uint32_t stride);
+/// happened, ends the rounds or prepares the next.
+void accept_round(RoundState& state, const TargetRows& rows);
 
 }  // namespace mimo_rt

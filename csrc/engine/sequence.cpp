@@ -52,6 +52,7 @@ void Sequence::step(Engine::Impl& engine, std::span<const int32_t> tokens,
     input.num_logit_rows = static_cast<uint32_t>(logit_rows.size());
     input.logit_rows = logit_rows.data();
     input.sample = sample;
+    input.wants_logits = !sample || !takes_best_logit(*sample);
     if (engine.draft) {  // before this step's rows overwrite their features
       input.context_begin = num_context_;
       input.num_context_rows = begin - num_context_;

@@ -30,6 +30,8 @@ struct StepInput {
   uint32_t num_logit_rows = 0;            ///< 0..plan.max_logit_rows
   const uint32_t* logit_rows = nullptr;   ///< [num_logit_rows] ascending row indices whose logits are wanted
   const SampleRequest* sample = nullptr;  ///< [num_logit_rows], or nullptr: no sampling
+  /// false: no row of logits need be written, because only tokens are wanted and takes_best_logit() holds for each.
+  bool wants_logits = true;
   // Models with a draft. Context rows belong to sequence seq_idx[0]; their features are in its cache.
   uint32_t context_begin = 0;             ///< first position whose draft keys and values are to be made
   uint32_t num_context_rows = 0;          ///< 0..plan.max_context_rows
@@ -38,7 +40,7 @@ struct StepInput {
 };
 
 struct StepOutput {
-  const float* logits = nullptr;          ///< [num_logit_rows, logits_stride], valid until the next step
+  const float* logits = nullptr;          ///< [num_logit_rows, logits_stride], valid until the next step; or not wanted
   uint32_t logits_stride = 0;             ///< vocab_size rounded up to 16
   SampleResult* sampled = nullptr;        ///< [num_logit_rows], storage given by the caller when `sample` is set
   uint64_t active_experts = 0;            ///< set by the executor: active experts summed over the MoE layers of the step

@@ -62,11 +62,15 @@ float logit_lead(const LogitRow& row, int32_t token_id) {
   return static_cast<float>(row.logits[i] - second);
 }
 
+bool takes_best_logit(const SampleRequest& request) {
+  const SamplingParams& params = *request.params;
+  return params.temperature == 0.0f && scores_are_logits(request) && !request.num_masked_ids && !params.want_logprob &&
+         params.num_logprobs == 0;
+}
+
 void sample_token(const float* logits, uint32_t vocab_size, const SampleRequest& request, SampleResult& result) {
-  result.logprob = 0.0f;
-  result.num_alternatives = 0;
-  result.token_id = request.params->temperature == 0.0f ? best_token({logits, vocab_size}, request)
-                                                        : draw_token({logits, vocab_size}, request);
+  set_token(request.params->temperature == 0.0f ? best_token({logits, vocab_size}, request)
+                                                : draw_token({logits, vocab_size}, request), result);
   fill_logprobs(logits, vocab_size, request, result);
 }
 

@@ -49,6 +49,13 @@ struct SampleResult {
   TokenLogprob alternatives[kMaxLogprobs];
 };
 
+/// A token without logprobs.
+inline void set_token(int32_t token_id, SampleResult& result) {
+  result.token_id = token_id;
+  result.logprob = 0.0f;
+  result.num_alternatives = 0;
+}
+
 uint64_t sampler_scratch_bytes(uint32_t vocab_size);
 
 /// No allocation; deterministic. NaN and infinite logits never win; a row without any finite logit
@@ -67,6 +74,10 @@ int32_t best_token(const LogitRow& row, const SampleRequest& request);
 
 /// The logit of `token_id` minus the largest one of all others; 0 when the row has no such token.
 float logit_lead(const LogitRow& row, int32_t token_id);
+
+/// Whether the token is that of the best logit, and nothing else is wanted of the row: then a best logit of each part of
+/// the row is enough. What num_masked_ids counts must be looked for in whole rows.
+bool takes_best_logit(const SampleRequest& request);
 
 /// Uniform in [0, 1) with 53 bits: Philox-4x32-10 keyed by seed, counter (sequence_id, position,
 /// stream).

@@ -44,9 +44,7 @@ Proposal draw_draft(const LogitRow& draft_logits, const SampleRequest& request, 
 
 bool verify_draft(const float* logits, uint32_t vocab_size, const SampleRequest& request, uint32_t row,
                   const Proposal& proposal, SampleResult& result) {
-  result.logprob = 0.0f;
-  result.num_alternatives = 0;
-  result.token_id = -1;
+  set_token(-1, result);
   CandidateSet p = weighed_candidates({logits, vocab_size}, request);
   if (p.empty()) return false;
   const uint64_t q_weight = weight_of(proposal.candidates, proposal.token_id);

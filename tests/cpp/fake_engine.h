@@ -100,7 +100,7 @@ class FakeExecutor : public Executor {
         draft(cache, state);
         store(cache, input);
         make_logits(cache, input);
-        accept_round(state, logits_.data(), kVocab);
+        accept_round(state, {logits_.data(), kVocab});
         state.active_experts += 3;
         poll();
       }

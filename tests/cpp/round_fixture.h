@@ -103,7 +103,7 @@ struct Rounds {
       const Logits logits = toy.target(input.token_ids[row], input.positions[row]);
       std::copy(logits.begin(), logits.end(), rows.begin() + row * stride);
     }
-    accept_round(*state, rows.data(), stride);
+    accept_round(*state, {rows.data(), stride});
   }
 
   void drain() {
