@@ -266,7 +266,8 @@ def test_plan_of_a_model(model, tmp_path):
 
 def test_plan_trace(model, tmp_path):
     trace = tmp_path / "trace.json"
-    cli("plan", model, "--workers", 2, "--trace", trace)
+    run = cli("plan", model, "--workers", 2, "--trace", trace)
+    assert "seen late" in run.stdout and "unexplained: between tasks" in run.stdout
     events = json.loads(trace.read_text())
     events = events["traceEvents"] if isinstance(events, dict) else events
     assert sum(event.get("ph") == "X" for event in events) > 10
@@ -300,6 +301,11 @@ def test_bench_prints_bytes_and_the_command(model):
         assert {"commit", "dirty", "machine", "date", "repeat", "bandwidth_gbs"} <= set(record)
     (record,) = map(json.loads, cli("bench", "bandwidth", *head, "--json").stdout.splitlines())
     assert record["bandwidth_gbs"] >= record["low_gbs"] > 0
+    assert "breakdown" not in decode
+    traced = cli("bench", "decode", *head, "--breakdown", "--json").stdout.splitlines()[0]
+    parts = json.loads(traced)["breakdown"]
+    assert parts["step_us"] > parts["busy_us"][0]["lm_head"] > 0 and parts["host_us"] is not None
+    assert "seen late" in cli("bench", "decode", *head, "--breakdown").stdout
 
 
 def test_bench_of_random_weights():

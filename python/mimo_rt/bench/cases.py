@@ -10,6 +10,7 @@ from typing import Any
 
 from .. import _C
 from ..errors import MimoRtError
+from .breakdown import Breakdown, measure_breakdown
 from .contention import Competitors, fair_slowdown
 from .measurement import MIN_SAMPLES, Measurement, Roofs, repeat, take_turns
 from .peak import measure_peak_gflops
@@ -20,6 +21,7 @@ PREFILL_TOKENS = 512
 VERIFY_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 16)
 _WARM_UP_STEPS = 4
 _MAX_STEPS = 4096
+_TRACED_STEPS = 32
 _CONTENTION_ROUNDS = 4
 _SETTLE_S = 0.1  # a new process computes by then
 
@@ -89,6 +91,10 @@ class Bench:
         result = self._session.generate(prompt, greedy(_MAX_STEPS), on_token)
         times = [(b - a) / 1e9 for a, b in zip(stamps, stamps[1:], strict=False)]
         return tuple(times[_WARM_UP_STEPS:] or times), result.stats.weight_bytes_per_step
+
+    def breakdown(self) -> Breakdown:
+        """Where the time of one-token steps goes. Tracing reads the clock three times a task."""
+        return measure_breakdown(self.engine, self._session, self._num_context, _TRACED_STEPS)[0]
 
     def contention(self, num_cores: int) -> list[Measurement]:
         """One token per step while 0, 1 or ``num_cores`` other processes compute, taking turns.

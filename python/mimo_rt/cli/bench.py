@@ -17,6 +17,7 @@ from ..bench.synthetic import synthetic_config
 from ..loading import engine_options, open_engine
 from . import _bench_acceptance, _bench_files, _bench_startup
 from ._bench_report import print_measurements, records
+from ._breakdown import breakdown_text
 from ._options import add_backend_options, engine_arguments
 from ._output import note, print_json
 
@@ -50,6 +51,9 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
         if name in ("decode", "prefill"):
             case.add_argument("--context", type=int, metavar="T",
                               help="tokens in the cache when decoding begins (default 16)")
+        if name == "decode":
+            case.add_argument("--breakdown", action="store_true",
+                              help="also trace steps and say where their time goes")
         if name == "verify":
             case.add_argument("--rows", type=_row_list, metavar="LIST", default=VERIFY_ROWS,
                               help="widths, e.g. 1-8,16 (the default)")
@@ -61,7 +65,7 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
                           help="width of window layers (128 or 129) instead of the config's")
         # These measure the target alone: a draft beside it would change what a step means.
         case.set_defaults(run=run, refuse=case.error, layers=None, context=None, draft="none",
-                          packed_cache="none", plot=None, kernels=None)
+                          packed_cache="none", plot=None, kernels=None, breakdown=False)
     for module in (_bench_startup, _bench_acceptance, _bench_files):
         module.add_parsers(cases, common)
 
@@ -96,16 +100,21 @@ def run(args: argparse.Namespace) -> int:
         change = compare_logits(exact_logits, prompt_logits(bench.engine))
     bench.measure_bandwidth()
     hash_, measured = _measure(args, bench)
+    breakdown = bench.breakdown() if args.breakdown else None
     bench.measure_bandwidth()  # again at the end: the machine may have changed its mind
     command = shlex.join(args.command_line)
     common = {**(change.record() if change else {}), "logits_hash": hash_ or None,
               "repeat": command}
     lines = [{**record, **common} for record in records(args, bench, measured)]
+    if breakdown:
+        lines[0]["breakdown"] = breakdown.record()
     if args.json:
         for line in lines:
             print_json(line)
     else:
         print_measurements(args, bench, measured)
+        if breakdown:
+            print(breakdown_text(breakdown))
         if change:
             print(change.text())
         print(f"{f'logits #{hash_}  ' if hash_ else ''}repeat: {command}")

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from .. import _C
+from ..bench.breakdown import Breakdown, measure_breakdown
 from ..loading import open_engine
 from ..value_checks import as_int
+from ._breakdown import breakdown_text
 from ._options import add_engine_options, engine_arguments
 from ._output import format_bytes, format_table, note, print_json, public_fields
 
 _TRACE_PROMPT_TOKENS = 8
-_TRACE_STEPS = 4
+_TRACED_STEPS = 16
 _MAX_LOGIT_ROWS = 64  # as in the engine's plans: the hash covers it
 
 
@@ -48,18 +50,20 @@ def run(args: argparse.Namespace) -> int:
     plan, round_plan = build_plans(config, read_draft(args, config), num_workers, max_tokens)
     plans = [plan] if round_plan is None else [plan, round_plan]
     reports = [each.verify() if args.verify else None for each in plans]
+    args.threads = num_workers
+    breakdown = write_trace(args, plan) if args.trace else None
     if args.json:
         records = [_record(*each) for each in zip(plans, reports)]
-        print_json(records[0] | {"round": records[1] if round_plan else None})
+        traced = {"breakdown": breakdown.record()} if breakdown else {}
+        print_json(records[0] | {"round": records[1] if round_plan else None} | traced)
     else:
         for index, (each, report) in enumerate(zip(plans, reports)):
             print("\n" * bool(index), end="")
             _print_summary(args.model, config, each, report)
             if args.dump:
                 print(each.dump(), end="")
-    if args.trace:
-        args.threads = num_workers
-        write_trace(args, plan)
+        if breakdown:
+            print(f"\n{breakdown_text(breakdown)}")
     return 0
 
 
@@ -127,8 +131,8 @@ def read_draft(args: argparse.Namespace, config: Any) -> Any:
     return draft
 
 
-def write_trace(args: argparse.Namespace, plan: Any) -> None:
-    """Run a short prompt and a few steps of ``plan``; the trace is of the last step."""
+def write_trace(args: argparse.Namespace, plan: Any) -> Breakdown:
+    """Run a short prompt and some steps of ``plan``; the trace is of the last step."""
     arguments = engine_arguments(args) | {"max_decode_tokens": args.max_tokens}
     engine = open_engine(Path(args.model), None, arguments)
     if engine.decode_plan.hash() != plan.hash():
@@ -136,14 +140,11 @@ def write_trace(args: argparse.Namespace, plan: Any) -> None:
             f"[plan] --trace: expected the engine to run plan {plan.hash():016x}, "
             f"got {engine.decode_plan.hash():016x}."
         )
-    engine.set_tracing(True)
-    session = _C.Session(engine, max_context=_TRACE_PROMPT_TOKENS + _TRACE_STEPS)
-    options = _C.GenerateOptions(
-        sampling=_C.SamplingParams(temperature=0.0), max_tokens=_TRACE_STEPS, ignore_eos=True
-    )
-    session.generate(list(range(1, _TRACE_PROMPT_TOKENS + 1)), options)
-    Path(args.trace).write_text(engine.trace_json(), encoding="utf-8")
+    session = _C.Session(engine, max_context=min(1024, engine.config.max_position_embeddings))
+    breakdown, trace = measure_breakdown(engine, session, _TRACE_PROMPT_TOKENS, _TRACED_STEPS)
+    Path(args.trace).write_text(trace, encoding="utf-8")
     note(f"trace of one decode step on {engine.backend}: {args.trace}")
+    return breakdown
 
 
 def _record(plan: Any, report: Any) -> dict[str, Any]:
