@@ -78,6 +78,7 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/engine/engine.cpp
   csrc/engine/generate.cpp
   csrc/engine/generation_clock.cpp
+  csrc/engine/machine_notes.cpp
   csrc/engine/options_check.cpp
   csrc/engine/round.cpp
   csrc/engine/sequence.cpp

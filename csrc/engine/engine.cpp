@@ -2,6 +2,7 @@
 
 #include "core/checks.h"
 #include "engine/bandwidth.h"
+#include "engine/machine_notes.h"
 #include "plan/trace.h"
 
 #include <mimo_rt/checkpoint.h>
@@ -185,6 +186,22 @@ uint64_t Engine::dense_bytes_per_step() const { return impl_->weight_bytes.dense
 uint64_t Engine::expert_bytes() const { return impl_->weight_bytes.per_expert; }
 
 std::vector<PackedCacheReport> Engine::packed_cache() const { return impl_->packed_cache; }
+
+std::vector<std::string> Engine::notes() const {
+  std::vector<std::string> notes;
+  const auto add = [&](std::string note) {
+    if (!note.empty()) notes.push_back(std::move(note));
+  };
+  if (backend() != "ref") add(note_on_workers(num_workers(), num_usable_cores()));
+  const uint8_t *begin = nullptr, *end = nullptr;
+  if (impl_->weights)
+    for (const ReadRange& range : weight_ranges(*impl_->weights)) {
+      if (!begin || range.data < begin) begin = range.data;
+      end = std::max(end, range.data + range.bytes);
+    }
+  add(note_on_pages(page_use(begin, end)));
+  return notes;
+}
 
 double Engine::measure_bandwidth_gbs(double seconds) {
   MIMO_RT_CHECK(seconds > 0.0 && seconds <= 60.0, invalid_argument, "Engine.measure_bandwidth_gbs",

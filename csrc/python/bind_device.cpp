@@ -16,6 +16,8 @@ void bind_device(py::module_& m) {
       });
   m.def("list_backends", &list_backends, "All backends of this version, with the reason why one is not available.");
   m.def("resolve_backend", &resolve_backend, py::arg("name"), "Turns 'auto', 'cpu', … into an available backend.");
+  m.def("probe_huge_pages", &probe_huge_pages, py::arg("num_bytes"), py::call_guard<py::gil_scoped_release>(),
+        "How many bytes of so much memory the kernel puts into huge pages.");
   m.def("num_usable_cores", &num_usable_cores, "Cores of the affinity mask, limited by the cgroup quota.");
 }
 

@@ -28,4 +28,9 @@ MIMO_RT_API std::string resolve_backend(std::string_view name);
 /// Processors that this process may run on (affinity mask and cgroup quota), >= 1.
 MIMO_RT_API uint32_t num_usable_cores();
 
+/// Takes `num_bytes` of memory in the way weights do, writes to them and gives them back. Returns how many of them the
+/// kernel put into huge pages: 0 where it has none or denies them.
+/// @throws Error{out_of_memory}
+MIMO_RT_API uint64_t probe_huge_pages(uint64_t num_bytes);
+
 }  // namespace mimo_rt

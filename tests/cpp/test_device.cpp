@@ -9,6 +9,7 @@
 #include "check.h"
 #include "core/usable_cores.h"
 #include "cpu/dispatch.h"
+#include "engine/machine_notes.h"
 
 using namespace mimo_rt;
 
@@ -137,6 +138,39 @@ TEST_CASE("control group quotas lower the number of processors") {
   CHECK_EQ(usable_cores(v1.path()), 1u);
   v1.write("proc/self/cgroup", "garbage\n:::\n4:cpu\n");
   CHECK_EQ(usable_cores(v1.path()), all);
+}
+
+TEST_CASE("workers without a core of their own are told") {
+  CHECK_EQ(note_on_workers(1, 1), "");
+  CHECK_EQ(note_on_workers(8, 8), "");
+  for (const char* part : {"9 workers share 8 cores", "Use at most 8", "bound"})
+    CHECK(note_on_workers(9, 8).find(part) != std::string::npos);
+  CHECK(note_on_workers(1024, 1).find("share 1 core (") != std::string::npos);
+}
+
+TEST_CASE("huge pages that are denied are told") {
+  const FakeRoot root;
+  root.write("sys/kernel/mm/transparent_hugepage/enabled", "always madvise [never]\n");
+  const auto mapping = [](const char* bounds, int anonymous_kib, int huge_kib) {
+    return std::string(bounds) + " rw-p 00000000 00:00 0 \nSize: 999 kB\nAnonymous: " + std::to_string(anonymous_kib) +
+           " kB\nAnonHugePages: " + std::to_string(huge_kib) + " kB\nVmFlags: rd wr \n";
+  };
+  root.write("proc/self/smaps", mapping("1000-2000", 7, 7) + mapping("2000-a000", 100'000, 4096) +
+                                    mapping("b000-c000", 50'000, 0) + mapping("ffff0000-ffff1000", 9, 9));
+  const auto at = [](uintptr_t address) { return reinterpret_cast<const void*>(address); };
+  const PageUse inside = page_use(at(0x2400), at(0x2500), root.path());
+  CHECK(inside.private_bytes == 100'000u * 1024 && inside.huge_bytes == 4096u * 1024);
+  const PageUse both = page_use(at(0x9fff), at(0xb001), root.path());
+  CHECK(both.private_bytes == 150'000u * 1024 && both.huge_bytes == 4096u * 1024);
+  CHECK_EQ(page_use(at(0xa000), at(0xb000), root.path()).private_bytes, 0u);  // between two mappings
+  for (const char* part : {"gave 4 of 97 MiB", "enabled: never", "quarter"})
+    CHECK(note_on_pages(inside, root.path()).find(part) != std::string::npos);
+  CHECK_EQ(note_on_pages({inside.private_bytes, inside.private_bytes / 2}, root.path()), "");
+  CHECK_EQ(note_on_pages({1 << 20, 0}, root.path()), "");  // too small to matter
+  const FakeRoot empty;
+  CHECK_EQ(page_use(at(0), at(~uintptr_t{0}), empty.path()).private_bytes, 0u);
+  CHECK(note_on_pages(inside, empty.path()).find("enabled: unknown") != std::string::npos);
+  CHECK(probe_huge_pages(8 << 20) <= 8u << 20);
 }
 
 CHECK_MAIN()

@@ -189,4 +189,17 @@ TEST_CASE("options out of range and devices that are not there") {
   CHECK_THROWS(invalid_argument, "seconds", engine->measure_bandwidth_gbs(1e9));
 }
 
+TEST_CASE("far more workers than cores: the same tokens, and a note") {
+  const auto run = [](uint32_t num_threads) {
+    EngineOptions options = engine_options("cpu");
+    options.num_threads = num_threads;
+    const auto engine = Engine::synthetic(fixture::small_quantised(), 3, options);
+    Session session(engine);
+    const bool has_note = !engine->notes().empty();
+    CHECK_EQ(has_note, num_threads > num_usable_cores());
+    return session.generate(std::vector<int32_t>{1, 2, 3, 4, 5}, sampled(6)).token_ids;
+  };
+  CHECK(run(40) == run(1));
+}
+
 CHECK_MAIN()

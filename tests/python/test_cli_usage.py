@@ -1,5 +1,6 @@
 """The command `mimo-rt` used in odd ways: useless options, closed streams, unreadable files, early errors."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -164,6 +165,33 @@ def test_paths_that_are_no_utf8(model, tmp_path):
 
 
 # -- plan, doctor, bench
+
+
+def test_more_workers_than_cores_are_told_once(capsys, model):
+    too_many = str(_C.num_usable_cores() + 3)
+    arguments = ["generate", model, "--prompt-ids", "1,2,3", "--max-tokens", "2", "--temperature", "0"]
+    assert cli_main([*arguments, "--threads", too_many]) == 0
+    told = capsys.readouterr()
+    assert told.err.count(f"num_threads: {too_many} workers share") == 1
+    assert cli_main([*arguments, "--threads", "1"]) == 0
+    one = capsys.readouterr()
+    assert one.out == told.out and "workers share" not in one.err  # the same text; control
+    assert cli_main([*arguments, "--threads", too_many, "--quiet"]) == 0
+    assert "workers share" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "1025", "99999999999", "two"])
+def test_impossible_worker_counts(capsys, model, never_loads, count):
+    with pytest.raises(SystemExit) if count == "two" else contextlib.nullcontext():
+        assert cli_main(["generate", model, "-p", "x", "--threads", count]) == 1
+    assert "threads" in capsys.readouterr().err
+
+
+def test_huge_pages_are_probed(monkeypatch):
+    monkeypatch.setattr(_C, "probe_huge_pages", lambda num_bytes: num_bytes // 4)
+    assert "16 of 64 MiB granted (reading" in _machine.huge_pages()
+    monkeypatch.setattr(_C, "probe_huge_pages", lambda num_bytes: num_bytes)
+    assert _machine.huge_pages().endswith("64 of 64 MiB granted")
 
 
 def test_plan_traces_the_plan_that_it_prints(capsys, model, tmp_path, monkeypatch):

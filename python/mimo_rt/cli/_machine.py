@@ -12,6 +12,9 @@ from typing import Any
 from .. import __version__, _C
 
 
+_PROBED_BYTES = 64 << 20
+
+
 @functools.cache
 def machine_record() -> dict[str, Any]:
     """Processor, cores, memory, commit, date: goes into every benchmark record."""
@@ -70,10 +73,15 @@ def cgroup_memory_limit() -> str:
 
 
 def huge_pages() -> str:
-    """The transparent huge page setting, e.g. "madvise"."""
+    """The transparent huge page setting, and what asking for such pages brought."""
     words = _read("/sys/kernel/mm/transparent_hugepage/enabled").split()
     chosen = [word.strip("[]") for word in words if word.startswith("[")]
-    return chosen[0] if chosen else "unknown"
+    granted = _C.probe_huge_pages(_PROBED_BYTES)
+    text = chosen[0] if chosen else "unknown"
+    text += f": {granted >> 20} of {_PROBED_BYTES >> 20} MiB granted"
+    if granted < _PROBED_BYTES // 2:
+        text += " (reading weights may take a quarter longer)"
+    return text
 
 
 def built_commit() -> tuple[str | None, bool | None]:

@@ -118,6 +118,8 @@ def open_session(args: argparse.Namespace, model_dir: Any) -> Session:
         for report in session.engine.packed_cache:
             if report.state == "failed":
                 note(f"packed cache: {report.message}")
+        for text in session.engine.notes():
+            note(text)
     return session
 
 

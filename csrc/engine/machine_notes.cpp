@@ -1,0 +1,81 @@
+#include "engine/machine_notes.h"
+
+#include "core/checks.h"
+#include "weights/arena.h"
+
+#include <mimo_rt/device.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <fstream>
+#include <sstream>
+#include <string_view>
+
+namespace mimo_rt {
+namespace {
+
+constexpr uint64_t kWorthATlb = uint64_t{64} << 20;  // less than this hardly misses it
+
+/// The chosen word of "always [madvise] never"; "unknown" without the file.
+std::string chosen_setting(const std::string& root) {
+  std::ifstream file(root + "sys/kernel/mm/transparent_hugepage/enabled");
+  for (std::string word; file >> word;)
+    if (word.size() > 2 && word.front() == '[' && word.back() == ']') return word.substr(1, word.size() - 2);
+  return "unknown";
+}
+
+/// "55d0-55f0 rw-p 00000000 …": the first line of a mapping, whose others are "Name:  number kB".
+bool read_bounds(const std::string& line, uint64_t& begin, uint64_t& end) {
+  char dash = 0;
+  std::istringstream text(line);
+  return static_cast<bool>(text >> std::hex >> begin >> dash >> end) && dash == '-';
+}
+
+}  // namespace
+
+std::string note_on_workers(uint32_t num_workers, uint32_t num_usable_cores) {
+  if (num_workers <= num_usable_cores) return {};
+  return concat("num_threads: ", num_workers, " workers share ", num_usable_cores,
+                num_usable_cores == 1 ? " core" : " cores",
+                " (affinity mask and CPU limit of the control group), so none is bound to a core and a step may take "
+                "several times as long. Use at most ",
+                num_usable_cores, ".");
+}
+
+PageUse page_use(const void* begin, const void* end, const std::string& root) {
+  const auto wanted_begin = reinterpret_cast<uintptr_t>(begin), wanted_end = reinterpret_cast<uintptr_t>(end);
+  PageUse use;
+  std::ifstream file(root + "proc/self/smaps");
+  bool touches = false;
+  for (std::string line; std::getline(file, line);) {
+    uint64_t from = 0, to = 0;
+    if (read_bounds(line, from, to)) {
+      touches = from < wanted_end && wanted_begin < to;
+      continue;
+    }
+    std::istringstream text(line);
+    std::string name;
+    uint64_t kib = 0;
+    if (!touches || !(text >> name >> kib)) continue;
+    if (name == "Anonymous:") use.private_bytes += kib * 1024;
+    if (name == "AnonHugePages:") use.huge_bytes += kib * 1024;
+  }
+  return use;
+}
+
+uint64_t probe_huge_pages(uint64_t num_bytes) {
+  const Arena arena(num_bytes, "probe_huge_pages");
+  constexpr uint64_t kSmallestPage = 4096;
+  for (uint64_t at = 0; at < num_bytes; at += kSmallestPage) arena.data()[at] = 1;
+  return std::min(page_use(arena.data(), arena.data() + num_bytes).huge_bytes, num_bytes);
+}
+
+std::string note_on_pages(const PageUse& use, const std::string& root) {
+  if (use.private_bytes < kWorthATlb || use.huge_bytes >= use.private_bytes / 2) return {};
+  return concat("huge pages: the kernel gave ", use.huge_bytes >> 20, " of ", use.private_bytes >> 20,
+                " MiB of weights (/sys/kernel/mm/transparent_hugepage/enabled: ", chosen_setting(root),
+                "), so reading them may take a quarter longer. 'madvise' or 'always' there, and free memory in one "
+                "piece, allow them.");
+}
+
+}  // namespace mimo_rt
