@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from mimo_rt import _C
 from mimo_rt.bench import startup
 from mimo_rt.checkpoints import write_tiny_checkpoint
 from mimo_rt.cli import main as cli_main
@@ -49,6 +50,18 @@ def test_startup_command(capsys, model):
     assert cli_main([*arguments, "--warm-only"]) == 0
     shown = capsys.readouterr().out
     assert "first_token ms" in shown and "cold" not in shown
+
+
+def test_first_starts_write_a_packed_cache_of_their_own(capsys, model, tmp_path):
+    directory = tmp_path / "packed"
+    arguments = ["bench", "startup", "--model", str(model), "--runs", "2", "--threads", "1", "--warm-only"]
+    assert cli_main([*arguments, "--json", "--packed-cache", str(directory)]) == 0
+    lines = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
+    first = {line["case"]: line for line in lines if line["cache"] == "first"}
+    assert first["startup/first/total"]["n"] == 2 and first["startup/first/open"]["median_us"] > 0
+    assert len(_C.list_packed_cache(directory)) == 1 and not list(directory.glob("startup-*"))
+    assert cli_main(arguments) == 0
+    assert "\nfirst " not in capsys.readouterr().out  # control: no packed cache
 
 
 def test_a_cache_that_stays_warm_is_no_cold_run(capsys, monkeypatch, model):
