@@ -75,6 +75,12 @@ class SessionState:
         return self._engine
 
     @property
+    def notes(self) -> list[str]:
+        """What this machine does not grant: a core per worker, huge pages. Costs speed only."""
+        self._require_open("notes")
+        return self._engine.notes()
+
+    @property
     def max_context(self) -> int:
         """Tokens of prompt and output that fit."""
         return self._require_open("max_context").max_context

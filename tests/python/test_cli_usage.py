@@ -180,6 +180,16 @@ def test_more_workers_than_cores_are_told_once(capsys, model):
     assert "workers share" not in capsys.readouterr().err
 
 
+def test_sessions_have_the_same_notes(model):
+    with mimo_rt.Session(model, num_threads=1) as session:
+        assert session.notes == []  # the tiny model is too small for huge pages to matter
+    with mimo_rt.Session(model, num_threads=_C.num_usable_cores() + 1) as session:
+        (note,) = session.notes
+    assert "workers share" in note and f"at most {_C.num_usable_cores()}" in note
+    with pytest.raises(_C.InvalidArgumentError, match="notes"):
+        _ = session.notes  # closed
+
+
 @pytest.mark.parametrize("count", ["0", "-1", "1025", "99999999999", "two"])
 def test_impossible_worker_counts(capsys, model, never_loads, count):
     with pytest.raises(SystemExit) if count == "two" else contextlib.nullcontext():

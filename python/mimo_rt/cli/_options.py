@@ -118,7 +118,7 @@ def open_session(args: argparse.Namespace, model_dir: Any) -> Session:
         for report in session.engine.packed_cache:
             if report.state == "failed":
                 note(f"packed cache: {report.message}")
-        for text in session.engine.notes():
+        for text in session.notes:
             note(text)
     return session
 
