@@ -8,6 +8,9 @@
 // but then the round has one token (no drafts to verify), so embed and accept, its readers, do not look there either.
 // With all of them and fewer tokens (a round may verify a part of the block), only readers are missing.
 //
+// A step that wants no logits touches less of `logits` than is listed: each lm_head task writes some of its columns, and
+// sample or accept reads these and no others. What holds of all columns holds of them.
+//
 // What a step reads of earlier epochs (read_earlier): all of them are complete, so the value is there; what is to be
 // shown is that no task of this epoch overwrites it before or during the read.
 #pragma once

@@ -75,8 +75,8 @@ int32_t best_token(const LogitRow& row, const SampleRequest& request);
 /// The logit of `token_id` minus the largest one of all others; 0 when the row has no such token.
 float logit_lead(const LogitRow& row, int32_t token_id);
 
-/// Whether the token is that of the best logit, and nothing else is wanted of the row: then a best logit of each part of
-/// the row is enough. What num_masked_ids counts must be looked for in whole rows.
+/// Whether the token is that of the best logit, whichever it is, and nothing else is wanted of the row: then the best
+/// logit of each part of the row is enough. Not with masked tokens, which may be the best of their parts.
 bool takes_best_logit(const SampleRequest& request);
 
 /// Uniform in [0, 1) with 53 bits: Philox-4x32-10 keyed by seed, counter (sequence_id, position,

@@ -22,7 +22,8 @@ def add_parsers(cases: Any, common: argparse.ArgumentParser) -> None:
     parser = cases.add_parser(
         "startup", parents=[common], help=text, allow_abbrev=False,
         description=f"{text}. Cold: the model's files are dropped from the page cache, which is "
-        "checked; where that does not work the case is skipped and says why.",
+        "checked; where that does not work the case is skipped and says why. First (with "
+        "--packed-cache): there is no packed cache yet, the start writes it.",
     )
     parser.add_argument("--model", metavar="DIR", required=True, help="checkpoint directory")
     parser.add_argument("--runs", type=int, default=5, metavar="N",
