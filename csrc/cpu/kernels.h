@@ -59,7 +59,7 @@ struct AttendArgs {
   uint32_t qk_head_dim, v_head_dim;
   float scale;
   const float* sink_logit;     ///< [num_q] or nullptr
-  const KvSegment* segments;
+  const KvSegment* segments;   ///< no fewer keys than any row sees
   uint32_t num_segments;
   float* scratch;  ///< attend_scratch_floats(num_rows * num_q, qk_head_dim, v_head_dim) floats, 64-byte aligned
 };

@@ -22,8 +22,9 @@
 namespace mimo_rt::cpu::avx2 {
 namespace {
 
-/// Up to kMaxDirect tokens take the direct path, more the panel path, in groups of up to kPanelGroup.
-/// kBlockTokens bounds the accumulators and keeps the activations of a row group's pass in L2.
+/// Up to kMaxDirect tokens take the direct path, more the panel path, in groups of up to
+/// kPanelGroup. kBlockTokens bounds the accumulators and keeps the activations of a row group's
+/// pass in L2.
 enum : uint32_t { kMaxDirect = 8, kPanelGroup = 6, kBlockTokens = 48 };
 
 /// Largest group of the direct path: the sums of 16 rows of six tokens leave room in the registers
@@ -59,8 +60,8 @@ MIMO_RT_INLINE void clear(Sums<T>& sums) {
   for (uint32_t t = 0; t < T; ++t) sums[t][0] = sums[t][1] = _mm256_setzero_ps();
 }
 
-/// sum = fma(weights, x, sum). gcc keeps the sums of six tokens in registers only if the result has to
-/// stay where the addend is.
+/// sum = fma(weights, x, sum). gcc keeps the sums of six tokens in registers only if the result has
+/// to stay where the addend is.
 MIMO_RT_INLINE void multiply_add(__m256 weights, __m256 x, __m256& sum) {
   asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(weights), "x"(x));
 }
