@@ -106,11 +106,15 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/cpu/ops_rows.cpp
   csrc/cpu/worker_pool.cpp
   csrc/cuda/attention_check.cpp
+  csrc/cuda/device_operands.cpp
+  csrc/cuda/device_plan.cpp
   csrc/cuda/expert_mlp_check.cpp
+  csrc/cuda/kv_layout.cpp
   csrc/cuda/persistent_check.cpp
   csrc/cuda/projection_check.cpp
   csrc/cuda/router_check.cpp
   csrc/cuda/sampling_check.cpp
+  csrc/cuda/step_layout.cpp
   csrc/kbench/cold_walk.cpp
   csrc/kbench/cpu_attention.cpp
   csrc/kbench/cpu_gemm.cpp

@@ -33,7 +33,10 @@ void check_expert_down(const ExpertDownParams& params) {
   check_common(kWhere, params);
   check_pointer(kWhere, "route.slot_weight", params.route.slot_weight, 4);
   check_rows(kWhere, "act", params.act, params.width);
-  check_rows(kWhere, "sums", params.sums, params.hidden_size);
+  if (params.residual.data)
+    check_rows(kWhere, "residual", params.residual, params.hidden_size);
+  else
+    check_rows(kWhere, "sums", params.sums, params.hidden_size);
   MIMO_RT_CHECK(params.num_segments >= 1 && params.num_segments <= kMaxDownSegments,
                 unsupported_shape, kWhere, "num_segments: expected 1 .. ", kMaxDownSegments,
                 ", got ", params.num_segments);

@@ -1,7 +1,8 @@
 // What the expert kernels are given, and their constants. For g++ and nvcc.
 //
 //   expert_gate_up  act[slot] = silu(W_gate x) * (W_up x)     for every slot of the route
-//   expert_down     sums[token] = sum of w * (W_down act[slot]) over its slots, experts ascending
+//   expert_down     sums[token] = sum of w * (W_down act[slot]) over its slots, experts ascending;
+//                   or residual[token] = bf16(residual[token] + that)
 //
 // Order of every sum (nothing else changes a bit of the result): see device/tasks/expert_mlp.cuh.
 #pragma once
@@ -34,7 +35,8 @@ struct ExpertGateUpParams {
 struct ExpertDownParams {
   const uint8_t* tiles = nullptr;  ///< expert 0 of the layer; the others follow
   RowsView<const uint16_t> act;    ///< BF16 [num_slots, width]
-  RowsView<float> sums;            ///< [num_tokens, hidden_size]
+  RowsView<float> sums;            ///< [num_tokens, hidden_size]; not used with a residual
+  RowsView<uint16_t> residual;     ///< BF16 [num_tokens, hidden_size]; data nullptr: none
   RouteTable route{};
   uint32_t num_tokens = 0;              ///< 1 .. kMaxExpertTokens
   uint32_t max_slots = 0;               ///< the route has no more, at most kMaxExpertSlots

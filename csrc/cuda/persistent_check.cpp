@@ -9,6 +9,7 @@ void check_persistent(const PersistentParams& p, uint32_t num_blocks) {
   MIMO_RT_CHECK(num_blocks != 0, invalid_argument, kWhere,
                 "num_blocks: expected the number of workers, got 0");
   check_pointer(kWhere, "tasks", p.tasks, alignof(Task));
+  check_pointer(kWhere, "operand_idx", p.operand_idx, 4);
   check_pointer(kWhere, "operands", p.operands, alignof(TaskOperands));
   check_pointer(kWhere, "worker_begin", p.worker_begin, 4);
   check_pointer(kWhere, "counters", p.counters, alignof(CounterCell));

@@ -1,13 +1,15 @@
 // What the persistent kernel is given. For g++ and nvcc.
 //
 // A worker is a block; worker w runs tasks[worker_begin[w]] .. tasks[worker_begin[w + 1] - 1] in
-// order, epoch after epoch. The task words are the plan's; what their buffer ids and layers mean on
-// this device stands in `operands`, one entry per task, made by the host.
+// order, epoch after epoch. The task words are the plan's; what their layers and buffer ids mean on
+// this device stands in `operands`, one entry per stage of the plan (device_plan.h makes them).
 #pragma once
 
 #include "cuda/expert_mlp_params.h"
 #include "cuda/hang_report.h"
 #include "cuda/projection_params.h"
+#include "cuda/router_params.h"
+#include "cuda/step_params.h"
 #include "plan/task.h"
 
 namespace mimo_rt::cuda {
@@ -15,6 +17,9 @@ namespace mimo_rt::cuda {
 // 8 compute warps, then a second kind of warp group: controller, loader, waiter, publisher.
 inline constexpr uint32_t kServiceWarps = 4;
 inline constexpr uint32_t kPersistentThreads = 32 * (kComputeWarps + kServiceWarps);
+
+/// Rows of a step: a draft's block and then some. More would not fit the registers that a thread has.
+inline constexpr uint32_t kMaxStepTokens = 8;
 
 // setmaxnreg: what a thread has after the roles have parted. A block can share out only what it was
 // launched with, kLaunchRegisters for each of its threads: an increase beyond that waits for ever.
@@ -26,21 +31,43 @@ static_assert(kComputeWarps * kComputeRegisters + kServiceWarps * kServiceRegist
               (kComputeWarps + kServiceWarps) * kLaunchRegisters);
 static_assert(kComputeWarps % 4 == 0 && kServiceWarps % 4 == 0, "setmaxnreg is of a warp group");
 
-/// A task of the list and what it works on. Exactly one of the pointers below is meant, by kind.
-enum class TaskBody : uint32_t { rms_norm, projection, expert_gate_up, expert_down };
+/// The role functions of a task, and which units of theirs its tiles are.
+enum class TaskBody : uint32_t {
+  nothing,         ///< a task without rows in this epoch
+  embed,           ///< a tile is a row
+  rms_norm,        ///< a tile is a row
+  projection,      ///< without a norm; a tile is a row group
+  gate_up,         ///< a projection; a tile is two row groups: 16 columns of gate and up
+  attention,       ///< a tile is a kv head of a row
+  router,          ///< a tile is 16 experts
+  select_experts,  ///< one tile
+  expert_gate_up,  ///< a tile is a share of an expert's pairs of row groups (plan/task.h)
+  expert_down,     ///< a tile is a row group
+  sample,          ///< one tile
+};
 
-/// Params of one task as bytes, so that they travel with the task word.
+/// How many rows a task has is known when its epoch begins.
+enum class RowCount : uint32_t { fixed, tokens, logit_rows };
+
+/// What the tasks of a stage work on, as bytes, so that it travels with the task word.
 struct alignas(16) TaskOperands {
   static constexpr uint32_t kBytes = 240;
-  uint8_t params[kBytes];  ///< RmsNormParams, ProjectionParams, …
+  uint8_t params[kBytes];  ///< EmbedParams, RmsNormParams, ProjectionParams, …
   TaskBody body;
-  uint32_t padding[3];
+  RowCount row_count;      ///< goes to the word at `row_count_at` of params; 0: nothing to do
+  uint32_t row_count_at;
+  uint32_t padding;
 };
 static_assert(sizeof(TaskOperands) == 256);
+static_assert(sizeof(EmbedParams) <= TaskOperands::kBytes);
 static_assert(sizeof(RmsNormParams) <= TaskOperands::kBytes);
 static_assert(sizeof(ProjectionParams) <= TaskOperands::kBytes);
+static_assert(sizeof(AttendRowsParams) <= TaskOperands::kBytes);
+static_assert(sizeof(RouterLogitsParams) <= TaskOperands::kBytes);
+static_assert(sizeof(SelectExpertsParams) <= TaskOperands::kBytes);
 static_assert(sizeof(ExpertGateUpParams) <= TaskOperands::kBytes);
 static_assert(sizeof(ExpertDownParams) <= TaskOperands::kBytes);
+static_assert(sizeof(SampleRowsParams) <= TaskOperands::kBytes);
 
 /// One counter per 128 bytes: pollers of one do not slow the signallers of another.
 struct alignas(128) CounterCell {
@@ -49,13 +76,15 @@ struct alignas(128) CounterCell {
 
 struct PersistentParams {
   const Task* tasks = nullptr;
-  const TaskOperands* operands = nullptr;    ///< of the same tasks
+  const uint32_t* operand_idx = nullptr;     ///< of the same tasks, into `operands`
+  const TaskOperands* operands = nullptr;
   const uint32_t* worker_begin = nullptr;    ///< [num_blocks + 1]
   CounterCell* counters = nullptr;           ///< zeroed once, before the first epoch
   const uint32_t* counter_totals = nullptr;  ///< signals per epoch
   uint32_t gate_counter = 0;  ///< its last signal of an epoch ends the epoch
   uint32_t first_epoch = 0;   ///< epochs that earlier launches have run on these counters
   uint32_t num_epochs = 1;    ///< of this launch
+  const StepTables* step = nullptr;  ///< nullptr: all row counts are fixed
   Watchdog watchdog;
 };
 

@@ -141,6 +141,9 @@ constexpr const char* task_kind_name(TaskKind kind) {
 inline constexpr uint16_t kNumTaskKinds = static_cast<uint16_t>(TaskKind::accept) + 1;
 
 /// Shares of an uneven split: part i of `parts` covers [share_begin(i), share_begin(i + 1)).
+#if defined(__CUDACC__)
+__host__ __device__
+#endif
 constexpr uint32_t share_begin(uint32_t part, uint32_t parts, uint32_t total) {
   return static_cast<uint32_t>(uint64_t{part} * total / parts);
 }

@@ -128,10 +128,12 @@ struct Change {
   uint32_t first_epoch = 0;
 };
 
-/// The lists of all workers: every stage is shared by all, but for the last.
+/// The lists of all workers: every stage is shared by all, but for the last. (Signals are left out
+/// of stages whose tiles are strided: there the first tile is the worker.)
 struct Program {
   std::vector<Task> tasks;
   std::vector<cuda::TaskOperands> operands;
+  std::vector<uint32_t> operand_idx;
   std::vector<uint32_t> worker_begin{0}, totals;
 
   Program(Layer& layer, uint32_t num_workers, const Change& change) {
@@ -140,7 +142,7 @@ struct Program {
     for (uint32_t w = 0; w < num_workers; ++w) {
       add(TaskKind::rms_norm, 0, w, kTokens, layer.norm(layer.h), cuda::TaskBody::rms_norm);
       add(TaskKind::qkv_proj, 1, w, kHidden / 16, layer.project_q(), cuda::TaskBody::projection);
-      add(TaskKind::expert_gate_up, 2, w, kWidth / 8, layer.gate_up(),
+      add(TaskKind::expert_gate_up, 2, w, kWidth / 16, layer.gate_up(),
           cuda::TaskBody::expert_gate_up);
       add(TaskKind::expert_down, 3, w, kHidden / 16, layer.down(), cuda::TaskBody::expert_down);
       add(TaskKind::o_proj, 4, w, kHidden / 16, layer.project_x(), cuda::TaskBody::projection);
@@ -152,6 +154,12 @@ struct Program {
     for (Task& task : tasks) {
       const uint32_t stage = task.signal_counter;
       task.tile_stride = stage == kGate ? 1 : num_workers;
+      if (task.kind == TaskKind::qkv_proj || task.kind == TaskKind::o_proj) {  // neighbours
+        const uint32_t worker = task.tile_first;
+        task.tile_first = share_begin(worker, num_workers, kHidden / 16);
+        task.tile_end = share_begin(worker + 1, num_workers, kHidden / 16);
+        task.tile_stride = 1;
+      }
       if (stage == change.no_wait) task.num_waits = 0;
       if (stage == change.no_signal && task.tile_first == num_workers - 1)
         task.signal_counter = kNoCounter;
@@ -176,6 +184,7 @@ struct Program {
     cuda::TaskOperands of_task{};
     std::memcpy(of_task.params, &params, sizeof params);
     of_task.body = body;
+    operand_idx.push_back(static_cast<uint32_t>(operands.size()));
     operands.push_back(of_task);
   }
 };
@@ -197,6 +206,7 @@ Outcome run(uint32_t num_blocks, uint64_t seed, const Change& change = {}) {
   Outcome outcome;
   cuda::PersistentParams params;
   params.tasks = program.tasks.data();
+  params.operand_idx = program.operand_idx.data();
   params.operands = program.operands.data();
   params.worker_begin = program.worker_begin.data();
   params.counters = counters.data();
@@ -274,6 +284,7 @@ TEST_CASE("bad arguments are refused before a launch") {
   cuda::HangReport report{};
   cuda::PersistentParams good;
   good.tasks = program.tasks.data();
+  good.operand_idx = program.operand_idx.data();
   good.operands = program.operands.data();
   good.worker_begin = program.worker_begin.data();
   good.counters = counters.data();
@@ -287,6 +298,7 @@ TEST_CASE("bad arguments are refused before a launch") {
   };
   refused("num_blocks: expected the number of workers, got 0", [](auto&) {}, 0);
   refused("tasks: expected memory, got null", [](auto& p) { p.tasks = nullptr; });
+  refused("operand_idx: expected memory, got null", [](auto& p) { p.operand_idx = nullptr; });
   refused("counters: expected memory, got null", [](auto& p) { p.counters = nullptr; });
   refused("watchdog.stop: expected", [](auto& p) { p.watchdog.stop = nullptr; });
   refused("watchdog.deadline_ns: expected 1 ..", [](auto& p) { p.watchdog.deadline_ns = 0; });

@@ -3,11 +3,12 @@
 //
 // Leaving early. Only the waiter and the controller wait for other blocks. When such a wait fails,
 // the waiter marks this task and all after it as skipped, and the controller ends the list at the
-// next slot it fills. The loader does not look at the mark where it need not (projections), so the
-// compute warps give those weights back: nothing is on its way when the block ends.
+// next slot it fills. The loader does not look at the mark where it need not (dense weights), so the
+// compute warps give those back: nothing is on its way when the block ends.
 #pragma once
 
-#include "cuda/device/persistent/bodies.cuh"
+#include "cuda/device/persistent/compute_bodies.cuh"
+#include "cuda/device/persistent/load_bodies.cuh"
 #include "cuda/device/sync/counter.cuh"
 
 namespace mimo_rt::cuda {
@@ -27,18 +28,30 @@ __device__ __forceinline__ bool wait_for_task_input(const PersistentParams& p, u
                            EdgeKind::counter, counter});
 }
 
+/// Rows that the task in the slot has in this epoch. A task without any does nothing.
+__device__ inline void set_row_count(const PersistentParams& p, TaskOperands& operands) {
+  if (operands.row_count == RowCount::fixed) return;
+  const uint32_t num_rows =
+      operands.row_count == RowCount::tokens ? p.step->num_tokens : p.step->num_logit_rows;
+  *reinterpret_cast<uint32_t*>(operands.params + operands.row_count_at) = num_rows;
+  if (num_rows == 0) operands.body = TaskBody::nothing;
+}
+
 /// All lanes: brings a task into the slot. The `is_end` slot has no task.
 __device__ inline void fill_slot(const PersistentParams& p, TaskSlot& slot, uint32_t use,
                                  uint32_t task_idx, uint32_t epoch) {
   const uint32_t lane_idx = threadIdx.x % 32;
   const uint64_t global_idx = p.worker_begin[blockIdx.x] + task_idx;
   const auto* task = reinterpret_cast<const uint32_t*>(p.tasks + global_idx);
-  const auto* operands = reinterpret_cast<const uint32_t*>(p.operands + global_idx);
+  const auto* operands =
+      reinterpret_cast<const uint32_t*>(p.operands + p.operand_idx[global_idx]);
   for (uint32_t i = lane_idx; i < sizeof(Task) / 4; i += 32)
     reinterpret_cast<uint32_t*>(&slot.task)[i] = task[i];
   for (uint32_t i = lane_idx; i < sizeof(TaskOperands) / 4; i += 32)
     reinterpret_cast<uint32_t*>(&slot.operands)[i] = operands[i];
+  ptx::sync_warp();
   if (lane_idx == 0) {
+    set_row_count(p, slot.operands);
     slot.use = use;
     slot.task_idx = task_idx;
     slot.epoch = epoch;
@@ -46,7 +59,7 @@ __device__ inline void fill_slot(const PersistentParams& p, TaskSlot& slot, uint
 }
 
 /// Controller warp: all tasks of all epochs, then the end.
-__device__ inline void run_controller(PersistentShared& shared, const PersistentParams& p) {
+__device__ __forceinline__ void run_controller(PersistentShared& shared, const PersistentParams& p) {
   const uint32_t lane_idx = threadIdx.x % 32;
   const uint32_t num_tasks = p.worker_begin[blockIdx.x + 1] - p.worker_begin[blockIdx.x];
   uint32_t use = 0;
@@ -82,7 +95,7 @@ __device__ inline void run_controller(PersistentShared& shared, const Persistent
 }
 
 /// One lane: waits for the inputs of one task after the other.
-__device__ inline void run_waiter(PersistentShared& shared, const PersistentParams& p) {
+__device__ __forceinline__ void run_waiter(PersistentShared& shared, const PersistentParams& p) {
   if (threadIdx.x % 32 != 0) return;
   bool is_skipped = false;
   for (uint32_t use = 0;; ++use) {
@@ -99,14 +112,15 @@ __device__ inline void run_waiter(PersistentShared& shared, const PersistentPara
   }
 }
 
-/// Loader warp: weights first; only which experts to read waits for the route.
-__device__ inline void run_loader(PersistentShared& shared) {
+/// Loader warp: weights first; only what the task's inputs decide or contain waits for them.
+__device__ __forceinline__ void run_loader(PersistentShared& shared) {
   uint32_t ticket = 0;
   for (uint32_t use = 0;; ++use) {
     TaskSlot& slot = shared.slots.wait_full(use);
     if (slot.is_end) return;
     bool is_skipped = false;
-    if (needs_route(slot)) {
+    if (loads_after_ready(slot.operands.body)) {
+      if (use != 0) shared.slots.wait_done(use - 1);  // an edge from this block's own tasks
       shared.slots.wait_ready(use);
       is_skipped = slot.is_skipped != 0;
     }
@@ -118,7 +132,7 @@ __device__ inline void run_loader(PersistentShared& shared) {
 
 /// Compute warps. Between tasks a warp's state lies in shared memory: the products need the
 /// registers, and ptxas would spill it.
-__device__ inline void run_compute(PersistentShared& shared) {
+__device__ __forceinline__ void run_compute(PersistentShared& shared) {
   uint32_t& first_ticket = shared.tickets[threadIdx.x / 32];
   for (uint32_t use = 0;;) {
     TaskSlot& slot = shared.slots.wait_full(use);
@@ -140,7 +154,7 @@ __device__ inline void run_compute(PersistentShared& shared) {
 
 /// One lane: the results of all compute warps are there (acquired with `done`), then the signal.
 /// Apart from the compute warps, which need not wait for its fence.
-__device__ inline void run_publisher(PersistentShared& shared, const PersistentParams& p) {
+__device__ __forceinline__ void run_publisher(PersistentShared& shared, const PersistentParams& p) {
   if (threadIdx.x % 32 != 0) return;
   for (uint32_t use = 0;; ++use) {
     TaskSlot& slot = shared.slots.wait_full(use);
@@ -155,7 +169,7 @@ __device__ inline void run_publisher(PersistentShared& shared, const PersistentP
 __global__ void __launch_bounds__(kPersistentThreads, 1)
     persistent_kernel(const __grid_constant__ PersistentParams params) {
   auto& shared = *reinterpret_cast<PersistentShared*>(ptx::dynamic_shared_memory());
-  if (threadIdx.x == 0) {
+  if (threadIdx.x == kPersistentThreads - 1) {
     shared.work.projection.ring.init();
     shared.slots.init();
     for (uint32_t& ticket : shared.tickets) ticket = 0;

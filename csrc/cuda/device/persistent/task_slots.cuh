@@ -5,6 +5,10 @@
 // controller writes the task, `full`; waiter has waited for the task's inputs, writes `is_skipped`,
 // `ready`; all compute warps have done it, `done`; publisher has signalled and loader has loaded,
 // `is_free`. Then the controller overwrites it, and sees what was written in all of them.
+//
+// `ready` says nothing of the block's own earlier tasks: plans have no counter for those. The
+// compute warps do tasks in order; a loader that needs results waits for `done` of the use before.
+// (That phase cannot be over-run: the use that has it next comes after the loader's.)
 #pragma once
 
 #include "cuda/device/sync/mbarrier.cuh"

@@ -201,17 +201,20 @@ __device__ void attend_unit(AttentionShared& shared, const AttentionParams& p,
   share.store(p, unit_idx);
 }
 
-__device__ inline void compute_attention(AttentionShared& shared, const AttentionParams& p,
-                                         UnitRange range, uint32_t& ticket) {
+/// `kMaxTiles`: no unit has more product tiles.
+template <uint32_t kMaxTiles>
+__device__ __forceinline__ void compute_attention(AttentionShared& shared,
+                                                  const AttentionParams& p, UnitRange range,
+                                                  uint32_t& ticket) {
   static_assert(kChunkTickets == 2 * kComputeWarps);
   for (uint32_t u = range.first;; u += range.stride) {
     const AttentionCall call(p);
-    if (u >= call.num_units(p)) return;
+    if (u >= range.limit(call.num_units(p))) return;
     const AttentionUnit unit(p, call, u);
     const uint32_t num_tiles = (unit.num_pairs + 15) / 16;
     keep_q(shared, p, unit, num_tiles <= 2 ? num_tiles : kComputeWarps);
     compute_barrier();
-    if (num_tiles == 1)
+    if (kMaxTiles == 1 || num_tiles == 1)
       attend_unit<8>(shared, p, call, unit, u, ticket);
     else if (num_tiles == 2)
       attend_unit<4>(shared, p, call, unit, u, ticket);

@@ -8,7 +8,7 @@ namespace mimo_rt::cuda {
 
 __global__ void __launch_bounds__(kBlockThreads, 1)
     attention_kernel(const __grid_constant__ AttentionParams params) {
-  run_roles<AttentionShared>(params, load_attention, compute_attention);
+  run_roles<AttentionShared>(params, load_attention, compute_attention<kGroupRows / 16>);
 }
 
 __global__ void __launch_bounds__(kComputeWarps * 32, 1)

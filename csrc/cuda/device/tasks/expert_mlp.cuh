@@ -71,16 +71,17 @@ __device__ inline void store_act(const ExpertShared& shared, const ExpertGateUpP
   }
 }
 
-__device__ inline void compute_expert_gate_up(ExpertShared& shared, const ExpertGateUpParams& p,
-                                              UnitRange range, uint32_t& ticket) {
+template <uint32_t kTokensOfCall>
+__device__ void compute_expert_gate_up(ExpertShared& shared, const ExpertGateUpParams& p,
+                                       UnitRange range, uint32_t& ticket) {
   const uint32_t segment = threadIdx.x / 32;  // one item per compute warp
   for (uint32_t u = range.first; u < range.limit(GateUpUnit::count(p)); u += range.stride) {
     const GateUpUnit unit = GateUpUnit::get(p, u);
     const ItemTickets tickets = unit.tickets(ticket);
-    if (unit.num_slots > kMaxExpertTokens) ptx::trap();  // a broken route
+    if (unit.num_slots > kTokensOfCall) ptx::trap();  // a broken route
     const Item item{segment, unit.run(segment), p.hidden_size, unit.num_slots,
                     segment * unit.num_slots};
-    multiply_item(shared, tickets, item, [&](uint32_t column) {
+    multiply_any_item<kTokensOfCall>(shared, tickets, item, [&](uint32_t column) {
       return p.x.row(p.route.slot_token[unit.slot_begin + column]);
     });
     ticket = tickets.end();
@@ -186,14 +187,23 @@ struct DownSums {
     }
   }
   __device__ void store(const ExpertDownParams& p, uint32_t unit) const {
+    const uint32_t column = unit * kCudaTileRows + row();
 #pragma unroll
-    for (uint32_t i = 0; i < kTokens; ++i)
-      if (token(i) < p.num_tokens) p.sums.row(token(i))[unit * kCudaTileRows + row()] = sum[i];
+    for (uint32_t i = 0; i < kTokens; ++i) {
+      if (token(i) >= p.num_tokens) break;
+      if (p.residual.data) {
+        uint16_t& x = p.residual.row(token(i))[column];
+        x = static_cast<uint16_t>(ptx::to_bf16x2(ptx::low_bf16(x) + sum[i], 0.0f));
+      } else {
+        p.sums.row(token(i))[column] = sum[i];
+      }
+    }
   }
 };
 
-__device__ inline void compute_expert_down(ExpertShared& shared, const ExpertDownParams& p,
-                                           UnitRange range, uint32_t& ticket) {
+template <uint32_t kTokensOfCall>
+__device__ void compute_expert_down(ExpertShared& shared, const ExpertDownParams& p,
+                                    UnitRange range, uint32_t& ticket) {
   const uint32_t warp_idx = threadIdx.x / 32;
   const DownUnits units(p);
   list_token_slots(shared, p, units.num_slots);  // the first pass ends with a barrier
@@ -207,8 +217,8 @@ __device__ inline void compute_expert_down(ExpertShared& shared, const ExpertDow
         const uint32_t slot = p.route.slot_begin[active_idx];
         const Item item{i, units.run(p, u, active_idx, first + s), p.width,
                         p.route.slot_begin[active_idx + 1] - slot, s * units.num_slots + slot};
-        multiply_item(shared, tickets, item,
-                      [&](uint32_t column) { return p.act.row(slot + column); });
+        multiply_any_item<kTokensOfCall>(
+            shared, tickets, item, [&](uint32_t column) { return p.act.row(slot + column); });
       }
       ticket = tickets.end();
       compute_barrier();

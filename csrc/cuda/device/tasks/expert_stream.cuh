@@ -82,11 +82,13 @@ __device__ void multiply_item(ExpertShared& shared, const ItemTickets& tickets, 
 }
 
 /// The same for any number of columns. Most items of a decode step have at most 8: their own
-/// instance needs fewer registers and instructions.
-template <typename RowOf>
-__device__ void multiply_item(ExpertShared& shared, const ItemTickets& tickets, const Item& item,
-                              const RowOf& row_of) {
-  if (item.num_columns <= kColumns)
+/// instance needs fewer registers and instructions. `kTokensOfCall`: there are no more columns.
+template <uint32_t kTokensOfCall, typename RowOf>
+__device__ void multiply_any_item(ExpertShared& shared, const ItemTickets& tickets,
+                                  const Item& item, const RowOf& row_of) {
+  if constexpr (kTokensOfCall <= kColumns)
+    multiply_item<1>(shared, tickets, item, row_of);
+  else if (item.num_columns <= kColumns)
     multiply_item<1>(shared, tickets, item, row_of);
   else
     multiply_item<kMaxColumnGroups>(shared, tickets, item, row_of);

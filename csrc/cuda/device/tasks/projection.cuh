@@ -105,20 +105,6 @@ __device__ void load_projection(ProjectionShared& shared, const ProjectionParams
                          });
 }
 
-/// Compute warps, instead of compute_projection: gives back what the loader has brought.
-template <typename Tiles>
-__device__ void skip_projection(ProjectionShared& shared, const ProjectionParams& p,
-                                UnitRange range, uint32_t& ticket) {
-  uint32_t t = ticket + threadIdx.x / 32;
-  walk_projection<Tiles>(p, range, ticket,
-                         [](const ProjectionUnits<Tiles>&, uint32_t, uint32_t, uint32_t,
-                            const ItemTickets&) {});
-  for (; static_cast<int32_t>(t - ticket) < 0; t += kComputeWarps) {
-    (void)shared.ring.wait(t);
-    shared.ring.release(t, threadIdx.x % 32);
-  }
-}
-
 /// Where the rows of all tokens are. A compute barrier must follow.
 __device__ inline void list_rows(ProjectionShared& shared, const ProjectionParams& p) {
   const uint32_t token = threadIdx.x;
@@ -159,8 +145,9 @@ __device__ void keep_rows(ProjectionShared& shared, const ProjectionParams& p) {
 /// How `multiply_rows` gets at the activations of a token.
 enum class RowSource : uint8_t { kept, global, global_normed };
 
-/// One item times the rows of all tokens; its sums go to the partial sums of `item`.
-template <typename Tiles, RowSource kSource, uint32_t kColumnGroups>
+/// One item times the rows of all tokens; its sums go to the partial sums of `item`. `kUnroll` 2:
+/// two sets of activation registers instead of copies.
+template <typename Tiles, RowSource kSource, uint32_t kColumnGroups, uint32_t kUnroll>
 __device__ void multiply_rows(ProjectionShared& shared, const ProjectionParams& p,
                               const ItemTickets& tickets, uint32_t item, const TileRun& run) {
   const uint32_t lane_idx = threadIdx.x % 32, g = lane_idx / 4, q = lane_idx % 4;
@@ -183,7 +170,7 @@ __device__ void multiply_rows(ProjectionShared& shared, const ProjectionParams& 
     const uint32_t ticket = tickets.ticket(item, stage);
     const uint8_t* tile = shared.ring.wait(ticket);
     const uint8_t* end = tile + tiles_of_stage<Tiles>(rest) * Tiles::kTileBytes;
-#pragma unroll(kReadsAhead ? 2 : 1)
+#pragma unroll(kUnroll)
     for (; tile != end; tile += Tiles::kTileBytes, k_begin += Tiles::kTileK, --rest) {
       WeightFragments weights[Tiles::kParts];
 #pragma unroll
@@ -227,27 +214,31 @@ __device__ void multiply_rows(ProjectionShared& shared, const ProjectionParams& 
 }
 
 /// Adds the segments of one pass to this thread's outputs.
-__device__ inline void add_segments(const ProjectionShared& shared, const ProjectionParams& p,
-                                    uint32_t pass_size, ProjectionOutputs& outputs) {
+template <uint32_t kTokensOfCall>
+__device__ void add_segments(const ProjectionShared& shared, const ProjectionParams& p,
+                             uint32_t pass_size, ProjectionOutputs<kTokensOfCall>& outputs) {
+  using Outputs = ProjectionOutputs<kTokensOfCall>;
   for (uint32_t s = 0; s < pass_size; ++s)
 #pragma unroll
-    for (uint32_t i = 0; i < ProjectionOutputs::kTokens; ++i) {
-      const uint32_t token = ProjectionOutputs::token(i);
+    for (uint32_t i = 0; i < Outputs::kTokens; ++i) {
+      const uint32_t token = Outputs::token(i);
       if (token >= p.num_tokens) break;
       float segment_sum = 0.0f;
 #pragma unroll
       for (uint32_t part = 0; part < kProjectionParts; ++part)
         segment_sum += shared.partials[(s * kProjectionParts + part) * p.num_tokens + token]
-                                      [ProjectionOutputs::row()];
+                                      [Outputs::row()];
       outputs.y[i] += segment_sum;
     }
 }
 
-template <typename Tiles, bool kIsNormed>
+/// `kTokensOfCall`: there are no more tokens; the persistent kernel has no registers for many.
+template <typename Tiles, bool kIsNormed, uint32_t kTokensOfCall = kMaxTokens>
 __device__ void compute_projection(ProjectionShared& shared, const ProjectionParams& p,
                                    UnitRange range, uint32_t& ticket) {
   const uint32_t warp_idx = threadIdx.x / 32;
-  const ProjectionUnits<Tiles> units(p);
+  using Units = ProjectionUnits<Tiles>;
+  constexpr uint32_t kUnroll = kTokensOfCall == kMaxTokens ? 2 : 1;
   if (p.store == ProjectionStore::argmax) shared.best.reset();
   list_rows(shared, p);
   compute_barrier();
@@ -258,20 +249,24 @@ __device__ void compute_projection(ProjectionShared& shared, const ProjectionPar
   else if (kIsNormed)
     measure_rows(shared, p);
   compute_barrier();
-  for (uint32_t u = range.first; u < range.limit(units.count(p)); u += range.stride) {
-    ProjectionOutputs outputs{};
-    for (uint32_t first = 0; first < p.num_segments; first += units.segments_per_pass) {
+  for (uint32_t u = range.first; u < range.limit(Units::count(p)); u += range.stride) {
+    ProjectionOutputs<kTokensOfCall> outputs{};
+    // Sizes are worked out for every pass: the products need the registers.
+    for (uint32_t first = 0; first < p.num_segments; first += Units(p).segments_per_pass) {
+      const Units units(p);
       const uint32_t pass_size = units.pass_segments(p, first);
       const ItemTickets tickets = units.tickets(p, ticket, pass_size);
       for (uint32_t s = 0; s < pass_size; ++s) {
         const uint32_t item = s * kProjectionParts + warp_idx;
         const TileRun run = units.run(p, u, first + s, warp_idx);
         if (is_kept)
-          multiply_rows<Tiles, RowSource::kept, 1>(shared, p, tickets, item, run);
+          multiply_rows<Tiles, RowSource::kept, 1, kUnroll>(shared, p, tickets, item, run);
+        else if constexpr (kTokensOfCall <= kColumns)
+          multiply_rows<Tiles, kGlobal, 1, kUnroll>(shared, p, tickets, item, run);
         else if (p.num_tokens <= kColumns)  // fewer registers and instructions
-          multiply_rows<Tiles, kGlobal, 1>(shared, p, tickets, item, run);
+          multiply_rows<Tiles, kGlobal, 1, kUnroll>(shared, p, tickets, item, run);
         else
-          multiply_rows<Tiles, kGlobal, kMaxColumnGroups>(shared, p, tickets, item, run);
+          multiply_rows<Tiles, kGlobal, kMaxColumnGroups, 1>(shared, p, tickets, item, run);
       }
       ticket = tickets.end();
       compute_barrier();
@@ -280,7 +275,8 @@ __device__ void compute_projection(ProjectionShared& shared, const ProjectionPar
     }
     store_projection(p, u, outputs, shared.best);
   }
-  if (p.store == ProjectionStore::argmax) shared.best.store(p, range.first);
+  if (kTokensOfCall == kMaxTokens && p.store == ProjectionStore::argmax)
+    shared.best.store(p, range.first);  // not in the persistent kernel
 }
 
 }  // namespace mimo_rt::cuda

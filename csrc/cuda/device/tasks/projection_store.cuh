@@ -9,10 +9,11 @@
 namespace mimo_rt::cuda {
 
 /// This thread's outputs of a unit: one row of 16, every 16th token. Lanes 0..15 of a warp hold the
-/// rows of one token, lanes 16..31 those of the next.
+/// rows of one token, lanes 16..31 those of the next. `kTokensOfCall`: there are no more tokens.
+template <uint32_t kTokensOfCall = kMaxTokens>
 struct ProjectionOutputs {
   static constexpr uint32_t kTokenStep = kComputeWarps * 32 / 16;
-  static constexpr uint32_t kTokens = kMaxTokens / kTokenStep;
+  static constexpr uint32_t kTokens = (kTokensOfCall + kTokenStep - 1) / kTokenStep;
   float y[kTokens];
 
   __device__ static uint32_t row() { return threadIdx.x % 16; }
@@ -26,17 +27,18 @@ __device__ __forceinline__ uint16_t to_bf16(float value) {
 /// The best of each compute thread's outputs over all units of a block. In shared memory, though
 /// nobody else reads it: the products need the registers.
 struct BestColumns {
-  Best best[ProjectionOutputs::kTokens][kComputeWarps * 32];
+  using Outputs = ProjectionOutputs<>;
+  Best best[Outputs::kTokens][kComputeWarps * 32];
 
   __device__ void reset() {
-    for (uint32_t i = 0; i < ProjectionOutputs::kTokens; ++i) best[i][threadIdx.x] = Best{};
+    for (uint32_t i = 0; i < Outputs::kTokens; ++i) best[i][threadIdx.x] = Best{};
   }
   __device__ void store(const ProjectionParams& p, uint32_t block) const {
-    for (uint32_t i = 0; i < ProjectionOutputs::kTokens; ++i) {
-      const uint32_t token = ProjectionOutputs::token(i);
+    for (uint32_t i = 0; i < Outputs::kTokens; ++i) {
+      const uint32_t token = Outputs::token(i);
       Best of_token = best[i][threadIdx.x];
       of_token.reduce(16);
-      if (token >= p.num_tokens || ProjectionOutputs::row() != 0) continue;
+      if (token >= p.num_tokens || Outputs::row() != 0) continue;
       p.argmax.values[block * kMaxTokens + token] = of_token.value;
       p.argmax.columns[block * kMaxTokens + token] = of_token.column;
     }
@@ -48,7 +50,7 @@ struct BestColumns {
 __device__ inline void store_qkv(const ProjectionParams& p, const QkvTile& tile, uint32_t token,
                                  float y, float partner) {
   const QkvOutput& out = p.qkv;
-  const uint32_t row = ProjectionOutputs::row(), pair = row % 8;
+  const uint32_t row = ProjectionOutputs<>::row(), pair = row % 8;
   if ((tile.rotary ? pair : row) >= tile.num_dims) return;
   uint16_t* head = nullptr;
   if (tile.part == QkvTile::Part::q) {
@@ -87,21 +89,24 @@ __device__ inline void store_value(const ProjectionParams& p, uint32_t token, ui
 }
 
 /// Stores one unit. All compute threads, whole warps.
-__device__ inline void store_projection(const ProjectionParams& p, uint32_t unit,
-                                        const ProjectionOutputs& outputs, BestColumns& best) {
+template <uint32_t kTokensOfCall>
+__device__ void store_projection(const ProjectionParams& p, uint32_t unit,
+                                 const ProjectionOutputs<kTokensOfCall>& outputs,
+                                 BestColumns& best) {
+  using Outputs = ProjectionOutputs<kTokensOfCall>;
 #pragma unroll
-  for (uint32_t i = 0; i < ProjectionOutputs::kTokens; ++i) {
-    const uint32_t token = ProjectionOutputs::token(i);
+  for (uint32_t i = 0; i < Outputs::kTokens; ++i) {
+    const uint32_t token = Outputs::token(i);
     const float partner = ptx::shuffle_xor(outputs.y[i], 8);
     if (token >= p.num_tokens) continue;
     if (p.store == ProjectionStore::qkv) {
       store_qkv(p, p.qkv.tiles[unit], token, outputs.y[i], partner);
     } else if (p.store == ProjectionStore::gate_up) {
-      const uint32_t row = ProjectionOutputs::row(), column = unit * 8 + row;
+      const uint32_t row = Outputs::row(), column = unit * 8 + row;
       if (row < 8 && column < p.num_columns)
         p.out_bf16.row(token)[column] = to_bf16(silu(outputs.y[i]) * partner);
     } else {
-      store_value(p, token, unit * 16 + ProjectionOutputs::row(), outputs.y[i],
+      store_value(p, token, unit * 16 + Outputs::row(), outputs.y[i],
                   best.best[i][threadIdx.x]);
     }
   }

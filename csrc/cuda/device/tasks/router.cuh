@@ -15,7 +15,7 @@
 namespace mimo_rt::cuda {
 
 inline constexpr uint32_t kRouterRows = 4;    ///< experts of a unit: they share the activations
-inline constexpr uint32_t kRouterTokens = 8;  ///< of a unit
+inline constexpr uint32_t kRouterTokens = 4;  ///< of a unit; with 8 the persistent kernel spills
 static_assert(kRouterRows * kComputeWarps <= kNumStages, "all rows of a unit are in the ring");
 
 struct RouterShared {
@@ -90,7 +90,7 @@ __device__ void load_router_logits(RouterShared& shared, const RouterLogitsParam
                                    UnitRange range, uint32_t& ticket) {
   const uint64_t l2_policy = ptx::evict_first_policy();
   const uint32_t segment = threadIdx.x % 32;
-  for (uint32_t u = range.first; u < RouterUnit<Rows>::count(p); u += range.stride) {
+  for (uint32_t u = range.first; u < range.limit(RouterUnit<Rows>::count(p)); u += range.stride) {
     const RouterUnit<Rows> unit(p, u);
     for (uint32_t stage = 0; segment < kComputeWarps && stage < unit.num_stages; ++stage)
       for (uint32_t expert = 0; expert < unit.num_experts; ++expert) {
@@ -162,24 +162,30 @@ __device__ void multiply_segment(RouterShared& shared, const RouterLogitsParams&
     }
 }
 
+/// One unit. What it is is worked out again after the products, which need the registers.
+template <typename Rows>
+__device__ void compute_router_unit(RouterShared& shared, const RouterLogitsParams& p,
+                                    uint32_t unit_idx, uint32_t& ticket) {
+  multiply_segment(shared, p, RouterUnit<Rows>(p, unit_idx), ticket);
+  compute_barrier();
+  const uint32_t expert = threadIdx.x % kRouterRows, token = threadIdx.x / kRouterRows;
+  const RouterUnit<Rows> unit(p, unit_idx);
+  ticket += unit.num_tickets();
+  if (expert < unit.num_experts && token < unit.num_tokens) {
+    float logit = 0.0f;
+#pragma unroll
+    for (uint32_t segment = 0; segment < kComputeWarps; ++segment)
+      logit += shared.partials[segment][expert][token];
+    p.logits.row(unit.first_token + token)[unit.first_expert + expert] = logit;
+  }
+  compute_barrier();  // before the next unit overwrites the partial sums
+}
+
 template <typename Rows>
 __device__ void compute_router_logits(RouterShared& shared, const RouterLogitsParams& p,
                                       UnitRange range, uint32_t& ticket) {
-  const uint32_t expert = threadIdx.x % kRouterRows, token = threadIdx.x / kRouterRows;
-  for (uint32_t u = range.first; u < RouterUnit<Rows>::count(p); u += range.stride) {
-    const RouterUnit<Rows> unit(p, u);
-    multiply_segment(shared, p, unit, ticket);
-    ticket += unit.num_tickets();
-    compute_barrier();
-    if (expert < unit.num_experts && token < unit.num_tokens) {
-      float logit = 0.0f;
-#pragma unroll
-      for (uint32_t segment = 0; segment < kComputeWarps; ++segment)
-        logit += shared.partials[segment][expert][token];
-      p.logits.row(unit.first_token + token)[unit.first_expert + expert] = logit;
-    }
-    compute_barrier();  // before the next unit overwrites the partial sums
-  }
+  for (uint32_t u = range.first; u < range.limit(RouterUnit<Rows>::count(p)); u += range.stride)
+    compute_router_unit<Rows>(shared, p, u, ticket);
 }
 
 }  // namespace mimo_rt::cuda

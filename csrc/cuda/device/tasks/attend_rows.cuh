@@ -1,0 +1,78 @@
+// Attention of a step's rows, a kv head of a row at a time: the attention task with one row, and
+// the combination of its splits by the same block. The bits are those of a call with more rows of
+// the same sequence (tasks/attention.cuh).
+#pragma once
+
+#include "cuda/device/tasks/attention_combine.cuh"
+#include "cuda/step_params.h"
+#include "plan/task.h"
+
+namespace mimo_rt::cuda {
+
+struct AttendRowsShared {
+  AttentionShared attention;
+  // The call of the row at hand. In shared memory: the products need the registers.
+  AttentionParams load_call, compute_call;
+};
+
+/// One thread.
+__device__ inline void set_call_of_row(AttentionParams& call, const AttendRowsParams& p,
+                                       uint32_t token) {
+  const uint64_t seq = p.step->seq_idx[token];
+  call = p.call;
+  call.q.data = p.call.q.row(token);
+  call.out.data = p.call.out.row(token);
+  call.position = p.step->positions + token;
+  call.partials += token * p.partial_floats;
+  if (call.kv.pages)
+    call.kv.pages += seq * p.step->pages_per_seq;
+  else
+    call.kv.blocks += seq * call.kv.block_bytes;
+}
+
+/// Tickets up to the next that a chunk may begin with.
+__device__ __forceinline__ uint32_t num_padding_tickets(uint32_t ticket) {
+  return (0 - ticket) % kChunkTickets;
+}
+
+// The tiles of `task` are read again for each: the products need the registers.
+
+__device__ __forceinline__ void load_attended_rows(AttendRowsShared& shared,
+                                                   const AttendRowsParams& p, const Task& task,
+                                                   uint32_t& ticket) {
+  const uint32_t lane_idx = threadIdx.x % 32, num_padding = num_padding_tickets(ticket);
+  if (lane_idx < num_padding) shared.attention.ring.fill(ticket + lane_idx, nullptr, 0, 0);
+  ticket += num_padding;
+  for (uint32_t t = task.tile_first; t < p.num_tokens * task.tile_end; t += task.tile_stride) {
+    ptx::sync_warp();  // all lanes are done with the call before
+    if (lane_idx == 0) set_call_of_row(shared.load_call, p, t / task.tile_end);
+    ptx::sync_warp();
+    load_attention(shared.attention, shared.load_call, {t % task.tile_end, task.tile_end}, ticket);
+  }
+}
+
+__device__ __forceinline__ void compute_attended_rows(AttendRowsShared& shared,
+                                                      const AttendRowsParams& p, const Task& task,
+                                                      uint32_t& ticket) {
+  const uint32_t num_padding = num_padding_tickets(ticket);
+  for (uint32_t i = threadIdx.x / 32; i < num_padding; i += kComputeWarps) {
+    (void)shared.attention.ring.wait(ticket + i);
+    shared.attention.ring.release(ticket + i, threadIdx.x % 32);
+  }
+  ticket += num_padding;
+  const AttentionParams& call = shared.compute_call;
+  for (uint32_t t = task.tile_first; t < p.num_tokens * task.tile_end; t += task.tile_stride) {
+    if (threadIdx.x == 0) set_call_of_row(shared.compute_call, p, t / task.tile_end);
+    compute_barrier();
+    for (uint32_t u = t % task.tile_end; u < AttentionCall(call).num_units(call);
+         u += task.tile_end)
+      compute_attention<kMaxQPerKv / 16>(shared.attention, call, {u, 1, u + 1}, ticket);
+    compute_barrier();  // the partial results of all warps are there
+    const uint32_t q_per_kv = call.num_q_heads / call.num_kv_heads;
+    for (uint32_t i = threadIdx.x / 32; i < q_per_kv; i += kComputeWarps)
+      combine_head(call, AttentionCall(call), 0, t % task.tile_end * q_per_kv + i);
+    compute_barrier();  // all warps are done with the call
+  }
+}
+
+}  // namespace mimo_rt::cuda

@@ -1,0 +1,66 @@
+// From a task of a plan to what the persistent kernel's roles are given for it.
+#pragma once
+
+#include <mimo_rt/config.h>
+
+#include "cuda/persistent_params.h"
+#include "cuda/step_layout.h"
+
+namespace mimo_rt::cuda {
+
+/// Where things are on the device.
+struct DeviceAddresses {
+  const uint8_t* weights = nullptr;  ///< CudaWeights::block()
+  uint8_t* kv = nullptr;             ///< KvLayout::bytes()
+  uint8_t* step = nullptr;           ///< StepLayout::bytes
+};
+
+/// Makes operands; everything it is given must outlive it.
+class OperandMaker {
+ public:
+  OperandMaker(const Plan& plan, const ModelConfig& config, const CudaWeights& weights,
+               const KvLayout& kv, const StepLayout& layout, const DeviceAddresses& device)
+      : plan_(plan), config_(config), weights_(weights), kv_(kv), layout_(layout),
+        device_(device) {}
+
+  /// @throws Error{unsupported_shape, capacity} for sizes that a kernel does not take
+  TaskOperands make(const Task& task) const;
+
+ private:
+  TaskOperands embed() const;
+  TaskOperands rms_norm(const Task& task) const;
+  TaskOperands qkv_proj(const Task& task) const;
+  TaskOperands attention(const Task& task) const;
+  TaskOperands add_to_residual(const Task& task, const CudaDenseMatrix& matrix) const;
+  TaskOperands gate_up_proj(const Task& task) const;
+  TaskOperands lm_head(const Task& task) const;
+  TaskOperands router(const Task& task) const;
+  TaskOperands select_experts(const Task& task) const;
+  TaskOperands expert_gate_up(const Task& task) const;
+  TaskOperands expert_down(const Task& task) const;
+  TaskOperands sample() const;
+
+  ProjectionParams projection(const Task& task, const CudaDenseMatrix& matrix) const;
+  template <typename T>
+  RowsView<T> rows(uint16_t buffer_id) const;
+  RouteTable route() const;
+  const uint8_t* weight(uint64_t offset) const { return device_.weights + offset; }
+  const float* floats(uint64_t offset) const {
+    return reinterpret_cast<const float*>(weight(offset));
+  }
+  template <typename T>
+  T* step(uint64_t offset) const {
+    return reinterpret_cast<T*>(device_.step + offset);
+  }
+  /// Parts of sums over a dimension that ranks share (DESIGN D5: 8 over all ranks).
+  uint32_t num_segments() const { return std::max(8 / weights_.rank().count, 1u); }
+
+  const Plan& plan_;
+  const ModelConfig& config_;
+  const CudaWeights& weights_;
+  const KvLayout& kv_;
+  const StepLayout& layout_;
+  const DeviceAddresses device_;
+};
+
+}  // namespace mimo_rt::cuda

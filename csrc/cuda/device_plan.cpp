@@ -1,0 +1,142 @@
+#include "cuda/device_plan.h"
+
+#include <cmath>
+#include <cstring>
+#include <numeric>
+#include <span>
+
+#include "core/checks.h"
+#include "plan/buffers.h"
+
+namespace mimo_rt::cuda {
+namespace {
+
+const Plan& checked(const Plan& plan) {
+  check_device_plan(plan);
+  return plan;
+}
+
+template <typename T>
+void write(uint8_t* image, uint64_t offset, std::span<const T> values) {
+  if (!values.empty()) std::memcpy(image + offset, values.data(), values.size_bytes());
+}
+
+template <typename T>
+T* at(const DeviceAddresses& device, uint64_t offset) {
+  return reinterpret_cast<T*>(device.step + offset);
+}
+
+/// cos, sin of the angles of all pairs at positions 0, step, 2 step, …
+std::vector<double> angles(const RotaryKind& kind, uint64_t num_positions, uint64_t step) {
+  std::vector<double> table;
+  for (uint64_t i = 0; i < num_positions; ++i)
+    for (uint32_t pair = 0; pair < kind.rotary_dim / 2; ++pair) {
+      const double angle = static_cast<double>(i * step) *
+                           std::pow(kind.theta, -2.0 * pair / kind.rotary_dim);
+      table.push_back(std::cos(angle));
+      table.push_back(std::sin(angle));
+    }
+  return table;
+}
+
+}  // namespace
+
+DevicePlan::DevicePlan(const Plan& plan, const ModelConfig& config, const CudaWeights& weights,
+                       const KvLayout& kv)
+    : plan_(checked(plan)), config_(config), weights_(weights), kv_(kv),
+      layout_(plan, weights, kv) {}
+
+void DevicePlan::write_rotary(const DeviceAddresses& device, uint8_t* image) const {
+  std::vector<RotaryTable> tables;
+  for (size_t i = 0; i < layout_.rotary_kinds.size(); ++i) {
+    const RotaryKind& kind = layout_.rotary_kinds[i];
+    const uint64_t num_coarse = kv_.options().max_context / kFinePositions + 1;
+    write<double>(image, layout_.coarse[i], angles(kind, num_coarse, kFinePositions));
+    write<double>(image, layout_.fine[i], angles(kind, kFinePositions, 1));
+    tables.push_back({at<const double>(device, layout_.coarse[i]),
+                      at<const double>(device, layout_.fine[i]),
+                      at<float>(device, layout_.cos_sin[i]), kind.rotary_dim});
+  }
+  write<RotaryTable>(image, layout_.rotary, tables);
+}
+
+std::vector<uint8_t> DevicePlan::image(const DeviceAddresses& device) const {
+  std::vector<uint8_t> image(layout_.bytes);
+  uint8_t* out = image.data();
+  std::vector<uint32_t> pages(kv_.num_pages());
+  std::iota(pages.begin(), pages.end(), 0u);
+  write<uint32_t>(out, layout_.pages, pages);
+  std::vector<KvView> views;
+  for (uint32_t l = 0; l < config_.num_layers; ++l) {
+    views.push_back(kv_.view(l, device.kv, at<const uint32_t>(device, layout_.pages)));
+    write<QkvTile>(out, layout_.qkv_tiles[l], weights_.layer(l).qkv_tiles);
+  }
+  write<KvView>(out, layout_.kv_views, views);
+  write_rotary(device, out);
+
+  const OperandMaker maker(plan_, config_, weights_, kv_, layout_, device);
+  const StageList stages(plan_);
+  std::vector<TaskOperands> operands;
+  for (const Task* task : stages.first) operands.push_back(maker.make(*task));
+  write<TaskOperands>(out, layout_.operands, operands);
+  write<uint32_t>(out, layout_.operand_idx, stages.stage_idx);
+  std::vector<uint32_t> worker_begin = {0}, totals;
+  for (uint32_t w = 0; w < plan_.num_workers(); ++w) {
+    write<Task>(out, layout_.tasks + sizeof(Task) * worker_begin.back(), plan_.tasks(w));
+    worker_begin.push_back(worker_begin.back() + static_cast<uint32_t>(plan_.tasks(w).size()));
+  }
+  write<uint32_t>(out, layout_.worker_begin, worker_begin);
+  for (const CounterInfo& counter : plan_.counters()) totals.push_back(counter.total);
+  write<uint32_t>(out, layout_.counter_totals, totals);
+  return image;
+}
+
+PersistentParams DevicePlan::params(const DeviceAddresses& device, uint32_t epoch) const {
+  PersistentParams p;
+  p.tasks = at<const Task>(device, layout_.tasks);
+  p.operand_idx = at<const uint32_t>(device, layout_.operand_idx);
+  p.operands = at<const TaskOperands>(device, layout_.operands);
+  p.worker_begin = at<const uint32_t>(device, layout_.worker_begin);
+  p.counters = at<CounterCell>(device, layout_.counters);
+  p.counter_totals = at<const uint32_t>(device, layout_.counter_totals);
+  p.gate_counter = plan_.gate_counter();
+  p.first_epoch = epoch;
+  p.step = at<const StepTables>(device, layout_.tables);
+  p.watchdog.stop = at<uint32_t>(device, layout_.stop);
+  return p;
+}
+
+StepTables DevicePlan::tables(const DeviceAddresses& device, uint32_t num_tokens,
+                              uint32_t num_logit_rows) const {
+  StepTables t;
+  t.num_tokens = num_tokens;
+  t.num_logit_rows = num_logit_rows;
+  t.token_ids = at<const int32_t>(device, layout_.token_ids);
+  t.seq_idx = at<const uint32_t>(device, layout_.seq_idx);
+  t.positions = at<const uint32_t>(device, layout_.positions);
+  t.logit_rows = at<const uint32_t>(device, layout_.logit_rows);
+  t.pages = at<const uint32_t>(device, layout_.pages);
+  t.pages_per_seq = kv_.pages_per_seq();
+  t.kv = at<const KvView>(device, layout_.kv_views);
+  t.num_layers = config_.num_layers;
+  t.max_tokens = plan_.options().max_tokens;
+  t.k_rows = at<uint16_t*>(device, layout_.k_rows);
+  t.v_rows = at<uint16_t*>(device, layout_.v_rows);
+  t.rotary = at<const RotaryTable>(device, layout_.rotary);
+  t.num_rotary = static_cast<uint32_t>(layout_.rotary_kinds.size());
+  return t;
+}
+
+SampleParams DevicePlan::sample_row(const DeviceAddresses& device, uint32_t row) const {
+  const uint32_t stride = plan_.buffers()[kLogits].cols;
+  SampleParams p;
+  p.logits = {at<const float>(device, layout_.logits) + uint64_t{row} * stride, stride};
+  p.scratch = SampleScratch::view(at<uint8_t>(device, layout_.sample_scratch), 1,
+                                  config_.vocab_size);
+  p.tokens = at<int32_t>(device, layout_.sampled) + row;
+  p.num_rows = 1;
+  p.vocab_size = config_.vocab_size;
+  return p;
+}
+
+}  // namespace mimo_rt::cuda

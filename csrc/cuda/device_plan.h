@@ -1,0 +1,46 @@
+// A plan as the persistent kernel runs it: the plan's own task words and counters, with operands
+// that say what buffer ids and layers mean on the device.
+#pragma once
+
+#include <mimo_rt/config.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "cuda/device_operands.h"
+#include "cuda/persistent_params.h"
+#include "cuda/step_layout.h"
+
+namespace mimo_rt::cuda {
+
+/// Made once per plan; `plan`, `config`, `weights` and `kv` must outlive it.
+class DevicePlan {
+ public:
+  /// @throws Error{unsupported_shape} for plans that the kernel does not run
+  DevicePlan(const Plan& plan, const ModelConfig& config, const CudaWeights& weights,
+             const KvLayout& kv);
+
+  const StepLayout& layout() const { return layout_; }
+  /// The step block as it must be before the first step, [layout().bytes]: counters are zero, page
+  /// p of sequence s is page s * pages_per_seq + p.
+  /// @throws Error{unsupported_shape, capacity} for sizes that a kernel does not take
+  std::vector<uint8_t> image(const DeviceAddresses& device) const;
+  /// What the kernel is given for epoch `epoch` of this block. The watchdog's report is the caller's.
+  PersistentParams params(const DeviceAddresses& device, uint32_t epoch) const;
+  /// StepTables for a step with these numbers of rows; the caller copies them to layout().tables.
+  StepTables tables(const DeviceAddresses& device, uint32_t num_tokens,
+                    uint32_t num_logit_rows) const;
+  /// A row of layout().sample_rows, but for what the request says: rules, position, masked ids.
+  SampleParams sample_row(const DeviceAddresses& device, uint32_t row) const;
+
+ private:
+  void write_rotary(const DeviceAddresses& device, uint8_t* image) const;
+
+  const Plan& plan_;
+  const ModelConfig& config_;
+  const CudaWeights& weights_;
+  const KvLayout& kv_;
+  StepLayout layout_;
+};
+
+}  // namespace mimo_rt::cuda

@@ -1,0 +1,126 @@
+#include "cuda/step_layout.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/checks.h"
+#include "cuda/persistent_params.h"
+#include "plan/buffers.h"
+#include "plan/kinds.h"
+
+namespace mimo_rt::cuda {
+namespace {
+
+constexpr uint64_t kAlignment = 256;
+/// Keys of a split. All splits of a row are done by the same block: few and long ones.
+constexpr uint32_t kSplitKeys = 4096;
+
+class Block {
+ public:
+  explicit Block(uint64_t& bytes) : bytes_(bytes) {}
+  uint64_t add(uint64_t num_bytes) {
+    const uint64_t offset = bytes_;
+    bytes_ += (num_bytes + kAlignment - 1) / kAlignment * kAlignment;
+    return offset;
+  }
+
+ private:
+  uint64_t& bytes_;
+};
+
+}  // namespace
+
+void check_device_plan(const Plan& plan) {
+  constexpr const char* kWhere = "cuda.check_device_plan";
+  MIMO_RT_CHECK(!plan.options().is_round && plan.shape().draft.num_layers == 0, unsupported_shape,
+                kWhere, "plan: expected a step of a model without a draft, got ",
+                plan.options().is_round ? "a round" : "a step with a draft");
+  MIMO_RT_CHECK(plan.options().max_tokens <= kMaxStepTokens, unsupported_shape, kWhere,
+                "plan.max_tokens: expected at most ", kMaxStepTokens, ", got ",
+                plan.options().max_tokens);
+  for (uint32_t w = 0; w < plan.num_workers(); ++w)
+    for (const Task& task : plan.tasks(w)) {
+      const auto where = [&] { return concat("worker ", w, ", ", task_kind_name(task.kind)); };
+      MIMO_RT_CHECK(!(task.flags & kFusedNorm), unsupported_shape, kWhere, where(),
+                    ": expected norms of their own (PlanOptions::FuseNorm::no), got a fused one");
+      MIMO_RT_CHECK(trip_count(task.kind) != TripCount::once || task.tile_stride == 1,
+                    unsupported_shape, kWhere, where(), ": expected neighbouring tiles, got stride ",
+                    task.tile_stride);
+    }
+}
+
+StageList::StageList(const Plan& plan) {
+  for (uint32_t w = 0; w < plan.num_workers(); ++w)
+    for (const Task& task : plan.tasks(w)) {
+      const auto found = std::find_if(first.begin(), first.end(), [&](const Task* other) {
+        return stage_of(*other) == stage_of(task);
+      });
+      stage_idx.push_back(static_cast<uint32_t>(found - first.begin()));
+      if (found == first.end()) first.push_back(&task);
+    }
+}
+
+AttentionParams attention_shape(const LayerConfig& layer, const KvLayout& kv,
+                                uint32_t layer_idx) {
+  AttentionParams p;
+  p.kv = kv.view(layer_idx, nullptr, nullptr);
+  p.num_rows = 1;
+  p.num_q_heads = layer.num_q_heads;
+  p.num_kv_heads = layer.num_kv_heads;
+  p.qk_head_dim = layer.qk_head_dim;
+  p.v_head_dim = layer.v_head_dim;
+  p.scale = 1.0f / std::sqrt(static_cast<float>(layer.qk_head_dim));
+  p.window_tokens = layer.window_tokens;
+  p.split_keys = kSplitKeys;
+  p.max_context = kv.options().max_context;
+  return p;
+}
+
+StepLayout::StepLayout(const Plan& plan, const CudaWeights& weights, const KvLayout& kv) {
+  Block block(bytes);
+  const auto num_layers = static_cast<uint32_t>(plan.shape().layers.size());
+  const uint64_t max_tokens = plan.options().max_tokens;
+  const uint64_t max_logit_rows = plan.options().max_logit_rows;
+  arena = block.add(plan.arena_bytes());
+  logits = block.add(plan.buffers()[kLogits].bytes);
+  sampled = block.add(4 * max_logit_rows);
+  tables = block.add(sizeof(StepTables));
+  token_ids = block.add(4 * max_tokens);
+  seq_idx = block.add(4 * max_tokens);
+  positions = block.add(4 * max_tokens);
+  logit_rows = block.add(4 * max_logit_rows);
+  sample_rows = block.add(sizeof(SampleParams) * max_logit_rows);
+  pages = block.add(4 * uint64_t{kv.num_pages()});
+  k_rows = block.add(8 * max_tokens * num_layers);
+  v_rows = block.add(8 * max_tokens * num_layers);
+  sample_scratch = block.add(SampleScratch::bytes(1, plan.shape().vocab_size));
+  kv_views = block.add(sizeof(KvView) * num_layers);
+  for (uint32_t l = 0; l < num_layers; ++l) {
+    const CudaLayerWeights& layer = weights.layer(l);
+    qkv_tiles.push_back(block.add(sizeof(QkvTile) * layer.qkv_tiles.size()));
+    partial_floats =
+        std::max(partial_floats, attention_partial_floats(attention_shape(layer.config, kv, l)));
+    const RotaryKind kind{layer.config.rope_theta, layer.config.rotary_dim};
+    const auto found = std::find(rotary_kinds.begin(), rotary_kinds.end(), kind);
+    rotary_of_layer.push_back(static_cast<uint32_t>(found - rotary_kinds.begin()));
+    if (found == rotary_kinds.end()) rotary_kinds.push_back(kind);
+  }
+  partial_floats = (partial_floats + 3) / 4 * 4;  // rows are 16-byte aligned
+  partials = block.add(4 * max_tokens * partial_floats);
+  rotary = block.add(sizeof(RotaryTable) * rotary_kinds.size());
+  const uint64_t num_coarse = kv.options().max_context / kFinePositions + 1;
+  for (const RotaryKind& kind : rotary_kinds) {
+    coarse.push_back(block.add(8 * num_coarse * kind.rotary_dim));
+    fine.push_back(block.add(8 * uint64_t{kFinePositions} * kind.rotary_dim));
+    cos_sin.push_back(block.add(4 * max_tokens * kind.rotary_dim));
+  }
+  tasks = block.add(sizeof(Task) * plan.num_tasks());
+  worker_begin = block.add(4 * (uint64_t{plan.num_workers()} + 1));
+  operand_idx = block.add(4 * plan.num_tasks());
+  operands = block.add(sizeof(TaskOperands) * StageList(plan).first.size());
+  counters = block.add(sizeof(CounterCell) * plan.counters().size());
+  counter_totals = block.add(4 * plan.counters().size());
+  stop = block.add(4);
+}
+
+}  // namespace mimo_rt::cuda

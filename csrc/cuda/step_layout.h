@@ -1,0 +1,69 @@
+// The device memory that the steps of one plan work in, besides weights and the cache: one block.
+#pragma once
+
+#include <mimo_rt/plan.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "cuda/kv_layout.h"
+#include "weights/cuda_weights.h"
+
+namespace mimo_rt::cuda {
+
+/// What a plan must be for the persistent kernel: a step without a draft, with norms of their own,
+/// up to kMaxStepTokens rows, tasks of matrices with neighbouring tiles.
+/// @throws Error{unsupported_shape}
+void check_device_plan(const Plan& plan);
+
+/// A rotary embedding that some layers of a model share.
+struct RotaryKind {
+  double theta;
+  uint32_t rotary_dim;
+  bool operator==(const RotaryKind&) const = default;
+};
+
+/// Offsets in bytes from the start of the block, multiples of 256.
+struct StepLayout {
+  /// The plan has passed `check_device_plan`.
+  StepLayout(const Plan& plan, const CudaWeights& weights, const KvLayout& kv);
+
+  uint64_t bytes = 0;
+  uint64_t arena;        ///< the plan's activations
+  uint64_t logits;       ///< float [max_logit_rows, vocab_size rounded up to 16]
+  uint64_t sampled;      ///< int32 [max_logit_rows]
+  // Written by the host before a step.
+  uint64_t tables;       ///< StepTables
+  uint64_t token_ids, seq_idx, positions;  ///< [max_tokens]
+  uint64_t logit_rows;   ///< [max_logit_rows]
+  uint64_t sample_rows;  ///< SampleParams [max_logit_rows]
+  uint64_t pages;        ///< uint32 [num_seqs, pages_per_seq]
+  // Working memory of the tasks.
+  uint64_t k_rows, v_rows;  ///< pointers [num_layers, max_tokens]
+  uint64_t sample_scratch;  ///< of one row
+  uint64_t partials;        ///< float [max_tokens, partial_floats]
+  uint64_t partial_floats = 0;
+  // What no step changes.
+  uint64_t kv_views;               ///< KvView [num_layers]
+  std::vector<uint64_t> qkv_tiles; ///< QkvTile of each layer
+  std::vector<RotaryKind> rotary_kinds;
+  std::vector<uint32_t> rotary_of_layer;  ///< into rotary_kinds
+  uint64_t rotary;                        ///< RotaryTable [rotary_kinds.size()]
+  std::vector<uint64_t> coarse, fine, cos_sin;  ///< of each kind
+  // The program.
+  uint64_t tasks, worker_begin, operand_idx, operands;
+  uint64_t counters, counter_totals, stop;
+};
+
+/// The stages of a plan: tasks of one have the same operands.
+struct StageList {
+  explicit StageList(const Plan& plan);
+
+  std::vector<const Task*> first;   ///< a task of each stage
+  std::vector<uint32_t> stage_idx;  ///< of every task, worker after worker
+};
+
+/// One row of attention in layer `layer_idx`, without addresses.
+AttentionParams attention_shape(const LayerConfig& layer, const KvLayout& kv, uint32_t layer_idx);
+
+}  // namespace mimo_rt::cuda

@@ -1,0 +1,71 @@
+// What the tasks of a step look up in device memory: its rows, where their keys and values go, and
+// the angles of the rotary embedding. For g++ and nvcc.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/attention_params.h"
+#include "cuda/kernel_params.h"
+#include "cuda/sampling_params.h"
+
+namespace mimo_rt::cuda {
+
+/// Positions between two entries of `RotaryTable::coarse`.
+inline constexpr uint32_t kFinePositions = 1024;
+
+/// cos and sin of position * theta^(-2 pair / rotary_dim) as those of a sum of two angles, in
+/// float64: a table of all positions would take hundreds of megabytes.
+struct RotaryTable {
+  const double* coarse = nullptr;  ///< [*, rotary_dim] cos, sin of pair 0, …: position 1024 i
+  const double* fine = nullptr;    ///< [kFinePositions, rotary_dim] the same: position i
+  float* cos_sin = nullptr;        ///< [max_tokens, rotary_dim] of the step's rows
+  uint32_t rotary_dim = 0;
+};
+
+/// The rows of a step. The host sets the first half before a launch; the embed task of a row, which
+/// comes before everything that has to do with that row, sets what follows from its position.
+struct StepTables {
+  uint32_t num_tokens = 0, num_logit_rows = 0;
+  const int32_t* token_ids = nullptr;    ///< [num_tokens]
+  const uint32_t* seq_idx = nullptr;     ///< [num_tokens]
+  const uint32_t* positions = nullptr;   ///< [num_tokens]
+  const uint32_t* logit_rows = nullptr;  ///< [num_logit_rows]
+  const uint32_t* pages = nullptr;       ///< [sequences, pages_per_seq]
+  uint32_t pages_per_seq = 0;
+
+  const KvView* kv = nullptr;  ///< [num_layers]; a ring: that of sequence 0
+  uint32_t num_layers = 0, max_tokens = 0;
+  uint16_t** k_rows = nullptr;  ///< [num_layers, max_tokens] row of head 0
+  uint16_t** v_rows = nullptr;  ///< the same for values
+  const RotaryTable* rotary = nullptr;  ///< [num_rotary]
+  uint32_t num_rotary = 0;
+};
+
+struct EmbedParams {
+  const uint8_t* table = nullptr;  ///< [vocab_size, k] as the checkpoint stores it
+  RowsView<uint16_t> out;          ///< BF16 [num_tokens, k]
+  const StepTables* step = nullptr;
+  uint32_t num_tokens = 0;  ///< 1 .. kMaxTokens
+  uint32_t k = 0;           ///< multiple of 32
+  bool is_f32 = false;      ///< else BF16
+};
+
+/// q heads of a kv head: one product tile.
+inline constexpr uint32_t kMaxQPerKv = 16;
+
+/// Attention of rows that need not belong to one sequence: each is a call of its own. A tile is one
+/// kv head of one row.
+struct AttendRowsParams {
+  AttentionParams call;  ///< of row 0 and sequence 0; num_rows 1
+  const StepTables* step = nullptr;
+  uint64_t partial_floats = 0;  ///< of a row
+  uint32_t num_tokens = 0;      ///< 1 .. kMaxTokens
+};
+
+/// Draws the tokens of a step's rows, one after the other.
+struct SampleRowsParams {
+  const SampleParams* rows = nullptr;  ///< [num_rows] of one row each
+  uint32_t num_rows = 0;
+};
+
+}  // namespace mimo_rt::cuda

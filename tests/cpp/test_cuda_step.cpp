@@ -1,0 +1,256 @@
+// Whole steps of a model with all features on the emulated GPU, from the plan that the CPU runs:
+// against the exact model, against the CPU's tokens, against themselves; and what happens when an
+// edge of the plan is missing.
+#include "device_step_fixture.h"
+#include "plan_mutator.h"
+
+#include <algorithm>
+
+using namespace mimo_rt;
+using namespace fixture;
+
+namespace {
+
+const DeviceModel& model() {
+  static const DeviceModel model(device_config());
+  return model;
+}
+
+Plan make_plan(uint32_t num_workers, uint32_t max_tokens) {
+  return Plan::build(model().config, plan_options(num_workers, max_tokens, max_tokens,
+                                                  PlanOptions::FuseNorm::no));
+}
+
+/// Logits [tokens, vocab] of a sequence that is fed in chunks of the plan's size.
+std::vector<float> run_device(EmulatedEngine& engine, const std::vector<int32_t>& tokens,
+                              uint32_t seq = 0) {
+  const uint32_t vocab = model().config.vocab_size, chunk = engine.plan.options().max_tokens;
+  std::vector<float> logits;
+  for (uint32_t begin = 0; begin < tokens.size(); begin += chunk) {
+    const StepRows rows(tokens, seq, begin,
+                        std::min(begin + chunk, static_cast<uint32_t>(tokens.size())));
+    if (!engine.run(rows.input)) {
+      check::report(__FILE__, __LINE__, engine.error);
+      return {};
+    }
+    for (uint32_t r = 0; r < rows.input.num_tokens; ++r)
+      logits.insert(logits.end(), engine.logits(r), engine.logits(r) + vocab);
+  }
+  return logits;
+}
+std::vector<float> run_device(uint32_t num_workers, uint32_t chunk,
+                              const std::vector<int32_t>& tokens, uint64_t seed = 0) {
+  EmulatedEngine engine(model(), make_plan(num_workers, chunk));
+  engine.seed = seed;
+  return run_device(engine, tokens);
+}
+
+std::vector<float> run_host(const Weights& weights, Executor& executor, const Plan& plan,
+                            const std::vector<int32_t>& tokens) {
+  KvCache cache(weights.config(), {.max_context = 128, .max_step_tokens = 8, .num_seqs = 1});
+  return feed(executor, plan, cache, tokens, 8, weights.config().vocab_size);
+}
+std::vector<float> run_ref(bool is_exact, const std::vector<int32_t>& tokens) {
+  const Plan plan = make_plan(3, 8);
+  const auto executor = make_ref_executor(*model().host, nullptr, {&plan}, {}, is_exact);
+  return run_host(*model().host, *executor, plan, tokens);
+}
+std::vector<float> run_cpu(const std::vector<int32_t>& tokens) {
+  const Plan plan = make_plan(3, 8);
+  ExecutorOptions options;
+  options.num_workers = 3;
+  const auto executor = make_cpu_executor(*model().host, nullptr, {&plan}, "cpu-generic", options);
+  return run_host(*model().host, *executor, plan, tokens);
+}
+
+std::vector<uint32_t> best_tokens(const std::vector<float>& logits) {
+  const uint32_t vocab = model().config.vocab_size;
+  std::vector<uint32_t> best;
+  for (auto row = logits.begin(); row != logits.end(); row += vocab)
+    best.push_back(static_cast<uint32_t>(std::max_element(row, row + vocab) - row));
+  return best;
+}
+
+/// The plan without one wait, or without one signal.
+struct MissingEdge {
+  Plan plan;
+  std::string name;
+};
+MissingEdge drop_edge(const Plan& plan, uint32_t seed) {
+  std::mt19937 random(seed);
+  PlanMutator changed(plan);
+  for (;;) {
+    std::vector<Task>& list = changed.lists[random() % changed.lists.size()];
+    Task& task = list[random() % list.size()];
+    const bool is_signal = random() % 4 == 0;
+    if (!is_signal && task.num_waits == 0) continue;
+    std::string name = std::string(is_signal ? "signal of " : "wait of ") +
+                       task_kind_name(task.kind) + ", layer " + std::to_string(task.layer_idx);
+    if (is_signal) {
+      task.signal_counter = kNoCounter;
+    } else {
+      const uint32_t dropped = random() % task.num_waits;
+      if (dropped == 0) task.waits[0] = task.waits[1];
+      task.waits[--task.num_waits] = {kNoCounter, 0};
+    }
+    return {changed.finish(), std::move(name)};
+  }
+}
+
+bool is_refused(const Plan& plan) {
+  try {
+    (void)plan.verify();
+    return false;
+  } catch (const Error& error) {
+    return error.code() == ErrorCode::plan_invalid;
+  }
+}
+
+}  // namespace
+
+// As for the CPU executor (test_executors.cpp): the same roundings, so the same noise around the
+// exact model, at most twice as large.
+TEST_CASE("logits are as close to the exact model as the rounding points allow, tokens are equal") {
+  const std::vector<int32_t> tokens = random_tokens(model().config, 75, 3);
+  const std::vector<float> exact = run_ref(true, tokens);
+  const double noise = relative_distance(run_ref(false, tokens), exact);
+  CHECK(noise > 0.0 && noise < 0.05);
+  const std::vector<float> device = run_device(3, 8, tokens);
+  const double distance = relative_distance(device, exact);
+  std::printf("  noise %.3e, CPU %.3e, emulated GPU %.3e\n", noise,
+              relative_distance(run_cpu(tokens), exact), distance);
+  CHECK(distance > 0.0 && distance <= 2 * noise);
+  CHECK(best_tokens(device) == best_tokens(run_cpu(tokens)));
+}
+
+TEST_CASE("another window, value scale or factor of the experts is seen") {
+  const std::vector<int32_t> tokens = random_tokens(model().config, 32, 3);
+  const std::vector<float> right = run_device(2, 8, tokens);
+  const auto distance = [&](auto change) {
+    ModelConfig config = model().config;
+    change(config);
+    DeviceModel other(config);
+    EmulatedEngine engine(other, make_plan(2, 8));
+    return relative_distance(run_device(engine, tokens), right);
+  };
+  CHECK_EQ(distance([](ModelConfig&) {}), 0.0);
+  CHECK(distance([](ModelConfig& c) { c.layers[1].window_tokens -= 1; }) > 0.1);
+  CHECK(distance([](ModelConfig& c) { c.value_scale = 1.0; }) > 0.1);
+  CHECK(distance([](ModelConfig& c) { c.routed_scaling_factor = 1.0; }) > 0.1);
+  CHECK(distance([](ModelConfig& c) {
+          for (LayerConfig& layer : c.layers) layer.rope_theta = 10;
+        }) > 0.1);
+}
+
+TEST_CASE("the bits are the same for any chunk, any number of blocks, in every schedule") {
+  const std::vector<int32_t> tokens = random_tokens(model().config, 11, 5);
+  const std::vector<float> alone = run_device(1, 1, tokens);
+  CHECK_EQ(alone.size(), 11 * model().config.vocab_size);
+  CHECK(bit_equal(alone, run_device(2, 8, tokens)));
+  CHECK(bit_equal(alone, run_device(5, 3, tokens)));
+  for (uint64_t seed = 1; seed <= 4; ++seed) CHECK(bit_equal(alone, run_device(3, 8, tokens, seed)));
+}
+
+TEST_CASE("rows of a step may belong to several sequences, and need not have logits") {
+  const std::vector<int32_t> a = random_tokens(model().config, 6, 7);
+  const std::vector<int32_t> b = random_tokens(model().config, 6, 8);
+  const uint32_t vocab = model().config.vocab_size;
+  EmulatedEngine together(model(), make_plan(3, 4), 2);
+  std::vector<float> logits;
+  for (uint32_t begin = 0; begin < 6; begin += 2) {
+    const std::vector<int32_t> ids = {b[begin], b[begin + 1], a[begin], a[begin + 1]};
+    const std::vector<uint32_t> seqs = {1, 1, 0, 0}, positions = {begin, begin + 1, begin, begin + 1};
+    const std::vector<uint32_t> wanted = {0, 3};
+    StepInput input;
+    input.num_tokens = 4;
+    input.token_ids = ids.data();
+    input.seq_idx = seqs.data();
+    input.positions = positions.data();
+    input.num_logit_rows = begin == 4 ? 2 : 0;
+    input.logit_rows = wanted.data();
+    CHECK(together.run(input));
+  }
+  const std::vector<float> alone_b = run_device(2, 1, {b.begin(), b.begin() + 5});
+  const std::vector<float> alone_a = run_device(2, 1, a);
+  CHECK(!std::memcmp(together.logits(0), alone_b.data() + 4 * vocab, vocab * 4));
+  CHECK(!std::memcmp(together.logits(1), alone_a.data() + 5 * vocab, vocab * 4));
+}
+
+TEST_CASE("tokens are drawn as the CPU draws them from the same logits") {
+  const std::vector<int32_t> tokens = random_tokens(model().config, 4, 9);
+  const std::vector<SamplingParams> wanted = {{.temperature = 0.0f},
+                                              {.seed = 3},
+                                              {.sample_top_k = 20, .seed = 4},
+                                              {.sample_top_p = 0.8f, .min_p = 0.01f, .seed = 5}};
+  std::vector<cuda::SamplingRules> rules;
+  for (const SamplingParams& p : wanted)
+    rules.push_back({p.temperature, p.sample_top_k, p.sample_top_p, p.min_p, 1.0f, p.seed, 42});
+  EmulatedEngine engine(model(), make_plan(3, 4));
+  const StepRows rows(tokens, 0, 0, 4);
+  CHECK(engine.run(rows.input, rules));
+  const uint32_t vocab = model().config.vocab_size;
+  std::vector<uint64_t> scratch(sampler_scratch_bytes(vocab) / 8 + 2);
+  for (uint32_t r = 0; r < 4; ++r) {
+    SampleRequest request;
+    request.params = &wanted[r];
+    request.sequence_id = 42;
+    request.position = r + 1;
+    request.scratch = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(scratch.data()) + 15) / 16 * 16);
+    SampleResult result;
+    sample_token(engine.logits(r), vocab, request, result);
+    CHECK_EQ(engine.sampled(r), result.token_id);
+  }
+}
+
+TEST_CASE("an edge that is missing is refused by the verifier or does no harm; the emulation sees most") {
+  const std::vector<int32_t> tokens = random_tokens(model().config, 5, 11);
+  const std::vector<float> right = run_device(3, 5, tokens);
+  const StepRows rows(tokens, 0, 0, 5);
+  uint32_t num_refused = 0, num_wrong = 0, num_hangs = 0;
+  for (uint32_t seed = 1; seed <= 16; ++seed) {
+    const MissingEdge missing = drop_edge(make_plan(3, 5), seed);
+    EmulatedEngine engine(model(), missing.plan);
+    engine.seed = seed;
+    engine.deadline_ns = 900'000;  // less than the emulator's patience
+    const bool has_ended = engine.run(rows.input);
+    CHECK_EQ(engine.error, std::string());  // leaves cleanly
+    const bool is_right = has_ended && !std::memcmp(engine.logits(4), right.data() + 4 * model().config.vocab_size,
+                                                    model().config.vocab_size * 4);
+    num_refused += is_refused(missing.plan);
+    num_hangs += !has_ended;
+    num_wrong += has_ended && !is_right;
+    if (!is_right && !is_refused(missing.plan))
+      check::report(__FILE__, __LINE__, missing.name + ": accepted, and the result is wrong");
+    CHECK(is_right || is_refused(missing.plan));
+  }
+  std::printf("  of 16: verifier refuses %u; emulation hangs in %u, is wrong in %u\n", num_refused,
+              num_hangs, num_wrong);
+  CHECK(num_refused >= 12 && num_hangs != 0 && num_wrong != 0);
+}
+
+TEST_CASE("plans that the kernel does not run are refused") {
+  const DeviceModel& m = model();
+  const auto refused = [&](const char* needle, const Plan& plan) {
+    const cuda::KvLayout kv(m.config.layers, {128, 64, 1});
+    CHECK_THROWS(unsupported_shape, needle, cuda::DevicePlan(plan, m.config, *m.device, kv));
+  };
+  refused("expected norms of their own", Plan::build(m.config, plan_options(2, 4, 4)));
+  refused("max_tokens: expected at most 8, got 9", make_plan(2, 9));
+  const DraftConfig draft = test_configs::make_draft(m.config, {4, 2, 32, 16, 8}, 2, 4, 16, {0, 3});
+  PlanOptions options = plan_options(2, 4, 4, PlanOptions::FuseNorm::no);
+  options.max_context_rows = 4;
+  refused("got a step with a draft", Plan::build(m.config, options, &draft));
+  options.is_round = true;
+  refused("got a round", Plan::build(m.config, options, &draft));
+  PlanMutator strided(make_plan(2, 4));
+  for (auto& list : strided.lists)
+    for (Task& task : list)
+      if (task.kind == TaskKind::lm_head) task.tile_stride = 2;
+  refused("lm_head: expected neighbouring tiles, got stride 2", strided.finish());
+  CHECK_THROWS(invalid_argument, "max_context: expected > 0",
+               cuda::KvLayout(m.config.layers, {0, 1, 1}));
+  CHECK_THROWS(capacity, "pages of all sequences",
+               cuda::KvLayout(m.config.layers, {1u << 30, 1, 4096}));
+}
+
+CHECK_MAIN()
