@@ -361,12 +361,12 @@ TEST_CASE("a signal lost in a round is a timeout with a report, and the process 
   };
   for (const auto& [kind, needle] : {std::pair{TaskKind::draft_o_proj, "(draft_gate_up_proj, layer 0)"},
                                      std::pair{TaskKind::accept, "the end of the round"}}) {
-    DraftRun run(model.weights, model.draft, {.backend = backend, .timeout_ms = 50, .change_round_plan = lose(kind)});
+    DraftRun run(model.weights, model.draft, {.backend = backend, .timeout_ms = 300, .change_round_plan = lose(kind)});
     const int32_t anchor = run.feed(prompt_of(model.style.config));
     CHECK_THROWS(timeout, needle, run.decode_rounds(anchor, 20));
     CHECK_THROWS(timeout, "stopped for good", run.decode_rounds(anchor, 20));
     CHECK_THROWS(timeout, "stopped for good", run.decode_steps(prompt_of(model.style.config), anchor, 1));
-    DraftRun next(model.weights, model.draft, {.backend = backend, .timeout_ms = 2000});
+    DraftRun next(model.weights, model.draft, {.backend = backend, .timeout_ms = 10000});
     next.feed(prompt_of(model.style.config));
     CHECK_EQ(next.decode_rounds(anchor, 20).size(), 20u);
   }
