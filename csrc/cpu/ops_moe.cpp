@@ -113,7 +113,8 @@ void op_expert_gate_up(const Task& task, Worker& worker) {
   const uint32_t width = worker.config.expert_intermediate_size, shares = task.tile_end;
   const uint32_t num_pairs = (width + kTileRows - 1) / kTileRows;
   const uint64_t num_tiles = uint64_t{shares} * *route.num_active;
-  std::span<const uint32_t> prepared;  // the tokens whose rows worker.prepared holds
+  std::span<const uint32_t> prepared;  // the tokens whose rows worker.prepared holds, for
+  const PackedMatrix* prepared_for = nullptr;  // matrices of this one's format
   for (uint64_t t = task.tile_first; t < num_tiles; t += task.tile_stride) {
     const uint32_t i = static_cast<uint32_t>(t / shares), share = static_cast<uint32_t>(t % shares);
     const uint32_t pair_begin = share_begin(share, shares, num_pairs);
@@ -125,8 +126,11 @@ void op_expert_gate_up(const Task& task, Worker& worker) {
       const uint32_t num_rows = std::min(kMaxBlockTokens, num_slots - row);
       const std::span<const uint32_t> tokens{route.slot_token + slot + row, num_rows};
       // Experts of the same tokens read the same activations: always so in a step of one token.
-      if (!std::ranges::equal(tokens, prepared)) prepare_rows(worker, matrix, input, row, num_rows);
+      if (!prepared_for || prepared_for->format != matrix.format ||
+          !std::ranges::equal(tokens, prepared))
+        prepare_rows(worker, matrix, input, row, num_rows);
       prepared = tokens;
+      prepared_for = &matrix;
       multiply_groups(worker, matrix, row, num_rows, 2 * pair_begin, 2 * pair_end,
                       [&](const LinearResults& results) {
                         store_gate_up(task, worker, results, slot + results.first_row, width);
