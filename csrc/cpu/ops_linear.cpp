@@ -61,9 +61,10 @@ void write_best(const Worker& worker, const Task& task, uint32_t row, const Best
               sizeof best);
 }
 
+const SamplingParams kGreedy{.temperature = 0.0f};  // here: a static of a function takes a lock
+
 /// Results come in ascending columns, so that the first of equal logits stays.
 void keep_best(const Task& task, Worker& worker, const LinearResults& results) {
-  static const SamplingParams kGreedy{.temperature = 0.0f};
   const uint32_t first = results.first_group * kTileRows;
   const uint32_t num_logits = std::min(results.stride, worker.config.vocab_size - first);
   for (uint32_t i = 0; i < results.num_rows; ++i) {

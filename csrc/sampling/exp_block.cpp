@@ -21,16 +21,16 @@ using ExpBlock = void (*)(const double*, double*);
 
 ExpBlock choose_exp() {
 #if defined(MIMO_RT_X86)
+  __builtin_cpu_init();  // this may run before the compiler's own initialisation
   if (__builtin_cpu_supports("avx2")) return exp_avx2;
 #endif
   return exp_baseline;
 }
 
+const ExpBlock kChosen = choose_exp();  // when the library is loaded: a static of a function takes a lock
+
 }  // namespace
 
-void fixed_exp_block(const double* x, double* y) {
-  static const ExpBlock kChosen = choose_exp();
-  kChosen(x, y);
-}
+void fixed_exp_block(const double* x, double* y) { kChosen(x, y); }
 
 }  // namespace mimo_rt

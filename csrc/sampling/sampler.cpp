@@ -6,6 +6,8 @@
 namespace mimo_rt {
 namespace {
 
+const SamplingParams kRaw;  // here: a static of a function takes a lock
+
 int32_t draw_token(const LogitRow& row, const SampleRequest& request) {
   const CandidateSet set = weighed_candidates(row, request);
   if (set.empty()) return -1;
@@ -54,7 +56,6 @@ float logit_lead(const LogitRow& row, int32_t token_id) {
   const auto token = static_cast<uint32_t>(token_id);
   const uint32_t i = row.lower_bound(token);
   if (i == row.size || row.token_id(i) != token) return 0.0f;
-  static const SamplingParams kRaw;
   double second = -HUGE_VAL;
   for_each_above(row, {.params = &kRaw}, [&] { return second; }, [&](double score, uint32_t id) {
     if (id != token) second = std::max(second, score);
@@ -76,7 +77,6 @@ void sample_token(const float* logits, uint32_t vocab_size, const SampleRequest&
 
 void fill_logprobs(const float* logits, uint32_t vocab_size, const SampleRequest& request, SampleResult& result) {
   if (result.token_id < 0 || (!request.params->want_logprob && request.params->num_logprobs == 0)) return;
-  static const SamplingParams kRaw;
   const LogitRow row{logits, vocab_size};
   const SampleRequest raw{.params = &kRaw, .scratch = request.scratch};
   const double log_normaliser = log_sum_exp(row, raw);
