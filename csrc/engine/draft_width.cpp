@@ -112,9 +112,10 @@ uint32_t DraftWidth::choose_adaptive(uint32_t limit) const {
 
 /// The width whose last draft still brings more tokens than its time is worth at the rate of late.
 uint32_t DraftWidth::narrow(std::span<const float> leads) const {
-  // While little is known about costs and leads, no wider than by what is known about places.
+  // While little is known about costs and leads, or they do not pay, no wider than by what is known about places.
   const auto num_drafts = static_cast<uint32_t>(leads.size());
-  const uint32_t limit = narrowed_spent_ < kMinNarrowed ? std::max(1u, choose(num_drafts)) : num_drafts;
+  const bool is_known = narrowed_spent_ >= kMinNarrowed && narrowing_pays();
+  const uint32_t limit = is_known ? num_drafts : std::max(1u, choose(num_drafts));
   const double rate = narrowing_pays() ? narrowed_tokens_ / narrowed_spent_ : 1.0;
   uint32_t best = 1;
   double best_gain = -HUGE_VAL, all_accepted = 1.0, num_tokens = 1.0;

@@ -114,6 +114,32 @@ TEST_CASE("rounds of a draft that is often right emit the same tokens in fewer r
   }
 }
 
+TEST_CASE("adaptive rounds narrow while workers run, and emit the tokens of plain steps") {
+  uint64_t num_narrow_rounds = 0;
+  for (const DraftStyle& style : draft_styles(8)) {
+    std::vector<std::string> backends = runnable_cpu_backends();
+    backends.push_back("ref");
+    for (const std::string& backend : backends) {
+      const DraftModel model(style);
+      const Plain plain = decode_plain(model.weights, backend, 40);
+      for (const uint32_t num_workers : {1u, 3u, 8u}) {
+        DraftRun run(model.weights, model.draft, {.backend = backend, .num_workers = num_workers, .draft = {}});
+        run.feed(prompt_of(style.config));
+        // Costs and acceptance with which drafting pays, but every row is to be earned: medians until a width has run
+        // three times.
+        for (int i = 0; i < 5; ++i)
+          for (uint32_t n = 1; n < 8; ++n)
+            run.width.observe({.num_drafts = n, .num_accepted = n, .ns = 1'000'000'000 + 350'000'000ull * n});
+        for (int i = 0; i < 5; ++i) run.width.observe({.ns = 1'000'000'000});
+        run.width.reset_stats();
+        CHECK(run.decode_rounds(plain.anchor, 40) == plain.tokens);
+        for (uint32_t n = 1; n < 7; ++n) num_narrow_rounds += run.width.stats().width_histogram[n];
+      }
+    }
+  }
+  CHECK(num_narrow_rounds > 10);
+}
+
 TEST_CASE("a round accepts exactly the drafts that plain decoding would have made") {
   for (const DraftStyle& style : draft_styles(5)) {
     const DraftModel model(style);
