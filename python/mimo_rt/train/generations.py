@@ -57,7 +57,7 @@ class GenerateOptions:
         temperatures: used in turn, one per answer.
         max_tokens: of one answer.
         seed: of the whole run; every answer has its own, derived from it.
-        part: (index, count): this process makes every count-th answer.
+        part: (index, count): this process answers one of ``count`` equal stretches of the prompts.
     """
 
     temperatures: tuple[float, ...] = (0.0, 0.8)
@@ -99,9 +99,12 @@ def make_generations(
     recorded = meta | {k: v for k, v in asdict(options).items() if k != "part"}
     _check_meta(directory, json.loads(json.dumps(recorded)))
     path = directory / f"part-{part_idx}-of-{num_parts}.jsonl"
-    done = {(g.prompt, g.temperature): len(g.output_ids) for g in _read_part(path, repair=True)}
-    jobs = [(prompt, t) for prompt in prompts for t in options.temperatures]
-    jobs = jobs[part_idx::num_parts]
+    others = [p for p in sorted(directory.glob("part-*.jsonl")) if p != path]
+    found = [*_read_part(path, repair=True), *(g for p in others for g in _read_part(p))]
+    done = {(g.prompt, g.temperature): len(g.output_ids) for g in found}
+    # Neighbouring prompts are of different sets, and a part takes whole stretches of them.
+    begin, end = (len(prompts) * i // num_parts for i in (part_idx, part_idx + 1))
+    jobs = [(prompt, t) for prompt in prompts[begin:end] for t in options.temperatures]
     num_tokens, num_new = sum(done.values()), 0
     with path.open("a", encoding="utf-8") as file:
         for job_idx, (prompt, temperature) in enumerate(jobs):
