@@ -76,8 +76,11 @@ def huge_pages() -> str:
     """The transparent huge page setting, and what asking for such pages brought."""
     words = _read("/sys/kernel/mm/transparent_hugepage/enabled").split()
     chosen = [word.strip("[]") for word in words if word.startswith("[")]
-    granted = _C.probe_huge_pages(_PROBED_BYTES)
     text = chosen[0] if chosen else "unknown"
+    try:
+        granted = _C.probe_huge_pages(_PROBED_BYTES)
+    except _C.MimoRtError as error:
+        return f"{text}: not probed: {error}"
     text += f": {granted >> 20} of {_PROBED_BYTES >> 20} MiB granted"
     if granted < _PROBED_BYTES // 2:
         text += " (reading weights may take a quarter longer)"
@@ -85,7 +88,8 @@ def huge_pages() -> str:
 
 
 def built_commit() -> tuple[str | None, bool | None]:
-    """Commit that the library was built from, and whether with uncommitted changes.
+    """Commit when the build was configured (pip does that anew every time), and whether the tree
+    had uncommitted changes then.
 
     None when it was not built in a git working tree, as from a source archive.
     """
