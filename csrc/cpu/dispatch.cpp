@@ -53,14 +53,18 @@ std::vector<CpuBackend> backends_for([[maybe_unused]] const CpuFeatures& feature
 #if defined(MIMO_RT_X86)
   const CpuFeatures& f = features;
   const bool avx2 = f.avx2 && f.fma;
-  const bool avx512 = avx2 && f.avx512f && f.avx512bw && f.avx512vl && f.avx512dq;
   list.push_back({"cpu-avx2", "AVX2, FMA", kernels_avx2(), kernels_avx2_int8(), avx2});
+#if defined(MIMO_RT_AVX512)
+  const bool avx512 = avx2 && f.avx512f && f.avx512bw && f.avx512vl && f.avx512dq;
   if (avx512 && f.avx512bf16 && f.avx512vbmi && f.avx512vnni)
     list.push_back({"cpu-avx512", "AVX-512 F, BW, VL, DQ, BF16, VBMI, VNNI", kernels_avx512_bf16(),
                     kernels_avx512_bf16_int8(), true});
   else
     list.push_back({"cpu-avx512", "AVX-512 F, BW, VL, DQ", kernels_avx512(), kernels_avx512_int8(),
                     avx512});
+#else
+  list.push_back({"cpu-avx512", "a build without sanitizers", nullptr, nullptr, false});
+#endif
 #else
   list.push_back({"cpu-avx2", "an x86-64 build", nullptr, nullptr, false});
   list.push_back({"cpu-avx512", "an x86-64 build", nullptr, nullptr, false});

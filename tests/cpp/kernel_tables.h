@@ -28,7 +28,7 @@ inline std::vector<Table> runnable() {
   std::vector<Table> tables;
   for (const mimo_rt::cpu::CpuBackend& backend : mimo_rt::cpu::cpu_backends())
     if (backend.kernels && backend.supported) tables.push_back({backend.name, backend.kernels});
-#if defined(MIMO_RT_X86)
+#if defined(MIMO_RT_AVX512)
   // Where cpu-avx512 stands for the kernels with BF16, the others run as well.
   if (tables.back().kernels == mimo_rt::cpu::kernels_avx512_bf16())
     tables.push_back({"cpu-avx512 without BF16", mimo_rt::cpu::kernels_avx512()});
@@ -46,7 +46,7 @@ inline std::vector<Table> runnable_int8() {
   std::vector<Table> tables;
   for (const mimo_rt::cpu::CpuBackend& backend : mimo_rt::cpu::cpu_backends())
     if (backend.kernels && backend.supported) tables.push_back({backend.name, backend.int8_kernels});
-#if defined(MIMO_RT_X86)
+#if defined(MIMO_RT_AVX512)
   if (tables.back().kernels == mimo_rt::cpu::kernels_avx512_bf16_int8())
     tables.push_back({"cpu-avx512 without VNNI", mimo_rt::cpu::kernels_avx512_int8()});
 #endif

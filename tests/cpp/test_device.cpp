@@ -51,7 +51,7 @@ TEST_CASE("the listed backends are the known ones and the available ones resolve
   CHECK_THROWS(invalid_argument, "''", resolve_backend(""));
 }
 
-#if defined(MIMO_RT_X86)
+#if defined(MIMO_RT_AVX512)
 TEST_CASE("features decide which kernels stand behind a backend name") {
   using Flag = bool cpu::CpuFeatures::*;
   using F = cpu::CpuFeatures;
