@@ -31,17 +31,9 @@ inline ModelConfig device_config() {
   config.num_experts = 7;
   config.experts_per_token = 3;
   config.max_position_embeddings = 4096;
-  config.num_layers = 4;
   config.value_scale = 0.612;
   config.routed_scaling_factor = 1.5;
-  config.layers.clear();
-  config.ignored_layers.clear();
-  for (uint32_t l = 0; l < config.num_layers; ++l) {
-    const bool is_full = l == 0 || l == 3;
-    config.layers.push_back(
-        test_configs::make_layer({8, 2, 48, 32, 16}, l != 0, is_full ? 0 : 24, !is_full));
-  }
-  test_configs::set_o_proj_unquantised(config);
+  set_four_layers(config, {8, 2, 48, 32, 16});
   return config;
 }
 

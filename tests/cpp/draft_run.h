@@ -4,8 +4,6 @@
 #include "engine/round.h"
 #include "step_fixture.h"
 
-#include <mimo_rt/device.h>
-
 #include <algorithm>
 #include <functional>
 #include <memory>
@@ -57,13 +55,6 @@ struct DraftModel {
   Weights weights;
   DraftWeights draft;
 };
-
-inline std::vector<std::string> runnable_cpu_backends() {
-  std::vector<std::string> names;
-  for (const Backend& backend : list_backends())
-    if (backend.available && backend.name.starts_with("cpu-")) names.push_back(backend.name);
-  return names;
-}
 
 inline int32_t argmax(const float* logits, uint32_t count) {
   return static_cast<int32_t>(std::max_element(logits, logits + count) - logits);

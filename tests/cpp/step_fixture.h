@@ -6,14 +6,25 @@
 #include "plan/task.h"
 #include "test_configs.h"
 
+#include <mimo_rt/device.h>
+
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <string>
 #include <vector>
 
 namespace fixture {
 
 using namespace mimo_rt;
+
+/// Of this build on this machine.
+inline std::vector<std::string> runnable_cpu_backends() {
+  std::vector<std::string> names;
+  for (const Backend& backend : list_backends())
+    if (backend.available && backend.name.starts_with("cpu-")) names.push_back(backend.name);
+  return names;
+}
 
 inline std::vector<int32_t> random_tokens(const ModelConfig& config, uint32_t count, uint32_t seed) {
   std::vector<int32_t> tokens(count);
@@ -25,11 +36,23 @@ inline std::vector<int32_t> random_tokens(const ModelConfig& config, uint32_t co
   return tokens;
 }
 
+/// Dense, then MoE; window layers with sinks between two full ones without.
+inline void set_four_layers(ModelConfig& config, const test_configs::Heads& heads) {
+  config.num_layers = 4;
+  config.layers.clear();
+  config.ignored_layers.clear();
+  for (uint32_t l = 0; l < config.num_layers; ++l) {
+    const bool is_full = l == 0 || l == 3;
+    config.layers.push_back(
+        test_configs::make_layer(heads, l != 0, is_full ? 0 : 24, !is_full));
+  }
+  test_configs::set_o_proj_unquantised(config);
+}
+
 /// The bench slice's features at test size: every format, both attention kinds, sparse top-k, ragged tiles.
 inline ModelConfig small_quantised() {
   ModelConfig config = test_configs::mimo_v2_5_pro_fp4();
   config.hidden_size = 160;
-  config.num_layers = 4;
   config.vocab_size = 203;
   config.intermediate_size = 176;
   config.expert_intermediate_size = 96;
@@ -38,14 +61,7 @@ inline ModelConfig small_quantised() {
   config.max_position_embeddings = 4096;
   config.qkv_chunks = 2;
   config.routed_scaling_factor = 1.5;
-  config.layers.clear();
-  config.ignored_layers.clear();
-  for (uint32_t l = 0; l < config.num_layers; ++l) {
-    const bool is_full = l == 0 || l == 3;
-    config.layers.push_back(
-        test_configs::make_layer({4, 2, 24, 16, 8}, l != 0, is_full ? 0 : 24, !is_full));
-  }
-  test_configs::set_o_proj_unquantised(config);
+  set_four_layers(config, {4, 2, 24, 16, 8});
   return config;
 }
 

@@ -1,8 +1,6 @@
 // Steps that want no logits: their tokens are those of the whole rows, whoever computes which part.
 #include "step_fixture.h"
 
-#include <mimo_rt/device.h>
-
 #include "check.h"
 
 #include <algorithm>
@@ -12,13 +10,6 @@ using namespace mimo_rt;
 using namespace fixture;
 
 namespace {
-
-std::vector<std::string> cpu_backends() {
-  std::vector<std::string> names;
-  for (const Backend& backend : list_backends())
-    if (backend.available && backend.name.starts_with("cpu-")) names.push_back(backend.name);
-  return names;
-}
 
 /// Runs the same tokens again and again, all rows sampled.
 struct Steps {
@@ -90,7 +81,7 @@ TEST_CASE("tokens without logits equal those with logits: backends, workers, rag
     ModelConfig config = small_quantised();
     config.vocab_size = vocab_size;
     const Weights weights = Weights::synthetic(config, 3);
-    std::vector<std::string> backends = cpu_backends();
+    std::vector<std::string> backends = runnable_cpu_backends();
     backends.push_back("ref");
     for (const std::string& backend : backends)
       for (const uint32_t num_workers : {1u, 2u, 3u, 5u}) {

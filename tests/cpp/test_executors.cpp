@@ -3,8 +3,6 @@
 #include "plan_mutator.h"
 #include "step_fixture.h"
 
-#include <mimo_rt/device.h>
-
 #include "check.h"
 
 #include <time.h>
@@ -18,13 +16,6 @@ using namespace mimo_rt;
 using namespace fixture;
 
 namespace {
-
-std::vector<std::string> cpu_backends() {
-  std::vector<std::string> names;
-  for (const Backend& backend : list_backends())
-    if (backend.available && backend.name.starts_with("cpu-")) names.push_back(backend.name);
-  return names;
-}
 
 /// Logits of a fresh executor, cache and plan.
 std::vector<float> run_cpu(const Weights& weights, const std::string& backend, uint32_t num_workers,
@@ -71,7 +62,7 @@ TEST_CASE("logits are as close to the exact model as the rounding points allow")
     const std::vector<float> exact = run_ref(weights, tokens, 8, true);
     const double noise = relative_distance(run_ref(weights, tokens, 8, false), exact);
     CHECK(noise > 0.0 && noise < 0.05);
-    for (const std::string& backend : cpu_backends()) {
+    for (const std::string& backend : runnable_cpu_backends()) {
       const double distance = relative_distance(run_cpu(weights, backend, 2, 8, tokens), exact);
       if (!(distance <= 2 * noise))
         check::report(__FILE__, __LINE__, name + " " + backend + ": distance " +
@@ -108,7 +99,7 @@ TEST_CASE("logits are bit-equal for any chunk, any worker count, fused or not, t
   for (const ModelConfig& config : {small_quantised(), test_configs::tiny_ragged_tied()}) {
     const Weights weights = Weights::synthetic(config, 5);
     const std::vector<int32_t> tokens = random_tokens(config, 150, 9);
-    for (const std::string& backend : cpu_backends()) {
+    for (const std::string& backend : runnable_cpu_backends()) {
       const std::vector<float> alone = run_cpu(weights, backend, 1, 1, tokens);
       CHECK(bit_equal(alone, run_cpu(weights, backend, 1, 1, tokens)));
       for (const uint32_t num_workers : {1u, 2u, 3u})
@@ -132,7 +123,7 @@ TEST_CASE("with INT8 activations logits are bit-equal for any chunk and worker c
   const std::vector<float> exact = run_ref(weights, tokens, 64, true);
   const double noise = relative_distance(run_ref(weights, tokens, 64, false), exact);
   CHECK(relative_distance(ref, exact) > noise);  // what INT8 costs
-  for (const std::string& backend : cpu_backends()) {
+  for (const std::string& backend : runnable_cpu_backends()) {
     const std::vector<float> alone = run_cpu(weights, backend, 1, 1, tokens, kFuse, Activations::int8);
     for (const uint32_t num_workers : {1u, 2u, 3u})
       for (const uint32_t chunk : {7u, 8u, 64u, 150u})
@@ -150,7 +141,7 @@ TEST_CASE("a sequence does not depend on the sequences beside it") {
   const Plan plan = Plan::build(config, plan_options(2, 8, 8));
   ExecutorOptions options;
   options.num_workers = 2;
-  for (const std::string& backend : cpu_backends()) {
+  for (const std::string& backend : runnable_cpu_backends()) {
     const auto executor = make_cpu_executor(weights, nullptr, {&plan}, backend, options);
     KvCache alone(config, {.max_context = 64, .max_step_tokens = 8, .num_seqs = 1});
     const std::vector<float> expected =
@@ -182,7 +173,7 @@ TEST_CASE("several plans of one executor share the cache and keep their own epoc
   const std::vector<int32_t> tokens = random_tokens(config, 48, 4);
   const Plan decode = Plan::build(config, plan_options(2, 1, 1));
   const Plan prefill = Plan::build(config, plan_options(2, 32, 32));
-  const std::string backend = cpu_backends().back();
+  const std::string backend = runnable_cpu_backends().back();
   ExecutorOptions options;
   options.num_workers = 2;
   const auto executor = make_cpu_executor(weights, nullptr, {&decode, &prefill}, backend, options);
@@ -225,7 +216,7 @@ TEST_CASE("a lost signal is a timeout with a hang report, and the executor stays
   cache.reserve(0, 1);
   const StepRows rows(tokens, 0, 0, 1);
   StepOutput output;
-  const auto executor = make_cpu_executor(weights, nullptr, {&plan}, cpu_backends().back(), options);
+  const auto executor = make_cpu_executor(weights, nullptr, {&plan}, runnable_cpu_backends().back(), options);
   const auto begin = std::chrono::steady_clock::now();
   CHECK_THROWS(timeout, plan.counters()[counter].name,
                executor->run(plan, cache, rows.input, output));
@@ -239,7 +230,7 @@ TEST_CASE("eight workers on few cores finish with the same logits") {
   const ModelConfig config = small_quantised();
   const Weights weights = Weights::synthetic(config, 5);
   const std::vector<int32_t> tokens = random_tokens(config, 24, 9);
-  const std::string backend = cpu_backends().back();
+  const std::string backend = runnable_cpu_backends().back();
   CHECK(bit_equal(run_cpu(weights, backend, 1, 1, tokens),
                   run_cpu(weights, backend, 8, 8, tokens)));
 }
@@ -252,7 +243,7 @@ TEST_CASE("an idle executor uses no CPU time") {
   options.num_workers = 2;
   const auto idle_seconds = [&](uint32_t park_after_us) {
     options.park_after_us = park_after_us;
-    const auto executor = make_cpu_executor(weights, nullptr, {&plan}, cpu_backends().back(), options);
+    const auto executor = make_cpu_executor(weights, nullptr, {&plan}, runnable_cpu_backends().back(), options);
     KvCache cache(config, {.max_context = 64, .max_step_tokens = 1, .num_seqs = 1});
     feed(*executor, plan, cache, random_tokens(config, 3, 1), 1, config.vocab_size);
     const double begin = process_cpu_seconds();
@@ -278,7 +269,7 @@ TEST_CASE("tracing lists every task once, in order, and changes no result") {
   options.num_workers = 2;
   for (const bool is_ref : {false, true}) {
     const auto executor = is_ref ? make_ref_executor(weights, nullptr, {&plan}, options, false)
-                                 : make_cpu_executor(weights, nullptr, {&plan}, cpu_backends().back(), options);
+                                 : make_cpu_executor(weights, nullptr, {&plan}, runnable_cpu_backends().back(), options);
     KvCache cache(config, {.max_context = 64, .max_step_tokens = 4, .num_seqs = 1});
     const std::vector<float> plain = feed(*executor, plan, cache, tokens, 4, config.vocab_size);
     CHECK(executor->last_trace().empty());
@@ -303,7 +294,7 @@ TEST_CASE("bad steps are refused and leave the executor usable") {
   const Plan plan = Plan::build(config, plan_options(1, 4, 2));
   ExecutorOptions options;
   options.num_workers = 1;
-  const auto executor = make_cpu_executor(weights, nullptr, {&plan}, cpu_backends().front(), options);
+  const auto executor = make_cpu_executor(weights, nullptr, {&plan}, runnable_cpu_backends().front(), options);
   KvCache cache(config, {.max_context = 64, .max_step_tokens = 4, .num_seqs = 2});
   cache.reserve(0, 4);
   const auto refused = [&](const char* needle, auto change) {

@@ -10,13 +10,6 @@ using namespace fixture;
 
 namespace {
 
-std::vector<std::string> runnable_cpu_backends() {
-  std::vector<std::string> names;
-  for (const cpu::CpuBackend& backend : cpu::cpu_backends())
-    if (backend.kernels && backend.supported) names.push_back(backend.name);
-  return names;
-}
-
 using Control = std::function<void(const Task&, cpu::PlanState&)>;
 
 /// 40 tokens in steps of 1, 7 and 8 rows: past the window, over several row groups.
