@@ -208,16 +208,21 @@ TaskOperands OperandMaker::select_experts(const Task& task) const {
   return pack_tokens(TaskBody::select_experts, p);
 }
 
+template <typename Params>
+void OperandMaker::set_route(Params& p) const {
+  p.route = route();
+  p.num_tokens = plan_.options().max_tokens;
+  p.max_slots = p.num_tokens * config_.experts_per_token;
+  p.hidden_size = config_.hidden_size;
+}
+
 TaskOperands OperandMaker::expert_gate_up(const Task& task) const {
   const CudaExpertMatrices& matrices = weights_.layer(task.layer_idx).expert_gate_up;
   ExpertGateUpParams p;
   p.tiles = weight(matrices.offset);
   p.x = rows<const uint16_t>(kH);
   p.act = rows<uint16_t>(kAct);
-  p.route = route();
-  p.num_tokens = plan_.options().max_tokens;
-  p.max_slots = p.num_tokens * config_.experts_per_token;
-  p.hidden_size = config_.hidden_size;
+  set_route(p);
   p.width = matrices.shape.rows / 2;
   check_expert_gate_up(p);
   return pack_tokens(TaskBody::expert_gate_up, p);
@@ -229,10 +234,7 @@ TaskOperands OperandMaker::expert_down(const Task& task) const {
   p.tiles = weight(matrices.offset);
   p.act = rows<const uint16_t>(kAct);
   p.residual = rows<uint16_t>(kX);
-  p.route = route();
-  p.num_tokens = plan_.options().max_tokens;
-  p.max_slots = p.num_tokens * config_.experts_per_token;
-  p.hidden_size = config_.hidden_size;
+  set_route(p);
   p.width = matrices.shape.k;
   p.num_segments = num_segments();
   check_expert_down(p);

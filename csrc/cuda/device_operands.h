@@ -44,6 +44,9 @@ class OperandMaker {
   template <typename T>
   RowsView<T> rows(uint16_t buffer_id) const;
   RouteTable route() const;
+  /// What both expert kernels are told of the tokens and their routes.
+  template <typename Params>
+  void set_route(Params& p) const;
   const uint8_t* weight(uint64_t offset) const { return device_.weights + offset; }
   const float* floats(uint64_t offset) const {
     return reinterpret_cast<const float*>(weight(offset));
