@@ -3,26 +3,54 @@
 
 #include <mimo_rt/error.h>
 
-#include <locale>
-#include <sstream>
+#include <concepts>
+#include <cstdint>
+#include <initializer_list>
 #include <string>
+#include <string_view>
 
 namespace mimo_rt {
 
-/// Joins its arguments with operator<<: `concat("layer ", 3)`. Numbers look the same whatever locale the
-/// program has set.
+/// One argument of `concat`: text, or a number in its text form ("%g" for floating point), the same
+/// whatever locale the program has set. One type, so that a message costs a call: as a template for
+/// each message's own types, messages were 28 % of the library.
+class TextPiece {
+ public:
+  TextPiece(std::string_view text) : text_(text) {}
+  TextPiece(const std::string& text) : text_(text) {}
+  TextPiece(const char* text) : text_(text) {}
+  TextPiece(char c) : digits_{c}, num_digits_(1) {}
+  TextPiece(std::signed_integral auto value) { write(static_cast<int64_t>(value)); }
+  TextPiece(std::unsigned_integral auto value) { write(static_cast<uint64_t>(value)); }
+  TextPiece(std::floating_point auto value) { write(static_cast<double>(value)); }
+
+  std::string_view text() const { return num_digits_ ? std::string_view(digits_, num_digits_) : text_; }
+
+ private:
+  void write(int64_t value);
+  void write(uint64_t value);
+  void write(double value);
+
+  std::string_view text_;
+  char digits_[24];
+  size_t num_digits_ = 0;
+};
+
+/// Joins pieces; a piece refers to its argument's text, so it lives no longer than the call.
+std::string concat_pieces(std::initializer_list<TextPiece> pieces);
+
+/// Joins its arguments: `concat("layer ", 3)`.
 template <typename... Args>
 std::string concat(const Args&... args) {
-  std::ostringstream out;
-  out.imbue(std::locale::classic());
-  (out << ... << args);
-  return out.str();
+  return concat_pieces({TextPiece(args)...});
 }
 
 /// Throws Error{code}; `where` names the public operation ("Checkpoint.open").
+[[noreturn]] void fail_with(ErrorCode code, const char* where, std::initializer_list<TextPiece> pieces);
+
 template <typename... Args>
 [[noreturn]] void fail(ErrorCode code, const char* where, const Args&... args) {
-  throw Error(code, concat('[', where, "] ", args...));
+  fail_with(code, where, {TextPiece(args)...});
 }
 
 }  // namespace mimo_rt
@@ -31,5 +59,5 @@ template <typename... Args>
 #define MIMO_RT_CHECK(condition, code, where, ...)                                     \
   do {                                                                                 \
     if (!(condition)) [[unlikely]]                                                     \
-      ::mimo_rt::fail(::mimo_rt::ErrorCode::code, where, __VA_ARGS__);                 \
+      ::mimo_rt::fail_with(::mimo_rt::ErrorCode::code, where, {__VA_ARGS__});          \
   } while (false)

@@ -4,6 +4,7 @@
 #include "core/text.h"
 
 #include <algorithm>
+#include <sstream>
 
 namespace mimo_rt {
 namespace {
