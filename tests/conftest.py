@@ -1,8 +1,10 @@
 """Builds the C++ test programs and lists each of their TEST_CASEs as a pytest test.
 
 The build directory is kept between runs (build/tests-<sanitizers>), so only changed files are compiled again.
+Programs with sanitizers are built in the background, at the lowest priority, while other tests run.
 """
 
+import concurrent.futures
 import os
 import pathlib
 import re
@@ -15,24 +17,60 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-def build_cpp(targets: list[str], *, sanitize: str = "", build_type: str = "Release") -> pathlib.Path:
+_background: list[subprocess.Popen] = []
+
+
+def build_cpp(targets: list[str], *, sanitize: str = "", niceness: int = 0) -> pathlib.Path:
     """Configures and builds C++ targets; returns the directory that holds the programs."""
-    build = ROOT / "build" / f"tests-{(sanitize or build_type).replace(',', '-').lower()}"
+    build = ROOT / "build" / f"tests-{(sanitize or 'release').replace(',', '-')}"
     for tool in ("cmake", "ninja"):
         if not shutil.which(tool):
             pytest.fail(f"{tool} not found: pip install '.[test]'")
     configure = [
-        "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", f"-DCMAKE_BUILD_TYPE={build_type}",
-        "-DMIMO_RT_BUILD_TESTS=ON", "-DMIMO_RT_CUDA=OFF",
+        "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
+        "-DMIMO_RT_BUILD_TESTS=ON", "-DMIMO_RT_PRECOMPILE=ON", "-DMIMO_RT_CUDA=OFF",
         f"-DMIMO_RT_REQUIRE_SIMDE={'ON' if os.environ.get('CI') else 'OFF'}",
         f"-DMIMO_RT_WERROR={'ON' if os.environ.get('CI') else 'OFF'}",
         f"-DMIMO_RT_SANITIZE={sanitize}", f"-DPython_EXECUTABLE={sys.executable}",
     ]
     for command in (configure, ["cmake", "--build", str(build), "--target", *targets]):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.fail(f"{' '.join(command)}\n{done.stdout[-8000:]}\n{done.stderr[-8000:]}", pytrace=False)
+        process = subprocess.Popen(["nice", "-n", str(niceness), *command], stdout=subprocess.PIPE,
+                                   stderr=subprocess.STDOUT, text=True)
+        if niceness:
+            _background.append(process)
+        output, _ = process.communicate()
+        if process.returncode:
+            pytest.fail(f"{' '.join(command)}\n{output[-16000:]}", pytrace=False)
     return build / "tests" / "cpp"
+
+
+def _with_sanitizers(item: pytest.Item) -> bool:
+    return item.path.name == "test_sanitizers.py"
+
+
+def pytest_collection_modifyitems(items):
+    """pytest's hook: tests with sanitizers come last, when their programs have been built."""
+    items.sort(key=_with_sanitizers)
+
+
+_sanitized: dict[str, concurrent.futures.Future] = {}
+
+
+def pytest_collection_finish(session):
+    """pytest's hook: begins to build the programs with sanitizers, if any test wants them."""
+    if session.config.option.collectonly or not any(_with_sanitizers(item) for item in session.items):
+        return
+    builder = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+    for sanitize, programs in session.items[-1].module.PROGRAMS.items():
+        _sanitized[sanitize] = builder.submit(build_cpp, programs, sanitize=sanitize, niceness=19)
+
+
+def pytest_sessionfinish():
+    """pytest's hook: a run that ends early leaves no build behind."""
+    for future in _sanitized.values():
+        future.cancel()
+    for process in _background:
+        process.terminate()
 
 
 class CppFile(pytest.File):
@@ -98,8 +136,14 @@ def pytest_collect_file(parent, file_path):
 
 @pytest.fixture(scope="session")
 def cpp_builder():
-    """`build_cpp` for tests that need special builds (sanitizers)."""
+    """`build_cpp` for tests that look at other targets than the test programs."""
     return build_cpp
+
+
+@pytest.fixture(scope="session")
+def sanitized():
+    """`sanitized(name)`: waits for the programs built with a sanitizer; returns their directory."""
+    return lambda sanitize: _sanitized[sanitize].result()
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """The fuzzer under AddressSanitizer and UBSan, and the parallel parts under ThreadSanitizer."""
 
+import concurrent.futures
 import os
 import subprocess
 
@@ -15,6 +16,13 @@ PARALLEL_TESTS = {
                     "an exception of the caller's ends the rounds and leaves them resumable",
                     "a signal lost in a round is a timeout with a report, and the process goes on"],
 }
+EMULATED = ["test_emulation", "test_cuda_edges", "test_cuda_attention", "test_cuda_experts", "test_cuda_projection_stores",
+            "test_cuda_router", "test_cuda_sampling"]
+# Sanitizer -> programs; tests/conftest.py begins to build them when the run begins.
+PROGRAMS = {
+    "address,undefined": ["fuzz_checkpoint", *HOSTILE_FILE_TESTS, *EMULATED, "test_cuda_projection"],
+    "thread": [*PARALLEL_TESTS, *EMULATED],
+}
 
 
 def run(command, **environment):
@@ -23,9 +31,20 @@ def run(command, **environment):
                           timeout=900, env=os.environ | environment)
 
 
+def run_all(commands, **environment):
+    """Runs programs, as many at a time as there are cores; returns what `run` does, in order."""
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(lambda command: run(command, **environment), commands))
+
+
 @pytest.fixture(scope="module")
-def asan_programs(cpp_builder):
-    return cpp_builder(["fuzz_checkpoint", *HOSTILE_FILE_TESTS], sanitize="address,undefined")
+def asan_programs(sanitized):
+    return sanitized("address,undefined")
+
+
+@pytest.fixture(scope="module")
+def tsan_programs(sanitized):
+    return sanitized("thread")
 
 
 def test_fuzzing_the_checkpoint_reader_finds_nothing(asan_programs):
@@ -52,26 +71,25 @@ def cases_without_faults(program):
     return kept
 
 
-def test_cuda_kernels_under_asan(cpp_builder):
-    kernels = ["test_cuda_attention", "test_cuda_experts", "test_cuda_projection", "test_cuda_projection_stores",
-               "test_cuda_router", "test_cuda_sampling"]
-    programs = cpp_builder(["test_emulation", "test_cuda_edges", *kernels], sanitize="address,undefined")
-    clean = "the correct kernel gives the same answer in every schedule"
-    commands = [["test_emulation", clean],
+def test_cuda_kernels_under_asan(asan_programs):
+    kernels = [name for name in PROGRAMS["address,undefined"]
+               if name.startswith("test_cuda_") and name != "test_cuda_edges"]
+    commands = [["test_emulation", "the correct kernel gives the same answer in every schedule"],
                 ["test_cuda_edges", "every edge hands over the right values in every schedule",
                  "a signal that does not come ends all blocks with one report"],
-                *([name, *cases_without_faults(programs / name)] for name in kernels)]
-    for program, *cases in commands:
-        done = run([programs / program, *cases])
+                *([name, *cases_without_faults(asan_programs / name)] for name in kernels)]
+    for done in run_all([asan_programs / program, *cases] for program, *cases in commands):
         assert done.returncode == 0, done.stdout + done.stderr
-    done = run([programs / "test_emulation", "a read before arrival is found"])
+    done = run([asan_programs / "test_emulation", "a read before arrival is found"])
     assert done.returncode != 0 and "use-after-poison" in done.stderr
 
 
-def test_cuda_kernels_under_tsan(cpp_builder):
-    programs = cpp_builder(["test_emulation", "test_cuda_edges", "test_cuda_attention", "test_cuda_experts",
-                            "test_cuda_projection_stores", "test_cuda_router", "test_cuda_sampling"],
-                           sanitize="thread")
+def tsan_command(program, *cases):
+    """ThreadSanitizer wants its addresses where it expects them."""
+    return ["setarch", "-R", program, *cases]
+
+
+def test_cuda_kernels_under_tsan(tsan_programs):
     clean = [("test_emulation", "the correct kernel gives the same answer in every schedule"),
              ("test_cuda_attention", "the schedule and the number of blocks do not change a bit"),
              ("test_cuda_sampling", "a draft without a finite logit proposes token 0, which the target may confirm"),
@@ -82,18 +100,17 @@ def test_cuda_kernels_under_tsan(cpp_builder):
              ("test_cuda_experts", "partial sums that do not fit at once follow in passes, same bits"),
              ("test_cuda_projection_stores", "gate and up become columns of a gated MLP"),
              ("test_cuda_projection_stores", "the best column is the lowest of the largest, for any number of blocks")]
-    for program, case in clean:
-        done = run(["setarch", "-R", programs / program, case], TSAN_OPTIONS="halt_on_error=1")
+    commands = [tsan_command(tsan_programs / program, case) for program, case in clean]
+    for done in run_all(commands, TSAN_OPTIONS="halt_on_error=1"):
         assert done.returncode == 0, done.stdout + done.stderr
     planted = [("test_emulation", "a missing block barrier is found", "pipeline"),
                ("test_cuda_edges", "an addition without release looks right: only ThreadSanitizer finds it", "relay")]
     for program, case, kernel in planted:
-        done = run(["setarch", "-R", programs / program, case], TSAN_OPTIONS="halt_on_error=1")
+        done = run(tsan_command(tsan_programs / program, case), TSAN_OPTIONS="halt_on_error=1")
         assert done.returncode != 0 and "data race" in done.stderr and kernel in done.stderr
 
 
 @pytest.mark.parametrize("program", PARALLEL_TESTS)
-def test_parallel_parts_under_tsan(cpp_builder, program):
-    programs = cpp_builder(list(PARALLEL_TESTS), sanitize="thread")
-    done = run(["setarch", "-R", programs / program, *PARALLEL_TESTS[program]], TSAN_OPTIONS="halt_on_error=1")
+def test_parallel_parts_under_tsan(tsan_programs, program):
+    done = run(tsan_command(tsan_programs / program, *PARALLEL_TESTS[program]), TSAN_OPTIONS="halt_on_error=1")
     assert done.returncode == 0, done.stdout + done.stderr
