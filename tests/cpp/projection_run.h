@@ -4,11 +4,10 @@
 #if !defined(MIMO_RT_TEST_ON_GPU)
 #define MIMO_RT_HOST_EMULATION
 #include "cuda/device/tasks/projection_kernels.cuh"
-#include "emulation/schedule.h"
 #endif
 
-#include "check.h"
 #include "cuda/projection.h"
+#include "kernel_launch.h"
 #include "projection_fixture.h"
 
 namespace fixture {
@@ -16,17 +15,7 @@ namespace fixture {
 using cuda::ProjectionParams;
 using cuda::ProjectionStore;
 
-struct Launch {
-  uint32_t num_blocks = 2;
-  uint64_t seed = 0;
-};
-
 #if defined(MIMO_RT_TEST_ON_GPU)
-inline void finish() {
-  const cudaError_t status = cudaDeviceSynchronize();
-  if (status != cudaSuccess) check::report(__FILE__, __LINE__, cudaGetErrorString(status));
-  CHECK(status == cudaSuccess);
-}
 inline void run(const ProjectionParams& params, const Launch& launch) {
   cuda::launch_projection(params, {.num_blocks = launch.num_blocks});
   finish();
@@ -40,29 +29,23 @@ inline void run(const cuda::ArgmaxCombineParams& params, const Launch&) {
   finish();
 }
 #else
-template <typename Params>
-void run_emulated(void (*kernel)(Params), const Params& params, const Launch& launch,
-                  uint32_t num_threads = cuda::kBlockThreads) {
-  emulation::LaunchOptions options;
-  options.num_blocks = launch.num_blocks;
-  options.num_threads = num_threads;
-  options.shared_bytes = sizeof(cuda::ProjectionShared);
-  options.seed = launch.seed;
-  const emulation::LaunchResult result = emulation::launch(options, kernel, params);
-  if (!result.error.empty()) check::report(__FILE__, __LINE__, result.error);
-  CHECK(result.error.empty());
+inline emulation::LaunchOptions projection_options(const Launch& launch, uint32_t num_threads) {
+  return options_of(launch, num_threads, sizeof(cuda::ProjectionShared));
 }
 inline void run(const ProjectionParams& params, const Launch& launch) {
   cuda::check_projection(params);
-  run_emulated(cuda::projection_kernel(params), params, launch);
+  run_emulated(cuda::projection_kernel(params), params,
+               projection_options(launch, cuda::kBlockThreads));
 }
 inline void run(const cuda::RmsNormParams& params, const Launch& launch) {
   cuda::check_rms_norm(params);
-  run_emulated(cuda::rms_norm_kernel, params, launch, cuda::kComputeWarps * 32);
+  run_emulated(cuda::rms_norm_kernel, params,
+               projection_options(launch, cuda::kComputeWarps * 32));
 }
 inline void run(const cuda::ArgmaxCombineParams& params, const Launch& launch) {
   cuda::check_argmax_combine(params);
-  run_emulated(cuda::argmax_combine_kernel, params, {.num_blocks = 1, .seed = launch.seed});
+  run_emulated(cuda::argmax_combine_kernel, params,
+               projection_options({.num_blocks = 1, .seed = launch.seed}, cuda::kBlockThreads));
 }
 #endif
 

@@ -4,26 +4,15 @@
 #if !defined(MIMO_RT_TEST_ON_GPU)
 #define MIMO_RT_HOST_EMULATION
 #include "cuda/device/tasks/router_kernels.cuh"
-#include "emulation/schedule.h"
 #endif
 
-#include "check.h"
 #include "cuda/router.h"
 #include "expert_fixture.h"
+#include "kernel_launch.h"
 
 namespace fixture {
 
-struct Launch {
-  uint32_t num_blocks = 2;
-  uint64_t seed = 0;
-};
-
 #if defined(MIMO_RT_TEST_ON_GPU)
-inline void finish() {
-  const cudaError_t status = cudaDeviceSynchronize();
-  if (status != cudaSuccess) check::report(__FILE__, __LINE__, cudaGetErrorString(status));
-  CHECK(status == cudaSuccess);
-}
 inline void run(const cuda::RouterLogitsParams& params, const Launch& launch) {
   cuda::launch_router_logits(params, {.num_blocks = launch.num_blocks});
   finish();
@@ -34,20 +23,12 @@ inline void run(const cuda::SelectExpertsParams& params, const Launch&) {
 }
 #else
 inline emulation::LaunchOptions options_of(const cuda::RouterLogitsParams&, const Launch& launch) {
-  emulation::LaunchOptions options;
-  options.num_blocks = launch.num_blocks;
-  options.num_threads = cuda::kBlockThreads;
-  options.shared_bytes = sizeof(cuda::RouterShared);
-  options.seed = launch.seed;
-  return options;
+  return options_of(launch, cuda::kBlockThreads, sizeof(cuda::RouterShared));
 }
 inline emulation::LaunchOptions options_of(const cuda::SelectExpertsParams&,
                                            const Launch& launch) {
-  emulation::LaunchOptions options;
-  options.num_threads = cuda::kComputeWarps * 32;
-  options.shared_bytes = sizeof(cuda::SelectShared);
-  options.seed = launch.seed;
-  return options;
+  return options_of({.num_blocks = 1, .seed = launch.seed}, cuda::kComputeWarps * 32,
+                    sizeof(cuda::SelectShared));
 }
 inline auto kernel_of(const cuda::RouterLogitsParams& params) {
   return cuda::router_logits_kernel(params);
@@ -60,9 +41,7 @@ void run(const Params& params, const Launch& launch) {
     cuda::check_router_logits(params);
   else
     cuda::check_select_experts(params);
-  const auto result = emulation::launch(options_of(params, launch), kernel_of(params), params);
-  if (!result.error.empty()) check::report(__FILE__, __LINE__, result.error);
-  CHECK(result.error.empty());
+  run_emulated(kernel_of(params), params, options_of(params, launch));
 }
 #endif
 

@@ -5,43 +5,30 @@
 #if !defined(MIMO_RT_TEST_ON_GPU)
 #define MIMO_RT_HOST_EMULATION
 #include "cuda/device/tasks/attention_kernels.cuh"
-#include "emulation/schedule.h"
 #endif
 
 #include "attention_fixture.h"
-#include "check.h"
 #include "cuda/attention.h"
+#include "kernel_launch.h"
 
 using namespace mimo_rt;
 using namespace fixture;
 
 namespace {
 
-struct Launch {
-  uint32_t num_blocks = 3;
-  uint64_t seed = 0;
-};
-
 constexpr bf16_t kUntouched = 0x7fc1;  // a NaN
 
 #if defined(MIMO_RT_TEST_ON_GPU)
 void run(const cuda::AttentionParams& params, const Launch& launch) {
   cuda::launch_attention(params, {.num_blocks = launch.num_blocks});
-  const cudaError_t status = cudaDeviceSynchronize();
-  if (status != cudaSuccess) check::report(__FILE__, __LINE__, cudaGetErrorString(status));
-  CHECK(status == cudaSuccess);
+  finish();
 }
 #else
-emulation::LaunchOptions options_of(const Launch& launch) {
-  emulation::LaunchOptions options;
-  options.num_blocks = launch.num_blocks;
-  options.num_threads = cuda::kBlockThreads;
-  options.shared_bytes = sizeof(cuda::AttentionShared);
-  options.seed = launch.seed;
-  return options;
+emulation::LaunchOptions attention_options(const Launch& launch) {
+  return options_of(launch, cuda::kBlockThreads, sizeof(cuda::AttentionShared));
 }
 /// @return an error text, or ""
-std::string run_emulated(const cuda::AttentionParams& params, emulation::LaunchOptions options) {
+std::string run_both(const cuda::AttentionParams& params, emulation::LaunchOptions options) {
   const std::string error = emulation::launch(options, cuda::attention_kernel, params).error;
   if (!error.empty()) return error;
   options.num_threads = cuda::kComputeWarps * 32;
@@ -51,9 +38,7 @@ std::string run_emulated(const cuda::AttentionParams& params, emulation::LaunchO
 }
 void run(const cuda::AttentionParams& params, const Launch& launch) {
   cuda::check_attention(params);
-  const std::string error = run_emulated(params, options_of(launch));
-  if (!error.empty()) check::report(__FILE__, __LINE__, error);
-  CHECK(error.empty());
+  expect_none(run_both(params, attention_options(launch)));
 }
 #endif
 
@@ -272,7 +257,7 @@ TEST_CASE("a position beyond the context stops the kernel") {
   AlignedRows<bf16_t> out(2, 64, 0);
   const cuda::AttentionParams params = call.params(out);
   call.position[0] = 101;
-  CHECK(run_emulated(params, options_of({})).find("trap") != std::string::npos);
+  CHECK(run_both(params, attention_options({})).find("trap") != std::string::npos);
 }
 
 TEST_CASE("every barrier and every wait that is left out is found") {
@@ -281,12 +266,12 @@ TEST_CASE("every barrier and every wait that is left out is found") {
   const auto is_found = [&](emulation::Skip skip, uint32_t ordinal, uint64_t seed) {
     AlignedRows<bf16_t> out(2, 1024, kUntouched);
     const cuda::AttentionParams params = call.params(out);
-    emulation::LaunchOptions options = options_of({.num_blocks = 1, .seed = seed});
+    emulation::LaunchOptions options = attention_options({.num_blocks = 1, .seed = seed});
     options.skip = skip;
     options.skip_ordinal = ordinal;
     // A copy that comes late shows a missing wait, one that comes at once a missing barrier.
     options.max_copy_delay = skip == emulation::Skip::mbarrier_wait ? 200 : 4;
-    const std::string error = run_emulated(params, options);
+    const std::string error = run_both(params, options);
     return !error.empty() || std::memcmp(out.data, expected.data(), expected.size() * 2) != 0;
   };
   const auto is_ever_found = [&](emulation::Skip skip, uint32_t ordinal) {

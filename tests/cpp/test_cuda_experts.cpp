@@ -5,30 +5,18 @@
 #if !defined(MIMO_RT_TEST_ON_GPU)
 #define MIMO_RT_HOST_EMULATION
 #include "cuda/device/tasks/expert_kernels.cuh"
-#include "emulation/schedule.h"
 #endif
 
-#include "check.h"
 #include "cuda/expert_mlp.h"
 #include "expert_fixture.h"
+#include "kernel_launch.h"
 
 using namespace mimo_rt;
 using namespace fixture;
 
 namespace {
 
-struct Launch {
-  uint32_t num_blocks = 2;
-  uint64_t seed = 0;
-  uint32_t num_segments = 1;
-};
-
 #if defined(MIMO_RT_TEST_ON_GPU)
-void finish() {
-  const cudaError_t status = cudaDeviceSynchronize();
-  if (status != cudaSuccess) check::report(__FILE__, __LINE__, cudaGetErrorString(status));
-  CHECK(status == cudaSuccess);
-}
 void run(const cuda::ExpertGateUpParams& params, const Launch& launch) {
   cuda::launch_expert_gate_up(params, {.num_blocks = launch.num_blocks});
   finish();
@@ -38,24 +26,16 @@ void run(const cuda::ExpertDownParams& params, const Launch& launch) {
   finish();
 }
 #else
-template <typename Params>
-void run_emulated(void (*kernel)(Params), const Params& params, const Launch& launch) {
-  emulation::LaunchOptions options;
-  options.num_blocks = launch.num_blocks;
-  options.num_threads = cuda::kBlockThreads;
-  options.shared_bytes = sizeof(cuda::ExpertShared);
-  options.seed = launch.seed;
-  const emulation::LaunchResult result = emulation::launch(options, kernel, params);
-  if (!result.error.empty()) check::report(__FILE__, __LINE__, result.error);
-  CHECK(result.error.empty());
+emulation::LaunchOptions expert_options(const Launch& launch) {
+  return options_of(launch, cuda::kBlockThreads, sizeof(cuda::ExpertShared));
 }
 void run(const cuda::ExpertGateUpParams& params, const Launch& launch) {
   cuda::check_expert_gate_up(params);
-  run_emulated(cuda::expert_gate_up_kernel, params, launch);
+  run_emulated(cuda::expert_gate_up_kernel, params, expert_options(launch));
 }
 void run(const cuda::ExpertDownParams& params, const Launch& launch) {
   cuda::check_expert_down(params);
-  run_emulated(cuda::expert_down_kernel, params, launch);
+  run_emulated(cuda::expert_down_kernel, params, expert_options(launch));
 }
 #endif
 
@@ -82,7 +62,7 @@ std::vector<bf16_t> gate_up(Experts& experts, Route& route, const AlignedRows<bf
 
 /// sums[num_tokens, hidden_size].
 std::vector<float> down(Experts& experts, Route& route, const AlignedRows<bf16_t>& act,
-                        const Launch& launch = {}) {
+                        uint32_t num_segments = 1, const Launch& launch = {}) {
   const ExpertShape& shape = experts.shape;
   AlignedRows<float> sums(route.num_tokens + 1, shape.hidden_size, -77.0f);
   cuda::ExpertDownParams params;
@@ -94,7 +74,7 @@ std::vector<float> down(Experts& experts, Route& route, const AlignedRows<bf16_t
   params.max_slots = route.num_slots();
   params.hidden_size = shape.hidden_size;
   params.width = shape.width;
-  params.num_segments = launch.num_segments;
+  params.num_segments = num_segments;
   run(params, launch);
   for (uint32_t i = 0; i < shape.hidden_size; ++i) CHECK_EQ(sums.at(route.num_tokens, i), -77.0f);
   return {sums.data, sums.data + uint64_t{route.num_tokens} * shape.hidden_size};
@@ -216,7 +196,7 @@ TEST_CASE("sums are within the bound of float64; swapped experts are not") {
       Experts experts(c.shape, Weights::random, c.shape.hidden_size + 1);
       AlignedRows<bf16_t> act(std::max(1u, c.route.num_slots()), c.shape.width + 8, kUntouched);
       fill_normal(act, c.shape.width, 4);
-      const std::vector<float> sums = down(experts, c.route, act, {.num_segments = num_segments});
+      const std::vector<float> sums = down(experts, c.route, act, num_segments);
       CHECK(worst_sum(experts, c.route, act, sums) <= 1.0);
       if (c.route.num_active == 0) {
         for (const float sum : sums) CHECK_EQ(sum, 0.0f);
@@ -271,7 +251,7 @@ TEST_CASE("sums are exact where every partial sum is; one activation changes the
       for (size_t i = 0; i < sums.size(); ++i) num_different += sums[i] != exact[i];
       return num_different;
     };
-    const std::vector<float> sums = down(experts, c.route, act, {.num_segments = 2});
+    const std::vector<float> sums = down(experts, c.route, act, 2);
     CHECK_EQ(count_different(sums), 0u);
     if (c.route.num_slots() == 0) continue;
     act.at(0, c.shape.width - 1) = f32_to_bf16(5.0f);
@@ -309,7 +289,7 @@ TEST_CASE("a token's results have the same bits alone and in any batch") {
     const std::vector<bf16_t> act = gate_up(experts, route, x);
     AlignedRows<bf16_t> rows(route.num_slots(), shape.width, 0), own(3, shape.width, 0);
     std::copy(act.begin(), act.end(), rows.data);
-    const std::vector<float> sums = down(experts, route, rows, {.num_segments = 8});
+    const std::vector<float> sums = down(experts, route, rows, 8);
     for (uint32_t t = 0; t < num_tokens; t += num_tokens / 6 + 1) {
       Route alone = route.of_token(t);
       std::copy(&x.at(t, 0), &x.at(t, 0) + shape.hidden_size, one.data);
@@ -320,10 +300,10 @@ TEST_CASE("a token's results have the same bits alone and in any batch") {
           CHECK(!std::memcmp(&own_act[i++ * shape.width], &act[s * shape.width], shape.width * 2));
       std::copy(own_act.begin(), own_act.end(), own.data);
       const std::vector<float> own_sums =
-          down(experts, alone, own, {.num_blocks = 1, .num_segments = 8});
+          down(experts, alone, own, 8, {.num_blocks = 1});
       CHECK(!std::memcmp(own_sums.data(), &sums[t * shape.hidden_size], shape.hidden_size * 4));
       own.data[5] ^= 1;  // the comparison sees one bit of one activation
-      const std::vector<float> changed = down(experts, alone, own, {.num_segments = 8});
+      const std::vector<float> changed = down(experts, alone, own, 8);
       CHECK(std::memcmp(changed.data(), own_sums.data(), changed.size() * 4) != 0);
     }
   }
@@ -335,15 +315,15 @@ TEST_CASE("partial sums that do not fit at once follow in passes, same bits") {
   Route route = Route::random(32, 8, 8, 7);  // 256 slots: two of eight segments at a time
   AlignedRows<bf16_t> act(route.num_slots(), shape.width, 0), own(8, shape.width, 0);
   fill_normal(act, shape.width, 8);
-  const std::vector<float> sums = down(experts, route, act, {.num_segments = 8});
+  const std::vector<float> sums = down(experts, route, act, 8);
   for (const uint32_t t : {0u, 13u, 31u}) {
     Route alone = route.of_token(t);
     for (uint32_t s = 0, i = 0; s < route.num_slots(); ++s)
       if (route.slots[s].token == t)
         std::copy(&act.at(s, 0), &act.at(s, 0) + shape.width, &own.at(i++, 0));
-    const std::vector<float> own_sums = down(experts, alone, own, {.num_segments = 8});
+    const std::vector<float> own_sums = down(experts, alone, own, 8);
     CHECK(!std::memcmp(own_sums.data(), &sums[t * shape.hidden_size], shape.hidden_size * 4));
-    const std::vector<float> other = down(experts, alone, own, {.num_segments = 1});
+    const std::vector<float> other = down(experts, alone, own, 1);
     CHECK(std::memcmp(other.data(), own_sums.data(), other.size() * 4) != 0);  // another order
   }
 }
@@ -354,7 +334,7 @@ TEST_CASE("sums of 8 ranks, added in order, have the bits of one rank") {
   Route route = Route::random(4, 2, 3, 9);
   AlignedRows<bf16_t> act(route.num_slots(), shape.width, 0);
   fill_normal(act, shape.width, 9);
-  const std::vector<float> whole = down(experts, route, act, {.num_segments = 8});
+  const std::vector<float> whole = down(experts, route, act, 8);
   constexpr uint32_t kNumRanks = 8;
   const uint32_t width = shape.width / kNumRanks;
   std::vector<float> total(whole.size(), 0.0f);
@@ -367,7 +347,7 @@ TEST_CASE("sums of 8 ranks, added in order, have the bits of one rank") {
     for (size_t i = 0; i < total.size(); ++i) total[i] += sums[i];
   }
   CHECK(total == whole);
-  const std::vector<float> other = down(experts, route, act, {.num_segments = 4});
+  const std::vector<float> other = down(experts, route, act, 4);
   CHECK(other != whole);  // the number of segments is part of the result
 }
 
@@ -389,12 +369,11 @@ TEST_CASE("the schedule does not change a bit") {
   fill_normal(x, shape.hidden_size, 2);
   const std::vector<bf16_t> act = gate_up(experts, route, x);
   std::copy(act.begin(), act.end(), rows.data);
-  const std::vector<float> sums = down(experts, route, rows, {.num_segments = 2});
+  const std::vector<float> sums = down(experts, route, rows, 2);
   for (uint64_t seed = 1; seed <= 12; ++seed) {
-    const Launch launch{
-        .num_blocks = static_cast<uint32_t>(1 + seed % 5), .seed = seed, .num_segments = 2};
+    const Launch launch{.num_blocks = static_cast<uint32_t>(1 + seed % 5), .seed = seed};
     CHECK(gate_up(experts, route, x, launch) == act);
-    CHECK(down(experts, route, rows, launch) == sums);
+    CHECK(down(experts, route, rows, 2, launch) == sums);
   }
 }
 

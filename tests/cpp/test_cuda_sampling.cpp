@@ -225,15 +225,13 @@ TEST_CASE("every barrier that is left out is found") {
   const std::vector<int32_t> expected = call.sample();
   const std::vector<uint64_t> filtered(call.scratch.begin(), call.scratch.begin() + 2200);
   const cuda::SampleParams params = call.kernel_params();
-  using cuda::DrawShared, cuda::SliceShared;
-  run_emulated<SliceShared>(cuda::sample_weigh_kernel, params, options_of({}));
+  run_emulated(cuda::sample_weigh_kernel, params, slice_options({}));
   std::fill_n(params.scratch.lists, 2 * 2200, 0u);  // a stale list names a token that exists
   const std::vector<uint64_t> weighed(call.scratch.begin(), call.scratch.end());
-  const auto faulty = [](uint32_t ordinal, uint64_t seed) {
-    emulation::LaunchOptions options = options_of({.num_blocks = 1, .seed = seed});
+  const auto run_without = [&](uint32_t ordinal, auto kernel, emulation::LaunchOptions options) {
     options.skip = emulation::Skip::named_barrier;
     options.skip_ordinal = ordinal;
-    return options;
+    return emulation::launch(options, kernel, params).error;
   };
   const auto is_ever_found = [&](const auto& is_found) {
     for (uint64_t seed = 1; seed <= 100; ++seed) {
@@ -246,7 +244,7 @@ TEST_CASE("every barrier that is left out is found") {
     const auto spoils = [&](auto kernel) {
       return is_ever_found([&](uint64_t seed) {
         const std::string error =
-            run_emulated<SliceShared>(kernel, params, faulty(ordinal, seed));
+            run_without(ordinal, kernel, slice_options({.num_blocks = 1, .seed = seed}));
         return !error.empty() || !std::equal(weighed.begin(), weighed.end(), call.scratch.begin());
       });
     };
@@ -257,8 +255,8 @@ TEST_CASE("every barrier that is left out is found") {
   // digit is 0 here whatever is read; without the barrier of the counts a list has no bounds.)
   for (const uint32_t ordinal : {5u, 6u, 7u})
     CHECK(is_ever_found([&](uint64_t seed) {
-      const std::string error =
-          run_emulated<DrawShared>(cuda::sample_draw_kernel, params, faulty(ordinal, seed));
+      const std::string error = run_without(ordinal, cuda::sample_draw_kernel,
+                                            draw_options({.num_blocks = 1, .seed = seed}));
       return !error.empty() || call.tokens[0] != expected[0] ||
              !std::equal(filtered.begin(), filtered.end(), call.scratch.begin());
     }));
