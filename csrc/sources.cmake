@@ -116,11 +116,15 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/cuda/router_check.cpp
   csrc/cuda/sampling_check.cpp
   csrc/cuda/step_layout.cpp
+  csrc/kbench/attention_reference.cpp
   csrc/kbench/cold_walk.cpp
   csrc/kbench/cpu_attention.cpp
   csrc/kbench/cpu_gemm.cpp
+  csrc/kbench/cuda_attention.cpp
   csrc/kbench/cuda_experts.cpp
   csrc/kbench/cuda_gemm.cpp
+  csrc/kbench/cuda_router.cpp
+  csrc/kbench/cuda_sampling.cpp
   csrc/kbench/expert_routes.cpp
   csrc/kbench/kernel_bench.cpp
   csrc/kbench/random_rows.cpp)

@@ -6,9 +6,12 @@
 #include <algorithm>
 #include <vector>
 
+#include "cuda/attention.h"
 #include "cuda/expert_mlp.h"
 #include "cuda/launch.cuh"
 #include "cuda/projection.h"
+#include "cuda/router.h"
+#include "cuda/sampling.h"
 
 namespace mimo_rt::cuda {
 namespace {
@@ -103,6 +106,10 @@ class CudaBenchDevice : public BenchDevice {
   void launch(const ExpertGateUpParams& params) override { launch_expert_gate_up(params); }
   void launch(const ExpertDownParams& params) override { launch_expert_down(params); }
   void launch(const ProjectionParams& params) override { launch_projection(params); }
+  void launch(const AttentionParams& params) override { launch_attention(params); }
+  void launch(const RouterLogitsParams& params) override { launch_router_logits(params); }
+  void launch(const SelectExpertsParams& params) override { launch_select_experts(params); }
+  void launch(const SampleParams& params) override { launch_sample(params); }
 
   // A read takes longer than the host needs for the launch behind it: the kernel never waits for
   // the host.

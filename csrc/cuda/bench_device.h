@@ -9,8 +9,11 @@
 #include <memory>
 #include <string>
 
+#include "cuda/attention_params.h"
 #include "cuda/expert_mlp_params.h"
 #include "cuda/projection_params.h"
+#include "cuda/router_params.h"
+#include "cuda/sampling_params.h"
 
 namespace mimo_rt::cuda {
 
@@ -33,6 +36,10 @@ class BenchDevice {
   virtual void launch(const ExpertGateUpParams& params) = 0;
   virtual void launch(const ExpertDownParams& params) = 0;
   virtual void launch(const ProjectionParams& params) = 0;
+  virtual void launch(const AttentionParams& params) = 0;
+  virtual void launch(const RouterLogitsParams& params) = 0;
+  virtual void launch(const SelectExpertsParams& params) = 0;
+  virtual void launch(const SampleParams& params) = 0;
 
   /// For i = 0 .. num_calls - 1: a plain read, then `call(i)`, which launches; both timed on the
   /// device. @throws Error{device_lost}

@@ -3,8 +3,8 @@
 #include <cstring>
 #include <limits>
 
+#include "kbench/attention_reference.h"
 #include "kbench/cpu_subjects.h"
-#include "kbench/random_rows.h"
 #include "weights/arena.h"
 
 namespace mimo_rt::kbench {
@@ -14,50 +14,22 @@ constexpr double kF32Unit = 0x1p-24;
 constexpr double kBf16Unit = 0x1.01p-8;  // and the second order
 constexpr bf16_t kNan = 0x7fc1;
 
-/// One q head of one token: softmax(scale q k, sink) v in float64, and the bound of its error. A
-/// score is off by at most (qk_dim + 3) u scale sum|q k|, its distance to the maximum by twice that
-/// and 90 u, an exponential by 4 u more; rescaling and adding cost at most 8 u per key in numerator
-/// and denominator each. The result is rounded to BF16 once.
-struct ReferenceHead {
-  std::vector<double> p;  // of each key
-  double relative = 0;
-
-  ReferenceHead(const bf16_t* q, const bf16_t* keys, uint32_t num_keys, uint32_t dim, double scale,
-                double sink) {
-    double max = sink, score_error = 0;
-    const std::vector<double> row = [&] {
-      std::vector<double> values(dim);
-      for (uint32_t i = 0; i < dim; ++i) values[i] = double{bf16_to_f32(q[i])} * scale;
-      return values;
-    }();
-    for (uint32_t j = 0; j < num_keys; ++j) {
-      const Product score = dot(row, keys + uint64_t{j} * dim);
-      p.push_back(score.value);
-      max = std::max(max, score.value);
-      score_error = std::max(score_error, (dim + 3) * kF32Unit * score.magnitude);
-    }
-    double sum = std::exp(sink - max);
-    for (double& x : p) sum += x = std::exp(x - max);
-    for (double& x : p) x /= sum;
-    relative = 2 * (2 * score_error + 94 * kF32Unit + 8 * kF32Unit * num_keys);
+/// The larger of `worst` and the largest error over its bound in one row of the output. A score is
+/// off by at most (qk_dim + 3) u scale sum|q k|, its distance to the maximum by twice that and 90 u,
+/// an exponential by 4 u more; rescaling and adding cost at most 8 u per key in numerator and
+/// denominator each. The result is rounded to BF16 once.
+double worst_row(double worst, const ReferenceHead& head, uint32_t qk_dim, const bf16_t* values,
+                 uint32_t dim, const bf16_t* out) {
+  const double score_error = (qk_dim + 3) * kF32Unit * head.score_magnitude;
+  const double relative =
+      2 * (2 * score_error + 94 * kF32Unit + 8 * kF32Unit * static_cast<double>(head.p.size()));
+  for (uint32_t i = 0; i < dim; ++i) {
+    const Product y = head.weighted(values, dim, i);
+    worst = worst_of(worst, double{bf16_to_f32(out[i])}, y.value,
+                     kBf16Unit * std::abs(y.value) + relative * y.magnitude);
   }
-
-  /// Largest error over its bound in one row of the output.
-  double worst(const bf16_t* values, uint32_t dim, const bf16_t* out) const {
-    double result = 0;
-    for (uint32_t i = 0; i < dim; ++i) {
-      double y = 0, magnitude = 0;
-      for (size_t j = 0; j < p.size(); ++j) {
-        const double term = p[j] * double{bf16_to_f32(values[j * dim + i])};
-        y += term;
-        magnitude += std::abs(term);
-      }
-      result = worst_of(result, double{bf16_to_f32(out[i])}, y,
-                        kBf16Unit * std::abs(y) + relative * magnitude);
-    }
-    return result;
-  }
-};
+  return worst;
+}
 
 /// One layer's keys and values lie together: all keys of a head, then all its values.
 class CpuAttention : public Subject {
@@ -105,8 +77,8 @@ class CpuAttention : public Subject {
           const ReferenceHead reference(q_.data() + row * c.qk_head_dim,
                                         keys(num_places_ - 1, head, token), c.num_keys,
                                         c.qk_head_dim, double{scale()}, double{sinks_[i]});
-          worst = std::max(worst, reference.worst(values(num_places_ - 1, head, token),
-                                                  c.v_head_dim, out_.data() + row * c.v_head_dim));
+          worst = worst_row(worst, reference, c.qk_head_dim, values(num_places_ - 1, head, token),
+                            c.v_head_dim, out_.data() + row * c.v_head_dim);
         }
     return worst;
   }
@@ -162,12 +134,7 @@ std::unique_ptr<Subject> make_cpu_attention(const KernelCase& kernel_case,
                                             const cpu::Kernels& kernels) {
   MIMO_RT_CHECK(kernel_case.format == "bf16", invalid_argument, kWhere,
                 "format: expected bf16 keys and values, got '", kernel_case.format, "'");
-  check_positive("num_tokens", kernel_case.num_tokens);
-  check_positive("num_kv_heads", kernel_case.num_kv_heads);
-  check_positive("num_q_per_kv", kernel_case.num_q_per_kv);
-  check_positive("qk_head_dim", kernel_case.qk_head_dim);
-  check_positive("v_head_dim", kernel_case.v_head_dim);
-  check_positive("num_keys", kernel_case.num_keys);
+  check_attention_case(kernel_case);
   return std::make_unique<CpuAttention>(kernel_case, options, kernels);
 }
 

@@ -18,4 +18,25 @@ std::unique_ptr<Subject> make_cuda_gemm(const KernelCase& kernel_case,
                                         const KernelBenchOptions& options,
                                         std::unique_ptr<cuda::BenchDevice> device);
 
+/// Attention of a few tokens over a ring or over pages.
+/// @throws Error{invalid_argument, unsupported_shape, capacity, out_of_memory}
+std::unique_ptr<Subject> make_cuda_attention(const KernelCase& kernel_case,
+                                             const KernelBenchOptions& options,
+                                             std::unique_ptr<cuda::BenchDevice> device);
+
+/// The router's matrix; and the choice of the experts from its logits.
+/// @throws Error{invalid_argument, unsupported_shape, capacity, out_of_memory}
+std::unique_ptr<Subject> make_cuda_router_logits(const KernelCase& kernel_case,
+                                                 const KernelBenchOptions& options,
+                                                 std::unique_ptr<cuda::BenchDevice> device);
+std::unique_ptr<Subject> make_cuda_select_experts(const KernelCase& kernel_case,
+                                                  const KernelBenchOptions& options,
+                                                  std::unique_ptr<cuda::BenchDevice> device);
+
+/// sample_best, sample or sample_filtered: tokens from rows of logits, without a draft.
+/// @throws Error{invalid_argument, capacity, out_of_memory}
+std::unique_ptr<Subject> make_cuda_sampling(const KernelCase& kernel_case,
+                                            const KernelBenchOptions& options,
+                                            std::unique_ptr<cuda::BenchDevice> device);
+
 }  // namespace mimo_rt::kbench

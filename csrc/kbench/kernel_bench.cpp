@@ -32,15 +32,34 @@ std::unique_ptr<Subject> make_cpu_subject(const KernelCase& c, const KernelBench
        "', got '", c.kernel, "'");
 }
 
+struct CudaKernel {
+  const char* name;
+  std::unique_ptr<Subject> (*make)(const KernelCase&, const KernelBenchOptions&,
+                                   std::unique_ptr<cuda::BenchDevice>);
+};
+constexpr CudaKernel kCudaKernels[] = {
+    {"gemm", make_cuda_gemm},
+    {"expert_gate_up", make_cuda_experts},
+    {"expert_down", make_cuda_experts},
+    {"attention", make_cuda_attention},
+    {"router_logits", make_cuda_router_logits},
+    {"select_experts", make_cuda_select_experts},
+    {"sample_best", make_cuda_sampling},
+    {"sample", make_cuda_sampling},
+    {"sample_filtered", make_cuda_sampling},
+};
+
 std::unique_ptr<Subject> make_cuda_subject(const KernelCase& c, const KernelBenchOptions& options,
                                            std::unique_ptr<cuda::BenchDevice> device) {
   MIMO_RT_CHECK(!options.is_hot, invalid_argument, kWhere,
                 "is_hot: expected a CPU backend, got 'cuda'");
-  if (c.kernel == "gemm") return make_cuda_gemm(c, options, std::move(device));
-  if (c.kernel == "expert_gate_up" || c.kernel == "expert_down")
-    return make_cuda_experts(c, options, std::move(device));
-  fail(ErrorCode::unavailable, kWhere,
-       "kernel: expected gemm, expert_gate_up or expert_down on 'cuda', got '", c.kernel, "'");
+  std::string names;
+  for (const CudaKernel& kernel : kCudaKernels) {
+    if (c.kernel == kernel.name) return kernel.make(c, options, std::move(device));
+    names += concat(names.empty() ? "" : ", ", kernel.name);
+  }
+  fail(ErrorCode::unavailable, kWhere, "kernel: expected one of ", names, " on 'cuda', got '",
+       c.kernel, "'");
 }
 
 }  // namespace

@@ -22,7 +22,10 @@ void bind_kernel_bench(py::module_& m) {
       .def_readwrite("num_q_per_kv", &KernelCase::num_q_per_kv)
       .def_readwrite("qk_head_dim", &KernelCase::qk_head_dim)
       .def_readwrite("v_head_dim", &KernelCase::v_head_dim)
-      .def_readwrite("num_keys", &KernelCase::num_keys);
+      .def_readwrite("num_keys", &KernelCase::num_keys)
+      .def_readwrite("window_tokens", &KernelCase::window_tokens)
+      .def_readwrite("split_keys", &KernelCase::split_keys)
+      .def_readwrite("vocab_size", &KernelCase::vocab_size);
   py::class_<KernelBenchOptions>(m, "KernelBenchOptions", "Where a kernel runs; fields as in mimo_rt/kernel_bench.h.")
       .def(py::init(&from_kwargs<KernelBenchOptions>))
       .def_readwrite("backend", &KernelBenchOptions::backend)

@@ -12,15 +12,25 @@ namespace mimo_rt {
 
 /// What is measured. Fields that the kernel does not have stay 0.
 struct KernelCase {
-  std::string kernel;  ///< "gemm", "attention"; on "cuda" also "expert_gate_up", "expert_down"
-  std::string format;  ///< of the weights: "mxfp4", "fp8_e4m3", "bf16", "f32"; attention: "bf16"
+  /// "gemm", "attention"; on "cuda" also "expert_gate_up", "expert_down", "router_logits",
+  /// "select_experts", "sample_best" (temperature 0), "sample" (temperature 1), "sample_filtered"
+  /// (temperature 0.8, top-k 50, top-p 0.95)
+  std::string kernel;
+  /// Of the weights: "mxfp4", "fp8_e4m3", "bf16", "f32"; of keys and values: "bf16"; of logits:
+  /// "f32".
+  std::string format;
   uint32_t num_tokens = 1;
   uint32_t rows = 0, k = 0;                           ///< gemm
-  uint32_t num_experts = 0, experts_per_token = 0;    ///< experts
-  uint32_t hidden_size = 0, width = 0;                ///< experts
+  uint32_t num_experts = 0, experts_per_token = 0;    ///< experts, router
+  uint32_t hidden_size = 0, width = 0;                ///< experts, router_logits
   uint32_t num_segments = 1;                          ///< expert_down: parts of K, 8 / number of ranks
   uint32_t num_kv_heads = 0, num_q_per_kv = 0;        ///< attention
-  uint32_t qk_head_dim = 0, v_head_dim = 0, num_keys = 0;
+  uint32_t qk_head_dim = 0, v_head_dim = 0;
+  uint32_t num_keys = 0;       ///< that the first token sees
+  /// On "cuda". num_keys: the cache is a ring, every token sees as many keys; 0: it is pages.
+  uint32_t window_tokens = 0;
+  uint32_t split_keys = 0;     ///< on "cuda": keys that one block goes through, a multiple of 64
+  uint32_t vocab_size = 0;     ///< sampling
 };
 
 struct KernelBenchOptions {
@@ -37,7 +47,7 @@ struct KernelBenchOptions {
 /// What one call has to do. A matrix or a layer whose call would take much longer than 10 ms on a
 /// CPU core is measured in part: `rows` and `num_kv_heads` of `KernelBench::measured` say which.
 struct KernelWork {
-  double bytes = 0;       ///< weights, or keys and values, read once
+  double bytes = 0;       ///< weights, keys and values, or logits, read once
   double flops = 0;       ///< 2 per multiply-add
   double read_bytes = 0;  ///< of the plain read that every call takes turns with
   uint32_t num_active_experts = 0;

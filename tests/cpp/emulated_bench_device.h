@@ -4,18 +4,23 @@
 
 #define MIMO_RT_HOST_EMULATION
 #include "cuda/bench_device.h"
+#include "cuda/attention.h"
+#include "cuda/device/tasks/attention_kernels.cuh"
 #include "cuda/device/tasks/expert_kernels.cuh"
 #include "cuda/device/tasks/projection_kernels.cuh"
+#include "cuda/device/tasks/router_kernels.cuh"
+#include "cuda/device/tasks/sampling_kernels.cuh"
 #include "cuda/expert_mlp.h"
 #include "cuda/projection.h"
-#include "emulation/schedule.h"
+#include "cuda/router.h"
+#include "cuda/sampling.h"
 
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <vector>
 
-#include "check.h"
+#include "kernel_launch.h"
 
 namespace fixture {
 
@@ -26,6 +31,7 @@ class EmulatedBenchDevice : public cuda::BenchDevice {
   EmulatedBenchDevice() {
     (void)cuda::rms_norm_kernel;  // kernels of the header that no benchmark runs
     (void)cuda::argmax_combine_kernel;
+    (void)cuda::accept_kernel;
   }
   ~EmulatedBenchDevice() override {
     for (void* memory : memory_) std::free(memory);
@@ -62,6 +68,26 @@ class EmulatedBenchDevice : public cuda::BenchDevice {
     tiles.push_back(params.tiles);
     run(cuda::projection_kernel(params), params, sizeof(cuda::ProjectionShared));
   }
+  void launch(const cuda::AttentionParams& params) override {
+    cuda::check_attention(params);
+    run(cuda::attention_kernel, params, sizeof(cuda::AttentionShared));
+    run(cuda::attention_combine_kernel, params, 0, kComputeThreads);
+  }
+  void launch(const cuda::RouterLogitsParams& params) override {
+    cuda::check_router_logits(params);
+    run(cuda::router_logits_kernel(params), params, sizeof(cuda::RouterShared));
+  }
+  void launch(const cuda::SelectExpertsParams& params) override {
+    cuda::check_select_experts(params);
+    run(cuda::select_experts_kernel, params, sizeof(cuda::SelectShared), kComputeThreads, 1);
+  }
+  void launch(const cuda::SampleParams& params) override {
+    cuda::check_sample(params);
+    run(cuda::sample_best_kernel, params, sizeof(cuda::SliceShared), kComputeThreads);
+    if (params.rules.temperature != 0.0f)
+      run(cuda::sample_weigh_kernel, params, sizeof(cuda::SliceShared), kComputeThreads);
+    run(cuda::sample_draw_kernel, params, sizeof(cuda::DrawShared), kComputeThreads);
+  }
 
   KernelTimes time(uint32_t num_calls, const std::function<void(uint32_t)>& call) override {
     using Clock = std::chrono::steady_clock;
@@ -80,15 +106,12 @@ class EmulatedBenchDevice : public cuda::BenchDevice {
   std::vector<std::vector<uint32_t>> active;
 
  private:
+  static constexpr uint32_t kComputeThreads = cuda::kComputeWarps * 32;
+
   template <typename Params>
-  static void run(void (*kernel)(Params), const Params& params, uint32_t shared_bytes) {
-    emulation::LaunchOptions options;
-    options.num_blocks = 2;
-    options.num_threads = cuda::kBlockThreads;
-    options.shared_bytes = shared_bytes;
-    const emulation::LaunchResult result = emulation::launch(options, kernel, params);
-    if (!result.error.empty()) check::report(__FILE__, __LINE__, result.error);
-    CHECK(result.error.empty());
+  static void run(void (*kernel)(Params), const Params& params, size_t shared_bytes,
+                  uint32_t num_threads = cuda::kBlockThreads, uint32_t num_blocks = 2) {
+    run_emulated(kernel, params, options_of({.num_blocks = num_blocks}, num_threads, shared_bytes));
   }
 
   std::vector<void*> memory_;

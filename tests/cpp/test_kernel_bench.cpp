@@ -57,6 +57,35 @@ KernelCase experts(const char* kernel, uint32_t num_tokens, uint32_t segments = 
   return c;
 }
 
+/// Attention on a GPU. `is_ring`: of a window layer.
+KernelCase device_attention(uint32_t num_tokens, uint32_t num_keys, bool is_ring) {
+  KernelCase c = attention(num_tokens, num_keys);
+  c.v_head_dim = 32;
+  c.window_tokens = is_ring ? num_keys : 0;
+  c.split_keys = 64;
+  return c;
+}
+
+KernelCase router(const char* kernel, const char* format, uint32_t num_tokens) {
+  KernelCase c;
+  c.kernel = kernel;
+  c.format = format;
+  c.num_tokens = num_tokens;
+  c.num_experts = 21;
+  c.experts_per_token = 4;
+  c.hidden_size = 352;
+  return c;
+}
+
+KernelCase sampling(const char* kernel, uint32_t num_tokens, uint32_t vocab_size) {
+  KernelCase c;
+  c.kernel = kernel;
+  c.format = "f32";
+  c.num_tokens = num_tokens;
+  c.vocab_size = vocab_size;
+  return c;
+}
+
 KernelBenchOptions small(uint64_t rotation_bytes = 100'000) {
   KernelBenchOptions options;
   options.rotation_bytes = rotation_bytes;
@@ -116,6 +145,27 @@ struct BrokenDevice : EmulatedBenchDevice {
     broken.rows -= 16;
     broken.num_columns -= 16;
     EmulatedBenchDevice::launch(broken);  // leaves columns unwritten
+  }
+  void launch(const cuda::AttentionParams& params) override {
+    cuda::AttentionParams broken = params;
+    broken.scale *= 1.25f;
+    EmulatedBenchDevice::launch(broken);
+  }
+  void launch(const cuda::RouterLogitsParams& params) override {
+    cuda::RouterLogitsParams broken = params;
+    broken.weights += 16;  // one BF16 row starts late
+    broken.num_experts -= 1;
+    EmulatedBenchDevice::launch(broken);
+  }
+  void launch(const cuda::SelectExpertsParams& params) override {
+    cuda::SelectExpertsParams broken = params;
+    broken.bias = nullptr;
+    EmulatedBenchDevice::launch(broken);
+  }
+  void launch(const cuda::SampleParams& params) override {
+    cuda::SampleParams broken = params;
+    broken.vocab_size = 1;
+    EmulatedBenchDevice::launch(broken);
   }
 };
 
@@ -226,6 +276,56 @@ TEST_CASE("CUDA projections pass their check; columns that were not written are 
     }
 }
 
+TEST_CASE("CUDA attention passes its check, ring and pages; with another scale it does not") {
+  for (const bool is_ring : {true, false})
+    for (const auto& [num_tokens, num_keys] : {std::pair{1u, 20u}, {3u, 128u}, {8u, 150u}}) {
+      const KernelCase c = device_attention(num_tokens, num_keys, is_ring);
+      const auto subject =
+          kbench::make_cuda_attention(c, small(), std::make_unique<EmulatedBenchDevice>());
+      const double error = subject->worst_error();
+      CHECK(error > 0 && error <= 1.0);
+      CHECK_EQ(subject->work().bytes, 2.0 * (num_keys + num_tokens - 1) * (48 + 32) * 2);
+      const auto broken = kbench::make_cuda_attention(c, small(), std::make_unique<BrokenDevice>());
+      CHECK(broken->worst_error() > 1.0);
+    }
+}
+
+TEST_CASE("CUDA router kernels pass their check; other weights and no bias do not") {
+  for (const uint32_t num_tokens : {1u, 9u}) {
+    for (const char* format : {"f32", "bf16"}) {
+      const KernelCase c = router("router_logits", format, num_tokens);
+      const auto subject =
+          kbench::make_cuda_router_logits(c, small(), std::make_unique<EmulatedBenchDevice>());
+      const double error = subject->worst_error();
+      CHECK(error > 0 && error <= 1.0);
+      const auto broken =
+          kbench::make_cuda_router_logits(c, small(), std::make_unique<BrokenDevice>());
+      CHECK(broken->worst_error() > 1.0);
+    }
+    const KernelCase c = router("select_experts", "f32", num_tokens);
+    const auto subject =
+        kbench::make_cuda_select_experts(c, small(), std::make_unique<EmulatedBenchDevice>());
+    const double error = subject->worst_error();
+    CHECK(error > 0 && error <= 1.0);
+    const auto broken =
+        kbench::make_cuda_select_experts(c, small(), std::make_unique<BrokenDevice>());
+    CHECK(std::isinf(broken->worst_error()));
+  }
+}
+
+TEST_CASE("CUDA sampling gives the CPU's tokens; of a part of the vocabulary it does not") {
+  for (const char* kernel : {"sample_best", "sample", "sample_filtered"})
+    for (const auto& [num_tokens, vocab_size] : {std::pair{1u, 300u}, {5u, 2501u}}) {
+      const KernelCase c = sampling(kernel, num_tokens, vocab_size);
+      const auto subject =
+          kbench::make_cuda_sampling(c, small(), std::make_unique<EmulatedBenchDevice>());
+      CHECK_EQ(subject->worst_error(), 0.0);
+      CHECK_EQ(subject->work().bytes, 4.0 * num_tokens * vocab_size);
+      const auto broken = kbench::make_cuda_sampling(c, small(), std::make_unique<BrokenDevice>());
+      CHECK(std::isinf(broken->worst_error()));
+    }
+}
+
 TEST_CASE("CUDA calls rotate: other experts, other copies of a matrix") {
   auto device = std::make_unique<EmulatedBenchDevice>();
   const EmulatedBenchDevice& seen = *device;
@@ -262,6 +362,36 @@ TEST_CASE("routes hold every choice once, sorted, with equal numbers of active e
     }
     CHECK_EQ(choices.size(), 21u);
   }
+}
+
+TEST_CASE("CUDA cases that no kernel can take are refused by name") {
+  const auto open = [](auto make, KernelCase c, const auto& change) {
+    change(c);
+    return make(c, small(), std::make_unique<EmulatedBenchDevice>());
+  };
+  const auto open_attention = [&](const auto& change) {
+    return open(kbench::make_cuda_attention, device_attention(1, 128, true), change);
+  };
+  using C = KernelCase&;
+  CHECK_THROWS(invalid_argument, "window_tokens: expected 0 or num_keys 128, got 64",
+               open_attention([](C c) { c.window_tokens = 64; }));
+  CHECK_THROWS(unsupported_shape, "split_keys: expected a multiple of 64, got 96",
+               open_attention([](C c) { c.split_keys = 96; }));
+  CHECK_THROWS(capacity, "num_tokens", open_attention([](C c) { c.num_tokens = 65; }));
+  CHECK_THROWS(invalid_argument, "num_kv_heads", open_attention([](C c) { c.num_kv_heads = 0; }));
+  CHECK_THROWS(invalid_argument, "expected f32 or bf16",
+               open(kbench::make_cuda_router_logits, router("router_logits", "mxfp4", 1), [](C) {}));
+  CHECK_THROWS(capacity, "num_experts: expected at most 512, got 513",
+               open(kbench::make_cuda_router_logits, router("router_logits", "f32", 1),
+                    [](C c) { c.num_experts = 513; }));
+  CHECK_THROWS(capacity, "experts_per_token: expected at most 21",
+               open(kbench::make_cuda_select_experts, router("select_experts", "f32", 1),
+                    [](C c) { c.experts_per_token = 22; }));
+  CHECK_THROWS(invalid_argument, "expected f32 logits for sample",
+               open(kbench::make_cuda_sampling, sampling("sample", 1, 8),
+                    [](C c) { c.format = "bf16"; }));
+  CHECK_THROWS(invalid_argument, "vocab_size: expected > 0",
+               open(kbench::make_cuda_sampling, sampling("sample", 1, 0), [](C) {}));
 }
 
 TEST_CASE("cases that no kernel can take are refused by name") {

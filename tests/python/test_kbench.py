@@ -13,6 +13,7 @@ from mimo_rt.bench.kernel_baseline import make_baseline
 from mimo_rt.bench.kernel_shapes import MODELS, SHAPES, choose
 from mimo_rt.cli import main as cli_main
 
+SAMPLERS = ("sample_best", "sample", "sample_filtered")
 SMALL = ["kbench", "bf16", "mxfp4", "--shape", "64x128", "--seconds", "0.01", "--no-baseline"]
 
 
@@ -34,8 +35,9 @@ def test_shapes_of_the_pro_model_follow_from_its_config(root):
     layer, dense = config.layers[1], config.layers[0]
     experts = {"num_experts": config.num_experts, "experts_per_token": config.experts_per_token,
                "hidden_size": config.hidden_size, "width": config.expert_intermediate_size}
-    assert shape_of("pro/expert_gate_up").experts == experts
-    assert shape_of("pro/expert_down").experts == experts | {"num_segments": 8}
+    assert shape_of("pro/expert_gate_up").cuda == {"kernel": "expert_gate_up", **experts}
+    down = {"kernel": "expert_down", **experts, "num_segments": 8}
+    assert shape_of("pro/expert_down").cuda == down
     qkv = (layer.num_q_heads + layer.num_kv_heads) * layer.qk_head_dim
     qkv += layer.num_kv_heads * layer.v_head_dim
     assert shape_of("pro/qkv").fields == {"rows": qkv, "k": config.hidden_size}
@@ -43,6 +45,11 @@ def test_shapes_of_the_pro_model_follow_from_its_config(root):
     assert shape_of("pro/o_proj").fields == o_proj
     assert shape_of("pro/lm_head").fields == {"rows": config.vocab_size, "k": config.hidden_size}
     assert shape_of("pro/router").fields == {"rows": config.num_experts, "k": config.hidden_size}
+    router = shape_of("pro/router").cuda
+    assert (router["num_experts"], router["hidden_size"]) == (config.num_experts, config.hidden_size)
+    assert shape_of("pro/sample").cuda["vocab_size"] == config.vocab_size
+    assert shape_of("pro/select_experts").cuda["experts_per_token"] == config.experts_per_token
+    assert shape_of("pro/attention_window").cuda["window_tokens"] == layer.window_tokens
     width = {"rows": 2 * config.intermediate_size, "k": config.hidden_size}
     assert shape_of("pro/dense_gate_up").fields == width
     for name, which in (("pro/attention_window", layer), ("pro/attention_full", dense)):
@@ -55,14 +62,17 @@ def test_shapes_of_the_pro_model_follow_from_its_config(root):
 def test_a_rank_has_an_eighth_of_every_sharded_matrix():
     for slice_ in choose([], "pro-r8"):
         whole = shape_of(f"pro/{slice_.op}")
+        is_replicated = slice_.op in ("router", "select_experts", *SAMPLERS)
         size = math.prod(whole.fields.values()) / math.prod(slice_.fields.values())
-        assert size == (1 if slice_.op == "router" else 8), slice_.name
+        assert size == (1 if is_replicated else 8), slice_.name
+        assert slice_.cuda == whole.cuda or not is_replicated
 
 
 def test_names_are_unique_and_every_case_is_accepted_by_the_core():
     assert len({s.name for s in SHAPES}) == len(SHAPES) and len(MODELS) == 4
     for shape in SHAPES:
-        for backend in ("cpu-generic", "cuda"):
+        assert shape.is_on("cuda") or shape.format == "f32"
+        for backend in filter(shape.is_on, ("cpu-generic", "cuda")):
             case = _C.KernelCase(**shape.kernel_case(backend, shape.tokens(backend)[0]))
             assert case.format == shape.format and case.num_tokens == 1
 
@@ -175,8 +185,11 @@ def test_baseline_is_the_faster_type_of_torch():
         torch.set_num_threads(before)
     assert torch.__version__ in baseline.name and "linear" in baseline.name
     assert len(baseline.run(3)) == 3 and min(baseline.run(3)) > 0
-    attention = _C.KernelCase(kernel="attention", format="bf16")
-    assert make_baseline(attention, None, "cpu-generic") is None
+    for kernel in ("attention", "select_experts", "sample"):
+        case = _C.KernelCase(kernel=kernel, format="bf16")
+        assert make_baseline(case, None, "cpu-generic") is None
+    router = _C.KernelCase(kernel="router_logits", format="f32", num_experts=64, hidden_size=64)
+    assert "float32" in make_baseline(router, None, "cpu-generic").name
 
 
 def test_without_torch_there_is_no_baseline(monkeypatch):
@@ -222,7 +235,7 @@ def test_a_gpu_that_is_not_there(capsys):
 @pytest.mark.parametrize(("arguments", "needle"), [
     (["--seconds", "0"], "--seconds"), (["--shape", "x"], "--shape"),
     (["nonsense"], "got 'nonsense'"), (["attention_full", "--hot"], "has no hot kernel"),
-    (["attention_full", "--device", "cuda"], "'cuda' has no kernel"),
+    (["sample"], "has no kernel for pro-r8/sample"),
     (["--device", "tpu"], "device"),
 ])
 def test_wrong_values(capsys, arguments, needle):

@@ -22,7 +22,7 @@ ALLOWED = {
     "python": {"mimo_rt"},
     "no_cuda": {"mimo_rt", "core", "cuda"},
     "cuda": {"mimo_rt", "core", "plan", "weights", "sampling"},
-    "kbench": {"mimo_rt", "core", "plan", "weights", "cpu", "cuda"},
+    "kbench": {"mimo_rt", "core", "plan", "weights", "sampling", "cpu", "cuda"},
 }
 # Executors see the engine only through the interfaces of a step and of a round.
 ENGINE_HEADERS_FOR_EXECUTORS = {"engine/step.h", "engine/round.h"}

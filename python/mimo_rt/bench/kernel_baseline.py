@@ -49,8 +49,8 @@ class Baseline:
 
 def make_baseline(kernel_case: Any, work: Any, backend: str) -> Baseline | None:
     """The fastest of PyTorch's ways; None without PyTorch or for a kernel that it does not have."""
-    if kernel_case.kernel == "attention":
-        return None  # no attention with sinks
+    if kernel_case.kernel not in ("gemm", "router_logits", "expert_gate_up", "expert_down"):
+        return None  # no attention with sinks, no choices
     try:
         import torch
     except ImportError:
@@ -61,6 +61,8 @@ def make_baseline(kernel_case: Any, work: Any, backend: str) -> Baseline | None:
     if device == "cpu":
         torch.set_num_threads(1)  # as the kernel
     dtypes = (torch.bfloat16,) if device == "cuda" else (torch.float32, torch.bfloat16)
+    if kernel_case.kernel == "router_logits":
+        dtypes = (torch.float32,)  # the choice of experts is not to change
 
     def trial_s(dtype: Any) -> float:
         return min(_make(torch, device, dtype, kernel_case, work, 0).run(3)[1:])
@@ -80,7 +82,10 @@ def _make(
         columns = math.ceil(kernel_case.num_tokens * kernel_case.experts_per_token / batch)
         shape, product = (batch, rows, k), "bmm"
     else:
-        shape, columns, product = (kernel_case.rows, kernel_case.k), kernel_case.num_tokens, "linear"
+        is_router = kernel_case.kernel == "router_logits"
+        shape = (kernel_case.num_experts, kernel_case.hidden_size)
+        shape = shape if is_router else (kernel_case.rows, kernel_case.k)
+        columns, product = kernel_case.num_tokens, "linear"
     num_bytes = math.prod(shape) * torch.empty((), dtype=dtype).element_size()
     weights = [torch.randn(shape, dtype=dtype, device=device)]
     weights += [weights[0].clone() for _ in range(rotation_bytes // num_bytes)]

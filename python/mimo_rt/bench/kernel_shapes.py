@@ -14,8 +14,7 @@ from typing import Any
 FORMATS = ("mxfp4", "fp8_e4m3", "bf16", "f32")
 CPU_TOKENS = (1, 2, 4, 8, 64, 512)
 CUDA_TOKENS = (1, 2, 4, 8, 16, 32, 64)
-_ATTENTION_TOKENS = (1, 8)
-_ATTENTION = {"num_q_per_kv": 16, "qk_head_dim": 192, "v_head_dim": 128}
+_STEP_TOKENS = (1, 8)  # where more tokens are more of the same
 
 
 @dataclass(frozen=True)
@@ -23,15 +22,15 @@ class Shape:
     """One operation of one model.
 
     Attributes:
-        fields: those of ``KernelCase`` for a gemm or an attention kernel.
-        experts: those of a whole MoE layer, for kernels that do all active experts at once.
+        fields: those of ``KernelCase`` for a gemm or an attention kernel; empty: not on a CPU.
+        cuda: all of ``KernelCase`` for a kernel that a GPU has instead, its name included.
     """
 
     model: str
     op: str
     format: str
     fields: dict[str, int] = field(default_factory=dict)
-    experts: dict[str, int] = field(default_factory=dict)
+    cuda: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -44,15 +43,15 @@ class Shape:
     def kernel_case(self, backend: str, num_tokens: int) -> dict[str, Any]:
         """Fields of ``KernelCase``: a CPU multiplies one expert, a GPU all active ones."""
         common = {"format": self.format, "num_tokens": num_tokens}
-        if self.experts and backend == "cuda":
-            return {"kernel": self.op, **common, **self.experts}
+        if self.cuda and backend == "cuda":
+            return {**common, **self.cuda}
         return {"kernel": "attention" if self.is_attention else "gemm", **common, **self.fields}
 
     def is_on(self, backend: str) -> bool:
         """Whether the backend has a kernel for it."""
         if backend != "cuda":
-            return True
-        return bool(self.experts) or not self.is_attention and self.format in ("fp8_e4m3", "bf16")
+            return bool(self.fields)
+        return bool(self.cuda) or self.format in ("fp8_e4m3", "bf16")
 
     def takes_int8(self, backend: str) -> bool:
         """Whether INT8 activations make a difference to it."""
@@ -60,8 +59,8 @@ class Shape:
 
     def tokens(self, backend: str) -> tuple[int, ...]:
         """How many tokens are usual."""
-        if self.is_attention:
-            return _ATTENTION_TOKENS
+        if self.is_attention or not self.fields:
+            return _STEP_TOKENS
         return CUDA_TOKENS if backend == "cuda" else CPU_TOKENS
 
 
@@ -71,9 +70,10 @@ def _experts(
     layer = {"num_experts": num_experts, "experts_per_token": experts_per_token,
              "hidden_size": hidden, "width": width}
     return [
-        Shape(model, "expert_gate_up", "mxfp4", {"rows": 2 * width, "k": hidden}, layer),
+        Shape(model, "expert_gate_up", "mxfp4", {"rows": 2 * width, "k": hidden},
+              {"kernel": "expert_gate_up", **layer}),
         Shape(model, "expert_down", "mxfp4", {"rows": hidden, "k": width},
-              {**layer, "num_segments": segments}),
+              {"kernel": "expert_down", **layer, "num_segments": segments}),
     ]
 
 
@@ -81,12 +81,31 @@ def _gemm(model: str, op: str, format_: str, rows: int, k: int) -> Shape:
     return Shape(model, op, format_, {"rows": rows, "k": k})
 
 
-def _attention(model: str, num_window_heads: int, num_full_heads: int) -> list[Shape]:
+def _attention(
+    model: str, window_heads: tuple[int, int], full_heads: tuple[int, int]
+) -> list[Shape]:
+    """``..._heads``: q heads and kv heads."""
+
+    def one(op: str, heads: tuple[int, int], num_keys: int, **cuda: int) -> Shape:
+        fields = {"num_kv_heads": heads[1], "num_q_per_kv": heads[0] // heads[1],
+                  "qk_head_dim": 192, "v_head_dim": 128, "num_keys": num_keys}
+        return Shape(model, op, "bf16", fields, {"kernel": "attention", **fields, **cuda})
+
+    return [one("attention_window", window_heads, 128, window_tokens=128, split_keys=4096),
+            one("attention_full", full_heads, 4096, split_keys=256)]
+
+
+def _replicated(
+    model: str, num_experts: int, experts_per_token: int, hidden: int, vocab_size: int
+) -> list[Shape]:
+    """What every rank does in full: the router, and the choice of the next token."""
+    choice = {"num_experts": num_experts, "experts_per_token": experts_per_token}
     return [
-        Shape(model, "attention_window", "bf16",
-              {**_ATTENTION, "num_kv_heads": num_window_heads, "num_keys": 128}),
-        Shape(model, "attention_full", "bf16",
-              {**_ATTENTION, "num_kv_heads": num_full_heads, "num_keys": 4096}),
+        Shape(model, "router", "f32", {"rows": num_experts, "k": hidden},
+              {"kernel": "router_logits", "num_experts": num_experts, "hidden_size": hidden}),
+        Shape(model, "select_experts", "f32", {}, {"kernel": "select_experts", **choice}),
+        *(Shape(model, name, "f32", {}, {"kernel": name, "vocab_size": vocab_size})
+          for name in ("sample_best", "sample", "sample_filtered")),
     ]
 
 
@@ -97,21 +116,22 @@ SHAPES: tuple[Shape, ...] = (
     _gemm("pro", "dense_gate_up", "fp8_e4m3", 32768, 6144),
     _gemm("pro", "dense_down", "fp8_e4m3", 6144, 16384),
     _gemm("pro", "lm_head", "bf16", 152576, 6144),
-    _gemm("pro", "router", "f32", 384, 6144),
-    *_attention("pro", 8, 8),
+    *_replicated("pro", 384, 8, 6144, 152576),
+    *_attention("pro", (128, 8), (128, 8)),
     *_experts("pro-r8", 384, 8, 6144, 256, segments=1),
     _gemm("pro-r8", "qkv", "fp8_e4m3", 3392, 6144),
     _gemm("pro-r8", "o_proj", "bf16", 6144, 2048),
     _gemm("pro-r8", "dense_gate_up", "fp8_e4m3", 4096, 6144),
     _gemm("pro-r8", "dense_down", "fp8_e4m3", 6144, 2048),
     _gemm("pro-r8", "lm_head", "bf16", 19072, 6144),
-    _gemm("pro-r8", "router", "f32", 384, 6144),
-    *_attention("pro-r8", 1, 1),
+    *_replicated("pro-r8", 384, 8, 6144, 152576),
+    *_attention("pro-r8", (16, 1), (16, 1)),
     *_experts("flash", 256, 8, 4096, 2048),
     _gemm("flash", "qkv", "fp8_e4m3", 13568, 4096),  # of a full layer: 64 q heads, 4 kv heads
     _gemm("flash", "o_proj", "bf16", 4096, 8192),
     _gemm("flash", "lm_head", "bf16", 152576, 4096),
-    _gemm("flash", "router", "f32", 256, 4096),
+    *_replicated("flash", 256, 8, 4096, 152576),
+    *_attention("flash", (64, 8), (64, 4)),
     *_experts("gpt-oss-120b", 128, 4, 2880, 2880),
 )
 MODELS = tuple(dict.fromkeys(shape.model for shape in SHAPES))

@@ -166,8 +166,8 @@ def _row(result: KernelResult) -> tuple[str, ...]:
 
 
 def _sizes(shape: Shape) -> str:
-    fields = {**shape.experts, **({} if shape.experts else shape.fields)}
-    return ", ".join(f"{name} {value}" for name, value in fields.items())
+    fields = shape.cuda or shape.fields
+    return ", ".join(f"{name} {value}" for name, value in fields.items() if name != "kernel")
 
 
 def _token_list(text: str) -> tuple[int, ...]:
