@@ -114,6 +114,11 @@ inline void check_copy(const BulkCopy& copy) {
         other.destination < copy.destination + copy.num_bytes)
       fail("bulk copy into " + name_of(block, copy.destination) +
            ", where another copy is still on its way");
+  for (const auto& warp : block.warps)
+    for (const GroupProduct& product : warp->products)
+      if (product.overlaps(copy.destination, copy.num_bytes))
+        fail("bulk copy into " + name_of(block, copy.destination) +
+             ", which a product of a warp group still reads");
   bool is_fenced = is_published(*block.shared_view, copy.destination, copy.num_bytes);
   for (const ProxyView& view : machine->handed_over)
     is_fenced &= is_published(view, copy.source, copy.num_bytes);

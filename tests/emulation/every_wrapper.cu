@@ -12,8 +12,9 @@ __global__ void __launch_bounds__(128, 1) use_every_wrapper(uint32_t* words, flo
   ptx::mbarrier_init(barrier, 1);
   ptx::fence_mbarrier_init();
   ptx::fence_proxy_async();
-  ptx::mbarrier_arrive_expect_tx(barrier, 64);
+  ptx::mbarrier_arrive_expect_tx(barrier, 128);
   ptx::bulk_copy(shared + 128, words, 64, barrier, ptx::evict_first_policy());
+  ptx::bulk_copy(shared + 192, words, 64, barrier, ptx::evict_last_policy());
   const uint64_t start_ns = ptx::global_timer_ns();
   while (!ptx::mbarrier_try_wait(barrier, 0)) {
     ptx::sleep_ns(20);
@@ -39,5 +40,17 @@ __global__ void __launch_bounds__(128, 1) use_every_wrapper(uint32_t* words, flo
   ptx::add_release_gpu(words + 2, 1);
   auto* pairs = reinterpret_cast<uint64_t*>(words + 12);
   ptx::store_relaxed_gpu(pairs, ptx::load_relaxed_gpu(pairs + 1));
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  const uint64_t columns = ptx::wgmma_columns(shared + 1024);
+  float sums[1][4] = {}, wide[16][4] = {};
+  ptx::wgmma_fence();
+  ptx::wgmma_m64k16(sums, a, columns);
+  ptx::wgmma_m64k16(wide, a, columns);
+  ptx::wgmma_commit();
+  ptx::wgmma_wait<0>();
+  ptx::wgmma_pin(sums);
+  ptx::wgmma_pin(wide);
+  floats[128 + threadIdx.x] = sums[0][1] + wide[15][2];
+#endif
   ptx::store_release_system(words + 16, ptx::compare_exchange_gpu(words + 17, 0, 1));
 }

@@ -41,7 +41,15 @@ struct Wait {
 };
 
 /// An operation that a planted fault leaves out.
-enum class Skip : uint8_t { none, named_barrier, mbarrier_wait, sync_warp };
+enum class Skip : uint8_t {
+  none,
+  named_barrier,
+  mbarrier_wait,
+  sync_warp,
+  wgmma_fence,
+  wgmma_commit,
+  wgmma_wait,
+};
 
 struct Index3 {
   uint32_t x = 0, y = 0, z = 0;
@@ -54,6 +62,28 @@ struct Exchange {
   uint32_t out[kWarpLanes][4];
 };
 
+/// One warp's 16 rows of a product of its warp group (warp_group.h).
+struct GroupProduct {
+  const uint8_t* columns;
+  uint32_t num_groups;            ///< of 8 columns
+  const uint32_t* a[kWarpLanes];  ///< read when it is carried out
+  float* c[kWarpLanes];
+  uint64_t commit_idx;
+  bool is_committed, is_done;
+
+  const uint8_t* tile() const { return columns - reinterpret_cast<uintptr_t>(columns) % 1024; }
+  size_t num_bytes() const { return size_t{1024} * num_groups; }
+  bool overlaps(const uint8_t* begin, size_t size) const {
+    return begin < tile() + num_bytes() && tile() < begin + size;
+  }
+};
+
+/// Accumulators of products on their way; the lanes' own hold poison.
+struct HeldAccumulators {
+  float* c[kWarpLanes];
+  std::vector<float> value;  ///< of lane 0, lane 1, …
+};
+
 struct Warp {
   std::unique_ptr<Lane> lanes[kWarpLanes];
   uint32_t num_live = kWarpLanes;
@@ -63,6 +93,46 @@ struct Warp {
   uint64_t num_collectives = 0;
   uint32_t num_arrived = 0;
   const char* operation = "";
+  // Products of the warp group that are not complete, or that nobody has waited for.
+  std::vector<GroupProduct> products;
+  std::vector<HeldAccumulators> held;
+  uint64_t num_products = 0, num_commits = 0;
+  bool is_fenced = false;
+
+  HeldAccumulators& held_of(const GroupProduct& product) {
+    return *std::find_if(held.begin(), held.end(),
+                         [&](const HeldAccumulators& h) { return h.c[0] == product.c[0]; });
+  }
+  /// Takes the accumulators away, unless an earlier product has them.
+  void hold(const GroupProduct& product) {
+    for (const HeldAccumulators& h : held)
+      if (h.c[0] == product.c[0]) return;
+    HeldAccumulators taken{};
+    const size_t size = 4 * product.num_groups;
+    for (uint32_t i = 0; i < kWarpLanes; ++i) {
+      taken.c[i] = product.c[i];
+      taken.value.insert(taken.value.end(), product.c[i], product.c[i] + size);
+      std::memset(product.c[i], kPoison, size * sizeof(float));
+    }
+    held.push_back(std::move(taken));
+  }
+  /// Gives back those that no product needs. @return whether they still held poison
+  bool give_back() {
+    bool is_untouched = true;
+    std::erase_if(held, [&](const HeldAccumulators& h) {
+      for (const GroupProduct& product : products)
+        if (product.c[0] == h.c[0]) return false;
+      const size_t size = h.value.size() / kWarpLanes;
+      for (uint32_t i = 0; i < kWarpLanes; ++i) {
+        const auto* bytes = reinterpret_cast<const uint8_t*>(h.c[i]);
+        is_untouched &= std::all_of(bytes, bytes + size * sizeof(float),
+                                    [](uint8_t byte) { return byte == kPoison; });
+        std::memcpy(h.c[i], h.value.data() + i * size, size * sizeof(float));
+      }
+      return true;
+    });
+    return is_untouched;
+  }
 };
 
 struct Lane {
@@ -101,6 +171,8 @@ struct Block {
   std::unique_ptr<uint8_t, decltype(&std::free)> shared{nullptr, &std::free};
   size_t shared_bytes = 0;
   std::unique_ptr<ProxyView> shared_view;
+  /// Columns and their number of all products of each warp group, in order.
+  std::vector<std::vector<std::pair<const uint8_t*, uint32_t>>> group_products;
   std::vector<const void*> unfenced_mbarriers;  ///< initialised, no fence_mbarrier_init since
 };
 

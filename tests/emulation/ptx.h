@@ -8,6 +8,7 @@
 #include "emulation/async_copy.h"
 #include "emulation/cuda_keywords.h"
 #include "emulation/machine.h"
+#include "emulation/warp_group.h"
 
 namespace mimo_rt::ptx {
 
@@ -61,6 +62,7 @@ inline bool mbarrier_try_wait(uint64_t* barrier, uint32_t parity) {
 // --- copy.cuh
 
 inline uint64_t evict_first_policy() { return 0; }
+inline uint64_t evict_last_policy() { return 0; }
 
 inline void bulk_copy(void* shared_dst, const void* global_src, uint32_t num_bytes,
                       uint64_t* barrier, uint64_t /*l2_policy*/) {
@@ -235,6 +237,47 @@ inline uint32_t to_bf16x2(float low, float high) {
 inline uint32_t mul_bf16x2(uint32_t a, uint32_t b) {
   return to_bf16x2(low_bf16(a) * low_bf16(b), high_bf16(a) * high_bf16(b));
 }
+
+// --- wgmma.cuh
+
+inline uint64_t wgmma_columns(const void* first) { return reinterpret_cast<uint64_t>(first); }
+
+inline void wgmma_fence() {
+  if (emulation::is_skipped(emulation::Skip::wgmma_fence)) return;
+  const emulation::Unchecked unchecked;
+  emulation::meet("wgmma_fence", nullptr, 0,
+                  [](emulation::Exchange&) { emulation::this_lane().warp->is_fenced = true; });
+}
+
+template <uint32_t kGroups>
+void wgmma_m64k16(float (&c)[kGroups][4], const uint32_t (&a)[4], uint64_t columns) {
+  const emulation::Unchecked unchecked;
+  uint32_t words[emulation::Exchange::kWords] = {};
+  const uint32_t* a_words = a;
+  float* c_values = c[0];
+  std::memcpy(words, &columns, 8);
+  std::memcpy(words + 2, &a_words, sizeof a_words);
+  std::memcpy(words + 4, &c_values, sizeof c_values);
+  words[6] = kGroups;
+  emulation::meet("wgmma", words, 7, &emulation::issue_product);
+}
+
+inline void wgmma_commit() {
+  if (emulation::is_skipped(emulation::Skip::wgmma_commit)) return;
+  const emulation::Unchecked unchecked;
+  emulation::meet("wgmma_commit", nullptr, 0, &emulation::commit_products);
+}
+
+template <uint32_t kNumGroups>
+void wgmma_wait() {
+  if (emulation::is_skipped(emulation::Skip::wgmma_wait)) return;
+  const emulation::Unchecked unchecked;
+  const uint32_t num_groups = kNumGroups;
+  emulation::meet("wgmma_wait", &num_groups, 1, &emulation::wait_for_products);
+}
+
+template <uint32_t kGroups>
+void wgmma_pin(float (&/*c*/)[kGroups][4]) {}
 
 // --- memory.cuh
 

@@ -41,8 +41,9 @@ inline void start_block(uint32_t block_idx) {
   block->block_idx.x = block_idx;
   block->num_live_lanes = options.num_threads;
   block->shared_bytes = options.shared_bytes;
-  const size_t bytes = std::max<size_t>(options.shared_bytes, 128);
-  block->shared.reset(static_cast<uint8_t*>(std::aligned_alloc(128, (bytes + 127) / 128 * 128)));
+  const size_t bytes = std::max<size_t>(options.shared_bytes, 1024);
+  block->shared.reset(
+      static_cast<uint8_t*>(std::aligned_alloc(1024, (bytes + 1023) / 1024 * 1024)));
   std::memset(block->shared.get(), kPoison, bytes);
   block->shared_view =
       std::make_unique<ProxyView>(std::span(block->shared.get(), options.shared_bytes));
@@ -85,6 +86,8 @@ inline std::string check_exit(const Block& block) {
   const std::string name = "block " + std::to_string(block.block_idx.x);
   for (const BulkCopy& copy : machine->copies)
     if (copy.block == &block) return name + " ends while a bulk copy into it is on its way";
+  for (const auto& warp : block.warps)
+    if (!warp->products.empty()) return name + " ends with products of a warp group on their way";
   for (const NamedBarrier& barrier : block.barriers)
     if (barrier.num_arrived != 0)
       return name + " ends with " + std::to_string(barrier.num_arrived) + " of " +

@@ -12,6 +12,13 @@ __device__ __forceinline__ uint64_t evict_first_policy() {
   return policy;
 }
 
+/// createpolicy.fractional.L2::evict_last: for bytes that many blocks read.
+__device__ __forceinline__ uint64_t evict_last_policy() {
+  uint64_t policy;
+  asm volatile("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+
 /// cp.async.bulk global -> shared: `num_bytes` (a multiple of 16, both addresses 16-byte aligned)
 /// are counted on `barrier` when they have arrived. Bytes that threads have written (source, or
 /// destination before) need fence_proxy_async first.

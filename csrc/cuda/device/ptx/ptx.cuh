@@ -16,4 +16,5 @@
 #include "cuda/device/ptx/mbarrier.cuh"
 #include "cuda/device/ptx/memory.cuh"
 #include "cuda/device/ptx/system.cuh"
+#include "cuda/device/ptx/wgmma.cuh"
 #endif

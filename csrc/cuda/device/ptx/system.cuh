@@ -5,9 +5,9 @@
 
 namespace mimo_rt::ptx {
 
-/// The dynamic shared memory of this block, 128-byte aligned.
+/// The dynamic shared memory of this block, 1024-byte aligned.
 __device__ __forceinline__ uint8_t* dynamic_shared_memory() {
-  extern __shared__ __align__(128) uint8_t mimo_rt_dynamic_shared_memory[];
+  extern __shared__ __align__(1024) uint8_t mimo_rt_dynamic_shared_memory[];
   return mimo_rt_dynamic_shared_memory;
 }
 
