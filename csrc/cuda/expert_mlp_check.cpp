@@ -1,17 +1,24 @@
 // Checks of the expert kernels' arguments. No CUDA in here: they are tested on every machine.
+#include "cuda/expert_gemm.h"
 #include "cuda/expert_mlp.h"
 #include "cuda/param_checks.h"
 
 namespace mimo_rt::cuda {
 namespace {
 
+struct Limits {
+  uint32_t num_tokens, num_slots;
+};
+constexpr Limits kFewTokens{kMaxExpertTokens, kMaxExpertSlots};
+constexpr Limits kManyTokens{kMaxGemmTokens, kMaxGemmSlots};
+
 template <typename Params>
-void check_common(const char* where, const Params& params) {
+void check_common(const char* where, const Params& params, const Limits& limits) {
   check_size(where, "hidden_size", params.hidden_size);
   check_size(where, "width", params.width);
-  check_num_tokens(where, params.num_tokens);
-  MIMO_RT_CHECK(params.max_slots <= kMaxExpertSlots, capacity, where,
-                "max_slots: expected at most ", kMaxExpertSlots, ", got ", params.max_slots);
+  check_num_rows(where, "num_tokens", params.num_tokens, limits.num_tokens);
+  MIMO_RT_CHECK(params.max_slots <= limits.num_slots, capacity, where,
+                "max_slots: expected at most ", limits.num_slots, ", got ", params.max_slots);
   check_pointer(where, "tiles", params.tiles, 16);
   check_pointer(where, "route.num_active", params.route.num_active, 4);
   check_pointer(where, "route.active_experts", params.route.active_experts, 4);
@@ -19,27 +26,54 @@ void check_common(const char* where, const Params& params) {
   check_pointer(where, "route.slot_token", params.route.slot_token, 4);
 }
 
+void check_gate_up(const char* where, const ExpertGateUpParams& params, const Limits& limits) {
+  check_common(where, params, limits);
+  check_rows(where, "x", params.x, params.hidden_size);
+  check_rows(where, "act", params.act, params.width);
+}
+
+void check_down(const char* where, const ExpertDownParams& params, const Limits& limits) {
+  check_common(where, params, limits);
+  check_pointer(where, "route.slot_weight", params.route.slot_weight, 4);
+  check_rows(where, "act", params.act, params.width);
+  if (params.residual.data)
+    check_rows(where, "residual", params.residual, params.hidden_size);
+  else
+    check_rows(where, "sums", params.sums, params.hidden_size);
+  MIMO_RT_CHECK(params.num_segments >= 1 && params.num_segments <= kMaxDownSegments,
+                unsupported_shape, where, "num_segments: expected 1 .. ", kMaxDownSegments,
+                ", got ", params.num_segments);
+}
+
+template <typename Params>
+void check_gemm(const char* where, const Params& params) {
+  MIMO_RT_CHECK(params.num_experts >= 1 && params.num_experts <= kMaxGemmExperts,
+                unsupported_shape, where, "num_experts: expected 1 .. ", kMaxGemmExperts, ", got ",
+                params.num_experts);
+  check_pointer(where, "packed", params.packed, 16);
+}
+
 }  // namespace
 
 void check_expert_gate_up(const ExpertGateUpParams& params) {
-  constexpr const char* kWhere = "cuda.expert_gate_up";
-  check_common(kWhere, params);
-  check_rows(kWhere, "x", params.x, params.hidden_size);
-  check_rows(kWhere, "act", params.act, params.width);
+  check_gate_up("cuda.expert_gate_up", params, kFewTokens);
 }
 
 void check_expert_down(const ExpertDownParams& params) {
-  constexpr const char* kWhere = "cuda.expert_down";
-  check_common(kWhere, params);
-  check_pointer(kWhere, "route.slot_weight", params.route.slot_weight, 4);
-  check_rows(kWhere, "act", params.act, params.width);
-  if (params.residual.data)
-    check_rows(kWhere, "residual", params.residual, params.hidden_size);
-  else
-    check_rows(kWhere, "sums", params.sums, params.hidden_size);
-  MIMO_RT_CHECK(params.num_segments >= 1 && params.num_segments <= kMaxDownSegments,
-                unsupported_shape, kWhere, "num_segments: expected 1 .. ", kMaxDownSegments,
-                ", got ", params.num_segments);
+  check_down("cuda.expert_down", params, kFewTokens);
+}
+
+void check_expert_gate_up_gemm(const ExpertGateUpGemmParams& params) {
+  constexpr const char* kWhere = "cuda.expert_gate_up_gemm";
+  check_gate_up(kWhere, params, kManyTokens);
+  check_gemm(kWhere, params);
+}
+
+void check_expert_down_gemm(const ExpertDownGemmParams& params) {
+  constexpr const char* kWhere = "cuda.expert_down_gemm";
+  check_down(kWhere, params, kManyTokens);
+  check_gemm(kWhere, params);
+  check_pointer(kWhere, "partials", params.partials, 16);
 }
 
 }  // namespace mimo_rt::cuda

@@ -14,9 +14,10 @@ inline void check_size(const char* where, const char* name, uint32_t size, uint3
                 ", got ", size);
 }
 
-inline void check_num_rows(const char* where, const char* name, uint32_t num_rows) {
-  MIMO_RT_CHECK(num_rows >= 1 && num_rows <= kMaxTokens, capacity, where, name,
-                ": expected 1 .. ", kMaxTokens, ", got ", num_rows);
+inline void check_num_rows(const char* where, const char* name, uint32_t num_rows,
+                           uint32_t limit = kMaxTokens) {
+  MIMO_RT_CHECK(num_rows >= 1 && num_rows <= limit, capacity, where, name, ": expected 1 .. ",
+                limit, ", got ", num_rows);
 }
 inline void check_num_tokens(const char* where, uint32_t num_tokens) {
   check_num_rows(where, "num_tokens", num_tokens);

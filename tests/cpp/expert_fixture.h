@@ -34,6 +34,7 @@ struct AlignedRows {
     data = reinterpret_cast<T*>((address + 15) / 16 * 16);
     std::fill(data, data + uint64_t{rows} * stride, fill);
   }
+  AlignedRows(AlignedRows&&) = default;
   AlignedRows(const AlignedRows&) = delete;
   AlignedRows& operator=(const AlignedRows&) = delete;
   T& at(uint32_t row, uint32_t column) const { return data[uint64_t{row} * stride + column]; }

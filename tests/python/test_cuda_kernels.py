@@ -14,8 +14,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 ARCHITECTURES = ("90a", "100a")
 MAX_REGISTERS = 168  # a block has 9 warps: one of the 4 register files of 16384 holds 3 of them
 
-# A block shares out with setmaxnreg only what it was launched with: kLaunchRegisters of persistent_params.h.
-LAUNCH_REGISTERS = {"persistent_kernel": 168}
+# A block shares out with setmaxnreg only what it was launched with: kLaunchRegisters of persistent_params.h, and
+# kGemmComputeRegisters and kGemmLoadRegisters of expert_gemm_params.h.
+LAUNCH_REGISTERS = {"persistent_kernel": 168, "expert_gate_up_gemm_kernel": 168, "expert_down_gemm_kernel": 168}
 
 MAX_SHARED_BYTES = 227 * 1024  # dynamic, compute capability 9.0 and 10.0
 
@@ -23,6 +24,8 @@ MAX_SHARED_BYTES = 227 * 1024  # dynamic, compute capability 9.0 and 10.0
 KERNELS = {
     "csrc/cuda/attention.cu": {"attention_kernel", "attention_combine_kernel"},
     "csrc/cuda/bench_device.cu": {"read_kernel"},
+    "csrc/cuda/expert_gemm.cu": {"expert_pack_x_kernel", "expert_pack_act_kernel", "expert_gate_up_gemm_kernel",
+                                 "expert_down_gemm_kernel", "expert_combine_kernel"},
     "csrc/cuda/expert_mlp.cu": {"expert_gate_up_kernel", "expert_down_kernel"},
     "csrc/cuda/persistent.cu": {"persistent_kernel"},
     "csrc/cuda/projection.cu": {"projection_fp8_kernel", "projection_fp8_normed_kernel",
@@ -94,6 +97,7 @@ def test_kernels_keep_everything_in_registers(source, architecture, tmp_path, ca
 
 @needs_nvcc
 @pytest.mark.parametrize("struct, header", [("AttentionShared", "attention.cuh"),
+                                            ("ExpertGemmShared", "expert_gemm.cuh"),
                                             ("ExpertShared", "expert_stream.cuh"),
                                             ("ProjectionShared", "projection.cuh"),
                                             ("RouterShared", "router.cuh"),

@@ -16,8 +16,8 @@ PARALLEL_TESTS = {
                     "an exception of the caller's ends the rounds and leaves them resumable",
                     "a signal lost in a round is a timeout with a report, and the process goes on"],
 }
-EMULATED = ["test_emulation", "test_cuda_edges", "test_cuda_attention", "test_cuda_experts", "test_cuda_projection_stores",
-            "test_cuda_router", "test_cuda_sampling"]
+EMULATED = ["test_emulation", "test_cuda_edges", "test_cuda_attention", "test_cuda_expert_gemm", "test_cuda_experts",
+            "test_cuda_projection_stores", "test_cuda_router", "test_cuda_sampling"]
 # Sanitizer -> programs; tests/conftest.py begins to build them when the run begins.
 PROGRAMS = {
     "address,undefined": ["fuzz_checkpoint", *HOSTILE_FILE_TESTS, *EMULATED, "test_cuda_projection"],
@@ -97,6 +97,7 @@ def test_cuda_kernels_under_tsan(tsan_programs):
              ("test_cuda_router", "the route is that of a sort, ties to the lower expert, in every schedule"),
              ("test_cuda_edges", "every edge hands over the right values in every schedule"),
              ("test_cuda_edges", "a signal that does not come ends all blocks with one report"),
+             ("test_cuda_expert_gemm", "with a residual the sums are added and rounded once"),
              ("test_cuda_experts", "partial sums that do not fit at once follow in passes, same bits"),
              ("test_cuda_projection_stores", "gate and up become columns of a gated MLP"),
              ("test_cuda_projection_stores", "the best column is the lowest of the largest, for any number of blocks")]

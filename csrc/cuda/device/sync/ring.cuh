@@ -1,8 +1,8 @@
 // The circular shared-memory ring through which weights come: one loader warp fills stages with
-// bulk copies, and for each stage one compute warp waits, reads and gives it back.
+// bulk copies, and for each stage its owners, compute warps, wait, read and give it back.
 //
 // A *ticket* is the running number of a stage use since the kernel began; it may wrap around. The
-// loader and the owner of a ticket agree on it by computing it from the same work list. Stage and
+// loader and the owners of a ticket agree on it by computing it from the same work list. Stage and
 // parity follow from the ticket, so nobody keeps a phase bit.
 //
 // Proxies: bulk copies write a stage (async), compute warps only read it (generic). `release`
@@ -13,41 +13,50 @@
 
 namespace mimo_rt::cuda {
 
-template <uint32_t kNumStages, uint32_t kStageBytes>
+template <uint32_t kNumStages, uint32_t kStageBytes, uint32_t kOwners = 1>
 struct Ring {
   static_assert((kNumStages & (kNumStages - 1)) == 0, "tickets wrap around at 2^32");
   static_assert(kStageBytes % 128 == 0, "keeps the alignment of bulk copies");
 
   alignas(128) uint8_t stages[kNumStages][kStageBytes];
   uint64_t full[kNumStages];   ///< one arrival of the loader, and the bytes
-  uint64_t empty[kNumStages];  ///< one arrival of the owner
+  uint64_t empty[kNumStages];  ///< one arrival of each owner
 
   /// One thread of the block, once per kernel. A block barrier must follow.
   __device__ void init() {
     for (uint32_t stage = 0; stage < kNumStages; ++stage) {
       ptx::mbarrier_init(&full[stage], 1);
-      ptx::mbarrier_init(&empty[stage], 1);
+      ptx::mbarrier_init(&empty[stage], kOwners);
     }
     ptx::fence_mbarrier_init();
   }
 
-  /// Loader, one thread per ticket: waits until the stage is free, then starts the copy of
-  /// `num_bytes` (0: only signals).
-  __device__ void fill(uint32_t ticket, const uint8_t* source, uint32_t num_bytes,
-                       uint64_t l2_policy) {
+  /// Loader, one thread per ticket: waits until the stage is free, then announces `num_bytes`.
+  __device__ void open(uint32_t ticket, uint32_t num_bytes) {
     const uint32_t stage = ticket % kNumStages;
     wait_for_phase(&empty[stage], parity(ticket) ^ 1);  // complete on a fresh barrier
     ptx::mbarrier_arrive_expect_tx(&full[stage], num_bytes);
-    if (num_bytes != 0) ptx::bulk_copy(stages[stage], source, num_bytes, &full[stage], l2_policy);
+  }
+  /// Loader, any thread, after `open`: starts a copy of some of the bytes.
+  __device__ void copy(uint32_t ticket, uint32_t offset, const uint8_t* source, uint32_t num_bytes,
+                       uint64_t l2_policy) {
+    const uint32_t stage = ticket % kNumStages;
+    ptx::bulk_copy(stages[stage] + offset, source, num_bytes, &full[stage], l2_policy);
+  }
+  /// Loader, one thread per ticket: both, with one copy (0 bytes: only signals).
+  __device__ void fill(uint32_t ticket, const uint8_t* source, uint32_t num_bytes,
+                       uint64_t l2_policy) {
+    open(ticket, num_bytes);
+    if (num_bytes != 0) copy(ticket, 0, source, num_bytes, l2_policy);
   }
 
-  /// Owner, all lanes of the warp: waits until the bytes of `ticket` are there.
+  /// An owner, all lanes of the warp: waits until the bytes of `ticket` are there.
   __device__ const uint8_t* wait(uint32_t ticket) {
     wait_for_phase(&full[ticket % kNumStages], parity(ticket));
     return stages[ticket % kNumStages];
   }
 
-  /// Owner, all lanes of the warp: the stage has been read.
+  /// An owner, all lanes of the warp: the stage has been read.
   __device__ void release(uint32_t ticket, uint32_t lane_idx) {
     ptx::sync_warp();
     if (lane_idx == 0) ptx::mbarrier_arrive(&empty[ticket % kNumStages]);
