@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cuda/attention.h"
+#include "cuda/expert_gemm.h"
 #include "cuda/expert_mlp.h"
 #include "cuda/launch.cuh"
 #include "cuda/projection.h"
@@ -105,6 +106,10 @@ class CudaBenchDevice : public BenchDevice {
 
   void launch(const ExpertGateUpParams& params) override { launch_expert_gate_up(params); }
   void launch(const ExpertDownParams& params) override { launch_expert_down(params); }
+  void launch(const ExpertGateUpGemmParams& params) override {
+    launch_expert_gate_up_gemm(params);
+  }
+  void launch(const ExpertDownGemmParams& params) override { launch_expert_down_gemm(params); }
   void launch(const ProjectionParams& params) override { launch_projection(params); }
   void launch(const AttentionParams& params) override { launch_attention(params); }
   void launch(const RouterLogitsParams& params) override { launch_router_logits(params); }

@@ -10,6 +10,7 @@
 #include <string>
 
 #include "cuda/attention_params.h"
+#include "cuda/expert_gemm_params.h"
 #include "cuda/expert_mlp_params.h"
 #include "cuda/projection_params.h"
 #include "cuda/router_params.h"
@@ -35,6 +36,8 @@ class BenchDevice {
 
   virtual void launch(const ExpertGateUpParams& params) = 0;
   virtual void launch(const ExpertDownParams& params) = 0;
+  virtual void launch(const ExpertGateUpGemmParams& params) = 0;
+  virtual void launch(const ExpertDownGemmParams& params) = 0;
   virtual void launch(const ProjectionParams& params) = 0;
   virtual void launch(const AttentionParams& params) = 0;
   virtual void launch(const RouterLogitsParams& params) = 0;

@@ -35,6 +35,11 @@ class CudaExperts : public RowsSubject<Params, T> {
     params.max_slots = routes_.num_slots();
     params.hidden_size = c.hidden_size;
     params.width = c.width;
+    if constexpr (requires { params.packed; }) {  // for many tokens
+      params.num_experts = c.num_experts;
+      params.packed = static_cast<uint8_t*>(this->device_->allocate(
+          cuda::packed_slots_bytes(params.max_slots, c.num_experts, shape_.k)));
+    }
   }
 
   void aim(uint32_t place) override { this->params_.route = routes_.on_device(place); }
@@ -72,14 +77,19 @@ class CudaExperts : public RowsSubject<Params, T> {
   std::vector<uint8_t> host_tiles_;  // the distinct experts
 };
 
-class GateUp final : public CudaExperts<cuda::ExpertGateUpParams, uint16_t> {
+/// `Params`: for few tokens or for many.
+template <typename Params>
+class GateUp final : public CudaExperts<Params, uint16_t> {
+  using Base = CudaExperts<Params, uint16_t>;
+  using Base::params_, Base::shape_, Base::routes_;
+
  public:
   GateUp(const KernelCase& c, const KernelBenchOptions& options,
          std::unique_ptr<cuda::BenchDevice> device)
-      : CudaExperts(c, options, {2 * c.width, c.hidden_size}, std::move(device)),
+      : Base(c, options, {2 * c.width, c.hidden_size}, std::move(device)),
         x_(random_bf16(uint64_t{c.num_tokens} * c.hidden_size, options.seed ^ 1)) {
-    params_.x = {upload(x_), c.hidden_size};
-    params_.act = make_out(routes_.num_slots(), c.width);
+    params_.x = {this->upload(x_), c.hidden_size};
+    params_.act = this->make_out(routes_.num_slots(), c.width);
   }
 
  private:
@@ -88,8 +98,8 @@ class GateUp final : public CudaExperts<cuda::ExpertGateUpParams, uint16_t> {
   Bounded expected(uint32_t place, uint32_t slot, uint32_t column) override {
     const bf16_t* x = x_.data() + uint64_t{routes_.token(place, slot)} * shape_.k;
     const uint32_t row = column / kCudaGateUpRows * kCudaTileRows + column % kCudaGateUpRows;
-    const Product gate = product(place, slot, row, x);
-    const Product up = product(place, slot, row + kCudaGateUpRows, x);
+    const Product gate = this->product(place, slot, row, x);
+    const Product up = this->product(place, slot, row + kCudaGateUpRows, x);
     const double sum_error = rounding_of(shape_.k + 8.0, kProductSumUnit);
     const double gate_error = sum_error * gate.magnitude + shape_.k * kUnderflow;
     const double up_error = sum_error * up.magnitude + shape_.k * kUnderflow;
@@ -102,15 +112,23 @@ class GateUp final : public CudaExperts<cuda::ExpertGateUpParams, uint16_t> {
   const std::vector<bf16_t> x_;
 };
 
-class Down final : public CudaExperts<cuda::ExpertDownParams, float> {
+template <typename Params>
+class Down final : public CudaExperts<Params, float> {
+  using Base = CudaExperts<Params, float>;
+  using Base::params_, Base::shape_, Base::routes_, Base::measured_;
+
  public:
   Down(const KernelCase& c, const KernelBenchOptions& options,
        std::unique_ptr<cuda::BenchDevice> device)
-      : CudaExperts(c, options, {c.hidden_size, c.width}, std::move(device)),
+      : Base(c, options, {c.hidden_size, c.width}, std::move(device)),
         act_(random_bf16(uint64_t{routes_.num_slots()} * c.width, options.seed ^ 1)) {
     params_.num_segments = c.num_segments;
-    params_.act = {upload(act_), c.width};
-    params_.sums = make_out(c.num_tokens, c.hidden_size);
+    params_.act = {this->upload(act_), c.width};
+    params_.sums = this->make_out(c.num_tokens, c.hidden_size);
+    if constexpr (requires { params_.partials; })
+      params_.partials = static_cast<float*>(
+          this->device_->allocate(sizeof(float) * uint64_t{c.num_segments} * params_.max_slots *
+                                  c.hidden_size));
   }
 
  private:
@@ -120,7 +138,7 @@ class Down final : public CudaExperts<cuda::ExpertDownParams, float> {
     Product sum;
     for (uint32_t slot = 0; slot < routes_.num_slots(); ++slot) {
       if (routes_.token(place, slot) != token) continue;
-      const Product p = product(place, slot, column, act_.data() + uint64_t{slot} * shape_.k);
+      const Product p = this->product(place, slot, column, act_.data() + uint64_t{slot} * shape_.k);
       const auto weight = double{routes_.weight(place, slot)};
       sum.value += weight * p.value;
       sum.magnitude += weight * p.magnitude;
@@ -144,15 +162,24 @@ std::unique_ptr<Subject> make_cuda_experts(const KernelCase& kernel_case,
   check_positive("num_tokens", c.num_tokens);
   check_positive("num_experts", c.num_experts);
   check_positive("experts_per_token", c.experts_per_token);
-  check_at_most("num_tokens", c.num_tokens, cuda::kMaxExpertTokens);
+  const bool is_gemm = c.kernel.ends_with("_gemm");
+  check_at_most("num_tokens", c.num_tokens,
+                is_gemm ? cuda::kMaxGemmTokens : cuda::kMaxExpertTokens);
   check_at_most("experts_per_token", c.experts_per_token, c.num_experts);
   check_at_most("num_tokens * experts_per_token", c.num_tokens * c.experts_per_token,
-                cuda::kMaxExpertSlots);
+                is_gemm ? cuda::kMaxGemmSlots : cuda::kMaxExpertSlots);
+  if (is_gemm) check_at_most("num_experts", c.num_experts, cuda::kMaxGemmExperts);
   check_multiple("hidden_size", c.hidden_size, kBlockK);
   check_multiple("width", c.width, kBlockK);
   c.num_segments = std::max(c.num_segments, 1u);
-  if (c.kernel == "expert_gate_up") return std::make_unique<GateUp>(c, options, std::move(device));
-  return std::make_unique<Down>(c, options, std::move(device));
+  using namespace cuda;
+  if (c.kernel == "expert_gate_up")
+    return std::make_unique<GateUp<ExpertGateUpParams>>(c, options, std::move(device));
+  if (c.kernel == "expert_down")
+    return std::make_unique<Down<ExpertDownParams>>(c, options, std::move(device));
+  if (c.kernel == "expert_gate_up_gemm")
+    return std::make_unique<GateUp<ExpertGateUpGemmParams>>(c, options, std::move(device));
+  return std::make_unique<Down<ExpertDownGemmParams>>(c, options, std::move(device));
 }
 
 }  // namespace mimo_rt::kbench

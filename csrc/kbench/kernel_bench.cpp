@@ -41,6 +41,8 @@ constexpr CudaKernel kCudaKernels[] = {
     {"gemm", make_cuda_gemm},
     {"expert_gate_up", make_cuda_experts},
     {"expert_down", make_cuda_experts},
+    {"expert_gate_up_gemm", make_cuda_experts},
+    {"expert_down_gemm", make_cuda_experts},
     {"attention", make_cuda_attention},
     {"router_logits", make_cuda_router_logits},
     {"select_experts", make_cuda_select_experts},

@@ -12,9 +12,10 @@ namespace mimo_rt {
 
 /// What is measured. Fields that the kernel does not have stay 0.
 struct KernelCase {
-  /// "gemm", "attention"; on "cuda" also "expert_gate_up", "expert_down", "router_logits",
-  /// "select_experts", "sample_best" (temperature 0), "sample" (temperature 1), "sample_filtered"
-  /// (temperature 0.8, top-k 50, top-p 0.95)
+  /// "gemm", "attention"; on "cuda" also "expert_gate_up", "expert_down" (up to 64 tokens),
+  /// "expert_gate_up_gemm", "expert_down_gemm" (many), "router_logits", "select_experts",
+  /// "sample_best" (temperature 0), "sample" (temperature 1), "sample_filtered" (temperature 0.8,
+  /// top-k 50, top-p 0.95)
   std::string kernel;
   /// Of the weights: "mxfp4", "fp8_e4m3", "bf16", "f32"; of keys and values: "bf16"; of logits:
   /// "f32".
@@ -23,7 +24,7 @@ struct KernelCase {
   uint32_t rows = 0, k = 0;                           ///< gemm
   uint32_t num_experts = 0, experts_per_token = 0;    ///< experts, router
   uint32_t hidden_size = 0, width = 0;                ///< experts, router_logits
-  uint32_t num_segments = 1;                          ///< expert_down: parts of K, 8 / number of ranks
+  uint32_t num_segments = 1;                          ///< expert_down…: parts of K, 8 / number of ranks
   uint32_t num_kv_heads = 0, num_q_per_kv = 0;        ///< attention
   uint32_t qk_head_dim = 0, v_head_dim = 0;
   uint32_t num_keys = 0;       ///< that the first token sees

@@ -6,10 +6,12 @@
 #include "cuda/bench_device.h"
 #include "cuda/attention.h"
 #include "cuda/device/tasks/attention_kernels.cuh"
+#include "cuda/device/tasks/expert_gemm_kernels.cuh"
 #include "cuda/device/tasks/expert_kernels.cuh"
 #include "cuda/device/tasks/projection_kernels.cuh"
 #include "cuda/device/tasks/router_kernels.cuh"
 #include "cuda/device/tasks/sampling_kernels.cuh"
+#include "cuda/expert_gemm.h"
 #include "cuda/expert_mlp.h"
 #include "cuda/projection.h"
 #include "cuda/router.h"
@@ -62,6 +64,18 @@ class EmulatedBenchDevice : public cuda::BenchDevice {
   void launch(const cuda::ExpertDownParams& params) override {
     cuda::check_expert_down(params);
     run(cuda::expert_down_kernel, params, sizeof(cuda::ExpertShared));
+  }
+  void launch(const cuda::ExpertGateUpGemmParams& params) override {
+    cuda::check_expert_gate_up_gemm(params);
+    run(cuda::expert_pack_x_kernel, params, 0, kComputeThreads);
+    run(cuda::expert_gate_up_gemm_kernel, params, sizeof(cuda::ExpertGemmShared),
+        cuda::kGemmThreads);
+  }
+  void launch(const cuda::ExpertDownGemmParams& params) override {
+    cuda::check_expert_down_gemm(params);
+    run(cuda::expert_pack_act_kernel, params, 0, kComputeThreads);
+    run(cuda::expert_down_gemm_kernel, params, sizeof(cuda::ExpertGemmShared), cuda::kGemmThreads);
+    run(cuda::expert_combine_kernel, params, sizeof(cuda::CombineShared), kComputeThreads);
   }
   void launch(const cuda::ProjectionParams& params) override {
     cuda::check_projection(params);

@@ -140,6 +140,8 @@ struct BrokenDevice : EmulatedBenchDevice {
   }
   void launch(const cuda::ExpertGateUpParams& params) override { launch_other_expert(params); }
   void launch(const cuda::ExpertDownParams& params) override { launch_other_expert(params); }
+  void launch(const cuda::ExpertGateUpGemmParams& params) override { launch_other_expert(params); }
+  void launch(const cuda::ExpertDownGemmParams& params) override { launch_other_expert(params); }
   void launch(const cuda::ProjectionParams& params) override {
     cuda::ProjectionParams broken = params;
     broken.rows -= 16;
@@ -261,6 +263,19 @@ TEST_CASE("CUDA experts pass their check on every route; another expert's weight
         const auto broken = kbench::make_cuda_experts(c, small(), std::make_unique<BrokenDevice>());
         CHECK(broken->worst_error() > 1.0);
       }
+}
+
+TEST_CASE("CUDA experts for many tokens pass their check; another expert's weights do not") {
+  for (const char* kernel : {"expert_gate_up_gemm", "expert_down_gemm"}) {
+    const KernelCase c = experts(kernel, 70, 2);
+    const auto subject =
+        kbench::make_cuda_experts(c, small(), std::make_unique<EmulatedBenchDevice>());
+    const double error = subject->worst_error();
+    CHECK(error > 0 && error <= 1.0);
+    CHECK_EQ(subject->work().num_active_experts, 11u);
+    const auto broken = kbench::make_cuda_experts(c, small(), std::make_unique<BrokenDevice>());
+    CHECK(broken->worst_error() > 1.0);
+  }
 }
 
 TEST_CASE("CUDA projections pass their check; columns that were not written are seen") {
@@ -426,6 +441,8 @@ TEST_CASE("cases that no kernel can take are refused by name") {
   };
   CHECK_THROWS(capacity, "num_tokens: expected at most 64, got 65",
                open_experts(experts("expert_down", 65)));
+  CHECK_THROWS(capacity, "num_tokens: expected at most 8192, got 8193",
+               open_experts(experts("expert_down_gemm", 8193)));
   c = experts("expert_down", 1);
   c.experts_per_token = 12;
   CHECK_THROWS(capacity, "experts_per_token: expected at most 11", open_experts(c));

@@ -49,7 +49,8 @@ class Baseline:
 
 def make_baseline(kernel_case: Any, work: Any, backend: str) -> Baseline | None:
     """The fastest of PyTorch's ways; None without PyTorch or for a kernel that it does not have."""
-    if kernel_case.kernel not in ("gemm", "router_logits", "expert_gate_up", "expert_down"):
+    is_expert = kernel_case.kernel.startswith("expert_")
+    if not is_expert and kernel_case.kernel not in ("gemm", "router_logits"):
         return None  # no attention with sinks, no choices
     try:
         import torch
@@ -75,7 +76,7 @@ def _make(
     torch: Any, device: str, dtype: Any, kernel_case: Any, work: Any, rotation_bytes: int
 ) -> Baseline:
     if kernel_case.kernel.startswith("expert_"):
-        is_down = kernel_case.kernel == "expert_down"
+        is_down = kernel_case.kernel.startswith("expert_down")
         rows = kernel_case.hidden_size if is_down else 2 * kernel_case.width
         k = kernel_case.width if is_down else kernel_case.hidden_size
         batch = work.num_active_experts

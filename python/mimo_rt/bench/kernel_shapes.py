@@ -15,6 +15,7 @@ FORMATS = ("mxfp4", "fp8_e4m3", "bf16", "f32")
 CPU_TOKENS = (1, 2, 4, 8, 64, 512)
 CUDA_TOKENS = (1, 2, 4, 8, 16, 32, 64)
 _STEP_TOKENS = (1, 8)  # where more tokens are more of the same
+_GEMM_TOKENS = (128, 512, 2048)
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ class Shape:
 
     def tokens(self, backend: str) -> tuple[int, ...]:
         """How many tokens are usual."""
+        if self.op.endswith("_gemm"):
+            return _GEMM_TOKENS
         if self.is_attention or not self.fields:
             return _STEP_TOKENS
         return CUDA_TOKENS if backend == "cuda" else CPU_TOKENS
@@ -74,6 +77,9 @@ def _experts(
               {"kernel": "expert_gate_up", **layer}),
         Shape(model, "expert_down", "mxfp4", {"rows": hidden, "k": width},
               {"kernel": "expert_down", **layer, "num_segments": segments}),
+        Shape(model, "expert_gate_up_gemm", "mxfp4", {}, {"kernel": "expert_gate_up_gemm", **layer}),
+        Shape(model, "expert_down_gemm", "mxfp4", {},
+              {"kernel": "expert_down_gemm", **layer, "num_segments": segments}),
     ]
 
 
