@@ -206,11 +206,10 @@ void AccessModel::append_draft(const Task& task, Sink& sink) const {
   }
 }
 
+/// All drafts, whichever rows the task embeds: how many rows there are is known when the last of them is.
 void AccessModel::append_block_reads(const Task& task, Sink& sink) const {
-  for (uint64_t row = task.tile_first; row < plan_.options().max_tokens; row += task.tile_stride) {
-    const uint32_t t = static_cast<uint32_t>(row);
-    sink.all_rows(t ? AccessMode::read : AccessMode::read_earlier, task.input, Cols{t, t + 1}, RowDomain::whole);
-  }
+  sink.all_rows(AccessMode::read_earlier, task.input, Cols{0, 1}, RowDomain::whole);
+  sink.all_rows(AccessMode::read, task.input, Cols{1, plan_.options().max_tokens}, RowDomain::whole);
 }
 
 void AccessModel::append_context_kv(const Task& task, Sink& sink) const {

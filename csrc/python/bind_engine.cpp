@@ -43,7 +43,8 @@ void bind_engine(py::module_& m) {
       .def_property_readonly("packed_cache", &Engine::packed_cache)
       .def_property_readonly("dense_bytes_per_step", &Engine::dense_bytes_per_step)
       .def_property_readonly("expert_bytes", &Engine::expert_bytes)
-      .def("notes", &Engine::notes, "What this machine does not grant, in sentences.")
+      .def("notes", &Engine::notes, py::call_guard<py::gil_scoped_release>(),  // reads a long file of the kernel's
+           "What this machine does not grant, in sentences.")
       .def("measure_bandwidth_gbs", &Engine::measure_bandwidth_gbs, py::arg("seconds") = 0.2,
            py::call_guard<py::gil_scoped_release>())
       .def("set_tracing", &Engine::set_tracing, py::arg("on"))

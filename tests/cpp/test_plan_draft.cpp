@@ -193,6 +193,20 @@ TEST_CASE("features are read before the step's own captures overwrite them") {
   }
 }
 
+// How many rows a round verifies is known with its last draft: the row of the anchor waits for it too.
+TEST_CASE("an embedding that does not wait for the drafts is refused, whichever its row") {
+  const ModelConfig config = test_configs::tiny();
+  const DraftConfig draft = test_configs::tiny_draft(config);
+  for (uint32_t worker_idx = 0; worker_idx < draft.block_size; ++worker_idx) {
+    PlanMutator m(Plan::build(config, round_options(draft.block_size, draft), &draft));
+    auto& list = m.lists[worker_idx];
+    const auto embed = std::find_if(list.begin(), list.end(), [](const Task& t) { return t.kind == TaskKind::embed; });
+    CHECK(embed->num_waits == 1 && embed->tile_first == worker_idx);
+    embed->num_waits = 0, embed->waits[0] = {kNoCounter, 0};
+    CHECK_THROWS(plan_invalid, "(embed) reads 'block'", m.finish().verify());
+  }
+}
+
 // Tasks of draft rows do nothing in a round that does not draft, and rows of context may be any number.
 TEST_CASE("rounds are right for every number of context rows, drafting or not") {
   const ModelConfig config = test_configs::tiny();

@@ -309,7 +309,9 @@ def test_bench_prints_bytes_and_the_command(model):
 
 
 def test_bench_of_random_weights():
-    run = cli("bench", "decode", "--layers", 2, "--seconds", 0.1, "--threads", 1, "--json")
+    num_threads = mimo_rt._C.num_usable_cores() + 1
+    run = cli("bench", "decode", "--layers", 2, "--seconds", 0.1, "--threads", num_threads, "--json")
+    assert f"{num_threads} workers share" in run.stderr
     record = json.loads(run.stdout.splitlines()[0])
     # At least the experts of one layer and lm_head: 4 of 3.3 MB in MXFP4, 134 MB in BF16.
     assert record["model"] == "synthetic-2" and record["bytes"] > 145e6

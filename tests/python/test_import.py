@@ -3,6 +3,7 @@
 import ast
 import inspect
 import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -27,6 +28,10 @@ def python(*arguments, **options):
     return subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, timeout=120, **options
     )
+
+
+def test_the_module_names_the_commit_it_was_built_from():
+    assert re.fullmatch(r"([0-9a-f]{12,40}\+?)?", _C.__commit__)
 
 
 def test_import_is_quick_silent_and_starts_no_thread():

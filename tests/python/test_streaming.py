@@ -93,11 +93,12 @@ def test_closing_a_stream_cancels(session):
 
 
 def test_dropping_a_stream_cancels(session):
+    num_threads = threading.active_count()
     for event in session.stream(PROMPT, **ENDLESS):
         assert event.token_ids
         break
     gc.collect()
-    assert threading.active_count() == 1
+    assert threading.active_count() <= num_threads
     assert_usable(session)
 
 

@@ -213,8 +213,10 @@ def measure_breakdown(
         count += 1
         interval_us = (time.perf_counter() - stamp) * 1e6
         if count > _WARM_UP_STEPS and count % _STEPS_PER_TRACE == 0:
-            traces.append(engine.trace_json())
-            intervals_us.append(interval_us)
+            trace = engine.trace_json()
+            if traces[-1:] != [trace]:  # several tokens of one round have one trace
+                traces.append(trace)
+                intervals_us.append(interval_us)
         stamp = time.perf_counter()
         return len(traces) < num_steps
 
