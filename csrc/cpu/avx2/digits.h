@@ -6,9 +6,9 @@
 // the sums up rounds, where 32 FMAs round 32 times. This is no quantisation: every bit of every
 // activation takes part.
 //
-// high and low hold the 16 bits below the block's largest activation, which is all that most blocks
-// have. The others have an Extra: another digit, and as rest what spans more than 24 bits,
-// infinities and NaN.
+// high and low hold the 16 bits below the block's largest activation. Blocks that have more, a fifth
+// of those of a normal distribution and most of those behind a gated MLP, have an Extra: another
+// digit, and as rest what spans more than 24 bits, infinities and NaN.
 //
 // Prepared activations: [block] numbers of Extras, [block][token] Digits, [block][token] Extras,
 // the first of them in use.
