@@ -155,6 +155,7 @@ set(MIMO_RT_CUDA_SOURCES
   csrc/cuda/attention.cu
   csrc/cuda/bench_device.cu
   csrc/cuda/cuda_devices.cu
+  csrc/cuda/expert_fp8.cu
   csrc/cuda/expert_gemm.cu
   csrc/cuda/expert_mlp.cu
   csrc/cuda/persistent.cu

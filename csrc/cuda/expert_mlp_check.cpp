@@ -1,4 +1,5 @@
 // Checks of the expert kernels' arguments. No CUDA in here: they are tested on every machine.
+#include "cuda/expert_fp8.h"
 #include "cuda/expert_gemm.h"
 #include "cuda/expert_mlp.h"
 #include "cuda/param_checks.h"
@@ -74,6 +75,20 @@ void check_expert_down_gemm(const ExpertDownGemmParams& params) {
   check_down(kWhere, params, kManyTokens);
   check_gemm(kWhere, params);
   check_pointer(kWhere, "partials", params.partials, 16);
+}
+
+void check_expert_gate_up_fp8(const ExpertGateUpFp8Params& params) {
+  constexpr const char* kWhere = "cuda.expert_gate_up_fp8";
+  check_gate_up(kWhere, params, kFewTokens);
+  check_rows(kWhere, "x8.codes", params.x8.codes, params.hidden_size);
+  check_pointer(kWhere, "x8.scales", params.x8.scales, 4);
+}
+
+void check_expert_down_fp8(const ExpertDownFp8Params& params) {
+  constexpr const char* kWhere = "cuda.expert_down_fp8";
+  check_down(kWhere, params, kFewTokens);
+  check_rows(kWhere, "act8.codes", params.act8.codes, params.width);
+  check_pointer(kWhere, "act8.scales", params.act8.scales, 4);
 }
 
 }  // namespace mimo_rt::cuda

@@ -46,4 +46,19 @@ struct ExpertDownParams {
   uint32_t num_segments = 1;
 };
 
+/// With activations rounded to FP8 (E4M3), an option of its own: results change. A token's row has
+/// one scale, its largest magnitude / 448; its products are summed in FP32 per 64 k. Weights stay
+/// exact, but for blocks of 32 that are more than 2^11 times smaller than their neighbour (the other
+/// half of 64 k): they count as 0, as do scales of 2^-121 and below, and rows below 2^-100.
+struct ExpertFp8Rows {
+  RowsView<uint8_t> codes;  ///< [num_tokens, hidden_size] or [max_slots, width]: written by the call
+  float* scales = nullptr;  ///< [num_tokens] or [max_slots]: written by the call
+};
+struct ExpertGateUpFp8Params : ExpertGateUpParams {
+  ExpertFp8Rows x8;  ///< of x
+};
+struct ExpertDownFp8Params : ExpertDownParams {
+  ExpertFp8Rows act8;  ///< of act
+};
+
 }  // namespace mimo_rt::cuda

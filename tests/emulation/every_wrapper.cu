@@ -31,6 +31,8 @@ __global__ void __launch_bounds__(128, 1) use_every_wrapper(uint32_t* words, flo
   b[0] += b_rows[1];
   a[0] = ptx::mul_bf16x2(a[0], ptx::to_bf16x2(floats[0], floats[1]));
   ptx::mma_m16n8k16(c, a, b);
+  b[1] = ptx::pick_bytes(b[0], ptx::to_e4m3x2(floats[2], floats[3]), words[5]);
+  ptx::mma_m16n8k32_e4m3(c, a, b);
   const ptx::Words4 kept = ptx::load_16_bytes_keep(words + 4);
   const ptx::Words4 once = ptx::load_16_bytes_once(words + 8);
   c[2] = ptx::as_float(words[3]) + ptx::low_bf16(a[2]) * ptx::high_bf16(a[3]);

@@ -191,6 +191,63 @@ inline void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (
   std::memcpy(c, exchange.out[emulation::this_lane().lane_idx], sizeof c);
 }
 
+/// The same with 32 k, four to a word.
+inline void combine_e4m3_products(emulation::Exchange& exchange) {
+  float a[16][32], b[32][8];
+  for (uint32_t lane = 0; lane < 32; ++lane) {
+    const uint32_t g = lane / 4, q = lane % 4;
+    const uint32_t* in = exchange.in[lane];
+    for (uint32_t i = 0; i < 4; ++i)
+      for (uint32_t j = 0; j < 4; ++j) {
+        const auto byte = [&](uint32_t word) {
+          return fp8_e4m3_to_f32(static_cast<uint8_t>(in[word] >> 8 * j));
+        };
+        a[g + i % 2 * 8][4 * q + j + i / 2 * 16] = byte(i);
+        if (i < 2) b[4 * q + j + i * 16][g] = byte(4 + i);
+      }
+  }
+  for (uint32_t lane = 0; lane < 32; ++lane)
+    for (uint32_t i = 0; i < 4; ++i) {
+      const uint32_t row = lane / 4 + i / 2 * 8, col = lane % 4 * 2 + i % 2;
+      float c = std::bit_cast<float>(exchange.in[lane][6 + i]);
+      for (uint32_t k = 0; k < 32; ++k) c += a[row][k] * b[k][col];
+      exchange.out[lane][i] = std::bit_cast<uint32_t>(c);
+    }
+  ++emulation::machine->statistics.num_products;
+}
+
+inline void mma_m16n8k32_e4m3(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  const emulation::Unchecked unchecked;
+  uint32_t words[emulation::Exchange::kWords] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+  std::memcpy(words + 6, c, sizeof c);
+  const auto& exchange = emulation::meet("mma.m16n8k32", words, 10, &combine_e4m3_products);
+  std::memcpy(c, exchange.out[emulation::this_lane().lane_idx], sizeof c);
+}
+
+/// By search: the nearest of all codes, the even one of two.
+inline uint32_t to_e4m3(float x) {
+  uint32_t best = 0;
+  const float magnitude = std::fabs(x);
+  for (uint32_t code = 1; code < 127; ++code) {
+    const float now = std::fabs(fp8_e4m3_to_f32(static_cast<uint8_t>(code)) - magnitude);
+    const float before = std::fabs(fp8_e4m3_to_f32(static_cast<uint8_t>(best)) - magnitude);
+    if (now < before || (now == before && code % 2 == 0)) best = code;
+  }
+  if (std::isnan(x)) best = 127;
+  return best | (std::signbit(x) ? 128u : 0u);
+}
+
+inline uint32_t to_e4m3x2(float low, float high) { return to_e4m3(low) | to_e4m3(high) << 8; }
+
+inline uint32_t pick_bytes(uint32_t low, uint32_t high, uint32_t selector) {
+  if (selector & 0x8888) emulation::fail("pick_bytes: bit 3 of a selector");
+  const uint64_t bytes = uint64_t{high} << 32 | low;
+  uint32_t picked = 0;
+  for (uint32_t i = 0; i < 4; ++i)
+    picked |= static_cast<uint32_t>(bytes >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
+  return picked;
+}
+
 /// The row addresses that all lanes hand to an ldmatrix.
 struct MatrixRows {
   const uint8_t* row[32];

@@ -24,6 +24,8 @@ MAX_SHARED_BYTES = 227 * 1024  # dynamic, compute capability 9.0 and 10.0
 KERNELS = {
     "csrc/cuda/attention.cu": {"attention_kernel", "attention_combine_kernel"},
     "csrc/cuda/bench_device.cu": {"read_kernel"},
+    "csrc/cuda/expert_fp8.cu": {"expert_round_x_kernel", "expert_round_act_kernel", "expert_gate_up_fp8_kernel",
+                                "expert_down_fp8_kernel"},
     "csrc/cuda/expert_gemm.cu": {"expert_pack_x_kernel", "expert_pack_act_kernel", "expert_gate_up_gemm_kernel",
                                  "expert_down_gemm_kernel", "expert_combine_kernel"},
     "csrc/cuda/expert_mlp.cu": {"expert_gate_up_kernel", "expert_down_kernel"},

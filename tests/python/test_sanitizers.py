@@ -20,7 +20,8 @@ EMULATED = ["test_emulation", "test_cuda_edges", "test_cuda_attention", "test_cu
             "test_cuda_projection_stores", "test_cuda_router", "test_cuda_sampling"]
 # Sanitizer -> programs; tests/conftest.py begins to build them when the run begins.
 PROGRAMS = {
-    "address,undefined": ["fuzz_checkpoint", *HOSTILE_FILE_TESTS, *EMULATED, "test_cuda_projection"],
+    "address,undefined": ["fuzz_checkpoint", *HOSTILE_FILE_TESTS, *EMULATED, "test_cuda_expert_fp8",
+                          "test_cuda_projection"],
     "thread": [*PARALLEL_TESTS, *EMULATED],
 }
 

@@ -20,6 +20,18 @@ __device__ __forceinline__ void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+/// mma.sync.m16n8k32, E4M3 in, FP32 accumulators: c += a b. Fragments as above with four neighbours
+/// of k in a word: a[0] = A[g][4q .. 4q + 3], a[1] the same of g + 8, a[2], a[3] the same at k + 16;
+/// b[0] = B[4q .. 4q + 3][g], b[1] the same at k + 16. All lanes take part.
+__device__ __forceinline__ void mma_m16n8k32_e4m3(float (&c)[4], const uint32_t (&a)[4],
+                                                  const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7},"
+      " {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
 /// ldmatrix.x4: four 8x8 matrices of 16-bit elements; lane 8i + r holds the address of row r of
 /// matrix i (16-byte aligned, shared); word i of lane 4g + q is elements 2q, 2q+1 of row g of it.
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&words)[4], const void* shared_row) {
@@ -64,6 +76,19 @@ __device__ __forceinline__ uint32_t to_bf16x2(float low, float high) {
   uint32_t packed;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
   return packed;
+}
+
+/// cvt.rn.satfinite.e4m3x2.f32: two floats, rounded to nearest even, at most 448; `low` in bits 0..7.
+__device__ __forceinline__ uint32_t to_e4m3x2(float low, float high) {
+  uint16_t packed;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+
+/// prmt: byte i of the result is byte n of `low` (n = 0..3) and `high` (4..7), n in bits 4i .. 4i + 2
+/// of the selector; bits 4i + 3 must be 0.
+__device__ __forceinline__ uint32_t pick_bytes(uint32_t low, uint32_t high, uint32_t selector) {
+  return __byte_perm(low, high, selector);
 }
 
 }  // namespace mimo_rt::ptx

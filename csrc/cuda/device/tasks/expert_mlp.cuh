@@ -71,9 +71,10 @@ __device__ inline void store_act(const ExpertShared& shared, const ExpertGateUpP
   }
 }
 
-template <uint32_t kTokensOfCall>
-__device__ void compute_expert_gate_up(ExpertShared& shared, const ExpertGateUpParams& p,
-                                       UnitRange range, uint32_t& ticket) {
+template <uint32_t kTokensOfCall, typename Activations = Bf16Activations,
+          typename Params = ExpertGateUpParams>
+__device__ void compute_expert_gate_up(ExpertShared& shared, const Params& p, UnitRange range,
+                                       uint32_t& ticket) {
   const uint32_t segment = threadIdx.x / 32;  // one item per compute warp
   for (uint32_t u = range.first; u < range.limit(GateUpUnit::count(p)); u += range.stride) {
     const GateUpUnit unit = GateUpUnit::get(p, u);
@@ -81,9 +82,9 @@ __device__ void compute_expert_gate_up(ExpertShared& shared, const ExpertGateUpP
     if (unit.num_slots > kTokensOfCall) ptx::trap();  // a broken route
     const Item item{segment, unit.run(segment), p.hidden_size, unit.num_slots,
                     segment * unit.num_slots};
-    multiply_any_item<kTokensOfCall>(shared, tickets, item, [&](uint32_t column) {
-      return p.x.row(p.route.slot_token[unit.slot_begin + column]);
-    });
+    multiply_any_item<Activations, kTokensOfCall>(
+        shared, p, tickets, item,
+        [&](uint32_t column) { return p.route.slot_token[unit.slot_begin + column]; });
     ticket = tickets.end();
     compute_barrier();
     store_act(shared, p, unit);
@@ -201,9 +202,10 @@ struct DownSums {
   }
 };
 
-template <uint32_t kTokensOfCall>
-__device__ void compute_expert_down(ExpertShared& shared, const ExpertDownParams& p,
-                                    UnitRange range, uint32_t& ticket) {
+template <uint32_t kTokensOfCall, typename Activations = Bf16Activations,
+          typename Params = ExpertDownParams>
+__device__ void compute_expert_down(ExpertShared& shared, const Params& p, UnitRange range,
+                                    uint32_t& ticket) {
   const uint32_t warp_idx = threadIdx.x / 32;
   const DownUnits units(p);
   list_token_slots(shared, p, units.num_slots);  // the first pass ends with a barrier
@@ -217,8 +219,8 @@ __device__ void compute_expert_down(ExpertShared& shared, const ExpertDownParams
         const uint32_t slot = p.route.slot_begin[active_idx];
         const Item item{i, units.run(p, u, active_idx, first + s), p.width,
                         p.route.slot_begin[active_idx + 1] - slot, s * units.num_slots + slot};
-        multiply_any_item<kTokensOfCall>(
-            shared, tickets, item, [&](uint32_t column) { return p.act.row(slot + column); });
+        multiply_any_item<Activations, kTokensOfCall>(
+            shared, p, tickets, item, [&](uint32_t column) { return slot + column; });
       }
       ticket = tickets.end();
       compute_barrier();
