@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cuda/attention.h"
+#include "cuda/expert_fp8.h"
 #include "cuda/expert_gemm.h"
 #include "cuda/expert_mlp.h"
 #include "cuda/launch.cuh"
@@ -106,6 +107,8 @@ class CudaBenchDevice : public BenchDevice {
 
   void launch(const ExpertGateUpParams& params) override { launch_expert_gate_up(params); }
   void launch(const ExpertDownParams& params) override { launch_expert_down(params); }
+  void launch(const ExpertGateUpFp8Params& params) override { launch_expert_gate_up_fp8(params); }
+  void launch(const ExpertDownFp8Params& params) override { launch_expert_down_fp8(params); }
   void launch(const ExpertGateUpGemmParams& params) override {
     launch_expert_gate_up_gemm(params);
   }

@@ -36,6 +36,8 @@ class BenchDevice {
 
   virtual void launch(const ExpertGateUpParams& params) = 0;
   virtual void launch(const ExpertDownParams& params) = 0;
+  virtual void launch(const ExpertGateUpFp8Params& params) = 0;
+  virtual void launch(const ExpertDownFp8Params& params) = 0;
   virtual void launch(const ExpertGateUpGemmParams& params) = 0;
   virtual void launch(const ExpertDownGemmParams& params) = 0;
   virtual void launch(const ProjectionParams& params) = 0;

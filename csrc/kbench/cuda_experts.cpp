@@ -14,6 +14,24 @@ constexpr uint32_t kDistinctExperts = 7;
 // Of one addition to a sum that is held times 2^-24: half of the smallest subnormal, times 2^24.
 constexpr double kUnderflow = 0x1p-126;
 
+/// A product, and what rounding its activations to FP8 may change in it.
+struct ExpertProduct : Product {
+  double fp8_error = 0;
+
+  ExpertProduct(std::span<const double> weights, const bf16_t* x, bool is_fp8)
+      : Product(dot(weights, x)) {
+    if (!is_fp8) return;
+    double largest = 0;
+    for (size_t k = 0; k < weights.size(); ++k)
+      largest = std::max(largest, std::abs(double{bf16_to_f32(x[k])}));
+    // 2^-4 of each, or half a step of the smallest codes; their sums have 13 bits on sm_90.
+    for (size_t k = 0; k < weights.size(); ++k)
+      fp8_error += std::abs(weights[k]) * std::max(0x1.01p-4 * std::abs(double{bf16_to_f32(x[k])}),
+                                                   0x1p-10 * largest / 448);
+    fp8_error += rounding_of(33, 0x1p-13) * magnitude;
+  }
+};
+
 /// What both expert kernels have: the packed experts, the routes (one per place), rows of BF16 that
 /// go in and rows of T that come out.
 template <typename Params, typename T>
@@ -45,10 +63,17 @@ class CudaExperts : public RowsSubject<Params, T> {
   void aim(uint32_t place) override { this->params_.route = routes_.on_device(place); }
 
   /// The product of a packed row of the slot's expert with `x`.
-  Product product(uint32_t place, uint32_t slot, uint32_t row, const bf16_t* x) const {
+  ExpertProduct product(uint32_t place, uint32_t slot, uint32_t row, const bf16_t* x) const {
     const uint32_t expert = routes_.expert(place, slot) % num_distinct();
     const uint8_t* tiles = host_tiles_.data() + expert * shape_.bytes();
-    return dot(row_values(PackedFormat::mxfp4, unpack_cuda_row(shape_, tiles, row), shape_.k), x);
+    return {row_values(PackedFormat::mxfp4, unpack_cuda_row(shape_, tiles, row), shape_.k), x,
+            this->measured_.kernel.ends_with("_fp8")};
+  }
+  cuda::ExpertFp8Rows make_fp8_rows(uint32_t num_rows) {
+    cuda::BenchDevice& device = *this->device_;
+    const uint32_t stride = (shape_.k + 15) / 16 * 16;
+    auto* codes = static_cast<uint8_t*>(device.allocate(uint64_t{num_rows} * stride));
+    return {{codes, stride}, static_cast<float*>(device.allocate(sizeof(float) * num_rows))};
   }
 
   const CudaMatrixShape shape_;
@@ -90,6 +115,7 @@ class GateUp final : public CudaExperts<Params, uint16_t> {
         x_(random_bf16(uint64_t{c.num_tokens} * c.hidden_size, options.seed ^ 1)) {
     params_.x = {this->upload(x_), c.hidden_size};
     params_.act = this->make_out(routes_.num_slots(), c.width);
+    if constexpr (requires { params_.x8; }) params_.x8 = this->make_fp8_rows(c.num_tokens);
   }
 
  private:
@@ -98,11 +124,12 @@ class GateUp final : public CudaExperts<Params, uint16_t> {
   Bounded expected(uint32_t place, uint32_t slot, uint32_t column) override {
     const bf16_t* x = x_.data() + uint64_t{routes_.token(place, slot)} * shape_.k;
     const uint32_t row = column / kCudaGateUpRows * kCudaTileRows + column % kCudaGateUpRows;
-    const Product gate = this->product(place, slot, row, x);
-    const Product up = this->product(place, slot, row + kCudaGateUpRows, x);
+    const ExpertProduct gate = this->product(place, slot, row, x);
+    const ExpertProduct up = this->product(place, slot, row + kCudaGateUpRows, x);
     const double sum_error = rounding_of(shape_.k + 8.0, kProductSumUnit);
-    const double gate_error = sum_error * gate.magnitude + shape_.k * kUnderflow;
-    const double up_error = sum_error * up.magnitude + shape_.k * kUnderflow;
+    const double underflow = shape_.k * kUnderflow;
+    const double gate_error = sum_error * gate.magnitude + underflow + gate.fp8_error;
+    const double up_error = sum_error * up.magnitude + underflow + up.fp8_error;
     const double silu = gate.value / (1.0 + std::exp(-gate.value)), exact = silu * up.value;
     const double before = 1.1 * gate_error * (std::abs(up.value) + up_error) +
                           std::abs(silu) * up_error + rounding_of(8, kF32Unit) * std::abs(exact);
@@ -125,6 +152,8 @@ class Down final : public CudaExperts<Params, float> {
     params_.num_segments = c.num_segments;
     params_.act = {this->upload(act_), c.width};
     params_.sums = this->make_out(c.num_tokens, c.hidden_size);
+    if constexpr (requires { params_.act8; })
+      params_.act8 = this->make_fp8_rows(routes_.num_slots());
     if constexpr (requires { params_.partials; })
       params_.partials = static_cast<float*>(
           this->device_->allocate(sizeof(float) * uint64_t{c.num_segments} * params_.max_slots *
@@ -136,15 +165,17 @@ class Down final : public CudaExperts<Params, float> {
   /// expert and k (weights are below 2).
   Bounded expected(uint32_t place, uint32_t token, uint32_t column) override {
     Product sum;
+    double fp8_error = 0;
     for (uint32_t slot = 0; slot < routes_.num_slots(); ++slot) {
       if (routes_.token(place, slot) != token) continue;
-      const Product p = this->product(place, slot, column, act_.data() + uint64_t{slot} * shape_.k);
+      const ExpertProduct p = this->product(place, slot, column, act_.data() + uint64_t{slot} * shape_.k);
       const auto weight = double{routes_.weight(place, slot)};
       sum.value += weight * p.value;
       sum.magnitude += weight * p.magnitude;
+      fp8_error += weight * p.fp8_error;
     }
     const double n = shape_.k + measured_.experts_per_token + measured_.num_segments;
-    return {sum.value, rounding_of(n, kProductSumUnit) * sum.magnitude +
+    return {sum.value, rounding_of(n, kProductSumUnit) * sum.magnitude + fp8_error +
                            2 * measured_.experts_per_token * n * kUnderflow};
   }
 
@@ -177,6 +208,10 @@ std::unique_ptr<Subject> make_cuda_experts(const KernelCase& kernel_case,
     return std::make_unique<GateUp<ExpertGateUpParams>>(c, options, std::move(device));
   if (c.kernel == "expert_down")
     return std::make_unique<Down<ExpertDownParams>>(c, options, std::move(device));
+  if (c.kernel == "expert_gate_up_fp8")
+    return std::make_unique<GateUp<ExpertGateUpFp8Params>>(c, options, std::move(device));
+  if (c.kernel == "expert_down_fp8")
+    return std::make_unique<Down<ExpertDownFp8Params>>(c, options, std::move(device));
   if (c.kernel == "expert_gate_up_gemm")
     return std::make_unique<GateUp<ExpertGateUpGemmParams>>(c, options, std::move(device));
   return std::make_unique<Down<ExpertDownGemmParams>>(c, options, std::move(device));

@@ -112,12 +112,16 @@ class RowsSubject : public CudaSubject {
     for (uint32_t row = 0; row < num_rows_; ++row)
       for (uint32_t column = 0; column < num_columns_; ++column)
         if (std::isnan(element(row, column))) return std::numeric_limits<double>::infinity();
-    double worst = 0;
+    double worst = 0, squared_errors = 0, squares = 0;
     for (const uint32_t row : spread_over(num_rows_, kCheckedRows))
       for (const uint32_t column : spread_over(num_columns_, kCheckedColumns)) {
         const Bounded exact = expected(place, row, column);
+        const double error = element(row, column) - exact.value;
         worst = worst_of(worst, element(row, column), exact.value, exact.bound);
+        squared_errors += error * error;
+        squares += exact.value * exact.value;
       }
+    this->relative_error_ = squares > 0 ? std::sqrt(squared_errors / squares) : 0.0;
     return worst;
   }
 

@@ -6,8 +6,8 @@
 
 namespace mimo_rt::kbench {
 
-/// expert_gate_up or expert_down of one MoE layer, for few tokens or for many (…_gemm); every
-/// call activates other experts.
+/// expert_gate_up or expert_down of one MoE layer, for few tokens, for many (…_gemm) or with FP8
+/// activations (…_fp8); every call activates other experts.
 /// @throws Error{invalid_argument, unsupported_shape, capacity, out_of_memory}
 std::unique_ptr<Subject> make_cuda_experts(const KernelCase& kernel_case,
                                            const KernelBenchOptions& options,

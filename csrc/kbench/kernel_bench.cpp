@@ -41,6 +41,8 @@ constexpr CudaKernel kCudaKernels[] = {
     {"gemm", make_cuda_gemm},
     {"expert_gate_up", make_cuda_experts},
     {"expert_down", make_cuda_experts},
+    {"expert_gate_up_fp8", make_cuda_experts},
+    {"expert_down_fp8", make_cuda_experts},
     {"expert_gate_up_gemm", make_cuda_experts},
     {"expert_down_gemm", make_cuda_experts},
     {"attention", make_cuda_attention},
@@ -96,6 +98,7 @@ const KernelWork& KernelBench::work() const noexcept { return impl_->subject->wo
 const std::string& KernelBench::backend() const noexcept { return impl_->backend; }
 const std::string& KernelBench::device() const noexcept { return impl_->device; }
 double KernelBench::worst_error() { return impl_->subject->worst_error(); }
+double KernelBench::relative_error() const noexcept { return impl_->subject->relative_error(); }
 KernelTimes KernelBench::run(uint32_t num_calls) { return impl_->subject->run(num_calls); }
 
 }  // namespace mimo_rt

@@ -26,12 +26,14 @@ class Subject {
 
   const KernelCase& measured() const { return measured_; }
   const KernelWork& work() const { return work_; }
+  double relative_error() const { return relative_error_; }
 
  protected:
   explicit Subject(const KernelCase& kernel_case) : measured_(kernel_case) {}
 
   KernelCase measured_;
   KernelWork work_;
+  double relative_error_ = 0;  ///< of the last `worst_error`, where it is measured
 };
 
 /// @throws Error{invalid_argument} when a field that the kernel needs is 0

@@ -48,6 +48,7 @@ void bind_kernel_bench(py::module_& m) {
       .def_property_readonly("work", &KernelBench::work)
       .def_property_readonly("backend", &KernelBench::backend)
       .def_property_readonly("device", &KernelBench::device)
+      .def_property_readonly("relative_error", &KernelBench::relative_error)
       .def("worst_error", &KernelBench::worst_error, py::call_guard<py::gil_scoped_release>())
       .def("run", &KernelBench::run, py::arg("num_calls"), py::call_guard<py::gil_scoped_release>());
 }

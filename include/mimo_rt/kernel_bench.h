@@ -13,9 +13,9 @@ namespace mimo_rt {
 /// What is measured. Fields that the kernel does not have stay 0.
 struct KernelCase {
   /// "gemm", "attention"; on "cuda" also "expert_gate_up", "expert_down" (up to 64 tokens),
-  /// "expert_gate_up_gemm", "expert_down_gemm" (many), "router_logits", "select_experts",
-  /// "sample_best" (temperature 0), "sample" (temperature 1), "sample_filtered" (temperature 0.8,
-  /// top-k 50, top-p 0.95)
+  /// "expert_gate_up_gemm", "expert_down_gemm" (many), "expert_gate_up_fp8", "expert_down_fp8"
+  /// (activations rounded to E4M3), "router_logits", "select_experts", "sample_best" (temperature 0),
+  /// "sample" (temperature 1), "sample_filtered" (temperature 0.8, top-k 50, top-p 0.95)
   std::string kernel;
   /// Of the weights: "mxfp4", "fp8_e4m3", "bf16", "f32"; of keys and values: "bf16"; of logits:
   /// "f32".
@@ -77,6 +77,9 @@ class MIMO_RT_API KernelBench {
   /// Runs the kernel and compares a sample of its results with float64: the largest error over the
   /// bound that follows from the arithmetic. Above 1 the result is wrong; infinity for a NaN.
   double worst_error();
+  /// Root mean square of the errors that `worst_error` has seen, over that of the values. 0 before,
+  /// on a CPU, and where the result is a choice.
+  double relative_error() const noexcept;
   /// Times of `num_calls` calls, each after a plain read of other memory. The first ones warm up
   /// whatever they find cold besides the data.
   KernelTimes run(uint32_t num_calls);

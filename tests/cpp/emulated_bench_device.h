@@ -6,11 +6,13 @@
 #include "cuda/bench_device.h"
 #include "cuda/attention.h"
 #include "cuda/device/tasks/attention_kernels.cuh"
+#include "cuda/device/tasks/expert_fp8_kernels.cuh"
 #include "cuda/device/tasks/expert_gemm_kernels.cuh"
 #include "cuda/device/tasks/expert_kernels.cuh"
 #include "cuda/device/tasks/projection_kernels.cuh"
 #include "cuda/device/tasks/router_kernels.cuh"
 #include "cuda/device/tasks/sampling_kernels.cuh"
+#include "cuda/expert_fp8.h"
 #include "cuda/expert_gemm.h"
 #include "cuda/expert_mlp.h"
 #include "cuda/projection.h"
@@ -64,6 +66,16 @@ class EmulatedBenchDevice : public cuda::BenchDevice {
   void launch(const cuda::ExpertDownParams& params) override {
     cuda::check_expert_down(params);
     run(cuda::expert_down_kernel, params, sizeof(cuda::ExpertShared));
+  }
+  void launch(const cuda::ExpertGateUpFp8Params& params) override {
+    cuda::check_expert_gate_up_fp8(params);
+    run(cuda::expert_round_x_kernel, params, 0, kComputeThreads);
+    run(cuda::expert_gate_up_fp8_kernel, params, sizeof(cuda::ExpertShared));
+  }
+  void launch(const cuda::ExpertDownFp8Params& params) override {
+    cuda::check_expert_down_fp8(params);
+    run(cuda::expert_round_act_kernel, params, 0, kComputeThreads);
+    run(cuda::expert_down_fp8_kernel, params, sizeof(cuda::ExpertShared));
   }
   void launch(const cuda::ExpertGateUpGemmParams& params) override {
     cuda::check_expert_gate_up_gemm(params);

@@ -140,6 +140,8 @@ struct BrokenDevice : EmulatedBenchDevice {
   }
   void launch(const cuda::ExpertGateUpParams& params) override { launch_other_expert(params); }
   void launch(const cuda::ExpertDownParams& params) override { launch_other_expert(params); }
+  void launch(const cuda::ExpertGateUpFp8Params& params) override { launch_other_expert(params); }
+  void launch(const cuda::ExpertDownFp8Params& params) override { launch_other_expert(params); }
   void launch(const cuda::ExpertGateUpGemmParams& params) override { launch_other_expert(params); }
   void launch(const cuda::ExpertDownGemmParams& params) override { launch_other_expert(params); }
   void launch(const cuda::ProjectionParams& params) override {
@@ -275,6 +277,22 @@ TEST_CASE("CUDA experts for many tokens pass their check; another expert's weigh
     CHECK_EQ(subject->work().num_active_experts, 11u);
     const auto broken = kbench::make_cuda_experts(c, small(), std::make_unique<BrokenDevice>());
     CHECK(broken->worst_error() > 1.0);
+  }
+}
+
+TEST_CASE("CUDA experts with FP8 activations pass their check and say how far off they are") {
+  const auto open = [](const char* kernel, std::unique_ptr<cuda::BenchDevice> device) {
+    return kbench::make_cuda_experts(experts(kernel, 9), small(), std::move(device));
+  };
+  for (const auto& [kernel, fp8_kernel] : {std::pair{"expert_gate_up", "expert_gate_up_fp8"},
+                                           {"expert_down", "expert_down_fp8"}}) {
+    const auto exact = open(kernel, std::make_unique<EmulatedBenchDevice>());
+    const auto rounded = open(fp8_kernel, std::make_unique<EmulatedBenchDevice>());
+    CHECK_EQ(rounded->relative_error(), 0.0);
+    CHECK(exact->worst_error() <= 1.0 && rounded->worst_error() <= 1.0);
+    CHECK(exact->relative_error() > 0 && exact->relative_error() < 0.005);
+    CHECK(rounded->relative_error() > 0.01 && rounded->relative_error() < 0.1);
+    CHECK(open(fp8_kernel, std::make_unique<BrokenDevice>())->worst_error() > 1.0);
   }
 }
 

@@ -23,6 +23,7 @@ class KernelResult:
 
     Attributes:
         error_over_bound: largest error of the checked results over its bound; above 1 is wrong.
+        relative_error: root mean square of the errors over that of the values; 0: not measured.
         measurement: None for a wrong result, which is not timed.
         read_gbs: the best of the plain reads between the calls.
         baseline_s: times of the baseline; empty without one.
@@ -41,6 +42,7 @@ class KernelResult:
     baseline: str = ""
     baseline_s: tuple[float, ...] = ()
     num_active_experts: int = 0
+    relative_error: float = 0.0
 
     @property
     def is_correct(self) -> bool:
@@ -74,6 +76,8 @@ class KernelResult:
             "clock": "device" if self.backend == "cuda" else "wall",
             "num_workers": None if self.backend == "cuda" else 1,
         }
+        if self.relative_error and math.isfinite(self.relative_error):
+            line["relative_error"] = float(f"{self.relative_error:.4g}")
         if self.num_active_experts:
             line["num_active_experts"] = self.num_active_experts
         if self.baseline_s:
@@ -100,7 +104,7 @@ def measure_kernel(
     case += "/hot" if options.is_hot else ""
     facts = {"case": case, "shape": shape, "measured": bench.measured, "backend": bench.backend,
              "device": bench.device, "error_over_bound": bench.worst_error(), "cache": cache,
-             "activations": options.activations,
+             "relative_error": bench.relative_error, "activations": options.activations,
              "num_active_experts": bench.work.num_active_experts}
     if not facts["error_over_bound"] <= 1:
         return KernelResult(**facts)

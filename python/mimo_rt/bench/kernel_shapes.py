@@ -16,6 +16,7 @@ CPU_TOKENS = (1, 2, 4, 8, 64, 512)
 CUDA_TOKENS = (1, 2, 4, 8, 16, 32, 64)
 _STEP_TOKENS = (1, 8)  # where more tokens are more of the same
 _GEMM_TOKENS = (128, 512, 2048)
+_FP8_TOKENS = (8, 64)
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class Shape:
         """How many tokens are usual."""
         if self.op.endswith("_gemm"):
             return _GEMM_TOKENS
+        if self.op.endswith("_fp8"):
+            return _FP8_TOKENS
         if self.is_attention or not self.fields:
             return _STEP_TOKENS
         return CUDA_TOKENS if backend == "cuda" else CPU_TOKENS
@@ -72,15 +75,14 @@ def _experts(
 ) -> list[Shape]:
     layer = {"num_experts": num_experts, "experts_per_token": experts_per_token,
              "hidden_size": hidden, "width": width}
-    return [
-        Shape(model, "expert_gate_up", "mxfp4", {"rows": 2 * width, "k": hidden},
-              {"kernel": "expert_gate_up", **layer}),
-        Shape(model, "expert_down", "mxfp4", {"rows": hidden, "k": width},
-              {"kernel": "expert_down", **layer, "num_segments": segments}),
-        Shape(model, "expert_gate_up_gemm", "mxfp4", {}, {"kernel": "expert_gate_up_gemm", **layer}),
-        Shape(model, "expert_down_gemm", "mxfp4", {},
-              {"kernel": "expert_down_gemm", **layer, "num_segments": segments}),
-    ]
+    gate_up, down = {"rows": 2 * width, "k": hidden}, {"rows": hidden, "k": width}
+    shapes = []
+    for kind in ("", "_fp8", "_gemm"):  # a CPU has one kernel for all numbers of tokens
+        for op, fields, more in (("expert_gate_up", gate_up, {}),
+                                 ("expert_down", down, {"num_segments": segments})):
+            cuda = {"kernel": op + kind, **layer, **more}
+            shapes.append(Shape(model, op + kind, "mxfp4", {} if kind else fields, cuda))
+    return shapes
 
 
 def _gemm(model: str, op: str, format_: str, rows: int, k: int) -> Shape:

@@ -145,7 +145,7 @@ def _print_results(results: list[KernelResult]) -> None:
           f"{results[0].backend}  {where}{read}  {facts['date']}")
     print(format_table([_row(r) for r in results],
                        ("case", "median us", "p10..p90", "n", "MB", "GB/s", "%read", "GFLOP/s",
-                        "error/bound", "x baseline")))
+                        "error/bound", "rms error", "x baseline")))
     if names := sorted({r.baseline for r in results if r.baseline}):
         print(f"baseline: {'; '.join(names)}, weights dequantised beforehand")
 
@@ -154,13 +154,14 @@ def _row(result: KernelResult) -> tuple[str, ...]:
     m = result.measurement
     error = f"{result.error_over_bound:.3g}"
     if m is None:
-        return (result.case, "-", "-", "-", "-", "-", "-", "-", f"{error} WRONG", "-")
+        return (result.case, "-", "-", "-", "-", "-", "-", "-", f"{error} WRONG", "-", "-")
     low, high = m.quantiles_s()
     ratio = result.times_baseline
     return (
         result.case, f"{m.median_s * 1e6:.1f}", f"{low * 1e6:.1f}..{high * 1e6:.1f}",
         str(len(m.times_s)), f"{m.num_bytes / 1e6:.2f}", f"{m.gbs:.2f}",
         f"{100 * m.gbs / result.read_gbs:.1f}", f"{m.num_flops / m.median_s / 1e9:.1f}", error,
+        f"{result.relative_error:.2g}" if result.relative_error else "-",
         f"{ratio:.2f}" if ratio else "-",
     )
 
