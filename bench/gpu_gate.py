@@ -32,6 +32,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 NO_GPU = 3
 NATIVE_TESTS = tuple(sorted(p.stem for p in (ROOT / "tests" / "cpp").glob("native_cuda_*.cpp")))
 KBENCH_SHAPES = ("pro-r8", "pro", "gpt-oss-120b", "flash")
+KBENCH_SECONDS = "0.1"  # of a kernel at one number of tokens, and of its baseline: hundreds of calls
 TOOLS = ("memcheck", "racecheck")
 # What the stages may take of ten minutes; a stage that ends early leaves its time to the others.
 LIMITS_S = {"build": 240, "tests": 60, "sanitizer": 120, "kbench": 150}
@@ -224,7 +225,8 @@ def run_kbench(log: Log, python: str) -> list[dict[str, Any]]:
             log.write({**record, "gate": True})
 
     for shape in KBENCH_SHAPES:
-        command = [python, "-m", "mimo_rt", "kbench", "--device", "cuda", "--shape", shape, "--json"]
+        command = [python, "-m", "mimo_rt", "kbench", "--device", "cuda", "--shape", shape, "--seconds", KBENCH_SECONDS,
+                   "--json"]
         stage.run(shape, command, {"PYTHONUNBUFFERED": "1"}, on_line=keep, may_be_cut=True)
     return records
 

@@ -2,18 +2,12 @@
 #include "cuda/expert_fp8.h"
 
 #include "cuda/device/tasks/expert_fp8_kernels.cuh"
-#include "cuda/launch.cuh"
+#include "cuda/expert_call.cuh"
 
 namespace mimo_rt::cuda {
 namespace {
 
 constexpr uint32_t kRoundThreads = kComputeWarps * 32;
-
-template <typename Params>
-KernelCall describe(const char* where, const Params& params) {
-  return {where, concat("num_tokens ", params.num_tokens, ", max_slots ", params.max_slots,
-                        ", hidden_size ", params.hidden_size, ", width ", params.width)};
-}
 
 }  // namespace
 

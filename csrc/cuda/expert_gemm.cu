@@ -4,7 +4,7 @@
 #include <algorithm>
 
 #include "cuda/device/tasks/expert_gemm_kernels.cuh"
-#include "cuda/launch.cuh"
+#include "cuda/expert_call.cuh"
 
 namespace mimo_rt::cuda {
 namespace {
@@ -16,12 +16,6 @@ constexpr uint32_t kThreads = kComputeWarps * 32;
 uint32_t small_blocks(const LaunchOptions& options, uint32_t num_units) {
   constexpr uint32_t kMost = 1024;
   return options.num_blocks ? options.num_blocks : std::clamp(num_units, 1u, kMost);
-}
-
-template <typename Params>
-KernelCall describe(const char* where, const Params& params) {
-  return {where, concat("num_tokens ", params.num_tokens, ", max_slots ", params.max_slots,
-                        ", hidden_size ", params.hidden_size, ", width ", params.width)};
 }
 
 }  // namespace

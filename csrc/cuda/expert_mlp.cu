@@ -1,18 +1,12 @@
 // Launches of the expert kernels.
 #include "cuda/device/tasks/expert_kernels.cuh"
+#include "cuda/expert_call.cuh"
 #include "cuda/expert_mlp.h"
-#include "cuda/launch.cuh"
 
 namespace mimo_rt::cuda {
 namespace {
 
 static_assert(sizeof(ExpertShared) <= kMaxSharedBytes);
-
-template <typename Params>
-KernelCall describe(const char* where, const Params& params) {
-  return {where, concat("num_tokens ", params.num_tokens, ", max_slots ", params.max_slots,
-                        ", hidden_size ", params.hidden_size, ", width ", params.width)};
-}
 
 }  // namespace
 
