@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cuda/attention.h"
+#include "cuda/cuda_memory.cuh"
 #include "cuda/expert_fp8.h"
 #include "cuda/expert_gemm.h"
 #include "cuda/expert_mlp.h"
@@ -55,55 +56,21 @@ class Event {
   cudaEvent_t event_ = nullptr;
 };
 
-class CudaBenchDevice : public BenchDevice {
+class CudaBenchDevice : public CudaMemory<BenchDevice> {
  public:
-  CudaBenchDevice() {
-    check_device(kCall);
-    int device = 0;
-    MIMO_RT_CUDA_CALL(cudaGetDevice(&device), kCall);
-    cudaDeviceProp properties{};
-    MIMO_RT_CUDA_CALL(cudaGetDeviceProperties(&properties, device), kCall);
-    name_ = properties.name;
-    num_blocks_ = static_cast<uint32_t>(properties.multiProcessorCount) * kReadBlocksPerSm;
+  CudaBenchDevice() : CudaMemory("KernelBench") {
+    num_blocks_ = static_cast<uint32_t>(properties().multiProcessorCount) * kReadBlocksPerSm;
     const uint64_t step = uint64_t{num_blocks_} * kReadThreads * kReadUnroll * sizeof(uint4);
     constexpr uint64_t kLeast = uint64_t{1} << 30;
     const uint64_t wanted =
-        std::max(kLeast, 4 * static_cast<uint64_t>(std::max(properties.l2CacheSize, 0)));
+        std::max(kLeast, 4 * static_cast<uint64_t>(std::max(properties().l2CacheSize, 0)));
     read_bytes_ = (wanted + step - 1) / step * step;
     read_buffer_ = allocate(read_bytes_);
     sink_ = static_cast<uint32_t*>(allocate(sizeof(uint32_t)));
-    MIMO_RT_CUDA_CALL(cudaMemset(read_buffer_, 0, read_bytes_), kCall);
-  }
-  CudaBenchDevice(const CudaBenchDevice&) = delete;
-  CudaBenchDevice& operator=(const CudaBenchDevice&) = delete;
-  ~CudaBenchDevice() override {
-    for (void* memory : memory_) cudaFree(memory);
+    MIMO_RT_CUDA_CALL(cudaMemset(read_buffer_, 0, read_bytes_), kernel_call());
   }
 
-  std::string name() const override { return name_; }
   uint64_t read_bytes() const override { return read_bytes_; }
-
-  void* allocate(uint64_t num_bytes) override {
-    void* memory = nullptr;
-    const cudaError_t status = cudaMalloc(&memory, num_bytes);
-    if (status == cudaErrorMemoryAllocation) {
-      (void)cudaGetLastError();
-      fail(ErrorCode::out_of_memory, kCall.where, "the GPU has no room for ", num_bytes, " bytes");
-    }
-    check_cuda(status, "cudaMalloc", kCall);
-    memory_.push_back(memory);
-    return memory;
-  }
-  void upload(void* to, const void* from, uint64_t num_bytes) override {
-    MIMO_RT_CUDA_CALL(cudaMemcpy(to, from, num_bytes, cudaMemcpyHostToDevice), kCall);
-  }
-  void copy(void* to, const void* from, uint64_t num_bytes) override {
-    MIMO_RT_CUDA_CALL(cudaMemcpy(to, from, num_bytes, cudaMemcpyDeviceToDevice), kCall);
-  }
-  void download(void* to, const void* from, uint64_t num_bytes) override {
-    MIMO_RT_CUDA_CALL(cudaDeviceSynchronize(), kCall);
-    MIMO_RT_CUDA_CALL(cudaMemcpy(to, from, num_bytes, cudaMemcpyDeviceToHost), kCall);
-  }
 
   void launch(const ExpertGateUpParams& params) override { launch_expert_gate_up(params); }
   void launch(const ExpertDownParams& params) override { launch_expert_down(params); }
@@ -127,12 +94,12 @@ class CudaBenchDevice : public BenchDevice {
       begin[i].record();
       read_kernel<<<num_blocks_, kReadThreads>>>(static_cast<const uint4*>(read_buffer_),
                                                  read_bytes_ / sizeof(uint4), sink_);
-      MIMO_RT_CUDA_CALL(cudaGetLastError(), kCall);
+      MIMO_RT_CUDA_CALL(cudaGetLastError(), kernel_call());
       middle[i].record();
       call(i);
       end[i].record();
     }
-    MIMO_RT_CUDA_CALL(cudaDeviceSynchronize(), kCall);
+    MIMO_RT_CUDA_CALL(cudaDeviceSynchronize(), kernel_call());
     KernelTimes times;
     for (uint32_t i = 0; i < num_calls; ++i) {
       times.read_s.push_back(middle[i].seconds_since(begin[i]));
@@ -142,13 +109,10 @@ class CudaBenchDevice : public BenchDevice {
   }
 
  private:
-  inline static const KernelCall kCall{"KernelBench", "read and copies"};
-  std::string name_;
   uint32_t num_blocks_ = 0;
   uint64_t read_bytes_ = 0;
   void* read_buffer_ = nullptr;
   uint32_t* sink_ = nullptr;
-  std::vector<void*> memory_;
 };
 
 }  // namespace

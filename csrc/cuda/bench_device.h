@@ -7,9 +7,9 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <string>
 
 #include "cuda/attention_params.h"
+#include "cuda/device_memory.h"
 #include "cuda/expert_gemm_params.h"
 #include "cuda/expert_mlp_params.h"
 #include "cuda/projection_params.h"
@@ -18,21 +18,11 @@
 
 namespace mimo_rt::cuda {
 
-class BenchDevice {
+class BenchDevice : public DeviceMemory {
  public:
-  virtual ~BenchDevice() = default;
-
-  virtual std::string name() const = 0;
   /// What a plain read goes through: several times the L2 cache, which it leaves without anything
   /// of the kernel that follows.
   virtual uint64_t read_bytes() const = 0;
-
-  /// Memory for as long as the device is open, 256-byte aligned. @throws Error{out_of_memory}
-  virtual void* allocate(uint64_t num_bytes) = 0;
-  virtual void upload(void* to, const void* from, uint64_t num_bytes) = 0;
-  virtual void copy(void* to, const void* from, uint64_t num_bytes) = 0;
-  /// Waits for all launches first. @throws Error{device_lost} when one of them failed
-  virtual void download(void* to, const void* from, uint64_t num_bytes) = 0;
 
   virtual void launch(const ExpertGateUpParams& params) = 0;
   virtual void launch(const ExpertDownParams& params) = 0;

@@ -20,41 +20,23 @@
 #include "cuda/sampling.h"
 
 #include <chrono>
-#include <cstdlib>
-#include <cstring>
 #include <vector>
 
+#include "host_device_memory.h"
 #include "kernel_launch.h"
 
 namespace fixture {
 
 using namespace mimo_rt;
 
-class EmulatedBenchDevice : public cuda::BenchDevice {
+class EmulatedBenchDevice : public HostDeviceMemory<cuda::BenchDevice> {
  public:
   EmulatedBenchDevice() {
     (void)cuda::rms_norm_kernel;  // kernels of the header that no benchmark runs
     (void)cuda::argmax_combine_kernel;
     (void)cuda::accept_kernel;
   }
-  ~EmulatedBenchDevice() override {
-    for (void* memory : memory_) std::free(memory);
-  }
-  std::string name() const override { return "emulated"; }
   uint64_t read_bytes() const override { return 1000; }
-  void* allocate(uint64_t num_bytes) override {
-    memory_.push_back(std::aligned_alloc(256, (num_bytes + 255) / 256 * 256));
-    return memory_.back();
-  }
-  void upload(void* to, const void* from, uint64_t num_bytes) override {
-    std::memcpy(to, from, num_bytes);
-  }
-  void copy(void* to, const void* from, uint64_t num_bytes) override {
-    std::memcpy(to, from, num_bytes);
-  }
-  void download(void* to, const void* from, uint64_t num_bytes) override {
-    std::memcpy(to, from, num_bytes);
-  }
 
   void launch(const cuda::ExpertGateUpParams& params) override {
     cuda::check_expert_gate_up(params);
@@ -139,8 +121,6 @@ class EmulatedBenchDevice : public cuda::BenchDevice {
                   uint32_t num_threads = cuda::kBlockThreads, uint32_t num_blocks = 2) {
     run_emulated(kernel, params, options_of({.num_blocks = num_blocks}, num_threads, shared_bytes));
   }
-
-  std::vector<void*> memory_;
 };
 
 }  // namespace fixture
