@@ -47,6 +47,7 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/plan/structure.cpp
   csrc/plan/trace.cpp
   csrc/plan/verify.cpp
+  csrc/plan/wait_text.cpp
   csrc/weights/arena.cpp
   csrc/weights/cuda_weights.cpp
   csrc/weights/cache_files.cpp
@@ -107,14 +108,17 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/cpu/ops_rows.cpp
   csrc/cpu/worker_pool.cpp
   csrc/cuda/attention_check.cpp
+  csrc/cuda/device_cache.cpp
   csrc/cuda/device_operands.cpp
   csrc/cuda/device_plan.cpp
+  csrc/cuda/executor.cpp
   csrc/cuda/expert_mlp_check.cpp
   csrc/cuda/kv_layout.cpp
   csrc/cuda/persistent_check.cpp
   csrc/cuda/projection_check.cpp
   csrc/cuda/router_check.cpp
   csrc/cuda/sampling_check.cpp
+  csrc/cuda/step_inputs.cpp
   csrc/cuda/step_layout.cpp
   csrc/kbench/attention_reference.cpp
   csrc/kbench/cold_walk.cpp
@@ -161,7 +165,8 @@ set(MIMO_RT_CUDA_SOURCES
   csrc/cuda/persistent.cu
   csrc/cuda/projection.cu
   csrc/cuda/router.cu
-  csrc/cuda/sampling.cu)
+  csrc/cuda/sampling.cu
+  csrc/cuda/step_device.cu)
 set(MIMO_RT_PYTHON_SOURCES
   csrc/python/bind_checkpoint.cpp
   csrc/python/bind_config.cpp

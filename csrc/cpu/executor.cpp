@@ -5,6 +5,7 @@
 #include "cpu/ops_linear.h"
 #include "engine/round.h"
 #include "plan/buffers.h"
+#include "plan/wait_text.h"
 
 #include <mimo_rt/device.h>
 
@@ -220,17 +221,8 @@ uint64_t CpuExecutor::now_ns() const {
 }
 
 std::string CpuExecutor::wait_text(const HangReport& report) const {
-  const Plan& plan = running_->plan;
-  const std::span<const Task> tasks = plan.tasks(report.worker_idx);
-  std::string who = "the end of the round";
-  if (report.task_idx < tasks.size()) {
-    const Task& task = tasks[report.task_idx];
-    const std::string layer = task.layer_idx == kNoLayer ? "" : concat(", layer ", task.layer_idx);
-    who = concat("task ", report.task_idx, " (", task_kind_name(task.kind), layer, ")");
-  }
-  return concat("worker ", report.worker_idx, " ", who, " waits for counter '",
-                plan.counters()[report.counter].name, "': expected >= ", report.expected,
-                ", saw ", report.seen);
+  return mimo_rt::wait_text(running_->plan, report.worker_idx, report.task_idx, report.counter,
+                            report.expected, report.seen);
 }
 
 /// All waits, not only the first: the one at the root is that whose counter nobody in the list will

@@ -41,10 +41,12 @@ RowsView<T> OperandMaker::rows(uint16_t buffer_id) const {
   return {step<T>(begin), info.cols};
 }
 
-RouteTable OperandMaker::route() const {
-  return RouteTable::view(step<uint8_t>(layout_.arena + plan_.buffers()[kRoute].offset),
-                          config_.num_experts,
-                          plan_.options().max_tokens * config_.experts_per_token);
+RouteTable OperandMaker::route(uint32_t layer_idx) const {
+  RouteTable table = RouteTable::view(
+      step<uint8_t>(layout_.arena + plan_.buffers()[kRoute].offset), config_.num_experts,
+      plan_.options().max_tokens * config_.experts_per_token);
+  table.num_active = step<uint32_t>(layout_.active_experts) + layer_idx;
+  return table;
 }
 
 TaskOperands OperandMaker::make(const Task& task) const {
@@ -198,7 +200,7 @@ TaskOperands OperandMaker::select_experts(const Task& task) const {
   SelectExpertsParams p;
   p.logits = rows<const float>(kRouterLogits);
   p.bias = floats(weights_.layer(task.layer_idx).router_bias);
-  p.route = route();
+  p.route = route(task.layer_idx);
   p.num_tokens = plan_.options().max_tokens;
   p.num_experts = config_.num_experts;
   p.experts_per_token = config_.experts_per_token;
@@ -209,8 +211,8 @@ TaskOperands OperandMaker::select_experts(const Task& task) const {
 }
 
 template <typename Params>
-void OperandMaker::set_route(Params& p) const {
-  p.route = route();
+void OperandMaker::set_route(const Task& task, Params& p) const {
+  p.route = route(task.layer_idx);
   p.num_tokens = plan_.options().max_tokens;
   p.max_slots = p.num_tokens * config_.experts_per_token;
   p.hidden_size = config_.hidden_size;
@@ -222,7 +224,7 @@ TaskOperands OperandMaker::expert_gate_up(const Task& task) const {
   p.tiles = weight(matrices.offset);
   p.x = rows<const uint16_t>(kH);
   p.act = rows<uint16_t>(kAct);
-  set_route(p);
+  set_route(task, p);
   p.width = matrices.shape.rows / 2;
   check_expert_gate_up(p);
   return pack_tokens(TaskBody::expert_gate_up, p);
@@ -234,7 +236,7 @@ TaskOperands OperandMaker::expert_down(const Task& task) const {
   p.tiles = weight(matrices.offset);
   p.act = rows<const uint16_t>(kAct);
   p.residual = rows<uint16_t>(kX);
-  set_route(p);
+  set_route(task, p);
   p.width = matrices.shape.k;
   p.num_segments = num_segments();
   check_expert_down(p);
@@ -244,7 +246,7 @@ TaskOperands OperandMaker::expert_down(const Task& task) const {
 TaskOperands OperandMaker::sample() const {
   SampleRowsParams p;
   p.rows = step<const SampleParams>(layout_.sample_rows);
-  return pack(TaskBody::sample, p, RowCount::logit_rows, offsetof(SampleRowsParams, num_rows));
+  return pack(TaskBody::sample, p, RowCount::sampled_rows, offsetof(SampleRowsParams, num_rows));
 }
 
 }  // namespace mimo_rt::cuda

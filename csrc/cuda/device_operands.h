@@ -43,10 +43,11 @@ class OperandMaker {
   ProjectionParams projection(const Task& task, const CudaDenseMatrix& matrix) const;
   template <typename T>
   RowsView<T> rows(uint16_t buffer_id) const;
-  RouteTable route() const;
+  /// The plan's buffer, but for the number of active experts, which each layer keeps.
+  RouteTable route(uint32_t layer_idx) const;
   /// What both expert kernels are told of the tokens and their routes.
   template <typename Params>
-  void set_route(Params& p) const;
+  void set_route(const Task& task, Params& p) const;
   const uint8_t* weight(uint64_t offset) const { return device_.weights + offset; }
   const float* floats(uint64_t offset) const {
     return reinterpret_cast<const float*>(weight(offset));

@@ -107,10 +107,18 @@ PersistentParams DevicePlan::params(const DeviceAddresses& device, uint32_t epoc
 }
 
 StepTables DevicePlan::tables(const DeviceAddresses& device, uint32_t num_tokens,
-                              uint32_t num_logit_rows) const {
+                              uint32_t num_logit_rows, bool samples) const {
+  const PlanOptions& limits = plan_.options();
+  MIMO_RT_CHECK(num_tokens >= 1 && num_tokens <= limits.max_tokens, invalid_argument,
+                "cuda.DevicePlan", "num_tokens: expected 1..", limits.max_tokens, ", got ",
+                num_tokens);
+  MIMO_RT_CHECK(num_logit_rows <= limits.max_logit_rows, invalid_argument, "cuda.DevicePlan",
+                "num_logit_rows: expected at most ", limits.max_logit_rows, ", got ",
+                num_logit_rows);
   StepTables t;
   t.num_tokens = num_tokens;
   t.num_logit_rows = num_logit_rows;
+  t.num_sampled_rows = samples ? num_logit_rows : 0;
   t.token_ids = at<const int32_t>(device, layout_.token_ids);
   t.seq_idx = at<const uint32_t>(device, layout_.seq_idx);
   t.positions = at<const uint32_t>(device, layout_.positions);
@@ -119,7 +127,7 @@ StepTables DevicePlan::tables(const DeviceAddresses& device, uint32_t num_tokens
   t.pages_per_seq = kv_.pages_per_seq();
   t.kv = at<const KvView>(device, layout_.kv_views);
   t.num_layers = config_.num_layers;
-  t.max_tokens = plan_.options().max_tokens;
+  t.max_tokens = limits.max_tokens;
   t.k_rows = at<uint16_t*>(device, layout_.k_rows);
   t.v_rows = at<uint16_t*>(device, layout_.v_rows);
   t.rotary = at<const RotaryTable>(device, layout_.rotary);
@@ -133,6 +141,7 @@ SampleParams DevicePlan::sample_row(const DeviceAddresses& device, uint32_t row)
   p.logits = {at<const float>(device, layout_.logits) + uint64_t{row} * stride, stride};
   p.scratch = SampleScratch::view(at<uint8_t>(device, layout_.sample_scratch), 1,
                                   config_.vocab_size);
+  p.position = at<const uint32_t>(device, layout_.sample_positions) + row;
   p.tokens = at<int32_t>(device, layout_.sampled) + row;
   p.num_rows = 1;
   p.vocab_size = config_.vocab_size;

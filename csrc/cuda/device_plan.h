@@ -20,6 +20,7 @@ class DevicePlan {
   DevicePlan(const Plan& plan, const ModelConfig& config, const CudaWeights& weights,
              const KvLayout& kv);
 
+  const Plan& plan() const { return plan_; }
   const StepLayout& layout() const { return layout_; }
   /// The step block as it must be before the first step, [layout().bytes]: counters are zero, page
   /// p of sequence s is page s * pages_per_seq + p.
@@ -28,9 +29,10 @@ class DevicePlan {
   /// What the kernel is given for epoch `epoch` of this block. The watchdog's report is the caller's.
   PersistentParams params(const DeviceAddresses& device, uint32_t epoch) const;
   /// StepTables for a step with these numbers of rows; the caller copies them to layout().tables.
-  StepTables tables(const DeviceAddresses& device, uint32_t num_tokens,
-                    uint32_t num_logit_rows) const;
-  /// A row of layout().sample_rows, but for what the request says: rules, position, masked ids.
+  /// @throws Error{invalid_argument} for more rows than the plan has
+  StepTables tables(const DeviceAddresses& device, uint32_t num_tokens, uint32_t num_logit_rows,
+                    bool samples) const;
+  /// A row of layout().sample_rows, but for what the request says: rules and masked ids.
   SampleParams sample_row(const DeviceAddresses& device, uint32_t row) const;
 
  private:

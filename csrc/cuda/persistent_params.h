@@ -47,7 +47,7 @@ enum class TaskBody : uint32_t {
 };
 
 /// How many rows a task has is known when its epoch begins.
-enum class RowCount : uint32_t { fixed, tokens, logit_rows };
+enum class RowCount : uint32_t { fixed, tokens, logit_rows, sampled_rows };
 
 /// What the tasks of a stage work on, as bytes, so that it travels with the task word.
 struct alignas(16) TaskOperands {

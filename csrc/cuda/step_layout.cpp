@@ -38,6 +38,8 @@ void check_device_plan(const Plan& plan) {
   MIMO_RT_CHECK(plan.options().max_tokens <= kMaxStepTokens, unsupported_shape, kWhere,
                 "plan.max_tokens: expected at most ", kMaxStepTokens, ", got ",
                 plan.options().max_tokens);
+  MIMO_RT_CHECK(plan.shape().vocab_size <= kMaxVocabSize, unsupported_shape, kWhere,
+                "vocab_size: expected at most ", kMaxVocabSize, ", got ", plan.shape().vocab_size);
   for (uint32_t w = 0; w < plan.num_workers(); ++w)
     for (const Task& task : plan.tasks(w)) {
       const auto where = [&] { return concat("worker ", w, ", ", task_kind_name(task.kind)); };
@@ -78,18 +80,23 @@ AttentionParams attention_shape(const LayerConfig& layer, const KvLayout& kv,
 
 StepLayout::StepLayout(const Plan& plan, const CudaWeights& weights, const KvLayout& kv) {
   Block block(bytes);
-  const auto num_layers = static_cast<uint32_t>(plan.shape().layers.size());
+  const uint64_t num_layers = plan.shape().layers.size();
   const uint64_t max_tokens = plan.options().max_tokens;
   const uint64_t max_logit_rows = plan.options().max_logit_rows;
   arena = block.add(plan.arena_bytes());
   logits = block.add(plan.buffers()[kLogits].bytes);
+  results = bytes;
   sampled = block.add(4 * max_logit_rows);
+  active_experts = block.add(4 * num_layers);
+  results_end = bytes;
   tables = block.add(sizeof(StepTables));
   token_ids = block.add(4 * max_tokens);
   seq_idx = block.add(4 * max_tokens);
   positions = block.add(4 * max_tokens);
   logit_rows = block.add(4 * max_logit_rows);
+  sample_positions = block.add(4 * max_logit_rows);
   sample_rows = block.add(sizeof(SampleParams) * max_logit_rows);
+  inputs_end = bytes;
   pages = block.add(4 * uint64_t{kv.num_pages()});
   k_rows = block.add(8 * max_tokens * num_layers);
   v_rows = block.add(8 * max_tokens * num_layers);

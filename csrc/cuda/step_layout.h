@@ -31,12 +31,18 @@ struct StepLayout {
   uint64_t bytes = 0;
   uint64_t arena;        ///< the plan's activations
   uint64_t logits;       ///< float [max_logit_rows, vocab_size rounded up to 16]
-  uint64_t sampled;      ///< int32 [max_logit_rows]
-  // Written by the host before a step.
+  // Read by the host after a step: [results, results_end).
+  uint64_t results;
+  uint64_t sampled;         ///< int32 [max_logit_rows]
+  uint64_t active_experts;  ///< uint32 [num_layers] how many; 0 for dense layers
+  uint64_t results_end;
+  // Written by the host before a step: [tables, inputs_end).
   uint64_t tables;       ///< StepTables
   uint64_t token_ids, seq_idx, positions;  ///< [max_tokens]
   uint64_t logit_rows;   ///< [max_logit_rows]
+  uint64_t sample_positions;  ///< uint32 [max_logit_rows] of the tokens to be drawn
   uint64_t sample_rows;  ///< SampleParams [max_logit_rows]
+  uint64_t inputs_end;
   uint64_t pages;        ///< uint32 [num_seqs, pages_per_seq]
   // Working memory of the tasks.
   uint64_t k_rows, v_rows;  ///< pointers [num_layers, max_tokens]

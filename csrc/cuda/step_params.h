@@ -26,6 +26,7 @@ struct RotaryTable {
 /// comes before everything that has to do with that row, sets what follows from its position.
 struct StepTables {
   uint32_t num_tokens = 0, num_logit_rows = 0;
+  uint32_t num_sampled_rows = 0;  ///< all logit rows, or none
   const int32_t* token_ids = nullptr;    ///< [num_tokens]
   const uint32_t* seq_idx = nullptr;     ///< [num_tokens]
   const uint32_t* positions = nullptr;   ///< [num_tokens]

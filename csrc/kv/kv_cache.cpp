@@ -82,6 +82,7 @@ struct KvCache::Impl {
   std::vector<uint32_t> free_pages;       // a stack: the page freed last is reused first
   uint8_t* data = nullptr;
   uint64_t bytes = 0;
+  std::shared_ptr<KvStore> store;
 
   ~Impl() {
     if (data) munmap(data, bytes);
@@ -197,6 +198,7 @@ void KvCache::release_memory() noexcept {
   if (std::any_of(reserved.begin(), reserved.end(), [](uint32_t count) { return count > 0; }))
     return;
   madvise(impl_->data, impl_->bytes, MADV_DONTNEED);
+  impl_->store.reset();
 }
 
 bool KvCache::can_truncate(uint32_t stored_tokens, uint32_t num_tokens) const {
@@ -259,6 +261,7 @@ uint32_t KvCache::reserved_tokens(uint32_t seq_idx) const {
   return impl_->reserved_tokens[seq_idx];
 }
 uint32_t KvCache::ring_rows(uint32_t layer_idx) const { return impl_->layers[layer_idx].ring_rows; }
-uint64_t KvCache::bytes() const { return impl_->bytes; }
+uint64_t KvCache::bytes() const { return impl_->store ? impl_->store->bytes() : impl_->bytes; }
+std::shared_ptr<KvStore>& KvCache::store() { return impl_->store; }
 
 }  // namespace mimo_rt

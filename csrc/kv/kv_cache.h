@@ -18,6 +18,13 @@
 
 namespace mimo_rt {
 
+/// Keys and values that an executor keeps in memory of its own, a GPU's, instead of in the rows below.
+class KvStore {
+ public:
+  virtual ~KvStore() = default;
+  virtual uint64_t bytes() const = 0;
+};
+
 class KvCache {
  public:
   static constexpr uint32_t kPageTokens = 64;
@@ -65,7 +72,10 @@ class KvCache {
   uint32_t num_layers() const;
   uint32_t reserved_tokens(uint32_t seq_idx) const;  ///< positions [0, this) may be written
   uint32_t ring_rows(uint32_t layer_idx) const;  ///< 0 for full layers
-  uint64_t bytes() const;
+  uint64_t bytes() const;  ///< of the rows, or of the store
+
+  /// Made by the executor that first sees the cache; goes with it, and when its memory is released.
+  std::shared_ptr<KvStore>& store();
 
  private:
   struct Impl;

@@ -258,5 +258,6 @@ uint64_t CudaWeights::final_norm() const { return impl_->final_norm; }
 std::span<const uint8_t> CudaWeights::block() const {
   return {impl_->arena.data(), impl_->arena.size_bytes()};
 }
+void CudaWeights::drop_block() noexcept { impl_->arena = Arena(); }
 
 }  // namespace mimo_rt

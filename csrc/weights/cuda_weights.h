@@ -51,7 +51,7 @@ struct CudaLayerWeights {
   CudaDenseMatrix gate_up, down;  ///< the rank's part of the width
 };
 
-/// Immutable after loading.
+/// Immutable after loading, but for `drop_block`.
 class CudaWeights {
  public:
   struct Options {
@@ -75,6 +75,8 @@ class CudaWeights {
   const CudaDenseMatrix& lm_head() const;  ///< the rank's part of the vocabulary
   uint64_t final_norm() const;             ///< offset of float [hidden_size]
   std::span<const uint8_t> block() const;
+  /// Frees the bytes, once they are on the device. All else stays.
+  void drop_block() noexcept;
 
  private:
   struct Impl;

@@ -1,8 +1,7 @@
 // A small model with all of MiMo's features, from one checkpoint for the CPU and for the CUDA
-// kernels, and an engine that runs steps on the emulated GPU.
+// kernels, and the executor that runs steps of it on the emulated GPU.
 #pragma once
 
-#define MIMO_RT_HOST_EMULATION
 #include <cmath>
 #include <cstring>
 #include <memory>
@@ -12,10 +11,8 @@
 
 #include "check.h"
 #include "checkpoint_fixture.h"
-#include "cuda/device/persistent/roles.cuh"
-#include "cuda/device_plan.h"
-#include "cuda/persistent.h"
-#include "emulation/schedule.h"
+#include "cuda/executor.h"
+#include "emulated_step_device.h"
 #include "step_fixture.h"
 
 namespace fixture {
@@ -68,7 +65,6 @@ struct DeviceModel {
   ModelConfig config;
   writer::TempDir dir;
   std::unique_ptr<Checkpoint> checkpoint;
-  std::unique_ptr<CudaWeights> device;
   std::unique_ptr<Weights> host;
 
   explicit DeviceModel(const ModelConfig& model_config) : config(model_config) {
@@ -79,104 +75,50 @@ struct DeviceModel {
       fill_sensible(config, name, bytes);
     });
     checkpoint = std::make_unique<Checkpoint>(Checkpoint::open(dir.path()));
-    device = std::make_unique<CudaWeights>(CudaWeights::load(*checkpoint, config, {{}, 1, {}}));
     host = std::make_unique<Weights>(
         Weights::load(*checkpoint, config, {.num_threads = 1, .progress = {}}));
   }
+  CudaWeights pack() const { return CudaWeights::load(*checkpoint, config, {{}, 1, {}}); }
 };
 
-/// Memory as a device allocator gives it; what nobody has written is NaN.
-struct DeviceBlock {
-  static constexpr size_t kAlignment = 256;
-  std::unique_ptr<uint8_t, decltype(&std::free)> data{nullptr, &std::free};
-  size_t size = 0;
-
-  explicit DeviceBlock(size_t num_bytes)
-      : data(static_cast<uint8_t*>(std::aligned_alloc(
-                 kAlignment, (num_bytes + kAlignment) / kAlignment * kAlignment)),
-             &std::free),
-        size(num_bytes) {
-    std::memset(data.get(), 0xff, num_bytes);
-  }
-};
-
-/// Runs steps of a plan with one launch of the persistent kernel each.
+/// The executor on the emulated GPU, for one plan.
 class EmulatedEngine {
  public:
   EmulatedEngine(const DeviceModel& model, const Plan& given, uint32_t num_seqs = 1,
                  uint32_t max_context = 128)
       : plan(given),
-        kv(model.config.layers, {max_context, given.options().max_tokens, num_seqs}),
-        device_plan(plan, model.config, *model.device, kv),
-        weights_(model.device->block().size()),
-        kv_(kv.bytes()),
-        step_(device_plan.layout().bytes),
-        device_{weights_.data.get(), kv_.data.get(), step_.data.get()} {
-    const std::span<const uint8_t> block = model.device->block();
-    std::memcpy(weights_.data.get(), block.data(), block.size());
-    const std::vector<uint8_t> image = device_plan.image(device_);
-    std::memcpy(step_.data.get(), image.data(), image.size());
+        device(std::make_shared<EmulatedStepDevice>()),
+        cache(model.config, {max_context, given.options().max_tokens, num_seqs}) {
+    device->num_sms = plan.num_workers();
+    executor = cuda::make_cuda_executor(device, model.pack(), model.config, {&plan}, {});
+    for (uint32_t s = 0; s < num_seqs; ++s) cache.reserve(s, max_context);
   }
 
-  /// One step; false: it did not end well, see `error` and `report`.
-  bool run(const StepInput& input, const std::vector<cuda::SamplingRules>& rules = {}) {
-    const cuda::StepLayout& layout = device_plan.layout();
-    write(layout.token_ids, input.token_ids, input.num_tokens);
-    write(layout.seq_idx, input.seq_idx, input.num_tokens);
-    write(layout.positions, input.positions, input.num_tokens);
-    write(layout.logit_rows, input.logit_rows, input.num_logit_rows);
-    const cuda::StepTables tables =
-        device_plan.tables(device_, input.num_tokens, input.num_logit_rows);
-    write(layout.tables, &tables, 1);
-    next_positions_.assign(input.num_logit_rows, 0);
-    for (uint32_t r = 0; r < input.num_logit_rows; ++r) {
-      next_positions_[r] = input.positions[input.logit_rows[r]] + 1;
-      cuda::SampleParams row = device_plan.sample_row(device_, r);
-      row.rules = rules.empty() ? cuda::SamplingRules{.temperature = 0.0f} : rules[r];
-      row.position = &next_positions_[r];
-      write(layout.sample_rows + r * sizeof row, &row, 1);
+  /// One step; false: it did not end well, see `error`.
+  bool run(const StepInput& input) {
+    output.sampled = sampled_;
+    try {
+      executor->run(plan, cache, input, output);
+    } catch (const Error& failed) {
+      error = failed.what();
     }
-    cuda::PersistentParams params = device_plan.params(device_, epoch_++);
-    params.watchdog.report = &report;
-    params.watchdog.deadline_ns = deadline_ns;
-    emulation::LaunchOptions options;
-    options.num_blocks = plan.num_workers();
-    options.num_threads = cuda::kPersistentThreads;
-    options.shared_bytes = sizeof(cuda::PersistentShared);
-    options.seed = seed;
-    options.handed_over = {{kv_.data.get(), kv_.size}};
-    error = emulation::launch(options, cuda::persistent_kernel, params).error;
-    return error.empty() && report.is_written == 0;
+    return error.empty();
   }
 
   const float* logits(uint32_t row) const {
-    return at<const float>(device_plan.layout().logits) + uint64_t{row} * plan.buffers()[kLogits].cols;
+    return output.logits + uint64_t{row} * output.logits_stride;
   }
-  int32_t sampled(uint32_t row) const { return at<const int32_t>(device_plan.layout().sampled)[row]; }
-  uint32_t stop() const { return *at<const uint32_t>(device_plan.layout().stop); }
+  const SampleResult& sampled(uint32_t row) const { return sampled_[row]; }
 
   const Plan plan;
-  const cuda::KvLayout kv;
-  const cuda::DevicePlan device_plan;
-  uint64_t seed = 0;
-  uint64_t deadline_ns = cuda::kMaxDeadlineNs;
+  const std::shared_ptr<EmulatedStepDevice> device;
+  KvCache cache;
+  std::unique_ptr<Executor> executor;
+  StepOutput output;
   std::string error;
-  cuda::HangReport report{};
 
  private:
-  template <typename T>
-  T* at(uint64_t offset) const {
-    return reinterpret_cast<T*>(step_.data.get() + offset);
-  }
-  template <typename T>
-  void write(uint64_t offset, const T* values, size_t count) {
-    if (count != 0) std::memcpy(step_.data.get() + offset, values, count * sizeof(T));
-  }
-
-  DeviceBlock weights_, kv_, step_;
-  const cuda::DeviceAddresses device_;
-  std::vector<uint32_t> next_positions_;
-  uint32_t epoch_ = 0;
+  SampleResult sampled_[cuda::kMaxStepTokens];
 };
 
 }  // namespace fixture

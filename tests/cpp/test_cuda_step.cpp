@@ -41,7 +41,7 @@ std::vector<float> run_device(EmulatedEngine& engine, const std::vector<int32_t>
 std::vector<float> run_device(uint32_t num_workers, uint32_t chunk,
                               const std::vector<int32_t>& tokens, uint64_t seed = 0) {
   EmulatedEngine engine(model(), make_plan(num_workers, chunk));
-  engine.seed = seed;
+  engine.device->seed = seed;
   return run_device(engine, tokens);
 }
 
@@ -177,28 +177,45 @@ TEST_CASE("rows of a step may belong to several sequences, and need not have log
 }
 
 TEST_CASE("tokens are drawn as the CPU draws them from the same logits") {
-  const std::vector<int32_t> tokens = random_tokens(model().config, 4, 9);
-  const std::vector<SamplingParams> wanted = {{.temperature = 0.0f},
-                                              {.seed = 3},
-                                              {.sample_top_k = 20, .seed = 4},
-                                              {.sample_top_p = 0.8f, .min_p = 0.01f, .seed = 5}};
-  std::vector<cuda::SamplingRules> rules;
-  for (const SamplingParams& p : wanted)
-    rules.push_back({p.temperature, p.sample_top_k, p.sample_top_p, p.min_p, 1.0f, p.seed, 42});
-  EmulatedEngine engine(model(), make_plan(3, 4));
-  const StepRows rows(tokens, 0, 0, 4);
-  CHECK(engine.run(rows.input, rules));
+  const std::vector<int32_t> tokens = random_tokens(model().config, 7, 9);
+  const std::vector<SamplingParams> wanted = {
+      {.temperature = 0.0f},
+      {.seed = 3},
+      {.sample_top_k = 20, .seed = 4},
+      {.sample_top_p = 0.8f, .min_p = 0.01f, .seed = 5},
+      {.temperature = 0.5f, .repetition_penalty = 1.3f, .seed = 6},
+      {.temperature = 0.0f, .logit_bias = {{5, 30.0f}, {9, -3.0f}}},
+      {.temperature = 0.7f, .seed = 8, .num_logprobs = 4, .want_logprob = true}};
   const uint32_t vocab = model().config.vocab_size;
-  std::vector<uint64_t> scratch(sampler_scratch_bytes(vocab) / 8 + 2);
-  for (uint32_t r = 0; r < 4; ++r) {
-    SampleRequest request;
-    request.params = &wanted[r];
-    request.sequence_id = 42;
-    request.position = r + 1;
-    request.scratch = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(scratch.data()) + 15) / 16 * 16);
+  std::vector<uint32_t> counts(vocab);
+  for (const int32_t id : tokens) ++counts[static_cast<size_t>(id)];
+  const std::vector<int32_t> masked = {3, 77, 202};
+  std::vector<std::max_align_t> scratch(sampler_scratch_bytes(vocab) / sizeof(std::max_align_t) + 1);
+  std::vector<SampleRequest> requests(wanted.size());
+  for (uint32_t r = 0; r < requests.size(); ++r) {
+    requests[r].params = &wanted[r];
+    requests[r].sequence_id = 42;
+    requests[r].position = r + 1;
+    requests[r].scratch = scratch.data();
+    if (wanted[r].repetition_penalty != 1.0f) requests[r].token_counts = counts.data();
+    if (r % 2 == 0) {
+      requests[r].masked_ids = masked.data();
+      requests[r].num_masked_ids = static_cast<uint32_t>(masked.size());
+    }
+  }
+  EmulatedEngine engine(model(), make_plan(3, 7));
+  StepRows rows(tokens, 0, 0, static_cast<uint32_t>(wanted.size()));
+  rows.input.sample = requests.data();
+  CHECK(engine.run(rows.input));
+  for (uint32_t r = 0; r < requests.size(); ++r) {
     SampleResult result;
-    sample_token(engine.logits(r), vocab, request, result);
-    CHECK_EQ(engine.sampled(r), result.token_id);
+    sample_token(engine.logits(r), vocab, requests[r], result);
+    const SampleResult& drawn = engine.sampled(r);
+    CHECK_EQ(drawn.token_id, result.token_id);
+    CHECK_EQ(drawn.logprob, result.logprob);
+    CHECK_EQ(drawn.num_alternatives, result.num_alternatives);
+    for (uint32_t i = 0; i < result.num_alternatives; ++i)
+      CHECK_EQ(drawn.alternatives[i].token_id, result.alternatives[i].token_id);
   }
 }
 
@@ -210,10 +227,10 @@ TEST_CASE("an edge that is missing is refused by the verifier or does no harm; t
   for (uint32_t seed = 1; seed <= 16; ++seed) {
     const MissingEdge missing = drop_edge(make_plan(3, 5), seed);
     EmulatedEngine engine(model(), missing.plan);
-    engine.seed = seed;
-    engine.deadline_ns = 900'000;  // less than the emulator's patience
+    engine.device->seed = seed;
+    engine.device->deadline_ns = EmulatedStepDevice::kShortDeadlineNs;
     const bool has_ended = engine.run(rows.input);
-    CHECK_EQ(engine.error, std::string());  // leaves cleanly
+    CHECK_EQ(engine.device->error, std::string());  // leaves cleanly
     const bool is_right = has_ended && !std::memcmp(engine.logits(4), right.data() + 4 * model().config.vocab_size,
                                                     model().config.vocab_size * 4);
     num_refused += is_refused(missing.plan);
@@ -230,9 +247,10 @@ TEST_CASE("an edge that is missing is refused by the verifier or does no harm; t
 
 TEST_CASE("plans that the kernel does not run are refused") {
   const DeviceModel& m = model();
+  const CudaWeights weights = m.pack();
+  const cuda::KvLayout kv(m.config.layers, {128, 64, 1});
   const auto refused = [&](const char* needle, const Plan& plan) {
-    const cuda::KvLayout kv(m.config.layers, {128, 64, 1});
-    CHECK_THROWS(unsupported_shape, needle, cuda::DevicePlan(plan, m.config, *m.device, kv));
+    CHECK_THROWS(unsupported_shape, needle, cuda::DevicePlan(plan, m.config, weights, kv));
   };
   refused("expected norms of their own", Plan::build(m.config, plan_options(2, 4, 4)));
   refused("max_tokens: expected at most 8, got 9", make_plan(2, 9));
@@ -247,6 +265,10 @@ TEST_CASE("plans that the kernel does not run are refused") {
     for (Task& task : list)
       if (task.kind == TaskKind::lm_head) task.tile_stride = 2;
   refused("lm_head: expected neighbouring tiles, got stride 2", strided.finish());
+  const Plan plan = make_plan(2, 4);
+  const cuda::DevicePlan device_plan(plan, m.config, weights, kv);
+  CHECK_THROWS(invalid_argument, "num_tokens: expected 1..4, got 5", device_plan.tables({}, 5, 0, false));
+  CHECK_THROWS(invalid_argument, "num_logit_rows: expected at most 4, got 5", device_plan.tables({}, 1, 5, false));
   CHECK_THROWS(invalid_argument, "max_context: expected > 0",
                cuda::KvLayout(m.config.layers, {0, 1, 1}));
   CHECK_THROWS(capacity, "pages of all sequences",

@@ -28,11 +28,15 @@ __device__ __forceinline__ bool wait_for_task_input(const PersistentParams& p, u
                            EdgeKind::counter, counter});
 }
 
+__device__ inline uint32_t rows_of_step(const StepTables& step, RowCount row_count) {
+  if (row_count == RowCount::tokens) return step.num_tokens;
+  return row_count == RowCount::logit_rows ? step.num_logit_rows : step.num_sampled_rows;
+}
+
 /// Rows that the task in the slot has in this epoch. A task without any does nothing.
 __device__ inline void set_row_count(const PersistentParams& p, TaskOperands& operands) {
   if (operands.row_count == RowCount::fixed) return;
-  const uint32_t num_rows =
-      operands.row_count == RowCount::tokens ? p.step->num_tokens : p.step->num_logit_rows;
+  const uint32_t num_rows = rows_of_step(*p.step, operands.row_count);
   *reinterpret_cast<uint32_t*>(operands.params + operands.row_count_at) = num_rows;
   if (num_rows == 0) operands.body = TaskBody::nothing;
 }

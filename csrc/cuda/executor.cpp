@@ -1,0 +1,187 @@
+#include "cuda/executor.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "core/checks.h"
+#include "cuda/persistent.h"
+#include "plan/buffers.h"
+#include "plan/wait_text.h"
+
+namespace mimo_rt::cuda {
+namespace {
+
+constexpr const char* kWhere = "Executor.run";
+constexpr const char* kMaker = "make_cuda_executor";
+
+/// Of a whole step, for the host: the kernel's own waits end long before.
+constexpr uint64_t kStepTimeoutNs = 60'000'000'000;
+
+/// The place of a plan or of a copy, which shares its tasks; plans.size(): not there.
+size_t find_plan(const std::vector<Plan>& plans, const Plan& plan) {
+  const auto found = std::find_if(plans.begin(), plans.end(), [&](const Plan& other) {
+    return other.tasks(0).data() == plan.tasks(0).data();
+  });
+  return static_cast<size_t>(found - plans.begin());
+}
+
+uint64_t result_bytes(const StepLayout& layout) { return layout.results_end - layout.results; }
+
+}  // namespace
+
+CudaExecutor::CudaExecutor(std::shared_ptr<const DeviceModel> model,
+                           const ExecutorOptions& options)
+    : model_(std::move(model)), timeout_ms_(options.timeout_ms), inputs_(model_->device) {
+  report_ = DeviceBuffer(model_->device, sizeof(HangReport), DeviceBuffer::Place::pinned);
+}
+
+CudaExecutor::~CudaExecutor() = default;
+
+size_t CudaExecutor::index_of(const Plan& plan) const {
+  const size_t index = find_plan(model_->plans, plan);
+  MIMO_RT_CHECK(index < model_->plans.size(), invalid_argument, kWhere,
+                "plan: expected one of those given to the executor, got another");
+  return index;
+}
+
+DeviceCache& CudaExecutor::device_cache(KvCache& cache) {
+  auto* found = dynamic_cast<DeviceCache*>(cache.store().get());
+  if (!found || found->model() != model_) {
+    cache.store().reset();  // its memory may be what is missing
+    cache.store() = std::make_shared<DeviceCache>(model_, cache);
+  }
+  last_cache_ = cache.store();
+  return static_cast<DeviceCache&>(*cache.store());
+}
+
+void CudaExecutor::refuse_after_failure() const {
+  if (!failure_.empty())
+    fail(ErrorCode::timeout, kWhere, "this executor has stopped for good: ", failure_);
+}
+
+uint64_t CudaExecutor::deadline_ns() const {
+  return std::min(uint64_t{timeout_ms_} * 1'000'000, kMaxDeadlineNs);
+}
+
+void CudaExecutor::run(const Plan& plan, KvCache& cache, const StepInput& input,
+                       StepOutput& output) {
+  refuse_after_failure();
+  const size_t plan_idx = index_of(plan);
+  checker_.check(model_->config, plan, cache, input, output);
+  StepBlock& block = device_cache(cache).block(plan_idx);
+  inputs_.reserve(block, input);
+  reserve_results(block);
+  try {
+    run_on_device(block, input);
+  } catch (const Error& error) {
+    failure_ = error.what();
+    throw;
+  }
+  ++block.epoch;
+  read_results(block, input, output);
+}
+
+void CudaExecutor::reserve_results(const StepBlock& block) {
+  const uint64_t num_bytes =
+      result_bytes(block.plan.layout()) + block.plan.plan().buffers()[kLogits].bytes;
+  if (results_.size_bytes() < num_bytes)
+    results_ = DeviceBuffer(model_->device, num_bytes, DeviceBuffer::Place::pinned);
+}
+
+void CudaExecutor::run_on_device(StepBlock& block, const StepInput& input) {
+  const StepLayout& layout = block.plan.layout();
+  StepDevice& device = *model_->device;
+  PersistentParams params = block.plan.params(block.addresses, block.epoch);
+  report() = {};
+  params.watchdog.report = &report();
+  params.watchdog.deadline_ns = deadline_ns();
+  inputs_.send(block, input);
+  device.launch(params, num_workers());
+  device.receive(results_.data(), block.addresses.step + layout.results, result_bytes(layout));
+  if (input.wants_logits && input.num_logit_rows != 0) {
+    const uint64_t row_bytes = sizeof(float) * block.plan.plan().buffers()[kLogits].cols;
+    device.receive(results_.data() + result_bytes(layout), block.addresses.step + layout.logits,
+                   input.num_logit_rows * row_bytes);
+  }
+  MIMO_RT_CHECK(device.wait(kStepTimeoutNs), timeout, kWhere, "the GPU did not end a step in ",
+                kStepTimeoutNs / 1'000'000'000, " s. Open the engine again.");
+  fail_after_hang(block);
+}
+
+void CudaExecutor::fail_after_hang(const StepBlock& block) const {
+  const HangReport& hang = report();
+  if (hang.is_written == 0) return;
+  fail(ErrorCode::timeout, kWhere, "timed out after ", deadline_ns() / 1'000'000,
+       " ms without progress: ",
+       wait_text(block.plan.plan(), hang.site.worker_idx, hang.site.task_idx, hang.site.edge_idx,
+                 hang.expected, hang.seen),
+       ". Open the engine again; raise timeout_ms (3000 at most count) if the GPU was overloaded.");
+}
+
+void CudaExecutor::read_results(const StepBlock& block, const StepInput& input,
+                                StepOutput& output) const {
+  const StepLayout& layout = block.plan.layout();
+  const auto* logits = reinterpret_cast<const float*>(results_.data() + result_bytes(layout));
+  output.logits = input.wants_logits ? logits : nullptr;
+  output.logits_stride = block.plan.plan().buffers()[kLogits].cols;
+  const auto* active = reinterpret_cast<const uint32_t*>(
+      results_.data() + (layout.active_experts - layout.results));
+  output.active_experts = 0;
+  for (size_t l = 0; l < model_->config.layers.size(); ++l) output.active_experts += active[l];
+  const auto* sampled =
+      reinterpret_cast<const int32_t*>(results_.data() + (layout.sampled - layout.results));
+  for (uint32_t r = 0; input.sample && r < input.num_logit_rows; ++r) {
+    set_token(sampled[r], output.sampled[r]);
+    if (input.wants_logits)
+      fill_logprobs(logits + uint64_t{r} * output.logits_stride, model_->config.vocab_size,
+                    input.sample[r], output.sampled[r]);
+  }
+}
+
+void CudaExecutor::run_rounds(const Plan&, KvCache&, RoundState&, const std::function<void()>&) {
+  fail(ErrorCode::unavailable, kWhere, "rounds: expected an executor that drafts, got cuda");
+}
+
+const uint8_t* CudaExecutor::buffer_data(const Plan& plan, uint16_t buffer_id) const {
+  constexpr const char* kBuffer = "Executor.buffer_data";
+  const auto cache = std::static_pointer_cast<DeviceCache>(last_cache_.lock());
+  MIMO_RT_CHECK(cache, invalid_argument, kBuffer, "expected the cache of the last step, got none");
+  const StepBlock& block = cache->block(index_of(plan));
+  MIMO_RT_CHECK(buffer_id > kTokens && buffer_id <= kLogits, invalid_argument, kBuffer,
+                "buffer_id: expected an arena buffer or the logits, got ", buffer_id);
+  const BufferInfo& info = plan.buffers()[buffer_id];
+  const StepLayout& layout = block.plan.layout();
+  const uint64_t begin = buffer_id == kLogits ? layout.logits : layout.arena + info.offset;
+  buffer_copy_.resize(info.bytes);
+  model_->device->download(buffer_copy_.data(), block.addresses.step + begin, info.bytes);
+  return buffer_copy_.data();
+}
+
+std::unique_ptr<Executor> make_cuda_executor(std::shared_ptr<StepDevice> device,
+                                             CudaWeights weights, const ModelConfig& config,
+                                             const std::vector<const Plan*>& plans,
+                                             const ExecutorOptions& options) {
+  const uint32_t num_sms = device->num_multiprocessors();
+  std::vector<Plan> copies;
+  for (const Plan* plan : plans) {
+    MIMO_RT_CHECK(plan->num_workers() == plans[0]->num_workers(), invalid_argument, kMaker,
+                  "plan: expected one for ", plans[0]->num_workers(), " workers, got ",
+                  plan->num_workers());
+    MIMO_RT_CHECK(plan->num_workers() <= num_sms, invalid_argument, kMaker,
+                  "num_workers: expected at most ", num_sms, ", the multiprocessors of ",
+                  device->name(), ", got ", plan->num_workers());
+    check_device_plan(*plan);
+    if (find_plan(copies, *plan) == copies.size()) copies.push_back(*plan);
+  }
+  const std::span<const uint8_t> block = weights.block();
+  check_free(*device, block.size(), "weights",
+             "Close other programs, or use a GPU with more memory.");
+  DeviceBuffer memory(device, block.size());
+  device->upload(memory.data(), block.data(), block.size());
+  weights.drop_block();
+  auto model = std::make_shared<DeviceModel>(DeviceModel{
+      std::move(device), config, std::move(copies), std::move(weights), std::move(memory)});
+  return std::make_unique<CudaExecutor>(std::move(model), options);
+}
+
+}  // namespace mimo_rt::cuda

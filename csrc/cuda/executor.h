@@ -1,0 +1,61 @@
+// Runs plans on a GPU: one launch of the persistent kernel per step.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cuda/device_cache.h"
+#include "cuda/step_inputs.h"
+#include "engine/step.h"
+
+namespace mimo_rt::cuda {
+
+class CudaExecutor final : public Executor {
+ public:
+  CudaExecutor(std::shared_ptr<const DeviceModel> model, const ExecutorOptions& options);
+  ~CudaExecutor() override;
+
+  const std::string& backend_name() const override { return backend_; }
+  uint32_t num_workers() const override { return model_->plans.front().num_workers(); }
+  void prepare(KvCache& cache) override { (void)device_cache(cache); }
+  void run(const Plan& plan, KvCache& cache, const StepInput& input, StepOutput& output) override;
+  void run_rounds(const Plan& plan, KvCache& cache, RoundState& rounds,
+                  const std::function<void()>& poll) override;
+  void set_tracing(bool) override {}
+  std::vector<TaskTrace> last_trace() const override { return {}; }
+  const uint8_t* buffer_data(const Plan& plan, uint16_t buffer_id) const override;
+
+ private:
+  size_t index_of(const Plan& plan) const;
+  DeviceCache& device_cache(KvCache& cache);
+  void refuse_after_failure() const;
+  void reserve_results(const StepBlock& block);
+  void run_on_device(StepBlock& block, const StepInput& input);
+  void fail_after_hang(const StepBlock& block) const;
+  void read_results(const StepBlock& block, const StepInput& input, StepOutput& output) const;
+  uint64_t deadline_ns() const;
+  HangReport& report() const { return *reinterpret_cast<HangReport*>(report_.data()); }
+
+  const std::shared_ptr<const DeviceModel> model_;
+  const std::string backend_ = "cuda";
+  const uint32_t timeout_ms_;
+  StepChecker checker_;
+  StepInputs inputs_;
+  DeviceBuffer report_;   ///< pinned
+  DeviceBuffer results_;  ///< pinned: [results, results_end) of the step block, then rows of logits
+  std::string failure_;   ///< after which no step runs
+  std::weak_ptr<KvStore> last_cache_;
+  mutable std::vector<uint8_t> buffer_copy_;
+};
+
+/// Copies the weights to the device and drops them here. All plans have as many workers; they are
+/// the only ones that may be run.
+/// @throws Error{invalid_argument} for more workers than multiprocessors; Error{unsupported_shape};
+///         Error{out_of_memory} that says how much is missing
+std::unique_ptr<Executor> make_cuda_executor(std::shared_ptr<StepDevice> device,
+                                             CudaWeights weights, const ModelConfig& config,
+                                             const std::vector<const Plan*>& plans,
+                                             const ExecutorOptions& options);
+
+}  // namespace mimo_rt::cuda

@@ -1,0 +1,88 @@
+// A GPU for the executor: the persistent kernel's own source under emulation. Copies and launches
+// happen when they are waited for, so that what is changed or read too early is seen.
+#pragma once
+
+#define MIMO_RT_HOST_EMULATION
+#include "cuda/device/persistent/roles.cuh"
+#include "cuda/persistent.h"
+#include "cuda/step_device.h"
+#include "emulation/schedule.h"
+
+#include <algorithm>
+#include <functional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "host_device_memory.h"
+
+namespace fixture {
+
+using namespace mimo_rt;
+
+class EmulatedStepDevice : public HostDeviceMemory<cuda::StepDevice> {
+ public:
+  ~EmulatedStepDevice() override {
+    for (void* memory : pinned_) std::free(memory);
+  }
+  uint32_t num_multiprocessors() const override { return num_sms; }
+  uint64_t free_bytes() const override { return free_bytes_left; }
+  void* allocate_pinned(uint64_t num_bytes) override {
+    const uint64_t size = (num_bytes + 255) / 256 * 256;
+    void* memory = std::aligned_alloc(256, size);
+    std::memset(memory, 0, size);
+    pinned_.insert(memory);
+    return memory;
+  }
+  void release_pinned(void* memory) noexcept override {
+    if (pinned_.erase(memory)) std::free(memory);
+  }
+
+  void send(void* to, const void* pinned, uint64_t num_bytes) override {
+    queue_.push_back([=] { std::memcpy(to, pinned, num_bytes); });
+  }
+  void launch(const cuda::PersistentParams& params, uint32_t num_blocks) override {
+    cuda::check_persistent(params, num_blocks);
+    ++num_launches;
+    queue_.push_back([this, params, num_blocks] { run(params, num_blocks); });
+  }
+  void receive(void* pinned, const void* from, uint64_t num_bytes) override {
+    queue_.push_back([=] { std::memcpy(pinned, from, num_bytes); });
+  }
+  bool wait(uint64_t) override {
+    if (is_stuck) return false;
+    for (const auto& operation : std::exchange(queue_, {})) operation();
+    if (!loss.empty()) fail(ErrorCode::device_lost, "emulated", loss);
+    if (!error.empty()) fail(ErrorCode::device_lost, "emulated", error);
+    return true;
+  }
+
+  /// Time passes by a microsecond per round of the emulator, whose patience is 1000 idle rounds.
+  static constexpr uint64_t kShortDeadlineNs = 900'000;
+
+  uint32_t num_sms = 4;
+  uint64_t deadline_ns = cuda::kMaxDeadlineNs;  ///< the params' one, if that is less
+  uint64_t seed = 0;  ///< of the schedule
+  uint64_t num_launches = 0;
+  bool is_stuck = false;  ///< no step ends any more
+  std::string loss;       ///< steps fail with this
+  std::string error;  ///< of the emulation
+
+ private:
+  void run(cuda::PersistentParams params, uint32_t num_blocks) {
+    params.watchdog.deadline_ns = std::min(params.watchdog.deadline_ns, deadline_ns);
+    emulation::LaunchOptions options;
+    options.num_blocks = num_blocks;
+    options.num_threads = cuda::kPersistentThreads;
+    options.shared_bytes = sizeof(cuda::PersistentShared);
+    options.seed = seed;
+    auto* kv = const_cast<uint8_t*>(params.step->kv->blocks);
+    options.handed_over = {{kv, blocks().at(kv)}};  // of layer 0: where it begins
+    error = emulation::launch(options, cuda::persistent_kernel, params).error;
+  }
+
+  std::set<void*> pinned_;
+  std::vector<std::function<void()>> queue_;
+};
+
+}  // namespace fixture
