@@ -3,15 +3,17 @@
     python bench/gpu_gate.py --collect wheels     where there is a network: what a bare machine needs
     python bench/gpu_gate.py [--wheels wheels]    on the GPU machine
 
-Stages: `build` (package and tests), `tests` (tests/cpp/native_cuda_*.cpp on the device), `sanitizer` (compute-sanitizer
-memcheck and racecheck, test by test, as far as its time goes) and `kbench` (mimo-rt kbench, cold caches, results
-checked). Every step is one JSON line in bench/results/<date>-gpu-<device>.jsonl, written when it ends, so whatever
-stops the script leaves what was done. Exit codes: 0 all passed, 1 something failed, 2 wrong usage, 3 no GPU.
+Stages: `build` (package and tests), `tests` (tests/cpp/native_cuda_*.cpp on the device), `engine` (mimo-rt doctor and
+bench/gpu_engine.py: sessions against the CPU engine's), `sanitizer` (compute-sanitizer memcheck and racecheck, test by
+test, as far as its time goes) and `kbench` (mimo-rt kbench, cold caches, results checked). Every step is one JSON line in
+bench/results/<date>-gpu-<device>.jsonl, written when it ends, so whatever stops the script leaves what was done. Exit
+codes: 0 all passed, 1 something failed, 2 wrong usage, 3 no GPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import datetime
 import json
@@ -32,10 +34,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 NO_GPU = 3
 NATIVE_TESTS = tuple(sorted(p.stem for p in (ROOT / "tests" / "cpp").glob("native_cuda_*.cpp")))
 KBENCH_SHAPES = ("pro-r8", "pro", "gpt-oss-120b", "flash")
-KBENCH_SECONDS = "0.1"  # of a kernel at one number of tokens, and of its baseline: hundreds of calls
+KBENCH = ("kbench", "--device", "cuda", "--seconds", "0.1", "--json")  # per kernel and tokens: hundreds of calls
 TOOLS = ("memcheck", "racecheck")
 # What the stages may take of ten minutes; a stage that ends early leaves its time to the others.
-LIMITS_S = {"build": 240, "tests": 60, "sanitizer": 120, "kbench": 150}
+LIMITS_S = {"build": 240, "tests": 60, "engine": 60, "sanitizer": 100, "kbench": 130}
 WHEELS = ("scikit-build-core>=0.11", "pybind11>=2.13", "nlohmann-json==3.12.0", "cmake>=3.25", "ninja", "numpy",
           "tokenizers", "jinja2", "cuda-toolkit[nvcc,nvvm,crt,cudart,cccl]==13.0.2",
           "nvidia-cuda-sanitizer-api==13.0.85")
@@ -74,6 +76,7 @@ class Log:
     path: pathlib.Path
     deadline: float
     steps: list[dict[str, Any]] = field(default_factory=list)
+    records: list[dict[str, Any]] = field(default_factory=list)  # of kbench and of the engine
 
     def add(self, stage: str, step: str, status: str, seconds: float, **more: Any) -> None:
         line = {"stage": stage, "step": step, "status": status, "seconds": round(seconds, 2), **more}
@@ -86,6 +89,13 @@ class Log:
     def write(self, line: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def keep_record(self, line: str) -> None:
+        """For Stage.run: a line that is a record goes to the file."""
+        if line.startswith("{"):
+            with contextlib.suppress(ValueError):  # cut off in the middle
+                self.records.append(json.loads(line))
+                self.write({**self.records[-1], "gate": True})
 
     def left_s(self) -> float:
         return self.deadline - time.monotonic()
@@ -162,8 +172,7 @@ def build(log: Log, args: argparse.Namespace) -> dict[str, str] | None:
         install = [python, "-m", "pip", "install", "-q", "--no-index", "--find-links", str(args.wheels), *WHEELS]
         if not (stage.run("venv", make) and stage.run("wheels", install)):
             return None
-    tools = str(pathlib.Path(python).parent)
-    environment = {"PATH": f"{tools}:{os.environ.get('PATH', '')}", "MIMO_RT_CUDA": "ON"}
+    environment = {"PATH": f"{pathlib.Path(python).parent}:{os.environ.get('PATH', '')}", "MIMO_RT_CUDA": "ON"}
     package = [python, "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps", "--no-index", "."]
     tests = args.build / "tests"
     configure = ["cmake", "-S", str(ROOT), "-B", str(tests), "-G", "Ninja", "-DMIMO_RT_BUILD_TESTS=ON",
@@ -210,34 +219,28 @@ def test_cases(programs: pathlib.Path) -> Iterator[tuple[str, str]]:
             yield name, case
 
 
-def run_kbench(log: Log, python: str) -> list[dict[str, Any]]:
-    """The records, which also go to the file."""
+def run_engine(log: Log, python: str) -> None:
+    """Whole sessions: what `doctor` checks, then tokens and logits beside the CPU engine's."""
+    stage = Stage("engine", log)
+    stage.run("doctor", [python, "-m", "mimo_rt", "doctor", "--device", "cuda"])
+    stage.run("sessions", [python, str(ROOT / "bench" / "gpu_engine.py")], on_line=log.keep_record)
+
+
+def run_kbench(log: Log, python: str) -> None:
     stage = Stage("kbench", log)
-    records: list[dict[str, Any]] = []
-
-    def keep(line: str) -> None:
-        if line.startswith("{"):
-            try:
-                record = json.loads(line)
-            except ValueError:  # cut off in the middle
-                return
-            records.append(record)
-            log.write({**record, "gate": True})
-
     for shape in KBENCH_SHAPES:
-        command = [python, "-m", "mimo_rt", "kbench", "--device", "cuda", "--shape", shape, "--seconds", KBENCH_SECONDS,
-                   "--json"]
-        stage.run(shape, command, {"PYTHONUNBUFFERED": "1"}, on_line=keep, may_be_cut=True)
-    return records
+        command = [python, "-m", "mimo_rt", *KBENCH, "--shape", shape]
+        stage.run(shape, command, {"PYTHONUNBUFFERED": "1"}, on_line=log.keep_record, may_be_cut=True)
 
 
-def print_summary(log: Log, records: list[dict[str, Any]]) -> None:
+def print_summary(log: Log) -> None:
     print(f"\n{'stage':<10} {'passed':>7} {'failed':>7} {'not run':>8} {'seconds':>8}")
     for stage in LIMITS_S:
         steps = [s for s in log.steps if s["stage"] == stage]
         counts = [sum(s["status"] == status for s in steps) for status in (PASSED, FAILED, NOT_RUN)]
         seconds = sum(s["seconds"] for s in steps)
         print(f"{stage:<10} {counts[0]:>7} {counts[1]:>7} {counts[2]:>8} {seconds:>8.1f}")
+    records = [r for r in log.records if "case" in r]
     if records:
         print(f"\n{'case':<40} {'median us':>10} {'GB/s':>8} {'%read':>6} {'x base':>7}")
     for r in records:
@@ -281,16 +284,16 @@ def main(argv: list[str] | None = None) -> int:
                             check=False).stdout.strip()
     log.write({"stage": "device", **facts, "commit": commit or None,
                "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")})
-    records: list[dict[str, Any]] = []
     try:
         if built := build(log, args):
             programs = pathlib.Path(built["tests"])
             run_tests(log, programs)
+            run_engine(log, built["python"])
             run_sanitizer(log, programs, find_sanitizer(built["python"]))
-            records = run_kbench(log, built["python"])
+            run_kbench(log, built["python"])
     finally:
-        print_summary(log, records)
-    return int(any(step["status"] == FAILED for step in log.steps) or not records)
+        print_summary(log)
+    return int(any(step["status"] == FAILED for step in log.steps) or not any("case" in r for r in log.records))
 
 
 if __name__ == "__main__":

@@ -74,6 +74,7 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/sampling/sampler.cpp
   csrc/sampling/speculative.cpp
   csrc/engine/bandwidth.cpp
+  csrc/engine/cuda_engine.cpp
   csrc/engine/device.cpp
   csrc/engine/draft_confidence.cpp
   csrc/engine/draft_width.cpp
@@ -116,6 +117,7 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/cuda/kv_layout.cpp
   csrc/cuda/persistent_check.cpp
   csrc/cuda/projection_check.cpp
+  csrc/cuda/read_speed.cpp
   csrc/cuda/router_check.cpp
   csrc/cuda/sampling_check.cpp
   csrc/cuda/step_inputs.cpp

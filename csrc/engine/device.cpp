@@ -2,24 +2,15 @@
 #include <mimo_rt/device.h>
 
 #include "core/checks.h"
-#include "core/cuda_devices.h"
 #include "core/usable_cores.h"
 #include "cpu/dispatch.h"
+#include "engine/cuda_engine.h"
 
 #include <algorithm>
 #include <cstdlib>
 
 namespace mimo_rt {
 namespace {
-
-// The toolchain and the device query are real, the engine is still to come: never available.
-Backend cuda_backend(const CudaDevices& cuda) {
-  if (!cuda.built) return {"cuda", false, cuda.reason};
-  std::string found;
-  for (const CudaDevice& device : cuda.devices)
-    found = concat(found, found.empty() ? "" : "; ", device.name, " (sm_", device.compute_major, device.compute_minor, ")");
-  return {"cuda", false, concat("this version has no CUDA engine; devices: ", found.empty() ? cuda.reason : found)};
-}
 
 Backend cpu_backend(const cpu::CpuBackend& backend) {
   if (!backend.kernels) return {backend.name, false, concat("needs ", backend.needs)};

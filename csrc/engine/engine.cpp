@@ -1,7 +1,9 @@
 #include "engine/engine_impl.h"
 
 #include "core/checks.h"
+#include "cuda/read_speed.h"
 #include "engine/bandwidth.h"
+#include "engine/cuda_engine.h"
 #include "engine/machine_notes.h"
 #include "plan/trace.h"
 
@@ -41,15 +43,8 @@ void check_options(const EngineOptions& options) {
   check_range("prefill_chunk_tokens", options.prefill_chunk_tokens, 1, kMaxStepTokens);
 }
 
-void refuse_cuda(const std::string& device) {
-  MIMO_RT_CHECK(!device.starts_with("cuda"), unavailable, kWhere, "device '", device,
-                "': the CUDA engine is not built into this wheel. Use device 'cpu'.");
-}
-
 std::string pick_backend(const EngineOptions& options) {
-  refuse_cuda(options.device);  // before asking for devices: the same answer on every machine
   const std::string backend = resolve_backend(options.device);
-  refuse_cuda(backend);  // MIMO_RT_BACKEND=cuda
   MIMO_RT_CHECK(!options.exact || backend == "ref", invalid_argument, kWhere,
                 "exact: expected false or device 'ref', got device '", options.device, "'");
   return backend;
@@ -71,28 +66,12 @@ std::filesystem::path find_draft(const std::filesystem::path& model_dir, const s
   return std::filesystem::is_directory(usual, error) ? usual : std::filesystem::path();
 }
 
-/// What is known before the weights: plans and their proof, which also check the config.
+/// Plans for the workers of a CPU.
 std::unique_ptr<Engine::Impl> prepare_engine(const ModelConfig& config, const DraftConfig* draft,
                                              const EngineOptions& options) {
-  auto impl = std::make_unique<Engine::Impl>();
-  impl->config = config;
-  impl->options = options;
-  impl->options.progress = nullptr;  // what it refers to may end with the load
   PlanOptions plan;
   plan.num_workers = options.num_threads ? options.num_threads : num_usable_cores();
-  // Features of one step wait at most until the next: see csrc/engine/round.h.
-  plan.max_context_rows = draft ? std::max(impl->max_step_tokens(), draft->block_size) : 0;
-  plan.max_tokens = options.max_decode_tokens;
-  impl->decode_plan = build_plan(impl->config, draft, plan);
-  plan.max_tokens = options.prefill_chunk_tokens;
-  impl->prefill_plan = build_plan(impl->config, draft, plan);
-  if (draft) {
-    plan.max_tokens = draft->block_size;
-    plan.is_round = true;
-    impl->round_plan = build_plan(impl->config, draft, plan);
-  }
-  impl->max_logit_rows = std::min(options.prefill_chunk_tokens, kMaxLogitRows);
-  return impl;
+  return Engine::Impl::prepare(config, draft, options, plan);
 }
 
 /// Everything after the weights: the executor.
@@ -118,6 +97,31 @@ std::shared_ptr<Engine> build_engine(std::unique_ptr<Engine::Impl> impl,
 
 }  // namespace
 
+std::unique_ptr<Engine::Impl> Engine::Impl::prepare(const ModelConfig& config,
+                                                    const DraftConfig* draft,
+                                                    const EngineOptions& options,
+                                                    PlanOptions plan) {
+  auto impl = std::make_unique<Engine::Impl>();
+  impl->config = config;
+  impl->options = options;
+  impl->options.progress = nullptr;  // what it refers to may end with the load
+  // Features of one step wait at most until the next: see csrc/engine/round.h.
+  plan.max_context_rows = draft ? std::max(impl->max_step_tokens(), draft->block_size) : 0;
+  plan.max_tokens = options.max_decode_tokens;
+  impl->decode_plan = build_plan(impl->config, draft, plan);
+  plan.max_tokens = options.prefill_chunk_tokens;
+  impl->prefill_plan = plan.max_tokens == options.max_decode_tokens
+                           ? impl->decode_plan
+                           : build_plan(impl->config, draft, plan);
+  if (draft) {
+    plan.max_tokens = draft->block_size;
+    plan.is_round = true;
+    impl->round_plan = build_plan(impl->config, draft, plan);
+  }
+  impl->max_logit_rows = std::min(options.prefill_chunk_tokens, kMaxLogitRows);
+  return impl;
+}
+
 Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Engine::~Engine() = default;
 
@@ -133,6 +137,8 @@ std::shared_ptr<Engine> Engine::open(const std::filesystem::path& model_dir,
   const Checkpoint checkpoint = Checkpoint::open(model_dir, {.use_mmap = options.use_mmap});
   checkpoint.validate(config);
   const std::filesystem::path draft_dir = find_draft(model_dir, options.draft);
+  if (backend == "cuda")
+    return open_cuda_engine(checkpoint, config, options, draft_dir, cuda::open_step_device());
   std::optional<DraftConfig> draft;
   if (!draft_dir.empty()) {
     draft = DraftConfig::from_directory(draft_dir);
@@ -159,6 +165,8 @@ std::shared_ptr<Engine> Engine::synthetic(const ModelConfig& config, uint64_t se
                                           const DraftConfig* draft) {
   check_options(options);
   const std::string backend = pick_backend(options);
+  MIMO_RT_CHECK(backend != "cuda", unavailable, "Engine.synthetic",
+                "device: expected a CPU backend or ref for random weights, got cuda");
   ModelConfig adjusted = config;
   for (LayerConfig& layer : adjusted.layers)
     if (layer.window_tokens && options.window_tokens) layer.window_tokens = options.window_tokens;
@@ -188,11 +196,11 @@ uint64_t Engine::expert_bytes() const { return impl_->weight_bytes.per_expert; }
 std::vector<PackedCacheReport> Engine::packed_cache() const { return impl_->packed_cache; }
 
 std::vector<std::string> Engine::notes() const {
-  std::vector<std::string> notes;
+  std::vector<std::string> notes = impl_->notes;
   const auto add = [&](std::string note) {
     if (!note.empty()) notes.push_back(std::move(note));
   };
-  if (backend() != "ref") add(note_on_workers(num_workers(), num_usable_cores()));
+  if (backend() != "ref" && backend() != "cuda") add(note_on_workers(num_workers(), num_usable_cores()));
   const uint8_t *begin = nullptr, *end = nullptr;
   if (impl_->weights)
     for (const ReadRange& range : weight_ranges(*impl_->weights)) {
@@ -207,6 +215,8 @@ double Engine::measure_bandwidth_gbs(double seconds) {
   MIMO_RT_CHECK(seconds > 0.0 && seconds <= 60.0, invalid_argument, "Engine.measure_bandwidth_gbs",
                 "seconds: expected > 0 and <= 60, got ", seconds);
   const std::lock_guard lock(impl_->steps);
+  if (backend() == "cuda")
+    return impl_->bandwidth_gbs = cuda::measure_read_gbs(*cuda::open_bench_device(), seconds);
   const std::vector<ReadRange> ranges =
       impl_->weights ? weight_ranges(*impl_->weights) : std::vector<ReadRange>{};
   const double gbs = measure_read_gbs(ranges, {.num_threads = num_workers(),

@@ -5,6 +5,7 @@
 
 #include "engine/step.h"
 #include "engine/step_queue.h"
+#include "weights/cuda_weights.h"
 #include "weights/draft_weights.h"
 #include "weights/weights.h"
 
@@ -23,17 +24,19 @@ struct WeightBytes {
   uint64_t per_draft = 0;       ///< drafting one block: the draft's weights and the lm_head
 };
 WeightBytes count_weight_bytes(const Weights& weights, const DraftWeights* draft);
+WeightBytes count_weight_bytes(const CudaWeights& weights, const ModelConfig& config);
 
 struct Engine::Impl {
   EngineOptions options;
   ModelConfig config;
-  std::unique_ptr<Weights> weights;
+  std::unique_ptr<Weights> weights;     ///< nullptr: the executor has them on its device
   std::unique_ptr<DraftWeights> draft;  ///< nullptr: the model has none
   std::vector<PackedCacheReport> packed_cache;
   Plan decode_plan, prefill_plan;
   std::optional<Plan> round_plan;       ///< with a draft
   uint32_t max_logit_rows = 1;         ///< of both plans
   WeightBytes weight_bytes;
+  std::vector<std::string> notes;       ///< known since the load
   std::atomic<double> bandwidth_gbs = 0.0;  ///< 0: not measured
 
   StepQueue steps;                     ///< guards what follows
@@ -48,6 +51,9 @@ struct Engine::Impl {
     return std::max(options.max_decode_tokens, options.prefill_chunk_tokens);
   }
   const DraftConfig* draft_config() const { return draft ? &draft->config() : nullptr; }
+  /// What is known before the weights: plans and their proof, which also check the config. `plan`: workers and norms.
+  static std::unique_ptr<Impl> prepare(const ModelConfig& config, const DraftConfig* draft, const EngineOptions& options,
+                                       PlanOptions plan);
   static std::shared_ptr<Engine> assemble(std::unique_ptr<Impl> impl);
 };
 

@@ -25,6 +25,9 @@ class Sequence {
   uint32_t num_cached_tokens() const { return num_cached_; }
   const KvCache& cache() const { return cache_; }
 
+  /// Makes room for keys and values where the executor keeps them. @throws Error{out_of_memory}
+  void prepare(Executor& executor) { executor.prepare(cache_); }
+
   /// Forgets what does not begin `tokens`; keeps at most `max_kept` tokens. Keeps nothing when the
   /// window layers' rings have lost what a continuation there would read.
   void keep_common_prefix(std::span<const int32_t> tokens, uint32_t max_kept);

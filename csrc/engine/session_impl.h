@@ -10,6 +10,7 @@
 #include <atomic>
 #include <cstddef>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <vector>
 
@@ -20,7 +21,10 @@ struct SessionState {
       : engine(std::move(engine_)),
         sequence_id(sequence_id_),
         sequence(engine->config(), engine->draft_config(), max_context,
-                 engine->impl().max_step_tokens()) {}
+                 engine->impl().max_step_tokens()) {
+    const std::lock_guard lock(engine->impl().steps);
+    sequence.prepare(*engine->impl().executor);
+  }
 
   std::shared_ptr<Engine> engine;
   uint64_t sequence_id;

@@ -29,4 +29,24 @@ WeightBytes count_weight_bytes(const Weights& weights, const DraftWeights* draft
   return bytes;
 }
 
+WeightBytes count_weight_bytes(const CudaWeights& weights, const ModelConfig& config) {
+  const uint64_t norm_bytes = sizeof(float) * uint64_t{config.hidden_size};
+  const auto table_bytes = [](const CudaTable& table) { return uint64_t{table.rows} * table.k * dtype_bits(table.dtype) / 8; };
+  WeightBytes bytes;
+  bytes.total = weights.block().size();
+  bytes.dense_per_step = weights.lm_head().shape.bytes() + norm_bytes;
+  for (uint32_t i = 0; i < config.num_layers; ++i) {
+    const CudaLayerWeights& layer = weights.layer(i);
+    bytes.dense_per_step += layer.qkv.shape.bytes() + layer.o_proj.shape.bytes() + 2 * norm_bytes;
+    if (layer.config.has_sink) bytes.dense_per_step += sizeof(float) * layer.config.num_q_heads;
+    if (!layer.config.is_moe) {
+      bytes.dense_per_step += layer.gate_up.shape.bytes() + layer.down.shape.bytes();
+      continue;
+    }
+    bytes.dense_per_step += table_bytes(layer.router) + sizeof(float) * config.num_experts;
+    bytes.per_expert = layer.expert_gate_up.shape.bytes() + layer.expert_down.shape.bytes();
+  }
+  return bytes;
+}
+
 }  // namespace mimo_rt

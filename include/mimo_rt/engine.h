@@ -18,20 +18,22 @@ namespace mimo_rt {
 
 struct EngineOptions {
   std::string device = "auto";        ///< "auto", "cpu", "ref", "cuda" or a backend name, see device.h
-  uint32_t num_threads = 0;           ///< workers; 0: all usable cores
+  uint32_t num_threads = 0;           ///< workers; 0: all usable cores; cuda: all multiprocessors
   bool pin_threads = true;            ///< bind worker i to usable core i while no other process uses it; not under a CPU quota (cgroup) below the core count
   uint32_t park_after_us = 200;       ///< idle workers spin this long, then sleep: an idle engine uses no CPU
-  uint32_t timeout_ms = 10'000;       ///< a step has hung when none of its tasks finishes for this long
-  uint32_t max_decode_tokens = 8;     ///< rows of a decode step
-  uint32_t prefill_chunk_tokens = 512;///< rows of a prefill step
+  uint32_t timeout_ms = 10'000;       ///< a step has hung when none of its tasks finishes for this long; cuda: at most 3000 count
+  uint32_t max_decode_tokens = 8;     ///< rows of a decode step; cuda: at most 8
+  uint32_t prefill_chunk_tokens = 512;///< rows of a prefill step; cuda: at most 8
   uint32_t window_tokens = 0;         ///< overrides the width of window layers (128 or 129 keys); 0: the config's
   /// What MXFP4 matrices are multiplied with. "bf16": as the model defines it. "int8": activations are rounded to 8-bit
   /// integers, 32 with a common scale: faster where arithmetic is the limit, other logits. All else stays as it is.
   std::string activations = "bf16";
   bool exact = false;                 ///< "ref" only: float64 activations, an evaluator of the mathematical model
   /// The DFlash draft: "auto": `<model_dir>/dflash` if it exists; "none"; or the directory of a draft for this model.
+  /// cuda does not draft yet: "auto" is "none" there, with a note.
   std::string draft = "auto";
   /// Keeps the packed weights in files that later starts map, checked: "none", "auto" (see packed_cache.h), a directory.
+  /// Not on cuda, which packs at every start.
   std::string packed_cache = "none";
   bool use_mmap = true;               ///< false: read the files into memory; they may change while they are loaded
   /// (done, total) packed bytes; returning false cancels the load.

@@ -37,7 +37,7 @@ class Session(SessionState):
     Args:
         model_dir: checkpoint directory (config.json, safetensors; tokenizer files for text).
         device: "auto", "cpu", "ref", "cuda" or a name from `list_backends`.
-        num_threads: workers; None: all usable cores. `threads` is an alias. See `notes`.
+        num_threads: workers, alias `threads`; None: all usable cores or multiprocessors. `notes`.
         max_context: tokens of prompt and output; None: the model's limit, at most 8192.
         seed: default of generations that give none; None: a fresh one each time.
         pin_threads: bind each worker to a core.

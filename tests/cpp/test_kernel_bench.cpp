@@ -1,6 +1,7 @@
 // The subjects of `mimo-rt kbench`: right kernels pass their check, wrong ones do not, calls walk
 // through cold memory, cases that a kernel cannot take are refused. CUDA subjects run the kernels'
 // own source under emulation.
+#include "cuda/read_speed.h"
 #include "emulated_bench_device.h"
 #include "kbench/cpu_subjects.h"
 #include "kbench/cuda_subjects.h"
@@ -470,6 +471,20 @@ TEST_CASE("cases that no kernel can take are refused by name") {
   CHECK_THROWS(unavailable, "expected fp8_e4m3 or bf16",
                kbench::make_cuda_gemm(gemm("mxfp4", 16, 32, 1), small(),
                                       std::make_unique<EmulatedBenchDevice>()));
+}
+
+TEST_CASE("the speed of plain reads is their bytes over the median of their times") {
+  struct Device : EmulatedBenchDevice {
+    KernelTimes time(uint32_t num_calls, const std::function<void(uint32_t)>&) override {
+      ++num_series;
+      KernelTimes times{std::vector<double>(num_calls, 0.0), std::vector<double>(num_calls, 1e-6)};
+      times.read_s[0] = 1e-3;  // something else had the memory
+      return times;
+    }
+    uint32_t num_series = 0;
+  } device;
+  CHECK(std::abs(cuda::measure_read_gbs(device, 2.5e-3) - 1.0) < 1e-12);
+  CHECK_EQ(device.num_series, 3u);
 }
 
 CHECK_MAIN()

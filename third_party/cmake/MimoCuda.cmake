@@ -1,6 +1,5 @@
-# MIMO_RT_CUDA: OFF, ON (fail when nvcc is missing), AUTO (use it when it is there). There is no CUDA engine in this
-# version yet: what is built is the device query and the first kernels, so that toolchain, packaging and the "cuda"
-# backend's answer are real.
+# MIMO_RT_CUDA: OFF, ON (fail when nvcc is missing), AUTO (use it when it is there). Without it the "cuda"
+# backend is listed as not built.
 set(MIMO_RT_HAVE_CUDA OFF)
 if(NOT MIMO_RT_CUDA STREQUAL "OFF")
   include(CheckLanguage)

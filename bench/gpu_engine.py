@@ -1,0 +1,87 @@
+"""Sessions on a GPU against sessions on the CPU, on the same weights. bench/gpu_gate.py runs it.
+
+    python bench/gpu_engine.py [--device cuda] [--model DIR]...
+
+Without --model: a tiny random model with every feature and, if it was converted before, the demo model. One JSON line
+per model: whether the logits agree within the rounding of BF16 activations, have the same bits for steps of one and of
+all rows, and whether greedy tokens are equal (at the first other one, the CPU's logits of both must be as close as the
+logits of both devices). Exit code 1: something is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import sys
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+from mimo_rt import Session
+from mimo_rt.checkpoints import demo, write_tiny_checkpoint
+
+MAX_RELATIVE_ERROR = 2.0**-5  # of logits, L2: `mimo-rt doctor` says what 2**-7 against ref means
+NUM_IDS, NUM_TOKENS = 24, 32
+
+
+def first_difference(a: list[int], b: list[int]) -> int | None:
+    """Index of the first token that is not equal."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), None)
+
+
+def is_tie(cpu_logits: np.ndarray, gpu_logits: np.ndarray, cpu_id: int, gpu_id: int) -> bool:
+    """Whether rounding explains that the devices prefer different tokens."""
+    distance = float(np.abs(cpu_logits - gpu_logits).max())
+    return float(cpu_logits[cpu_id] - cpu_logits[gpu_id]) <= 2 * distance
+
+
+def compare(model_dir: pathlib.Path, device: str) -> dict[str, Any]:
+    """What both devices make of one prompt."""
+    ids = list(range(1, NUM_IDS + 1))
+    greedy = {"max_tokens": NUM_TOKENS, "temperature": 0.0, "ignore_eos": True}
+    with Session(model_dir, draft=None) as cpu, Session(model_dir, device=device, draft=None) as gpu:
+        expected, logits = cpu.logits(ids), gpu.logits(ids)
+        cpu_ids = list(cpu.generate(ids, **greedy).token_ids)
+        gpu.generate(ids, **greedy)  # the first one also warms up
+        begin = time.perf_counter()
+        gpu_ids = list(gpu.generate(ids, **greedy).token_ids)
+        seconds = time.perf_counter() - begin
+        same_bits = np.array_equal(logits, gpu.logits(ids, step_tokens=1))
+        place = first_difference(cpu_ids, gpu_ids)
+        tie = False
+        if place is not None:
+            common = ids + cpu_ids[:place]
+            tie = is_tie(cpu.logits(common)[-1], gpu.logits(common)[-1], cpu_ids[place], gpu_ids[place])
+        backends = (cpu.backend, gpu.backend)
+    error = float(np.linalg.norm(logits - expected) / np.linalg.norm(expected))
+    passed = error <= MAX_RELATIVE_ERROR and bool(same_bits) and (place is None or tie)
+    return {"model": model_dir.name, "backends": backends, "passed": passed, "relative_error": error,
+            "same_bits": bool(same_bits), "num_equal_tokens": NUM_TOKENS if place is None else place,
+            "ended_by_tie": tie, "num_tokens": NUM_TOKENS, "tokens_per_s": round(NUM_TOKENS / seconds, 1)}
+
+
+def models(parent: pathlib.Path) -> list[pathlib.Path]:
+    """A tiny model, written into `parent`; the demo model, if it is there."""
+    tiny = write_tiny_checkpoint(parent / "tiny", seed=1, intermediate_size=192)
+    converted = demo.cache_directory() / demo.MODEL_NAME
+    return [pathlib.Path(tiny), *([converted] if converted.is_dir() else [])]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda", help="what is compared with the CPU (default cuda)")
+    parser.add_argument("--model", type=pathlib.Path, action="append", metavar="DIR", help="checkpoint instead")
+    args = parser.parse_args(argv)
+    passed = True
+    with tempfile.TemporaryDirectory(prefix="mimo_rt-gpu-engine-") as parent:
+        for model_dir in args.model or models(pathlib.Path(parent)):
+            record = compare(model_dir, args.device)
+            print(json.dumps(record), flush=True)
+            passed &= record["passed"]
+    return int(not passed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

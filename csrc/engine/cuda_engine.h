@@ -1,0 +1,26 @@
+// The engine on a GPU: which one can be used, and how it is opened.
+#pragma once
+
+#include <mimo_rt/checkpoint.h>
+#include <mimo_rt/device.h>
+#include <mimo_rt/engine.h>
+
+#include "core/cuda_devices.h"
+#include "cuda/step_device.h"
+
+#include <filesystem>
+#include <memory>
+
+namespace mimo_rt {
+
+/// The "cuda" entry of list_backends: available when the first device runs this build's binaries.
+Backend cuda_backend(const CudaDevices& cuda);
+
+/// The rest of Engine::open for this device: a GPU, or in tests an emulated one. `draft_dir`: of the model's draft, or
+/// empty.
+/// @throws as Engine::open
+std::shared_ptr<Engine> open_cuda_engine(const Checkpoint& checkpoint, const ModelConfig& config, EngineOptions options,
+                                         const std::filesystem::path& draft_dir,
+                                         std::shared_ptr<cuda::StepDevice> device);
+
+}  // namespace mimo_rt

@@ -1,0 +1,66 @@
+"""bench/gpu_engine.py without a GPU: it compares CPU backends, and sees what is wrong."""
+
+import importlib.util
+import json
+import sys
+
+import numpy as np
+import pytest
+from mimo_rt import errors
+
+
+@pytest.fixture
+def script(root):
+    spec = importlib.util.spec_from_file_location("gpu_engine", root / "bench" / "gpu_engine.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["gpu_engine"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    from mimo_rt.checkpoints import write_tiny_checkpoint
+
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("gpu-engine") / "tiny", seed=1)
+
+
+def run(script, capsys, *arguments):
+    code = script.main(list(arguments))
+    return code, [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_equal_devices_pass(script, capsys, model_dir):
+    code, (record,) = run(script, capsys, "--device", "cpu-generic", "--model", str(model_dir))
+    assert code == 0 and record["passed"] and record["same_bits"] and record["num_tokens"] == 32
+    assert record["backends"][1] == "cpu-generic" and record["relative_error"] < 2**-5
+
+
+def test_other_weights_are_seen(script, capsys, model_dir, tmp_path, monkeypatch):
+    from mimo_rt.checkpoints import write_tiny_checkpoint
+
+    other = write_tiny_checkpoint(tmp_path / "other", seed=2)
+
+    class Session(script.Session):
+        def __init__(self, directory, **options):
+            super().__init__(other if "device" in options else directory, **options)
+
+    monkeypatch.setattr(script, "Session", Session)
+    code, (record,) = run(script, capsys, "--device", "cpu", "--model", str(model_dir))
+    assert code == 1 and not record["passed"] and record["num_equal_tokens"] < 32
+
+
+def test_only_rounding_excuses_another_token(script):
+    cpu, gpu = np.array([1.0, 0.9, 0.0]), np.array([0.94, 0.95, 0.0])
+    assert script.is_tie(cpu, gpu, 0, 1) and not script.is_tie(cpu, gpu, 0, 2)
+    assert script.first_difference([1, 2, 3], [1, 2, 3]) is None and script.first_difference([1, 2], [1, 3]) == 1
+
+
+def test_without_a_gpu_it_says_why(script, model_dir):
+    from mimo_rt import list_backends
+
+    (cuda,) = [b for b in list_backends() if b.name == "cuda"]
+    if cuda.available:
+        pytest.skip("there is a GPU")
+    with pytest.raises(errors.UnavailableError, match="backend 'cuda'"):
+        script.main(["--model", str(model_dir)])
