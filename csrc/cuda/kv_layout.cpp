@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/checks.h"
+#include "kv/kv_cache.h"
 
 namespace mimo_rt::cuda {
 namespace {
@@ -11,7 +12,7 @@ constexpr const char* kWhere = "cuda.KvLayout";
 constexpr uint64_t kAlignment = 256;
 constexpr uint32_t kRowPadding = 8;
 constexpr uint64_t kMaxPages = uint64_t{1} << 31;
-static_assert(KvLayout::kPageTokens % kTileKeys == 0);
+static_assert(KvLayout::kPageTokens % kTileKeys == 0 && KvCache::kRingStep % kTileKeys == 0);
 
 uint64_t round_to(uint64_t value, uint64_t step) { return (value + step - 1) / step * step; }
 
@@ -41,7 +42,7 @@ void KvLayout::add_layer(const LayerConfig& layer) {
   const uint64_t ring = std::min<uint64_t>(uint64_t{layer.window_tokens} + options_.max_step_tokens,
                                            options_.max_context);
   view.block_rows =
-      added.is_ring ? static_cast<uint32_t>(round_to(ring, kTileKeys)) : kPageTokens;
+      added.is_ring ? static_cast<uint32_t>(round_to(ring, KvCache::kRingStep)) : kPageTokens;
   view.k_stride = layer.qk_head_dim + kRowPadding;
   view.v_stride = layer.v_head_dim + kRowPadding;
   const uint64_t num_rows = uint64_t{layer.num_kv_heads} * view.block_rows;

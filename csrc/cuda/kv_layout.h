@@ -1,5 +1,5 @@
 // Where keys and values lie on the device: as in kv/kv_cache.h, with rows that are 8 elements longer
-// than a head (attention_params.h says why).
+// than a head (attention_params.h says why). Rings have as many rows: KvCache says what they still hold.
 #pragma once
 
 #include <mimo_rt/config.h>

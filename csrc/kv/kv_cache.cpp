@@ -14,7 +14,6 @@ namespace {
 
 constexpr const char* kWhere = "KvCache";
 constexpr uint64_t kAlignment = 64;  // bytes; starts of layers, pages and rings
-constexpr uint32_t kRingStep = 16;   // rows; rings are rounded up to this
 
 uint64_t align_up(uint64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
@@ -40,7 +39,8 @@ struct LayerLayout {
 
 /// A ring as long as the context never wraps: no need to be longer.
 uint32_t rounded_ring(uint64_t rows, uint32_t max_context) {
-  return static_cast<uint32_t>((std::min(rows, uint64_t{max_context}) + kRingStep - 1) / kRingStep * kRingStep);
+  return static_cast<uint32_t>((std::min(rows, uint64_t{max_context}) + KvCache::kRingStep - 1) /
+                               KvCache::kRingStep * KvCache::kRingStep);
 }
 
 /// `step_rows`: the most positions whose keys and values one step may write.

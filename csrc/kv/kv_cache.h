@@ -28,6 +28,7 @@ class KvStore {
 class KvCache {
  public:
   static constexpr uint32_t kPageTokens = 64;
+  static constexpr uint32_t kRingStep = 16;  ///< rows; rings are rounded up to this
   /// Rounds may leave so many positions without draft keys and values before they make them.
   static constexpr uint32_t kMaxPendingContext = 64;
 

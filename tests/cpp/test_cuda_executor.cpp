@@ -177,6 +177,20 @@ TEST_CASE("logits are bit-equal for every step size; a greedy step brings none")
   CHECK(!std::memcmp(one.executor->buffer_data(one.plan, kLogits), best, 4 * model().config.vocab_size));
 }
 
+TEST_CASE("rings have as many rows as the cache believes: that decides what may be rolled back") {
+  ModelConfig config = model().config;
+  for (const uint32_t window : {1u, 7u, 24u, 100u, 128u, 129u})
+    for (const uint32_t step_rows : {1u, 5u, 8u})
+      for (const uint32_t max_context : {40u, 137u, 1000u}) {
+        for (LayerConfig& layer : config.layers)
+          if (layer.window_tokens) layer.window_tokens = window;
+        const KvCache cache(config, {max_context, step_rows, 1});
+        const cuda::KvLayout layout(config.layers, {max_context, step_rows, 1});
+        for (uint32_t l = 0; l < config.num_layers; ++l)
+          if (cache.ring_rows(l)) CHECK_EQ(layout.view(l, nullptr, nullptr).block_rows, cache.ring_rows(l));
+      }
+}
+
 TEST_CASE("a generation can be cancelled between two tokens, and the session goes on") {
   const Tokens prompt = random_tokens(model().config, 9, 8);
   Session session(open_engine(), kSmall);
