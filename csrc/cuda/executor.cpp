@@ -44,13 +44,12 @@ size_t CudaExecutor::index_of(const Plan& plan) const {
   return index;
 }
 
-DeviceCache& CudaExecutor::device_cache(KvCache& cache) {
+DeviceCache& CudaExecutor::device_cache(KvCache& cache) const {
   auto* found = dynamic_cast<DeviceCache*>(cache.store().get());
   if (!found || found->model() != model_) {
     cache.store().reset();  // its memory may be what is missing
     cache.store() = std::make_shared<DeviceCache>(model_, cache);
   }
-  last_cache_ = cache.store();
   return static_cast<DeviceCache&>(*cache.store());
 }
 
@@ -69,6 +68,7 @@ void CudaExecutor::run(const Plan& plan, KvCache& cache, const StepInput& input,
   const size_t plan_idx = index_of(plan);
   checker_.check(model_->config, plan, cache, input, output);
   StepBlock& block = device_cache(cache).block(plan_idx);
+  last_cache_ = cache.store();
   inputs_.reserve(block, input);
   reserve_results(block);
   try {

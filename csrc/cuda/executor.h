@@ -28,7 +28,7 @@ class CudaExecutor final : public Executor {
 
  private:
   size_t index_of(const Plan& plan) const;
-  DeviceCache& device_cache(KvCache& cache);
+  DeviceCache& device_cache(KvCache& cache) const;
   void refuse_after_failure() const;
   void reserve_results(const StepBlock& block);
   void run_on_device(StepBlock& block, const StepInput& input);

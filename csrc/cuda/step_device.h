@@ -1,6 +1,7 @@
 // What the executor needs of a GPU. step_device.cu has the real one; tests give one that runs the
 // kernel's own source under emulation.
 //
+// Memory may be allocated, filled and released on any thread; steps are one thread's business.
 // `send`, `launch` and `receive` return at once and happen in this order; what they are given stays
 // as it is until `wait` says that all of them are over.
 #pragma once

@@ -10,7 +10,6 @@
 #include <atomic>
 #include <cstddef>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <vector>
 
@@ -22,7 +21,6 @@ struct SessionState {
         sequence_id(sequence_id_),
         sequence(engine->config(), engine->draft_config(), max_context,
                  engine->impl().max_step_tokens()) {
-    const std::lock_guard lock(engine->impl().steps);
     sequence.prepare(*engine->impl().executor);
   }
 

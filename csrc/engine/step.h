@@ -68,7 +68,8 @@ class Executor {
   virtual const std::string& backend_name() const = 0;  ///< "ref", "cpu-avx2", …
   virtual uint32_t num_workers() const = 0;
   /// Makes room for the keys and values of a new cache where the executor keeps them. run() does it, too: this one
-  /// says before anything else that there is no room. @throws Error{out_of_memory}
+  /// says before anything else that there is no room. Any thread may call it, also while a step runs with another cache.
+  /// @throws Error{out_of_memory}
   virtual void prepare(KvCache&) {}
   /// Runs one epoch of `plan` (verified, made for num_workers() workers, options within those given to the factory).
   /// @throws Error{timeout} with a hang report; the executor then refuses further steps.
