@@ -1,5 +1,5 @@
 // A small model with all of MiMo's features, from one checkpoint for the CPU and for the CUDA
-// kernels, and the executor that runs steps of it on the emulated GPU.
+// kernels, and the executor that runs steps of it on the test's device.
 #pragma once
 
 #include <cmath>
@@ -12,7 +12,7 @@
 #include "check.h"
 #include "checkpoint_fixture.h"
 #include "cuda/executor.h"
-#include "emulated_step_device.h"
+#include "step_device.h"
 #include "step_fixture.h"
 
 namespace fixture {
@@ -81,17 +81,15 @@ struct DeviceModel {
   CudaWeights pack() const { return CudaWeights::load(*checkpoint, config, {{}, 1, {}}); }
 };
 
-/// The executor on the emulated GPU, for one plan.
-class EmulatedEngine {
+/// The executor on the test's device, for one plan.
+class StepRunner {
  public:
-  EmulatedEngine(const DeviceModel& model, const Plan& given, uint32_t num_seqs = 1,
-                 uint32_t max_context = 128)
-      : plan(given),
-        device(std::make_shared<EmulatedStepDevice>()),
-        cache(model.config, {max_context, given.options().max_tokens, num_seqs}) {
-    device->num_sms = plan.num_workers();
-    executor = cuda::make_cuda_executor(device, model.pack(), model.config, {&plan}, {});
-    for (uint32_t s = 0; s < num_seqs; ++s) cache.reserve(s, max_context);
+  StepRunner(const DeviceModel& model, const Plan& given, uint32_t num_seqs = 1, uint64_t seed = 0,
+             uint32_t timeout_ms = 10'000)
+      : plan(given), cache(model.config, {kMaxContext, given.options().max_tokens, num_seqs}) {
+    executor = cuda::make_cuda_executor(open_test_device(seed), model.pack(), model.config, {&plan},
+                                        {.timeout_ms = timeout_ms});
+    for (uint32_t s = 0; s < num_seqs; ++s) cache.reserve(s, kMaxContext);
   }
 
   /// One step; false: it did not end well, see `error`.
@@ -101,6 +99,7 @@ class EmulatedEngine {
       executor->run(plan, cache, input, output);
     } catch (const Error& failed) {
       error = failed.what();
+      code = failed.code();
     }
     return error.empty();
   }
@@ -110,12 +109,13 @@ class EmulatedEngine {
   }
   const SampleResult& sampled(uint32_t row) const { return sampled_[row]; }
 
+  static constexpr uint32_t kMaxContext = 128;
   const Plan plan;
-  const std::shared_ptr<EmulatedStepDevice> device;
   KvCache cache;
   std::unique_ptr<Executor> executor;
   StepOutput output;
   std::string error;
+  ErrorCode code{};
 
  private:
   SampleResult sampled_[cuda::kMaxStepTokens];

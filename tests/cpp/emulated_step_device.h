@@ -8,7 +8,6 @@
 #include "cuda/step_device.h"
 #include "emulation/schedule.h"
 
-#include <algorithm>
 #include <functional>
 #include <set>
 #include <string>
@@ -57,11 +56,11 @@ class EmulatedStepDevice : public HostDeviceMemory<cuda::StepDevice> {
     return true;
   }
 
-  /// Time passes by a microsecond per round of the emulator, whose patience is 1000 idle rounds.
-  static constexpr uint64_t kShortDeadlineNs = 900'000;
+  /// Time passes by a microsecond per round of the emulator, whose patience is 1000 idle rounds: a timeout of so many
+  /// milliseconds is a little less.
+  static constexpr uint32_t kPatienceMs = 1;
 
-  uint32_t num_sms = 4;
-  uint64_t deadline_ns = cuda::kMaxDeadlineNs;  ///< the params' one, if that is less
+  uint32_t num_sms = 8;
   uint64_t seed = 0;  ///< of the schedule
   uint64_t num_launches = 0;
   bool is_stuck = false;  ///< no step ends any more
@@ -70,7 +69,7 @@ class EmulatedStepDevice : public HostDeviceMemory<cuda::StepDevice> {
 
  private:
   void run(cuda::PersistentParams params, uint32_t num_blocks) {
-    params.watchdog.deadline_ns = std::min(params.watchdog.deadline_ns, deadline_ns);
+    if (params.watchdog.deadline_ns == kPatienceMs * uint64_t{1'000'000}) params.watchdog.deadline_ns = 900'000;
     emulation::LaunchOptions options;
     options.num_blocks = num_blocks;
     options.num_threads = cuda::kPersistentThreads;

@@ -1,0 +1,175 @@
+// Sessions on the emulated GPU (or a real one), through the public API: what they generate, against
+// the CPU engine and against their own logits; a hang.
+#include "device_engine_fixture.h"
+#include "plan_mutator.h"
+
+#include <algorithm>
+
+using namespace mimo_rt;
+using namespace fixture;
+
+namespace {
+
+/// The CPU engine with the same weights.
+std::shared_ptr<Engine> cpu_engine() {
+  auto impl = Engine::Impl::prepare(model().config, nullptr, options_for(2), plan_options(2, 8, 8));
+  impl->weights = std::make_unique<Weights>(
+      Weights::load(*model().checkpoint, model().config, {.num_threads = 1, .progress = {}}));
+  impl->weight_bytes = count_weight_bytes(*impl->weights, nullptr);
+  impl->executor = make_cpu_executor(*impl->weights, nullptr, {&impl->decode_plan, &impl->prefill_plan},
+                                     "cpu-generic", {.num_workers = 2});
+  return Engine::Impl::assemble(std::move(impl));
+}
+
+Tokens joined(Tokens a, const Tokens& b) {
+  a.insert(a.end(), b.begin(), b.end());
+  return a;
+}
+
+/// The tokens that the sampler draws from the engine's own logits, all computed in one go.
+Tokens redrawn(const std::shared_ptr<Engine>& engine, const Tokens& prompt, const Tokens& output,
+               const SamplingParams& params, uint64_t sequence_id) {
+  const uint32_t vocab = engine->config().vocab_size;
+  Session session(engine, kSmall);
+  std::vector<float> logits;
+  session.logits(joined(prompt, output), logits);
+  std::vector<uint32_t> counts(vocab);
+  for (const int32_t id : prompt) ++counts[static_cast<size_t>(id)];
+  std::vector<std::max_align_t> scratch(sampler_scratch_bytes(vocab) / sizeof(std::max_align_t) + 1);
+  Tokens drawn;
+  for (size_t i = 0; i < output.size(); ++i) {
+    const auto position = static_cast<uint32_t>(prompt.size() + i);
+    SampleRequest request{.params = &params, .token_counts = counts.data(), .sequence_id = sequence_id,
+                          .position = position, .scratch = scratch.data()};
+    SampleResult result;
+    sample_token(logits.data() + uint64_t{position - 1} * vocab, vocab, request, result);
+    drawn.push_back(result.token_id);
+    ++counts[static_cast<size_t>(output[i])];
+  }
+  return drawn;
+}
+
+}  // namespace
+
+TEST_CASE("greedy tokens are the CPU engine's; the same statistics") {
+  const Tokens prompt = random_tokens(model().config, 21, 3);
+  const auto engine = open_engine(), cpu = cpu_engine();
+  CHECK_EQ(engine->backend(), std::string("cuda"));
+  CHECK_EQ(engine->num_workers(), 2u);
+  CHECK_EQ(engine->options().prefill_chunk_tokens, 8u);
+  CHECK_EQ(engine->options().max_decode_tokens, 8u);
+  CHECK(engine->decode_plan().hash() == engine->prefill_plan().hash());
+  Session session(engine, kSmall), cpu_session(cpu, kSmall);
+  const GenerateResult result = session.generate(prompt, greedy(16));
+  const GenerateResult expected = cpu_session.generate(prompt, greedy(16));
+  CHECK(result.token_ids == expected.token_ids);
+  CHECK(result.finish_reason == FinishReason::length);
+  CHECK_EQ(result.stats.num_prompt_tokens, 21u);
+  const auto experts_of = [](const GenerateResult& r, const Engine& e) {
+    const double of_experts = r.stats.weight_bytes_per_step - static_cast<double>(e.dense_bytes_per_step());
+    return std::llround(r.stats.num_steps * of_experts / static_cast<double>(e.expert_bytes()));
+  };
+  CHECK_EQ(experts_of(result, *engine), experts_of(expected, *cpu));
+  CHECK(engine->weight_bytes() > engine->dense_bytes_per_step() + engine->expert_bytes());
+}
+
+TEST_CASE("sampled tokens are those that the sampler draws from the same logits; logprobs, too") {
+  const Tokens prompt = random_tokens(model().config, 10, 4);
+  const auto engine = open_engine();
+  Session session(engine, {.max_context = kSmallContext, .sequence_id = 7});
+  GenerateOptions options = greedy(10);
+  options.sampling = {.temperature = 0.9f, .sample_top_k = 40, .sample_top_p = 0.95f,
+                      .repetition_penalty = 1.2f, .seed = 5, .num_logprobs = 3, .want_logprob = true};
+  const GenerateResult result = session.generate(prompt, options);
+  CHECK(result.token_ids == redrawn(engine, prompt, result.token_ids, options.sampling, 7));
+  CHECK(result.token_ids != redrawn(engine, prompt, result.token_ids, options.sampling, 8));  // control
+  CHECK_EQ(result.logprobs.size(), 10u);
+  for (const auto& entry : result.logprobs) {
+    CHECK(entry.chosen.logprob < 0.0f);
+    CHECK_EQ(entry.alternatives.size(), 3u);
+  }
+  options.sampling.logit_bias = {{11, 100.0f}};
+  options.stop_token_ids = {11};
+  options.min_tokens = 3;  // 11 is masked until then
+  const GenerateResult stopped = session.generate(prompt, options);
+  CHECK_EQ(stopped.token_ids.size(), 4u);
+  CHECK_EQ(stopped.token_ids.back(), 11);
+}
+
+TEST_CASE("a session goes on from what it holds, rolls back, and shares the engine") {
+  const Tokens prompt = random_tokens(model().config, 12, 5), other = random_tokens(model().config, 9, 6);
+  const auto engine = open_engine();
+  Session session(engine, kSmall), second(engine, kSmall);
+  const Tokens first = session.generate(prompt, greedy(5)).token_ids;
+  const Tokens beside = second.generate(other, greedy(4)).token_ids;
+  const Tokens longer = joined(joined(prompt, first), {1, 2, 3});
+  const GenerateResult extended = session.generate(longer, greedy(4));
+  CHECK_EQ(extended.stats.num_cached_tokens, 16u);
+  const Tokens branch = joined({prompt.begin(), prompt.begin() + 10}, {4, 5});
+  const GenerateResult back = session.generate(branch, greedy(4));
+  CHECK_EQ(back.stats.num_cached_tokens, 10u);
+  const auto alone = [&](const Tokens& tokens) {
+    Session fresh(open_engine(), kSmall);
+    return fresh.generate(tokens, greedy(4)).token_ids;
+  };
+  CHECK(extended.token_ids == alone(longer));
+  CHECK(back.token_ids == alone(branch));
+  CHECK(beside == alone(other));
+}
+
+TEST_CASE("logits are bit-equal for every step size; a greedy step brings none") {
+  const Tokens tokens = random_tokens(model().config, 30, 7);
+  const auto engine = open_engine();
+  Session session(engine, kSmall);
+  std::vector<float> alone, together;
+  session.logits(tokens, alone, 1);
+  session.logits(tokens, together);
+  CHECK(bit_equal(alone, together));
+  CHECK_THROWS(invalid_argument, "step_tokens: expected 0..8, got 9", session.logits(tokens, together, 9));
+
+  StepRunner one(model(), Plan::build(model().config, plan_options(2, 8, 8, PlanOptions::FuseNorm::no)));
+  const SamplingParams params{.temperature = 0.0f};
+  const SampleRequest request{.params = &params, .position = 3, .scratch = &one};
+  StepRows rows(tokens, 0, 0, 3);
+  const uint32_t last = 2;
+  rows.input.num_logit_rows = 1;
+  rows.input.logit_rows = &last;
+  rows.input.sample = &request;
+  rows.input.wants_logits = false;
+  CHECK(one.run(rows.input));
+  CHECK(one.output.logits == nullptr);
+  const float* best = alone.data() + 2 * model().config.vocab_size;
+  CHECK_EQ(one.sampled(0).token_id, std::max_element(best, best + model().config.vocab_size) - best);
+  CHECK(!std::memcmp(one.executor->buffer_data(one.plan, kLogits), best, 4 * model().config.vocab_size));
+}
+
+TEST_CASE("a generation can be cancelled between two tokens, and the session goes on") {
+  const Tokens prompt = random_tokens(model().config, 9, 8);
+  Session session(open_engine(), kSmall);
+  const Tokens whole = session.generate(prompt, greedy(6)).token_ids;
+  uint32_t num_seen = 0;
+  const GenerateResult cancelled = session.generate(prompt, greedy(6), [&](const TokenEvent&) {
+    if (++num_seen == 2) session.cancel();
+    return true;
+  });
+  CHECK(cancelled.finish_reason == FinishReason::abort);
+  CHECK(cancelled.token_ids == Tokens(whole.begin(), whole.begin() + 2));
+  CHECK(session.generate(prompt, greedy(6)).token_ids == whole);
+}
+
+TEST_CASE("a hang is a timeout with a report; that executor stops, the GPU goes on") {
+  PlanMutator broken(Plan::build(model().config, plan_options(2, 4, 4, PlanOptions::FuseNorm::no)));
+  for (auto& list : broken.lists)
+    for (Task& task : list)
+      if (task.kind == TaskKind::o_proj && task.layer_idx == 2) task.signal_counter = kNoCounter;
+  StepRunner engine(model(), broken.finish(), 1, 0, kHangTimeoutMs);
+  const Tokens tokens = random_tokens(model().config, 4, 2);
+  const StepRows rows(tokens, 0, 0, 4);
+  const auto step = [&] { engine.executor->run(engine.plan, engine.cache, rows.input, engine.output); };
+  CHECK_THROWS(timeout, "waits for counter 'layer 2 o_proj'", step());
+  CHECK_THROWS(timeout, "stopped for good: ", step());
+  Session session(open_engine(), kSmall);
+  CHECK_EQ(session.generate(tokens, greedy(2)).token_ids.size(), 2u);
+}
+
+CHECK_MAIN()
