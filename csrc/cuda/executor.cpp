@@ -25,6 +25,15 @@ size_t find_plan(const std::vector<Plan>& plans, const Plan& plan) {
   return static_cast<size_t>(found - plans.begin());
 }
 
+/// Whether the host has to do with the logits themselves.
+bool brings_logits(const StepInput& input) {
+  if (!input.wants_logits || input.num_logit_rows == 0) return false;
+  if (input.reads_logits || !input.sample) return true;
+  return std::any_of(input.sample, input.sample + input.num_logit_rows, [](const SampleRequest& r) {
+    return r.params->want_logprob || r.params->num_logprobs != 0;
+  });
+}
+
 uint64_t result_bytes(const StepLayout& layout) { return layout.results_end - layout.results; }
 
 }  // namespace
@@ -98,7 +107,7 @@ void CudaExecutor::run_on_device(StepBlock& block, const StepInput& input) {
   inputs_.send(block, input);
   device.launch(params, num_workers());
   device.receive(results_.data(), block.addresses.step + layout.results, result_bytes(layout));
-  if (input.wants_logits && input.num_logit_rows != 0) {
+  if (brings_logits(input)) {
     const uint64_t row_bytes = sizeof(float) * block.plan.plan().buffers()[kLogits].cols;
     device.receive(results_.data() + result_bytes(layout), block.addresses.step + layout.logits,
                    input.num_logit_rows * row_bytes);
@@ -122,7 +131,8 @@ void CudaExecutor::read_results(const StepBlock& block, const StepInput& input,
                                 StepOutput& output) const {
   const StepLayout& layout = block.plan.layout();
   const auto* logits = reinterpret_cast<const float*>(results_.data() + result_bytes(layout));
-  output.logits = input.wants_logits ? logits : nullptr;
+  const bool has_logits = brings_logits(input);
+  output.logits = has_logits ? logits : nullptr;
   output.logits_stride = block.plan.plan().buffers()[kLogits].cols;
   const auto* active = reinterpret_cast<const uint32_t*>(
       results_.data() + (layout.active_experts - layout.results));
@@ -132,7 +142,7 @@ void CudaExecutor::read_results(const StepBlock& block, const StepInput& input,
       reinterpret_cast<const int32_t*>(results_.data() + (layout.sampled - layout.results));
   for (uint32_t r = 0; input.sample && r < input.num_logit_rows; ++r) {
     set_token(sampled[r], output.sampled[r]);
-    if (input.wants_logits)
+    if (has_logits)
       fill_logprobs(logits + uint64_t{r} * output.logits_stride, model_->config.vocab_size,
                     input.sample[r], output.sampled[r]);
   }

@@ -53,6 +53,7 @@ void Sequence::step(Engine::Impl& engine, std::span<const int32_t> tokens,
     input.logit_rows = logit_rows.data();
     input.sample = sample;
     input.wants_logits = !sample || !takes_best_logit(*sample);
+    input.reads_logits = !sample;
     if (engine.draft) {  // before this step's rows overwrite their features
       input.context_begin = num_context_;
       input.num_context_rows = begin - num_context_;

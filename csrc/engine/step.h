@@ -32,6 +32,8 @@ struct StepInput {
   const SampleRequest* sample = nullptr;  ///< [num_logit_rows], or nullptr: no sampling
   /// false: no row of logits need be written, because only tokens are wanted and takes_best_logit() holds for each.
   bool wants_logits = true;
+  /// false: the caller looks at tokens and logprobs only; an executor that has logits elsewhere need not bring them.
+  bool reads_logits = true;
   // Models with a draft. Context rows belong to sequence seq_idx[0]; their features are in its cache.
   uint32_t context_begin = 0;             ///< first position whose draft keys and values are to be made
   uint32_t num_context_rows = 0;          ///< 0..plan.max_context_rows

@@ -46,6 +46,7 @@ class EmulatedStepDevice : public HostDeviceMemory<cuda::StepDevice> {
     queue_.push_back([this, params, num_blocks] { run(params, num_blocks); });
   }
   void receive(void* pinned, const void* from, uint64_t num_bytes) override {
+    num_bytes_received += num_bytes;
     queue_.push_back([=] { std::memcpy(pinned, from, num_bytes); });
   }
   bool wait(uint64_t) override {
@@ -62,7 +63,7 @@ class EmulatedStepDevice : public HostDeviceMemory<cuda::StepDevice> {
 
   uint32_t num_sms = 8;
   uint64_t seed = 0;  ///< of the schedule
-  uint64_t num_launches = 0;
+  uint64_t num_launches = 0, num_bytes_received = 0;
   bool is_stuck = false;  ///< no step ends any more
   std::string loss;       ///< steps fail with this
   std::string error;  ///< of the emulation

@@ -19,6 +19,31 @@ TEST_CASE("rings have as many rows as the cache believes: that decides what may 
       }
 }
 
+TEST_CASE("logits come to the host only where somebody looks at them") {
+  const auto device = open_test_device();
+  const auto engine = open_engine(device);
+  Session session(engine, kSmall);
+  const Tokens prompt = random_tokens(model().config, 3, 1);
+  const uint64_t logit_bytes = 4 * engine->decode_plan().buffers()[kLogits].cols;
+  const auto received_per_step = [&](auto change) {
+    GenerateOptions options = greedy(4);
+    change(options.sampling);
+    session.reset();
+    const uint64_t before = device->num_bytes_received;
+    session.generate(prompt, options);
+    return (device->num_bytes_received - before) / 4;
+  };
+  const uint64_t tokens_only = received_per_step([](SamplingParams&) {});
+  CHECK_EQ(received_per_step([](SamplingParams& s) { s.temperature = 0.8f; }), tokens_only);
+  CHECK_EQ(received_per_step([](SamplingParams& s) { s.want_logprob = true; }), tokens_only + logit_bytes);
+  std::vector<float> logits;
+  session.logits(prompt, logits);
+  CHECK_EQ(logits.size(), 3 * engine->config().vocab_size);
+  engine->set_tracing(true);  // no task times yet: the plan alone
+  session.generate(prompt, greedy(1));
+  CHECK(engine->trace_json().find("lm_head") != std::string::npos);
+}
+
 TEST_CASE("memory: what is missing and what to lower; all of it comes back") {
   const auto device = open_test_device();
   const uint64_t all = device->free_bytes_left;
