@@ -4,6 +4,8 @@
 // or smaller activations, so prefill would give other results than decode; for BF16 products the
 // unpacked weights would have to be written back to shared or tensor memory. There the products are
 // mma.sync: same source, same bits, enough as long as reading the weights is what takes the time.
+// CUTLASS has a grouped GEMM of MXFP8 x MXFP4 for tcgen05 (a minute to compile, weights and scales
+// packed otherwise): an option with an error of its own, for when a device can test it.
 #pragma once
 
 #include "cuda/device/tasks/combine_slots.cuh"
