@@ -29,6 +29,7 @@ import json
 import shlex
 import statistics
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -166,7 +167,8 @@ def main() -> None:
 
 def _row(record: dict[str, Any]) -> tuple[str, ...]:
     if "skipped" in record:
-        return (record["case"], "skipped", record["skipped"], "-", "-", "-", "-")
+        reason = textwrap.shorten(record["skipped"], 60, placeholder="…")  # --json has all of it
+        return (record["case"], "skipped", reason, "-", "-", "-", "-")
     ratio = record.get("over_mimo_rt")
     return (record["case"], f"{record['median_us'] / 1e3:.3f}",
             f"{record['p10_us'] / 1e3:.3f}..{record['p90_us'] / 1e3:.3f}", str(record["n"]),

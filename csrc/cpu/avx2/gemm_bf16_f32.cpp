@@ -17,10 +17,10 @@ struct Bf16 : Unscaled {
   static constexpr uint32_t kVectors = 16;
 
   template <bool kReloads, class Emit>
-  MIMO_RT_INLINE void expand(const uint8_t* vector, uint32_t j, const Emit& emit) {
-    emit(j * 2, even_weights(vector), even_weights(vector + 32));
+  MIMO_RT_INLINE void expand(const uint8_t* vector, const Emit& emit) {
+    emit(0, even_weights(vector), even_weights(vector + 32));
     if constexpr (kReloads) forget(vector);
-    emit(j * 2 + 1, odd_weights(vector), odd_weights(vector + 32));
+    emit(1, odd_weights(vector), odd_weights(vector + 32));
   }
 
   MIMO_RT_INLINE __m256 even_weights(const uint8_t* pairs) {
@@ -43,9 +43,9 @@ struct F32 : Unscaled {
   static constexpr uint32_t kVectors = 32;
 
   template <bool kReloads, class Emit>
-  MIMO_RT_INLINE void expand(const uint8_t* vector, uint32_t j, const Emit& emit) {
+  MIMO_RT_INLINE void expand(const uint8_t* vector, const Emit& emit) {
     const float* rows = reinterpret_cast<const float*>(vector);
-    emit(j, _mm256_load_ps(rows), _mm256_load_ps(rows + 8));
+    emit(0, _mm256_load_ps(rows), _mm256_load_ps(rows + 8));
   }
 };
 

@@ -30,14 +30,14 @@ struct Fp8 {
   }
 
   template <bool kReloads, class Emit>
-  MIMO_RT_INLINE void expand(const uint8_t* vector, uint32_t j, const Emit& emit) {
+  MIMO_RT_INLINE void expand(const uint8_t* vector, const Emit& emit) {
     const __m256i even0 = even_bytes(vector), even1 = even_bytes(vector + 32);
-    emit(j * 4, mask(_mm256_slli_epi32(even0, 16)), mask(_mm256_slli_epi32(even1, 16)));
+    emit(0, mask(_mm256_slli_epi32(even0, 16)), mask(_mm256_slli_epi32(even1, 16)));
     const __m256i odd0 = odd_bytes(vector), odd1 = odd_bytes(vector + 32);
-    emit(j * 4 + 1, mask(_mm256_slli_epi32(odd0, 16)), mask(_mm256_slli_epi32(odd1, 16)));
-    emit(j * 4 + 2, mask(even0), mask(even1));
+    emit(1, mask(_mm256_slli_epi32(odd0, 16)), mask(_mm256_slli_epi32(odd1, 16)));
+    emit(2, mask(even0), mask(even1));
     if constexpr (kReloads) forget(vector);
-    emit(j * 4 + 3, mask(odd_bytes(vector)), mask(odd_bytes(vector + 32)));
+    emit(3, mask(odd_bytes(vector)), mask(odd_bytes(vector + 32)));
   }
 
   MIMO_RT_INLINE void scales(const uint8_t* tile, uint32_t num_blocks, __m256& scale0,
