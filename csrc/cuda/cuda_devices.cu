@@ -3,7 +3,24 @@
 
 #include <cuda_runtime.h>
 
+#include "core/checks.h"
+
 namespace mimo_rt {
+namespace {
+
+std::string version_text(int version) { return concat(version / 1000, '.', version % 1000 / 10); }
+
+/// Why there is no device. Without a driver the runtime calls it too old.
+std::string reason_of(cudaError_t status) {
+  int driver = 0;
+  if (status != cudaErrorInsufficientDriver || cudaDriverGetVersion(&driver) != cudaSuccess)
+    return cudaGetErrorString(status);
+  if (driver == 0) return "no CUDA driver on this machine";
+  return concat("expected a driver for CUDA ", version_text(CUDART_VERSION), ", got one for CUDA ",
+                version_text(driver));
+}
+
+}  // namespace
 
 CudaDevices list_cuda_devices() {
   CudaDevices result;
@@ -11,7 +28,7 @@ CudaDevices list_cuda_devices() {
   int count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status != cudaSuccess) {
-    result.reason = cudaGetErrorString(status);
+    result.reason = reason_of(status);
     (void)cudaGetLastError();  // the error is sticky until it is read
     return result;
   }

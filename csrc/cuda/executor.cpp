@@ -152,6 +152,11 @@ void CudaExecutor::run_rounds(const Plan&, KvCache&, RoundState&, const std::fun
   fail(ErrorCode::unavailable, kWhere, "rounds: expected an executor that drafts, got cuda");
 }
 
+void CudaExecutor::set_tracing(bool on) {
+  MIMO_RT_CHECK(!on, unavailable, "Engine.set_tracing",
+                "task times: expected a CPU backend or ref, got cuda, whose kernel takes no time stamps");
+}
+
 const uint8_t* CudaExecutor::buffer_data(const Plan& plan, uint16_t buffer_id) const {
   constexpr const char* kBuffer = "Executor.buffer_data";
   const auto cache = std::static_pointer_cast<DeviceCache>(last_cache_.lock());

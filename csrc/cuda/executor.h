@@ -22,7 +22,8 @@ class CudaExecutor final : public Executor {
   void run(const Plan& plan, KvCache& cache, const StepInput& input, StepOutput& output) override;
   void run_rounds(const Plan& plan, KvCache& cache, RoundState& rounds,
                   const std::function<void()>& poll) override;
-  void set_tracing(bool) override {}
+  /// @throws Error{unavailable} when asked for: the kernel takes no time stamps
+  void set_tracing(bool on) override;
   std::vector<TaskTrace> last_trace() const override { return {}; }
   const uint8_t* buffer_data(const Plan& plan, uint16_t buffer_id) const override;
 

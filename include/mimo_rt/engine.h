@@ -71,6 +71,7 @@ class MIMO_RT_API Engine {
   /// Reads memory with all workers for about `seconds` and remembers the result for statistics. GB/s, 1e9 bytes.
   double measure_bandwidth_gbs(double seconds = 0.2);
   /// Task times of the next steps; `trace_json` gives the last step as a Chrome trace (predicted and measured).
+  /// @throws Error{unavailable} on cuda
   void set_tracing(bool on);
   std::string trace_json() const;
 
