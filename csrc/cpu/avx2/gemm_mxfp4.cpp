@@ -4,8 +4,9 @@
 //   acc = fma((256 high + low) half_unit, scale, acc)         the first factor is exact
 //   acc = fma(extra half_unit + sum of w rest, scale, acc)    for the blocks that have an Extra
 // The sequence of a token does not depend on the others. Weights are looked up once per block for
-// all tokens. A digit then costs one vpmaddubsw and one addition per 32 products, where FP32 needs
-// four FMAs: Zen 4 takes 14 cycles for both digits of 8 rows x 32 k and one token, FMA at least 16.
+// all tokens, those of a single one next to their products. A digit then costs one vpmaddubsw and
+// one addition per 32 products, where FP32 needs four FMAs: Zen 4 takes 14 cycles for both digits
+// of 8 rows x 32 k and one token, FMA at least 16.
 #include <immintrin.h>
 
 #include "digits.h"
@@ -29,26 +30,29 @@ MIMO_RT_INLINE const __m256i* codes_of(const uint8_t* tile, uint32_t block, uint
   return reinterpret_cast<const __m256i*>(tile + (block * kVectors + j) * 64 + unit * 32);
 }
 
-MIMO_RT_INLINE Weights look_up(const uint8_t* tile, uint32_t block, uint32_t unit) {
+/// The weights of one nibble of each byte of codes.
+MIMO_RT_INLINE __m256i look_up(__m256i codes, uint32_t nibble) {
   const __m256i table = _mm256_load_si256(reinterpret_cast<const __m256i*>(kBiasedWeights));
-  const __m256i mask = _mm256_set1_epi8(15);
+  const __m256i shifted = nibble ? _mm256_srli_epi16(codes, 4) : codes;
+  return _mm256_shuffle_epi8(table, _mm256_and_si256(shifted, _mm256_set1_epi8(15)));
+}
+
+MIMO_RT_INLINE Weights look_up_block(const uint8_t* tile, uint32_t block, uint32_t unit) {
   Weights weights;
 #pragma GCC unroll 4
   for (uint32_t j = 0; j < kVectors; ++j) {
     const __m256i codes = _mm256_load_si256(codes_of(tile, block, unit, j));
-    const __m256i high = _mm256_srli_epi16(codes, 4);
-    weights.biased[2 * j] = _mm256_shuffle_epi8(table, _mm256_and_si256(codes, mask));
-    weights.biased[2 * j + 1] = _mm256_shuffle_epi8(table, _mm256_and_si256(high, mask));
+    weights.biased[2 * j] = look_up(codes, 0);
+    weights.biased[2 * j + 1] = look_up(codes, 1);
   }
   return weights;
 }
 
-/// sums += products of the j-th weights with four digits: per row two 16-bit sums.
-MIMO_RT_INLINE void add_products(const Weights& weights, const int8_t* digits, uint32_t j,
-                                 __m256i& sums) {
+/// sums += products of weights with four digits: per row two 16-bit sums.
+MIMO_RT_INLINE void add_products(__m256i weights, const int8_t* digits, __m256i& sums) {
   int32_t four;
-  __builtin_memcpy(&four, digits + 4 * j, sizeof(four));
-  sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(weights.biased[j], _mm256_set1_epi32(four)));
+  __builtin_memcpy(&four, digits, sizeof(four));
+  sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(weights, _mm256_set1_epi32(four)));
   asm("" : "+x"(sums));  // gcc would turn the chain into a tree and spill the weights for it
 }
 
@@ -67,17 +71,22 @@ MIMO_RT_INLINE void add_scaled(__m256 sum, __m256 scale, float* acc) {
   _mm256_store_ps(acc, _mm256_fmadd_ps(sum, scale, _mm256_load_ps(acc)));
 }
 
-MIMO_RT_INLINE __m256 multiply_digits(const Weights& weights, const Digits& x) {
-  __m256i high = _mm256_set1_epi32(x.starts[0]), low = _mm256_set1_epi32(x.starts[1]);
-#pragma GCC unroll 8
-  for (uint32_t j = 0; j < 2 * kVectors; ++j) {
-    add_products(weights, x.high, j, high);
-    add_products(weights, x.low, j, low);
-  }
+/// Sum of w * x, but for what an Extra holds, from the sums of both digits.
+MIMO_RT_INLINE __m256 digits_sum(__m256i high, __m256i low, const Digits& x) {
   // |256 high + low| < 2^24: exact in FP32 as well.
   const __m256i units = _mm256_add_epi32(_mm256_madd_epi16(high, _mm256_set1_epi16(256)),
                                          _mm256_madd_epi16(low, _mm256_set1_epi16(1)));
   return _mm256_mul_ps(_mm256_cvtepi32_ps(units), _mm256_set1_ps(x.half_unit));
+}
+
+MIMO_RT_INLINE __m256 multiply_digits(const Weights& weights, const Digits& x) {
+  __m256i high = _mm256_set1_epi32(x.starts[0]), low = _mm256_set1_epi32(x.starts[1]);
+#pragma GCC unroll 8
+  for (uint32_t j = 0; j < 2 * kVectors; ++j) {
+    add_products(weights.biased[j], x.high + 4 * j, high);
+    add_products(weights.biased[j], x.low + 4 * j, low);
+  }
+  return digits_sum(high, low, x);
 }
 
 /// Sum of w * rest over the block, in k order.
@@ -98,14 +107,21 @@ static __m256 multiply_rest(const uint8_t* tile, uint32_t block, uint32_t unit, 
   return sum;
 }
 
-static __m256 multiply_extra(const uint8_t* tile, uint32_t block, uint32_t unit,
-                             const Weights& weights, const Extra& x) {
+/// What an Extra adds, from the sums of its digit.
+MIMO_RT_INLINE __m256 extra_sum(__m256i sums, const uint8_t* tile, uint32_t block, uint32_t unit,
+                                const Extra& x) {
   const __m256 rest = x.rest_mask ? multiply_rest(tile, block, unit, x) : _mm256_setzero_ps();
-  __m256i sums = _mm256_set1_epi32(x.start);
-#pragma GCC unroll 8
-  for (uint32_t j = 0; j < 2 * kVectors; ++j) add_products(weights, x.digit, j, sums);
   const __m256i units = _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
   return _mm256_fmadd_ps(_mm256_cvtepi32_ps(units), _mm256_set1_ps(x.half_unit), rest);
+}
+
+static __m256 multiply_extra(const uint8_t* tile, uint32_t block, uint32_t unit,
+                             const Weights& weights, const Extra& x) {
+  __m256i sums = _mm256_set1_epi32(x.start);
+#pragma GCC unroll 8
+  for (uint32_t j = 0; j < 2 * kVectors; ++j)
+    add_products(weights.biased[j], x.digit + 4 * j, sums);
+  return extra_sum(sums, tile, block, unit, x);
 }
 
 /// The activations of tokens [first, last) for one block.
@@ -115,11 +131,46 @@ struct BlockTokens {
   uint32_t num_extras, first, last;
 };
 
-static void multiply_block(const uint8_t* tile, uint32_t num_blocks, uint32_t block,
-                           const BlockTokens& x, float* acc) {
+/// One token: weights are looked up next to their products with all its digits. Without an Extra,
+/// `extra` is not read.
+template <bool kHasExtra>
+MIMO_RT_INLINE void multiply_one(const uint8_t* tile, uint32_t num_blocks, uint32_t block,
+                                 const Digits& x, const Extra& extra, float* acc) {
+  __m256i high[kUnits], low[kUnits], third[kUnits];
+#pragma GCC unroll 2
+  for (uint32_t unit = 0; unit < kUnits; ++unit) {
+    high[unit] = _mm256_set1_epi32(x.starts[0]);
+    low[unit] = _mm256_set1_epi32(x.starts[1]);
+    third[unit] = _mm256_set1_epi32(kHasExtra ? extra.start : 0);
+  }
+#pragma GCC unroll 1  // more at once would take too many registers
+  for (uint32_t j = 0; j < 2 * kVectors; j += 2)
+#pragma GCC unroll 2
+    for (uint32_t nibble = 0; nibble < 2; ++nibble)
+#pragma GCC unroll 2
+      for (uint32_t unit = 0; unit < kUnits; ++unit) {
+        const __m256i weights =
+            look_up(_mm256_load_si256(codes_of(tile, block, unit, j / 2)), nibble);
+        const uint32_t k = 4 * (j + nibble);
+        add_products(weights, x.high + k, high[unit]);
+        add_products(weights, x.low + k, low[unit]);
+        if constexpr (kHasExtra) add_products(weights, extra.digit + k, third[unit]);
+      }
 #pragma GCC unroll 2
   for (uint32_t unit = 0; unit < kUnits; ++unit, acc += kUnitRows) {
-    const Weights weights = look_up(tile, block, unit);
+    const __m256 scale = scale_of(tile, num_blocks, block, unit);
+    add_scaled(digits_sum(high[unit], low[unit], x), scale, acc);
+    if constexpr (kHasExtra)
+      add_scaled(extra_sum(third[unit], tile, block, unit, extra), scale, acc);
+  }
+}
+
+/// Several tokens share the look-up of a unit.
+static void multiply_several(const uint8_t* tile, uint32_t num_blocks, uint32_t block,
+                             const BlockTokens& x, float* acc) {
+#pragma GCC unroll 2
+  for (uint32_t unit = 0; unit < kUnits; ++unit, acc += kUnitRows) {
+    const Weights weights = look_up_block(tile, block, unit);
     const __m256 scale = scale_of(tile, num_blocks, block, unit);
     for (uint32_t t = 0; t < x.last - x.first; ++t)
       add_scaled(multiply_digits(weights, x.digits[t]), scale, acc + t * layout::kRows);
@@ -132,6 +183,17 @@ static void multiply_block(const uint8_t* tile, uint32_t num_blocks, uint32_t bl
   }
 }
 
+template <bool kIsOnlyOne>
+MIMO_RT_INLINE void multiply_block(const uint8_t* tile, uint32_t num_blocks, uint32_t block,
+                                   const BlockTokens& x, float* acc) {
+  if constexpr (!kIsOnlyOne)
+    multiply_several(tile, num_blocks, block, x, acc);
+  else if (x.num_extras)
+    multiply_one<true>(tile, num_blocks, block, *x.digits, *x.extras, acc);
+  else
+    multiply_one<false>(tile, num_blocks, block, *x.digits, *x.extras, acc);
+}
+
 /// Four tiles ahead: the hardware's prefetchers alone reach half the bandwidth.
 MIMO_RT_INLINE void prefetch_block(const uint8_t* tile, uint32_t block) {
 #pragma GCC unroll 4
@@ -140,6 +202,7 @@ MIMO_RT_INLINE void prefetch_block(const uint8_t* tile, uint32_t block) {
                  _MM_HINT_T0);
 }
 
+template <bool kIsOnlyOne>
 static void multiply_tokens(const GemmArgs& args, uint32_t first, uint32_t last) {
   alignas(64) float acc[uint32_t{kBlockTokens} * layout::kRows];
   const DigitsLayout parts(args.num_tokens, args.k);
@@ -155,11 +218,11 @@ static void multiply_tokens(const GemmArgs& args, uint32_t first, uint32_t last)
       for (uint32_t block = 0; block < num_blocks; ++block, ++k_block) {
         const uint64_t row = uint64_t{k_block} * args.num_tokens;
         prefetch_block(tile, block);
-        multiply_block(tile, num_blocks, block,
-                       {reinterpret_cast<const Digits*>(x + parts.digits) + row + first,
-                        reinterpret_cast<const Extra*>(x + parts.extras) + row,
-                        num_extras[k_block], first, last},
-                       acc);
+        multiply_block<kIsOnlyOne>(tile, num_blocks, block,
+                                   {reinterpret_cast<const Digits*>(x + parts.digits) + row + first,
+                                    reinterpret_cast<const Extra*>(x + parts.extras) + row,
+                                    num_extras[k_block], first, last},
+                                   acc);
       }
       tile += layout::tile_bytes(layout::kMxfp4, num_blocks);
     }
@@ -175,9 +238,11 @@ static void multiply_tokens(const GemmArgs& args, uint32_t first, uint32_t last)
 }  // namespace
 
 void gemm_mxfp4(const GemmArgs& args) {
+  if (args.num_tokens == 1) return multiply_tokens<true>(args, 0, 1);
   for (uint32_t first = 0; first < args.num_tokens; first += kBlockTokens) {
     const uint32_t rest = args.num_tokens - first;
-    multiply_tokens(args, first, first + (rest < kBlockTokens ? rest : uint32_t{kBlockTokens}));
+    multiply_tokens<false>(args, first,
+                           first + (rest < kBlockTokens ? rest : uint32_t{kBlockTokens}));
   }
 }
 
