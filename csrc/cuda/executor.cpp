@@ -1,7 +1,6 @@
 #include "cuda/executor.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "core/checks.h"
 #include "cuda/persistent.h"
@@ -25,6 +24,12 @@ size_t find_plan(const std::vector<Plan>& plans, const Plan& plan) {
   return static_cast<size_t>(found - plans.begin());
 }
 
+/// The text of an error without the operation in brackets before it.
+std::string_view without_place(std::string_view text) {
+  const size_t end = text.find("] ");
+  return text.starts_with('[') && end != text.npos ? text.substr(end + 2) : text;
+}
+
 /// Whether the host has to do with the logits themselves.
 bool brings_logits(const StepInput& input) {
   if (!input.wants_logits || input.num_logit_rows == 0) return false;
@@ -44,8 +49,6 @@ CudaExecutor::CudaExecutor(std::shared_ptr<const DeviceModel> model,
   report_ = DeviceBuffer(model_->device, sizeof(HangReport), DeviceBuffer::Place::pinned);
 }
 
-CudaExecutor::~CudaExecutor() = default;
-
 size_t CudaExecutor::index_of(const Plan& plan) const {
   const size_t index = find_plan(model_->plans, plan);
   MIMO_RT_CHECK(index < model_->plans.size(), invalid_argument, kWhere,
@@ -63,8 +66,8 @@ DeviceCache& CudaExecutor::device_cache(KvCache& cache) const {
 }
 
 void CudaExecutor::refuse_after_failure() const {
-  if (!failure_.empty())
-    fail(ErrorCode::timeout, kWhere, "this executor has stopped for good: ", failure_);
+  if (failure_)
+    fail(failure_->code(), kWhere, "this executor has stopped for good: ", without_place(failure_->what()));
 }
 
 uint64_t CudaExecutor::deadline_ns() const {
@@ -83,7 +86,7 @@ void CudaExecutor::run(const Plan& plan, KvCache& cache, const StepInput& input,
   try {
     run_on_device(block, input);
   } catch (const Error& error) {
-    failure_ = error.what();
+    failure_ = error;
     throw;
   }
   ++block.epoch;

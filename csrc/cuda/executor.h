@@ -1,7 +1,10 @@
 // Runs plans on a GPU: one launch of the persistent kernel per step.
 #pragma once
 
+#include <mimo_rt/error.h>
+
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -14,7 +17,6 @@ namespace mimo_rt::cuda {
 class CudaExecutor final : public Executor {
  public:
   CudaExecutor(std::shared_ptr<const DeviceModel> model, const ExecutorOptions& options);
-  ~CudaExecutor() override;
 
   const std::string& backend_name() const override { return backend_; }
   uint32_t num_workers() const override { return model_->plans.front().num_workers(); }
@@ -45,7 +47,7 @@ class CudaExecutor final : public Executor {
   StepInputs inputs_;
   DeviceBuffer report_;   ///< pinned
   DeviceBuffer results_;  ///< pinned: [results, results_end) of the step block, then rows of logits
-  std::string failure_;   ///< after which no step runs
+  std::optional<Error> failure_;  ///< after which no step runs
   std::weak_ptr<KvStore> last_cache_;
   mutable std::vector<uint8_t> buffer_copy_;
 };

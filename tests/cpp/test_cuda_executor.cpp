@@ -77,12 +77,12 @@ TEST_CASE("a step that does not come back, or that the device loses, stops the e
   device->is_stuck = true;
   CHECK_THROWS(timeout, "the GPU did not end a step in 60 s", stuck.generate(tokens, greedy(2)));
   device->is_stuck = false;
-  CHECK_THROWS(timeout, "stopped for good", stuck.generate(tokens, greedy(2)));
+  CHECK_THROWS(timeout, "stopped for good: the GPU did not", stuck.generate(tokens, greedy(2)));
   const auto lost = open_test_device();
   Session session(open_engine(lost), kSmall);
   lost->loss = "an illegal address";
   CHECK_THROWS(device_lost, "an illegal address", session.generate(tokens, greedy(2)));
-  CHECK_THROWS(timeout, "stopped for good", session.generate(tokens, greedy(2)));
+  CHECK_THROWS(device_lost, "stopped for good: an illegal address", session.generate(tokens, greedy(2)));
 }
 
 TEST_CASE("options that the GPU cannot serve are refused before anything is loaded") {
