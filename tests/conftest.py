@@ -113,17 +113,20 @@ class CppFailure(Exception):
     """Output of a failed C++ test."""
 
 
-_programs: list[pathlib.Path] = []
+_programs: list[pathlib.Path | None] = []
 
 
 def _cpp_programs() -> pathlib.Path:
     if not _programs:
+        _programs.append(None)
         sources = sorted((ROOT / "tests" / "cpp").glob("test_*.cpp"))
         programs = build_cpp([path.stem for path in sources])
         for path in sources:  # no TEST_CASE may escape the collection
             listed = subprocess.run([programs / path.stem, "--list"], capture_output=True, text=True, check=True)
             assert listed.stdout.splitlines() == test_case_names(path.read_text()), path
-        _programs.append(programs)
+        _programs[0] = programs
+    if _programs[0] is None:  # not tried again for each of a thousand tests
+        pytest.fail("the test programs are not there: see the first test in C++", pytrace=False)
     return _programs[0]
 
 

@@ -43,7 +43,7 @@ std::shared_ptr<Engine> open_cuda_engine(const Checkpoint& checkpoint, const Mod
   plan.fuse_norm = PlanOptions::FuseNorm::no;
   auto impl = Engine::Impl::prepare(config, nullptr, options, plan);
   if (!draft_dir.empty())
-    impl->notes.push_back("the draft of this model is not used: the CUDA engine does not draft yet");
+    impl->notes.emplace_back("the draft of this model is not used: the CUDA engine does not draft yet");
   CudaWeights weights = CudaWeights::load(checkpoint, config, {.rank = {}, .progress = options.progress});
   impl->weight_bytes = count_weight_bytes(weights, config);
   impl->executor =
