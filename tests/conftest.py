@@ -58,10 +58,11 @@ _sanitized: dict[str, concurrent.futures.Future] = {}
 
 def pytest_collection_finish(session):
     """pytest's hook: begins to build the programs with sanitizers, if any test wants them."""
-    if session.config.option.collectonly or not any(_with_sanitizers(item) for item in session.items):
+    wanting = next((item for item in session.items if _with_sanitizers(item)), None)
+    if session.config.option.collectonly or wanting is None:
         return
     builder = concurrent.futures.ThreadPoolExecutor(max_workers=1)
-    for sanitize, programs in session.items[-1].module.PROGRAMS.items():
+    for sanitize, programs in wanting.module.PROGRAMS.items():
         _sanitized[sanitize] = builder.submit(build_cpp, programs, sanitize=sanitize, niceness=19)
 
 

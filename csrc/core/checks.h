@@ -8,6 +8,7 @@
 #include <initializer_list>
 #include <string>
 #include <string_view>
+#include <type_traits>
 
 namespace mimo_rt {
 
@@ -18,11 +19,17 @@ class TextPiece {
  public:
   TextPiece(std::string_view text) : text_(text) {}
   TextPiece(const std::string& text) : text_(text) {}
-  TextPiece(const char* text) : text_(text) {}
-  TextPiece(char c) : digits_{c}, num_digits_(1) {}
-  TextPiece(std::signed_integral auto value) { write(static_cast<int64_t>(value)); }
-  TextPiece(std::unsigned_integral auto value) { write(static_cast<uint64_t>(value)); }
+  TextPiece(const char* text) : text_(text ? text : "(null)") {}
+  TextPiece(std::integral auto value) {
+    using T = decltype(value);
+    if constexpr (std::same_as<T, char>) digits_[num_digits_++] = value;
+    else if constexpr (std::signed_integral<T>) write(static_cast<int64_t>(value));
+    else write(static_cast<uint64_t>(value));
+  }
   TextPiece(std::floating_point auto value) { write(static_cast<double>(value)); }
+  template <typename T>
+    requires(std::is_enum_v<T> && std::convertible_to<T, int64_t>)  // unscoped: a number with a name
+  TextPiece(T value) { write(static_cast<int64_t>(value)); }
 
   std::string_view text() const { return num_digits_ ? std::string_view(digits_, num_digits_) : text_; }
 

@@ -117,6 +117,9 @@ class CudaBenchDevice : public CudaMemory<BenchDevice> {
 
 }  // namespace
 
-std::unique_ptr<BenchDevice> open_bench_device() { return std::make_unique<CudaBenchDevice>(); }
+std::unique_ptr<BenchDevice> open_bench_device() {
+  const CurrentDevice current(kFirstDevice);
+  return std::make_unique<CudaBenchDevice>();
+}
 
 }  // namespace mimo_rt::cuda

@@ -13,6 +13,9 @@
 
 namespace mimo_rt::cuda {
 
+/// What list_backends() speaks of; CUDA_VISIBLE_DEVICES chooses which one that is.
+inline constexpr int kFirstDevice = 0;
+
 /// Makes a device the calling thread's current one for as long as it lives.
 class CurrentDevice {
  public:

@@ -127,7 +127,9 @@ void CudaExecutor::fail_after_hang(const StepBlock& block) const {
        " ms without progress: ",
        wait_text(block.plan.plan(), hang.site.worker_idx, hang.site.task_idx, hang.site.edge_idx,
                  hang.expected, hang.seen),
-       ". Open the engine again; raise timeout_ms (3000 at most count) if the GPU was overloaded.");
+       ". Open the engine again",
+       deadline_ns() < kMaxDeadlineNs ? "; raise timeout_ms (up to 3000) if the GPU was overloaded."
+                                      : ".");
 }
 
 void CudaExecutor::read_results(const StepBlock& block, const StepInput& input,

@@ -1,4 +1,5 @@
-// The GPU of the executor. Everything goes through the default stream, which keeps the order.
+// The GPU of the executor. Steps go through a stream of their own, which keeps their order and waits
+// for nobody else's work on the GPU; memory is filled through a second one, also while a step runs.
 #include "cuda/step_device.h"
 
 #include <chrono>
@@ -10,9 +11,38 @@
 namespace mimo_rt::cuda {
 namespace {
 
+/// A stream that does not wait for the default one.
+class Stream {
+ public:
+  explicit Stream(const KernelCall& call) {
+    MIMO_RT_CUDA_CALL(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), call);
+  }
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+  ~Stream() { cudaStreamDestroy(stream_); }
+
+  operator cudaStream_t() const { return stream_; }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
 class CudaStepDevice : public CudaMemory<StepDevice> {
  public:
-  CudaStepDevice() : CudaMemory("Engine") {}
+  /// The current device stays current until the streams are made.
+  CudaStepDevice() : CudaMemory("Engine"), steps_(kernel_call()), copies_(kernel_call()) {}
+
+  void upload(void* to, const void* from, uint64_t num_bytes) override {
+    copy_now(to, from, num_bytes, cudaMemcpyHostToDevice);
+  }
+  void copy(void* to, const void* from, uint64_t num_bytes) override {
+    copy_now(to, from, num_bytes, cudaMemcpyDeviceToDevice);
+  }
+  void download(void* to, const void* from, uint64_t num_bytes) override {
+    const CurrentDevice current(device());
+    MIMO_RT_CUDA_CALL(cudaStreamSynchronize(steps_), kernel_call());
+    copy_now(to, from, num_bytes, cudaMemcpyDeviceToHost);
+  }
 
   uint32_t num_multiprocessors() const override {
     return static_cast<uint32_t>(properties().multiProcessorCount);
@@ -46,7 +76,7 @@ class CudaStepDevice : public CudaMemory<StepDevice> {
   }
   void launch(const PersistentParams& params, uint32_t num_blocks) override {
     const CurrentDevice current(device());
-    launch_persistent(params, {.stream = nullptr, .num_blocks = num_blocks});
+    launch_persistent(params, {.stream = steps_, .num_blocks = num_blocks});
   }
   void receive(void* pinned, const void* from, uint64_t num_bytes) override {
     copy_async(pinned, from, num_bytes, cudaMemcpyDeviceToHost);
@@ -56,7 +86,7 @@ class CudaStepDevice : public CudaMemory<StepDevice> {
     const CurrentDevice current(device());
     const auto end = std::chrono::steady_clock::now() + std::chrono::nanoseconds(timeout_ns);
     for (;;) {
-      const cudaError_t status = cudaStreamQuery(nullptr);
+      const cudaError_t status = cudaStreamQuery(steps_);
       if (status != cudaErrorNotReady) {
         check_cuda(status, "the step", kernel_call());
         return true;
@@ -69,12 +99,22 @@ class CudaStepDevice : public CudaMemory<StepDevice> {
  private:
   void copy_async(void* to, const void* from, uint64_t num_bytes, cudaMemcpyKind kind) {
     const CurrentDevice current(device());
-    MIMO_RT_CUDA_CALL(cudaMemcpyAsync(to, from, num_bytes, kind, nullptr), kernel_call());
+    MIMO_RT_CUDA_CALL(cudaMemcpyAsync(to, from, num_bytes, kind, steps_), kernel_call());
   }
+  void copy_now(void* to, const void* from, uint64_t num_bytes, cudaMemcpyKind kind) {
+    const CurrentDevice current(device());
+    MIMO_RT_CUDA_CALL(cudaMemcpyAsync(to, from, num_bytes, kind, copies_), kernel_call());
+    MIMO_RT_CUDA_CALL(cudaStreamSynchronize(copies_), kernel_call());
+  }
+
+  const Stream steps_, copies_;
 };
 
 }  // namespace
 
-std::shared_ptr<StepDevice> open_step_device() { return std::make_shared<CudaStepDevice>(); }
+std::shared_ptr<StepDevice> open_step_device() {
+  const CurrentDevice current(kFirstDevice);
+  return std::make_shared<CudaStepDevice>();
+}
 
 }  // namespace mimo_rt::cuda

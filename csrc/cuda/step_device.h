@@ -31,7 +31,7 @@ class StepDevice : public DeviceMemory {
   virtual bool wait(uint64_t timeout_ns) = 0;
 };
 
-/// The current GPU. @throws Error{unavailable} when this build or this machine has none
+/// The first visible GPU, as list_backends() describes it. @throws Error{unavailable} when this build or this machine has none
 std::shared_ptr<StepDevice> open_step_device();
 
 }  // namespace mimo_rt::cuda

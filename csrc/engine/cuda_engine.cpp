@@ -44,6 +44,8 @@ std::shared_ptr<Engine> open_cuda_engine(const Checkpoint& checkpoint, const Mod
   auto impl = Engine::Impl::prepare(config, nullptr, options, plan);
   if (!draft_dir.empty())
     impl->notes.emplace_back("the draft of this model is not used: the CUDA engine does not draft yet");
+  if (options.packed_cache != "none")
+    impl->notes.emplace_back("packed_cache is not used: the CUDA engine packs the weights at every start");
   CudaWeights weights = CudaWeights::load(checkpoint, config, {.rank = {}, .progress = options.progress});
   impl->weight_bytes = count_weight_bytes(weights, config);
   impl->executor =

@@ -26,22 +26,28 @@ std::string fastest_cpu(const std::vector<Backend>& list) {
   return name;
 }
 
+std::vector<Backend> list_host_backends() {
+  std::vector<Backend> list = {{"ref", true, "serial, float64 accumulation: the reference, slow"}};
+  for (const cpu::CpuBackend& backend : cpu::cpu_backends()) list.push_back(cpu_backend(backend));
+  return list;
+}
+
 }  // namespace
 
 std::vector<Backend> list_backends() {
-  std::vector<Backend> list = {{"ref", true, "serial, float64 accumulation: the reference, slow"}};
-  for (const cpu::CpuBackend& backend : cpu::cpu_backends()) list.push_back(cpu_backend(backend));
+  std::vector<Backend> list = list_host_backends();
   list.push_back(cuda_backend(list_cuda_devices()));
   return list;
 }
 
 std::string resolve_backend(std::string_view name) {
-  const std::vector<Backend> list = list_backends();
   std::string wanted(name);
   if (wanted == "auto") {
     const char* forced = std::getenv("MIMO_RT_BACKEND");
     wanted = forced && *forced && std::string_view(forced) != "auto" ? forced : "cpu";
   }
+  // A driver is asked, which takes time and does not survive fork(), only by who wants a GPU.
+  const std::vector<Backend> list = wanted == "cuda" ? list_backends() : list_host_backends();
   if (wanted == "cpu") return fastest_cpu(list);
   const auto found = std::find_if(list.begin(), list.end(), [&](const Backend& b) { return b.name == wanted; });
   MIMO_RT_CHECK(found != list.end(), invalid_argument, "resolve_backend",

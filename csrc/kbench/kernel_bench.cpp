@@ -77,7 +77,7 @@ KernelBench KernelBench::open(const KernelCase& kernel_case, const KernelBenchOp
                 invalid_argument, kWhere, "activations: expected bf16 for anything but gemm of mxfp4 on "
                 "a CPU backend, got int8");
   auto impl = std::make_unique<Impl>();
-  if (options.backend == "cuda") {  // its kernels run alone, before there is an engine
+  if (options.backend == "cuda") {  // its kernels run alone, without an engine
     std::unique_ptr<cuda::BenchDevice> device = cuda::open_bench_device();
     impl->backend = "cuda";
     impl->device = device->name();

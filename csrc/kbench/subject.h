@@ -33,7 +33,7 @@ class Subject {
 
   KernelCase measured_;
   KernelWork work_;
-  double relative_error_ = 0;  ///< of the last `worst_error`, where it is measured
+  double relative_error_ = 0;  ///< of the last place that `worst_error` looked at
 };
 
 /// @throws Error{invalid_argument} when a field that the kernel needs is 0

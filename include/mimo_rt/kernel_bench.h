@@ -77,7 +77,7 @@ class MIMO_RT_API KernelBench {
   /// Runs the kernel and compares a sample of its results with float64: the largest error over the
   /// bound that follows from the arithmetic. Above 1 the result is wrong; infinity for a NaN.
   double worst_error();
-  /// Root mean square of the errors that `worst_error` has seen, over that of the values. 0 before,
+  /// Root mean square of the errors that `worst_error` has seen last, over that of the values. 0 before,
   /// on a CPU, and where the result is a choice.
   double relative_error() const noexcept;
   /// Times of `num_calls` calls, each after a plain read of other memory. The first ones warm up

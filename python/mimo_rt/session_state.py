@@ -76,7 +76,7 @@ class SessionState:
 
     @property
     def notes(self) -> list[str]:
-        """What this machine does not grant: a core per worker, huge pages. Costs speed only."""
+        """What costs speed, but no result: too few cores, no huge pages, a draft that is not used."""
         self._require_open("notes")
         return self._engine.notes()
 

@@ -126,9 +126,13 @@ def open_session(args: argparse.Namespace, model_dir: Any) -> Session:
 def with_bandwidth(session: Session, result: GenerationResult) -> GenerationResult:
     """``result`` with the share of the read bandwidth that its decoding reached.
 
-    The bandwidth is measured once per session, and only now: nobody waits for it before a text.
+    The bandwidth is measured once per session, and only now: nobody waits for it before a text. A
+    GPU that the model fills has no room for it, and the share stays unknown.
     """
-    gbs = session.stats.bandwidth_gbs or session.measure_bandwidth()
+    try:
+        gbs = session.stats.bandwidth_gbs or session.measure_bandwidth()
+    except _C.OutOfMemoryError:
+        return result
     stats = dataclasses.replace(result.stats, bandwidth_fraction=result.stats.decode_gbs / gbs)
     return dataclasses.replace(result, stats=stats)
 

@@ -144,7 +144,8 @@ def _self_test(args: argparse.Namespace) -> str:
 
     ids = list(range(1, 25))
     with tempfile.TemporaryDirectory(prefix="mimo_rt-doctor-") as parent:
-        sizes = {"intermediate_size": 192} if args.device == "cuda" else {}  # a multiple of 32
+        on_gpu = _C.resolve_backend(args.device) == "cuda"
+        sizes = {"intermediate_size": 192} if on_gpu else {}  # a multiple of 32
         model_dir = write_tiny_checkpoint(Path(parent) / "tiny", seed=1, **sizes)
         with Session(model_dir, device="ref", num_threads=1,
                      activations=args.activations) as reference:

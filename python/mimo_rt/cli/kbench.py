@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _backend(device: str) -> str:
-    """A CPU backend by name; "cuda" as it is: its kernels run before there is an engine."""
+    """A CPU backend by name; "cuda" as it is: its kernels run without an engine."""
     return device if device == "cuda" else _C.resolve_backend(device)
 
 
