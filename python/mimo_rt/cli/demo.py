@@ -20,6 +20,7 @@ from .generate import stream_text
 
 _DEFAULT_PROMPT = "Write a haiku about the sea."
 _DEFAULT_MAX_TOKENS = 256
+_DEFAULT_REPETITION_PENALTY = 1.1  # a model of 135M parameters falls into loops without
 
 
 def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
@@ -38,7 +39,8 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from ..checkpoints import ensure_demo_model
 
-    arguments = {"max_tokens": _DEFAULT_MAX_TOKENS, **sampling_arguments(args)}
+    defaults = {"max_tokens": _DEFAULT_MAX_TOKENS, "repetition_penalty": _DEFAULT_REPETITION_PENALTY}
+    arguments = {**defaults, **sampling_arguments(args)}
     progress = _Stages(args.quiet)
     try:
         model_dir = ensure_demo_model(progress=progress)
