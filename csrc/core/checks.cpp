@@ -5,18 +5,18 @@
 
 namespace mimo_rt {
 
-void TextPiece::write(int64_t value) {
-  num_digits_ = static_cast<size_t>(std::to_chars(digits_, digits_ + sizeof digits_, value).ptr - digits_);
+namespace {
+
+template <typename T, typename... Format>
+size_t write_digits(char (&digits)[24], T value, Format... format) {
+  return static_cast<size_t>(std::to_chars(digits, digits + sizeof digits, value, format...).ptr - digits);
 }
 
-void TextPiece::write(uint64_t value) {
-  num_digits_ = static_cast<size_t>(std::to_chars(digits_, digits_ + sizeof digits_, value).ptr - digits_);
-}
+}  // namespace
 
-void TextPiece::write(double value) {
-  const auto end = std::to_chars(digits_, digits_ + sizeof digits_, value, std::chars_format::general, 6);
-  num_digits_ = static_cast<size_t>(end.ptr - digits_);
-}
+void TextPiece::write(int64_t value) { num_digits_ = write_digits(digits_, value); }
+void TextPiece::write(uint64_t value) { num_digits_ = write_digits(digits_, value); }
+void TextPiece::write(double value) { num_digits_ = write_digits(digits_, value, std::chars_format::general, 6); }
 
 std::string concat_pieces(std::initializer_list<TextPiece> pieces) {
   std::string text;
@@ -25,9 +25,7 @@ std::string concat_pieces(std::initializer_list<TextPiece> pieces) {
 }
 
 void fail_with(ErrorCode code, const char* where, std::initializer_list<TextPiece> pieces) {
-  std::string text = concat("[", where, "] ");
-  for (const TextPiece& piece : pieces) text += piece.text();
-  throw Error(code, text);
+  throw Error(code, concat("[", where, "] ", concat_pieces(pieces)));
 }
 
 }  // namespace mimo_rt
