@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstring>
 #include <functional>
+#include <source_location>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -63,6 +64,17 @@ inline void throws(const char* file, int line, mimo_rt::ErrorCode code, const st
     return;
   }
   report(file, line, "expected Error{" + std::string(mimo_rt::error_name(code)) + "}, nothing was thrown");
+}
+
+/// refused(code, needle, change): `validate` throws Error{code} for `good` changed, whose text contains `needle`.
+template <typename Params>
+auto refusal_of(const Params& good, void (*validate)(const Params&)) {
+  return [&good, validate](mimo_rt::ErrorCode code, const std::string& needle, const auto& change,
+                           std::source_location at = std::source_location::current()) {
+    Params bad = good;
+    change(bad);
+    throws(at.file_name(), static_cast<int>(at.line()), code, needle, [&] { validate(bad); });
+  };
 }
 
 inline int main(int argc, char** argv) {

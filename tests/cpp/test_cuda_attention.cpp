@@ -202,11 +202,7 @@ TEST_CASE("arguments that the kernels cannot take are refused by name") {
   AlignedRows<bf16_t> out(2, 64, 0);
   const cuda::AttentionParams good = call.params(out);
   cuda::check_attention(good);
-  const auto refused = [&](ErrorCode code, const std::string& needle, const auto& change) {
-    cuda::AttentionParams bad = good;
-    change(bad);
-    check::throws(__FILE__, __LINE__, code, needle, [&] { cuda::check_attention(bad); });
-  };
+  const auto refused = check::refusal_of(good, cuda::check_attention);
   using P = cuda::AttentionParams&;
   using enum ErrorCode;
   refused(capacity, "num_rows: expected 1 .. 64, got 65", [](P p) { p.num_rows = 65; });

@@ -273,11 +273,7 @@ TEST_CASE("arguments that the kernels cannot take are refused by name") {
   good.hidden_size = 96;
   good.width = 64;
   cuda::check_expert_gate_up_fp8(good);
-  const auto refused = [&](ErrorCode code, const std::string& needle, const auto& change) {
-    cuda::ExpertGateUpFp8Params bad = good;
-    change(bad);
-    check::throws(__FILE__, __LINE__, code, needle, [&] { cuda::check_expert_gate_up_fp8(bad); });
-  };
+  const auto refused = check::refusal_of(good, cuda::check_expert_gate_up_fp8);
   using P = cuda::ExpertGateUpFp8Params&;
   using enum ErrorCode;
   refused(capacity, "[cuda.expert_gate_up_fp8] num_tokens", [](P p) { p.num_tokens = 65; });

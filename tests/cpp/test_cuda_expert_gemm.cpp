@@ -269,11 +269,7 @@ TEST_CASE("arguments that the kernels cannot take are refused by name") {
   good.width = 64;
   good.num_experts = 384;
   cuda::check_expert_down_gemm(good);
-  const auto refused = [&](ErrorCode code, const std::string& needle, const auto& change) {
-    cuda::ExpertDownGemmParams bad = good;
-    change(bad);
-    check::throws(__FILE__, __LINE__, code, needle, [&] { cuda::check_expert_down_gemm(bad); });
-  };
+  const auto refused = check::refusal_of(good, cuda::check_expert_down_gemm);
   using P = cuda::ExpertDownGemmParams&;
   using enum ErrorCode;
   refused(capacity, "num_tokens: expected 1 .. 8192, got 8193", [](P p) { p.num_tokens = 8193; });

@@ -246,11 +246,7 @@ TEST_CASE("arguments that the kernels cannot take are refused by name") {
   good.hidden_size = 96;
   good.width = 64;
   cuda::check_expert_down(good);
-  const auto refused = [&](ErrorCode code, const std::string& needle, const auto& change) {
-    cuda::ExpertDownParams bad = good;
-    change(bad);
-    check::throws(__FILE__, __LINE__, code, needle, [&] { cuda::check_expert_down(bad); });
-  };
+  const auto refused = check::refusal_of(good, cuda::check_expert_down);
   using P = cuda::ExpertDownParams&;
   using enum ErrorCode;
   refused(unsupported_shape, "width: expected a multiple of 32", [](P p) { p.width = 48; });

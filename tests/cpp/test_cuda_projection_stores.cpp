@@ -206,11 +206,7 @@ TEST_CASE("arguments that the projections cannot take are refused by name") {
   good.out_f32 = {reinterpret_cast<float*>(memory), 40};
   good.out_bf16 = {reinterpret_cast<bf16_t*>(memory), 40};
   cuda::check_projection(good);
-  const auto refused = [&](ErrorCode code, const std::string& needle, const auto& change) {
-    ProjectionParams bad = good;
-    change(bad);
-    check::throws(__FILE__, __LINE__, code, needle, [&] { cuda::check_projection(bad); });
-  };
+  const auto refused = check::refusal_of(good, cuda::check_projection);
   using P = ProjectionParams&;
   using enum ErrorCode;
   refused(unsupported_shape, "[cuda.projection] rows: expected a multiple of 16",

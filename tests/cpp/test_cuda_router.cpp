@@ -169,11 +169,7 @@ TEST_CASE("arguments that the kernels cannot take are refused by name") {
   const Router router(RouterFormat::f32, 8, 64, 2, 1);
   AlignedRows<float> logits(2, 8, 0);
   const cuda::RouterLogitsParams good = router.params(logits);
-  const auto refused = [&](ErrorCode code, const std::string& needle, const auto& change) {
-    cuda::RouterLogitsParams bad = good;
-    change(bad);
-    check::throws(__FILE__, __LINE__, code, needle, [&] { cuda::check_router_logits(bad); });
-  };
+  const auto refused = check::refusal_of(good, cuda::check_router_logits);
   using P = cuda::RouterLogitsParams&;
   refused(unsupported_shape, "hidden_size: expected a multiple of 32",
           [](P p) { p.hidden_size = 48; });

@@ -180,11 +180,7 @@ TEST_CASE("arguments that the kernels cannot take are refused by name") {
                   1);
   const cuda::SampleParams good = call.kernel_params();
   cuda::check_sample(good);
-  const auto refused = [&](ErrorCode code, const std::string& needle, const auto& change) {
-    cuda::SampleParams bad = good;
-    change(bad);
-    check::throws(__FILE__, __LINE__, code, needle, [&] { cuda::check_sample(bad); });
-  };
+  const auto refused = check::refusal_of(good, cuda::check_sample);
   using P = cuda::SampleParams&;
   using enum ErrorCode;
   refused(capacity, "num_rows: expected 1 .. 64, got 65", [](P p) { p.num_rows = 65; });
