@@ -69,17 +69,42 @@ void store_head(const DraftConfig& config, const DraftLayerWeights& weights, Par
   for (uint32_t d = config.rotary_dim; d < config.qk_head_dim; ++d) out[d] = f32_to_bf16(value(d));
 }
 
-/// Rows [first_row, first_row + num_rows) of a buffer, normalised in the worker's scratch.
-LinearInput normalised_rows(Worker& worker, uint16_t buffer, uint32_t first_row, uint32_t num_rows,
-                            const float* weight) {
+void normalise_row(Worker& worker, const bf16_t* row, const float* weight, bf16_t* out) {
   const DraftConfig& config = worker.draft->config();
+  worker.kernels.rms_norm(row, weight, static_cast<float>(config.rms_norm_eps), config.hidden_size,
+                          out);
+}
+
+/// Rows [first_row, first_row + num_rows) of the input, normalised in the worker's scratch when the norm is fused.
+LinearInput normalised_rows(const Task& task, Worker& worker, uint32_t first_row, uint32_t num_rows,
+                            const float* weight) {
+  const PlanState& plan = *worker.step.plan;
+  const uint32_t hidden = worker.config.hidden_size;
+  if (!(task.flags & kFusedNorm))
+    return {plan.bf16_row(task.input, first_row), plan.stride(task.input), nullptr, num_rows, hidden};
   auto* rows = reinterpret_cast<bf16_t*>(worker.normalised.data());
-  const auto eps = static_cast<float>(config.rms_norm_eps);
   for (uint32_t r = 0; r < num_rows; ++r)
-    worker.kernels.rms_norm(worker.step.plan->bf16_row(buffer, first_row + r), weight, eps,
-                            config.hidden_size, rows + uint64_t{r} * config.hidden_size);
-  worker.normalised_key = {};  // what a fused norm left there is gone
-  return {rows, config.hidden_size, nullptr, num_rows, config.hidden_size};
+    normalise_row(worker, plan.bf16_row(task.input, first_row + r), weight,
+                  rows + uint64_t{r} * hidden);
+  worker.normalised_key = {};  // what the target's fused norm left there is gone
+  return {rows, hidden, nullptr, num_rows, hidden};
+}
+
+/// A norm of its own.
+void normalise_tiles(const Task& task, Worker& worker, uint32_t num_rows, const float* weight) {
+  const PlanState& plan = *worker.step.plan;
+  const uint64_t num_tiles = uint64_t{task.tile_end} * num_rows;
+  for (uint64_t t = task.tile_first; t < num_tiles; t += task.tile_stride) {
+    const auto row = static_cast<uint32_t>(t);
+    normalise_row(worker, plan.bf16_row(task.input, row), weight, plan.bf16_row(task.output, row));
+  }
+}
+
+/// The norm of a draft layer, or the last one.
+const float* norm_weight(const Worker& worker, uint16_t layer_idx, bool is_mlp) {
+  if (layer_idx == kNoLayer) return worker.draft->final_norm();
+  const DraftLayerWeights& layer = worker.draft->layer(layer_idx);
+  return is_mlp ? layer.mlp_norm : layer.attn_norm;
 }
 
 }  // namespace
@@ -107,13 +132,9 @@ ByteRange first_head_weights(const Task& task, const Worker& worker) {
 
 LinearInput draft_consumer_rows(const Task& task, Worker& worker, uint32_t first_row) {
   const uint32_t num_rows = worker.step.input->num_draft_rows;
-  const float* weight = worker.draft->final_norm();
-  if (task.kind != TaskKind::draft_lm_head) {
-    const DraftLayerWeights& layer = worker.draft->layer(task.layer_idx);
-    weight = task.kind == TaskKind::draft_qkv_proj ? layer.attn_norm : layer.mlp_norm;
-  }
-  return normalised_rows(worker, task.input, first_row, num_rows ? num_rows - first_row : 0,
-                         weight);
+  const float* weight =
+      norm_weight(worker, task.layer_idx, task.kind == TaskKind::draft_gate_up_proj);
+  return normalised_rows(task, worker, first_row, num_rows ? num_rows - first_row : 0, weight);
 }
 
 void op_context_fc(const Task& task, Worker& worker) {
@@ -136,6 +157,10 @@ void op_context_fc(const Task& task, Worker& worker) {
   });
 }
 
+void op_context_norm(const Task& task, Worker& worker) {
+  normalise_tiles(task, worker, worker.step.input->num_context_rows, worker.draft->hidden_norm());
+}
+
 void op_context_kv(const Task& task, Worker& worker) {
   const PlanState& plan = *worker.step.plan;
   const StepInput& input = *worker.step.input;
@@ -145,7 +170,7 @@ void op_context_kv(const Task& task, Worker& worker) {
   for (uint32_t row = 0; row < input.num_context_rows; row += max_rows) {
     const uint32_t num_rows = std::min(max_rows, input.num_context_rows - row);
     const LinearInput rows =
-        normalised_rows(worker, task.input, row, num_rows, worker.draft->hidden_norm());
+        normalised_rows(task, worker, row, num_rows, worker.draft->hidden_norm());
     const PackedMatrix* prepared_for = nullptr;
     for (uint64_t tile = task.tile_first; tile < task.tile_end; tile += task.tile_stride) {
       const uint32_t layer_idx = static_cast<uint32_t>(tile) / tiles_per_layer;
@@ -184,6 +209,11 @@ void op_draft_embed(const Task& task, Worker& worker) {
     else
       std::memcpy(x, worker.draft->mask_embedding(), sizeof(bf16_t) * worker.config.hidden_size);
   }
+}
+
+void op_draft_norm(const Task& task, Worker& worker) {
+  normalise_tiles(task, worker, worker.step.input->num_draft_rows,
+                  norm_weight(worker, task.layer_idx, task.flags & kMlpNorm));
 }
 
 void op_draft_qkv_proj(const Task& task, Worker& worker) {

@@ -101,7 +101,7 @@ void multiply_tiles(Worker& worker, const Task& task, const PackedMatrix& matrix
 LinearInput consumer_rows(const Task& task, Worker& worker, const uint32_t* row_ids,
                           uint32_t num_rows);
 
-/// The same for a task of the draft, out of draft_x from row `first_row` on.
+/// The same for a task of the draft, rows of its block from `first_row` on.
 LinearInput draft_consumer_rows(const Task& task, Worker& worker, uint32_t first_row);
 
 /// output[act_row + row, 16 * pair …] = silu(gate) * up for results whose groups alternate gate, up.
@@ -133,8 +133,10 @@ void op_embed(const Task& task, Worker& worker);
 void op_rms_norm(const Task& task, Worker& worker);
 void op_sample(const Task& task, Worker& worker);
 void op_context_fc(const Task& task, Worker& worker);
+void op_context_norm(const Task& task, Worker& worker);
 void op_context_kv(const Task& task, Worker& worker);
 void op_draft_embed(const Task& task, Worker& worker);
+void op_draft_norm(const Task& task, Worker& worker);
 void op_draft_qkv_proj(const Task& task, Worker& worker);
 void op_draft_attention(const Task& task, Worker& worker);
 void op_draft_sample(const Task& task, Worker& worker);

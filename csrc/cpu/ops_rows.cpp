@@ -62,8 +62,10 @@ void run_task(const Task& task, Worker& worker) {
     case TaskKind::draft_gate_up_proj: return op_gate_up_proj(task, worker);
     case TaskKind::sample: return op_sample(task, worker);
     case TaskKind::context_fc: return op_context_fc(task, worker);
+    case TaskKind::context_norm: return op_context_norm(task, worker);
     case TaskKind::context_kv: return op_context_kv(task, worker);
     case TaskKind::draft_embed: return op_draft_embed(task, worker);
+    case TaskKind::draft_norm: return op_draft_norm(task, worker);
     case TaskKind::draft_qkv_proj: return op_draft_qkv_proj(task, worker);
     case TaskKind::draft_attention: return op_draft_attention(task, worker);
     case TaskKind::draft_sample: return op_draft_sample(task, worker);

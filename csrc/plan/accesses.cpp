@@ -54,6 +54,12 @@ void for_each_share(const Task& task, uint32_t num_rows, const Visit& visit) {
   }
 }
 
+/// What the rows count that a kind takes normalised.
+RowDomain consumed_rows(TaskKind kind) {
+  if (kind < TaskKind::context_fc) return RowDomain::token;
+  return kind == TaskKind::context_kv ? RowDomain::context_row : RowDomain::draft_row;
+}
+
 }  // namespace
 
 struct AccessModel::Sink {
@@ -96,16 +102,13 @@ void AccessModel::append(const Task& task, std::vector<Access>& out) const {
   const PlanShape& shape = plan_.shape();
   const Cols hidden{0, shape.hidden_size};
   Sink sink{out};
-  if (takes_norm(task.kind)) sink.all_rows(read, task.input, hidden);
+  if (takes_norm(task.kind)) sink.all_rows(read, task.input, hidden, consumed_rows(task.kind));
   switch (task.kind) {
     case TaskKind::embed:
       if (task.flags & kFromBlock) append_block_reads(task, sink);
       out.push_back({task.output, RowDomain::token, write, task.tile_first, task.tile_stride, 0, hidden.end});
       break;
-    case TaskKind::rms_norm:
-      out.push_back({task.input, RowDomain::token, read, task.tile_first, task.tile_stride, 0, hidden.end});
-      out.push_back({task.output, RowDomain::token, write, task.tile_first, task.tile_stride, 0, hidden.end});
-      break;
+    case TaskKind::rms_norm: append_norm(task, RowDomain::token, sink); break;
     case TaskKind::qkv_proj: append_qkv(task, sink); break;
     case TaskKind::attention: append_attention(task, sink); break;
     case TaskKind::o_proj: {
@@ -145,6 +148,12 @@ void AccessModel::append(const Task& task, std::vector<Access>& out) const {
   }
 }
 
+void AccessModel::append_norm(const Task& task, RowDomain domain, Sink& sink) const {
+  const uint32_t hidden = plan_.shape().hidden_size;
+  sink.out.push_back({task.input, domain, AccessMode::read, task.tile_first, task.tile_stride, 0, hidden});
+  sink.out.push_back({task.output, domain, AccessMode::write, task.tile_first, task.tile_stride, 0, hidden});
+}
+
 void AccessModel::append_capture(const Task& task, Sink& sink) const {
   if (!(task.flags & kCapture)) return;
   std::vector<Cols> cols = tile_cols(task, plan_.shape().hidden_size);
@@ -164,11 +173,13 @@ void AccessModel::append_draft(const Task& task, Sink& sink) const {
       sink.all_rows(read_earlier, task.input, Cols{0, num_features});
       sink.all_rows(write, task.output, tile_cols(task, shape.hidden_size), context_row);
       break;
+    case TaskKind::context_norm: append_norm(task, context_row, sink); break;
     case TaskKind::context_kv: append_context_kv(task, sink); break;
     case TaskKind::draft_embed:
       if (task.tile_first == 0) sink.all_rows(read_earlier, task.input, Cols{0, 1}, whole);
       sink.out.push_back({task.output, draft_row, write, task.tile_first, task.tile_stride, 0, shape.hidden_size});
       break;
+    case TaskKind::draft_norm: append_norm(task, draft_row, sink); break;
     case TaskKind::draft_qkv_proj: append_draft_qkv(task, sink); break;
     case TaskKind::draft_attention: append_draft_attention(task, sink); break;
     case TaskKind::draft_o_proj:
@@ -176,7 +187,6 @@ void AccessModel::append_draft(const Task& task, Sink& sink) const {
       sink.all_rows(update, task.output, tile_cols(task, shape.hidden_size), draft_row);
       break;
     case TaskKind::draft_gate_up_proj:
-      sink.all_rows(read, task.input, Cols{0, shape.hidden_size}, draft_row);
       sink.all_rows(write, task.output, tile_cols(task, draft.intermediate_size), draft_row);
       break;
     case TaskKind::draft_down_proj:
@@ -184,7 +194,6 @@ void AccessModel::append_draft(const Task& task, Sink& sink) const {
       sink.all_rows(update, task.output, tile_cols(task, shape.hidden_size), draft_row);
       break;
     case TaskKind::draft_lm_head:
-      sink.all_rows(read, task.input, Cols{0, shape.hidden_size}, draft_row);
       sink.all_rows(write, task.output, tile_cols(task, round_up(draft.vocab_size, kTileRows)), draft_logit_row);
       break;
     case TaskKind::draft_sample:
@@ -214,7 +223,6 @@ void AccessModel::append_block_reads(const Task& task, Sink& sink) const {
 
 void AccessModel::append_context_kv(const Task& task, Sink& sink) const {
   const PlanShape::Draft& draft = plan_.shape().draft;
-  sink.all_rows(AccessMode::read, task.input, Cols{0, plan_.shape().hidden_size}, RowDomain::context_row);
   std::vector<Cols> cols;
   for (uint64_t tile = task.tile_first; tile < task.tile_end; tile += task.tile_stride) {
     const uint32_t head = static_cast<uint32_t>(tile) % draft.num_kv_heads;
@@ -231,7 +239,6 @@ void AccessModel::append_context_kv(const Task& task, Sink& sink) const {
 void AccessModel::append_draft_qkv(const Task& task, Sink& sink) const {
   const PlanShape::Draft& draft = plan_.shape().draft;
   const uint32_t num_qk = draft.num_q_heads + draft.num_kv_heads;
-  sink.all_rows(AccessMode::read, task.input, Cols{0, plan_.shape().hidden_size}, RowDomain::draft_row);
   std::vector<Cols> q, kv;
   for (uint64_t tile = task.tile_first; tile < task.tile_end; tile += task.tile_stride) {
     const uint32_t head = static_cast<uint32_t>(tile);

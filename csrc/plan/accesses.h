@@ -56,6 +56,7 @@ class AccessModel {
 
  private:
   struct Sink;
+  void append_norm(const Task& task, RowDomain domain, Sink& sink) const;
   void append_qkv(const Task& task, Sink& sink) const;
   void append_attention(const Task& task, Sink& sink) const;
   void append_expert_gate_up(const Task& task, Sink& sink) const;

@@ -19,10 +19,12 @@ enum BufferId : uint16_t {
   // Plans of a model with a draft; B: block size.
   kFeatures,      // kv      [max_tokens, captured layers * hidden] bf16, x after the captured layers, by position
   kContext,       // arena   [max_context_rows, hidden] bf16
+  kContextH,      // arena   [max_context_rows, hidden] bf16, normalised (plans without fused norms)
   kContextKv,     // kv      [max_context_rows, draft layers * num_kv_heads * (qk_head_dim + v_head_dim)] bf16; a layer's
                   //         columns: K of all heads, then V of all heads
   kBlock,         // output  [1, B] token ids: the anchor, then the drafts
   kDraftX,        // arena   [B, hidden] bf16
+  kDraftH,        // arena   [B, hidden] bf16, normalised (plans without fused norms)
   kDraftQ,        // arena   [B, num_q_heads * qk_head_dim] bf16
   kDraftKv,       // arena   [B, num_kv_heads * (qk_head_dim + v_head_dim)] bf16: K of all heads, then V of all heads
   kDraftAttn,     // arena   [B, num_q_heads * v_head_dim] bf16

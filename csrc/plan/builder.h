@@ -35,6 +35,7 @@ class PlanBuilder {
   void add_moe(uint16_t layer_idx);
   void add_dense(uint16_t layer_idx);
   void add_norm(uint16_t layer_idx, bool mlp_norm);
+  void add_draft_norm(uint16_t layer_idx, bool mlp_norm);
   void add_context();  ///< keys and values of earlier positions for the draft
   void add_draft();    ///< one pass of the draft over its block
   void add_draft_layer(uint16_t layer_idx);

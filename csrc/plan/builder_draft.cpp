@@ -75,11 +75,14 @@ void PlanBuilder::make_draft_buffers() {
   const uint64_t context_rows = plan_.options_.max_context_rows;
   const bool is_round = plan_.options_.is_round;
   const uint64_t block = is_round ? draft.block_size : 0;
+  const bool has_norms = !fuse_norms_;
   add_buffer("features", kv, draft_ ? plan_.options_.max_tokens : 0, features, 2);
   add_buffer("context", arena, context_rows, shape.hidden_size, 2);
+  add_buffer("context_h", arena, has_norms ? context_rows : 0, shape.hidden_size, 2);
   add_buffer("context_kv", kv, context_rows, context_kv, 2);
   add_buffer("block", output, is_round ? 1 : 0, draft.block_size, 4);
   add_buffer("draft_x", arena, block, shape.hidden_size, 2);
+  add_buffer("draft_h", arena, has_norms ? block : 0, shape.hidden_size, 2);
   add_buffer("draft_q", arena, block, uint64_t{draft.num_q_heads} * draft.qk_head_dim, 2);
   add_buffer("draft_kv", arena, block, uint64_t{draft.num_kv_heads} * (draft.qk_head_dim + draft.v_head_dim), 2);
   add_buffer("draft_attn", arena, block, uint64_t{draft.num_q_heads} * draft.v_head_dim, 2);
@@ -100,13 +103,22 @@ void PlanBuilder::add_context() {
   const uint32_t rows = std::min(plan_.options_.max_context_rows, plan_.options_.max_tokens);
   const uint32_t num_features = static_cast<uint32_t>(draft_->target_layer_ids.size()) * hidden;
   add_draft_matrix(TaskKind::context_fc, kNoLayer, num_features, kTileRows, rows);
+  if (!fuse_norms_)
+    add_phase(TaskKind::context_norm, kNoLayer, strided(1, plan_.options_.max_context_rows, rows), {4.0 * hidden, 0});
   add_draft_matrix(TaskKind::context_kv, kNoLayer, hidden, 0.5 * (draft_->qk_head_dim + draft_->v_head_dim), rows);
+}
+
+void PlanBuilder::add_draft_norm(uint16_t layer_idx, bool mlp_norm) {
+  if (fuse_norms_) return;
+  const uint32_t block = draft_->block_size;
+  add_phase(TaskKind::draft_norm, layer_idx, strided(1, block, block), {4.0 * config_.hidden_size, 0}, mlp_norm);
 }
 
 void PlanBuilder::add_draft_layer(uint16_t layer_idx) {
   const uint32_t block = draft_->block_size, hidden = config_.hidden_size;
   const double num_qk = draft_->num_q_heads + draft_->num_kv_heads, num_v = draft_->num_kv_heads;
   const double qkv_rows = num_qk * draft_->qk_head_dim + num_v * draft_->v_head_dim;
+  add_draft_norm(layer_idx, false);
   add_draft_matrix(TaskKind::draft_qkv_proj, layer_idx, hidden, qkv_rows / (num_qk + num_v), block);
   LayerConfig heads;
   heads.num_q_heads = draft_->num_q_heads, heads.num_kv_heads = draft_->num_kv_heads;
@@ -115,6 +127,7 @@ void PlanBuilder::add_draft_layer(uint16_t layer_idx) {
   add_phase(TaskKind::draft_attention, layer_idx, strided(draft_->num_kv_heads, block, block),
             costs_.attention_tile(heads));
   add_draft_matrix(TaskKind::draft_o_proj, layer_idx, draft_->num_q_heads * draft_->v_head_dim, kTileRows, block);
+  add_draft_norm(layer_idx, true);
   add_draft_matrix(TaskKind::draft_gate_up_proj, layer_idx, hidden, 2 * kTileRows, block);  // 16 gate, 16 up
   add_draft_matrix(TaskKind::draft_down_proj, layer_idx, draft_->intermediate_size, kTileRows, block);
 }
@@ -123,6 +136,7 @@ void PlanBuilder::add_draft() {
   const uint32_t block = draft_->block_size, hidden = config_.hidden_size;
   add_phase(TaskKind::draft_embed, kNoLayer, strided(1, block, block), {4.0 * hidden, 0});
   for (uint32_t l = 0; l < draft_->num_layers; ++l) add_draft_layer(static_cast<uint16_t>(l));
+  add_draft_norm(kNoLayer, false);
   add_draft_matrix(TaskKind::draft_lm_head, kNoLayer, hidden, kTileRows, block - 1);
   const double vocab = plan_.shape_.draft.vocab_size;
   add_phase(TaskKind::draft_sample, kNoLayer, strided(1, block, block), {4.0 * vocab, 4.0 * vocab});

@@ -30,9 +30,13 @@ Stage draft_residual_before(uint32_t layer_idx) {
   return {TaskKind::draft_down_proj, static_cast<uint16_t>(layer_idx - 1), false};
 }
 
-/// The rms_norm whose rows `task` consumes.
+/// The rms_norm or draft_norm whose rows `task` consumes.
 Stage norm_of(const Task& task) {
-  return {TaskKind::rms_norm, task.layer_idx, task.kind != TaskKind::qkv_proj && task.kind != TaskKind::lm_head};
+  const bool is_draft = task.kind == TaskKind::draft_qkv_proj || task.kind == TaskKind::draft_gate_up_proj ||
+                        task.kind == TaskKind::draft_lm_head;
+  const bool is_attn = task.kind == TaskKind::qkv_proj || task.kind == TaskKind::draft_qkv_proj;
+  return {is_draft ? TaskKind::draft_norm : TaskKind::rms_norm, task.layer_idx,
+          !is_attn && task.layer_idx != kNoLayer};
 }
 
 }  // namespace
@@ -53,6 +57,7 @@ Scope scope_of(TaskKind kind) {
     case TaskKind::gate_up_proj:
     case TaskKind::down_proj: return Scope::dense_layer;
     case TaskKind::context_fc:
+    case TaskKind::context_norm:
     case TaskKind::context_kv: return Scope::context;
     case TaskKind::draft_embed:
     case TaskKind::draft_lm_head:
@@ -63,14 +68,27 @@ Scope scope_of(TaskKind kind) {
     case TaskKind::draft_o_proj:
     case TaskKind::draft_gate_up_proj:
     case TaskKind::draft_down_proj: return Scope::draft_layer;
+    case TaskKind::draft_norm: return Scope::draft_norm;
   }
   fail(ErrorCode::internal, "plan", "task kind ", static_cast<int>(kind), " has no scope");
 }
 
 bool takes_norm(TaskKind kind) {
-  return kind == TaskKind::qkv_proj || kind == TaskKind::router || kind == TaskKind::expert_gate_up ||
-         kind == TaskKind::gate_up_proj || kind == TaskKind::lm_head;
+  switch (kind) {
+    case TaskKind::qkv_proj:
+    case TaskKind::router:
+    case TaskKind::expert_gate_up:
+    case TaskKind::gate_up_proj:
+    case TaskKind::lm_head:
+    case TaskKind::context_kv:
+    case TaskKind::draft_qkv_proj:
+    case TaskKind::draft_gate_up_proj:
+    case TaskKind::draft_lm_head: return true;
+    default: return false;
+  }
 }
+
+bool chooses_norm(TaskKind kind) { return kind == TaskKind::rms_norm || kind == TaskKind::draft_norm; }
 
 int32_t capture_index(const PlanShape& shape, uint16_t layer_idx) {
   const std::vector<uint32_t>& ids = shape.draft.target_layer_ids;
@@ -84,7 +102,8 @@ uint32_t context_kv_begin(const PlanShape::Draft& draft, uint32_t layer_idx) {
 
 TaskFields expected_fields(const Task& task) {
   const uint16_t features = (task.flags & kCapture) ? uint16_t{kFeatures} : kNoBuffer;
-  const uint16_t rows = (task.flags & kFusedNorm) ? kX : kH;
+  const bool fused = task.flags & kFusedNorm;
+  const uint16_t rows = fused ? kX : kH, draft_rows = fused ? kDraftX : kDraftH;
   const uint16_t kv = static_cast<uint16_t>(kFirstKv + task.layer_idx);
   switch (task.kind) {
     case TaskKind::embed: return {(task.flags & kFromBlock) ? kBlock : kTokens, kNoBuffer, kX, kNoBuffer};
@@ -101,14 +120,16 @@ TaskFields expected_fields(const Task& task) {
     case TaskKind::lm_head: return {rows, kNoBuffer, kLogits, kNoBuffer};
     case TaskKind::sample: return {kLogits, kNoBuffer, kSampled, kNoBuffer};
     case TaskKind::context_fc: return {kFeatures, kNoBuffer, kContext, kNoBuffer};
-    case TaskKind::context_kv: return {kContext, kNoBuffer, kContextKv, kNoBuffer};
+    case TaskKind::context_norm: return {kContext, kNoBuffer, kContextH, kNoBuffer};
+    case TaskKind::context_kv: return {fused ? kContext : kContextH, kNoBuffer, kContextKv, kNoBuffer};
     case TaskKind::draft_embed: return {kBlock, kNoBuffer, kDraftX, kNoBuffer};
-    case TaskKind::draft_qkv_proj: return {kDraftX, kNoBuffer, kDraftQ, kDraftKv};
+    case TaskKind::draft_norm: return {kDraftX, kNoBuffer, kDraftH, kNoBuffer};
+    case TaskKind::draft_qkv_proj: return {draft_rows, kNoBuffer, kDraftQ, kDraftKv};
     case TaskKind::draft_attention: return {kDraftQ, kDraftKv, kDraftAttn, kNoBuffer};
     case TaskKind::draft_o_proj: return {kDraftAttn, kNoBuffer, kDraftX, kNoBuffer};
-    case TaskKind::draft_gate_up_proj: return {kDraftX, kNoBuffer, kDraftAct, kNoBuffer};
+    case TaskKind::draft_gate_up_proj: return {draft_rows, kNoBuffer, kDraftAct, kNoBuffer};
     case TaskKind::draft_down_proj: return {kDraftAct, kNoBuffer, kDraftX, kNoBuffer};
-    case TaskKind::draft_lm_head: return {kDraftX, kNoBuffer, kDraftLogits, kNoBuffer};
+    case TaskKind::draft_lm_head: return {draft_rows, kNoBuffer, kDraftLogits, kNoBuffer};
     case TaskKind::draft_sample: return {kDraftLogits, kNoBuffer, kBlock, kNoBuffer};
     case TaskKind::accept: return {kLogits, kDraftLogits, kBlock, kNoBuffer};
   }
@@ -119,8 +140,8 @@ Stage stage_of(const Task& task) { return {task.kind, task.layer_idx, (task.flag
 
 std::string stage_name(const Stage& stage) {
   const char* kind = task_kind_name(stage.kind);
-  if (stage.layer_idx == kNoLayer) return stage.kind == TaskKind::rms_norm ? "final rms_norm" : kind;
-  const char* which = stage.kind != TaskKind::rms_norm ? "" : stage.mlp_norm ? "mlp " : "attn ";
+  if (stage.layer_idx == kNoLayer) return concat(chooses_norm(stage.kind) ? "final " : "", kind);
+  const char* which = !chooses_norm(stage.kind) ? "" : stage.mlp_norm ? "mlp " : "attn ";
   return concat("layer ", stage.layer_idx, ' ', which, kind);
 }
 
@@ -140,7 +161,8 @@ Stage source_stage(const PlanShape& shape, const Task& task, uint16_t buffer) {
           [[fallthrough]];
         default: return of(TaskKind::o_proj);
       }
-    case kH: return norm_of(task);
+    case kH:
+    case kDraftH: return norm_of(task);
     case kQ: return of(TaskKind::qkv_proj);
     case kAttn: return of(TaskKind::attention);
     case kRouterLogits: return of(TaskKind::router);
@@ -148,6 +170,7 @@ Stage source_stage(const PlanShape& shape, const Task& task, uint16_t buffer) {
     case kAct: return of(task.kind == TaskKind::down_proj ? TaskKind::gate_up_proj : TaskKind::expert_gate_up);
     case kLogits: return {TaskKind::lm_head, kNoLayer, false};
     case kContext: return {TaskKind::context_fc, kNoLayer, false};
+    case kContextH: return {TaskKind::context_norm, kNoLayer, false};
     case kContextKv: return {TaskKind::context_kv, kNoLayer, false};
     case kBlock: return {TaskKind::draft_sample, kNoLayer, false};
     case kDraftX:
@@ -155,6 +178,10 @@ Stage source_stage(const PlanShape& shape, const Task& task, uint16_t buffer) {
         case TaskKind::draft_qkv_proj:
         case TaskKind::draft_o_proj: return draft_residual_before(layer);
         case TaskKind::draft_lm_head: return draft_residual_before(shape.draft.num_layers);
+        case TaskKind::draft_norm:
+          if (layer == kNoLayer) return draft_residual_before(shape.draft.num_layers);
+          if (!(task.flags & kMlpNorm)) return draft_residual_before(layer);
+          [[fallthrough]];
         default: return of(TaskKind::draft_o_proj);
       }
     case kDraftQ:
@@ -195,7 +222,9 @@ uint32_t num_tiles(const PlanShape& shape, TaskKind kind, uint16_t layer_idx) {
     case TaskKind::rms_norm:
     case TaskKind::select_experts:
     case TaskKind::sample:
+    case TaskKind::context_norm:
     case TaskKind::draft_embed:
+    case TaskKind::draft_norm:
     case TaskKind::draft_sample:
     case TaskKind::accept: return 1;
   }

@@ -10,13 +10,18 @@
 namespace mimo_rt {
 
 /// Where in a model a kind may stand. step: steps only; context: steps and rounds of a model with a draft; round:
-/// rounds only; draft_layer: a layer of the draft, in rounds only.
-enum class Scope : uint8_t { model, any_layer, moe_layer, dense_layer, norm, step, context, round, draft_layer };
+/// rounds only; draft_layer: a layer of the draft, draft_norm: that or its end, in rounds only.
+enum class Scope : uint8_t {
+  model, any_layer, moe_layer, dense_layer, norm, step, context, round, draft_layer, draft_norm
+};
 
 Scope scope_of(TaskKind kind);
 
-/// Whether the kind reads normalised rows: `h`, or `x` with kFusedNorm.
+/// Whether the kind reads normalised rows: `h`, or `x` with kFusedNorm; the draft's kinds: those of context or block.
 bool takes_norm(TaskKind kind);
+
+/// Whether the kind is a norm that layers have two of, see kMlpNorm.
+bool chooses_norm(TaskKind kind);
 
 /// The position of a layer in `target_layer_ids`, or -1: its output is not captured.
 int32_t capture_index(const PlanShape& shape, uint16_t layer_idx);

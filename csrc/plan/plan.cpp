@@ -40,7 +40,7 @@ void dump_task(std::ostream& out, const Plan& plan, const Task& task) {
   out << stage_name(stage_of(task)) << (task.flags & kFusedNorm ? " +norm" : "")
       << (task.flags & kCapture ? " +capture" : "") << (task.flags & kFromBlock ? " +block" : "") << " tiles "
       << task.tile_first << ".." << task.tile_end << " step " << task.tile_stride;
-  constexpr const char* kPer[] = {"", " per token", " per active expert", " per draft row"};
+  constexpr const char* kPer[] = {"", " per token", " per active expert", " per context row", " per draft row"};
   out << kPer[static_cast<size_t>(trip_count(task.kind))];
   for (uint32_t i = 0; i < task.num_waits; ++i)
     out << (i ? ", " : " | waits ") << plan.counters()[task.waits[i].counter].name << " >= " << task.waits[i].value;

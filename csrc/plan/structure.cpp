@@ -111,7 +111,8 @@ bool layer_fits(const Plan& plan, const Task& task) {
   const bool is_round = plan.options().is_round;
   const bool in_layer = task.layer_idx != kNoLayer;
   const Scope scope = scope_of(task.kind);
-  if (scope == Scope::draft_layer) return is_round && task.layer_idx < shape.draft.num_layers;
+  if (scope == Scope::draft_layer || (scope == Scope::draft_norm && in_layer))
+    return is_round && task.layer_idx < shape.draft.num_layers;
   if (in_layer && task.layer_idx >= shape.layers.size()) return false;
   switch (scope) {
     case Scope::model: return !in_layer;
@@ -122,6 +123,7 @@ bool layer_fits(const Plan& plan, const Task& task) {
     case Scope::step: return !in_layer && !is_round;
     case Scope::context: return !in_layer && shape.draft.num_layers != 0;
     case Scope::round: return !in_layer && is_round;
+    case Scope::draft_norm: return is_round && !(task.flags & kMlpNorm);
     case Scope::draft_layer: break;
   }
   return false;
@@ -129,7 +131,7 @@ bool layer_fits(const Plan& plan, const Task& task) {
 
 /// Flags that a task may have or not.
 uint32_t allowed_flags(const Task& task) {
-  return (takes_norm(task.kind) ? kFusedNorm : 0u) | (task.kind == TaskKind::rms_norm ? kMlpNorm : 0u);
+  return (takes_norm(task.kind) ? kFusedNorm : 0u) | (chooses_norm(task.kind) ? kMlpNorm : 0u);
 }
 
 uint32_t required_flags(const Plan& plan, const Task& task) {
@@ -148,6 +150,7 @@ bool tiles_fit(const Plan& plan, const Task& task) {
     case TripCount::per_token: return end == tiles && first < end * plan.options().max_tokens;
     case TripCount::per_active_expert:
       return end <= tiles && first < end * max_active_experts(plan.shape(), plan.options().max_tokens);
+    case TripCount::per_context_row: return end == tiles && first < end * plan.options().max_context_rows;
     case TripCount::per_draft_row: return end == tiles && first < end * plan.shape().draft.block_size;
   }
   return false;

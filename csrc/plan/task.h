@@ -10,8 +10,9 @@
 namespace mimo_rt {
 
 // name, trip count. One task covers tiles t = tile_first, tile_first + tile_stride, … < tile_end * count, where count is
-// 1 (once), StepInput::num_tokens (per_token), the number of active experts (per_active_expert), or
-// StepInput::num_draft_rows (per_draft_row): the block size in a round that drafts, else 0.
+// 1 (once), StepInput::num_tokens (per_token), the number of active experts (per_active_expert),
+// StepInput::num_context_rows (per_context_row), or StepInput::num_draft_rows (per_draft_row): the block size in a round
+// that drafts, else 0.
 //
 //   embed           per_token  x[t] = E[token_ids[t]]                                   tile: one token
 //   rms_norm        per_token  h[t] = rms_norm(x[t]); norm: see kMlpNorm, kNoLayer      tile: one token
@@ -29,21 +30,23 @@ namespace mimo_rt {
 //   sample          once       sampled[r] <- logits[r], sampling parameters             tile: the whole step
 //
 // Steps of a model with a draft begin with the context of rows not yet in the draft's KV cache (num_context_rows of them,
-// 0 included); `layer_idx` of a draft_* kind counts the draft's layers. These kinds normalise their input privately:
+// 0 included); `layer_idx` of a draft_* kind counts the draft's layers:
 //
-//   context_fc          once           context[r] = W_fc features[context_begin + r]                tile: 16 rows
-//   context_kv          once           draft KV cache <- W_k u, W_v u, u = rms_norm(context)        tile: see below
+//   context_fc          once             context[r] = W_fc features[context_begin + r]              tile: 16 rows
+//   context_norm        per_context_row  context_h[r] = rms_norm(context[r])                        tile: one row
+//   context_kv          once             draft KV cache <- W_k u, W_v u, u = context_h              tile: see below
 //
 // A round (draft a block, verify it, accept) has these before the target's tasks, and `accept` instead of `sample`:
 //
 //   draft_embed         per_draft_row  draft_x[t] = E[block[0]] for t = 0, else the mask embedding  tile: one row
-//   draft_qkv_proj      once           draft_q, draft_kv <- W_qkv rms_norm(draft_x) (q/k norm, RoPE, value scale)
+//   draft_norm          per_draft_row  draft_h[t] = rms_norm(draft_x[t]); norm: see kMlpNorm, kNoLayer  tile: one row
+//   draft_qkv_proj      once           draft_q, draft_kv <- W_qkv draft_h (q/k norm, RoPE, value scale)
 //                                                                       tile: one head: q heads, k heads, v heads
 //   draft_attention     per_draft_row  draft_attn[t, heads of g], context and block visible   tile: t * num_kv_heads + g
 //   draft_o_proj        once           draft_x += W_o draft_attn                                    tile: 16 rows
-//   draft_gate_up_proj  once           draft_act = silu(W_g h) * (W_u h), h = rms_norm(draft_x)     tile: 16 columns
+//   draft_gate_up_proj  once           draft_act = silu(W_g draft_h) * (W_u draft_h)                tile: 16 columns
 //   draft_down_proj     once           draft_x += W_d draft_act                                     tile: 16 rows
-//   draft_lm_head       once           draft_logits[t - 1] = W_lm rms_norm(draft_x[t]), t >= 1      tile: 16 rows
+//   draft_lm_head       once           draft_logits[t - 1] = W_lm draft_h[t], t >= 1                tile: 16 rows
 //   draft_sample        per_draft_row  block[t] <- draft_logits[t - 1]; nothing for t = 0           tile: one row
 //   accept              once           tokens out, the next round's block[0] and rows <- logits, block, draft_logits
 //
@@ -66,8 +69,10 @@ namespace mimo_rt {
   X(lm_head, once)                     \
   X(sample, once)                      \
   X(context_fc, once)                  \
+  X(context_norm, per_context_row)     \
   X(context_kv, once)                  \
   X(draft_embed, per_draft_row)        \
+  X(draft_norm, per_draft_row)         \
   X(draft_qkv_proj, once)              \
   X(draft_attention, per_draft_row)    \
   X(draft_o_proj, once)                \
@@ -83,15 +88,15 @@ enum class TaskKind : uint16_t {
 #undef MIMO_RT_X
 };
 
-enum class TripCount : uint8_t { once, per_token, per_active_expert, per_draft_row };
+enum class TripCount : uint8_t { once, per_token, per_active_expert, per_context_row, per_draft_row };
 
 inline constexpr uint32_t kNoCounter = 0xffffffffu;
 inline constexpr uint16_t kNoBuffer = 0xffffu;
 inline constexpr uint16_t kNoLayer = 0xffffu;
 
 // Task::flags
-inline constexpr uint16_t kFusedNorm = 1;  // `input` is x: normalise all rows privately first; else `input` is h
-inline constexpr uint16_t kMlpNorm = 2;    // rms_norm only: the norm before the MLP, not the one before attention
+inline constexpr uint16_t kFusedNorm = 1;  // `input` is x (context, draft_x): normalise all rows privately first; else it is h
+inline constexpr uint16_t kMlpNorm = 2;    // rms_norm, draft_norm: the norm before the MLP, not the one before attention
 inline constexpr uint16_t kCapture = 4;    // down_proj, expert_down: x after this layer also goes to `output2`, features
 inline constexpr uint16_t kFromBlock = 8;  // embed only: the tokens are the round's block, not the step's input
 

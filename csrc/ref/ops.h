@@ -46,6 +46,8 @@ class Ops {
   void rms_norm(const Task& task, const Step& step);
   void normalise(const Step& step, uint16_t buffer, uint32_t row, const float* weight, double eps,
                  double* out) const;
+  void normalise_rows(const Task& task, const Step& step, uint32_t num_rows, const float* weight,
+                      double eps) const;
   void sample(const Task& task, const Step& step);
   Rows consumer_rows(const Task& task, const Step& step, const uint32_t* row_ids, uint32_t num_rows,
                      uint32_t k) const;
@@ -90,8 +92,9 @@ class Ops {
   struct Head;
   void run_draft(const Task& task, const Step& step);
   Head head_at(uint32_t row) const;
-  Rows normalised(const Step& step, uint16_t buffer, uint32_t first_row, uint32_t num_rows,
-                  const float* weight, uint32_t k) const;
+  Rows draft_consumer_rows(const Task& task, const Step& step, uint32_t first_row,
+                           uint32_t num_rows, uint32_t k) const;
+  void draft_norm(const Task& task, const Step& step);
   Rows project_head(const PackedMatrix& matrix, const Head& head, const Rows& rows,
                     uint32_t num_rows);
   void finish_head(const Head& head, const DraftLayerWeights& layer, uint32_t pos,

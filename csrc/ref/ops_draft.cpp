@@ -25,8 +25,12 @@ void Ops::run_draft(const Task& task, const Step& step) {
   const uint32_t num_rows = step.input->num_draft_rows;
   switch (task.kind) {
     case TaskKind::context_fc: return context_fc(task, step);
+    case TaskKind::context_norm:
+      return normalise_rows(task, step, step.input->num_context_rows, draft_->hidden_norm(),
+                            config.rms_norm_eps);
     case TaskKind::context_kv: return context_kv(task, step);
     case TaskKind::draft_embed: return draft_embed(task, step);
+    case TaskKind::draft_norm: return draft_norm(task, step);
     case TaskKind::draft_qkv_proj: return draft_qkv_proj(task, step);
     case TaskKind::draft_attention: return draft_attention(task, step);
     case TaskKind::draft_o_proj:
@@ -54,14 +58,34 @@ Ops::Head Ops::head_at(uint32_t row) const {
   return {Head::Part::v, head_idx, (num_q + num_kv) * qk + head_idx * v, v};
 }
 
-/// RMSNorm of rows [first_row, first_row + num_rows) of a buffer, padded to k elements.
-Ops::Rows Ops::normalised(const Step& step, uint16_t buffer, uint32_t first_row, uint32_t num_rows,
-                          const float* weight, uint32_t k) const {
+/// Rows [first_row, first_row + num_rows) for a task that consumes normalised ones: out of `input`, or made from it
+/// when the norm is fused; padded to k elements.
+Ops::Rows Ops::draft_consumer_rows(const Task& task, const Step& step, uint32_t first_row,
+                                   uint32_t num_rows, uint32_t k) const {
+  const float* weight =
+      task.kind == TaskKind::context_kv      ? draft_->hidden_norm()
+      : task.kind == TaskKind::draft_lm_head ? draft_->final_norm()
+      : task.kind == TaskKind::draft_qkv_proj
+          ? draft_->layer(task.layer_idx).attn_norm
+          : draft_->layer(task.layer_idx).mlp_norm;
   Rows rows(uint64_t{num_rows} * k);
-  for (uint32_t r = 0; r < num_rows; ++r)
-    normalise(step, buffer, first_row + r, weight, draft_->config().rms_norm_eps,
-              rows.data() + uint64_t{r} * k);
+  for (uint32_t r = 0; r < num_rows; ++r) {
+    double* out = rows.data() + uint64_t{r} * k;
+    if (task.flags & kFusedNorm)
+      normalise(step, task.input, first_row + r, weight, draft_->config().rms_norm_eps, out);
+    else
+      step.buffers->read(task.input, first_row + r, 0, config_.hidden_size, out);
+  }
   return rows;
+}
+
+void Ops::draft_norm(const Task& task, const Step& step) {
+  const float* weight = draft_->final_norm();
+  if (task.layer_idx != kNoLayer) {
+    const DraftLayerWeights& layer = draft_->layer(task.layer_idx);
+    weight = (task.flags & kMlpNorm) ? layer.mlp_norm : layer.attn_norm;
+  }
+  normalise_rows(task, step, step.input->num_draft_rows, weight, draft_->config().rms_norm_eps);
 }
 
 /// [num_rows, head.num_dims]
@@ -117,8 +141,7 @@ void Ops::context_kv(const Task& task, const Step& step) {
   const DraftConfig& config = draft_->config();
   const uint32_t num_rows = step.input->num_context_rows;
   const uint32_t tiles_per_layer = 2 * config.num_kv_heads;
-  const Rows rows = normalised(step, task.input, 0, num_rows, draft_->hidden_norm(),
-                               draft_->layer(0).qkv.k);
+  const Rows rows = draft_consumer_rows(task, step, 0, num_rows, draft_->layer(0).qkv.k);
   for (uint32_t tile = task.tile_first; tile < task.tile_end; tile += task.tile_stride) {
     const uint32_t layer_idx = tile / tiles_per_layer;
     const DraftLayerWeights& layer = draft_->layer(layer_idx);
@@ -150,7 +173,7 @@ void Ops::draft_qkv_proj(const Task& task, const Step& step) {
   const DraftConfig& config = draft_->config();
   const DraftLayerWeights& layer = draft_->layer(task.layer_idx);
   const uint32_t num_rows = step.input->num_draft_rows;
-  const Rows rows = normalised(step, task.input, 0, num_rows, layer.attn_norm, layer.qkv.k);
+  const Rows rows = draft_consumer_rows(task, step, 0, num_rows, layer.qkv.k);
   for (uint32_t tile = task.tile_first; tile < task.tile_end; tile += task.tile_stride) {
     const Head head = head_at(tile);
     Rows values = project_head(layer.qkv, head, rows, num_rows);
@@ -206,7 +229,7 @@ void Ops::draft_attention(const Task& task, const Step& step) {
 void Ops::draft_gate_up_proj(const Task& task, const Step& step) {
   const DraftLayerWeights& layer = draft_->layer(task.layer_idx);
   const uint32_t num_rows = step.input->num_draft_rows;
-  const Rows rows = normalised(step, task.input, 0, num_rows, layer.mlp_norm, layer.gate_up.k);
+  const Rows rows = draft_consumer_rows(task, step, 0, num_rows, layer.gate_up.k);
   for (uint32_t tile = task.tile_first; tile < task.tile_end; tile += task.tile_stride)
     gate_up(task, step, layer.gate_up, tile, rows, 0, num_rows,
             draft_->config().intermediate_size);
@@ -216,7 +239,7 @@ void Ops::draft_gate_up_proj(const Task& task, const Step& step) {
 void Ops::draft_lm_head(const Task& task, const Step& step) {
   const PackedMatrix& matrix = draft_->lm_head();
   const uint32_t num_rows = std::max(step.input->num_draft_rows, 1u) - 1;
-  const Rows rows = normalised(step, task.input, 1, num_rows, draft_->final_norm(), matrix.k);
+  const Rows rows = draft_consumer_rows(task, step, 1, num_rows, matrix.k);
   for_each_tile(task, matrix, rows, num_rows, [&](uint32_t tile, uint32_t r, const double* y) {
     for (uint32_t i = 0; i < kLanes; ++i)
       step.buffers->write(task.output, r, tile * kLanes + i, y[i]);

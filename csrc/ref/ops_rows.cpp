@@ -69,10 +69,16 @@ void Ops::rms_norm(const Task& task, const Step& step) {
     const LayerWeights& layer = weights_.layer(task.layer_idx);
     weight = (task.flags & kMlpNorm) ? layer.mlp_norm : layer.attn_norm;
   }
+  normalise_rows(task, step, step.input->num_tokens, weight, config_.rms_norm_eps);
+}
+
+/// A norm of its own, of any rows.
+void Ops::normalise_rows(const Task& task, const Step& step, uint32_t num_rows, const float* weight,
+                         double eps) const {
   Rows row(config_.hidden_size);
-  const uint32_t num_tiles = task.tile_end * step.input->num_tokens;
+  const uint32_t num_tiles = task.tile_end * num_rows;
   for (uint32_t t = task.tile_first; t < num_tiles; t += task.tile_stride) {
-    normalise(step, kX, t, weight, config_.rms_norm_eps, row.data());
+    normalise(step, task.input, t, weight, eps, row.data());
     for (uint32_t i = 0; i < config_.hidden_size; ++i)
       step.buffers->write(task.output, t, i, row[i]);
   }

@@ -17,12 +17,13 @@ class DraftLockStep {
   static constexpr uint32_t kContextBegin = 64;
 
   /// `cpu_draft` differs from the model's in what a negative control introduces.
-  DraftLockStep(const DraftModel& model, const DraftWeights& cpu_draft, const std::string& backend)
+  DraftLockStep(const DraftModel& model, const DraftWeights& cpu_draft, const std::string& backend,
+                PlanOptions::FuseNorm fuse_norm)
       : config_(model.style.config),
         draft_config_(model.style.draft),
         weights_(model.weights),
         draft_(model.draft),
-        plan_(build()),
+        plan_(build(fuse_norm)),
         kernels_(cpu::select_kernels(backend)),
         width_({.mode = DraftOptions::Mode::fixed}, draft_config_.block_size),
         state_(request(), width_, config_.vocab_size, draft_config_.block_size),
@@ -70,8 +71,8 @@ class DraftLockStep {
     auto operator<=>(const Place&) const = default;
   };
 
-  Plan build() const {
-    PlanOptions options = plan_options(1, draft_config_.block_size, draft_config_.block_size);
+  Plan build(PlanOptions::FuseNorm fuse_norm) const {
+    PlanOptions options = plan_options(1, draft_config_.block_size, draft_config_.block_size, fuse_norm);
     options.is_round = true;
     options.max_context_rows = 16;
     return Plan::build(config_, options, &draft_config_);
@@ -132,9 +133,11 @@ class DraftLockStep {
     return products(matrix, x, Vector(width));
   }
 
-  /// Of a normalised row: both sides' BF16 rows are made here, so that a rounding that goes the other way is in the bound.
+  /// Of a normalised row. Fused: both sides' BF16 rows are made here, so that a rounding that goes the other way is in the
+  /// bound.
   Products normed_products(const PackedMatrix& matrix, uint16_t buffer, uint32_t row, const float* weight) const {
     const uint32_t n = config_.hidden_size;
+    if (plan_.buffers()[kDraftH].bytes) return plain_products(matrix, buffer == kContext ? kContextH : kDraftH, row, n);
     Vector x(n), error(n);
     ref_buffers_.read(buffer, row, 0, n, x.data());
     std::vector<uint16_t> in(n), out(n);
@@ -160,6 +163,11 @@ class DraftLockStep {
           for (uint32_t l = 0; l < draft_config_.num_layers; ++l)
             bound_heads(draft_.layer(l), l, r, true,
                         normed_products(draft_.layer(l).qkv, kContext, r, draft_.hidden_norm()));
+        return;
+      case TaskKind::context_norm:  // one rounding
+      case TaskKind::draft_norm:
+        for (uint32_t r = 0; r < (task.kind == TaskKind::draft_norm ? rows : state_.input.num_context_rows); ++r)
+          for (uint32_t i = 0; i < hidden; ++i) bounds_[{task.output, 0, r, i}] = 0.0;
         return;
       case TaskKind::draft_qkv_proj:
         for (uint32_t r = 0; r < rows; ++r)

@@ -68,6 +68,7 @@ struct DraftRunOptions {
   uint32_t max_context = 256;
   uint32_t seq_idx = 0;
   uint32_t timeout_ms = 10'000;
+  PlanOptions::FuseNorm fuse_norm = PlanOptions::FuseNorm::automatic;
   DraftOptions draft = {.mode = DraftOptions::Mode::fixed};
   std::function<Plan(const Plan&)> change_step_plan = {}, change_round_plan = {};
 };
@@ -226,7 +227,7 @@ class DraftRun {
  private:
   Plan build(const DraftRunOptions& options, bool is_round) const {
     const uint32_t rows = is_round ? draft_config.block_size : options.chunk;
-    PlanOptions plan = plan_options(options.num_workers, rows, rows);
+    PlanOptions plan = plan_options(options.num_workers, rows, rows, options.fuse_norm);
     plan.max_context_rows = options.chunk;
     plan.is_round = is_round;
     const Plan whole = Plan::build(config, plan, &draft_config);

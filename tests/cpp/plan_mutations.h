@@ -294,7 +294,10 @@ inline bool change_flags(PlanMutator& m, Random& random) {
   if (random.coin() && task.kind == TaskKind::embed) task.input = task.flags & kFromBlock ? kBlock : kTokens;
   if (random.coin() && (task.kind == TaskKind::expert_down || task.kind == TaskKind::down_proj))
     task.output2 = task.flags & kCapture ? uint16_t{kFeatures} : kNoBuffer;
-  if (random.coin() && task.input <= kH) task.input = task.flags & kFusedNorm ? kX : kH;
+  const bool fused = task.flags & kFusedNorm;
+  if (random.coin() && task.input <= kH) task.input = fused ? kX : kH;
+  if (random.coin() && (task.input == kDraftX || task.input == kDraftH)) task.input = fused ? kDraftX : kDraftH;
+  if (random.coin() && (task.input == kContext || task.input == kContextH)) task.input = fused ? kContext : kContextH;
   return true;
 }
 
@@ -401,10 +404,11 @@ inline bool split_task(PlanMutator& m, Random& random) {
     const PlanShape& shape = m.plan.shape();
     const uint32_t tokens = m.plan.options().max_tokens;
     const TripCount trip = trip_count(first.kind);
-    const uint32_t rows = trip == TripCount::per_token       ? tokens
-                          : trip == TripCount::per_draft_row ? shape.draft.block_size
-                                                             : std::min(shape.num_experts,
-                                                                        tokens * shape.experts_per_token);
+    const uint32_t rows = trip == TripCount::per_token         ? tokens
+                          : trip == TripCount::per_context_row ? m.plan.options().max_context_rows
+                          : trip == TripCount::per_draft_row   ? shape.draft.block_size
+                                                               : std::min(shape.num_experts,
+                                                                          tokens * shape.experts_per_token);
     if (second.tile_first >= second.tile_end * rows) return false;
   }
   if (random.coin()) second.num_waits = 0, second.waits[0] = second.waits[1] = {kNoCounter, 0};

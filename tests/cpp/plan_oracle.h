@@ -100,7 +100,7 @@ class Machine {
     if (moe_kind && !shape_.layers[task.layer_idx].is_moe) throw Violation("layer has no experts");
     slots_.clear();
     if (moe_kind) make_slots(task.layer_idx);
-    const uint64_t counts[] = {1, num_tokens_, experts_.size(), num_draft_};
+    const uint64_t counts[] = {1, num_tokens_, experts_.size(), num_context_, num_draft_};
     const uint64_t count = counts[static_cast<size_t>(trip_count(task.kind))];
     inputs_.clear();
     for (uint64_t t = task.tile_first; t < task.tile_end * count; t += std::max(task.tile_stride, 1u))
@@ -128,10 +128,11 @@ class Machine {
 
  private:
   void check_draft_kind(const Task& task) const {
-    const bool in_step = task.kind == TaskKind::context_fc || task.kind == TaskKind::context_kv;
+    const bool in_step = task.kind >= TaskKind::context_fc && task.kind <= TaskKind::context_kv;
     if (!(in_step ? draft_.num_layers != 0 : plan_.options().is_round)) throw Violation("no such kind in this plan");
     const bool needs_layer = task.kind >= TaskKind::draft_qkv_proj && task.kind <= TaskKind::draft_down_proj;
-    if (needs_layer && task.layer_idx >= draft_.num_layers) throw Violation("no such draft layer");
+    const bool has_layer = needs_layer || (task.kind == TaskKind::draft_norm && task.layer_idx != kNoLayer);
+    if (has_layer && task.layer_idx >= draft_.num_layers) throw Violation("no such draft layer");
   }
   uint32_t num_features() const {
     return static_cast<uint32_t>(draft_.target_layer_ids.size()) * shape_.hidden_size;
@@ -185,9 +186,10 @@ class Machine {
   }
 
   /// Hashes of the normalised rows that `task` sees, read once per task. Norms of its own give what rms_norm gives.
-  uint64_t input(const Task& task, uint32_t t, uint64_t norm) {
+  uint64_t input(const Task& task, uint32_t t, uint64_t norm) { return input(task, t, norm, num_tokens_); }
+  uint64_t input(const Task& task, uint32_t t, uint64_t norm, uint32_t num_rows) {
     if (inputs_.empty())
-      for (uint32_t r = 0; r < num_tokens_; ++r) {
+      for (uint32_t r = 0; r < num_rows; ++r) {
         uint64_t hash = row(task.input, r, 0, shape_.hidden_size);
         if (task.flags & kFusedNorm) {
           const uint64_t normalised = mix(norm, hash);
@@ -225,11 +227,7 @@ class Machine {
         for (uint32_t c = 0; c < shape_.hidden_size; ++c)
           put(task.output, tile, c, mix(op, task.flags & kFromBlock ? get(kBlock, 0, tile) : mix(epoch_, tile), c));
         break;
-      case TaskKind::rms_norm: {
-        const uint64_t hash = mix(norm_id(l, task.flags & kMlpNorm), row(task.input, tile, 0, shape_.hidden_size));
-        for (uint32_t c = 0; c < shape_.hidden_size; ++c) put(task.output, tile, c, mix(hash, c));
-        break;
-      }
+      case TaskKind::rms_norm: run_norm(task, tile, norm_id(l, task.flags & kMlpNorm)); break;
       case TaskKind::qkv_proj: run_qkv(task, tile, op); break;
       case TaskKind::attention: run_attention(task, tile, op); break;
       case TaskKind::o_proj: {
@@ -280,6 +278,11 @@ class Machine {
     }
   }
 
+  void run_norm(const Task& task, uint32_t tile, uint64_t norm) {
+    const uint64_t hash = mix(norm, row(task.input, tile, 0, shape_.hidden_size));
+    for (uint32_t c = 0; c < shape_.hidden_size; ++c) put(task.output, tile, c, mix(hash, c));
+  }
+
   void capture(const Task& task, uint32_t first_col) {
     if (!(task.flags & kCapture)) return;
     const std::vector<uint32_t>& ids = draft_.target_layer_ids;
@@ -301,20 +304,25 @@ class Machine {
         columns(hidden, [&](uint32_t r) { return row(task.input, r % plan_.options().max_tokens, 0, num_features()); },
                 num_context_, false);
         break;
+      case TaskKind::context_norm: run_norm(task, tile, kHiddenNorm); break;
       case TaskKind::context_kv: run_context_kv(task, tile, op); break;
       case TaskKind::draft_embed:
         for (uint32_t c = 0; c < hidden; ++c)
           put(task.output, tile, c, mix(op, tile ? 5 : get(task.input, 0, 0), c));
         break;
+      case TaskKind::draft_norm: run_norm(task, tile, draft_norm_id(task.layer_idx, task.flags & kMlpNorm)); break;
       case TaskKind::draft_qkv_proj: run_draft_qkv(task, tile, op); break;
       case TaskKind::draft_attention: run_draft_attention(task, tile, op); break;
       case TaskKind::draft_o_proj: columns(hidden, from(draft_.num_q_heads * draft_.v_head_dim), rows, true); break;
-      case TaskKind::draft_gate_up_proj: columns(draft_.intermediate_size, from(hidden), rows, false); break;
+      case TaskKind::draft_gate_up_proj:
+        columns(draft_.intermediate_size,
+                [&](uint32_t r) { return input(task, r, draft_norm_id(task.layer_idx, true), rows); }, rows, false);
+        break;
       case TaskKind::draft_down_proj: columns(hidden, from(draft_.intermediate_size), rows, true); break;
       case TaskKind::draft_lm_head:
         if (!rows) break;
         columns(round_up(draft_.vocab_size, kTileRows),
-                [&](uint32_t r) { return raw_input(task, r + 1, hidden, rows); }, rows - 1, false);
+                [&](uint32_t r) { return input(task, r + 1, draft_norm_id(kNoLayer, false), rows); }, rows - 1, false);
         break;
       case TaskKind::draft_sample:
         if (tile) put(task.output, 0, tile, mix(op, row(task.input, tile - 1, 0, draft_.vocab_size)));
@@ -339,7 +347,7 @@ class Machine {
     if (part / 2 >= draft_.num_layers) throw Violation("tile outside of the matrix");
     for (uint32_t r = 0; r < num_context_; ++r)
       for (uint32_t c = base + head * dim; c < base + (head + 1) * dim; ++c)
-        put(task.output, r, c, mix(op, raw_input(task, r, shape_.hidden_size, num_context_), c));
+        put(task.output, r, c, mix(op, input(task, r, kHiddenNorm, num_context_), c));
   }
 
   void run_draft_qkv(const Task& task, uint32_t tile, uint64_t op) {
@@ -351,7 +359,8 @@ class Machine {
     if (is_v) begin = num_kv * draft_.qk_head_dim + (tile - num_q - num_kv) * dim;
     for (uint32_t t = 0; t < num_draft_; ++t)
       for (uint32_t c = begin; c < begin + dim; ++c)
-        put(is_q ? task.output : task.output2, t, c, mix(op, raw_input(task, t, shape_.hidden_size, num_draft_), c));
+        put(is_q ? task.output : task.output2, t, c,
+            mix(op, input(task, t, draft_norm_id(task.layer_idx, false), num_draft_), c));
   }
 
   void run_draft_attention(const Task& task, uint32_t tile, uint64_t op) {
@@ -370,7 +379,9 @@ class Machine {
     for (uint32_t c = g * heads * dv; c < (g + 1) * heads * dv; ++c) put(task.output, t, c, mix(hash, c));
   }
 
+  static constexpr uint64_t kHiddenNorm = 76;
   static uint64_t norm_id(uint32_t layer, bool mlp) { return mix(77, layer, mlp); }
+  static uint64_t draft_norm_id(uint32_t layer, bool mlp) { return mix(78, layer, mlp); }
 
   void run_qkv(const Task& task, uint32_t tile, uint64_t op) {
     LayerConfig layer;

@@ -29,18 +29,28 @@ inline std::vector<Task> model_program(const Plan& plan, bool fused) {
   const uint32_t hidden = groups(shape.hidden_size);
   if (draft.num_layers) {
     op(TaskKind::context_fc, kNoLayer, hidden, {kFeatures, none, kContext, none});
-    op(TaskKind::context_kv, kNoLayer, draft.num_layers * 2 * draft.num_kv_heads, {kContext, none, kContextKv, none});
+    if (!fused) op(TaskKind::context_norm, kNoLayer, 1, {kContext, none, kContextH, none});
+    op(TaskKind::context_kv, kNoLayer, draft.num_layers * 2 * draft.num_kv_heads,
+       {fused ? kContext : kContextH, none, kContextKv, none}, flag);
   }
   if (is_round) {
     op(TaskKind::draft_embed, kNoLayer, 1, {kBlock, none, kDraftX, none});
+    const uint16_t draft_rows = fused ? kDraftX : kDraftH;
+    const auto draft_norm = [&](uint32_t layer, uint16_t flags) {
+      if (!fused) op(TaskKind::draft_norm, layer, 1, {kDraftX, none, kDraftH, none}, flags);
+    };
     for (uint32_t l = 0; l < draft.num_layers; ++l) {
-      op(TaskKind::draft_qkv_proj, l, draft.num_q_heads + 2 * draft.num_kv_heads, {kDraftX, none, kDraftQ, kDraftKv});
+      draft_norm(l, 0);
+      op(TaskKind::draft_qkv_proj, l, draft.num_q_heads + 2 * draft.num_kv_heads,
+         {draft_rows, none, kDraftQ, kDraftKv}, flag);
       op(TaskKind::draft_attention, l, draft.num_kv_heads, {kDraftQ, kDraftKv, kDraftAttn, none});
       op(TaskKind::draft_o_proj, l, hidden, {kDraftAttn, none, kDraftX, none});
-      op(TaskKind::draft_gate_up_proj, l, groups(draft.intermediate_size), {kDraftX, none, kDraftAct, none});
+      draft_norm(l, kMlpNorm);
+      op(TaskKind::draft_gate_up_proj, l, groups(draft.intermediate_size), {draft_rows, none, kDraftAct, none}, flag);
       op(TaskKind::draft_down_proj, l, hidden, {kDraftAct, none, kDraftX, none});
     }
-    op(TaskKind::draft_lm_head, kNoLayer, groups(draft.vocab_size), {kDraftX, none, kDraftLogits, none});
+    draft_norm(kNoLayer, 0);
+    op(TaskKind::draft_lm_head, kNoLayer, groups(draft.vocab_size), {draft_rows, none, kDraftLogits, none}, flag);
     op(TaskKind::draft_sample, kNoLayer, 1, {kDraftLogits, none, kBlock, none});
   }
   op(TaskKind::embed, kNoLayer, 1, {is_round ? kBlock : kTokens, none, kX, none}, is_round ? kFromBlock : 0);

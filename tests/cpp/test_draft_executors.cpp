@@ -192,6 +192,29 @@ TEST_CASE("draft logits and context are bit-equal for any workers and any divisi
   }
 }
 
+TEST_CASE("norms of their own give the bits of fused ones") {
+  using FuseNorm = PlanOptions::FuseNorm;
+  for (const DraftStyle& style : draft_styles(kBlockSize)) {
+    const DraftModel model(style);
+    std::vector<std::string> backends = runnable_cpu_backends();
+    backends.push_back("ref");
+    for (const std::string& backend : backends) {
+      const Drafted fused = draft(model, {.backend = backend, .fuse_norm = FuseNorm::yes});
+      const Drafted apart = draft(model, {.backend = backend, .num_workers = 3, .fuse_norm = FuseNorm::no});
+      CHECK(apart.x == fused.x && apart.logits == fused.logits && apart.kv == fused.kv);
+      DraftRunOptions options{.backend = backend, .fuse_norm = FuseNorm::no};
+      options.change_round_plan = [](const Plan& plan) {  // control: the MLP of a layer has the norm of attention
+        PlanMutator mutator(plan);
+        for (auto& list : mutator.lists)
+          for (Task& task : list)
+            if (task.kind == TaskKind::draft_norm && task.layer_idx == 1) task.flags &= static_cast<uint16_t>(~kMlpNorm);
+        return mutator.finish();
+      };
+      CHECK(draft(model, options).logits != fused.logits);
+    }
+  }
+}
+
 TEST_CASE("a draft row does not depend on how long the context was when its rows were made") {
   // 150 positions: several blocks of rows on the CPU, several pages, rings that have wrapped.
   for (const DraftStyle& style : draft_styles(kBlockSize)) {

@@ -8,22 +8,25 @@ using namespace fixture;
 
 namespace {
 
-LockStepResult lock_step(const DraftModel& model, const DraftWeights& cpu_draft, const std::string& backend) {
-  DraftLockStep run(model, cpu_draft, backend);
+using FuseNorm = PlanOptions::FuseNorm;
+
+LockStepResult lock_step(const DraftModel& model, const DraftWeights& cpu_draft, const std::string& backend,
+                         FuseNorm fuse_norm = FuseNorm::yes) {
+  DraftLockStep run(model, cpu_draft, backend, fuse_norm);
   run.run();
   return run.result;
 }
 
 /// A draft whose CPU side differs from the reference in `change`; the ops named, and no others, must show it.
 void control(const std::vector<std::string>& kinds, const std::function<void(DraftConfig&)>& change,
-             const std::function<void(const DraftWeights&)>& damage = {}) {
+             const std::function<void(const DraftWeights&)>& damage = {}, FuseNorm fuse_norm = FuseNorm::yes) {
   const DraftModel model(draft_styles(6)[0]);
   DraftConfig wrong = model.style.draft;
   change(wrong);
   DraftWeights cpu_draft = DraftWeights::synthetic(wrong, 6);
   cpu_draft.bind(model.weights);
   if (damage) damage(cpu_draft);
-  LockStepResult result = lock_step(model, cpu_draft, runnable_cpu_backends().back());
+  LockStepResult result = lock_step(model, cpu_draft, runnable_cpu_backends().back(), fuse_norm);
   for (const auto& [kind, count] : result.num_outside)
     if (count && std::find(kinds.begin(), kinds.end(), kind) == kinds.end())
       check::report(__FILE__, __LINE__, "a control also moved " + kind);
@@ -37,15 +40,16 @@ TEST_CASE("every op of the draft stays within its bound, on every backend, in ev
   for (const uint32_t block_size : {2u, 7u, 16u})
     for (const DraftStyle& style : draft_styles(block_size)) {
       const DraftModel model(style);
-      for (const std::string& backend : runnable_cpu_backends()) {
-        const LockStepResult result = lock_step(model, model.draft, backend);
-        CHECK_EQ(result.num_strays, 0u);
-        for (const auto& [kind, count] : result.num_outside)
-          if (count)
-            check::report(__FILE__, __LINE__, style.name + " " + backend + " " + kind + ": " + std::to_string(count) +
-                                                  " outside");
-        for (const auto& [kind, count] : result.num_compared) compared[kind] += count;
-      }
+      for (const std::string& backend : runnable_cpu_backends())
+        for (const FuseNorm fuse_norm : {FuseNorm::yes, FuseNorm::no}) {
+          const LockStepResult result = lock_step(model, model.draft, backend, fuse_norm);
+          CHECK_EQ(result.num_strays, 0u);
+          for (const auto& [kind, count] : result.num_outside)
+            if (count)
+              check::report(__FILE__, __LINE__, style.name + " " + backend + " " + kind + ": " +
+                                                    std::to_string(count) + " outside");
+          for (const auto& [kind, count] : result.num_compared) compared[kind] += count;
+        }
     }
   for (auto kind = TaskKind::context_fc; kind <= TaskKind::draft_lm_head;
        kind = static_cast<TaskKind>(static_cast<uint16_t>(kind) + 1))
@@ -68,6 +72,10 @@ TEST_CASE("the bounds see every wrong setting, at the op that uses it") {
   control({"draft_gate_up_proj"}, same, [&](const DraftWeights& w) { set(w.layer(1).mlp_norm, 5, 3.0f); });
   control({"draft_lm_head"}, same, [&](const DraftWeights& w) { set(w.final_norm(), 7, 3.0f); });
   control({"context_kv"}, same, [&](const DraftWeights& w) { set(w.hidden_norm(), 7, 3.0f); });
+  const auto damage_norms = [&](const DraftWeights& w) {
+    set(w.hidden_norm(), 7, 3.0f), set(w.layer(1).attn_norm, 159, 3.0f);
+  };
+  control({"context_norm", "draft_norm"}, same, damage_norms, FuseNorm::no);
   control({"draft_embed"}, same, [](const DraftWeights& w) { const_cast<uint16_t*>(w.mask_embedding())[9] ^= 1; });
   const auto clear_group = [](const PackedMatrix& matrix, uint32_t group) {
     std::memset(const_cast<uint8_t*>(matrix.row_group(group)), 0, row_group_bytes(matrix.format, matrix.k));
