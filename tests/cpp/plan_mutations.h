@@ -403,12 +403,9 @@ inline bool split_task(PlanMutator& m, Random& random) {
     first.tile_stride = second.tile_stride = 2 * first.tile_stride;
     const PlanShape& shape = m.plan.shape();
     const uint32_t tokens = m.plan.options().max_tokens;
-    const TripCount trip = trip_count(first.kind);
-    const uint32_t rows = trip == TripCount::per_token         ? tokens
-                          : trip == TripCount::per_context_row ? m.plan.options().max_context_rows
-                          : trip == TripCount::per_draft_row   ? shape.draft.block_size
-                                                               : std::min(shape.num_experts,
-                                                                          tokens * shape.experts_per_token);
+    const uint32_t num_active = std::min(shape.num_experts, tokens * shape.experts_per_token);
+    const uint32_t counts[] = {1, tokens, num_active, m.plan.options().max_context_rows, shape.draft.block_size};
+    const uint32_t rows = counts[static_cast<size_t>(trip_count(first.kind))];
     if (second.tile_first >= second.tile_end * rows) return false;
   }
   if (random.coin()) second.num_waits = 0, second.waits[0] = second.waits[1] = {kNoCounter, 0};
