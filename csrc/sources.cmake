@@ -49,6 +49,8 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/plan/verify.cpp
   csrc/plan/wait_text.cpp
   csrc/weights/arena.cpp
+  csrc/weights/cuda_block.cpp
+  csrc/weights/cuda_draft_weights.cpp
   csrc/weights/cuda_weights.cpp
   csrc/weights/cache_files.cpp
   csrc/weights/cache_list.cpp

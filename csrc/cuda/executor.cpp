@@ -177,6 +177,10 @@ const uint8_t* CudaExecutor::buffer_data(const Plan& plan, uint16_t buffer_id) c
   return buffer_copy_.data();
 }
 
+void check_free_for_weights(const StepDevice& device, uint64_t num_bytes) {
+  check_free(device, num_bytes, "weights", "Close other programs, or use a GPU with more memory.");
+}
+
 std::unique_ptr<Executor> make_cuda_executor(std::shared_ptr<StepDevice> device,
                                              CudaWeights weights, const ModelConfig& config,
                                              const std::vector<const Plan*>& plans,
@@ -194,8 +198,7 @@ std::unique_ptr<Executor> make_cuda_executor(std::shared_ptr<StepDevice> device,
     if (find_plan(copies, *plan) == copies.size()) copies.push_back(*plan);
   }
   const std::span<const uint8_t> block = weights.block();
-  check_free(*device, block.size(), "weights",
-             "Close other programs, or use a GPU with more memory.");
+  check_free_for_weights(*device, block.size());
   DeviceBuffer memory(device, block.size());
   device->upload(memory.data(), block.data(), block.size());
   weights.drop_block();

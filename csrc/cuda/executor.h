@@ -52,6 +52,9 @@ class CudaExecutor final : public Executor {
   mutable std::vector<uint8_t> buffer_copy_;
 };
 
+/// @throws Error{out_of_memory} that says how much is missing
+void check_free_for_weights(const StepDevice& device, uint64_t num_bytes);
+
 /// Copies the weights to the device and drops them here. All plans have as many workers; they are
 /// the only ones that may be run.
 /// @throws Error{invalid_argument} for more workers than multiprocessors; Error{unsupported_shape};

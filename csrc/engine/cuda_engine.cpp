@@ -46,7 +46,9 @@ std::shared_ptr<Engine> open_cuda_engine(const Checkpoint& checkpoint, const Mod
     impl->notes.emplace_back("the draft of this model is not used: the CUDA engine does not draft yet");
   if (options.packed_cache != "none")
     impl->notes.emplace_back("packed_cache is not used: the CUDA engine packs the weights at every start");
-  CudaWeights weights = CudaWeights::load(checkpoint, config, {.rank = {}, .progress = options.progress});
+  const auto check_room = [&](uint64_t num_bytes) { cuda::check_free_for_weights(*device, num_bytes); };
+  CudaWeights weights = CudaWeights::load(
+      checkpoint, config, {.rank = {}, .pack = {.progress = options.progress, .check_room = check_room}});
   impl->weight_bytes = count_weight_bytes(weights, config);
   impl->executor =
       cuda::make_cuda_executor(std::move(device), std::move(weights), impl->config,

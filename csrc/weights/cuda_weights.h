@@ -10,29 +10,15 @@
 #include <span>
 #include <vector>
 
+#include "weights/cuda_block.h"
 #include "weights/pack_cuda.h"
-#include "weights/pack_cuda_dense.h"
-#include "weights/weights.h"
 
 namespace mimo_rt {
-
-/// Offsets are bytes from the start of the block, multiples of 256.
-struct CudaDenseMatrix {
-  uint64_t offset = 0;
-  CudaDenseShape shape;
-};
 
 /// The same matrix of all experts; that of expert e begins e * shape.bytes() after `offset`.
 struct CudaExpertMatrices {
   uint64_t offset = 0;
   CudaMatrixShape shape;
-};
-
-/// Rows as the checkpoint stores them.
-struct CudaTable {
-  uint64_t offset = 0;
-  DType dtype = DType::bf16;  ///< bf16, or f32
-  uint32_t rows = 0, k = 0;
 };
 
 struct CudaLayerWeights {
@@ -56,8 +42,7 @@ class CudaWeights {
  public:
   struct Options {
     Rank rank;
-    uint32_t num_threads = 0;   ///< 0: num_usable_cores()
-    ProgressCallback progress;  ///< may be empty
+    CudaPackOptions pack;
   };
   /// Packs the rank's share of `checkpoint` in parallel. Codes never change.
   /// @throws Error{invalid_argument} for a rank that is none; Error{unsupported_shape} for formats

@@ -106,8 +106,11 @@ void copy_head_row(const PackedMatrix& from, uint32_t row, uint8_t* to, uint32_t
     std::memcpy(to + at + lane * kWord, word + at, kWord);
 }
 
-/// The mask embedding takes the place of a row of a BF16 table.
-std::vector<bf16_t> as_bf16(const TensorInfo& tensor) {
+}  // namespace
+
+std::vector<bf16_t> read_mask_row(const Checkpoint& draft, const DraftConfig& config) {
+  const MaskEmbedding mask = read_mask_embedding(draft, config);
+  const TensorInfo& tensor = mask.tensor;
   std::vector<float> values(tensor.shape[0]);
   read_vector(tensor, values);
   std::vector<bf16_t> result;
@@ -121,8 +124,6 @@ std::vector<bf16_t> as_bf16(const TensorInfo& tensor) {
   return result;
 }
 
-}  // namespace
-
 DraftWeights::DraftWeights(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 DraftWeights::DraftWeights(DraftWeights&&) noexcept = default;
 DraftWeights::~DraftWeights() = default;
@@ -134,7 +135,7 @@ DraftWeights DraftWeights::load(const std::filesystem::path& draft_dir, const Dr
   check_tensors(checkpoint, expected_draft_tensors(config, &checkpoint), kLoad);
   auto impl = std::make_unique<Impl>();
   impl->config = config;
-  impl->mask_embedding = as_bf16(read_mask_embedding(checkpoint, config).tensor);
+  impl->mask_embedding = read_mask_row(checkpoint, config);
   if (config.draft_vocab_size) impl->vocab_ids = read_draft_vocabulary(checkpoint, config);
   std::vector<PackJob> jobs;
   const WeightsLayout layout = plan_draft_layout(*impl, [&](const MatrixSlot& slot) {

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <vector>
 
 namespace mimo_rt {
 
@@ -23,6 +24,10 @@ struct DraftLayerWeights {
   PackedMatrix gate_up;  ///< row groups alternate: 16 gate rows, 16 up rows
   PackedMatrix down;     ///< rows hidden_size, k = intermediate_size
 };
+
+/// The mask embedding of a draft, as a row of a BF16 table.
+/// @throws Error{missing_tensor}; Error{unsupported_shape} for a value that BF16 does not hold
+std::vector<uint16_t> read_mask_row(const Checkpoint& draft, const DraftConfig& config);
 
 /// Owns its arenas; immutable and shareable once it is bound to its target.
 class DraftWeights {

@@ -152,7 +152,11 @@ CudaDenseShape cuda_dense_shape(const PackJob& job, ColumnSlice columns) {
 
 void pack_cuda_dense_group(const PackJob& job, ColumnSlice columns, const CudaDenseShape& shape,
                            uint32_t group, uint8_t* out) {
-  const std::array<RowRef, kTileRows> refs = cuda_dense_group_rows(job, group);
+  pack_cuda_dense_refs(job, columns, shape, cuda_dense_group_rows(job, group), out);
+}
+
+void pack_cuda_dense_refs(const PackJob& job, ColumnSlice columns, const CudaDenseShape& shape,
+                          const std::array<RowRef, kTileRows>& refs, uint8_t* out) {
   std::array<PackRow, kTileRows> rows;
   for (uint32_t i = 0; i < kTileRows; ++i)
     if (refs[i].row != RowRef::kPadding)

@@ -45,6 +45,11 @@ inline CudaDenseShape cuda_dense_shape(const PackJob& job) {
   return cuda_dense_shape(job, ColumnSlice::all(job.sources[0]));
 }
 
+/// Packs one group of 16 rows of `columns`, which may be any of the sources', at `out`.
+/// @throws as pack_cuda_dense_group
+void pack_cuda_dense_refs(const PackJob& job, ColumnSlice columns, const CudaDenseShape& shape,
+                          const std::array<RowRef, kTileRows>& refs, uint8_t* out);
+
 /// Packs row group `group` of `columns` at `out`.
 /// @throws Error{bad_format} for NaN and infinite codes or scales and negative scales
 void pack_cuda_dense_group(const PackJob& job, ColumnSlice columns, const CudaDenseShape& shape,

@@ -78,7 +78,7 @@ struct DeviceModel {
     host = std::make_unique<Weights>(
         Weights::load(*checkpoint, config, {.num_threads = 1, .progress = {}}));
   }
-  CudaWeights pack() const { return CudaWeights::load(*checkpoint, config, {{}, 1, {}}); }
+  CudaWeights pack() const { return CudaWeights::load(*checkpoint, config, {{}, {.num_threads = 1, .progress = {}}}); }
 };
 
 /// The executor on the test's device, for one plan.

@@ -42,7 +42,7 @@ struct Model {
     checkpoint = std::make_unique<Checkpoint>(Checkpoint::open(dir.path()));
   }
   CudaWeights load(Rank rank, uint32_t num_threads = 2, ProgressCallback progress = {}) const {
-    return CudaWeights::load(*checkpoint, config, {rank, num_threads, std::move(progress)});
+    return CudaWeights::load(*checkpoint, config, {rank, {num_threads, std::move(progress)}});
   }
   MatrixSource source(MatrixKind kind, uint32_t layer = 0, uint32_t expert = 0) const {
     return find_matrix(*checkpoint, config, kind, layer, expert);
