@@ -206,9 +206,11 @@ void AccessModel::append_draft(const Task& task, Sink& sink) const {
       break;
     case TaskKind::accept:
       sink.all_rows(read, task.input, Cols{0, shape.vocab_size}, logit_row);
-      sink.all_rows(read, task.input2, Cols{0, draft.vocab_size}, draft_logit_row);
       sink.all_rows(read_earlier, task.output, Cols{0, 1}, whole);
-      sink.all_rows(read, task.output, Cols{1, draft.block_size}, whole);
+      if (draft.num_layers != 0) {
+        sink.all_rows(read, task.input2, Cols{0, draft.vocab_size}, draft_logit_row);
+        sink.all_rows(read, task.output, Cols{1, draft.block_size}, whole);
+      }
       sink.all_rows(write, task.output, Cols{0, 1}, whole);  // the next round's anchor
       break;
     default: fail(ErrorCode::internal, "plan", "task kind ", static_cast<int>(task.kind), " has no accesses");
@@ -218,7 +220,8 @@ void AccessModel::append_draft(const Task& task, Sink& sink) const {
 /// All drafts, whichever rows the task embeds: how many rows there are is known when the last of them is.
 void AccessModel::append_block_reads(const Task& task, Sink& sink) const {
   sink.all_rows(AccessMode::read_earlier, task.input, Cols{0, 1}, RowDomain::whole);
-  sink.all_rows(AccessMode::read, task.input, Cols{1, plan_.options().max_tokens}, RowDomain::whole);
+  const uint32_t block_size = plan_.options().max_tokens;
+  if (block_size > 1) sink.all_rows(AccessMode::read, task.input, Cols{1, block_size}, RowDomain::whole);
 }
 
 void AccessModel::append_context_kv(const Task& task, Sink& sink) const {

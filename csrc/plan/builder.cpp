@@ -30,10 +30,10 @@ void check_options(const PlanOptions& options, const DraftConfig* draft) {
   MIMO_RT_CHECK(draft || !options.max_context_rows, invalid_argument, kWhere,
                 "max_context_rows: expected 0 without a draft, got ", options.max_context_rows);
   if (!options.is_round) return;
-  MIMO_RT_CHECK(draft, invalid_argument, kWhere, "is_round: expected false without a draft");
-  MIMO_RT_CHECK(options.max_tokens == draft->block_size && options.max_logit_rows == draft->block_size,
-                invalid_argument, kWhere, "a round's max_tokens and max_logit_rows: expected the block size ",
-                draft->block_size, ", got ", options.max_tokens, " and ", options.max_logit_rows);
+  const uint32_t block_size = draft ? draft->block_size : 1;
+  MIMO_RT_CHECK(options.max_tokens == block_size && options.max_logit_rows == block_size, invalid_argument, kWhere,
+                "a round's max_tokens and max_logit_rows: expected ", draft ? "the block size " : "without a draft ",
+                block_size, ", got ", options.max_tokens, " and ", options.max_logit_rows);
 }
 
 void check_dim(const std::string& name, uint64_t value, uint64_t max = kMaxDim) {
@@ -129,7 +129,10 @@ void PlanBuilder::make_shape() {
       shape.dense_width = config_.intermediate_size;
     }
   }
-  if (!draft_) return;
+  if (!draft_) {
+    shape.draft.block_size = plan_.options_.is_round ? 1 : 0;
+    return;
+  }
   const uint32_t vocab_size = draft_->draft_vocab_size ? draft_->draft_vocab_size : shape.vocab_size;
   shape.draft = {draft_->num_layers,  draft_->block_size,   draft_->intermediate_size, vocab_size,
                  draft_->num_q_heads, draft_->num_kv_heads, draft_->qk_head_dim,       draft_->v_head_dim,
@@ -321,7 +324,7 @@ Plan PlanBuilder::build() {
   plan_.gate_counter_ = 0;
 
   if (draft_) add_context();
-  if (options.is_round) add_draft();
+  if (draft_ && options.is_round) add_draft();
   const uint32_t tokens = options.max_tokens;
   add_phase(TaskKind::embed, kNoLayer, strided(1, tokens, tokens), {4.0 * config_.hidden_size, 0});
   for (uint32_t l = 0; l < config_.num_layers; ++l) add_layer(l);

@@ -74,7 +74,7 @@ void PlanBuilder::make_draft_buffers() {
   const uint64_t context_kv = uint64_t{draft.num_layers} * draft.num_kv_heads * (draft.qk_head_dim + draft.v_head_dim);
   const uint64_t context_rows = plan_.options_.max_context_rows;
   const bool is_round = plan_.options_.is_round;
-  const uint64_t block = is_round ? draft.block_size : 0;
+  const uint64_t block = draft_ && is_round ? draft.block_size : 0;
   const bool has_norms = !fuse_norms_;
   add_buffer("features", kv, draft_ ? plan_.options_.max_tokens : 0, features, 2);
   add_buffer("context", arena, context_rows, shape.hidden_size, 2);
@@ -87,7 +87,7 @@ void PlanBuilder::make_draft_buffers() {
   add_buffer("draft_kv", arena, block, uint64_t{draft.num_kv_heads} * (draft.qk_head_dim + draft.v_head_dim), 2);
   add_buffer("draft_attn", arena, block, uint64_t{draft.num_q_heads} * draft.v_head_dim, 2);
   add_buffer("draft_act", arena, block, draft.intermediate_size, 2);
-  add_buffer("draft_logits", arena, is_round ? block - 1 : 0, round_up(draft.vocab_size, kTileRows), 4);
+  add_buffer("draft_logits", arena, block ? block - 1 : 0, round_up(draft.vocab_size, kTileRows), 4);
 }
 
 void PlanBuilder::add_draft_matrix(TaskKind kind, uint16_t layer_idx, uint32_t k, double rows_per_tile,

@@ -76,11 +76,11 @@ void check_draft(const Plan& plan) {
                 "max_context_rows: expected ", has_draft ? "> 0" : "0, for there is no draft", ", got ",
                 options.max_context_rows);
   if (!options.is_round) return;
-  MIMO_RT_CHECK(has_draft && draft.block_size >= 2 && options.max_tokens == draft.block_size &&
-                    options.max_logit_rows == draft.block_size,
-                plan_invalid, kWhere, "a round: expected a draft whose block size, at least 2, is max_tokens and ",
-                "max_logit_rows, got block size ", draft.block_size, ", ", options.max_tokens, " tokens, ",
-                options.max_logit_rows, " logit rows");
+  MIMO_RT_CHECK((has_draft ? draft.block_size >= 2 : draft.block_size == 1) &&
+                    options.max_tokens == draft.block_size && options.max_logit_rows == draft.block_size,
+                plan_invalid, kWhere, "a round: expected a block size, ", has_draft ? "at least 2" : "1 without a draft",
+                ", that is max_tokens and max_logit_rows, got block size ", draft.block_size, ", ",
+                options.max_tokens, " tokens, ", options.max_logit_rows, " logit rows");
 }
 
 void check_buffers(const Plan& plan) {

@@ -21,7 +21,8 @@ struct PlanOptions {
   uint32_t max_logit_rows = 1;  ///< rows of logits a step may ask for (1..max_tokens)
   /// Fuse RMSNorm into its consumers: each worker normalises all rows for itself. One edge less per norm, more work.
   enum class FuseNorm : uint8_t { automatic, yes, no } fuse_norm = FuseNorm::automatic;
-  /// A round (draft, verify, accept) instead of a step; needs a draft. max_tokens and max_logit_rows must be its block size.
+  /// A round (draft, verify, accept) instead of a step. max_tokens and max_logit_rows must be the draft's block size, or
+  /// 1 without a draft.
   bool is_round = false;
   uint32_t max_context_rows = 0;  ///< rows of draft context per step; 1..4096 with a draft, else 0
   double bytes_per_ns = 10.0;   ///< weight bytes per ns and worker that the cost estimates assume
@@ -37,7 +38,7 @@ struct PlanShape {
   uint32_t dense_width = 0, expert_width = 0;  ///< columns of `act`
   uint32_t num_experts = 0, experts_per_token = 0;
   std::vector<Layer> layers;
-  /// The draft; num_layers 0: there is none.
+  /// The draft; num_layers 0: there is none, and block_size is 1 in a round, else 0.
   struct Draft {
     uint32_t num_layers = 0, block_size = 0, intermediate_size = 0;
     uint32_t vocab_size = 0;  ///< columns of `draft_logits`: tokens that the draft can propose

@@ -53,6 +53,24 @@ uint32_t count_tasks(const Plan& plan, const std::function<bool(const Task&)>& w
 
 }  // namespace
 
+TEST_CASE("a round without a draft is a step of one token that reads and writes the block, and verifies") {
+  for (const auto& [name, config] : test_configs::tiny_configs())
+    for (const uint32_t workers : {1u, 2u, 7u, 132u})
+      for (const FuseNorm fuse : {FuseNorm::yes, FuseNorm::no}) {
+        PlanOptions options = step_options(workers, 1, fuse);
+        options.max_context_rows = 0;
+        const Plan step = Plan::build(config, options);
+        options.is_round = true;
+        const Plan round = Plan::build(config, options);
+        (void)round.verify();
+        CHECK_EQ(round.num_tasks(), step.num_tasks());
+        CHECK_EQ(count_tasks(round, [](const Task& t) { return t.kind == TaskKind::accept; }), 1u);
+        CHECK_EQ(round.buffers()[kBlock].cols, 1u);
+        CHECK_EQ(round.arena_bytes(), step.arena_bytes());
+        CHECK(round.hash() != step.hash());
+      }
+}
+
 TEST_CASE("every plan of every model with a draft verifies") {
   uint32_t num_plans = 0;
   for (const auto& [name, config] : test_configs::tiny_configs())
@@ -308,7 +326,7 @@ TEST_CASE("wrong drafts and options are refused by name") {
                options([](PlanOptions& o) { o.max_context_rows = 4097; }, &good));
   CHECK_THROWS(invalid_argument, "max_context_rows: expected 0 without a draft, got 512",
                options([](PlanOptions&) {}, nullptr));
-  CHECK_THROWS(invalid_argument, "is_round: expected false without a draft",
+  CHECK_THROWS(invalid_argument, "expected without a draft 1, got 4 and 4",
                options([](PlanOptions& o) { o.max_context_rows = 0; }, nullptr));
 }
 
