@@ -115,11 +115,14 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/cuda/device_operands.cpp
   csrc/cuda/device_plan.cpp
   csrc/cuda/executor.cpp
+  csrc/cuda/executor_rounds.cpp
   csrc/cuda/expert_mlp_check.cpp
   csrc/cuda/kv_layout.cpp
   csrc/cuda/persistent_check.cpp
   csrc/cuda/projection_check.cpp
   csrc/cuda/read_speed.cpp
+  csrc/cuda/round_inputs.cpp
+  csrc/cuda/round_mail.cpp
   csrc/cuda/router_check.cpp
   csrc/cuda/sampling_check.cpp
   csrc/cuda/step_inputs.cpp

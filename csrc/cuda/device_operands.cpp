@@ -66,6 +66,7 @@ TaskOperands OperandMaker::make(const Task& task) const {
     case TaskKind::down_proj: return add_to_residual(task, layer->down);
     case TaskKind::lm_head: return lm_head(task);
     case TaskKind::sample: return sample();
+    case TaskKind::accept: return accept();
     default:
       fail(ErrorCode::unsupported_shape, kWhere, "task kind ",
            task_kind_name(task.kind), ": the persistent kernel has none");
@@ -247,6 +248,13 @@ TaskOperands OperandMaker::sample() const {
   SampleRowsParams p;
   p.rows = step<const SampleParams>(layout_.sample_rows);
   return pack(TaskBody::sample, p, RowCount::sampled_rows, offsetof(SampleRowsParams, num_rows));
+}
+
+TaskOperands OperandMaker::accept() const {
+  AcceptRoundParams p;
+  p.round = step<RoundTables>(layout_.round);
+  p.step = step<StepTables>(layout_.tables);
+  return pack(TaskBody::accept, p, RowCount::fixed, 0);
 }
 
 }  // namespace mimo_rt::cuda

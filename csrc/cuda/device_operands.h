@@ -39,6 +39,7 @@ class OperandMaker {
   TaskOperands expert_gate_up(const Task& task) const;
   TaskOperands expert_down(const Task& task) const;
   TaskOperands sample() const;
+  TaskOperands accept() const;
 
   ProjectionParams projection(const Task& task, const CudaDenseMatrix& matrix) const;
   template <typename T>

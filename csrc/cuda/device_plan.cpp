@@ -1,6 +1,7 @@
 #include "cuda/device_plan.h"
 
 #include <cmath>
+#include <cstddef>
 #include <cstring>
 #include <numeric>
 #include <span>
@@ -146,6 +147,21 @@ SampleParams DevicePlan::sample_row(const DeviceAddresses& device, uint32_t row)
   p.num_rows = 1;
   p.vocab_size = config_.vocab_size;
   return p;
+}
+
+RoundTables DevicePlan::round(const DeviceAddresses& device) const {
+  RoundTables t;
+  t.sample = sample_row(device, 0);
+  t.sample.scratch = SampleScratch::view(at<uint8_t>(device, layout_.sample_scratch),
+                                         plan_.options().max_logit_rows, config_.vocab_size);
+  t.sample.position = at<const uint32_t>(device, layout_.round + offsetof(RoundTables, token_position));
+  t.sample.block = at<const int32_t>(device, layout_.token_ids);
+  t.block_size = plan_.shape().draft.block_size;
+  t.num_layers = config_.num_layers;
+  t.active_experts = at<const uint32_t>(device, layout_.active_experts);
+  t.block = at<int32_t>(device, layout_.token_ids);
+  t.positions = at<uint32_t>(device, layout_.positions);
+  return t;
 }
 
 }  // namespace mimo_rt::cuda

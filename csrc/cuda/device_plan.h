@@ -34,6 +34,8 @@ class DevicePlan {
                     bool samples) const;
   /// A row of layout().sample_rows, but for what the request says: rules and masked ids.
   SampleParams sample_row(const DeviceAddresses& device, uint32_t row) const;
+  /// What layout().round begins with, but for what the generation asks and where it stands. Of a round's plan.
+  RoundTables round(const DeviceAddresses& device) const;
 
  private:
   void write_rotary(const DeviceAddresses& device, uint8_t* image) const;

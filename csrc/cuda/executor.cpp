@@ -13,9 +13,6 @@ namespace {
 constexpr const char* kWhere = "Executor.run";
 constexpr const char* kMaker = "make_cuda_executor";
 
-/// Of a whole step, for the host: the kernel's own waits end long before.
-constexpr uint64_t kStepTimeoutNs = 60'000'000'000;
-
 /// The place of a plan or of a copy, which shares its tasks; plans.size(): not there.
 size_t find_plan(const std::vector<Plan>& plans, const Plan& plan) {
   const auto found = std::find_if(plans.begin(), plans.end(), [&](const Plan& other) {
@@ -39,13 +36,12 @@ bool brings_logits(const StepInput& input) {
   });
 }
 
-uint64_t result_bytes(const StepLayout& layout) { return layout.results_end - layout.results; }
-
 }  // namespace
 
 CudaExecutor::CudaExecutor(std::shared_ptr<const DeviceModel> model,
                            const ExecutorOptions& options)
-    : model_(std::move(model)), timeout_ms_(options.timeout_ms), inputs_(model_->device) {
+    : model_(std::move(model)), timeout_ms_(options.timeout_ms), inputs_(model_->device),
+      mail_(model_->device) {
   report_ = DeviceBuffer(model_->device, sizeof(HangReport), DeviceBuffer::Place::pinned);
 }
 
@@ -95,29 +91,38 @@ void CudaExecutor::run(const Plan& plan, KvCache& cache, const StepInput& input,
 
 void CudaExecutor::reserve_results(const StepBlock& block) {
   const uint64_t num_bytes =
-      result_bytes(block.plan.layout()) + block.plan.plan().buffers()[kLogits].bytes;
+      block.plan.layout().result_bytes() + block.plan.plan().buffers()[kLogits].bytes;
   if (results_.size_bytes() < num_bytes)
     results_ = DeviceBuffer(model_->device, num_bytes, DeviceBuffer::Place::pinned);
+}
+
+PersistentParams CudaExecutor::launch_params(const StepBlock& block) {
+  PersistentParams params = block.plan.params(block.addresses, block.epoch);
+  report() = {};
+  params.watchdog.report = &report();
+  params.watchdog.deadline_ns = deadline_ns();
+  return params;
 }
 
 void CudaExecutor::run_on_device(StepBlock& block, const StepInput& input) {
   const StepLayout& layout = block.plan.layout();
   StepDevice& device = *model_->device;
-  PersistentParams params = block.plan.params(block.addresses, block.epoch);
-  report() = {};
-  params.watchdog.report = &report();
-  params.watchdog.deadline_ns = deadline_ns();
+  const PersistentParams params = launch_params(block);
   inputs_.send(block, input);
   device.launch(params, num_workers());
-  device.receive(results_.data(), block.addresses.step + layout.results, result_bytes(layout));
+  device.receive(results_.data(), block.addresses.step + layout.results, layout.result_bytes());
   if (brings_logits(input)) {
     const uint64_t row_bytes = sizeof(float) * block.plan.plan().buffers()[kLogits].cols;
-    device.receive(results_.data() + result_bytes(layout), block.addresses.step + layout.logits,
+    device.receive(results_.data() + layout.result_bytes(), block.addresses.step + layout.logits,
                    input.num_logit_rows * row_bytes);
   }
-  MIMO_RT_CHECK(device.wait(kStepTimeoutNs), timeout, kWhere, "the GPU did not end a step in ",
-                kStepTimeoutNs / 1'000'000'000, " s. Open the engine again.");
+  if (!device.wait(kStepTimeoutNs)) fail_step();
   fail_after_hang(block);
+}
+
+void CudaExecutor::fail_step() const {
+  fail(ErrorCode::timeout, kWhere, "the GPU did not end a step in ", kStepTimeoutNs / 1'000'000'000,
+       " s. Open the engine again.");
 }
 
 void CudaExecutor::fail_after_hang(const StepBlock& block) const {
@@ -135,7 +140,7 @@ void CudaExecutor::fail_after_hang(const StepBlock& block) const {
 void CudaExecutor::read_results(const StepBlock& block, const StepInput& input,
                                 StepOutput& output) const {
   const StepLayout& layout = block.plan.layout();
-  const auto* logits = reinterpret_cast<const float*>(results_.data() + result_bytes(layout));
+  const auto* logits = reinterpret_cast<const float*>(results_.data() + layout.result_bytes());
   const bool has_logits = brings_logits(input);
   output.logits = has_logits ? logits : nullptr;
   output.logits_stride = block.plan.plan().buffers()[kLogits].cols;
@@ -151,10 +156,6 @@ void CudaExecutor::read_results(const StepBlock& block, const StepInput& input,
       fill_logprobs(logits + uint64_t{r} * output.logits_stride, model_->config.vocab_size,
                     input.sample[r], output.sampled[r]);
   }
-}
-
-void CudaExecutor::run_rounds(const Plan&, KvCache&, RoundState&, const std::function<void()>&) {
-  fail(ErrorCode::unavailable, kWhere, "rounds: expected an executor that drafts, got cuda");
 }
 
 void CudaExecutor::set_tracing(bool on) {

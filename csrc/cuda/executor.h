@@ -1,4 +1,4 @@
-// Runs plans on a GPU: one launch of the persistent kernel per step.
+// Runs plans on a GPU: one launch of the persistent kernel per step, or for many rounds.
 #pragma once
 
 #include <mimo_rt/error.h>
@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cuda/device_cache.h"
+#include "cuda/round_mail.h"
 #include "cuda/step_inputs.h"
 #include "engine/step.h"
 
@@ -30,13 +31,20 @@ class CudaExecutor final : public Executor {
   const uint8_t* buffer_data(const Plan& plan, uint16_t buffer_id) const override;
 
  private:
+  /// Of a whole step or round, for the host: the kernel's own waits end long before.
+  static constexpr uint64_t kStepTimeoutNs = 60'000'000'000;
+
   size_t index_of(const Plan& plan) const;
   DeviceCache& device_cache(KvCache& cache) const;
   void refuse_after_failure() const;
   void reserve_results(const StepBlock& block);
+  PersistentParams launch_params(const StepBlock& block);
   void run_on_device(StepBlock& block, const StepInput& input);
   void fail_after_hang(const StepBlock& block) const;
   void read_results(const StepBlock& block, const StepInput& input, StepOutput& output) const;
+  void launch_rounds(StepBlock& block, RoundState& rounds, const std::function<void()>& poll);
+  uint32_t read_rounds(const StepBlock& block, RoundState& rounds);
+  [[noreturn]] void fail_step() const;
   uint64_t deadline_ns() const;
   HangReport& report() const { return *reinterpret_cast<HangReport*>(report_.data()); }
 
@@ -45,6 +53,7 @@ class CudaExecutor final : public Executor {
   const uint32_t timeout_ms_;
   StepChecker checker_;
   StepInputs inputs_;
+  RoundMail mail_;
   DeviceBuffer report_;   ///< pinned
   DeviceBuffer results_;  ///< pinned: [results, results_end) of the step block, then rows of logits
   std::optional<Error> failure_;  ///< after which no step runs

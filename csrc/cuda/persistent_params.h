@@ -8,6 +8,7 @@
 #include "cuda/expert_mlp_params.h"
 #include "cuda/hang_report.h"
 #include "cuda/projection_params.h"
+#include "cuda/round_params.h"
 #include "cuda/router_params.h"
 #include "cuda/step_params.h"
 #include "plan/task.h"
@@ -17,9 +18,6 @@ namespace mimo_rt::cuda {
 // 8 compute warps, then a second kind of warp group: controller, loader, waiter, publisher.
 inline constexpr uint32_t kServiceWarps = 4;
 inline constexpr uint32_t kPersistentThreads = 32 * (kComputeWarps + kServiceWarps);
-
-/// Rows of a step: a draft's block and then some. More would not fit the registers that a thread has.
-inline constexpr uint32_t kMaxStepTokens = 8;
 
 // setmaxnreg: what a thread has after the roles have parted. A block can share out only what it was
 // launched with, kLaunchRegisters for each of its threads: an increase beyond that waits for ever.
@@ -44,6 +42,7 @@ enum class TaskBody : uint32_t {
   expert_gate_up,  ///< a tile is a share of an expert's pairs of row groups (plan/task.h)
   expert_down,     ///< a tile is a row group
   sample,          ///< one tile
+  accept,          ///< one tile
 };
 
 /// How many rows a task has is known when its epoch begins.
@@ -68,6 +67,7 @@ static_assert(sizeof(SelectExpertsParams) <= TaskOperands::kBytes);
 static_assert(sizeof(ExpertGateUpParams) <= TaskOperands::kBytes);
 static_assert(sizeof(ExpertDownParams) <= TaskOperands::kBytes);
 static_assert(sizeof(SampleRowsParams) <= TaskOperands::kBytes);
+static_assert(sizeof(AcceptRoundParams) <= TaskOperands::kBytes);
 
 /// One counter per 128 bytes: pollers of one do not slow the signallers of another.
 struct alignas(128) CounterCell {

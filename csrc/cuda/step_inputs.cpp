@@ -1,15 +1,7 @@
 #include "cuda/step_inputs.h"
 
-#include <cstring>
-
 namespace mimo_rt::cuda {
 namespace {
-
-constexpr uint64_t kListAlignment = 16;
-
-uint64_t aligned(uint64_t bytes) {
-  return (bytes + kListAlignment - 1) / kListAlignment * kListAlignment;
-}
 
 uint64_t input_bytes(const StepBlock& block) {
   return block.plan.layout().inputs_end - block.plan.layout().tables;
@@ -19,65 +11,57 @@ bool has_penalty(const SampleRequest& request) {
   return request.params->repetition_penalty != 1.0f && request.token_counts;
 }
 
-uint64_t list_bytes(const StepInput& input, uint32_t vocab_size) {
-  uint64_t bytes = 0;
-  for (uint32_t r = 0; input.sample && r < input.num_logit_rows; ++r) {
-    const SampleRequest& request = input.sample[r];
-    bytes += aligned(sizeof(int32_t) * uint64_t{request.num_masked_ids});
-    bytes += aligned(sizeof(TokenBias) * request.params->logit_bias.size());
-    if (has_penalty(request)) bytes += aligned(sizeof(uint32_t) * uint64_t{vocab_size});
-  }
-  return bytes;
-}
-
 uint32_t vocab_size_of(const StepBlock& block) {
   return block.plan.plan().shape().vocab_size;
 }
 
 }  // namespace
 
-void StepInputs::reserve(const StepBlock& block, const StepInput& input) {
-  const uint64_t lists = list_bytes(input, vocab_size_of(block));
+uint64_t StepInputs::list_bytes(const SampleRequest& request, uint32_t vocab_size) {
+  uint64_t bytes = aligned(sizeof(int32_t) * uint64_t{request.num_masked_ids});
+  bytes += aligned(sizeof(TokenBias) * request.params->logit_bias.size());
+  if (has_penalty(request)) bytes += aligned(sizeof(uint32_t) * uint64_t{vocab_size});
+  return bytes;
+}
+
+void StepInputs::reserve_lists(const StepBlock& block, uint64_t num_bytes) {
   lists_begin_ = lists_end_ = aligned(input_bytes(block));
-  if (staging_.size_bytes() < lists_begin_ + lists)
-    staging_ = DeviceBuffer(device_, lists_begin_ + lists, DeviceBuffer::Place::pinned);
-  if (lists_.size_bytes() < lists) lists_ = DeviceBuffer(device_, lists);
+  if (staging_.size_bytes() < lists_begin_ + num_bytes)
+    staging_ = DeviceBuffer(device_, lists_begin_ + num_bytes, DeviceBuffer::Place::pinned);
+  if (lists_.size_bytes() < num_bytes) lists_ = DeviceBuffer(device_, num_bytes);
 }
 
-template <typename T>
-void StepInputs::put(const StepBlock& block, uint64_t offset, const T* values, size_t count) {
-  if (count == 0) return;
-  std::memcpy(staging_.data() + (offset - block.plan.layout().tables), values, count * sizeof(T));
+void StepInputs::reserve(const StepBlock& block, const StepInput& input) {
+  uint64_t num_bytes = 0;
+  for (uint32_t r = 0; input.sample && r < input.num_logit_rows; ++r)
+    num_bytes += list_bytes(input.sample[r], vocab_size_of(block));
+  reserve_lists(block, num_bytes);
 }
 
-/// @return where the list will be on the device
-template <typename T>
-const T* StepInputs::put_list(const T* values, size_t count) {
-  if (count == 0) return nullptr;
-  std::memcpy(staging_.data() + lists_end_, values, count * sizeof(T));
-  const uint8_t* begin = lists_.data() + (lists_end_ - lists_begin_);
-  lists_end_ += aligned(count * sizeof(T));
-  return reinterpret_cast<const T*>(begin);
+/// What a request says of how to draw, but for the masked tokens.
+SamplingRules StepInputs::put_rules(const StepBlock& block, const SampleRequest& request) {
+  const SamplingParams& params = *request.params;
+  SamplingRules rules{.temperature = params.temperature,
+                      .top_k = params.sample_top_k,
+                      .top_p = params.sample_top_p,
+                      .min_p = params.min_p,
+                      .repetition_penalty = params.repetition_penalty,
+                      .seed = params.seed,
+                      .sequence_id = request.sequence_id,
+                      .biases = put_list(params.logit_bias.data(), params.logit_bias.size()),
+                      .num_biases = static_cast<uint32_t>(params.logit_bias.size())};
+  if (has_penalty(request))
+    rules.token_counts = put_list(request.token_counts, vocab_size_of(block));
+  else
+    rules.repetition_penalty = 1.0f;
+  return rules;
 }
 
 void StepInputs::put_sample_row(const StepBlock& block, const StepInput& input, uint32_t row) {
   const StepLayout& layout = block.plan.layout();
   const SampleRequest& request = input.sample[row];
-  const SamplingParams& params = *request.params;
   SampleParams p = block.plan.sample_row(block.addresses, row);
-  p.rules = {.temperature = params.temperature,
-             .top_k = params.sample_top_k,
-             .top_p = params.sample_top_p,
-             .min_p = params.min_p,
-             .repetition_penalty = params.repetition_penalty,
-             .seed = params.seed,
-             .sequence_id = request.sequence_id,
-             .biases = put_list(params.logit_bias.data(), params.logit_bias.size()),
-             .num_biases = static_cast<uint32_t>(params.logit_bias.size())};
-  if (has_penalty(request))
-    p.rules.token_counts = put_list(request.token_counts, vocab_size_of(block));
-  else
-    p.rules.repetition_penalty = 1.0f;
+  p.rules = put_rules(block, request);
   p.masked_ids = put_list(request.masked_ids, request.num_masked_ids);
   p.num_masked_ids = request.num_masked_ids;
   p.num_masked_rows = request.num_masked_ids ? 1 : 0;
@@ -96,7 +80,12 @@ void StepInputs::send(const StepBlock& block, const StepInput& input) {
   put(block, layout.logit_rows, input.logit_rows, input.num_logit_rows);
   for (uint32_t r = 0; input.sample && r < input.num_logit_rows; ++r)
     put_sample_row(block, input, r);
-  device_->send(block.addresses.step + layout.tables, staging_.data(), input_bytes(block));
+  send_all(block);
+}
+
+void StepInputs::send_all(const StepBlock& block) {
+  device_->send(block.addresses.step + block.plan.layout().tables, staging_.data(),
+                input_bytes(block));
   if (lists_end_ != lists_begin_)
     device_->send(lists_.data(), staging_.data() + lists_begin_, lists_end_ - lists_begin_);
 }

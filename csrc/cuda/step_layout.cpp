@@ -32,9 +32,9 @@ class Block {
 
 void check_device_plan(const Plan& plan) {
   constexpr const char* kWhere = "cuda.check_device_plan";
-  MIMO_RT_CHECK(!plan.options().is_round && plan.shape().draft.num_layers == 0, unsupported_shape,
-                kWhere, "plan: expected a step of a model without a draft, got ",
-                plan.options().is_round ? "a round" : "a step with a draft");
+  MIMO_RT_CHECK(plan.shape().draft.num_layers == 0, unsupported_shape, kWhere,
+                "plan: expected one of a model without a draft, got a ",
+                plan.options().is_round ? "round" : "step", " with a draft");
   MIMO_RT_CHECK(plan.options().max_tokens <= kMaxStepTokens, unsupported_shape, kWhere,
                 "plan.max_tokens: expected at most ", kMaxStepTokens, ", got ",
                 plan.options().max_tokens);
@@ -95,12 +95,15 @@ StepLayout::StepLayout(const Plan& plan, const CudaWeights& weights, const KvLay
   positions = block.add(4 * max_tokens);
   logit_rows = block.add(4 * max_logit_rows);
   sample_positions = block.add(4 * max_logit_rows);
-  sample_rows = block.add(sizeof(SampleParams) * max_logit_rows);
+  const bool is_round = plan.options().is_round;
+  sample_rows = block.add(is_round ? 0 : sizeof(SampleParams) * max_logit_rows);
+  round = block.add(is_round ? sizeof(RoundTables) : 0);
   inputs_end = bytes;
   pages = block.add(4 * uint64_t{kv.num_pages()});
   k_rows = block.add(8 * max_tokens * num_layers);
   v_rows = block.add(8 * max_tokens * num_layers);
-  sample_scratch = block.add(SampleScratch::bytes(1, plan.shape().vocab_size));
+  sample_scratch = block.add(SampleScratch::bytes(is_round ? plan.options().max_logit_rows : 1,
+                                                  plan.shape().vocab_size));
   kv_views = block.add(sizeof(KvView) * num_layers);
   for (uint32_t l = 0; l < num_layers; ++l) {
     const CudaLayerWeights& layer = weights.layer(l);

@@ -11,7 +11,7 @@
 
 namespace mimo_rt::cuda {
 
-/// What a plan must be for the persistent kernel: a step without a draft, with norms of their own,
+/// What a plan must be for the persistent kernel: a step or a round without a draft, norms of their own,
 /// up to kMaxStepTokens rows, tasks of matrices with neighbouring tiles.
 /// @throws Error{unsupported_shape}
 void check_device_plan(const Plan& plan);
@@ -36,17 +36,19 @@ struct StepLayout {
   uint64_t sampled;         ///< int32 [max_logit_rows]
   uint64_t active_experts;  ///< uint32 [num_layers] how many; 0 for dense layers
   uint64_t results_end;
+  uint64_t result_bytes() const { return results_end - results; }
   // Written by the host before a step: [tables, inputs_end).
   uint64_t tables;       ///< StepTables
   uint64_t token_ids, seq_idx, positions;  ///< [max_tokens]
   uint64_t logit_rows;   ///< [max_logit_rows]
   uint64_t sample_positions;  ///< uint32 [max_logit_rows] of the tokens to be drawn
-  uint64_t sample_rows;  ///< SampleParams [max_logit_rows]
+  uint64_t sample_rows;  ///< SampleParams [max_logit_rows]; steps only
+  uint64_t round;        ///< RoundTables; rounds only
   uint64_t inputs_end;
   uint64_t pages;        ///< uint32 [num_seqs, pages_per_seq]
   // Working memory of the tasks.
   uint64_t k_rows, v_rows;  ///< pointers [num_layers, max_tokens]
-  uint64_t sample_scratch;  ///< of one row
+  uint64_t sample_scratch;  ///< of one row; in rounds of all rows
   uint64_t partials;        ///< float [max_tokens, partial_floats]
   uint64_t partial_floats = 0;
   // What no step changes.

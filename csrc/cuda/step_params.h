@@ -10,6 +10,9 @@
 
 namespace mimo_rt::cuda {
 
+/// Rows of a step: a draft's block. More would not fit the registers that a thread has.
+inline constexpr uint32_t kMaxStepTokens = 8;
+
 /// Positions between two entries of `RotaryTable::coarse`.
 inline constexpr uint32_t kFinePositions = 1024;
 
@@ -22,10 +25,15 @@ struct RotaryTable {
   uint32_t rotary_dim = 0;
 };
 
-/// The rows of a step. The host sets the first half before a launch; the embed task of a row, which
-/// comes before everything that has to do with that row, sets what follows from its position.
+/// The rows of a step. The host sets the first half before a launch, in rounds the accept task for
+/// every round but the first; the embed task of a row, which comes before everything that has to do
+/// with that row, sets what follows from its position.
 struct StepTables {
   uint32_t num_tokens = 0, num_logit_rows = 0;
+  // Of rounds; in steps 0.
+  uint32_t is_over = 0;  ///< set when a round ends: no further epoch of this launch has anything to do
+  uint32_t num_draft_rows = 0;  ///< block size, or 0: the round does not draft
+  uint32_t context_begin = 0, num_context_rows = 0;  ///< positions whose draft keys and values are made
   uint32_t num_sampled_rows = 0;  ///< all logit rows, or none
   const int32_t* token_ids = nullptr;    ///< [num_tokens]
   const uint32_t* seq_idx = nullptr;     ///< [num_tokens]

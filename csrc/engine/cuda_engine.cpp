@@ -41,6 +41,7 @@ std::shared_ptr<Engine> open_cuda_engine(const Checkpoint& checkpoint, const Mod
   PlanOptions plan;
   plan.num_workers = options.num_threads ? options.num_threads : device->num_multiprocessors();
   plan.fuse_norm = PlanOptions::FuseNorm::no;
+  plan.is_round = true;  // many tokens per launch, also without a draft
   auto impl = Engine::Impl::prepare(config, nullptr, options, plan);
   if (!draft_dir.empty())
     impl->notes.emplace_back("the draft of this model is not used: the CUDA engine does not draft yet");
@@ -52,7 +53,8 @@ std::shared_ptr<Engine> open_cuda_engine(const Checkpoint& checkpoint, const Mod
   impl->weight_bytes = count_weight_bytes(weights, config);
   impl->executor =
       cuda::make_cuda_executor(std::move(device), std::move(weights), impl->config,
-                               {&impl->decode_plan, &impl->prefill_plan}, {.timeout_ms = options.timeout_ms});
+                               {&impl->decode_plan, &impl->prefill_plan, &*impl->round_plan},
+                               {.timeout_ms = options.timeout_ms});
   return Engine::Impl::assemble(std::move(impl));
 }
 

@@ -105,6 +105,8 @@ std::unique_ptr<Engine::Impl> Engine::Impl::prepare(const ModelConfig& config,
   impl->config = config;
   impl->options = options;
   impl->options.progress = nullptr;  // what it refers to may end with the load
+  const bool has_rounds = draft || plan.is_round;
+  plan.is_round = false;
   // Features of one step wait at most until the next: see csrc/engine/round.h.
   plan.max_context_rows = draft ? std::max(impl->max_step_tokens(), draft->block_size) : 0;
   plan.max_tokens = options.max_decode_tokens;
@@ -113,8 +115,8 @@ std::unique_ptr<Engine::Impl> Engine::Impl::prepare(const ModelConfig& config,
   impl->prefill_plan = plan.max_tokens == options.max_decode_tokens
                            ? impl->decode_plan
                            : build_plan(impl->config, draft, plan);
-  if (draft) {
-    plan.max_tokens = draft->block_size;
+  if (has_rounds) {
+    plan.max_tokens = draft ? draft->block_size : 1;
     plan.is_round = true;
     impl->round_plan = build_plan(impl->config, draft, plan);
   }

@@ -33,7 +33,7 @@ struct Engine::Impl {
   std::unique_ptr<DraftWeights> draft;  ///< nullptr: the model has none
   std::vector<PackedCacheReport> packed_cache;
   Plan decode_plan, prefill_plan;
-  std::optional<Plan> round_plan;       ///< with a draft
+  std::optional<Plan> round_plan;       ///< with a draft, or when the executor decodes in rounds anyway
   uint32_t max_logit_rows = 1;         ///< of both plans
   WeightBytes weight_bytes;
   std::vector<std::string> notes;       ///< known since the load
@@ -51,7 +51,8 @@ struct Engine::Impl {
     return std::max(options.max_decode_tokens, options.prefill_chunk_tokens);
   }
   const DraftConfig* draft_config() const { return draft ? &draft->config() : nullptr; }
-  /// What is known before the weights: plans and their proof, which also check the config. `plan`: workers and norms.
+  /// What is known before the weights: plans and their proof, which also check the config. `plan`: workers and norms;
+  /// is_round: rounds also without a draft.
   static std::unique_ptr<Impl> prepare(const ModelConfig& config, const DraftConfig* draft, const EngineOptions& options,
                                        PlanOptions plan);
   static std::shared_ptr<Engine> assemble(std::unique_ptr<Impl> impl);

@@ -1,4 +1,4 @@
-// Prompt in, tokens out: prefill in chunks, then one step per token, or rounds when the model has a draft.
+// Prompt in, tokens out: prefill in chunks, then one step per token, or rounds when the engine has a plan for them.
 #include "core/checks.h"
 #include "engine/generation_clock.h"
 #include "engine/session_impl.h"
@@ -48,7 +48,7 @@ class Generation {
     if (!finished_) {
       count_for_penalty(sampled_.token_id);
       accept(sampled_);
-      if (engine_.draft) decode_rounds();
+      if (engine_.round_plan) decode_rounds();
       else decode_steps();
     }
     result_.text = text_.release_text();
@@ -101,16 +101,17 @@ class Generation {
   }
 
   void decode_rounds() {
+    const uint32_t block_size = engine_.round_plan->options().max_tokens;
     if (!session_.width || session_.width_options != options_.draft) {
-      session_.width.emplace(options_.draft, engine_.draft->config().block_size);
+      session_.width.emplace(options_.draft, block_size);
       session_.width_options = options_.draft;
     }
     session_.width->reset_stats();
-    RoundState state(round_request(), *session_.width, engine_.config.vocab_size,
-                     engine_.draft->config().block_size);
+    RoundState state(round_request(), *session_.width, engine_.config.vocab_size, block_size);
     state.block[0] = result_.token_ids.back();
     state.num_output = result_.token_ids.size();
     while (!finished_ && !stop_when_cancelled()) run_rounds(state);
+    if (!engine_.draft) return;
     result_.stats.draft = session_.width->stats();
     clock_.count_drafts(engine_.weight_bytes, result_.stats.draft.num_drafted_rounds);
   }

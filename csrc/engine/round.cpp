@@ -6,10 +6,6 @@
 namespace mimo_rt {
 namespace {
 
-/// Rounds that do not draft leave the draft's context until about so many rows are pending: they cost less in one pass.
-constexpr uint32_t kLazyContextRows = 64;
-static_assert(kLazyContextRows <= KvCache::kMaxPendingContext);
-
 uint64_t steady_ns() {
   const auto now = std::chrono::steady_clock::now().time_since_epoch();
   return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(now).count());
@@ -46,11 +42,13 @@ struct RoundTasks {
   void propose(uint32_t row, const LogitRow& draft_logits);
   void narrow(uint32_t row, const LogitRow& draft_logits);
   void accept(const TargetRows& rows);
+  void replay(const RoundReport& report);
 
  private:
   Emitted emit_rows(const TargetRows& rows);
   bool draw_row(uint32_t row, const TargetRows& rows, SampleResult& token);
   void emit(const SampleResult& token, Emitted& emitted);
+  void finish(const Emitted& emitted, uint64_t ns);
 };
 
 void TokenRing::push(const SampleResult& token) {
@@ -147,14 +145,38 @@ void RoundTasks::narrow(uint32_t row, const LogitRow& draft_logits) {
 }
 
 void RoundTasks::accept(const TargetRows& rows) {
-  const Emitted emitted = emit_rows(rows);
+  finish(emit_rows(rows), 0);
+}
+
+void RoundTasks::replay(const RoundReport& report) {
+  Emitted emitted;
+  SampleResult token;
+  for (uint32_t row = 0; row < report.tokens.size(); ++row) {
+    set_token(report.tokens[row], token);
+    if (report.logits) {
+      SampleRequest request = row_request(state, row, state.num_output);
+      request.scratch = state.scratch(0);
+      fill_logprobs(report.logits + uint64_t{row} * report.stride, state.vocab_size_, request, token);
+    }
+    emit(token, emitted);
+  }
+  emitted.last_was_drafted = report.last_was_drafted;
+  if (report.has_bad_logits) emitted.end = RoundEnd::bad_logits;
+  state.input.num_tokens = report.num_tokens;
+  state.input.num_context_rows = report.num_context_rows;
+  state.narrows_ = false;
+  finish(emitted, report.ns);
+}
+
+/// `ns`: of the round; 0: not measured.
+void RoundTasks::finish(const Emitted& emitted, uint64_t ns) {
   const uint64_t now = steady_ns();
   // A token that ends the text is the round's own even if it was drafted: every round emits 1 + accepted tokens.
   state.width.observe(
       {.num_drafts = state.input.num_tokens - 1,
        .num_accepted = emitted.num_tokens ? emitted.num_tokens - 1 : 0,
        .num_context_rows = state.input.num_context_rows,
-       .ns = now - state.round_begin_ns,
+       .ns = ns ? ns : now - state.round_begin_ns,
        .is_cut = emitted.end == RoundEnd::bad_logits || emitted.last_was_drafted,
        .leads = {&state.leads_[1], state.narrows_ ? state.input.num_tokens - 1 : 0}});
   state.round_begin_ns = now;
@@ -213,6 +235,8 @@ void RoundTasks::emit(const SampleResult& token, Emitted& emitted) {
 void propose_token(RoundState& state, uint32_t row, const LogitRow& draft_logits) {
   RoundTasks{state}.propose(row, draft_logits);
 }
+
+void replay_round(RoundState& state, const RoundReport& report) { RoundTasks{state}.replay(report); }
 
 void accept_round(RoundState& state, const TargetRows& rows) { RoundTasks{state}.accept(rows); }
 

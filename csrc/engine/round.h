@@ -40,6 +40,10 @@ class TokenRing {
   std::atomic<uint64_t> num_pushed_{0}, num_read_{0};
 };
 
+/// Rounds that do not draft leave the draft's context until about so many rows are pending: they cost less in one pass.
+inline constexpr uint32_t kLazyContextRows = 64;
+static_assert(kLazyContextRows <= KvCache::kMaxPendingContext);
+
 /// What the caller decides for a generation; constant while rounds run.
 struct RoundRequest {
   const SamplingParams* params = nullptr;
@@ -88,7 +92,7 @@ struct RoundState {
 
   /// Fills `input` for the round that begins at `position` with the anchor block[0]: chooses the width, limited by what
   /// max_tokens and max_context leave, and the rows of context to make: all pending ones when the round drafts or when
-  /// they become many (pending + block_size > min(64, max_context_rows)), else none. A round does not draft while more
+  /// they become many (pending + block_size > min(kLazyContextRows, max_context_rows)), else none. A round does not draft while more
   /// than max_context_rows are pending. Also resets num_rounds, end, active_experts and stop_requested.
   /// When a limit is reached already, it sets `end` and leaves `input` empty: then no round may run.
   void begin();
@@ -120,6 +124,22 @@ struct TargetRows {
   uint32_t stride;
   const int32_t* best_ids = nullptr;  ///< [num_tokens] -1: no finite logit. When the round wants no logits
 };
+
+/// A round whose accept task ran elsewhere, on a device with a copy of the state.
+struct RoundReport {
+  std::span<const int32_t> tokens;       ///< emitted
+  const float* logits = nullptr;         ///< [tokens.size(), stride]; nullptr when the request wants no logprobs
+  uint32_t stride = 0;
+  uint32_t num_tokens = 1;               ///< rows that the round verified: the anchor and drafts
+  uint32_t num_context_rows = 0;
+  bool last_was_drafted = false;         ///< the last token equals the draft of its position
+  bool has_bad_logits = false;           ///< the row after the tokens had no finite logit
+  uint64_t ns = 0;                       ///< 0: since the round before was reported
+};
+
+/// Does with a report what accept_round does with the tokens that it draws. When `end` says that the rounds were asked
+/// to stop, reports of rounds that ran meanwhile may follow.
+void replay_round(RoundState& state, const RoundReport& report);
 
 /// The accept task: draws and compares row by row, emits tokens to the ring, moves `position`, tells `width` what
 /// happened, ends the rounds or prepares the next.

@@ -72,7 +72,7 @@ void Sequence::step(Engine::Impl& engine, std::span<const int32_t> tokens,
 
 void Sequence::run_rounds(Engine::Impl& engine, RoundState& state,
                           const std::function<bool(const SampleResult&)>& on_token) {
-  const uint32_t begin = size();
+  const uint32_t begin = size(), block_size = engine.round_plan->options().max_tokens;
   state.position = begin;
   state.num_context = num_context_;
   int32_t anchor = state.block[0];  // the next token to get keys and values
@@ -104,15 +104,15 @@ void Sequence::run_rounds(Engine::Impl& engine, RoundState& state,
   } catch (...) {
     if (poll_failed) {
       while (num_read < state.ring.num_pushed()) read_token();
-      settle_rounds(state, engine.draft->config().block_size);
+      settle_rounds(state, block_size);
     } else {
-      note_written(state.position, engine.draft->config().block_size);
+      note_written(state.position, block_size);
       token_ids_.resize(begin);
       cache_.truncate(0, begin);
     }
     throw;
   }
-  settle_rounds(state, engine.draft->config().block_size);
+  settle_rounds(state, block_size);
 }
 
 void Sequence::settle_rounds(const RoundState& state, uint32_t block_size) {

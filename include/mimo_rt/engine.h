@@ -59,7 +59,7 @@ class MIMO_RT_API Engine {
   const Plan& decode_plan() const;
   const Plan& prefill_plan() const;
   const DraftConfig* draft_config() const;   ///< nullptr without a draft
-  const Plan* round_plan() const;            ///< draft, verify, accept; nullptr without a draft
+  const Plan* round_plan() const;            ///< draft, verify, accept; without a draft nullptr, on a GPU blocks of one
   uint64_t draft_bytes_per_round() const;    ///< weights that drafting one block reads, the lm_head included
   uint64_t weight_bytes() const;             ///< packed
   std::vector<PackedCacheReport> packed_cache() const;  ///< one per part: target, draft; none for random weights

@@ -1,5 +1,6 @@
 // A GPU for the executor: the persistent kernel's own source under emulation. Copies and launches
-// happen when they are waited for, so that what is changed or read too early is seen.
+// happen when they are waited for, so that what is changed or read too early is seen; a launch goes
+// on only while it is.
 #pragma once
 
 #define MIMO_RT_HOST_EMULATION
@@ -8,10 +9,12 @@
 #include "cuda/step_device.h"
 #include "emulation/schedule.h"
 
+#include <deque>
 #include <functional>
+#include <memory>
 #include <set>
 #include <string>
-#include <vector>
+#include <utility>
 
 #include "host_device_memory.h"
 
@@ -43,33 +46,43 @@ class EmulatedStepDevice : public HostDeviceMemory<cuda::StepDevice> {
   void launch(const cuda::PersistentParams& params, uint32_t num_blocks) override {
     cuda::check_persistent(params, num_blocks);
     ++num_launches;
-    queue_.push_back([this, params, num_blocks] { run(params, num_blocks); });
+    num_epochs_launched += params.num_epochs;
+    queue_.push_back([this, params, num_blocks] { begin(params, num_blocks); });
   }
   void receive(void* pinned, const void* from, uint64_t num_bytes) override {
     num_bytes_received += num_bytes;
     queue_.push_back([=] { std::memcpy(pinned, from, num_bytes); });
   }
-  bool wait(uint64_t) override {
+  bool wait(uint64_t timeout_ns) override {
     if (is_stuck) return false;
-    for (const auto& operation : std::exchange(queue_, {})) operation();
+    for (;;) {
+      if (running_ && !running_->advance(timeout_ns / kNsPerRound)) return false;
+      if (running_) error = running_->result().error;
+      running_.reset();
+      if (queue_.empty()) break;
+      const auto operation = std::move(queue_.front());
+      queue_.pop_front();
+      operation();
+    }
     if (!loss.empty()) fail(ErrorCode::device_lost, "emulated", loss);
     if (!error.empty()) fail(ErrorCode::device_lost, "emulated", error);
     return true;
   }
 
-  /// Time passes by a microsecond per round of the emulator, whose patience is 1000 idle rounds: a timeout of so many
-  /// milliseconds is a little less.
+  /// Time passes by so much per round of the emulator, whose patience is 2500 idle rounds: a timeout of so many
+  /// milliseconds is a little less, also twice.
+  static constexpr uint64_t kNsPerRound = 1000;
   static constexpr uint32_t kPatienceMs = 1;
 
   uint32_t num_sms = 8;
   uint64_t seed = 0;  ///< of the schedule
-  uint64_t num_launches = 0, num_bytes_received = 0;
+  uint64_t num_launches = 0, num_epochs_launched = 0, num_bytes_received = 0;
   bool is_stuck = false;  ///< no step ends any more
   std::string loss;       ///< steps fail with this
   std::string error;  ///< of the emulation
 
  private:
-  void run(cuda::PersistentParams params, uint32_t num_blocks) {
+  void begin(cuda::PersistentParams params, uint32_t num_blocks) {
     if (params.watchdog.deadline_ns == kPatienceMs * uint64_t{1'000'000}) params.watchdog.deadline_ns = 900'000;
     emulation::LaunchOptions options;
     options.num_blocks = num_blocks;
@@ -78,11 +91,12 @@ class EmulatedStepDevice : public HostDeviceMemory<cuda::StepDevice> {
     options.seed = seed;
     auto* kv = const_cast<uint8_t*>(params.step->kv->blocks);
     options.handed_over = {{kv, blocks().at(kv)}};  // of layer 0: where it begins
-    error = emulation::launch(options, cuda::persistent_kernel, params).error;
+    running_ = std::make_unique<emulation::Launch>(options, [params] { cuda::persistent_kernel(params); });
   }
 
   std::set<void*> pinned_;
-  std::vector<std::function<void()>> queue_;
+  std::deque<std::function<void()>> queue_;
+  std::unique_ptr<emulation::Launch> running_;
 };
 
 }  // namespace fixture

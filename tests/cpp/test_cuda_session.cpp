@@ -4,6 +4,8 @@
 #include "plan_mutator.h"
 
 #include <algorithm>
+#include <chrono>
+#include <thread>
 
 using namespace mimo_rt;
 using namespace fixture;
@@ -155,6 +157,28 @@ TEST_CASE("a generation can be cancelled between two tokens, and the session goe
   CHECK(cancelled.finish_reason == FinishReason::abort);
   CHECK(cancelled.token_ids == Tokens(whole.begin(), whole.begin() + 2));
   CHECK(session.generate(prompt, greedy(6)).token_ids == whole);
+}
+
+TEST_CASE("another thread cancels a generation while a launch of rounds runs") {
+  const Tokens prompt = random_tokens(model().config, 9, 8);
+  const auto engine = open_engine();
+  Session session(engine, kSmall);
+  std::thread canceller([&] {
+    while (session.num_cached_tokens() < prompt.size()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));  // into the launch: an emulated round takes longer
+    session.cancel();
+  });
+  const GenerateResult cancelled = session.generate(prompt, greedy(0));
+  canceller.join();
+  Session other(engine, kSmall);
+  const Tokens whole = other.generate(prompt, greedy(0)).token_ids;
+  CHECK_EQ(whole.size(), kSmallContext - prompt.size());
+  CHECK(cancelled.token_ids == Tokens(whole.begin(), whole.begin() + static_cast<long>(cancelled.token_ids.size())));
+#if !defined(MIMO_RT_TEST_ON_GPU)  // a real one may be ready before
+  CHECK(cancelled.finish_reason == FinishReason::abort);
+  CHECK(cancelled.token_ids.size() < whole.size());
+#endif
+  CHECK(session.generate(prompt, greedy(5)).token_ids == Tokens(whole.begin(), whole.begin() + 5));
 }
 
 TEST_CASE("a hang is a timeout with a report; that executor stops, the GPU goes on") {

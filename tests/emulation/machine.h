@@ -215,6 +215,8 @@ struct Machine {
   Lane* lane = nullptr;  ///< running
   std::string error;     ///< the first one; empty: none
   uint64_t progress = 0;
+  uint32_t next_block = 0;  ///< to be started
+  uint32_t num_idle = 0;    ///< rounds in a row in which nothing changed
   std::mt19937_64 random;
   Statistics statistics;
 

@@ -154,11 +154,13 @@ inline void retire_finished_blocks() {
   }
 }
 
-inline void run_grid() {
-  constexpr uint32_t kMaxIdleRounds = 1000;  // rounds in which lanes ran, but nothing changed
-  uint32_t next_block = 0, num_idle = 0;
+/// Until the launch is over, or for so many more rounds. @return whether it is over
+inline bool run_grid(uint64_t num_rounds) {
+  constexpr uint32_t kMaxIdleRounds = 2500;  // rounds in which lanes ran, but nothing changed
+  uint32_t &next_block = machine->next_block, &num_idle = machine->num_idle;
   while (machine->error.empty() &&
          (next_block < machine->options.num_blocks || !machine->blocks.empty())) {
+    if (num_rounds-- == 0) return false;
     while (next_block < machine->options.num_blocks &&
            machine->blocks.size() < machine->options.max_resident)
       start_block(next_block++);
@@ -175,7 +177,7 @@ inline void run_grid() {
         continue;
       }
       has_run |= run_warp(*warp);
-      if (!machine->error.empty()) return;
+      if (!machine->error.empty()) return true;
     }
     run_copies();
     if (machine->error.empty()) retire_finished_blocks();
@@ -187,6 +189,7 @@ inline void run_grid() {
     else if (++num_idle > kMaxIdleRounds)
       machine->error = describe_waits("livelock: threads poll and nothing changes");
   }
+  return true;
 }
 
 struct LaunchResult {
@@ -194,21 +197,44 @@ struct LaunchResult {
   Statistics statistics;
 };
 
-/// Runs `kernel` on an emulated GPU. The same options give the same run.
+/// A kernel on an emulated GPU, which runs when it is told to. The same options give the same run.
+class Launch {
+ public:
+  Launch(const LaunchOptions& options, std::function<void()> kernel) {
+    machine_.options = options;
+    machine_.random.seed(options.seed);
+    for (const std::span<uint8_t>& memory : options.handed_over)
+      machine_.handed_over.emplace_back(memory);
+    machine_.kernel = std::move(kernel);
+  }
+  Launch(const Launch&) = delete;
+  Launch& operator=(const Launch&) = delete;
+  ~Launch() {
+    machine = &machine_;
+    for (auto& block : machine_.blocks) retire(*block);
+    machine = nullptr;
+  }
+
+  /// For so many rounds of the scheduler at most. @return whether the kernel is over
+  bool advance(uint64_t num_rounds) {
+    machine = &machine_;
+    const bool is_over = run_grid(num_rounds);
+    machine = nullptr;
+    return is_over;
+  }
+  LaunchResult result() const { return {machine_.error, machine_.statistics}; }
+
+ private:
+  Machine machine_;
+};
+
+/// Runs `kernel` to its end.
 template <typename... Params>
 LaunchResult launch(const LaunchOptions& options, void (*kernel)(Params...),
                     const std::type_identity_t<Params>&... arguments) {
-  Machine local;
-  local.options = options;
-  local.random.seed(options.seed);
-  for (const std::span<uint8_t>& memory : options.handed_over)
-    local.handed_over.emplace_back(memory);
-  local.kernel = [&] { kernel(arguments...); };
-  machine = &local;
-  run_grid();
-  for (auto& block : local.blocks) retire(*block);
-  machine = nullptr;
-  return {local.error, local.statistics};
+  Launch whole(options, [&] { kernel(arguments...); });
+  whole.advance(~uint64_t{0});
+  return whole.result();
 }
 
 }  // namespace emulation

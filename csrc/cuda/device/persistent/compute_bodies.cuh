@@ -57,6 +57,8 @@ __device__ __forceinline__ void compute_task(WorkShared& shared, const TaskSlot&
           shared.expert, params_of<ExpertDownParams>(slot), units_of(slot), ticket);
     case TaskBody::sample:
       return sample_rows(shared.sample.rest, params_of<SampleRowsParams>(slot));
+    case TaskBody::accept:
+      return accept_round(shared.accept.rest, params_of<AcceptRoundParams>(slot));
   }
 }
 

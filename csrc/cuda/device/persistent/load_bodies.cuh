@@ -55,7 +55,8 @@ __device__ __forceinline__ void load_task(WorkShared& shared, const TaskSlot& sl
     case TaskBody::embed:
     case TaskBody::rms_norm:
     case TaskBody::select_experts:
-    case TaskBody::sample: return;
+    case TaskBody::sample:
+    case TaskBody::accept: return;
   }
 }
 

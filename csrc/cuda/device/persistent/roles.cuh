@@ -62,7 +62,8 @@ __device__ inline void fill_slot(const PersistentParams& p, TaskSlot& slot, uint
   }
 }
 
-/// Controller warp: all tasks of all epochs, then the end.
+/// Controller warp: all tasks of all epochs, then the end. All blocks see the same epoch end the
+/// rounds: the step says so before the gate is signalled.
 __device__ __forceinline__ void run_controller(PersistentShared& shared, const PersistentParams& p) {
   const uint32_t lane_idx = threadIdx.x % 32;
   const uint32_t num_tasks = p.worker_begin[blockIdx.x + 1] - p.worker_begin[blockIdx.x];
@@ -70,16 +71,17 @@ __device__ __forceinline__ void run_controller(PersistentShared& shared, const P
   bool goes_on = num_tasks != 0;
   for (uint32_t e = 0; goes_on && e < p.num_epochs; ++e) {
     const uint32_t epoch = p.first_epoch + e;
-    if (e != 0) {  // what the next epoch does is known when this one is over
-      uint32_t is_over = 0;
+    if (e != 0) {  // what the next epoch does, if there is one, is known when this one is over
+      uint32_t has_next = 0;
       Watchdog watchdog = p.watchdog;
       watchdog.deadline_ns *= 2;  // waits for everybody: who hangs for another reason reports first
       if (lane_idx == 0)
-        is_over = wait_for_counter(watchdog, &p.counters[p.gate_counter],
+        has_next = wait_for_counter(watchdog, &p.counters[p.gate_counter],
                                    epoch * p.counter_totals[p.gate_counter],
                                    {blockIdx.x, num_tasks, kNumTaskKinds, kNoLayer,
-                                    EdgeKind::counter, p.gate_counter});
-      goes_on = ptx::shuffle(is_over, 0) != 0;
+                                    EdgeKind::counter, p.gate_counter}) &&
+                   !(p.step && p.step->is_over);
+      goes_on = ptx::shuffle(has_next, 0) != 0;
     }
     for (uint32_t i = 0; goes_on && i < num_tasks; ++i, ++use) {
       TaskSlot& slot = shared.slots.wait_free(use);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/device/persistent/task_slots.cuh"
+#include "cuda/device/tasks/accept_round.cuh"
 #include "cuda/device/tasks/attend_rows.cuh"
 #include "cuda/device/tasks/expert_mlp.cuh"
 #include "cuda/device/tasks/projection.cuh"
@@ -26,6 +27,7 @@ union WorkShared {
   RouterShared router;
   BesideRing<SelectShared> select;
   BesideRing<SampleRowsShared> sample;
+  BesideRing<AcceptShared> accept;
 };
 static_assert(offsetof(AttentionShared, ring) == 0 && offsetof(ExpertShared, ring) == 0 &&
               offsetof(ProjectionShared, ring) == 0 && offsetof(RouterShared, ring) == 0);

@@ -50,6 +50,13 @@ __device__ __forceinline__ uint32_t compare_exchange_gpu(uint32_t* address, uint
   return before;
 }
 
+/// ld.relaxed.sys: a word that the host may change at any time; ordered with nothing else.
+__device__ __forceinline__ uint32_t load_relaxed_system(const uint32_t* address) {
+  uint32_t value;
+  asm volatile("ld.relaxed.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");
+  return value;
+}
+
 /// st.release.sys: for the host and other devices; earlier accesses of this thread come before it.
 __device__ __forceinline__ void store_release_system(uint32_t* address, uint32_t value) {
   asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");

@@ -1,4 +1,5 @@
-// The sample task: the three sampling tasks for one row after the other, all by one block.
+// The sample task: the three sampling tasks for one row after the other, all by one block. Likewise
+// the rows of a round (accept_round.cuh).
 #pragma once
 
 #include "cuda/device/tasks/draw_tokens.cuh"
@@ -11,15 +12,18 @@ union SampleRowsShared {
   DrawShared draw;
 };
 
+/// The token of one row, and all threads may read it.
+__device__ inline void sample_row(SampleRowsShared& shared, const SampleParams& p, uint32_t row) {
+  const uint32_t num_slices = SliceUnit::num_slices(p);
+  const UnitRange slices{row * num_slices, 1, (row + 1) * num_slices};
+  find_best_scores(shared.slice, p, slices);
+  if (p.rules.temperature != 0.0f) weigh_tokens(shared.slice, p, slices);
+  compute_barrier();  // the slices of this row, before all threads read them
+  draw_tokens(shared.draw, p, {row, 1, row + 1});
+}
+
 __device__ inline void sample_rows(SampleRowsShared& shared, const SampleRowsParams& p) {
-  constexpr UnitRange kAll{0, 1};
-  for (uint32_t r = 0; r < p.num_rows; ++r) {
-    const SampleParams& row = p.rows[r];
-    find_best_scores(shared.slice, row, kAll);
-    if (row.rules.temperature != 0.0f) weigh_tokens(shared.slice, row, kAll);
-    compute_barrier();  // the slices of this row, before all threads read them
-    draw_tokens(shared.draw, row, kAll);
-  }
+  for (uint32_t r = 0; r < p.num_rows; ++r) sample_row(shared, p.rows[r], 0);
 }
 
 }  // namespace mimo_rt::cuda

@@ -123,7 +123,7 @@ __device__ inline BestToken best_of_slices(const SampleParams& p, uint32_t row) 
 
 __device__ inline void find_best_scores(SliceShared& shared, const SampleParams& p,
                                         UnitRange range) {
-  for (uint32_t u = range.first; u < SliceUnit::count(p); u += range.stride) {
+  for (uint32_t u = range.first; u < range.limit(SliceUnit::count(p)); u += range.stride) {
     const SliceUnit unit(p, u);
     const SampleRow row{p, unit.row};
     BestToken best;
@@ -145,7 +145,7 @@ __device__ inline void find_best_scores(SliceShared& shared, const SampleParams&
 }
 
 __device__ inline void weigh_tokens(SliceShared& shared, const SampleParams& p, UnitRange range) {
-  for (uint32_t u = range.first; u < SliceUnit::count(p); u += range.stride) {
+  for (uint32_t u = range.first; u < range.limit(SliceUnit::count(p)); u += range.stride) {
     const SliceUnit unit(p, u);
     const SampleRow row{p, unit.row};
     const WeightScale scale(best_of_slices(p, unit.row).score,

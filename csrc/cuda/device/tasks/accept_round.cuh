@@ -1,0 +1,124 @@
+// The accept task of a round, by one block: what RoundTasks::accept (engine/round.cpp) does on the
+// host. Draws the target's rows one after the other while the drafts are confirmed, tells the host,
+// and sets up the rows of the next round, or ends the rounds.
+#pragma once
+
+#include "cuda/device/tasks/sample_rows.cuh"
+#include "cuda/round_params.h"
+
+namespace mimo_rt::cuda {
+
+// What became of a row.
+inline constexpr uint32_t kRowConfirms = 1;  ///< its token is the draft in the next row
+inline constexpr uint32_t kRowEnds = 2;      ///< its token is the last of the text
+inline constexpr uint32_t kRowIsBad = 4;     ///< it has no token
+
+struct AcceptShared {
+  SampleRowsShared sample;
+  uint32_t num_active_experts, max_drafts, fate;
+};
+
+/// What does not depend on the drawn tokens, by different warps: the host's word is far away.
+__device__ inline void look_around(AcceptShared& shared, const RoundTables& round) {
+  const uint32_t warp_idx = threadIdx.x / 32, lane_idx = threadIdx.x % 32;
+  if (warp_idx == 1 && lane_idx == 0)
+    shared.max_drafts = ptx::load_relaxed_system(&round.mailbox->max_drafts);
+  if (warp_idx != 0) return;
+  uint64_t num_active = 0;
+  for (uint32_t l = lane_idx; l < round.num_layers; l += 32) num_active += round.active_experts[l];
+  num_active = warp_sum(num_active);
+  if (lane_idx == 0) shared.num_active_experts = static_cast<uint32_t>(num_active);
+}
+
+__device__ inline bool is_stop_id(const RoundTables& round, int32_t token) {
+  const auto id = static_cast<uint32_t>(token);
+  const uint32_t place = lower_bound(round.num_stop_ids, id, [&](uint32_t i) {
+    return static_cast<uint32_t>(round.stop_ids[i]);
+  });
+  return place < round.num_stop_ids && round.stop_ids[place] == token;
+}
+
+/// One thread: the token drawn for row `row` leaves the round. @return what became of the row
+__device__ inline uint32_t settle_row(RoundTables& round, RoundRecord& record, uint32_t row) {
+  const int32_t token = round.sample.tokens[row];
+  if (token < 0) return kRowIsBad;
+  record.tokens[row] = token;
+  ++round.num_output;
+  if (round.token_counts) ++round.token_counts[token];
+  const uint32_t next = row + 1;
+  const bool confirms = next < round.sample.num_rows && token == round.block[next];
+  const bool ends = is_stop_id(round, token) || round.num_output >= round.max_tokens;
+  return (confirms ? kRowConfirms : 0) | (ends ? kRowEnds : 0);
+}
+
+/// One thread: the rows of the next round, as RoundState::prepare_round sets them.
+__device__ inline void prepare_round(RoundTables& round, StepTables& step, uint32_t max_drafts) {
+  const uint32_t position = round.token_position - 1, pending = position - round.num_context;
+  uint32_t limit = round.block_size;
+  if (round.max_tokens - round.num_output < limit)
+    limit = static_cast<uint32_t>(round.max_tokens - round.num_output);
+  if (round.max_context - position < limit) limit = round.max_context - position;
+  uint32_t num_drafts = limit - 1 < max_drafts ? limit - 1 : max_drafts;
+  if (pending > round.max_context_rows) num_drafts = 0;  // it would not see all of the text
+  const bool makes_context =
+      num_drafts != 0 || pending + round.block_size > round.lazy_context_rows;
+  step.num_tokens = step.num_logit_rows = 1 + num_drafts;
+  step.num_draft_rows = num_drafts != 0 ? round.block_size : 0;
+  step.context_begin = round.num_context;
+  step.num_context_rows = !makes_context                     ? 0
+                          : pending < round.max_context_rows ? pending
+                                                             : round.max_context_rows;
+  for (uint32_t row = 0; row <= num_drafts; ++row) round.positions[row] = position + row;
+  const uint64_t num_masked =
+      round.num_output < round.min_tokens ? round.min_tokens - round.num_output : 0;
+  round.sample.num_rows = 1 + num_drafts;
+  round.sample.num_masked_rows = num_masked < kMaxStepTokens ? static_cast<uint32_t>(num_masked)
+                                                              : kMaxStepTokens;
+}
+
+/// One thread: after the last row that was drawn, `row`.
+__device__ inline void end_round(const AcceptShared& shared, const AcceptRoundParams& p,
+                                 RoundRecord& record, uint32_t row) {
+  RoundTables& round = *p.round;
+  StepTables& step = *p.step;
+  const bool is_bad = (shared.fate & kRowIsBad) != 0;
+  const uint32_t num_emitted = is_bad ? row : row + 1;
+  record.num_emitted = num_emitted;
+  record.num_tokens = step.num_tokens;
+  record.num_context_rows = step.num_context_rows;
+  record.num_active_experts = shared.num_active_experts;
+  // A row is only drawn after a confirmed one.
+  record.last_was_drafted = is_bad ? row != 0 : (shared.fate & kRowConfirms) != 0;
+  record.has_bad_logits = is_bad;
+  const uint64_t now_ns = ptx::global_timer_ns();
+  record.ns = round.last_ns != 0 ? now_ns - round.last_ns : 0;
+  round.last_ns = now_ns;
+  round.token_position += num_emitted;
+  round.num_context += step.num_context_rows;
+  if (num_emitted != 0) round.block[0] = round.sample.tokens[num_emitted - 1];
+  const bool has_ended = (shared.fate & (kRowEnds | kRowIsBad)) != 0 ||
+                         round.token_position - 1 >= round.max_context ||
+                         shared.max_drafts == RoundMailbox::kStop;
+  if (!has_ended) prepare_round(round, step, shared.max_drafts);
+  step.is_over = has_ended;
+  record.has_ended = has_ended;
+  ptx::store_release_system(&record.number, round.number);
+  ++round.number;
+}
+
+__device__ inline void accept_round(AcceptShared& shared, const AcceptRoundParams& p) {
+  RoundTables& round = *p.round;
+  RoundRecord& record = round.mailbox->records[round.number % kMaxLaunchRounds];
+  look_around(shared, round);
+  for (uint32_t row = 0;; ++row) {
+    sample_row(shared.sample, round.sample, row);
+    if (threadIdx.x == 0) {
+      shared.fate = settle_row(round, record, row);
+      if (shared.fate != kRowConfirms) end_round(shared, p, record, row);
+    }
+    compute_barrier();  // before all threads read it
+    if (shared.fate != kRowConfirms) return;
+  }
+}
+
+}  // namespace mimo_rt::cuda

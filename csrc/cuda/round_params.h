@@ -1,0 +1,65 @@
+// What the accept task of a round works on, and what the device and the host tell each other while
+// rounds run. For g++ and nvcc.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/step_params.h"
+
+namespace mimo_rt::cuda {
+
+/// Rounds of one launch: a fraction of a second, so that nobody is locked out for longer.
+inline constexpr uint32_t kMaxLaunchRounds = 64;
+
+/// One round as the host hears of it. Pinned host memory, written by the accept task.
+struct alignas(128) RoundRecord {
+  uint32_t number;       ///< of the round, see RoundTables; written last (release, system scope)
+  uint32_t num_emitted;  ///< tokens
+  uint32_t num_tokens;   ///< rows that were verified: the anchor and drafts
+  uint32_t num_context_rows;
+  uint32_t num_active_experts;  ///< summed over the layers
+  uint32_t last_was_drafted;    ///< the last token equals the draft of its position
+  uint32_t has_bad_logits;      ///< the row after the tokens had no finite logit
+  uint32_t has_ended;           ///< no further round of this launch
+  uint64_t ns;                  ///< since the round before in this launch; 0: it is the first
+  int32_t tokens[kMaxStepTokens];
+};
+
+/// In pinned host memory.
+struct RoundMailbox {
+  static constexpr uint32_t kStop = ~0u;
+
+  uint32_t max_drafts;  ///< by the host, any time: of rounds to come; kStop: there shall be none
+  RoundRecord records[kMaxLaunchRounds];  ///< of round n: n % kMaxLaunchRounds
+};
+
+/// A generation on the device: what RoundState is on the host. The host sets it before a launch.
+struct RoundTables {
+  /// Of the target's rows. The accept task keeps num_rows and num_masked_rows up to date.
+  SampleParams sample;
+  const int32_t* stop_ids = nullptr;  ///< [num_stop_ids] ascending
+  uint32_t num_stop_ids = 0;
+  uint32_t max_context = 0;
+  uint64_t min_tokens = 0, max_tokens = 0;
+  uint32_t max_context_rows = 0, lazy_context_rows = 0;  ///< see RoundState::begin
+  uint32_t block_size = 0;                ///< 1 .. kMaxStepTokens
+  uint32_t num_layers = 0;
+  const uint32_t* active_experts = nullptr;  ///< [num_layers]
+  uint32_t* token_counts = nullptr;       ///< [vocab_size], or nullptr
+  int32_t* block = nullptr;               ///< [block_size] anchor and drafts: StepTables::token_ids
+  uint32_t* positions = nullptr;          ///< [block_size] StepTables::positions
+  RoundMailbox* mailbox = nullptr;
+  // Carried from round to round by the accept task.
+  uint64_t num_output = 0;
+  uint64_t last_ns = 0;         ///< when the round before ended; 0: in no round of this launch
+  uint32_t token_position = 0;  ///< of the token that row 0 draws: one after the anchor's
+  uint32_t num_context = 0;
+  uint32_t number = 0;          ///< of the running round, over all launches
+};
+
+struct AcceptRoundParams {
+  RoundTables* round = nullptr;
+  StepTables* step = nullptr;  ///< of the running round, then of the next
+};
+
+}  // namespace mimo_rt::cuda

@@ -1,0 +1,331 @@
+// The accept task of rounds with drafts, its own source under the emulated GPU, against the host's: the same tokens, the
+// same rows for the next round, the same end; and a host that replays the reports stands where one that accepts does.
+#include "cuda/round_mail.h"
+#include "emulated_step_device.h"
+#include "sampling_fixture.h"
+
+#include <memory>
+
+using namespace mimo_rt;
+using namespace fixture;
+
+namespace {
+
+constexpr uint32_t kVocab = 203, kLayers = 40;
+
+void accept_round_kernel(cuda::AcceptRoundParams params) {
+  cuda::accept_round(*reinterpret_cast<cuda::AcceptShared*>(ptx::dynamic_shared_memory()), params);
+}
+
+struct Generation {
+  SamplingParams params;
+  DraftOptions draft = {.mode = DraftOptions::Mode::fixed};
+  uint32_t block_size = 8;
+  std::vector<int32_t> stop_ids = {};
+  uint64_t min_tokens = 0, max_tokens = 1000;
+  uint32_t max_context = 1000, max_context_rows = 16, num_context = 30;
+  float noise = 1.0f;  ///< of the draft
+  uint32_t seed = 1;
+};
+
+/// The state of one generation on the host, as `Sequence` would begin it.
+struct HostState {
+  HostState(const Generation& g) : params(g.params), stop_ids(g.stop_ids), width(g.draft, g.block_size), counts(kVocab) {
+    RoundRequest request;
+    request.params = &params;
+    request.sequence_id = 7;
+    request.token_counts = counts.data();
+    request.stop_ids = stop_ids;
+    request.min_tokens = g.min_tokens;
+    request.max_tokens = g.max_tokens;
+    request.max_context = g.max_context;
+    request.max_context_rows = g.max_context_rows;
+    request.proposal = g.draft.proposal;
+    state = std::make_unique<RoundState>(request, width, kVocab, g.block_size);
+    state->position = 30;
+    state->num_context = g.num_context;
+    state->num_output = 1;
+    state->block[0] = 5;
+    state->begin();
+  }
+  std::vector<int32_t> drain() {
+    std::vector<int32_t> tokens;
+    for (; num_read < state->ring.num_pushed(); state->ring.release(++num_read))
+      tokens.push_back(state->ring[num_read].token_id);
+    return tokens;
+  }
+  /// Tokens that `drain` would give.
+  std::vector<int32_t> peek() const {
+    std::vector<int32_t> tokens;
+    for (uint64_t i = num_read; i < state->ring.num_pushed(); ++i) tokens.push_back(state->ring[i].token_id);
+    return tokens;
+  }
+  SamplingParams params;
+  std::vector<int32_t> stop_ids;
+  DraftWidth width;
+  std::vector<uint32_t> counts;
+  std::unique_ptr<RoundState> state;
+  uint64_t num_read = 0;
+};
+
+/// Host and device run the same rounds; `mirror` only hears of the device's.
+class Rounds {
+ public:
+  explicit Rounds(const Generation& g)
+      : g_(g),
+        host(g),
+        mirror(g),
+        draws_(g.draft.proposal == DraftOptions::Proposal::sampled && g.params.temperature > 0.0f),
+        random_(g.seed),
+        draft_(g.params, g.block_size - 1, kVocab, Logits::normal, 0),
+        target_(g.params, g.block_size, kVocab, Logits::normal, 0) {
+    for (SampleCall* call : {&draft_, &target_}) {
+      call->sequence_id = 7;
+      call->counts.assign(kVocab, 0);
+      call->masked.assign(g.stop_ids.begin(), g.stop_ids.end());
+    }
+    if (!draws_) draft_.params.temperature = 0.0f;
+    for (uint32_t l = 0; l < kLayers; ++l) active_.push_back(l % 5);
+    block_[0] = 5;
+    take_step(host.state->input);
+    make_table();
+    mail.tell(*host.state, g.block_size);
+  }
+
+  /// One round on both sides. @return its tokens, as the host has them
+  std::vector<int32_t> run() {
+    propose();
+    const uint32_t num_rows = step_.num_tokens;
+    run_emulated(accept_round_kernel, cuda::AcceptRoundParams{&table_, &step_},
+                 options_of({1, g_.seed}, cuda::kComputeWarps * 32, sizeof(cuda::AcceptShared)));
+    accept_round(*host.state, {&target_.logits.at(0, 0), target_.logits.stride});
+    const cuda::RoundRecord* record = mail.read();
+    CHECK(record != nullptr && mail.read() == nullptr);
+    CHECK_EQ(record->num_tokens, num_rows);
+    CHECK_EQ(record->num_active_experts, 80u);
+    CHECK_EQ(record->has_ended != 0, step_.is_over != 0);
+    apply_record(*mirror.state, *record, nullptr, 0);
+    if (wrong_draft == 0) compare();
+    device_tokens = mirror.drain();
+    return host.drain();
+  }
+  /// Logits of the next round.
+  void fill() {
+    std::normal_distribution<float> normal;
+    for (uint32_t row = 0; row < g_.block_size; ++row)
+      for (uint32_t id = 0; id < kVocab; ++id) {
+        target_.logits.at(row, id) = 3.0f * normal(random_);
+        if (row + 1 < g_.block_size)
+          draft_.logits.at(row, id) = target_.logits.at(row, id) + g_.noise * normal(random_);
+      }
+  }
+  void break_row(uint32_t row) {
+    for (uint32_t id = 0; id < kVocab; ++id) target_.logits.at(row, id) = NAN;
+  }
+  void request_stop() {
+    host.state->stop_requested = mirror.state->stop_requested = true;
+    mail.tell(*host.state, g_.block_size);
+  }
+
+  const Generation g_;
+  HostState host, mirror;
+  cuda::RoundMail mail{std::make_shared<EmulatedStepDevice>()};
+  int32_t wrong_draft = 0;  ///< added to what the device takes for the first draft
+  std::vector<int32_t> device_tokens;  ///< of the last round
+
+ private:
+  void take_step(const StepInput& input) {
+    step_.num_tokens = step_.num_logit_rows = input.num_tokens;
+    step_.num_draft_rows = input.num_draft_rows;
+    step_.context_begin = input.context_begin;
+    step_.num_context_rows = input.num_context_rows;
+  }
+  void make_table() {
+    cuda::RoundTables& t = table_;
+    t.sample = target_.kernel_params();
+    t.sample.block = t.block = block_;
+    t.sample.position = &t.token_position;
+    t.sample.num_rows = step_.num_tokens;
+    t.sample.num_masked_rows = static_cast<uint32_t>(g_.min_tokens - std::min<uint64_t>(g_.min_tokens, 1));
+    if (draws_) t.sample.proposals = draft_.view();
+    t.stop_ids = target_.masked.data();
+    t.num_stop_ids = static_cast<uint32_t>(target_.masked.size());
+    t.min_tokens = g_.min_tokens;
+    t.max_tokens = g_.max_tokens;
+    t.max_context = g_.max_context;
+    t.max_context_rows = g_.max_context_rows;
+    t.lazy_context_rows = std::min(kLazyContextRows, g_.max_context_rows);
+    t.block_size = g_.block_size;
+    t.num_layers = kLayers;
+    t.active_experts = active_.data();
+    t.token_counts = target_.counts.data();
+    t.positions = positions_;
+    t.mailbox = mail.mailbox();
+    t.num_output = 1;
+    t.token_position = 31;
+    t.num_context = g_.num_context;
+    t.number = mail.next_number();
+  }
+
+  /// Both sides draft the same tokens.
+  void propose() {
+    RoundState& state = *host.state;
+    if (step_.num_draft_rows == 0) return;
+    draft_.counts = target_.counts;
+    draft_.position[0] = table_.token_position;
+    draft_.num_masked_rows = table_.sample.num_masked_rows;
+    cuda::SampleParams params = draft_.kernel_params();
+    params.role = cuda::SampleRole::draft;
+    fixture::run(params, {});
+    for (uint32_t row = 1; row < g_.block_size; ++row) {
+      propose_token(state, row, {draft_.row(row - 1), kVocab});
+      block_[row] = draft_.tokens[row - 1];
+      if (row < step_.num_tokens) CHECK_EQ(block_[row], state.block[row]);
+    }
+    block_[1] = static_cast<int32_t>((static_cast<uint32_t>(block_[1] + wrong_draft)) % kVocab);
+  }
+
+  void compare() {
+    const RoundState &a = *host.state, &b = *mirror.state;
+    CHECK(a.end == b.end);
+    CHECK_EQ(a.position, b.position);
+    CHECK_EQ(a.num_context, b.num_context);
+    CHECK_EQ(a.num_output, b.num_output);
+    CHECK_EQ(a.block[0], b.block[0]);
+    CHECK(!std::memcmp(&host.width.stats(), &mirror.width.stats(), sizeof(DraftStats)));
+    CHECK(host.counts == mirror.counts);
+    CHECK(host.counts == std::vector<uint32_t>(target_.counts.begin(), target_.counts.end()));
+    CHECK(mirror.peek() == host.peek());
+    CHECK_EQ(step_.is_over != 0, a.end != RoundEnd::running);
+    if (a.end != RoundEnd::running) return;
+    CHECK_EQ(step_.num_tokens, a.input.num_tokens);
+    CHECK_EQ(step_.num_logit_rows, a.input.num_logit_rows);
+    CHECK_EQ(step_.num_draft_rows, a.input.num_draft_rows);
+    CHECK_EQ(step_.context_begin, a.input.context_begin);
+    CHECK_EQ(step_.num_context_rows, a.input.num_context_rows);
+    CHECK_EQ(block_[0], a.block[0]);
+    for (uint32_t row = 0; row < step_.num_tokens; ++row) CHECK_EQ(positions_[row], a.positions[row]);
+  }
+
+  const bool draws_;
+  std::mt19937 random_;
+  SampleCall draft_, target_;
+  std::vector<uint32_t> active_;
+  int32_t block_[cuda::kMaxStepTokens] = {};
+  uint32_t positions_[cuda::kMaxStepTokens] = {};
+  cuda::StepTables step_;
+  cuda::RoundTables table_;
+};
+
+struct Outcome {
+  RoundEnd end;
+  uint64_t num_tokens, num_accepted;
+};
+
+/// Rounds until the text ends, 6 at most.
+Outcome run(const Generation& g) {
+  Rounds rounds(g);
+  uint64_t num_tokens = 0;
+  for (uint32_t i = 0; i < 6 && rounds.host.state->end == RoundEnd::running; ++i) {
+    rounds.fill();
+    num_tokens += rounds.run().size();
+  }
+  return {rounds.host.state->end, num_tokens, rounds.host.width.stats().num_accepted_tokens};
+}
+
+std::vector<SamplingParams> settings() {
+  return {{.temperature = 0.0f},
+          {.seed = 3},
+          {.temperature = 0.7f, .sample_top_k = 20, .repetition_penalty = 1.4f, .seed = 4},
+          {.temperature = 0.0f, .repetition_penalty = 0.7f, .logit_bias = {{1, 4.0f}, {4, -90.0f}}},
+          {.temperature = 1.3f, .sample_top_p = 0.8f, .min_p = 0.02f, .seed = 5}};
+}
+
+}  // namespace
+
+TEST_CASE("rounds are those of the host: tokens, statistics and the next rows, for both kinds of proposals") {
+  uint64_t num_tokens = 0, num_accepted = 0;
+  uint32_t seed = 0;
+  for (const auto proposal : {DraftOptions::Proposal::argmax, DraftOptions::Proposal::sampled})
+    for (const SamplingParams& params : settings())
+      for (const uint32_t block_size : {2u, 5u, 8u}) {
+        Generation g{.params = params, .block_size = block_size, .seed = ++seed};
+        g.draft.proposal = proposal;
+        const Outcome outcome = run(g);
+        CHECK(outcome.end == RoundEnd::running);
+        num_tokens += outcome.num_tokens;
+        num_accepted += outcome.num_accepted;
+      }
+  CHECK(num_accepted > num_tokens / 4 && num_accepted < num_tokens);
+}
+
+TEST_CASE("stops, limits and what the draft may not see end or narrow rounds as on the host") {
+  std::vector<int32_t> stop_ids;
+  for (int32_t id = 0; id < 203; id += 9) stop_ids.push_back(id);
+  uint32_t num_ends[8] = {};
+  for (uint32_t seed = 1; seed <= 8; ++seed) {
+    const Generation base{.params = settings()[seed % 5], .noise = 0.3f, .seed = seed};
+    const auto ends = [&](auto change) {
+      Generation g = base;
+      change(g);
+      const RoundEnd end = run(g).end;
+      ++num_ends[static_cast<uint32_t>(end)];
+      return end;
+    };
+    ends([&](Generation& g) { g.stop_ids = stop_ids; });
+    ends([&](Generation& g) { g.stop_ids = stop_ids, g.min_tokens = 5; });
+    CHECK(ends([&](Generation& g) { g.max_tokens = 2 + seed % 6; }) == RoundEnd::max_tokens);
+    CHECK(ends([&](Generation& g) { g.max_context = 31 + seed % 6; }) == RoundEnd::context);
+    ends([&](Generation& g) { g.draft.num_draft_tokens = 1 + seed % 7; });
+    ends([&](Generation& g) { g.num_context = 10; });  // more rows are pending than the draft can take at once
+    ends([&](Generation& g) { g.num_context = 27, g.draft.mode = DraftOptions::Mode::off, g.max_context_rows = 8; });
+  }
+  CHECK(num_ends[static_cast<uint32_t>(RoundEnd::stop_id)] >= 8);
+  CHECK(num_ends[static_cast<uint32_t>(RoundEnd::running)] >= 16);
+}
+
+TEST_CASE("a row without a finite logit ends the rounds after the tokens before it") {
+  for (const uint32_t row : {0u, 2u}) {
+    Rounds rounds({.params = {.temperature = 0.0f}, .noise = 0.0f});
+    rounds.fill();
+    rounds.break_row(row);
+    CHECK_EQ(rounds.run().size(), row);
+    CHECK(rounds.host.state->end == RoundEnd::bad_logits);
+  }
+}
+
+TEST_CASE("the host's word is the last: no round begins after it has asked to stop") {
+  Rounds rounds({.params = {.seed = 2}});
+  rounds.fill();
+  rounds.run();
+  rounds.request_stop();
+  rounds.fill();
+  CHECK(!rounds.run().empty());
+  CHECK(rounds.mirror.state->end == RoundEnd::requested);
+}
+
+TEST_CASE("a device that ends a text that the host goes on with, or the other way round, is found") {
+  const Generation g{.params = {.seed = 2}, .stop_ids = {1}};
+  HostState state(g);
+  cuda::RoundRecord record{};
+  record.num_tokens = record.num_emitted = 1;
+  record.tokens[0] = 2;
+  record.has_ended = 1;
+  CHECK_THROWS(internal, "the GPU says that the rounds end", apply_record(*state.state, record, nullptr, 0));
+  HostState other(g);
+  record.tokens[0] = 1;
+  record.has_ended = 0;
+  CHECK_THROWS(internal, "the GPU says that the rounds go on", apply_record(*other.state, record, nullptr, 0));
+}
+
+TEST_CASE("a device that verifies other drafts than it should gives other tokens") {
+  Rounds rounds({.params = {.temperature = 0.0f}, .noise = 0.0f});
+  rounds.wrong_draft = 1;
+  rounds.fill();
+  const std::vector<int32_t> tokens = rounds.run();
+  CHECK_EQ(tokens.size(), 8u);
+  CHECK_EQ(rounds.device_tokens.size(), 1u);
+  CHECK_EQ(rounds.device_tokens[0], tokens[0]);
+}
+
+CHECK_MAIN()
