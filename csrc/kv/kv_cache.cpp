@@ -1,6 +1,7 @@
-// One private anonymous mapping holds the pages and rings of all layers, then the feature rings. The
-// kernel backs a page of memory when it is first written, so a large max_context costs address space,
-// not memory, until a sequence grows that long.
+// One private anonymous mapping: page after page with the keys and values of all full layers, then
+// sequence after sequence with the rings of all window layers, then the feature rings. The kernel
+// backs memory when it is first written, so a large max_context costs address space, not memory,
+// until a sequence grows that long; what a sequence uses lies together and fills huge pages.
 #include "kv/kv_cache.h"
 
 #include "core/checks.h"
@@ -17,11 +18,13 @@ constexpr uint64_t kAlignment = 64;  // bytes; starts of layers, pages and rings
 
 uint64_t align_up(uint64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
-/// Where a layer's keys and values lie. A *block*: a page (full layers) or a ring (window layers).
+/// Where a layer's keys and values lie. A *block*: its part of a page (full layers) or its ring
+/// (window layers).
 struct LayerLayout {
-  uint64_t begin = 0;        ///< bytes from the start of the mapping
-  uint64_t block_bytes = 0;  ///< K of all heads, then V of all heads
-  uint64_t v_begin = 0;      ///< bytes from the start of a block
+  uint64_t begin = 0;         ///< of block 0: bytes from the start of the mapping
+  uint64_t block_stride = 0;  ///< bytes from one block to the next
+  uint64_t block_bytes = 0;   ///< K of all heads, then V of all heads
+  uint64_t v_begin = 0;       ///< bytes from the start of a block
   uint32_t block_rows = 0;   ///< per head
   uint32_t window_tokens = 0;  ///< 0: full attention
   uint32_t ring_rows = 0;      ///< 0: pages
@@ -29,11 +32,11 @@ struct LayerLayout {
 
   uint64_t k_offset(uint64_t block, uint32_t head, uint32_t row) const {
     const uint64_t element = (uint64_t{head} * block_rows + row) * qk_head_dim;
-    return begin + block * block_bytes + 2 * element;
+    return begin + block * block_stride + 2 * element;
   }
   uint64_t v_offset(uint64_t block, uint32_t head, uint32_t row) const {
     const uint64_t element = (uint64_t{head} * block_rows + row) * v_head_dim;
-    return begin + block * block_bytes + v_begin + 2 * element;
+    return begin + block * block_stride + v_begin + 2 * element;
   }
 };
 
@@ -97,21 +100,33 @@ struct KvCache::Impl {
   }
 
   void add_layer(const LayerConfig& layer, uint64_t step_rows) {
-    LayerLayout layout = layout_of(layer, step_rows, options.max_context);
-    layout.begin = bytes;
-    const uint64_t blocks_per_seq = layout.ring_rows ? 1 : pages_per_seq;
-    add_bytes(layout.block_bytes, blocks_per_seq * options.num_seqs);
-    layers.push_back(layout);
+    layers.push_back(layout_of(layer, step_rows, options.max_context));
+  }
+
+  /// Places the blocks of all full layers, or of all window layers, side by side.
+  void place_layers(bool are_rings, uint64_t num_blocks) {
+    uint64_t stride = 0;
+    for (LayerLayout& layer : layers) {
+      if ((layer.ring_rows != 0) != are_rings) continue;
+      layer.begin = bytes + stride;
+      stride += layer.block_bytes;
+    }
+    for (LayerLayout& layer : layers)
+      if ((layer.ring_rows != 0) == are_rings) layer.block_stride = stride;
+    add_bytes(stride, num_blocks);
   }
 
   void plan_layout(const ModelConfig& config, const DraftConfig* draft) {
     for (const LayerConfig& layer : config.layers) add_layer(layer, options.max_step_tokens);
-    if (!draft) return;
     // The features of pending positions must outlive the rows that steps capture before their turn comes. A step makes
     // context for as many positions as have features, at most.
-    const uint64_t pending = uint64_t{options.max_step_tokens} + draft->block_size + kMaxPendingContext;
+    const uint64_t pending =
+        uint64_t{options.max_step_tokens} + (draft ? draft->block_size : 0) + kMaxPendingContext;
+    for (uint32_t n = 0; draft && n < draft->num_layers; ++n) add_layer(draft_layer(*draft, n), pending);
+    place_layers(false, uint64_t{pages_per_seq} * options.num_seqs);
+    place_layers(true, options.num_seqs);
+    if (!draft) return;
     feature_rows = rounded_ring(pending, options.max_context);
-    for (uint32_t n = 0; n < draft->num_layers; ++n) add_layer(draft_layer(*draft, n), pending);
     feature_bytes = 2 * uint64_t{draft->target_layer_ids.size()} * draft->hidden_size;
     features_begin = bytes;
     add_bytes(align_up(feature_rows * feature_bytes), options.num_seqs);
@@ -125,6 +140,7 @@ struct KvCache::Impl {
                   " bytes for keys and values. Lower max_context (now ", options.max_context,
                   ") or the number of sequences (now ", options.num_seqs, ").");
     data = static_cast<uint8_t*>(mapped);
+    madvise(data, bytes, MADV_HUGEPAGE);  // a wish: small pages work too
   }
 
   /// The block and the row in it that hold `pos`.

@@ -1,7 +1,7 @@
 // Keys and values of the running sequences: pages for full layers, a ring for window layers. BF16.
 //
 // Full layer, per page: [num_kv_heads][kPageTokens][qk_head_dim] K, then the same with v_head_dim for V. One page table
-// per sequence serves all full layers (page p of a sequence has the same index in every layer's pool).
+// per sequence serves all full layers: a page holds the keys and values of all of them.
 // Window layer, per sequence: [num_kv_heads][ring_rows][dim], row = pos % ring_rows, with
 // ring_rows >= window_tokens + max_step_tokens (or max_context, if that is less) rounded up, so that a step may write
 // all its rows before any is read.

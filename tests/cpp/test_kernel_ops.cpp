@@ -153,10 +153,10 @@ TEST_CASE("segment boundaries never change a bit of attention") {
 }
 
 TEST_CASE("a token's attention has the same bits alone and beside tokens that see more or fewer keys") {
-  constexpr uint32_t kKeys = 40;
+  constexpr uint32_t kKeys = 150;
   for (const Table& table : kernel_tables::runnable())
     for (const uint32_t num_q : {1u, 2u, 3u}) {
-      const std::vector<uint32_t> num_keys = {40, 1, 33, 32, 17, 16, 5, 39};
+      const std::vector<uint32_t> num_keys = {150, 1, 129, 128, 65, 64, 17, 149};
       const auto num_rows = static_cast<uint32_t>(num_keys.size());
       const Attention all(num_q * num_rows, 64, 48, kKeys, true);
       std::vector<bf16_t> out(size_t{all.num_q} * all.v_dim, 0x7fff);

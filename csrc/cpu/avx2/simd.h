@@ -50,21 +50,51 @@ MIMO_RT_INLINE __m256 load_f32(const float* x, uint32_t count) {
   return count >= kLanes ? _mm256_loadu_ps(x) : _mm256_maskload_ps(x, lane_mask(count));
 }
 
-/// Round to nearest even; NaN stays NaN (as f32_to_bf16 in csrc/core/numeric.h).
-MIMO_RT_INLINE void store_bf16(bf16_t* y, __m256 value, uint32_t count) {
+/// The bf16 of each lane in its upper half: round to nearest even; NaN stays NaN (as f32_to_bf16 in
+/// csrc/core/numeric.h). The lower half is not cleared.
+MIMO_RT_INLINE __m256i round_bf16(__m256 value) {
   const __m256i bits = _mm256_castps_si256(value);
   const __m256i lsb = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
   const __m256i bias = _mm256_add_epi32(lsb, _mm256_set1_epi32(0x7fff));
   const __m256i rounded = _mm256_add_epi32(bits, bias);
   const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x00400000));
   const __m256 is_nan = _mm256_cmp_ps(value, value, _CMP_UNORD_Q);
-  const __m256i word =
-      _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, _mm256_castps_si256(is_nan)), 16);
+  return _mm256_blendv_epi8(rounded, quiet, _mm256_castps_si256(is_nan));
+}
+
+MIMO_RT_INLINE void store_bf16(bf16_t* y, __m256 value, uint32_t count) {
+  const __m256i word = _mm256_srli_epi32(round_bf16(value), 16);
   const __m128i packed =
       _mm_packus_epi32(_mm256_castsi256_si128(word), _mm256_extracti128_si256(word, 1));
   if (count >= kLanes) return _mm_storeu_si128(reinterpret_cast<__m128i*>(y), packed);
   alignas(16) bf16_t part[kLanes];
   _mm_store_si128(reinterpret_cast<__m128i*>(part), packed);
+  for (uint32_t i = 0; i < count; ++i) y[i] = part[i];
+}
+
+/// Up to 16 bf16 of a row.
+using Bf16Pairs = __m256i;
+
+/// `count` (1 or more) elements, the others zero.
+MIMO_RT_INLINE Bf16Pairs load_pairs(const bf16_t* x, uint32_t count) {
+  if (count >= 2 * kLanes) return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
+  alignas(32) bf16_t part[2 * kLanes] = {};
+  for (uint32_t i = 0; i < count; ++i) part[i] = x[i];
+  return _mm256_load_si256(reinterpret_cast<const __m256i*>(part));
+}
+
+MIMO_RT_INLINE Vector even(Bf16Pairs x) { return _mm256_castsi256_ps(_mm256_slli_epi32(x, 16)); }
+MIMO_RT_INLINE Vector odd(Bf16Pairs x) {
+  return _mm256_castsi256_ps(
+      _mm256_and_si256(x, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+}
+
+MIMO_RT_INLINE void store_pairs(bf16_t* y, Vector even, Vector odd, uint32_t count) {
+  const __m256i x = _mm256_blend_epi16(_mm256_srli_epi32(round_bf16(even), 16), round_bf16(odd),
+                                       0xaa);
+  if (count >= 2 * kLanes) return _mm256_storeu_si256(reinterpret_cast<__m256i*>(y), x);
+  alignas(32) bf16_t part[2 * kLanes];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(part), x);
   for (uint32_t i = 0; i < count; ++i) y[i] = part[i];
 }
 
@@ -121,11 +151,16 @@ MIMO_RT_INLINE Vector where_negative(Vector sign, Vector a, Vector b) {
   return _mm256_blendv_ps(b, a, sign);
 }
 
-/// out[n] = the sum of the lanes of sums[n].
-MIMO_RT_INLINE void store_sums(const Vector (&sums)[4], float* out) {
-  const __m256 a = _mm256_hadd_ps(sums[0], sums[1]), b = _mm256_hadd_ps(sums[2], sums[3]);
-  const __m256 c = _mm256_hadd_ps(a, b);
-  _mm_store_ps(out, _mm_add_ps(_mm256_castps256_ps128(c), _mm256_extractf128_ps(c, 1)));
+/// out[n] = the sum of the lanes of sums[n], N a multiple of 4.
+template <uint32_t N>
+MIMO_RT_INLINE void store_sums(const Vector (&sums)[N], float* out) {
+#pragma GCC unroll 8
+  for (uint32_t n = 0; n < N; n += 4) {
+    const __m256 a = _mm256_hadd_ps(sums[n], sums[n + 1]);
+    const __m256 b = _mm256_hadd_ps(sums[n + 2], sums[n + 3]);
+    const __m256 c = _mm256_hadd_ps(a, b);
+    _mm_store_ps(out + n, _mm_add_ps(_mm256_castps256_ps128(c), _mm256_extractf128_ps(c, 1)));
+  }
 }
 
 }  // namespace

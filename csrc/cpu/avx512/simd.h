@@ -45,16 +45,45 @@ MIMO_RT_INLINE __m512 load_f32(const float* x, uint32_t count) {
   return _mm512_maskz_loadu_ps(lane_mask(count), x);
 }
 
-/// Round to nearest even; NaN stays NaN. Not vcvtneps2bf16, which flushes subnormals.
-MIMO_RT_INLINE void store_bf16(bf16_t* y, __m512 value, uint32_t count) {
+/// The bf16 of each lane in its upper half: round to nearest even; NaN stays NaN. Not vcvtneps2bf16:
+/// it flushes subnormals. The lower half is not cleared.
+MIMO_RT_INLINE __m512i round_bf16(__m512 value) {
   const __m512i bits = _mm512_castps_si512(value);
   const __m512i lsb = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   const __m512i bias = _mm512_add_epi32(lsb, _mm512_set1_epi32(0x7fff));
   const __m512i rounded = _mm512_add_epi32(bits, bias);
   const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x00400000));
   const __mmask16 is_nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
-  const __m512i word = _mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, is_nan, quiet), 16);
+  return _mm512_mask_mov_epi32(rounded, is_nan, quiet);
+}
+
+MIMO_RT_INLINE void store_bf16(bf16_t* y, __m512 value, uint32_t count) {
+  const __m512i word = _mm512_srli_epi32(round_bf16(value), 16);
   _mm256_mask_storeu_epi16(y, lane_mask(count), _mm512_cvtepi32_epi16(word));
+}
+
+/// Up to 32 bf16 of a row.
+using Bf16Pairs = __m512i;
+
+MIMO_RT_INLINE __mmask32 pairs_mask(uint32_t count) {
+  return count >= 2 * kLanes ? __mmask32{0xffffffff} : static_cast<__mmask32>((1u << count) - 1u);
+}
+
+/// `count` (1 or more) elements, the others zero.
+MIMO_RT_INLINE Bf16Pairs load_pairs(const bf16_t* x, uint32_t count) {
+  return _mm512_maskz_loadu_epi16(pairs_mask(count), x);
+}
+
+MIMO_RT_INLINE Vector even(Bf16Pairs x) { return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16)); }
+MIMO_RT_INLINE Vector odd(Bf16Pairs x) {
+  return _mm512_castsi512_ps(
+      _mm512_and_si512(x, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+}
+
+MIMO_RT_INLINE void store_pairs(bf16_t* y, Vector even, Vector odd, uint32_t count) {
+  const __m512i low = _mm512_srli_epi32(round_bf16(even), 16);
+  const __m512i x = _mm512_mask_blend_epi16(0xaaaaaaaau, low, round_bf16(odd));
+  _mm512_mask_storeu_epi16(y, pairs_mask(count), x);
 }
 
 /// e^x for x <= 0, relative error below 4 * 2^-24; zero below -87. The derivation is in
@@ -107,9 +136,10 @@ MIMO_RT_INLINE Vector where_negative(Vector sign, Vector a, Vector b) {
 }
 
 /// out[n] = the sum of the lanes of sums[n].
-MIMO_RT_INLINE void store_sums(const Vector (&sums)[4], float* out) {
-#pragma GCC unroll 4
-  for (uint32_t n = 0; n < 4; ++n) out[n] = sum_lanes(sums[n]);
+template <uint32_t N>
+MIMO_RT_INLINE void store_sums(const Vector (&sums)[N], float* out) {
+#pragma GCC unroll 8
+  for (uint32_t n = 0; n < N; ++n) out[n] = sum_lanes(sums[n]);
 }
 
 }  // namespace

@@ -44,6 +44,13 @@ static inline void mimo_rt_mask_storeu_epi16(void* p, simde__mmask16 mask, simde
 }
 #define _mm256_mask_storeu_epi16(p, mask, a) mimo_rt_mask_storeu_epi16(p, mask, a)
 
+static inline void mimo_rt_mask_storeu_epi16_512(void* p, simde__mmask32 mask, simde__m512i a) {
+  const simde__m512i_private value = simde__m512i_to_private(a);
+  for (int i = 0; i < 32; ++i)
+    if (mask >> i & 1) static_cast<int16_t*>(p)[i] = value.i16[i];
+}
+#define _mm512_mask_storeu_epi16(p, mask, a) mimo_rt_mask_storeu_epi16_512(p, mask, a)
+
 static inline simde__m512 mimo_rt_maskz_loadu_ps(simde__mmask16 mask, const void* p) {
   simde__m512_private value;
   for (int i = 0; i < 16; ++i)
