@@ -88,20 +88,20 @@ MIMO_RT_INLINE void add_scaled(const Sums<T>& sums, __m256 scale0, __m256 scale1
   }
 }
 
-/// B blocks side by side, next to each other in memory. Up to three tokens have too few chains of
-/// FMAs in one block. Lines are fetched ahead in the order of their addresses: in the order of
-/// use, two streams, they come at half the bandwidth.
+/// B blocks side by side, next to each other in memory: a lane of one block is a chain of 32 FMAs
+/// of four cycles each, and two units want eight of those. Lines are fetched ahead in the order of
+/// their addresses: in the order of use, two streams, they come at half the bandwidth.
 template <class F, uint32_t T, uint32_t B>
 MIMO_RT_INLINE void direct_blocks(const uint8_t* codes, const float* x, __m256 scale0,
                                   __m256 scale1, float* acc) {
   constexpr uint32_t kBytes = layout::block_bytes(F::kFormat);
   constexpr uint32_t kVectorK = layout::kBlockK / F::kVectors;
   Sums<T> sums[B];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
   for (uint32_t b = 0; b < B; ++b) clear<T>(sums[b]);
 #pragma GCC unroll 4
   for (uint32_t j = 0; j < F::kVectors; ++j) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (uint32_t b = 0; b < B; ++b) {
       prefetch(codes + (j * B + b) * 64);
       const float* first = x + (b * layout::kBlockK + j * kVectorK) * T;
@@ -112,24 +112,24 @@ MIMO_RT_INLINE void direct_blocks(const uint8_t* codes, const float* x, __m256 s
           });
     }
   }
-#pragma GCC unroll 2
+#pragma GCC unroll 4
   for (uint32_t b = 0; b < B; ++b) add_scaled<T>(sums[b], scale0, scale1, acc);
 }
 
 template <class F, uint32_t T>
 MIMO_RT_INLINE void direct_tile(const uint8_t* tile, uint32_t num_blocks, const float* x,
                                 float* acc) {
-  constexpr uint32_t kAtOnce = T <= 3 ? 2 : 1;
-  constexpr uint32_t kBytes = layout::block_bytes(F::kFormat);
   __m256 scale0, scale1;
   F::scales(tile, num_blocks, scale0, scale1);
   uint32_t block = 0;
-  for (; block + kAtOnce <= num_blocks; block += kAtOnce)
-    direct_blocks<F, T, kAtOnce>(tile + block * kBytes, x + block * layout::kBlockK * T, scale0,
-                                 scale1, acc);
-  if (block < num_blocks)
-    direct_blocks<F, T, 1>(tile + block * kBytes, x + block * layout::kBlockK * T, scale0, scale1,
-                           acc);
+  const auto run = [&]<uint32_t B>() __attribute__((always_inline)) {
+    for (; block + B <= num_blocks; block += B)
+      direct_blocks<F, T, B>(tile + block * layout::block_bytes(F::kFormat),
+                             x + block * layout::kBlockK * T, scale0, scale1, acc);
+  };
+  if constexpr (T == 1) run.template operator()<4>();
+  if constexpr (T <= 3) run.template operator()<2>();
+  run.template operator()<1>();
 }
 
 template <class F>
