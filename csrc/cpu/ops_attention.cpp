@@ -68,7 +68,6 @@ void op_attention(const Task& task, Worker& worker) {
   const float* sinks = layer.has_sink ? worker.weights.layer(task.layer_idx).sink_logits : nullptr;
   const uint32_t q_per_kv = layer.q_per_kv(), window = layer.window_tokens;
   AttendArgs args{};
-  args.num_q = q_per_kv;
   args.qk_head_dim = layer.qk_head_dim;
   args.v_head_dim = layer.v_head_dim;
   args.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(layer.qk_head_dim)));
@@ -83,19 +82,19 @@ void op_attention(const Task& task, Worker& worker) {
   AttendRow rows[kMaxAttendRows];
   args.rows = rows;
   for_attention_groups(
-      task, input.num_tokens, layer.num_kv_heads, q_per_kv, first_key_of,
+      task, input.num_tokens, layer.num_q_heads, q_per_kv, first_key_of,
       [&](const AttentionGroup& group) {
-        const uint32_t q_head = group.kv_head * q_per_kv;
         uint32_t end = 0;
         for (uint32_t i = 0; i < group.num_rows; ++i) {
           const uint32_t token = group.rows[i];
-          rows[i] = {plan.bf16_row(task.input, token) + q_head * layer.qk_head_dim,
-                     plan.bf16_row(task.output, token) + q_head * layer.v_head_dim,
+          rows[i] = {plan.bf16_row(task.input, token) + group.q_head * layer.qk_head_dim,
+                     plan.bf16_row(task.output, token) + group.q_head * layer.v_head_dim,
                      end_of(token) - group.begin};
           end = std::max(end, end_of(token));
         }
         args.num_rows = group.num_rows;
-        args.sink_logit = sinks ? sinks + q_head : nullptr;
+        args.num_q = group.num_q;
+        args.sink_logit = sinks ? sinks + group.q_head : nullptr;
         args.num_segments =
             worker.step.cache->segments(task.layer_idx, group.seq, group.kv_head, group.begin, end,
                                         worker.segments.data());

@@ -155,7 +155,7 @@ void ScratchSizes::add_draft(const DraftWeights& draft, const Kernels& kernels) 
 
 void ScratchSizes::add_attention(const Kernels& kernels, uint32_t q_per_kv, uint32_t qk_head_dim,
                                  uint32_t v_head_dim) {
-  const uint32_t num_heads = max_attend_rows(q_per_kv) * q_per_kv;
+  const uint32_t num_heads = std::max(kMaxAttendHeads, q_per_kv);  // of any share of them
   attend_bytes = std::max(
       attend_bytes, 4 * kernels.attend_scratch_floats(num_heads, qk_head_dim, v_head_dim));
 }

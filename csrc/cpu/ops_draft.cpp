@@ -250,7 +250,6 @@ void op_draft_attention(const Task& task, Worker& worker) {
   const uint32_t anchor = input.positions[0];
   const uint32_t v_begin = config.num_kv_heads * config.qk_head_dim;
   AttendArgs args{};
-  args.num_q = q_per_kv;
   args.qk_head_dim = config.qk_head_dim;
   args.v_head_dim = config.v_head_dim;
   args.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(config.qk_head_dim)));
@@ -264,9 +263,9 @@ void op_draft_attention(const Task& task, Worker& worker) {
   AttendRow rows[kMaxAttendRows];
   args.rows = rows;
   for_attention_groups(
-      task, input.num_draft_rows, config.num_kv_heads, q_per_kv, first_key_of,
+      task, input.num_draft_rows, config.num_q_heads, q_per_kv, first_key_of,
       [&](const AttentionGroup& group) {
-        const uint32_t kv_head = group.kv_head, q_head = kv_head * q_per_kv;
+        const uint32_t kv_head = group.kv_head, q_head = group.q_head;
         args.num_segments =
             worker.step.cache->segments(worker.config.num_layers + task.layer_idx, group.seq,
                                         kv_head, group.begin, anchor, worker.segments.data());
@@ -282,6 +281,7 @@ void op_draft_attention(const Task& task, Worker& worker) {
                      anchor - group.begin + input.num_draft_rows};
         }
         args.num_rows = group.num_rows;
+        args.num_q = group.num_q;
         args.sink_logit = sinks ? sinks + q_head : nullptr;
         worker.kernels.attend(args);
       });

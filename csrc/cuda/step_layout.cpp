@@ -45,6 +45,11 @@ void check_device_plan(const Plan& plan) {
       const auto where = [&] { return concat("worker ", w, ", ", task_kind_name(task.kind)); };
       MIMO_RT_CHECK(!(task.flags & kFusedNorm), unsupported_shape, kWhere, where(),
                     ": expected norms of their own (PlanOptions::FuseNorm::no), got a fused one");
+      MIMO_RT_CHECK(task.kind != TaskKind::attention ||
+                        task.tile_end == plan.shape().layers[task.layer_idx].num_kv_heads,
+                    unsupported_shape, kWhere, where(),
+                    ": expected kv heads as tiles (PlanOptions::whole_kv_heads), got ",
+                    task.tile_end, " shares");
       MIMO_RT_CHECK(trip_count(task.kind) != TripCount::once || task.tile_stride == 1,
                     unsupported_shape, kWhere, where(), ": expected neighbouring tiles, got stride ",
                     task.tile_stride);

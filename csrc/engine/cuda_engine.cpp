@@ -41,6 +41,7 @@ std::shared_ptr<Engine> open_cuda_engine(const Checkpoint& checkpoint, const Mod
   PlanOptions plan;
   plan.num_workers = options.num_threads ? options.num_threads : device->num_multiprocessors();
   plan.fuse_norm = PlanOptions::FuseNorm::no;
+  plan.whole_kv_heads = true;
   plan.is_round = true;  // many tokens per launch, also without a draft
   auto impl = Engine::Impl::prepare(config, nullptr, options, plan);
   if (!draft_dir.empty())

@@ -3,12 +3,12 @@
 #include "core/checks.h"
 #include "plan/buffers.h"
 #include "plan/kinds.h"
+#include "plan/task_shares.h"
 #include "weights/packed.h"
 
 #include <algorithm>
 #include <array>
 #include <map>
-#include <numeric>
 
 namespace mimo_rt {
 namespace {
@@ -37,21 +37,6 @@ std::vector<Cols> tile_cols(const Task& task, uint32_t width) {
   }
   coalesce(cols);
   return cols;
-}
-
-/// Calls visit(share, row_first, row_stride) for every t % tile_end that tiles tile_first, tile_first + tile_stride, …
-/// hit. Stepping by tile_stride, shares repeat after tile_end / gcd steps, and each repetition moves the same number of
-/// rows on.
-template <typename Visit>
-void for_each_share(const Task& task, uint32_t num_rows, const Visit& visit) {
-  const uint64_t period = task.tile_end / std::gcd(task.tile_stride, task.tile_end);
-  const uint64_t row_stride = period * task.tile_stride / task.tile_end;
-  for (uint64_t i = 0; i < period; ++i) {
-    const uint64_t tile = task.tile_first + i * task.tile_stride;
-    if (tile >= uint64_t{task.tile_end} * num_rows) break;
-    visit(static_cast<uint32_t>(tile % task.tile_end), static_cast<uint32_t>(tile / task.tile_end),
-          static_cast<uint32_t>(std::min<uint64_t>(row_stride, num_rows)));
-  }
 }
 
 /// What the rows count that a kind takes normalised.
@@ -305,15 +290,15 @@ void AccessModel::append_attention(const Task& task, Sink& sink) const {
   const PlanShape::Layer& layer = plan_.shape().layers[task.layer_idx];
   const uint32_t q_per_kv = layer.num_q_heads / layer.num_kv_heads;
   const uint32_t dk = layer.qk_head_dim, dv = layer.v_head_dim, v_base = layer.num_kv_heads * dk;
-  for_each_share(task, plan_.options().max_tokens, [&](uint32_t head, uint32_t first, uint32_t stride) {
-    const uint32_t q_begin = head * q_per_kv * dk, out_begin = head * q_per_kv * dv;
-    sink.out.push_back(
-        {task.input, RowDomain::token, AccessMode::read, first, stride, q_begin, q_begin + q_per_kv * dk});
+  for_each_share(task, plan_.options().max_tokens, [&](uint32_t share, uint32_t first, uint32_t stride) {
+    const uint32_t begin = share_begin(share, task.tile_end, layer.num_q_heads);
+    const uint32_t end = share_begin(share + 1, task.tile_end, layer.num_q_heads);
+    const uint32_t kv_begin = begin / q_per_kv, kv_end = (end - 1) / q_per_kv + 1;
+    sink.out.push_back({task.input, RowDomain::token, AccessMode::read, first, stride, begin * dk, end * dk});
     // Any row of this step may belong to the same sequence and be visible.
-    sink.all_rows(AccessMode::read, task.input2, Cols{head * dk, (head + 1) * dk});
-    sink.all_rows(AccessMode::read, task.input2, Cols{v_base + head * dv, v_base + (head + 1) * dv});
-    sink.out.push_back(
-        {task.output, RowDomain::token, AccessMode::write, first, stride, out_begin, out_begin + q_per_kv * dv});
+    sink.all_rows(AccessMode::read, task.input2, Cols{kv_begin * dk, kv_end * dk});
+    sink.all_rows(AccessMode::read, task.input2, Cols{v_base + kv_begin * dv, v_base + kv_end * dv});
+    sink.out.push_back({task.output, RowDomain::token, AccessMode::write, first, stride, begin * dv, end * dv});
   });
 }
 

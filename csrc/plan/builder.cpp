@@ -294,7 +294,11 @@ void PlanBuilder::add_layer(uint32_t index) {
   add_norm(layer_idx, false);
   add_phase(TaskKind::qkv_proj, layer_idx, contiguous(num_tiles(shape, TaskKind::qkv_proj, layer_idx)),
             costs_.layer_matrix(index, "self_attn.q_proj", config_.hidden_size));
-  add_phase(TaskKind::attention, layer_idx, strided(layer.num_kv_heads, tokens, tokens), costs_.attention_tile(layer));
+  // As many shares of a token as workers: each has the same heads of all tokens, and reads their keys once.
+  const uint32_t shares = plan_.options_.whole_kv_heads
+                              ? layer.num_kv_heads
+                              : std::min(plan_.options_.num_workers, layer.num_q_heads);
+  add_phase(TaskKind::attention, layer_idx, strided(shares, tokens, tokens), costs_.attention_tile(layer, shares));
   add_phase(TaskKind::o_proj, layer_idx, contiguous(num_tiles(shape, TaskKind::o_proj, layer_idx)),
             costs_.layer_matrix(index, "self_attn.o_proj", layer.num_q_heads * layer.v_head_dim));
   add_norm(layer_idx, true);

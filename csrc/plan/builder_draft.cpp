@@ -125,7 +125,7 @@ void PlanBuilder::add_draft_layer(uint16_t layer_idx) {
   heads.qk_head_dim = draft_->qk_head_dim, heads.v_head_dim = draft_->v_head_dim;
   heads.window_tokens = draft_->window_tokens[layer_idx];
   add_phase(TaskKind::draft_attention, layer_idx, strided(draft_->num_kv_heads, block, block),
-            costs_.attention_tile(heads));
+            costs_.attention_tile(heads, draft_->num_kv_heads));
   add_draft_matrix(TaskKind::draft_o_proj, layer_idx, draft_->num_q_heads * draft_->v_head_dim, kTileRows, block);
   add_draft_norm(layer_idx, true);
   add_draft_matrix(TaskKind::draft_gate_up_proj, layer_idx, hidden, 2 * kTileRows, block);  // 16 gate, 16 up

@@ -40,10 +40,11 @@ TileCost CostModel::layer_matrix(uint32_t layer_idx, const char* module, uint32_
   return matrix_tile(packed_format(format), k, options_.max_tokens);
 }
 
-TileCost CostModel::attention_tile(const LayerConfig& layer) const {
+TileCost CostModel::attention_tile(const LayerConfig& layer, uint32_t num_shares) const {
   const double keys = layer.window_tokens ? std::min<double>(layer.window_tokens, kVisibleKeys) : kVisibleKeys;
   const double width = layer.qk_head_dim + layer.v_head_dim;
-  return {2.0 * keys * width, keys * width * layer.q_per_kv()};
+  const double kv_heads = std::max(1.0, static_cast<double>(layer.num_kv_heads) / num_shares);
+  return {2.0 * keys * width * kv_heads, keys * width * layer.num_q_heads / num_shares};
 }
 
 TileCost CostModel::expert_gate_up_pair() const {

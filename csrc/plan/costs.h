@@ -24,7 +24,7 @@ class CostModel {
 
   TileCost matrix_tile(PackedFormat format, uint32_t k, uint32_t num_tokens) const;  ///< one row group
   TileCost layer_matrix(uint32_t layer_idx, const char* module, uint32_t k) const;   ///< all tokens see it
-  TileCost attention_tile(const LayerConfig& layer) const;
+  TileCost attention_tile(const LayerConfig& layer, uint32_t num_shares) const;  ///< a share of a token's heads
   TileCost expert_gate_up_pair() const;  ///< one pair of row groups of an active expert
   TileCost expert_down_tile() const;     ///< one row group of all active experts
   double expected_active_experts() const { return active_experts_; }

@@ -202,7 +202,7 @@ uint32_t num_tiles(const PlanShape& shape, TaskKind kind, uint16_t layer_idx) {
   const PlanShape::Draft& draft = shape.draft;
   switch (kind) {
     case TaskKind::qkv_proj: return num_qkv_tiles(shape.layers[layer_idx]);
-    case TaskKind::attention: return shape.layers[layer_idx].num_kv_heads;
+    case TaskKind::attention: return shape.layers[layer_idx].num_q_heads;
     case TaskKind::o_proj:
     case TaskKind::expert_down:
     case TaskKind::down_proj:

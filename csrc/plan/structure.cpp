@@ -147,7 +147,9 @@ bool tiles_fit(const Plan& plan, const Task& task) {
   const uint64_t first = task.tile_first, end = task.tile_end;
   switch (trip_count(task.kind)) {
     case TripCount::once: return end <= tiles && first < end;
-    case TripCount::per_token: return end == tiles && first < end * plan.options().max_tokens;
+    case TripCount::per_token:
+      return (task.kind == TaskKind::attention ? end <= tiles : end == tiles) &&
+             first < end * plan.options().max_tokens;
     case TripCount::per_active_expert:
       return end <= tiles && first < end * max_active_experts(plan.shape(), plan.options().max_tokens);
     case TripCount::per_context_row: return end == tiles && first < end * plan.options().max_context_rows;

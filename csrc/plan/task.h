@@ -17,7 +17,7 @@ namespace mimo_rt {
 //   embed           per_token  x[t] = E[token_ids[t]]                                   tile: one token
 //   rms_norm        per_token  h[t] = rms_norm(x[t]); norm: see kMlpNorm, kNoLayer      tile: one token
 //   qkv_proj        once       q, KV cache <- W_qkv h (RoPE, value scale)               tile: 16 packed rows
-//   attention       per_token  attn[t, heads of g] = softmax(q k) v                     tile: t * num_kv_heads + kv head g
+//   attention       per_token  attn[t, heads of c] = softmax(q k) v                     tile: share c of a token, see below
 //   o_proj          once       x += W_o attn                                            tile: 16 rows
 //   router          once       router_logits = W_r h                                    tile: 16 rows
 //   select_experts  once       route <- sigmoid, bias, top-k, ascending active list     tile: the whole step
@@ -51,6 +51,9 @@ namespace mimo_rt {
 //   accept              once           tokens out, the next round's block[0] and rows <- logits, block, draft_logits
 //
 // Tile t of context_kv is one kv head's keys or values in one draft layer: t = (layer * 2 + is_v) * num_kv_heads + head.
+//
+// Tile t of attention is share c = t % tile_end of token t / tile_end: of its H q heads
+// [share_begin(c, tile_end, H), share_begin(c + 1, tile_end, H)). With PlanOptions::whole_kv_heads these are a kv head's.
 //
 // Tile t of expert_gate_up is active expert t / tile_end and share c = t % tile_end of its P = ceil(width / 16) pairs of
 // row groups (16 gate rows, 16 up rows, 16 columns of act): [share_begin(c, tile_end, P), share_begin(c + 1, tile_end, P)).

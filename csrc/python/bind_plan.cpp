@@ -16,6 +16,7 @@ void bind_plan(py::module_& m) {
       .def_readwrite("max_tokens", &PlanOptions::max_tokens)
       .def_readwrite("max_logit_rows", &PlanOptions::max_logit_rows)
       .def_readwrite("fuse_norm", &PlanOptions::fuse_norm)
+      .def_readwrite("whole_kv_heads", &PlanOptions::whole_kv_heads)
       .def_readwrite("is_round", &PlanOptions::is_round)
       .def_readwrite("max_context_rows", &PlanOptions::max_context_rows)
       .def_readwrite("bytes_per_ns", &PlanOptions::bytes_per_ns);

@@ -49,9 +49,10 @@ void Ops::attention(const Task& task, const Step& step) {
   const LayerConfig& layer = config_.layers[task.layer_idx];
   const uint32_t num_tiles = task.tile_end * step.input->num_tokens;
   for (uint32_t t = task.tile_first; t < num_tiles; t += task.tile_stride) {
-    const uint32_t token = t / layer.num_kv_heads, kv_head = t % layer.num_kv_heads;
-    for (uint32_t i = 0; i < layer.q_per_kv(); ++i)
-      attend(task, step, token, kv_head * layer.q_per_kv() + i);
+    const uint32_t token = t / task.tile_end, share = t % task.tile_end;
+    const uint32_t end = share_begin(share + 1, task.tile_end, layer.num_q_heads);
+    for (uint32_t head = share_begin(share, task.tile_end, layer.num_q_heads); head < end; ++head)
+      attend(task, step, token, head);
   }
 }
 

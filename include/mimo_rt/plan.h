@@ -25,6 +25,9 @@ struct PlanOptions {
   /// 1 without a draft.
   bool is_round = false;
   uint32_t max_context_rows = 0;  ///< rows of draft context per step; 1..4096 with a draft, else 0
+  /// Attention is shared out by kv heads with all their q heads, as the CUDA kernels want it; else by q heads, so that
+  /// more workers than there are kv heads have work.
+  bool whole_kv_heads = false;
   double bytes_per_ns = 10.0;   ///< weight bytes per ns and worker that the cost estimates assume
 };
 

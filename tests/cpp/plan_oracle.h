@@ -406,15 +406,23 @@ class Machine {
 
   void run_attention(const Task& task, uint32_t tile, uint64_t op) {
     const PlanShape::Layer& l = shape_.layers[task.layer_idx];
-    const uint32_t t = tile / l.num_kv_heads, g = tile % l.num_kv_heads, heads = l.num_q_heads / l.num_kv_heads;
+    const uint32_t t = tile / task.tile_end, share = tile % task.tile_end;
     if (t >= num_tokens_) throw Violation("no such token");
+    const uint32_t end = share_begin(share + 1, task.tile_end, l.num_q_heads);
+    for (uint32_t head = share_begin(share, task.tile_end, l.num_q_heads); head < end; ++head)
+      attend(task, t, head, op);
+  }
+
+  void attend(const Task& task, uint32_t t, uint32_t head, uint64_t op) {
+    const PlanShape::Layer& l = shape_.layers[task.layer_idx];
+    const uint32_t g = head / (l.num_q_heads / l.num_kv_heads);
     const uint32_t dk = l.qk_head_dim, dv = l.v_head_dim, v_base = l.num_kv_heads * dk;
-    uint64_t hash = mix(op, row(task.input, t, g * heads * dk, (g + 1) * heads * dk));
+    uint64_t hash = mix(op, row(task.input, t, head * dk, (head + 1) * dk));
     for (uint32_t e = 0; e <= epoch_; ++e)
       for (uint32_t k = 0; k < (e == epoch_ ? t + 1 : scenario_.num_tokens[e]); ++k)
         hash = mix(hash, row_of(task.input2, k, g * dk, (g + 1) * dk, e),
                    row_of(task.input2, k, v_base + g * dv, v_base + (g + 1) * dv, e));
-    for (uint32_t c = g * heads * dv; c < (g + 1) * heads * dv; ++c) put(task.output, t, c, mix(hash, c));
+    for (uint32_t c = head * dv; c < (head + 1) * dv; ++c) put(task.output, t, c, mix(hash, c));
   }
 
   void run_expert_gate_up(const Task& task, uint32_t tile, uint64_t op) {

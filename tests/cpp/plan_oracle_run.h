@@ -65,7 +65,7 @@ inline std::vector<Task> model_program(const Plan& plan, bool fused) {
     const uint16_t features = is_captured ? uint16_t{kFeatures} : none, capture = is_captured ? kCapture : 0;
     norm(l, 0);
     op(TaskKind::qkv_proj, l, static_cast<uint32_t>(qkv_tiles(config).size()), {rows, none, kQ, kv}, flag);
-    op(TaskKind::attention, l, layer.num_kv_heads, {kQ, kv, kAttn, none});
+    op(TaskKind::attention, l, layer.num_q_heads, {kQ, kv, kAttn, none});
     op(TaskKind::o_proj, l, hidden, {kAttn, none, kX, none});
     norm(l, kMlpNorm);
     if (layer.is_moe) {

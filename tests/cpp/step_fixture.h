@@ -75,6 +75,13 @@ inline PlanOptions plan_options(uint32_t num_workers, uint32_t max_tokens, uint3
   return options;
 }
 
+/// Of a plan as the CUDA engine makes it.
+inline PlanOptions device_plan_options(uint32_t num_workers, uint32_t max_tokens, uint32_t max_logit_rows) {
+  PlanOptions options = plan_options(num_workers, max_tokens, max_logit_rows, PlanOptions::FuseNorm::no);
+  options.whole_kv_heads = true;
+  return options;
+}
+
 /// The arrays of a step over rows [begin, end) of one sequence, all of whose logits are wanted.
 struct StepRows {
   std::vector<uint32_t> seq_idx, positions, logit_rows;

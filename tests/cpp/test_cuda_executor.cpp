@@ -107,7 +107,7 @@ TEST_CASE("options that the GPU cannot serve are refused before anything is load
   CHECK_EQ(engine->notes().size(), 1u);
   CHECK(engine->notes()[0].find("the draft of this model is not used") == 0);
   CHECK(open_engine()->notes().empty());
-  const Plan plan = Plan::build(model().config, plan_options(3, 4, 4, PlanOptions::FuseNorm::no));
+  const Plan plan = Plan::build(model().config, device_plan_options(3, 4, 4));
   device->num_sms = 2;
   CHECK_THROWS(invalid_argument, "num_workers: expected at most 2",
                cuda::make_cuda_executor(device, model().pack(), model().config, {&plan}, {}));

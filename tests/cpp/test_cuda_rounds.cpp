@@ -27,7 +27,7 @@ const DeviceModel& model() {
 }
 
 Plan make_plan(bool is_round) {
-  PlanOptions options = plan_options(2, is_round ? 1 : 4, is_round ? 1 : 4, PlanOptions::FuseNorm::no);
+  PlanOptions options = device_plan_options(2, is_round ? 1 : 4, is_round ? 1 : 4);
   options.is_round = is_round;
   return Plan::build(model().config, options);
 }

@@ -129,7 +129,7 @@ TEST_CASE("logits are bit-equal for every step size; a greedy step brings none")
   CHECK(bit_equal(alone, together));
   CHECK_THROWS(invalid_argument, "step_tokens: expected 0..8, got 9", session.logits(tokens, together, 9));
 
-  StepRunner one(model(), Plan::build(model().config, plan_options(2, 8, 8, PlanOptions::FuseNorm::no)));
+  StepRunner one(model(), Plan::build(model().config, device_plan_options(2, 8, 8)));
   const SamplingParams params{.temperature = 0.0f};
   const SampleRequest request{.params = &params, .position = 3, .scratch = &one};
   StepRows rows(tokens, 0, 0, 3);
@@ -182,7 +182,7 @@ TEST_CASE("another thread cancels a generation while a launch of rounds runs") {
 }
 
 TEST_CASE("a hang is a timeout with a report; that executor stops, the GPU goes on") {
-  PlanMutator broken(Plan::build(model().config, plan_options(2, 4, 4, PlanOptions::FuseNorm::no)));
+  PlanMutator broken(Plan::build(model().config, device_plan_options(2, 4, 4)));
   for (auto& list : broken.lists)
     for (Task& task : list)
       if (task.kind == TaskKind::o_proj && task.layer_idx == 2) task.signal_counter = kNoCounter;

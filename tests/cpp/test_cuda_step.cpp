@@ -17,8 +17,7 @@ const DeviceModel& model() {
 }
 
 Plan make_plan(uint32_t num_workers, uint32_t max_tokens) {
-  return Plan::build(model().config, plan_options(num_workers, max_tokens, max_tokens,
-                                                  PlanOptions::FuseNorm::no));
+  return Plan::build(model().config, device_plan_options(num_workers, max_tokens, max_tokens));
 }
 
 /// Logits [tokens, vocab] of a sequence that is fed in chunks of the plan's size.
@@ -256,7 +255,7 @@ TEST_CASE("plans that the kernel does not run are refused") {
   refused("expected norms of their own", Plan::build(m.config, plan_options(2, 4, 4)));
   refused("max_tokens: expected at most 8, got 9", make_plan(2, 9));
   const DraftConfig draft = test_configs::make_draft(m.config, {4, 2, 32, 16, 8}, 2, 4, 16, {0, 3});
-  PlanOptions options = plan_options(2, 4, 4, PlanOptions::FuseNorm::no);
+  PlanOptions options = device_plan_options(2, 4, 4);
   options.max_context_rows = 4;
   refused("got a step with a draft", Plan::build(m.config, options, &draft));
   options.is_round = true;

@@ -269,18 +269,24 @@ TEST_CASE("packed qkv rows hold every element of every head once, RoPE pairs sid
   }
 }
 
-TEST_CASE("accesses of a strided task are the union of its tiles") {
-  const ModelConfig config = test_configs::tiny();
-  const Plan plan = Plan::build(config, make_options(5, 7, FuseNorm::no));
+/// Of five workers and seven tokens; the tiny model has four q heads and two kv heads.
+static void check_attention_accesses(bool whole_kv_heads) {
+  PlanOptions options = make_options(5, 7, FuseNorm::no);
+  options.whole_kv_heads = whole_kv_heads;
+  const Plan plan = Plan::build(test_configs::tiny(), options);
   uint32_t num_compared = 0;
   for (uint32_t w = 0; w < 5; ++w)
     for (const Task& task : plan.tasks(w)) {
       if (task.kind != TaskKind::attention) continue;
       std::set<std::pair<uint32_t, uint32_t>> expected, listed;
       const PlanShape::Layer& layer = plan.shape().layers[task.layer_idx];
-      const uint32_t cols = layer.num_q_heads / layer.num_kv_heads * layer.v_head_dim;
-      for (uint32_t t = task.tile_first; t < layer.num_kv_heads * 7; t += task.tile_stride)
-        for (uint32_t c = 0; c < cols; ++c) expected.insert({t / layer.num_kv_heads, t % layer.num_kv_heads * cols + c});
+      CHECK_EQ(task.tile_end, whole_kv_heads ? layer.num_kv_heads : layer.num_q_heads);
+      for (uint32_t t = task.tile_first; t < task.tile_end * 7; t += task.tile_stride) {
+        const uint32_t begin = share_begin(t % task.tile_end, task.tile_end, layer.num_q_heads);
+        const uint32_t end = share_begin(t % task.tile_end + 1, task.tile_end, layer.num_q_heads);
+        for (uint32_t c = begin * layer.v_head_dim; c < end * layer.v_head_dim; ++c)
+          expected.insert({t / task.tile_end, c});
+      }
       for (const Access& access : task_accesses(plan, task))
         if (access.buffer == kAttn && access.mode == AccessMode::write)
           for (uint32_t r = access.row_first; r < 7; r += access.row_stride)
@@ -289,6 +295,10 @@ TEST_CASE("accesses of a strided task are the union of its tiles") {
       ++num_compared;
     }
   CHECK_EQ(num_compared, 15u);
+}
+
+TEST_CASE("accesses of a strided task are the union of its tiles") {
+  for (const bool whole_kv_heads : {false, true}) check_attention_accesses(whole_kv_heads);
 }
 
 TEST_CASE("every task kind has a place, buffers, tiles and accesses") {
