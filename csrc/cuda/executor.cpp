@@ -66,6 +66,14 @@ void CudaExecutor::refuse_after_failure() const {
     fail(failure_->code(), kWhere, "this executor has stopped for good: ", without_place(failure_->what()));
 }
 
+/// A launch that was refused before it began leaves nothing behind but copies on their way.
+void CudaExecutor::note_failure(const Error& error) {
+  const bool was_refused =
+      error.code() == ErrorCode::unavailable || error.code() == ErrorCode::invalid_argument;
+  failure_ = error;
+  if (was_refused && model_->device->wait(kStepTimeoutNs)) failure_.reset();
+}
+
 uint64_t CudaExecutor::deadline_ns() const {
   return std::min(uint64_t{timeout_ms_} * 1'000'000, kMaxDeadlineNs);
 }
@@ -82,7 +90,7 @@ void CudaExecutor::run(const Plan& plan, KvCache& cache, const StepInput& input,
   try {
     run_on_device(block, input);
   } catch (const Error& error) {
-    failure_ = error;
+    note_failure(error);
     throw;
   }
   ++block.epoch;

@@ -37,6 +37,7 @@ class CudaExecutor final : public Executor {
   size_t index_of(const Plan& plan) const;
   DeviceCache& device_cache(KvCache& cache) const;
   void refuse_after_failure() const;
+  void note_failure(const Error& error);
   void reserve_results(const StepBlock& block);
   PersistentParams launch_params(const StepBlock& block);
   void run_on_device(StepBlock& block, const StepInput& input);

@@ -62,7 +62,7 @@ void CudaExecutor::run_rounds(const Plan& plan, KvCache& cache, RoundState& roun
     try {
       launch_rounds(block, rounds, [&] { poll(); });
     } catch (const Error& error) {
-      failure_ = error;
+      note_failure(error);
       poll.rethrow();
       throw;
     }

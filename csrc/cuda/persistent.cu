@@ -5,36 +5,34 @@
 #include "cuda/launch.cuh"
 
 namespace mimo_rt::cuda {
-namespace {
 
-/// Blocks wait for each other: one that is not resident would never be signalled.
-void check_residency(uint32_t num_blocks, const KernelCall& call) {
+PersistentKernel::PersistentKernel() {
+  const KernelCall call{"cuda.persistent", "what the device can hold"};
+  check_device(call);
   MIMO_RT_CHECK(device_attribute(cudaDevAttrCooperativeLaunch, call) != 0, unavailable, call.where,
                 "device: expected one with cooperative launches, got none");
+  MIMO_RT_CUDA_CALL(
+      cudaFuncSetAttribute(persistent_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                           static_cast<int>(sizeof(PersistentShared))),
+      call);
   int blocks_per_sm = 0;
   MIMO_RT_CUDA_CALL(
       cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks_per_sm, persistent_kernel,
                                                     kPersistentThreads, sizeof(PersistentShared)),
       call);
-  const int num_sms = device_attribute(cudaDevAttrMultiProcessorCount, call);
-  const auto room = static_cast<uint32_t>(blocks_per_sm * num_sms);
-  MIMO_RT_CHECK(num_blocks <= room, unavailable, call.where, "num_blocks: expected at most ", room,
-                ", which ", num_sms, " multiprocessors hold at the same time, got ", num_blocks,
-                ". Make a plan with fewer workers, or free the device of other limits (MIG, MPS).");
+  num_sms_ = static_cast<uint32_t>(device_attribute(cudaDevAttrMultiProcessorCount, call));
+  max_blocks_ = static_cast<uint32_t>(blocks_per_sm) * num_sms_;
 }
 
-}  // namespace
-
-void launch_persistent(const PersistentParams& params, const LaunchOptions& options) {
+void PersistentKernel::launch(const PersistentParams& params, const LaunchOptions& options) const {
   check_persistent(params, options.num_blocks);
   const KernelCall call{"cuda.persistent", concat("num_blocks ", options.num_blocks,
                                                   ", num_epochs ", params.num_epochs)};
-  check_device(call);
-  MIMO_RT_CUDA_CALL(
-      cudaFuncSetAttribute(persistent_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                           static_cast<int>(sizeof(PersistentShared))),
-      call);
-  check_residency(options.num_blocks, call);
+  // Blocks wait for each other: one that is not resident would never be signalled.
+  MIMO_RT_CHECK(options.num_blocks <= max_blocks_, unavailable, call.where,
+                "num_blocks: expected at most ", max_blocks_, ", which ", num_sms_,
+                " multiprocessors hold at the same time, got ", options.num_blocks,
+                ". Make a plan with fewer workers, or free the device of other limits (MIG, MPS).");
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeCooperative;
   attribute.val.cooperative = 1;

@@ -14,12 +14,22 @@ inline constexpr uint64_t kMaxDeadlineNs = 3'000'000'000;
 /// @throws Error{invalid_argument} that names the field
 void check_persistent(const PersistentParams& params, uint32_t num_blocks);
 
-/// Checks, also that all blocks are resident at the same time (they wait for each other), then
-/// launches cooperatively on the current device and returns at once. `options.num_blocks` is the
-/// number of workers in the lists: never 0.
-/// @throws as the check; Error{unavailable} for a device that the kernel was not built for, a
-///         driver that is too old, or fewer multiprocessors than blocks; Error{device_lost} when
-///         CUDA refuses
-void launch_persistent(const PersistentParams& params, const LaunchOptions& options);
+/// The kernel on one device, asked once what it can hold.
+class PersistentKernel {
+ public:
+  /// On the current device. @throws Error{unavailable} for one that the kernel was not built for, or
+  /// a driver that is too old
+  PersistentKernel();
+
+  /// Checks, also that all blocks are resident at the same time (they wait for each other), then
+  /// launches cooperatively on the same device, which is current, and returns at once.
+  /// `options.num_blocks` is the number of workers in the lists: never 0.
+  /// @throws as the check; Error{unavailable} for fewer multiprocessors than blocks: nothing was
+  ///         launched; Error{device_lost} when CUDA refuses
+  void launch(const PersistentParams& params, const LaunchOptions& options) const;
+
+ private:
+  uint32_t num_sms_ = 0, max_blocks_ = 0;  ///< resident at the same time
+};
 
 }  // namespace mimo_rt::cuda

@@ -29,7 +29,7 @@ class Stream {
 
 class CudaStepDevice : public CudaMemory<StepDevice> {
  public:
-  /// The current device stays current until the streams are made.
+  /// The current device stays current until all members are made.
   CudaStepDevice() : CudaMemory("Engine"), steps_(kernel_call()), copies_(kernel_call()) {}
 
   void upload(void* to, const void* from, uint64_t num_bytes) override {
@@ -76,7 +76,7 @@ class CudaStepDevice : public CudaMemory<StepDevice> {
   }
   void launch(const PersistentParams& params, uint32_t num_blocks) override {
     const CurrentDevice current(device());
-    launch_persistent(params, {.stream = steps_, .num_blocks = num_blocks});
+    kernel_.launch(params, {.stream = steps_, .num_blocks = num_blocks});
   }
   void receive(void* pinned, const void* from, uint64_t num_bytes) override {
     copy_async(pinned, from, num_bytes, cudaMemcpyDeviceToHost);
@@ -108,6 +108,7 @@ class CudaStepDevice : public CudaMemory<StepDevice> {
   }
 
   const Stream steps_, copies_;
+  const PersistentKernel kernel_;
 };
 
 }  // namespace

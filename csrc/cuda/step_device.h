@@ -24,7 +24,7 @@ class StepDevice : public DeviceMemory {
   virtual void release_pinned(void* memory) noexcept = 0;
 
   virtual void send(void* to, const void* pinned, uint64_t num_bytes) = 0;
-  /// @throws as launch_persistent
+  /// @throws as PersistentKernel::launch
   virtual void launch(const PersistentParams& params, uint32_t num_blocks) = 0;
   virtual void receive(void* pinned, const void* from, uint64_t num_bytes) = 0;
   /// False: not over after `timeout_ns`. @throws Error{device_lost}

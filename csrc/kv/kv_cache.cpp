@@ -86,6 +86,7 @@ struct KvCache::Impl {
   uint8_t* data = nullptr;
   uint64_t bytes = 0;
   std::shared_ptr<KvStore> store;
+  uint64_t store_bytes = 0;  // of the last one
 
   ~Impl() {
     if (data) munmap(data, bytes);
@@ -214,6 +215,7 @@ void KvCache::release_memory() noexcept {
   if (std::any_of(reserved.begin(), reserved.end(), [](uint32_t count) { return count > 0; }))
     return;
   madvise(impl_->data, impl_->bytes, MADV_DONTNEED);
+  if (impl_->store) impl_->store_bytes = impl_->store->bytes();
   impl_->store.reset();
 }
 
@@ -277,7 +279,10 @@ uint32_t KvCache::reserved_tokens(uint32_t seq_idx) const {
   return impl_->reserved_tokens[seq_idx];
 }
 uint32_t KvCache::ring_rows(uint32_t layer_idx) const { return impl_->layers[layer_idx].ring_rows; }
-uint64_t KvCache::bytes() const { return impl_->store ? impl_->store->bytes() : impl_->bytes; }
+uint64_t KvCache::bytes() const {
+  const uint64_t store_bytes = impl_->store ? impl_->store->bytes() : impl_->store_bytes;
+  return store_bytes ? store_bytes : impl_->bytes;
+}
 std::shared_ptr<KvStore>& KvCache::store() { return impl_->store; }
 
 }  // namespace mimo_rt

@@ -73,7 +73,7 @@ class KvCache {
   uint32_t num_layers() const;
   uint32_t reserved_tokens(uint32_t seq_idx) const;  ///< positions [0, this) may be written
   uint32_t ring_rows(uint32_t layer_idx) const;  ///< 0 for full layers
-  uint64_t bytes() const;  ///< of the rows, or of the store
+  uint64_t bytes() const;  ///< of the rows, or of the store, also while that is released
 
   /// Made by the executor that first sees the cache; goes with it, and when its memory is released.
   std::shared_ptr<KvStore>& store();

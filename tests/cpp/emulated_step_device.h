@@ -45,6 +45,7 @@ class EmulatedStepDevice : public HostDeviceMemory<cuda::StepDevice> {
   }
   void launch(const cuda::PersistentParams& params, uint32_t num_blocks) override {
     cuda::check_persistent(params, num_blocks);
+    if (!refusal.empty()) fail(ErrorCode::unavailable, "emulated", refusal);
     ++num_launches;
     num_epochs_launched += params.num_epochs;
     queue_.push_back([this, params, num_blocks] { begin(params, num_blocks); });
@@ -79,6 +80,7 @@ class EmulatedStepDevice : public HostDeviceMemory<cuda::StepDevice> {
   uint64_t num_launches = 0, num_epochs_launched = 0, num_bytes_received = 0;
   bool is_stuck = false;  ///< no step ends any more
   std::string loss;       ///< steps fail with this
+  std::string refusal;    ///< launches are refused with this
   std::string error;  ///< of the emulation
 
  private:

@@ -62,8 +62,9 @@ TEST_CASE("memory: what is missing and what to lower; all of it comes back") {
     const uint64_t left = device->free_bytes_left;
     CHECK(left < all - weight_bytes - session.kv_bytes());
     const Tokens tokens = session.generate(random_tokens(model().config, 3, 1), greedy(2)).token_ids;
-    const uint64_t after_step = device->free_bytes_left;
+    const uint64_t after_step = device->free_bytes_left, kv_bytes = session.kv_bytes();
     session.reset();
+    CHECK_EQ(session.kv_bytes(), kv_bytes);
     CHECK_EQ(device->free_bytes_left - after_step, all - weight_bytes - left);
     CHECK(session.generate(random_tokens(model().config, 3, 1), greedy(2)).token_ids == tokens);
   }
@@ -83,6 +84,19 @@ TEST_CASE("a step that does not come back, or that the device loses, stops the e
   lost->loss = "an illegal address";
   CHECK_THROWS(device_lost, "an illegal address", session.generate(tokens, greedy(2)));
   CHECK_THROWS(device_lost, "stopped for good: an illegal address", session.generate(tokens, greedy(2)));
+}
+
+TEST_CASE("a launch that was refused leaves the executor usable") {
+  const auto device = open_test_device();
+  const Tokens tokens = random_tokens(model().config, 4, 2);
+  Session session(open_engine(device), kSmall);
+  const Tokens whole = session.generate(tokens, greedy(4)).token_ids;
+  device->refusal = "too few multiprocessors";
+  CHECK_THROWS(unavailable, "too few multiprocessors", session.generate(tokens, greedy(4)));
+  std::vector<float> logits;
+  CHECK_THROWS(unavailable, "too few multiprocessors", session.logits(tokens, logits));
+  device->refusal.clear();
+  CHECK(session.generate(tokens, greedy(4)).token_ids == whole);
 }
 
 TEST_CASE("options that the GPU cannot serve are refused before anything is loaded") {

@@ -16,13 +16,13 @@ PARALLEL_TESTS = {
                     "an exception of the caller's ends the rounds and leaves them resumable",
                     "a signal lost in a round is a timeout with a report, and the process goes on"],
 }
-EMULATED = ["test_emulation", "test_cuda_edges", "test_cuda_attention", "test_cuda_expert_gemm", "test_cuda_experts",
-            "test_cuda_projection_stores", "test_cuda_router", "test_cuda_sampling"]
+EMULATED = ["test_emulation", "test_cuda_accept", "test_cuda_edges", "test_cuda_attention", "test_cuda_expert_gemm",
+            "test_cuda_experts", "test_cuda_projection_stores", "test_cuda_router", "test_cuda_sampling"]
 # Sanitizer -> programs; tests/conftest.py begins to build them when the run begins.
 PROGRAMS = {
     "address,undefined": ["fuzz_checkpoint", *HOSTILE_FILE_TESTS, *EMULATED, "test_cuda_expert_fp8",
                           "test_cuda_projection"],
-    "thread": [*PARALLEL_TESTS, *EMULATED],
+    "thread": [*PARALLEL_TESTS, *EMULATED, "test_cuda_rounds"],
 }
 
 
@@ -92,6 +92,8 @@ def tsan_command(program, *cases):
 
 def test_cuda_kernels_under_tsan(tsan_programs):
     clean = [("test_emulation", "the correct kernel gives the same answer in every schedule"),
+             ("test_cuda_accept", "the host's word is the last: no round begins after it has asked to stop"),
+             ("test_cuda_rounds", "active experts add up over rounds"),
              ("test_cuda_attention", "the schedule and the number of blocks do not change a bit"),
              ("test_cuda_sampling", "a draft without a finite logit proposes token 0, which the target may confirm"),
              ("test_cuda_router", "a token's logits have the same bits alone, in any batch and schedule"),
