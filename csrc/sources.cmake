@@ -114,6 +114,9 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/cuda/device_cache.cpp
   csrc/cuda/device_operands.cpp
   csrc/cuda/device_plan.cpp
+  csrc/cuda/draft_image.cpp
+  csrc/cuda/draft_layout.cpp
+  csrc/cuda/draft_operands.cpp
   csrc/cuda/executor.cpp
   csrc/cuda/executor_rounds.cpp
   csrc/cuda/expert_mlp_check.cpp

@@ -50,12 +50,18 @@ void check_visible(const AttentionParams& p) {
                   "kv.block_rows: expected a ring of at least ", needed, " rows, got ",
                   p.kv.block_rows);
   }
+  MIMO_RT_CHECK(p.block.blocks || (p.first_row == 0 && p.num_block_rows == 0), invalid_argument,
+                kWhere, "first_row and num_block_rows: expected 0 without a block, got ",
+                p.first_row, " and ", p.num_block_rows);
   if (!p.block.blocks) return;
   check_kv("block", p.block, p);
   MIMO_RT_CHECK(!p.block.pages, invalid_argument, kWhere,
                 "block.pages: expected null, the block's rows lie in one block");
-  MIMO_RT_CHECK(p.block.block_rows >= p.num_rows, capacity, kWhere,
-                "block.block_rows: expected at least num_rows ", p.num_rows, ", got ",
+  MIMO_RT_CHECK(p.first_row <= p.num_block_rows && p.num_rows <= p.num_block_rows - p.first_row,
+                invalid_argument, kWhere, "num_block_rows: expected at least first_row ",
+                p.first_row, " + num_rows ", p.num_rows, ", got ", p.num_block_rows);
+  MIMO_RT_CHECK(p.block.block_rows >= p.num_block_rows, capacity, kWhere,
+                "block.block_rows: expected at least num_block_rows ", p.num_block_rows, ", got ",
                 p.block.block_rows);
 }
 

@@ -4,8 +4,8 @@
 //   out = sum_j e^s_j v_j / (e^sink + sum_j e^s_j)
 //
 // Rows are consecutive tokens of one sequence, the first at `*position`. Target (causal): the row
-// at position p sees [p + 1 - window, p + 1). Draft: row r of the block sees the context
-// [p + 1 - window, *position) and all rows of the block. window 0: from position 0 on.
+// at position p sees [p + 1 - window, p + 1). Draft: row r of the block, p = *position + r, sees the
+// context [p + 1 - window, *position) and all rows of the block. window 0: from position 0 on.
 //
 // The cache is laid out as kv/kv_cache.h says: a *block* (a page of a full layer, or the ring of a
 // window layer) holds [num_kv_heads][block_rows] rows of K, then the same of V; position p lies in
@@ -47,7 +47,9 @@ struct AttentionParams {
   /// Draft only: keys and values of the block's rows 0, 1, …, one block as in the cache;
   /// `block.blocks` nullptr: the rows are causal and their keys are in `kv`.
   KvView block;
-  const uint32_t* position = nullptr;   ///< [1] of row 0
+  uint32_t num_block_rows = 0;          ///< draft only: of the block
+  uint32_t first_row = 0;               ///< draft only: row 0 of the call is this row of the block
+  const uint32_t* position = nullptr;   ///< [1] of row 0; draft: of the block's row 0
   const float* sink_logits = nullptr;   ///< [num_q_heads]; nullptr: no sinks
   float* partials = nullptr;            ///< [attention_partial_floats()]
   uint32_t num_rows = 0;                ///< 1 .. kMaxTokens

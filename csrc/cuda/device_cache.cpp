@@ -16,11 +16,12 @@ DeviceCache::DeviceCache(std::shared_ptr<const DeviceModel> model, const KvCache
     : model_(std::move(model)),
       layout_(model_->config.layers, {.max_context = cache.max_context(),
                                       .max_step_tokens = cache.max_step_tokens(),
-                                      .num_seqs = cache.num_seqs()}) {
+                                      .num_seqs = cache.num_seqs()},
+              model_->draft_config()) {
   uint64_t num_bytes = layout_.bytes();
   for (const Plan& plan : model_->plans) {
     blocks_.push_back(std::make_unique<StepBlock>(
-        StepBlock{DevicePlan(plan, model_->config, model_->weights, layout_)}));
+        StepBlock{DevicePlan(plan, model_->config, model_->weights, model_->draft_weights(), layout_)}));
     num_bytes += blocks_.back()->plan.layout().bytes;
   }
   check_free(*model_->device, num_bytes, "keys and values and the memory of a session's steps",
@@ -28,7 +29,8 @@ DeviceCache::DeviceCache(std::shared_ptr<const DeviceModel> model, const KvCache
   memory_ = DeviceBuffer(model_->device, layout_.bytes());
   for (const auto& block : blocks_) {
     block->memory = DeviceBuffer(model_->device, block->plan.layout().bytes);
-    block->addresses = {model_->memory.data(), memory_.data(), block->memory.data()};
+    block->addresses = {model_->memory.data(), model_->draft_memory.data(), memory_.data(),
+                        block->memory.data()};
     const std::vector<uint8_t> image = block->plan.image(block->addresses);
     model_->device->upload(block->memory.data(), image.data(), image.size());
   }

@@ -6,6 +6,7 @@
 #include <mimo_rt/plan.h>
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "cuda/device_buffer.h"
@@ -21,6 +22,11 @@ struct DeviceModel {
   std::vector<Plan> plans;
   CudaWeights weights;   ///< where things are; the bytes themselves are on the device
   DeviceBuffer memory;   ///< CudaWeights::block()
+  std::optional<CudaDraftWeights> draft = {};
+  DeviceBuffer draft_memory = {};  ///< CudaDraftWeights::block()
+
+  const CudaDraftWeights* draft_weights() const { return draft ? &*draft : nullptr; }
+  const DraftConfig* draft_config() const { return draft ? &draft->config() : nullptr; }
 };
 
 /// The memory that steps of one plan work in, and where they stand. Addresses are part of it, so it
@@ -40,6 +46,7 @@ class DeviceCache final : public KvStore {
   uint64_t bytes() const override { return layout_.bytes(); }
   const std::shared_ptr<const DeviceModel>& model() const { return model_; }
   StepBlock& block(size_t plan_idx) { return *blocks_[plan_idx]; }
+  const KvLayout& layout() const { return layout_; }
 
  private:
   const std::shared_ptr<const DeviceModel> model_;

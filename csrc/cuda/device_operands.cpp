@@ -1,15 +1,13 @@
 #include "cuda/device_operands.h"
 
 #include <algorithm>
-#include <cstddef>
-#include <cstring>
 
 #include "core/checks.h"
 #include "cuda/attention.h"
 #include "cuda/expert_mlp.h"
 #include "cuda/projection.h"
 #include "cuda/router.h"
-#include "plan/buffers.h"
+#include "plan/kinds.h"
 
 namespace mimo_rt::cuda {
 namespace {
@@ -17,29 +15,11 @@ namespace {
 constexpr const char* kWhere = "cuda.OperandMaker";
 
 template <typename Params>
-TaskOperands pack(TaskBody body, const Params& params, RowCount row_count, size_t row_count_at) {
-  static_assert(std::is_trivially_copyable_v<Params>);
-  TaskOperands operands{};
-  std::memcpy(operands.params, &params, sizeof params);
-  operands.body = body;
-  operands.row_count = row_count;
-  operands.row_count_at = static_cast<uint32_t>(row_count_at);
-  return operands;
-}
-
-template <typename Params>
 TaskOperands pack_tokens(TaskBody body, const Params& params) {
-  return pack(body, params, RowCount::tokens, offsetof(Params, num_tokens));
+  return pack_operands(body, params, RowCount::tokens, offsetof(Params, num_tokens));
 }
 
 }  // namespace
-
-template <typename T>
-RowsView<T> OperandMaker::rows(uint16_t buffer_id) const {
-  const BufferInfo& info = plan_.buffers()[buffer_id];
-  const uint64_t begin = buffer_id == kLogits ? layout_.logits : layout_.arena + info.offset;
-  return {step<T>(begin), info.cols};
-}
 
 RouteTable OperandMaker::route(uint32_t layer_idx) const {
   RouteTable table = RouteTable::view(
@@ -67,9 +47,7 @@ TaskOperands OperandMaker::make(const Task& task) const {
     case TaskKind::lm_head: return lm_head(task);
     case TaskKind::sample: return sample();
     case TaskKind::accept: return accept();
-    default:
-      fail(ErrorCode::unsupported_shape, kWhere, "task kind ",
-           task_kind_name(task.kind), ": the persistent kernel has none");
+    default: return make_draft(task);
   }
 }
 
@@ -159,6 +137,7 @@ TaskOperands OperandMaker::add_to_residual(const Task& task, const CudaDenseMatr
   p.store = ProjectionStore::add_residual;
   p.num_columns = config_.hidden_size;
   p.out_bf16 = rows<uint16_t>(kX);
+  p.capture = capture(task);
   check_projection(p);
   return pack_tokens(TaskBody::projection, p);
 }
@@ -179,8 +158,8 @@ TaskOperands OperandMaker::lm_head(const Task& task) const {
   p.num_columns = config_.vocab_size;
   p.out_f32 = rows<float>(kLogits);
   check_projection(p);
-  return pack(TaskBody::projection, p, RowCount::logit_rows,
-              offsetof(ProjectionParams, num_tokens));
+  return pack_operands(TaskBody::projection, p, RowCount::logit_rows,
+                       offsetof(ProjectionParams, num_tokens));
 }
 
 TaskOperands OperandMaker::router(const Task& task) const {
@@ -240,21 +219,29 @@ TaskOperands OperandMaker::expert_down(const Task& task) const {
   set_route(task, p);
   p.width = matrices.shape.k;
   p.num_segments = num_segments();
+  p.capture = capture(task);
   check_expert_down(p);
   return pack_tokens(TaskBody::expert_down, p);
+}
+
+/// Where a layer that the draft sees is stored once more.
+CaptureOutput OperandMaker::capture(const Task& task) const {
+  if (!(task.flags & kCapture)) return {};
+  const auto slot = static_cast<uint32_t>(capture_index(plan_.shape(), task.layer_idx));
+  return {step<uint16_t* const>(layout_.draft.captured_rows), slot * config_.hidden_size};
 }
 
 TaskOperands OperandMaker::sample() const {
   SampleRowsParams p;
   p.rows = step<const SampleParams>(layout_.sample_rows);
-  return pack(TaskBody::sample, p, RowCount::sampled_rows, offsetof(SampleRowsParams, num_rows));
+  return pack_operands(TaskBody::sample, p, RowCount::sampled_rows, offsetof(SampleRowsParams, num_rows));
 }
 
 TaskOperands OperandMaker::accept() const {
   AcceptRoundParams p;
   p.round = step<RoundTables>(layout_.round);
   p.step = step<StepTables>(layout_.tables);
-  return pack(TaskBody::accept, p, RowCount::fixed, 0);
+  return pack_operands(TaskBody::accept, p, RowCount::fixed, 0);
 }
 
 }  // namespace mimo_rt::cuda

@@ -1,12 +1,10 @@
 #include "cuda/device_plan.h"
 
-#include <cmath>
 #include <cstddef>
-#include <cstring>
 #include <numeric>
-#include <span>
 
 #include "core/checks.h"
+#include "cuda/step_image.h"
 #include "plan/buffers.h"
 
 namespace mimo_rt::cuda {
@@ -17,42 +15,20 @@ const Plan& checked(const Plan& plan) {
   return plan;
 }
 
-template <typename T>
-void write(uint8_t* image, uint64_t offset, std::span<const T> values) {
-  if (!values.empty()) std::memcpy(image + offset, values.data(), values.size_bytes());
-}
-
-template <typename T>
-T* at(const DeviceAddresses& device, uint64_t offset) {
-  return reinterpret_cast<T*>(device.step + offset);
-}
-
-/// cos, sin of the angles of all pairs at positions 0, step, 2 step, …
-std::vector<double> angles(const RotaryKind& kind, uint64_t num_positions, uint64_t step) {
-  std::vector<double> table;
-  for (uint64_t i = 0; i < num_positions; ++i)
-    for (uint32_t pair = 0; pair < kind.rotary_dim / 2; ++pair) {
-      const double angle = static_cast<double>(i * step) *
-                           std::pow(kind.theta, -2.0 * pair / kind.rotary_dim);
-      table.push_back(std::cos(angle));
-      table.push_back(std::sin(angle));
-    }
-  return table;
-}
-
 }  // namespace
 
 DevicePlan::DevicePlan(const Plan& plan, const ModelConfig& config, const CudaWeights& weights,
-                       const KvLayout& kv)
-    : plan_(checked(plan)), config_(config), weights_(weights), kv_(kv),
-      layout_(plan, weights, kv) {}
+                       const CudaDraftWeights* draft, const KvLayout& kv)
+    : plan_(checked(plan)), config_(config), weights_(weights),
+      draft_(plan.shape().draft.num_layers ? draft : nullptr), kv_(kv),
+      layout_(plan, weights, draft_, kv) {}
 
 void DevicePlan::write_rotary(const DeviceAddresses& device, uint8_t* image) const {
   std::vector<RotaryTable> tables;
   for (size_t i = 0; i < layout_.rotary_kinds.size(); ++i) {
     const RotaryKind& kind = layout_.rotary_kinds[i];
-    const uint64_t num_coarse = kv_.options().max_context / kFinePositions + 1;
-    write<double>(image, layout_.coarse[i], angles(kind, num_coarse, kFinePositions));
+    write<double>(image, layout_.coarse[i],
+                  angles(kind, num_coarse_positions(kv_), kFinePositions));
     write<double>(image, layout_.fine[i], angles(kind, kFinePositions, 1));
     tables.push_back({at<const double>(device, layout_.coarse[i]),
                       at<const double>(device, layout_.fine[i]),
@@ -74,8 +50,9 @@ std::vector<uint8_t> DevicePlan::image(const DeviceAddresses& device) const {
   }
   write<KvView>(out, layout_.kv_views, views);
   write_rotary(device, out);
+  if (draft_) write_draft(device, out);
 
-  const OperandMaker maker(plan_, config_, weights_, kv_, layout_, device);
+  const OperandMaker maker(plan_, config_, weights_, draft_, kv_, layout_, device);
   const StageList stages(plan_);
   std::vector<TaskOperands> operands;
   for (const Task* task : stages.first) operands.push_back(maker.make(*task));
@@ -126,13 +103,11 @@ StepTables DevicePlan::tables(const DeviceAddresses& device, uint32_t num_tokens
   t.logit_rows = at<const uint32_t>(device, layout_.logit_rows);
   t.pages = at<const uint32_t>(device, layout_.pages);
   t.pages_per_seq = kv_.pages_per_seq();
-  t.kv = at<const KvView>(device, layout_.kv_views);
-  t.num_layers = config_.num_layers;
-  t.max_tokens = limits.max_tokens;
-  t.k_rows = at<uint16_t*>(device, layout_.k_rows);
-  t.v_rows = at<uint16_t*>(device, layout_.v_rows);
+  t.places = {at<const KvView>(device, layout_.kv_views), config_.num_layers, limits.max_tokens,
+              at<uint16_t*>(device, layout_.k_rows), at<uint16_t*>(device, layout_.v_rows)};
   t.rotary = at<const RotaryTable>(device, layout_.rotary);
   t.num_rotary = static_cast<uint32_t>(layout_.rotary_kinds.size());
+  if (draft_) t.draft = at<const DraftTables>(device, layout_.draft.tables);
   return t;
 }
 

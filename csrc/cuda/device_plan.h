@@ -13,12 +13,12 @@
 
 namespace mimo_rt::cuda {
 
-/// Made once per plan; `plan`, `config`, `weights` and `kv` must outlive it.
+/// Made once per plan, for which all else must outlive it. `draft`: that of a plan with one, or nullptr.
 class DevicePlan {
  public:
   /// @throws Error{unsupported_shape} for plans that the kernel does not run
   DevicePlan(const Plan& plan, const ModelConfig& config, const CudaWeights& weights,
-             const KvLayout& kv);
+             const CudaDraftWeights* draft, const KvLayout& kv);
 
   const Plan& plan() const { return plan_; }
   const StepLayout& layout() const { return layout_; }
@@ -36,13 +36,19 @@ class DevicePlan {
   SampleParams sample_row(const DeviceAddresses& device, uint32_t row) const;
   /// What layout().round begins with, but for what the generation asks and where it stands. Of a round's plan.
   RoundTables round(const DeviceAddresses& device) const;
+  /// layout().draft.sample of a round, but for what the request says.
+  SampleParams draft_sample(const DeviceAddresses& device) const;
+  /// The rows of the ring of features that positions of a sequence have.
+  FeatureRing features(const DeviceAddresses& device) const { return kv_.features(device.kv); }
 
  private:
   void write_rotary(const DeviceAddresses& device, uint8_t* image) const;
+  void write_draft(const DeviceAddresses& device, uint8_t* image) const;
 
   const Plan& plan_;
   const ModelConfig& config_;
   const CudaWeights& weights_;
+  const CudaDraftWeights* const draft_;
   const KvLayout& kv_;
   StepLayout layout_;
 };

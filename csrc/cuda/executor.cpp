@@ -36,6 +36,14 @@ bool brings_logits(const StepInput& input) {
   });
 }
 
+DeviceBuffer upload_block(const std::shared_ptr<StepDevice>& device,
+                          std::span<const uint8_t> block) {
+  check_free_for_weights(*device, block.size());
+  DeviceBuffer memory(device, block.size());
+  device->upload(memory.data(), block.data(), block.size());
+  return memory;
+}
+
 }  // namespace
 
 CudaExecutor::CudaExecutor(std::shared_ptr<const DeviceModel> model,
@@ -176,9 +184,12 @@ const uint8_t* CudaExecutor::buffer_data(const Plan& plan, uint16_t buffer_id) c
   const auto cache = std::static_pointer_cast<DeviceCache>(last_cache_.lock());
   MIMO_RT_CHECK(cache, invalid_argument, kBuffer, "expected the cache of the last step, got none");
   const StepBlock& block = cache->block(index_of(plan));
-  MIMO_RT_CHECK(buffer_id > kTokens && buffer_id <= kLogits, invalid_argument, kBuffer,
-                "buffer_id: expected an arena buffer or the logits, got ", buffer_id);
+  MIMO_RT_CHECK(buffer_id < plan.buffers().size(), invalid_argument, kBuffer,
+                "buffer_id: expected < ", plan.buffers().size(), ", got ", buffer_id);
   const BufferInfo& info = plan.buffers()[buffer_id];
+  const bool is_here = buffer_id == kLogits || info.space == BufferInfo::Space::arena;
+  MIMO_RT_CHECK(is_here && buffer_id != kDraftKv, invalid_argument, kBuffer,
+                "buffer_id: expected the logits or an arena buffer but draft_kv, got ", buffer_id);
   const StepLayout& layout = block.plan.layout();
   const uint64_t begin = buffer_id == kLogits ? layout.logits : layout.arena + info.offset;
   buffer_copy_.resize(info.bytes);
@@ -193,7 +204,8 @@ void check_free_for_weights(const StepDevice& device, uint64_t num_bytes) {
 std::unique_ptr<Executor> make_cuda_executor(std::shared_ptr<StepDevice> device,
                                              CudaWeights weights, const ModelConfig& config,
                                              const std::vector<const Plan*>& plans,
-                                             const ExecutorOptions& options) {
+                                             const ExecutorOptions& options,
+                                             std::optional<CudaDraftWeights> draft) {
   const uint32_t num_sms = device->num_multiprocessors();
   std::vector<Plan> copies;
   for (const Plan* plan : plans) {
@@ -204,15 +216,19 @@ std::unique_ptr<Executor> make_cuda_executor(std::shared_ptr<StepDevice> device,
                   "num_workers: expected at most ", num_sms, ", the multiprocessors of ",
                   device->name(), ", got ", plan->num_workers());
     check_device_plan(*plan);
+    MIMO_RT_CHECK(draft || plan->shape().draft.num_layers == 0, invalid_argument, kMaker,
+                  "draft: expected weights for a plan with a draft, got none");
     if (find_plan(copies, *plan) == copies.size()) copies.push_back(*plan);
   }
-  const std::span<const uint8_t> block = weights.block();
-  check_free_for_weights(*device, block.size());
-  DeviceBuffer memory(device, block.size());
-  device->upload(memory.data(), block.data(), block.size());
+  DeviceBuffer memory = upload_block(device, weights.block()), draft_memory;
   weights.drop_block();
-  auto model = std::make_shared<DeviceModel>(DeviceModel{
-      std::move(device), config, std::move(copies), std::move(weights), std::move(memory)});
+  if (draft) {
+    draft_memory = upload_block(device, draft->block());
+    draft->drop_block();
+  }
+  auto model = std::make_shared<DeviceModel>(
+      DeviceModel{std::move(device), config, std::move(copies), std::move(weights),
+                  std::move(memory), std::move(draft), std::move(draft_memory)});
   return std::make_unique<CudaExecutor>(std::move(model), options);
 }
 

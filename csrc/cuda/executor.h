@@ -66,12 +66,13 @@ class CudaExecutor final : public Executor {
 void check_free_for_weights(const StepDevice& device, uint64_t num_bytes);
 
 /// Copies the weights to the device and drops them here. All plans have as many workers; they are
-/// the only ones that may be run.
+/// the only ones that may be run. `draft`: for plans with one.
 /// @throws Error{invalid_argument} for more workers than multiprocessors; Error{unsupported_shape};
 ///         Error{out_of_memory} that says how much is missing
 std::unique_ptr<Executor> make_cuda_executor(std::shared_ptr<StepDevice> device,
                                              CudaWeights weights, const ModelConfig& config,
                                              const std::vector<const Plan*>& plans,
-                                             const ExecutorOptions& options);
+                                             const ExecutorOptions& options,
+                                             std::optional<CudaDraftWeights> draft = std::nullopt);
 
 }  // namespace mimo_rt::cuda

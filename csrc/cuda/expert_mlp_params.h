@@ -44,6 +44,7 @@ struct ExpertDownParams {
   /// Parts of K that are summed over all experts before they are added up, 1 .. kMaxDownSegments:
   /// 8 / number of ranks.
   uint32_t num_segments = 1;
+  CaptureOutput capture;  ///< of the residual
 };
 
 /// With activations rounded to FP8 (E4M3), an option of its own: results change. A token's row has

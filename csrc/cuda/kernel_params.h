@@ -33,4 +33,10 @@ struct RowsView {
   }
 };
 
+/// A second place for rows that become final: x after a layer is also what a draft sees of it.
+struct CaptureOutput {
+  uint16_t* const* rows = nullptr;  ///< [num_tokens] BF16; nullptr: none
+  uint32_t first_column = 0;        ///< of the rows, for column 0
+};
+
 }  // namespace mimo_rt::cuda

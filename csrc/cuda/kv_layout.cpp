@@ -18,8 +18,9 @@ uint64_t round_to(uint64_t value, uint64_t step) { return (value + step - 1) / s
 
 }  // namespace
 
-KvLayout::KvLayout(const std::vector<LayerConfig>& layers, const Options& options)
-    : options_(options) {
+KvLayout::KvLayout(const std::vector<LayerConfig>& layers, const Options& options,
+                   const DraftConfig* draft)
+    : options_(options), num_target_layers_(static_cast<uint32_t>(layers.size())) {
   const auto check_positive = [](const char* name, uint32_t value) {
     MIMO_RT_CHECK(value != 0, invalid_argument, kWhere, name, ": expected > 0, got 0");
   };
@@ -29,27 +30,54 @@ KvLayout::KvLayout(const std::vector<LayerConfig>& layers, const Options& option
   const uint64_t num_pages = uint64_t{pages_per_seq()} * options.num_seqs;
   MIMO_RT_CHECK(num_pages < kMaxPages, capacity, kWhere, "pages of all sequences: expected < ",
                 kMaxPages, ", got ", num_pages, ". Lower max_context or num_seqs.");
-  for (const LayerConfig& layer : layers) add_layer(layer);
+  for (const LayerConfig& layer : layers) add_layer(layer, options.max_step_tokens);
+  if (draft) add_draft(*draft);
 }
 
 uint32_t KvLayout::pages_per_seq() const {
   return static_cast<uint32_t>(round_to(options_.max_context, kPageTokens) / kPageTokens);
 }
 
-void KvLayout::add_layer(const LayerConfig& layer) {
-  Layer added{bytes_, {}, layer.window_tokens != 0};
-  KvView& view = added.view;
-  const uint64_t ring = std::min<uint64_t>(uint64_t{layer.window_tokens} + options_.max_step_tokens,
-                                           options_.max_context);
-  view.block_rows =
-      added.is_ring ? static_cast<uint32_t>(round_to(ring, KvCache::kRingStep)) : kPageTokens;
+void KvLayout::set_heads(KvView& view, const LayerConfig& layer) {
   view.k_stride = layer.qk_head_dim + kRowPadding;
   view.v_stride = layer.v_head_dim + kRowPadding;
   const uint64_t num_rows = uint64_t{layer.num_kv_heads} * view.block_rows;
   view.v_begin = round_to(2 * num_rows * view.k_stride, kAlignment);
   view.block_bytes = view.v_begin + round_to(2 * num_rows * view.v_stride, kAlignment);
-  bytes_ += view.block_bytes * (added.is_ring ? options_.num_seqs : num_pages());
+}
+
+void KvLayout::add_layer(const LayerConfig& layer, uint32_t step_rows) {
+  Layer added{bytes_, {}, layer.window_tokens != 0};
+  const uint64_t ring =
+      std::min<uint64_t>(uint64_t{layer.window_tokens} + step_rows, options_.max_context);
+  added.view.block_rows =
+      added.is_ring ? static_cast<uint32_t>(round_to(ring, KvCache::kRingStep)) : kPageTokens;
+  set_heads(added.view, layer);
+  bytes_ += added.view.block_bytes * (added.is_ring ? options_.num_seqs : num_pages());
   layers_.push_back(added);
+}
+
+void KvLayout::add_draft(const DraftConfig& draft) {
+  const uint32_t pending =
+      options_.max_step_tokens + draft.block_size + KvCache::kMaxPendingContext;
+  LayerConfig layer;
+  layer.num_kv_heads = draft.num_kv_heads;
+  layer.qk_head_dim = draft.qk_head_dim;
+  layer.v_head_dim = draft.v_head_dim;
+  for (const uint32_t window : draft.window_tokens) {
+    layer.window_tokens = window;
+    add_layer(layer, pending);
+  }
+  block_begin_ = bytes_;
+  block_.block_rows = static_cast<uint32_t>(round_to(draft.block_size, kTileKeys));
+  set_heads(block_, layer);
+  bytes_ += block_.block_bytes;
+  features_begin_ = bytes_;
+  features_.ring_rows = static_cast<uint32_t>(
+      round_to(std::min(pending, options_.max_context), KvCache::kRingStep));
+  features_.width = static_cast<uint32_t>(draft.target_layer_ids.size()) * draft.hidden_size;
+  bytes_ += round_to(2 * uint64_t{options_.num_seqs} * features_.ring_rows * features_.width,
+                     kAlignment);
 }
 
 KvView KvLayout::view(uint32_t layer_idx, const uint8_t* device, const uint32_t* pages) const {
@@ -58,6 +86,18 @@ KvView KvLayout::view(uint32_t layer_idx, const uint8_t* device, const uint32_t*
   view.blocks = device + layer.begin;
   view.pages = layer.is_ring ? nullptr : pages;
   return view;
+}
+
+KvView KvLayout::block_view(const uint8_t* device) const {
+  KvView view = block_;
+  view.blocks = device + block_begin_;
+  return view;
+}
+
+FeatureRing KvLayout::features(uint8_t* device) const {
+  FeatureRing ring = features_;
+  ring.rows = reinterpret_cast<uint16_t*>(device + features_begin_);
+  return ring;
 }
 
 }  // namespace mimo_rt::cuda

@@ -1,13 +1,16 @@
 // Where keys and values lie on the device: as in kv/kv_cache.h, with rows that are 8 elements longer
 // than a head (attention_params.h says why). Rings have as many rows: KvCache says what they still hold.
+// With a draft there are its layers, the rows of its block, and the features of the last positions.
 #pragma once
 
 #include <mimo_rt/config.h>
+#include <mimo_rt/draft.h>
 
 #include <cstdint>
 #include <vector>
 
 #include "cuda/attention_params.h"
+#include "cuda/draft_params.h"
 
 namespace mimo_rt::cuda {
 
@@ -22,7 +25,8 @@ class KvLayout {
   };
   /// `layers`: with the heads of the rank.
   /// @throws Error{invalid_argument} for options that are 0; Error{capacity} for too many pages
-  KvLayout(const std::vector<LayerConfig>& layers, const Options& options);
+  KvLayout(const std::vector<LayerConfig>& layers, const Options& options,
+           const DraftConfig* draft = nullptr);
 
   const Options& options() const { return options_; }
   uint64_t bytes() const { return bytes_; }
@@ -30,6 +34,13 @@ class KvLayout {
   uint32_t num_pages() const { return pages_per_seq() * options_.num_seqs; }
   /// Layer `layer_idx` of a cache at `device`; full layers look up `pages`, those of sequence 0.
   KvView view(uint32_t layer_idx, const uint8_t* device, const uint32_t* pages) const;
+  /// The same of a layer of the draft.
+  KvView draft_view(uint32_t layer_idx, const uint8_t* device, const uint32_t* pages) const {
+    return view(num_target_layers_ + layer_idx, device, pages);
+  }
+  /// Keys and values of a draft's block.
+  KvView block_view(const uint8_t* device) const;
+  FeatureRing features(uint8_t* device) const;
 
  private:
   struct Layer {
@@ -37,10 +48,16 @@ class KvLayout {
     KvView view;     ///< without addresses
     bool is_ring;
   };
-  void add_layer(const LayerConfig& layer);
+  void add_layer(const LayerConfig& layer, uint32_t step_rows);
+  void add_draft(const DraftConfig& draft);
+  static void set_heads(KvView& view, const LayerConfig& layer);
 
   Options options_;
-  std::vector<Layer> layers_;
+  uint32_t num_target_layers_;
+  std::vector<Layer> layers_;  ///< the target's, then the draft's
+  uint64_t block_begin_ = 0, features_begin_ = 0;
+  KvView block_;               ///< without addresses
+  FeatureRing features_;       ///< without an address
   uint64_t bytes_ = 0;
 };
 

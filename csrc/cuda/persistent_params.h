@@ -5,6 +5,7 @@
 // this device stands in `operands`, one entry per stage of the plan (device_plan.h makes them).
 #pragma once
 
+#include "cuda/draft_params.h"
 #include "cuda/expert_mlp_params.h"
 #include "cuda/hang_report.h"
 #include "cuda/projection_params.h"
@@ -43,10 +44,17 @@ enum class TaskBody : uint32_t {
   expert_down,     ///< a tile is a row group
   sample,          ///< one tile
   accept,          ///< one tile
+  context_norm,    ///< a tile is a row of a draft's context
+  draft_embed,     ///< a tile is a row of the block
+  heads,           ///< a projection; a tile is a head
+  draft_sample,    ///< a tile is a row of the block
 };
 
 /// How many rows a task has is known when its epoch begins.
-enum class RowCount : uint32_t { fixed, tokens, logit_rows, sampled_rows };
+enum class RowCount : uint32_t {
+  fixed, tokens, logit_rows, sampled_rows, context_rows, draft_rows,
+  draft_logit_rows,  ///< of the block, but for the anchor's
+};
 
 /// What the tasks of a stage work on, as bytes, so that it travels with the task word.
 struct alignas(16) TaskOperands {
@@ -68,6 +76,10 @@ static_assert(sizeof(ExpertGateUpParams) <= TaskOperands::kBytes);
 static_assert(sizeof(ExpertDownParams) <= TaskOperands::kBytes);
 static_assert(sizeof(SampleRowsParams) <= TaskOperands::kBytes);
 static_assert(sizeof(AcceptRoundParams) <= TaskOperands::kBytes);
+static_assert(sizeof(ContextNormParams) <= TaskOperands::kBytes);
+static_assert(sizeof(DraftEmbedParams) <= TaskOperands::kBytes);
+static_assert(sizeof(HeadsParams) <= TaskOperands::kBytes);
+static_assert(sizeof(DraftSampleParams) <= TaskOperands::kBytes);
 
 /// One counter per 128 bytes: pollers of one do not slow the signallers of another.
 struct alignas(128) CounterCell {

@@ -67,6 +67,7 @@ struct ProjectionParams {
   uint32_t num_columns = 0;  ///< of the output, without padding; not for qkv
   RowsView<float> out_f32;
   RowsView<uint16_t> out_bf16;
+  CaptureOutput capture;      ///< add_residual only
   QkvOutput qkv;
   ArgmaxOutput argmax;
 };

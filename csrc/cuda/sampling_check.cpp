@@ -52,6 +52,9 @@ void check_sample(const SampleParams& p) {
   const bool is_target = p.role == SampleRole::target;
   MIMO_RT_CHECK(is_target || !p.block, invalid_argument, kWhere,
                 "block: expected null, the role is draft");
+  if (p.ids) check_pointer(kWhere, "ids", p.ids, 4);
+  MIMO_RT_CHECK(!p.ids || (!is_target && p.rules.temperature == 0.0f), invalid_argument, kWhere,
+                "ids: expected null, unless the role is draft and the temperature 0");
   if (!p.proposals.weights) return;
   MIMO_RT_CHECK(is_target, invalid_argument, kWhere,
                 "proposals: expected null, the role is draft");

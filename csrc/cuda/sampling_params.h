@@ -7,8 +7,8 @@
 //   drafts are best tokens    the row's token is drawn as ever; equal to the draft: confirmed
 //   drafts were drawn from q  kept with probability min(1, p / q), else drawn from max(p - q, 0)
 //
-// Both are exact: the tokens have the target's distribution. Not covered: drafts of a part of the
-// vocabulary (a LogitRow with ids), logprobs.
+// Both are exact: the tokens have the target's distribution. Not covered: drafts that were drawn from a
+// part of the vocabulary, logprobs.
 #pragma once
 
 #include <mimo_rt/sampling.h>
@@ -72,6 +72,7 @@ struct SampleParams {
   RowsView<const float> logits;  ///< [num_rows, vocab_size]
   SamplingRules rules;
   SampleRole role = SampleRole::target;
+  const int32_t* ids = nullptr;        ///< [vocab_size] token of each column, ascending; nullptr: the same
   const uint32_t* position = nullptr;  ///< [1] of the token that row 0 draws; row r: + r
   /// Target: [num_rows] the anchor and the drafts, row r + 1 proposed for the token of row r; they
   /// count as occurred in the rows that follow them. nullptr: one row, or rows of no draft.

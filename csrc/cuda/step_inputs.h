@@ -33,6 +33,7 @@ class StepInputs {
   static uint64_t list_bytes(const SampleRequest& request, uint32_t vocab_size);
   void reserve_lists(const StepBlock& block, uint64_t num_bytes);
   SamplingRules put_rules(const StepBlock& block, const SampleRequest& request);
+  void put_context(const StepBlock& block, const StepInput& input);
   void put_sample_row(const StepBlock& block, const StepInput& input, uint32_t row);
   void send_all(const StepBlock& block);
 

@@ -11,30 +11,21 @@
 namespace mimo_rt::cuda {
 namespace {
 
-constexpr uint64_t kAlignment = 256;
-/// Keys of a split. All splits of a row are done by the same block: few and long ones.
-constexpr uint32_t kSplitKeys = 4096;
-
-class Block {
- public:
-  explicit Block(uint64_t& bytes) : bytes_(bytes) {}
-  uint64_t add(uint64_t num_bytes) {
-    const uint64_t offset = bytes_;
-    bytes_ += (num_bytes + kAlignment - 1) / kAlignment * kAlignment;
-    return offset;
-  }
-
- private:
-  uint64_t& bytes_;
-};
+void check_draft(const Plan& plan, const char* where) {
+  const PlanShape::Draft& draft = plan.shape().draft;
+  if (draft.num_layers == 0) return;
+  MIMO_RT_CHECK(draft.block_size <= kMaxStepTokens, unsupported_shape, where,
+                "draft block_size: expected at most ", kMaxStepTokens, ", got ", draft.block_size);
+  MIMO_RT_CHECK(plan.options().max_context_rows <= kMaxStepTokens, unsupported_shape, where,
+                "plan.max_context_rows: expected at most ", kMaxStepTokens, ", got ",
+                plan.options().max_context_rows);
+}
 
 }  // namespace
 
 void check_device_plan(const Plan& plan) {
   constexpr const char* kWhere = "cuda.check_device_plan";
-  MIMO_RT_CHECK(plan.shape().draft.num_layers == 0, unsupported_shape, kWhere,
-                "plan: expected one of a model without a draft, got a ",
-                plan.options().is_round ? "round" : "step", " with a draft");
+  check_draft(plan, kWhere);
   MIMO_RT_CHECK(plan.options().max_tokens <= kMaxStepTokens, unsupported_shape, kWhere,
                 "plan.max_tokens: expected at most ", kMaxStepTokens, ", got ",
                 plan.options().max_tokens);
@@ -78,13 +69,14 @@ AttentionParams attention_shape(const LayerConfig& layer, const KvLayout& kv,
   p.v_head_dim = layer.v_head_dim;
   p.scale = 1.0f / std::sqrt(static_cast<float>(layer.qk_head_dim));
   p.window_tokens = layer.window_tokens;
-  p.split_keys = kSplitKeys;
+  p.split_keys = kRowSplitKeys;
   p.max_context = kv.options().max_context;
   return p;
 }
 
-StepLayout::StepLayout(const Plan& plan, const CudaWeights& weights, const KvLayout& kv) {
-  Block block(bytes);
+StepLayout::StepLayout(const Plan& plan, const CudaWeights& weights, const CudaDraftWeights* draft_weights,
+                       const KvLayout& kv) {
+  BlockBuilder block(bytes);
   const uint64_t num_layers = plan.shape().layers.size();
   const uint64_t max_tokens = plan.options().max_tokens;
   const uint64_t max_logit_rows = plan.options().max_logit_rows;
@@ -103,6 +95,7 @@ StepLayout::StepLayout(const Plan& plan, const CudaWeights& weights, const KvLay
   const bool is_round = plan.options().is_round;
   sample_rows = block.add(is_round ? 0 : sizeof(SampleParams) * max_logit_rows);
   round = block.add(is_round ? sizeof(RoundTables) : 0);
+  if (draft_weights) draft.add_inputs(block, plan);
   inputs_end = bytes;
   pages = block.add(4 * uint64_t{kv.num_pages()});
   k_rows = block.add(8 * max_tokens * num_layers);
@@ -123,12 +116,13 @@ StepLayout::StepLayout(const Plan& plan, const CudaWeights& weights, const KvLay
   partial_floats = (partial_floats + 3) / 4 * 4;  // rows are 16-byte aligned
   partials = block.add(4 * max_tokens * partial_floats);
   rotary = block.add(sizeof(RotaryTable) * rotary_kinds.size());
-  const uint64_t num_coarse = kv.options().max_context / kFinePositions + 1;
+  const uint64_t num_coarse = num_coarse_positions(kv);
   for (const RotaryKind& kind : rotary_kinds) {
     coarse.push_back(block.add(8 * num_coarse * kind.rotary_dim));
     fine.push_back(block.add(8 * uint64_t{kFinePositions} * kind.rotary_dim));
     cos_sin.push_back(block.add(4 * max_tokens * kind.rotary_dim));
   }
+  if (draft_weights) draft.add_rest(block, plan, *draft_weights, kv);
   tasks = block.add(sizeof(Task) * plan.num_tasks());
   worker_begin = block.add(4 * (uint64_t{plan.num_workers()} + 1));
   operand_idx = block.add(4 * plan.num_tasks());

@@ -6,13 +6,14 @@
 #include <cstdint>
 #include <vector>
 
+#include "cuda/draft_layout.h"
 #include "cuda/kv_layout.h"
 #include "weights/cuda_weights.h"
 
 namespace mimo_rt::cuda {
 
-/// What a plan must be for the persistent kernel: a step or a round without a draft, norms of their own,
-/// up to kMaxStepTokens rows, tasks of matrices with neighbouring tiles.
+/// What a plan must be for the persistent kernel: norms of their own, up to kMaxStepTokens rows, of
+/// tokens, context and a draft's block, tasks of matrices with neighbouring tiles.
 /// @throws Error{unsupported_shape}
 void check_device_plan(const Plan& plan);
 
@@ -26,7 +27,8 @@ struct RotaryKind {
 /// Offsets in bytes from the start of the block, multiples of 256.
 struct StepLayout {
   /// The plan has passed `check_device_plan`.
-  StepLayout(const Plan& plan, const CudaWeights& weights, const KvLayout& kv);
+  StepLayout(const Plan& plan, const CudaWeights& weights, const CudaDraftWeights* draft_weights,
+             const KvLayout& kv);
 
   uint64_t bytes = 0;
   uint64_t arena;        ///< the plan's activations
@@ -39,7 +41,7 @@ struct StepLayout {
   uint64_t result_bytes() const { return results_end - results; }
   // Written by the host before a step: [tables, inputs_end).
   uint64_t tables;       ///< StepTables
-  uint64_t token_ids, seq_idx, positions;  ///< [max_tokens]
+  uint64_t token_ids, seq_idx, positions;  ///< [max_tokens]; rounds: token_ids are the block
   uint64_t logit_rows;   ///< [max_logit_rows]
   uint64_t sample_positions;  ///< uint32 [max_logit_rows] of the tokens to be drawn
   uint64_t sample_rows;  ///< SampleParams [max_logit_rows]; steps only
@@ -58,6 +60,7 @@ struct StepLayout {
   std::vector<uint32_t> rotary_of_layer;  ///< into rotary_kinds
   uint64_t rotary;                        ///< RotaryTable [rotary_kinds.size()]
   std::vector<uint64_t> coarse, fine, cos_sin;  ///< of each kind
+  DraftLayout draft;
   // The program.
   uint64_t tasks, worker_begin, operand_idx, operands;
   uint64_t counters, counter_totals, stop;

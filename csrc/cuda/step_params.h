@@ -25,6 +25,16 @@ struct RotaryTable {
   uint32_t rotary_dim = 0;
 };
 
+/// Where keys and values of some rows go in all layers of a cache.
+struct RowPlaces {
+  const KvView* kv = nullptr;  ///< [num_layers]; a ring: that of sequence 0
+  uint32_t num_layers = 0, max_rows = 0;
+  uint16_t** k_rows = nullptr;  ///< [num_layers, max_rows] row of head 0
+  uint16_t** v_rows = nullptr;  ///< the same for values
+};
+
+struct DraftTables;  // draft_params.h
+
 /// The rows of a step. The host sets the first half before a launch, in rounds the accept task for
 /// every round but the first; the embed task of a row, which comes before everything that has to do
 /// with that row, sets what follows from its position.
@@ -33,6 +43,7 @@ struct StepTables {
   // Of rounds; in steps 0.
   uint32_t is_over = 0;  ///< set when a round ends: no further epoch of this launch has anything to do
   uint32_t num_draft_rows = 0;  ///< block size, or 0: the round does not draft
+  // With a draft.
   uint32_t context_begin = 0, num_context_rows = 0;  ///< positions whose draft keys and values are made
   uint32_t num_sampled_rows = 0;  ///< all logit rows, or none
   const int32_t* token_ids = nullptr;    ///< [num_tokens]
@@ -42,12 +53,10 @@ struct StepTables {
   const uint32_t* pages = nullptr;       ///< [sequences, pages_per_seq]
   uint32_t pages_per_seq = 0;
 
-  const KvView* kv = nullptr;  ///< [num_layers]; a ring: that of sequence 0
-  uint32_t num_layers = 0, max_tokens = 0;
-  uint16_t** k_rows = nullptr;  ///< [num_layers, max_tokens] row of head 0
-  uint16_t** v_rows = nullptr;  ///< the same for values
+  RowPlaces places;                     ///< of the step's rows
   const RotaryTable* rotary = nullptr;  ///< [num_rotary]
   uint32_t num_rotary = 0;
+  const DraftTables* draft = nullptr;   ///< nullptr: the model has none
 };
 
 struct EmbedParams {
@@ -59,16 +68,19 @@ struct EmbedParams {
   bool is_f32 = false;      ///< else BF16
 };
 
+/// Keys of a split: all splits of a row are done by the same block, so few and long ones.
+inline constexpr uint32_t kRowSplitKeys = 4096;
+
 /// q heads of a kv head: one product tile.
 inline constexpr uint32_t kMaxQPerKv = 16;
 
-/// Attention of rows that need not belong to one sequence: each is a call of its own. A tile is one
-/// kv head of one row.
+/// Attention of rows that need not belong to one sequence, or of a draft's block (call.block): each is a
+/// call of its own. A tile is one kv head of one row.
 struct AttendRowsParams {
   AttentionParams call;  ///< of row 0 and sequence 0; num_rows 1
   const StepTables* step = nullptr;
   uint64_t partial_floats = 0;  ///< of a row
-  uint32_t num_tokens = 0;      ///< 1 .. kMaxTokens
+  uint32_t num_tokens = 0;      ///< 1 .. kMaxTokens; of the block
 };
 
 /// Draws the tokens of a step's rows, one after the other.

@@ -15,7 +15,7 @@ constexpr const char* kWhere = "CudaDraftWeights.load";
 struct Data {
   DraftConfig config;
   std::vector<CudaDraftLayerWeights> layers;
-  CudaDenseMatrix fc, qkv, lm_head;
+  CudaDenseMatrix fc, context_kv, lm_head;
   uint64_t hidden_norm = 0, final_norm = 0, mask_embedding = 0, vocab_ids = 0;
   Arena arena;
 };
@@ -30,7 +30,7 @@ class Loader {
     data_.fc = add({MatrixKind::context_fc}, RowOrder::plain);
     data_.hidden_norm = add_norm(VectorKind::hidden_norm, 0, config_.hidden_size);
     data_.mask_embedding = block_.add_values(std::span<const uint16_t>(mask));
-    data_.qkv = add_qkv();
+    data_.context_kv = add_context_kv();
     data_.layers.resize(config_.num_layers);
     for (uint32_t i = 0; i < config_.num_layers; ++i) add_layer(i, data_.layers[i]);
     data_.final_norm = add_norm(VectorKind::final_norm, 0, config_.hidden_size);
@@ -55,7 +55,7 @@ class Loader {
   uint64_t add_norm(VectorKind kind, uint32_t layer_idx, uint32_t count) {
     return block_.add_floats(find_draft_vector(draft_, kind, layer_idx), 0, count);
   }
-  CudaDenseMatrix add_qkv();
+  CudaDenseMatrix add_context_kv();
   void add_layer(uint32_t i, CudaDraftLayerWeights& layer);
   void add_head();
 
@@ -66,11 +66,10 @@ class Loader {
   CudaBlock block_{kWhere};
 };
 
-/// One matrix, so that a task may go through the heads of several layers.
-CudaDenseMatrix Loader::add_qkv() {
+CudaDenseMatrix Loader::add_context_kv() {
   std::vector<PackJob> jobs;
   for (uint32_t i = 0; i < config_.num_layers; ++i)
-    jobs.push_back(job({MatrixKind::q_proj, MatrixKind::k_proj, MatrixKind::v_proj}, RowOrder::stacked, i));
+    jobs.push_back(job({MatrixKind::k_proj, MatrixKind::v_proj}, RowOrder::stacked, i));
   const CudaDenseShape shape = cuda_dense_shape(jobs[0]);
   for (uint32_t i = 1; i < config_.num_layers; ++i)
     MIMO_RT_CHECK(cuda_dense_shape(jobs[i]).format == shape.format, unsupported_shape, kWhere, "tensor ",
@@ -94,6 +93,7 @@ void Loader::add_layer(uint32_t i, CudaDraftLayerWeights& layer) {
     layer.k_norm = add_norm(VectorKind::k_norm, i, config_.qk_head_dim);
   }
   if (config_.has_sink) layer.sink_logits = add_norm(VectorKind::sink_logits, i, config_.num_q_heads);
+  layer.qkv = add({Kind::q_proj, Kind::k_proj, Kind::v_proj}, RowOrder::stacked, i);
   layer.o_proj = add({Kind::o_proj}, RowOrder::plain, i);
   layer.gate_up = add({Kind::gate_proj, Kind::up_proj}, RowOrder::alternate, i);
   layer.down = add({Kind::down_proj}, RowOrder::plain, i);
@@ -141,8 +141,7 @@ CudaDraftWeights CudaDraftWeights::load(const std::filesystem::path& draft_dir, 
 
 const DraftConfig& CudaDraftWeights::config() const { return impl_->config; }
 const CudaDenseMatrix& CudaDraftWeights::fc() const { return impl_->fc; }
-const CudaDenseMatrix& CudaDraftWeights::qkv() const { return impl_->qkv; }
-uint32_t CudaDraftWeights::qkv_rows() const { return impl_->qkv.shape.rows / impl_->config.num_layers; }
+const CudaDenseMatrix& CudaDraftWeights::context_kv() const { return impl_->context_kv; }
 const CudaDraftLayerWeights& CudaDraftWeights::layer(uint32_t layer_idx) const { return impl_->layers[layer_idx]; }
 uint64_t CudaDraftWeights::hidden_norm() const { return impl_->hidden_norm; }
 uint64_t CudaDraftWeights::final_norm() const { return impl_->final_norm; }

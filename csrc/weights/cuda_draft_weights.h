@@ -18,6 +18,7 @@ struct CudaDraftLayerWeights {
   uint64_t attn_norm = 0, mlp_norm = 0;  ///< of float [hidden_size]
   uint64_t q_norm = 0, k_norm = 0;       ///< of float [qk_head_dim]; unless config.has_qk_norm: 0
   uint64_t sink_logits = 0;              ///< of float [num_q_heads]; unless config.has_sink: 0
+  CudaDenseMatrix qkv;                   ///< all q heads, all k heads, all v heads in turn
   CudaDenseMatrix o_proj, gate_up, down;
 };
 
@@ -29,8 +30,8 @@ class CudaDraftWeights {
     const ModelConfig& config;
   };
   /// Packs the draft in `draft_dir`, and of the target the rows of the head that the draft can propose.
-  /// @throws as CudaWeights::load and DraftWeights::load; Error{unsupported_shape} unless the qkv
-  ///         matrices of all layers have one format
+  /// @throws as CudaWeights::load and DraftWeights::load; Error{unsupported_shape} unless keys and
+  ///         values of all layers have one format
   static CudaDraftWeights load(const std::filesystem::path& draft_dir, const DraftConfig& config,
                                const Target& target, const CudaPackOptions& options,
                                const Checkpoint::Options& file_options = {});
@@ -40,9 +41,8 @@ class CudaDraftWeights {
 
   const DraftConfig& config() const;
   const CudaDenseMatrix& fc() const;
-  /// Of all layers: that of layer l has rows [l, l + 1) * qkv_rows(), all q heads, all k heads, all v heads in turn.
-  const CudaDenseMatrix& qkv() const;
-  uint32_t qkv_rows() const;
+  /// The k and v heads of all layers in turn, once more: tasks of context go through several layers.
+  const CudaDenseMatrix& context_kv() const;
   const CudaDraftLayerWeights& layer(uint32_t layer_idx) const;
   uint64_t hidden_norm() const;     ///< offset of float [hidden_size]
   uint64_t final_norm() const;      ///< offset of float [hidden_size]

@@ -59,6 +59,7 @@ struct Attention {
   AlignedRows<bf16_t> q;
   KernelVector<float> sinks;
   KernelVector<uint8_t> cache, block;  // with 16 bytes to spare for alignment
+  uint32_t first_row = 0, num_call_rows = 0;  // of a draft's block, when not all are in the call
   KernelVector<uint32_t> pages, position;
   KernelVector<float> partials;
 
@@ -129,10 +130,15 @@ struct Attention {
     p.out = {out.data, out.stride};
     p.kv = view(cache, rows());
     if (!shape.ring_rows) p.kv.pages = pages.data();
-    if (shape.is_draft) p.block = view(block, kPageRows);
+    if (shape.is_draft) {
+      p.block = view(block, kPageRows);
+      p.num_block_rows = shape.num_rows;
+      p.first_row = first_row;
+      p.q.data += first_row * q.stride;
+    }
     p.position = position.data();
     p.sink_logits = shape.has_sinks ? sinks.data() : nullptr;
-    p.num_rows = shape.num_rows;
+    p.num_rows = num_call_rows ? num_call_rows : shape.num_rows;
     p.num_q_heads = shape.num_q_heads;
     p.num_kv_heads = shape.num_kv_heads;
     p.qk_head_dim = shape.qk_head_dim;

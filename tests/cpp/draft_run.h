@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace fixture {
@@ -49,6 +50,10 @@ struct DraftModel {
       : style(given),
         weights(Weights::synthetic(style.config, 5)),
         draft(DraftWeights::synthetic(style.draft, 6)) {
+    draft.bind(weights);
+  }
+  DraftModel(const DraftStyle& given, Weights&& target, DraftWeights&& drafts)
+      : style(given), weights(std::move(target)), draft(std::move(drafts)) {
     draft.bind(weights);
   }
   DraftStyle style;

@@ -91,7 +91,7 @@ class EmulatedStepDevice : public HostDeviceMemory<cuda::StepDevice> {
     options.num_threads = cuda::kPersistentThreads;
     options.shared_bytes = sizeof(cuda::PersistentShared);
     options.seed = seed;
-    auto* kv = const_cast<uint8_t*>(params.step->kv->blocks);
+    auto* kv = const_cast<uint8_t*>(params.step->places.kv->blocks);
     options.handed_over = {{kv, blocks().at(kv)}};  // of layer 0: where it begins
     running_ = std::make_unique<emulation::Launch>(options, [params] { cuda::persistent_kernel(params); });
   }

@@ -186,6 +186,24 @@ TEST_CASE("a row's results have the same bits alone and with any number of other
   }
 }
 
+TEST_CASE("rows of a block may be apart: each has the bits that it has with the others") {
+  for (const AttentionShape& shape :
+       {AttentionShape{6, 16, 1, 32, 16, 70, 30, 64}.with_ring(48).as_draft(),
+        AttentionShape{8, 4, 2, 48, 32, 100, 0, 64}.as_draft(),
+        AttentionShape{8, 4, 2, 32, 32, 3, 5, 64}.with_ring(16).as_draft()}) {
+    Attention call(shape, Values::random, 7);
+    const std::vector<bf16_t> whole = attend(call);
+    const uint32_t width = shape.num_q_heads * shape.v_head_dim;
+    call.num_call_rows = 1;
+    for (call.first_row = 0; call.first_row < shape.num_rows; ++call.first_row) {
+      const std::vector<bf16_t> own = attend(call, {.num_blocks = 2, .seed = call.first_row});
+      CHECK(!std::memcmp(own.data(), &whole[call.first_row * width], 2 * width));
+      if (call.first_row != 0)  // control
+        CHECK(std::memcmp(own.data(), whole.data(), 2 * width) != 0);
+    }
+  }
+}
+
 TEST_CASE("the schedule and the number of blocks do not change a bit") {
   for (const AttentionShape& shape :
        {AttentionShape{2, 16, 1, 48, 48, 170, 0, 64},
@@ -239,11 +257,19 @@ TEST_CASE("arguments that the kernels cannot take are refused by name") {
     p.window_tokens = 65;
   });
   refused(invalid_argument, "block.pages", [](P p) { p.block = p.kv; });
-  refused(capacity, "block.block_rows: expected at least num_rows 16", [](P p) {
+  refused(invalid_argument, "expected 0 without a block, got 1 and 0", [](P p) { p.first_row = 1; });
+  const auto with_block = [](P p) {
     p.block = p.kv;
     p.block.pages = nullptr;
+    p.num_rows = p.num_block_rows = 16;
+  };
+  refused(capacity, "block.block_rows: expected at least num_block_rows 16, got 8", [&](P p) {
+    with_block(p);
     p.block.block_rows = 8;
-    p.num_rows = 16;
+  });
+  refused(invalid_argument, "num_block_rows: expected at least first_row 1 + num_rows 16, got 16", [&](P p) {
+    with_block(p);
+    p.first_row = 1;
   });
 }
 

@@ -78,16 +78,34 @@ uint32_t count_wrong_gate_up(const CudaDraftWeights& weights, const Model& model
   return num_wrong;
 }
 
+/// Rows of `kinds` of a layer from row `packed` on, which moves on.
+uint32_t count_wrong_heads(const CudaDraftWeights& weights, const CudaDenseMatrix& matrix, const Model& model,
+                           std::initializer_list<MatrixKind> kinds, uint32_t layer_idx, uint32_t& packed) {
+  uint32_t num_wrong = 0;
+  for (const MatrixKind kind : kinds) {
+    const MatrixSource source = find_draft_matrix(*model.checkpoint, model.config, kind, layer_idx);
+    for (uint32_t row = 0; row < source.rows; ++row) num_wrong += !is_row(weights, matrix, packed++, source, row);
+  }
+  return num_wrong;
+}
+
 /// `shift`: a negative control asks for the heads of another layer.
 uint32_t count_wrong_qkv(const CudaDraftWeights& weights, const Model& model, uint32_t layer_idx, uint32_t shift = 0) {
-  uint32_t num_wrong = 0, packed = layer_idx * weights.qkv_rows();
-  for (const MatrixKind kind : {MatrixKind::q_proj, MatrixKind::k_proj, MatrixKind::v_proj}) {
-    const MatrixSource source = find_draft_matrix(*model.checkpoint, model.config, kind,
-                                                  (layer_idx + shift) % model.config.num_layers);
-    for (uint32_t row = 0; row < source.rows; ++row)
-      num_wrong += !is_row(weights, weights.qkv(), packed++, source, row);
-  }
-  CHECK_EQ(packed, (layer_idx + 1) * weights.qkv_rows());
+  const CudaDenseMatrix& matrix = weights.layer(layer_idx).qkv;
+  uint32_t packed = 0;
+  const uint32_t num_wrong =
+      count_wrong_heads(weights, matrix, model, {MatrixKind::q_proj, MatrixKind::k_proj, MatrixKind::v_proj},
+                        (layer_idx + shift) % model.config.num_layers, packed);
+  CHECK_EQ(packed, matrix.shape.rows);
+  return num_wrong;
+}
+
+uint32_t count_wrong_context_kv(const CudaDraftWeights& weights, const Model& model) {
+  uint32_t num_wrong = 0, packed = 0;
+  for (uint32_t l = 0; l < model.config.num_layers; ++l)
+    num_wrong += count_wrong_heads(weights, weights.context_kv(), model, {MatrixKind::k_proj, MatrixKind::v_proj}, l,
+                                   packed);
+  CHECK_EQ(packed, weights.context_kv().shape.rows);
   return num_wrong;
 }
 
@@ -111,10 +129,11 @@ TEST_CASE("every matrix and vector of a draft is where it says, code by code") {
   CHECK_EQ(count_wrong_rows(weights, weights.fc(), source(MatrixKind::context_fc)), 0u);
   CHECK(are_floats(weights, weights.hidden_norm(), vector(VectorKind::hidden_norm)));
   CHECK(are_floats(weights, weights.final_norm(), vector(VectorKind::final_norm)));
+  CHECK_EQ(count_wrong_context_kv(weights, model), 0u);
   for (uint32_t l = 0; l < model.config.num_layers; ++l) {
     const CudaDraftLayerWeights& layer = weights.layer(l);
     CHECK_EQ(count_wrong_qkv(weights, model, l), 0u);
-    CHECK(count_wrong_qkv(weights, model, l, 1) > weights.qkv_rows() / 2);
+    CHECK(count_wrong_qkv(weights, model, l, 1) > layer.qkv.shape.rows / 2);
     CHECK_EQ(count_wrong_gate_up(weights, model, l), 0u);
     CHECK_EQ(count_wrong_rows(weights, layer.o_proj, source(MatrixKind::o_proj, l)), 0u);
     CHECK_EQ(count_wrong_rows(weights, layer.down, source(MatrixKind::down_proj, l)), 0u);

@@ -250,23 +250,25 @@ TEST_CASE("plans that the kernel does not run are refused") {
   const CudaWeights weights = m.pack();
   const cuda::KvLayout kv(m.config.layers, {128, 64, 1});
   const auto refused = [&](const char* needle, const Plan& plan) {
-    CHECK_THROWS(unsupported_shape, needle, cuda::DevicePlan(plan, m.config, weights, kv));
+    CHECK_THROWS(unsupported_shape, needle, cuda::DevicePlan(plan, m.config, weights, nullptr, kv));
   };
   refused("expected norms of their own", Plan::build(m.config, plan_options(2, 4, 4)));
   refused("max_tokens: expected at most 8, got 9", make_plan(2, 9));
   const DraftConfig draft = test_configs::make_draft(m.config, {4, 2, 32, 16, 8}, 2, 4, 16, {0, 3});
   PlanOptions options = device_plan_options(2, 4, 4);
-  options.max_context_rows = 4;
-  refused("got a step with a draft", Plan::build(m.config, options, &draft));
-  options.is_round = true;
-  refused("got a round", Plan::build(m.config, options, &draft));
+  options.max_context_rows = 9;
+  refused("max_context_rows: expected at most 8, got 9", Plan::build(m.config, options, &draft));
+  DraftConfig wide = draft;
+  wide.block_size = 9;
+  options.max_context_rows = 8;
+  refused("block_size: expected at most 8, got 9", Plan::build(m.config, options, &wide));
   PlanMutator strided(make_plan(2, 4));
   for (auto& list : strided.lists)
     for (Task& task : list)
       if (task.kind == TaskKind::lm_head) task.tile_stride = 2;
   refused("lm_head: expected neighbouring tiles, got stride 2", strided.finish());
   const Plan plan = make_plan(2, 4);
-  const cuda::DevicePlan device_plan(plan, m.config, weights, kv);
+  const cuda::DevicePlan device_plan(plan, m.config, weights, nullptr, kv);
   CHECK_THROWS(invalid_argument, "num_tokens: expected 1..4, got 5", device_plan.tables({}, 5, 0, false));
   CHECK_THROWS(invalid_argument, "num_logit_rows: expected at most 4, got 5", device_plan.tables({}, 1, 5, false));
   CHECK_THROWS(invalid_argument, "max_context: expected > 0",

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "cuda/device/persistent/task_units.cuh"
-#include "cuda/device/tasks/embed.cuh"
+#include "cuda/device/tasks/draft_rows.cuh"
 #include "cuda/device/tasks/rms_norm.cuh"
 
 namespace mimo_rt::cuda {
@@ -13,7 +13,9 @@ __device__ __forceinline__ void compute_projection_task(ProjectionShared& shared
                                                         const TaskSlot& slot, uint32_t& ticket) {
   const auto& p = params_of<ProjectionParams>(slot);
   compute_projection<Tiles, false, kMaxStepTokens>(shared, p, projection_units_of(slot), ticket);
-  if (p.store == ProjectionStore::qkv)
+  const bool is_heads = slot.operands.body == TaskBody::heads;
+  if (is_heads) finish_heads(params_of<HeadsParams>(slot), slot.task);
+  if (is_heads || p.store == ProjectionStore::qkv)
     ptx::fence_proxy_async();  // attention brings keys and values with bulk copies
 }
 
@@ -38,6 +40,7 @@ __device__ __forceinline__ void compute_task(WorkShared& shared, const TaskSlot&
       return compute_rms_norm(params_of<RmsNormParams>(slot), row_units_of(slot));
     case TaskBody::projection:
     case TaskBody::gate_up:
+    case TaskBody::heads:
       if (params_of<ProjectionParams>(slot).format == ProjectionFormat::fp8_e4m3)
         return compute_projection_task<Fp8Tiles>(shared.projection, slot, ticket);
       return compute_projection_task<Bf16Tiles>(shared.projection, slot, ticket);
@@ -59,6 +62,13 @@ __device__ __forceinline__ void compute_task(WorkShared& shared, const TaskSlot&
       return sample_rows(shared.sample.rest, params_of<SampleRowsParams>(slot));
     case TaskBody::accept:
       return accept_round(shared.accept.rest, params_of<AcceptRoundParams>(slot));
+    case TaskBody::context_norm:
+      return compute_context_norm(params_of<ContextNormParams>(slot), row_units_of(slot));
+    case TaskBody::draft_embed:
+      return compute_draft_embed(params_of<DraftEmbedParams>(slot), row_units_of(slot));
+    case TaskBody::draft_sample:
+      return sample_drafts(shared.sample.rest, params_of<DraftSampleParams>(slot),
+                           row_units_of(slot));
   }
 }
 
@@ -95,6 +105,7 @@ __device__ __forceinline__ void skip_task(WorkShared& shared, const TaskSlot& sl
   switch (slot.operands.body) {
     case TaskBody::projection:
     case TaskBody::gate_up:
+    case TaskBody::heads:
       end = params_of<ProjectionParams>(slot).format == ProjectionFormat::fp8_e4m3
                 ? end_of_projection<Fp8Tiles>(slot, ticket)
                 : end_of_projection<Bf16Tiles>(slot, ticket);

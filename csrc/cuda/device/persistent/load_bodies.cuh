@@ -37,7 +37,8 @@ __device__ __forceinline__ void load_router_task(WorkShared& shared, const TaskS
 __device__ __forceinline__ void load_task(WorkShared& shared, const TaskSlot& slot, uint32_t& ticket) {
   switch (slot.operands.body) {
     case TaskBody::projection:
-    case TaskBody::gate_up: return load_projection_task(shared, slot, ticket);
+    case TaskBody::gate_up:
+    case TaskBody::heads: return load_projection_task(shared, slot, ticket);
     case TaskBody::attention:
       ptx::fence_proxy_async();  // the step's own keys and values came with ordinary stores
       return load_attended_rows(shared.attention, params_of<AttendRowsParams>(slot),
@@ -56,7 +57,10 @@ __device__ __forceinline__ void load_task(WorkShared& shared, const TaskSlot& sl
     case TaskBody::rms_norm:
     case TaskBody::select_experts:
     case TaskBody::sample:
-    case TaskBody::accept: return;
+    case TaskBody::accept:
+    case TaskBody::context_norm:
+    case TaskBody::draft_embed:
+    case TaskBody::draft_sample: return;
   }
 }
 

@@ -29,8 +29,16 @@ __device__ __forceinline__ bool wait_for_task_input(const PersistentParams& p, u
 }
 
 __device__ inline uint32_t rows_of_step(const StepTables& step, RowCount row_count) {
-  if (row_count == RowCount::tokens) return step.num_tokens;
-  return row_count == RowCount::logit_rows ? step.num_logit_rows : step.num_sampled_rows;
+  switch (row_count) {
+    case RowCount::fixed:
+    case RowCount::tokens: return step.num_tokens;
+    case RowCount::logit_rows: return step.num_logit_rows;
+    case RowCount::sampled_rows: return step.num_sampled_rows;
+    case RowCount::context_rows: return step.num_context_rows;
+    case RowCount::draft_rows: return step.num_draft_rows;
+    case RowCount::draft_logit_rows: return step.num_draft_rows != 0 ? step.num_draft_rows - 1 : 0;
+  }
+  return 0;
 }
 
 /// Rows that the task in the slot has in this epoch. A task without any does nothing.

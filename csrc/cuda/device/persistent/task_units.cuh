@@ -4,6 +4,7 @@
 #include "cuda/device/persistent/task_slots.cuh"
 #include "cuda/device/tasks/accept_round.cuh"
 #include "cuda/device/tasks/attend_rows.cuh"
+#include "cuda/device/tasks/draft_heads.cuh"
 #include "cuda/device/tasks/expert_mlp.cuh"
 #include "cuda/device/tasks/projection.cuh"
 #include "cuda/device/tasks/router.cuh"
@@ -45,8 +46,11 @@ __device__ __forceinline__ UnitRange row_units_of(const TaskSlot& slot) {
   return {slot.task.tile_first, slot.task.tile_stride};
 }
 
-/// Of a projection, whose tiles are neighbours; for gate_up a tile is two units.
+/// Of a projection, whose tiles are neighbours; for gate_up a tile is two units, for heads the row
+/// groups of one.
 __device__ __forceinline__ UnitRange projection_units_of(const TaskSlot& slot) {
+  if (slot.operands.body == TaskBody::heads)
+    return head_units(*params_of<HeadsParams>(slot).shape, slot.task);
   const uint32_t per_tile = slot.operands.body == TaskBody::gate_up ? 2 : 1;
   return {slot.task.tile_first * per_tile, 1, slot.task.tile_end * per_tile};
 }

@@ -15,14 +15,21 @@ struct AttendRowsShared {
   AttentionParams load_call, compute_call;
 };
 
-/// One thread.
+/// One warp, by words: a thread has no registers for all of them.
 __device__ inline void set_call_of_row(AttentionParams& call, const AttendRowsParams& p,
                                        uint32_t token) {
-  const uint64_t seq = p.step->seq_idx[token];
-  call = p.call;
+  static_assert(sizeof(AttentionParams) % 4 == 0);
+  const auto* from = reinterpret_cast<const uint32_t*>(&p.call);
+  for (uint32_t i = threadIdx.x % 32; i < sizeof(AttentionParams) / 4; i += 32)
+    reinterpret_cast<uint32_t*>(&call)[i] = from[i];
+  ptx::sync_warp();
+  if (threadIdx.x % 32 != 0) return;
+  const bool is_block = p.call.block.blocks != nullptr;
+  const uint64_t seq = p.step->seq_idx[is_block ? 0 : token];
   call.q.data = p.call.q.row(token);
   call.out.data = p.call.out.row(token);
-  call.position = p.step->positions + token;
+  call.position = p.step->positions + (is_block ? 0 : token);
+  call.first_row = is_block ? token : 0;
   call.partials += token * p.partial_floats;
   if (call.kv.pages)
     call.kv.pages += seq * p.step->pages_per_seq;
@@ -45,7 +52,7 @@ __device__ __forceinline__ void load_attended_rows(AttendRowsShared& shared,
   ticket += num_padding;
   for (uint32_t t = task.tile_first; t < p.num_tokens * task.tile_end; t += task.tile_stride) {
     ptx::sync_warp();  // all lanes are done with the call before
-    if (lane_idx == 0) set_call_of_row(shared.load_call, p, t / task.tile_end);
+    set_call_of_row(shared.load_call, p, t / task.tile_end);
     ptx::sync_warp();
     load_attention(shared.attention, shared.load_call, {t % task.tile_end, task.tile_end}, ticket);
   }
@@ -62,7 +69,7 @@ __device__ __forceinline__ void compute_attended_rows(AttendRowsShared& shared,
   ticket += num_padding;
   const AttentionParams& call = shared.compute_call;
   for (uint32_t t = task.tile_first; t < p.num_tokens * task.tile_end; t += task.tile_stride) {
-    if (threadIdx.x == 0) set_call_of_row(shared.compute_call, p, t / task.tile_end);
+    if (threadIdx.x < 32) set_call_of_row(shared.compute_call, p, t / task.tile_end);
     compute_barrier();
     for (uint32_t u = t % task.tile_end; u < AttentionCall(call).num_units(call);
          u += task.tile_end)

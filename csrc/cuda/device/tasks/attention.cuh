@@ -153,7 +153,7 @@ __device__ inline VisibleKeys visible_keys(const AttentionParams& p, const Atten
 #pragma unroll
   for (uint32_t half = 0; half < 2; ++half) {
     const uint32_t local = tile * 16 + threadIdx.x % 32 / 4 + half * 8;
-    const uint32_t row = (unit.first_pair + local) / (p.num_q_heads / p.num_kv_heads);
+    const uint32_t row = p.first_row + (unit.first_pair + local) / (p.num_q_heads / p.num_kv_heads);
     KeySpan seen = unit.keys;  // of a draft's block: all
     if (!unit.is_block) {
       seen = {first_seen(p, position, row), p.block.blocks ? position : position + row + 1};

@@ -58,7 +58,8 @@ struct AttentionCall {
 
   __device__ explicit AttentionCall(const AttentionParams& p) : position(*p.position) {
     if (position >= p.max_context || p.num_rows > p.max_context - position) ptx::trap();
-    cache = {first_seen(p, position, 0), p.block.blocks ? position : position + p.num_rows};
+    cache = {first_seen(p, position, p.first_row),
+             p.block.blocks ? position : position + p.num_rows};
     first_split = cache.first / p.split_keys;
     num_cache_splits =
         cache.first < cache.end ? (cache.end - 1) / p.split_keys + 1 - first_split : 0;
@@ -104,7 +105,7 @@ struct AttentionUnit {
     const uint32_t begin = (call.first_split + split) * p.split_keys, end = begin + p.split_keys;
     keys = {begin > call.cache.first ? begin : call.cache.first,
             end < call.cache.end ? end : call.cache.end};
-    if (is_block) keys = {0, p.num_rows};
+    if (is_block) keys = {0, p.num_block_rows};
   }
 };
 

@@ -136,7 +136,8 @@ __device__ inline void draw_tokens(DrawShared& shared, const SampleParams& p, Un
     const TokenDraw draw{shared, {p, row}};
     const uint32_t id = draw.choose();
     const int32_t none = p.role == SampleRole::draft ? 0 : -1;
-    if (threadIdx.x == 0) p.tokens[row] = id == kNoToken ? none : static_cast<int32_t>(id);
+    if (threadIdx.x == 0)
+      p.tokens[row] = id == kNoToken ? none : static_cast<int32_t>(draw.row.token(id));
     compute_barrier();  // before the next row overwrites what was found
   }
 }

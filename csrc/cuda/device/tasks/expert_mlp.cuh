@@ -195,6 +195,7 @@ struct DownSums {
       if (p.residual.data) {
         uint16_t& x = p.residual.row(token(i))[column];
         x = static_cast<uint16_t>(ptx::to_bf16x2(ptx::low_bf16(x) + sum[i], 0.0f));
+        if (p.capture.rows) p.capture.rows[token(i)][p.capture.first_column + column] = x;
       } else {
         p.sums.row(token(i))[column] = sum[i];
       }

@@ -80,6 +80,7 @@ __device__ inline void store_value(const ProjectionParams& p, uint32_t token, ui
     case ProjectionStore::add_residual: {
       uint16_t& x = p.out_bf16.row(token)[column];
       x = to_bf16(ptx::low_bf16(x) + y);
+      if (p.capture.rows) p.capture.rows[token][p.capture.first_column + column] = x;
       return;
     }
     case ProjectionStore::argmax: best.take(y, column); [[fallthrough]];

@@ -28,7 +28,7 @@ __device__ uint32_t lower_bound(uint32_t size, uint32_t id, const IdAt& id_at) {
   return begin;
 }
 
-/// The candidates of one row.
+/// The candidates of one row. An id is a column of the logits, but for p.ids the same as a token's.
 struct SampleRow {
   const SampleParams& p;
   uint32_t row;
@@ -36,10 +36,15 @@ struct SampleRow {
   __device__ const float* logits() const { return p.logits.row(row); }
   __device__ uint64_t* weights() const { return p.scratch.weights + uint64_t{row} * p.vocab_size; }
 
-  /// Whether the token may be drawn, and its score.
-  __device__ bool score(uint32_t id, double& score) const {
-    const float logit = logits()[id];
+  __device__ uint32_t token(uint32_t column) const {
+    return p.ids ? static_cast<uint32_t>(p.ids[column]) : column;
+  }
+
+  /// Whether the token of a column may be drawn, and its score.
+  __device__ bool score(uint32_t column, double& score) const {
+    const float logit = logits()[column];
     if (!is_finite(logit)) return false;
+    const uint32_t id = token(column);
     if (row < p.num_masked_rows && p.num_masked_ids != 0) {
       const uint32_t place = lower_bound(p.num_masked_ids, id, [&](uint32_t i) {
         return static_cast<uint32_t>(p.masked_ids[i]);

@@ -1,0 +1,71 @@
+#include "cuda/draft_layout.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "cuda/draft_params.h"
+#include "cuda/persistent_params.h"
+
+namespace mimo_rt::cuda {
+
+uint64_t num_coarse_positions(const KvLayout& kv) {
+  return (uint64_t{kv.options().max_context} + kMaxStepTokens) / kFinePositions + 1;
+}
+
+AttentionParams draft_attention_shape(const DraftConfig& draft, const KvLayout& kv, uint32_t layer_idx,
+                                      const uint8_t* device) {
+  AttentionParams p;
+  p.kv = kv.draft_view(layer_idx, device, nullptr);
+  p.block = kv.block_view(device);
+  p.num_block_rows = draft.block_size;
+  p.num_rows = 1;
+  p.num_q_heads = draft.num_q_heads;
+  p.num_kv_heads = draft.num_kv_heads;
+  p.qk_head_dim = draft.qk_head_dim;
+  p.v_head_dim = draft.v_head_dim;
+  p.scale = 1.0f / std::sqrt(static_cast<float>(draft.qk_head_dim));
+  p.window_tokens = draft.window_tokens[layer_idx];
+  p.split_keys = kRowSplitKeys;
+  p.max_context = kv.options().max_context;
+  return p;
+}
+
+void DraftLayout::add_inputs(BlockBuilder& block, const Plan& plan) {
+  context_ids = block.add(4 * uint64_t{plan.options().max_context_rows});
+  sample = block.add(sizeof(SampleParams));
+}
+
+void DraftLayout::add_rest(BlockBuilder& block, const Plan& plan, const CudaDraftWeights& draft,
+                           const KvLayout& kv) {
+  const DraftConfig& config = draft.config();
+  const uint64_t num_layers = config.num_layers, context_rows = plan.options().max_context_rows;
+  const uint64_t block_rows = plan.options().is_round ? config.block_size : 0;
+  const uint64_t num_drafts = std::max<uint64_t>(block_rows, 1) - 1;
+  captured_rows = block.add(8 * uint64_t{plan.options().max_tokens});
+  context_k_rows = block.add(8 * num_layers * context_rows);
+  context_v_rows = block.add(8 * num_layers * context_rows);
+  context_cos_sin = block.add(4 * context_rows * config.rotary_dim);
+  block_cos_sin = block.add(4 * block_rows * config.rotary_dim);
+  context_heads = block.add(4 * context_rows * draft.context_kv().shape.rows);
+  block_heads = block.add(4 * block_rows * draft.layer(0).qkv.shape.rows);
+  for (uint32_t l = 0; block_rows && l < num_layers; ++l)
+    partial_floats = std::max(partial_floats,
+                              attention_partial_floats(draft_attention_shape(config, kv, l, nullptr)));
+  partial_floats = (partial_floats + 3) / 4 * 4;  // rows are 16-byte aligned
+  partials = block.add(4 * block_rows * partial_floats);
+  if (num_drafts)
+    sample_scratch = block.add(
+        SampleScratch::bytes(static_cast<uint32_t>(num_drafts), plan.shape().draft.vocab_size));
+  tables = block.add(sizeof(DraftTables));
+  kv_views = block.add(sizeof(KvView) * num_layers);
+  coarse = block.add(8 * num_coarse_positions(kv) * config.rotary_dim);
+  fine = block.add(8 * uint64_t{kFinePositions} * config.rotary_dim);
+  block_k_rows = block.add(8 * block_rows);
+  block_v_rows = block.add(8 * block_rows);
+  context_layers = block.add(sizeof(HeadLayer) * num_layers);
+  block_layers = block.add(sizeof(HeadLayer) * num_layers);
+  context_shape = block.add(sizeof(HeadShape));
+  block_shape = block.add(sizeof(HeadShape));
+}
+
+}  // namespace mimo_rt::cuda
