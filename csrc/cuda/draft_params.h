@@ -29,7 +29,8 @@ struct DraftTables {
   uint32_t* context_ids = nullptr;     ///< [num_context_rows] into features.rows, see list_context
   /// Where the keys and values of the rows of context go, set by context_norm.
   RowPlaces context;
-  RotaryTable context_rotary, block_rotary;  ///< of the rows of context, set by context_norm; of the block, by draft_embed
+  RotaryTable context_rotary;  ///< of the rows of context, set by context_norm
+  RotaryTable block_rotary;    ///< of the block's rows, set by draft_embed
 };
 
 struct ContextNormParams {

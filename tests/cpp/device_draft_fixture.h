@@ -7,12 +7,13 @@
 #include "draft_run.h"
 #include "plan_mutator.h"
 
+#include "core/checks.h"
 #include "cuda/device_cache.h"
 #include "cuda/draft_params.h"
 
 namespace fixture {
 
-/// Window layers and a full one with sinks, q and k norms, half a head rotated, a value scale. `draft_vocab_size` 0: all.
+/// Window layers and a full one, sinks, q and k norms, half a head rotated, a value scale. `draft_vocab_size` 0: all.
 inline DraftConfig device_draft_config(const ModelConfig& target, uint32_t draft_vocab_size = 0) {
   DraftConfig draft = test_configs::make_draft(target, {4, 2, 32, 16, 16}, 3, 5, 20, {2, 0, 3});
   draft.has_sink = true;
@@ -54,13 +55,26 @@ struct DeviceDraft {
   std::unique_ptr<DraftModel> host;
 
   explicit DeviceDraft(const DraftConfig& draft) : target(device_config()), config(draft) {
-    DraftFiles files;
-    files.edit = [&](const std::string& name, std::string& bytes) { fill_sensible_draft(config, name, bytes); };
-    write_draft(dir, config, files);
+    write({});
     const Weights::Options load{.num_threads = 1, .progress = {}, .cache_dir = {}, .use_mmap = true};
     host = std::make_unique<DraftModel>(DraftStyle{"device", target.config, config},
                                         Weights::load(*target.checkpoint, target.config, load),
                                         DraftWeights::load(dir.path(), config, load));
+  }
+  /// Writes the draft's files, anew when the device is to have another one than the host: tensors that `is_damaged`
+  /// picks are `factor` times as large.
+  void write(const std::function<bool(const std::string& name)>& is_damaged, float factor = 1.0f) const {
+    DraftFiles files;
+    files.edit = [&](const std::string& name, std::string& bytes) {
+      fill_sensible_draft(config, name, bytes);
+      for (size_t i = 0; is_damaged && is_damaged(name) && i + 2 <= bytes.size(); i += 2) {
+        bf16_t value;
+        std::memcpy(&value, bytes.data() + i, 2);
+        value = f32_to_bf16(bf16_to_f32(value) * factor);
+        std::memcpy(bytes.data() + i, &value, 2);
+      }
+    };
+    write_draft(dir, config, files);
   }
   CudaDraftWeights pack() const {
     return CudaDraftWeights::load(dir.path(), config, {*target.checkpoint, target.config},
@@ -102,6 +116,17 @@ class DeviceDraftRun {
   /// One launch of the round's plan whose target verifies the anchor alone. @return the block
   std::vector<int32_t> draft(int32_t anchor, const cuda::SamplingRules& rules = {.temperature = 0.0f}) {
     cuda::StepBlock& block = this->block();
+    set_round(anchor, rules);
+    launch(block);
+    num_context = size;
+    std::vector<int32_t> ids(draft_config.block_size);
+    device->download(ids.data(), block.addresses.step + block.plan.layout().token_ids, 4 * ids.size());
+    return ids;
+  }
+
+  /// The inputs of a round after `size` tokens.
+  void set_round(int32_t anchor, const cuda::SamplingRules& rules = {.temperature = 0.0f}) {
+    cuda::StepBlock& block = this->block();
     const cuda::StepLayout& layout = block.plan.layout();
     cuda::StepTables tables = block.plan.tables(block.addresses, 1, 1, false);
     tables.num_draft_rows = draft_config.block_size;
@@ -118,15 +143,11 @@ class DeviceDraftRun {
     put(layout.seq_idx, kSeq);
     put(layout.positions, size);
     put(layout.logit_rows, uint32_t{0});
-    launch(block);
-    num_context = size;
-    std::vector<int32_t> ids(draft_config.block_size);
-    device->download(ids.data(), block.addresses.step + layout.token_ids, 4 * ids.size());
-    return ids;
   }
 
-  void launch(cuda::StepBlock& block) {
-    cuda::PersistentParams params = block.plan.params(block.addresses, block.epoch++);
+  void launch(cuda::StepBlock& block) { launch(block, block.epoch++); }
+  void launch(cuda::StepBlock& block, uint32_t epoch) {
+    cuda::PersistentParams params = block.plan.params(block.addresses, epoch);
     params.watchdog.report = reinterpret_cast<cuda::HangReport*>(report_.data());
     params.watchdog.deadline_ns = 1'000'000'000;
     device->launch(params, executor->num_workers());

@@ -1,5 +1,5 @@
-// Runs the draft's tasks of one round on the CPU ops and the reference ops, each task from equal bytes, and compares its
-// output under a bound derived from its inputs: see lock_step.h, whose units these are.
+// Runs the draft's tasks of one round on the CPU ops (or what else computes them) and the reference ops, each task from
+// equal bytes, and compares its output under a bound derived from its inputs: see lock_step.h, whose units these are.
 #pragma once
 
 #include "core/numeric.h"
@@ -10,19 +10,95 @@
 
 namespace fixture {
 
+/// Whose tasks are compared with the reference ops.
+class DraftSubject {
+ public:
+  virtual ~DraftSubject() = default;
+
+  /// Takes over features, keys and values of positions [0, num_positions) from a cache of the reference.
+  virtual void copy_cache(KvCache& from, uint32_t num_positions) = 0;
+  /// Does all that `task`, of the reference's plan, does, from the bytes of `inputs`.
+  virtual void run(const Task& task, const StepInput& input, const ref::Buffers& inputs) = 0;
+  /// What it left in a buffer, and in a draft layer of its cache; `col`: K of all heads, then V of all heads.
+  virtual double read(uint16_t buffer, uint32_t row, uint32_t col) = 0;
+  virtual double read_context(uint32_t layer, uint32_t pos, uint32_t col) = 0;
+  /// How far a weight of attention may be off, beyond FP32.
+  virtual double attention_unit() const { return 0.0; }
+};
+
+/// The CPU ops of a backend.
+class CpuDraftSubject final : public DraftSubject {
+ public:
+  /// `draft` differs from the model's in what a negative control introduces.
+  CpuDraftSubject(const DraftModel& model, const DraftWeights& draft, const std::string& backend, const Plan& plan)
+      : config_(model.style.config), draft_config_(model.style.draft), kernels_(cpu::select_kernels(backend)),
+        cache_(config_, draft_cache_options(), &draft_config_) {
+    plans_.push_back(std::make_unique<cpu::PlanState>(plan, config_, &draft.config()));
+    const cpu::ScratchSizes sizes(model.weights, kernels_, plans_, &draft);
+    worker_ = std::make_unique<cpu::Worker>(model.weights, kernels_, sizes, step_, &draft);
+    worker_->fit_segments(cache_);
+    cache_.reserve(0, draft_cache_options().max_context);
+  }
+  static KvCache::Options draft_cache_options() { return {.max_context = 128, .max_step_tokens = 16, .num_seqs = 1}; }
+
+  void copy_cache(KvCache& from, uint32_t num_positions) override {
+    const uint32_t width = static_cast<uint32_t>(draft_config_.target_layer_ids.size()) * config_.hidden_size;
+    for (uint32_t pos = 0; pos < num_positions; ++pos) {
+      std::memcpy(cache_.feature_row(0, pos), from.feature_row(0, pos), 2 * width);
+      for (uint32_t l = config_.num_layers; l < config_.num_layers + draft_config_.num_layers; ++l)
+        for (uint32_t h = 0; h < draft_config_.num_kv_heads; ++h) {
+          std::memcpy(cache_.k_row(l, 0, h, pos), from.k_row(l, 0, h, pos), 2 * draft_config_.qk_head_dim);
+          std::memcpy(cache_.v_row(l, 0, h, pos), from.v_row(l, 0, h, pos), 2 * draft_config_.v_head_dim);
+        }
+    }
+  }
+  void run(const Task& task, const StepInput& input, const ref::Buffers& inputs) override {
+    cpu::PlanState& state = *plans_[0];
+    StepOutput output;
+    state.fill_tables(input, cache_);
+    step_ = {&state, &cache_, &input, &output, 1};
+    for (uint16_t id = kContext; id <= kDraftLogits; ++id)
+      if (id != kContextKv && id != kBlock)
+        std::memcpy(state.buffer(id), inputs.data(id), state.plan.buffers()[id].bytes);
+    cpu::run_task(task, *worker_);
+  }
+  double read(uint16_t buffer, uint32_t row, uint32_t col) override {
+    const cpu::PlanState& state = *plans_[0];
+    return buffer == kDraftLogits ? double{state.f32_row(buffer, row)[col]}
+                                  : double{bf16_to_f32(state.bf16_row(buffer, row)[col])};
+  }
+  double read_context(uint32_t layer, uint32_t pos, uint32_t col) override {
+    return context_value(cache_, draft_config_, config_.num_layers + layer, pos, col);
+  }
+  static double context_value(KvCache& cache, const DraftConfig& draft, uint32_t layer, uint32_t pos, uint32_t col) {
+    const uint32_t qk = draft.qk_head_dim, vd = draft.v_head_dim, v_begin = draft.num_kv_heads * qk;
+    if (col < v_begin) return bf16_to_f32(cache.k_row(layer, 0, col / qk, pos)[col % qk]);
+    return bf16_to_f32(cache.v_row(layer, 0, (col - v_begin) / vd, pos)[(col - v_begin) % vd]);
+  }
+
+ private:
+  const ModelConfig& config_;
+  const DraftConfig& draft_config_;
+  const cpu::Kernels& kernels_;
+  KvCache cache_;
+  std::vector<std::unique_ptr<cpu::PlanState>> plans_;
+  cpu::Step step_;
+  std::unique_ptr<cpu::Worker> worker_;
+};
+
 class DraftLockStep {
  public:
   using Vector = std::vector<double>;
-  static constexpr uint32_t kPosition = 75;     ///< of the anchor: past a page and the windows
-  static constexpr uint32_t kContextBegin = 64;
+  static constexpr uint32_t kPosition = 75;  ///< of the anchor: past a page and the windows
 
-  /// `cpu_draft` differs from the model's in what a negative control introduces.
-  DraftLockStep(const DraftModel& model, const DraftWeights& cpu_draft, const std::string& backend,
-                PlanOptions::FuseNorm fuse_norm)
+  /// `backend`: whose fused norms are expected. `num_context_rows`: made by the round; those before are random.
+  DraftLockStep(const DraftModel& model, PlanOptions::FuseNorm fuse_norm, const std::string& backend = "cpu-generic",
+                uint32_t num_context_rows = 11)
       : config_(model.style.config),
         draft_config_(model.style.draft),
         weights_(model.weights),
         draft_(model.draft),
+        context_begin_(kPosition - num_context_rows),
         plan_(build(fuse_norm)),
         kernels_(cpu::select_kernels(backend)),
         width_({.mode = DraftOptions::Mode::fixed}, draft_config_.block_size),
@@ -30,33 +106,27 @@ class DraftLockStep {
         ref_buffers_(plan_, false),
         ref_kv_(config_, false, &draft_config_),
         ref_ops_(weights_, false, &draft_),
-        ref_cache_(config_, cache_options(), &draft_config_),
-        cpu_cache_(config_, cache_options(), &draft_config_) {
-    plans_.push_back(std::make_unique<cpu::PlanState>(plan_, config_, &cpu_draft.config()));
-    const cpu::ScratchSizes sizes(weights_, kernels_, plans_, &cpu_draft);
-    worker_ = std::make_unique<cpu::Worker>(weights_, kernels_, sizes, step_, &cpu_draft);
-    worker_->fit_segments(cpu_cache_);
+        ref_cache_(config_, CpuDraftSubject::draft_cache_options(), &draft_config_) {
     ref_kv_.select(ref_cache_);
-    fill_caches();
+    fill_cache();
     state_.block[0] = 7;
     state_.position = kPosition;
-    state_.num_context = kContextBegin;
+    state_.num_context = context_begin_;
     state_.begin();
   }
 
-  void run() {
-    cpu::PlanState& state = *plans_[0];
+  const Plan& plan() const { return plan_; }
+  const StepInput& input() const { return state_.input; }
+
+  void run(DraftSubject& subject) {
+    subject_ = &subject;
+    subject.copy_cache(ref_cache_, kPosition);
     StepOutput output;
-    state.fill_tables(state_.input, cpu_cache_);
-    step_ = {&state, &cpu_cache_, &state_.input, &output, 1};
     for (const Task& task : plan_.tasks(0)) {
       if (task.kind < TaskKind::context_fc || task.kind > TaskKind::draft_lm_head) continue;
-      for (uint16_t id = kContext; id <= kDraftLogits; ++id)
-        if (id != kContextKv && id != kBlock)
-          std::memcpy(state.buffer(id), ref_buffers_.data(id), plan_.buffers()[id].bytes);
       bounds_.clear();
       bound_task(task);
-      cpu::run_task(task, *worker_);
+      subject.run(task, state_.input, ref_buffers_);
       ref_ops_.run(task, {&plan_, &ref_buffers_, &ref_kv_, &state_.input, &output});
       compare(task);
     }
@@ -85,26 +155,23 @@ class DraftLockStep {
     request.max_context_rows = 16;
     return request;
   }
-  static KvCache::Options cache_options() { return {.max_context = 128, .max_step_tokens = 16, .num_seqs = 1}; }
 
-  /// Random features, and random keys and values before kContextBegin.
-  void fill_caches() {
+  /// Random features, and random keys and values; those of the rows of context are made anew.
+  void fill_cache() {
     uint64_t random = 1;
-    const auto fill = [&](uint16_t* a, uint16_t* b, uint64_t count) {
+    const auto fill = [&](uint16_t* row, uint64_t count) {
       for (uint64_t i = 0; i < count; ++i) {
         random = random * 6364136223846793005u + 1442695040888963407u;
-        a[i] = b[i] = f32_to_bf16(static_cast<float>(static_cast<int64_t>(random) >> 32) * 0x1p-31f);
+        row[i] = f32_to_bf16(static_cast<float>(static_cast<int64_t>(random) >> 32) * 0x1p-31f);
       }
     };
     ref_cache_.reserve(0, 128);
-    cpu_cache_.reserve(0, 128);
     for (uint32_t pos = 0; pos < kPosition; ++pos) {
-      fill(ref_cache_.feature_row(0, pos), cpu_cache_.feature_row(0, pos),
-           draft_config_.target_layer_ids.size() * config_.hidden_size);
+      fill(ref_cache_.feature_row(0, pos), draft_config_.target_layer_ids.size() * config_.hidden_size);
       for (uint32_t l = config_.num_layers; l < config_.num_layers + draft_config_.num_layers; ++l)
         for (uint32_t h = 0; h < draft_config_.num_kv_heads; ++h) {
-          fill(ref_cache_.k_row(l, 0, h, pos), cpu_cache_.k_row(l, 0, h, pos), draft_config_.qk_head_dim);
-          fill(ref_cache_.v_row(l, 0, h, pos), cpu_cache_.v_row(l, 0, h, pos), draft_config_.v_head_dim);
+          fill(ref_cache_.k_row(l, 0, h, pos), draft_config_.qk_head_dim);
+          fill(ref_cache_.v_row(l, 0, h, pos), draft_config_.v_head_dim);
         }
     }
   }
@@ -133,8 +200,8 @@ class DraftLockStep {
     return products(matrix, x, Vector(width));
   }
 
-  /// Of a normalised row. Fused: both sides' BF16 rows are made here, so that a rounding that goes the other way is in the
-  /// bound.
+  /// Of a normalised row. Fused: both sides' BF16 rows are made here, so that a rounding that goes the other way is in
+  /// the bound.
   Products normed_products(const PackedMatrix& matrix, uint16_t buffer, uint32_t row, const float* weight) const {
     const uint32_t n = config_.hidden_size;
     if (plan_.buffers()[kDraftH].bytes) return plain_products(matrix, buffer == kContext ? kContextH : kDraftH, row, n);
@@ -204,7 +271,7 @@ class DraftLockStep {
   void bound_context_fc() {
     for (uint32_t r = 0; r < state_.input.num_context_rows; ++r) {
       Vector x(draft_config_.target_layer_ids.size() * config_.hidden_size);
-      ref_kv_.read_features(0, kContextBegin + r, x.data());
+      ref_kv_.read_features(0, context_begin_ + r, x.data());
       const Products p = products(draft_.fc(), x, Vector(x.size()));
       for (uint32_t i = 0; i < config_.hidden_size; ++i) bounds_[{kContext, 0, r, i}] = p.errors[i];
     }
@@ -270,7 +337,8 @@ class DraftLockStep {
           for (const double value : v) largest_v = std::max(largest_v, std::fabs(value));
         }
         const double score_error = (qk + 8) * kUnit * largest_score;
-        const double bound = largest_v * (4 * score_error + 2 * (kPosition + 48) * kUnit);
+        const double bound =
+            largest_v * (4 * score_error + 2 * (kPosition + 48) * kUnit + 2.1 * subject_->attention_unit());
         for (uint32_t d = 0; d < vd; ++d) bounds_[{kDraftAttn, 0, r, h * vd + d}] = bound;
       }
   }
@@ -285,51 +353,35 @@ class DraftLockStep {
     }
   }
 
-  double context_value(KvCache& cache, const Place& place) const {
-    const uint32_t layer = config_.num_layers + place.layer, pos = kContextBegin + place.row;
-    const uint32_t qk = draft_config_.qk_head_dim, vd = draft_config_.v_head_dim;
-    const uint32_t v_begin = draft_config_.num_kv_heads * qk;
-    if (place.col < v_begin) return bf16_to_f32(cache.k_row(layer, 0, place.col / qk, pos)[place.col % qk]);
-    return bf16_to_f32(cache.v_row(layer, 0, (place.col - v_begin) / vd, pos)[(place.col - v_begin) % vd]);
-  }
-
   void compare(const Task& task) {
     const std::string kind = task_kind_name(task.kind);
-    const cpu::PlanState& state = *plans_[0];
     for (const auto& [place, error] : bounds_) {
-      double ref_value = 0.0, cpu_value = 0.0;
+      double ref_value = 0.0, value = 0.0;
       const bool is_f32 = place.buffer == kDraftLogits;
       if (place.buffer == kContextKv) {
-        ref_value = context_value(ref_cache_, place);
-        cpu_value = context_value(cpu_cache_, place);
+        const uint32_t pos = context_begin_ + place.row;
+        ref_value = CpuDraftSubject::context_value(ref_cache_, draft_config_, config_.num_layers + place.layer, pos,
+                                                   place.col);
+        value = subject_->read_context(place.layer, pos, place.col);
       } else {
         ref_buffers_.read(place.buffer, place.row, place.col, 1, &ref_value);
-        cpu_value = is_f32 ? double{state.f32_row(place.buffer, place.row)[place.col]}
-                           : double{bf16_to_f32(state.bf16_row(place.buffer, place.row)[place.col])};
+        value = subject_->read(place.buffer, place.row, place.col);
       }
-      const double size = std::max(std::fabs(ref_value), std::fabs(cpu_value));
+      const double size = std::max(std::fabs(ref_value), std::fabs(value));
       const double bound = error < 0 ? 0.0 : error + (is_f32 ? 2 * kUnit : kBf16Unit) * size;
       ++result.num_compared[kind];
-      if (!(std::fabs(cpu_value - ref_value) <= bound)) ++result.num_outside[kind];
+      if (!(std::fabs(value - ref_value) <= bound)) ++result.num_outside[kind];
+      if (bound > 0) result.worst[kind] = std::max(result.worst[kind], std::fabs(value - ref_value) / bound);
     }
     result.num_strays += std::exchange(result_.num_strays, 0);
-    if (task.kind == TaskKind::context_kv) copy_context();
-  }
-
-  /// Attention starts from equal bytes.
-  void copy_context() {
-    for (uint32_t l = config_.num_layers; l < config_.num_layers + draft_config_.num_layers; ++l)
-      for (uint32_t h = 0; h < draft_config_.num_kv_heads; ++h)
-        for (uint32_t pos = kContextBegin; pos < kPosition; ++pos) {
-          std::memcpy(cpu_cache_.k_row(l, 0, h, pos), ref_cache_.k_row(l, 0, h, pos), 2 * draft_config_.qk_head_dim);
-          std::memcpy(cpu_cache_.v_row(l, 0, h, pos), ref_cache_.v_row(l, 0, h, pos), 2 * draft_config_.v_head_dim);
-        }
+    if (task.kind == TaskKind::context_kv) subject_->copy_cache(ref_cache_, kPosition);  // attention: from equal bytes
   }
 
   const ModelConfig& config_;
   const DraftConfig& draft_config_;
   const Weights& weights_;
   const DraftWeights& draft_;
+  const uint32_t context_begin_;
   Plan plan_;
   const cpu::Kernels& kernels_;
   SamplingParams params_;
@@ -338,10 +390,8 @@ class DraftLockStep {
   ref::Buffers ref_buffers_;
   ref::KeyValues ref_kv_;
   ref::Ops ref_ops_;
-  KvCache ref_cache_, cpu_cache_;
-  std::vector<std::unique_ptr<cpu::PlanState>> plans_;
-  cpu::Step step_;
-  std::unique_ptr<cpu::Worker> worker_;
+  KvCache ref_cache_;
+  DraftSubject* subject_ = nullptr;
   std::map<Place, double> bounds_;    // negative: the same bytes
   mutable LockStepResult result_;     // strays of normed_products
 };

@@ -84,7 +84,9 @@ Drafted draft_on_host(const std::string& backend) {
 Drafted draft_by_formula() {
   DraftOracle oracle(*model().host);
   Drafted out;
-  const auto add = [](std::vector<float>& to, const Vector& values) { to.insert(to.end(), values.begin(), values.end()); };
+  const auto add = [](std::vector<float>& to, const Vector& values) {
+    to.insert(to.end(), values.begin(), values.end());
+  };
   for (const Vector& features : exact_features(*model().host, prompt())) {
     oracle.add_context(features);
     add(out.features, features);

@@ -12,8 +12,9 @@ using FuseNorm = PlanOptions::FuseNorm;
 
 LockStepResult lock_step(const DraftModel& model, const DraftWeights& cpu_draft, const std::string& backend,
                          FuseNorm fuse_norm = FuseNorm::yes) {
-  DraftLockStep run(model, cpu_draft, backend, fuse_norm);
-  run.run();
+  DraftLockStep run(model, fuse_norm, backend);
+  CpuDraftSubject subject(model, cpu_draft, backend, run.plan());
+  run.run(subject);
   return run.result;
 }
 
