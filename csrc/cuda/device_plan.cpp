@@ -17,6 +17,18 @@ const Plan& checked(const Plan& plan) {
 
 }  // namespace
 
+void check_operands(const Plan& plan, const ModelConfig& config, const CudaWeights& weights,
+                    const CudaDraftWeights* draft) {
+  const CudaDraftWeights* used = plan.shape().draft.num_layers ? draft : nullptr;
+  const KvLayout kv(config.layers,
+                    {.max_context = KvLayout::kPageTokens, .max_step_tokens = plan.options().max_tokens},
+                    used ? &used->config() : nullptr);
+  const StepLayout layout(checked(plan), weights, used, kv);
+  auto* nowhere = reinterpret_cast<uint8_t*>(uintptr_t{1} << 40);  // aligned; nobody looks there
+  const OperandMaker maker(plan, config, weights, used, kv, layout, {nowhere, nowhere, nowhere, nowhere});
+  for (const Task* task : StageList(plan).first) (void)maker.make(*task);
+}
+
 DevicePlan::DevicePlan(const Plan& plan, const ModelConfig& config, const CudaWeights& weights,
                        const CudaDraftWeights* draft, const KvLayout& kv)
     : plan_(checked(plan)), config_(config), weights_(weights),

@@ -13,6 +13,11 @@
 
 namespace mimo_rt::cuda {
 
+/// Whether the kernels take the model's sizes, before there is a cache.
+/// @throws Error{unsupported_shape, capacity} as DevicePlan::image
+void check_operands(const Plan& plan, const ModelConfig& config, const CudaWeights& weights,
+                    const CudaDraftWeights* draft);
+
 /// Made once per plan, for which all else must outlive it. `draft`: that of a plan with one, or nullptr.
 class DevicePlan {
  public:

@@ -218,6 +218,7 @@ std::unique_ptr<Executor> make_cuda_executor(std::shared_ptr<StepDevice> device,
     check_device_plan(*plan);
     MIMO_RT_CHECK(draft || plan->shape().draft.num_layers == 0, invalid_argument, kMaker,
                   "draft: expected weights for a plan with a draft, got none");
+    check_operands(*plan, config, weights, draft ? &*draft : nullptr);
     if (find_plan(copies, *plan) == copies.size()) copies.push_back(*plan);
   }
   DeviceBuffer memory = upload_block(device, weights.block()), draft_memory;

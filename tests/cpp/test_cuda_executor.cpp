@@ -16,7 +16,36 @@ TEST_CASE("rings have as many rows as the cache believes: that decides what may 
         const cuda::KvLayout layout(config.layers, {max_context, step_rows, 1});
         for (uint32_t l = 0; l < config.num_layers; ++l)
           if (cache.ring_rows(l)) CHECK_EQ(layout.view(l, nullptr, nullptr).block_rows, cache.ring_rows(l));
+        DraftConfig draft = test_configs::make_draft(config, {4, 2, 32, 16, 8}, 2, 5, window, {0, 2, 3});
+        draft.window_tokens[1] = 0;
+        const KvCache with_draft(config, {max_context, step_rows, 1}, &draft);
+        const cuda::KvLayout draft_layout(config.layers, {max_context, step_rows, 1}, &draft);
+        CHECK_EQ(draft_layout.draft_view(0, nullptr, nullptr).block_rows, with_draft.ring_rows(config.num_layers));
+        CHECK_EQ(with_draft.ring_rows(config.num_layers + 1), 0u);
+        CHECK_EQ(draft_layout.features(nullptr).ring_rows, with_draft.feature_rows());
+        CHECK_EQ(draft_layout.features(nullptr).width, 3 * config.hidden_size);
       }
+}
+
+TEST_CASE("sizes that a kernel does not take are refused when the engine is opened, before the weights are copied") {
+  const auto refused = [](const std::string& needle, const std::function<void(ModelConfig&)>& change) {
+    ModelConfig config = model().config;
+    change(config);
+    const DeviceModel other(config);
+    const Plan plan = Plan::build(config, device_plan_options(2, 4, 4));
+    const auto device = open_test_device();
+    const uint64_t all = device->free_bytes_left;
+    CHECK_THROWS(unsupported_shape, needle, cuda::make_cuda_executor(device, other.pack(), config, {&plan}, {}));
+    CHECK_EQ(device->free_bytes_left, all);
+  };
+  refused("v_head_dim: expected a multiple of 16, 16 .. 128, got 144",
+          [](ModelConfig& c) { set_four_layers(c, {8, 2, 48, 144, 16}); });
+  refused("layer 0: expected at most 16 q heads per kv head, got 20",
+          [](ModelConfig& c) { set_four_layers(c, {40, 2, 48, 32, 16}); });
+  refused("experts_per_token: expected 1 .. 32, got 33", [](ModelConfig& c) {
+    c.num_experts = 34;
+    c.experts_per_token = 33;
+  });
 }
 
 TEST_CASE("logits come to the host only where somebody looks at them") {
