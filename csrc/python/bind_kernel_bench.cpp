@@ -44,8 +44,9 @@ void bind_kernel_bench(py::module_& m) {
   py::class_<KernelBench>(m, "KernelBench", "One kernel on random data of its own.")
       .def_static("open", &KernelBench::open, py::arg("kernel_case"), py::arg("options") = KernelBenchOptions{},
                   py::call_guard<py::gil_scoped_release>())
-      .def_property_readonly("measured", &KernelBench::measured)
-      .def_property_readonly("work", &KernelBench::work)
+      // Copies: a reference would keep the kernel's data, a gigabyte of it, for as long as a result.
+      .def_property_readonly("measured", &KernelBench::measured, py::return_value_policy::copy)
+      .def_property_readonly("work", &KernelBench::work, py::return_value_policy::copy)
       .def_property_readonly("backend", &KernelBench::backend)
       .def_property_readonly("device", &KernelBench::device)
       .def_property_readonly("relative_error", &KernelBench::relative_error)

@@ -4,6 +4,7 @@ import json
 import math
 import shlex
 import sys
+import weakref
 
 import pytest
 
@@ -224,6 +225,19 @@ def test_compare(capsys, tmp_path, after, verdict, code):
 
 
 # -- bad input
+
+
+def test_results_do_not_keep_the_data_of_their_kernel():
+    shape = choose(["mxfp4"], "64x128")[0]
+    backend = _C.resolve_backend("cpu")
+    case = _C.KernelCase(**shape.kernel_case(backend, 1))
+    bench = _C.KernelBench.open(case, _C.KernelBenchOptions(backend=backend))
+    alive = weakref.ref(bench)
+    facts = bench.measured, bench.work
+    assert alive() is not None
+    del bench
+    assert alive() is None
+    assert facts[0].rows == 64
 
 
 def test_a_gpu_that_is_not_there(capsys):
