@@ -43,9 +43,15 @@ class Weigher {
   uint32_t token_ids_[kExpBlock];
 };
 
-/// Scores up to here have weight 0; so have a few above.
-double zero_weight_score(const WeightScale& scale) {
-  return std::nextafter(scale.best + 1.0001 * scale.cutoff / scale.inverse_temperature, -HUGE_VAL);
+/// Scores up to here have weight 0, or less weight than min-p asks for where nothing else looks at the weights; so have
+/// a few above.
+double dropped_score(const WeightScale& scale, const SamplingParams& params) {
+  double exponent = scale.cutoff;
+  // Weights are rounded; -1 and the factor below leave room for that and for the logarithm.
+  const double least_weight = double{params.min_p} * scale.one - 1.0;
+  if (params.sample_top_p >= 1.0f && least_weight > 1.0)
+    exponent = std::max(exponent, std::log(least_weight / scale.one) - 1e-6);
+  return std::nextafter(scale.best + 1.0001 * exponent / scale.inverse_temperature, -HUGE_VAL);
 }
 
 /// Keeps the smallest set of best candidates whose probability reaches `top_p`.
@@ -97,7 +103,7 @@ CandidateSet weighed_candidates(const LogitRow& row, const SampleRequest& reques
   if (has_top_k) {
     for (const Candidate* c = first; c != set.last; ++c) weigher.add(c->score, c->token_id);
   } else {
-    for_each_above(row, request, [limit = zero_weight_score(scale)] { return limit; },
+    for_each_above(row, request, [limit = dropped_score(scale, params)] { return limit; },
                    [&](double score, uint32_t id) { weigher.add(score, id); });
   }
   set.last = weigher.finish();

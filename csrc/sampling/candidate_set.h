@@ -70,11 +70,19 @@ inline float float_below(double value) {
   return static_cast<double>(nearest) <= value ? nearest : std::nextafter(nearest, -HUGE_VALF);
 }
 
+/// Whether no candidate's score is above its logit: penalties only lower scores, biases may raise them.
+inline bool logits_bound_scores(const SampleRequest& request) {
+  return scores_are_logits(request) ||
+         (request.params->logit_bias.empty() && request.params->repetition_penalty >= 1.0f);
+}
+
 /// visit(score, token_id) for every candidate above limit(), which may rise on the way, and for some that are not; ids
-/// ascending. Much faster than for_each_candidate where scores are logits and few are above the limit.
+/// ascending. Much faster than for_each_candidate where logits bound scores and few are above the limit.
 template <typename Limit, typename Visit>
 void for_each_above(const LogitRow& row, const SampleRequest& request, Limit limit, Visit visit) {
-  if (!scores_are_logits(request)) return for_each_candidate(row, request, visit);
+  if (!logits_bound_scores(request)) return for_each_candidate(row, request, visit);
+  const double penalty = request.params->repetition_penalty;
+  const uint32_t* counts = scores_are_logits(request) ? nullptr : request.token_counts;
   uint32_t begin = 0;
   for (uint32_t m = 0; m <= request.num_masked_ids; ++m) {
     const auto masked = m < request.num_masked_ids ? static_cast<uint32_t>(request.masked_ids[m]) : kNoToken;
@@ -83,8 +91,11 @@ void for_each_above(const LogitRow& row, const SampleRequest& request, Limit lim
       const bool is_whole = end - block >= kScanBlock;
       if (is_whole && !any_above(row.logits + block, float_below(limit()))) continue;
       const uint32_t block_end = is_whole ? block + kScanBlock : end;
-      for (uint32_t i = block; i < block_end; ++i)
-        if (is_finite(row.logits[i])) visit(candidate_score(row.logits[i], 0.0, false, 1.0), row.token_id(i));
+      for (uint32_t i = block; i < block_end; ++i) {
+        if (!is_finite(row.logits[i])) continue;
+        const uint32_t id = row.token_id(i);
+        visit(candidate_score(row.logits[i], 0.0, counts && counts[id], penalty), id);
+      }
     }
     begin = end + (end < row.size && row.token_id(end) == masked);
   }

@@ -50,13 +50,19 @@ struct Draws : Setting {
   }
 };
 
-/// The token of a draw without penalty and bias, by full sorts and one candidate after the other.
+/// The score of a finite logit, with penalty but without bias.
+double plain_score(const Draws& draws, uint32_t id) {
+  const bool has_occurred = !draws.counts.empty() && draws.counts[id];
+  return candidate_score(draws.logits[id], 0.0, has_occurred, double{draws.params.repetition_penalty});
+}
+
+/// The token of a draw without bias, by full sorts and one candidate after the other.
 int32_t plain_draw(const Draws& draws, uint32_t position) {
   const SamplingParams& params = draws.params;
   std::vector<Candidate> kept;
   for (uint32_t i = 0; i < draws.logits.size(); ++i)
     if (std::isfinite(draws.logits[i]) && !std::count(draws.masked.begin(), draws.masked.end(), int32_t(i)))
-      kept.push_back({draws.logits[i], 0, i});
+      kept.push_back({plain_score(draws, i), 0, i});
   if (kept.empty()) return -1;
   std::sort(kept.begin(), kept.end(), ByScore{});
   if (params.sample_top_k && params.sample_top_k < kept.size()) kept.resize(params.sample_top_k);
@@ -170,30 +176,40 @@ TEST_CASE("greedy on long rows: the scan in blocks equals a plain loop") {
     std::vector<float> logits = random_logits(n, 0.02f, n);  // many equal logits
     std::vector<int32_t> masked;
     for (uint32_t i = 0; i < n; ++i) {
-      if ((i * 7 + n) % 11 == 0) logits[i] = i % 3 == 0 ? kNan : i % 3 == 1 ? kInf : -kInf;
-      if ((i * 5 + n) % 13 == 0) masked.push_back(int32_t(i));
+      if ((i * 7 + n) % 61 == 0) logits[i] = i % 3 == 0 ? kNan : i % 3 == 1 ? kInf : -kInf;
+      if ((i * 5 + n) % 89 == 0) masked.push_back(int32_t(i));  // and whole blocks without any of these
     }
-    int32_t want = -1;
-    for (uint32_t i = 0; i < n; ++i)
-      if (std::isfinite(logits[i]) && !std::count(masked.begin(), masked.end(), int(i)) &&
-          (want < 0 || logits[i] > logits[size_t(want)]))
-        want = int32_t(i);
-    CHECK_EQ((Draws{logits, sampling(0), {}, masked}.at(0).token_id), want);
+    std::vector<uint32_t> counts(n);
+    for (uint32_t i = 0; i < n; i += 3) counts[i] = i % 2 + 1;
+    for (const float penalty : {1.0f, 1.3f, 0.8f}) {  // one below 1 raises scores above their logits
+      const Draws draws{logits, sampling(0, 0, 1, 0, penalty), counts, masked};
+      int32_t want = -1;
+      for (uint32_t i = 0; i < n; ++i)
+        if (std::isfinite(logits[i]) && !std::count(masked.begin(), masked.end(), int(i)) &&
+            (want < 0 || plain_score(draws, i) > plain_score(draws, uint32_t(want))))
+          want = int32_t(i);
+      CHECK_EQ(draws.at(0).token_id, want);
+    }
   }
 }
 
 TEST_CASE("draws on long rows: blocks and skipped logits change no token") {
   const std::vector<SamplingParams> cases = {sampling(1),          sampling(0.3f, 40),
                                              sampling(0.7f, 0, 0.9f), sampling(0.05f, 0, 1, 0.01f),
-                                             sampling(1e-30f),     sampling(2, 130, 0.8f, 0.02f)};
+                                             sampling(1e-30f),     sampling(2, 130, 0.8f, 0.02f),
+                                             sampling(1, 0, 1, 0.05f), sampling(0.5f, 0, 1, 1),
+                                             sampling(1, 0, 1, 1e-14f), sampling(1, 0, 1, 0.05f, 1.2f),
+                                             sampling(3, 0, 0.3f, 0.3f),
+                                             sampling(1, 40, 1, 0, 1.2f), sampling(1, 0, 1, 0.05f, 0.9f)};
   int num_distinct = 0;
   for (uint32_t n = 1; n < 1500; n += n < 140 ? 7 : 171)
     for (const SamplingParams& params : cases) {
       Draws draws{random_logits(n, n % 2 ? 6.0f : 0.02f, n), params};
       for (uint32_t i = 0; i < n; ++i) {
         draws.logits[i] += n % 3 ? 0.0f : 1e6f;  // where one step of a float is more than the temperature
-        if ((i * 7 + n) % 11 == 0) draws.logits[i] = i % 3 == 0 ? kNan : i % 3 == 1 ? kInf : -kInf;
-        if ((i * 5 + n) % 13 == 0) draws.masked.push_back(int32_t(i));
+        if ((i * 7 + n) % 101 == 0) draws.logits[i] = i % 3 == 0 ? kNan : i % 3 == 1 ? kInf : -kInf;
+        if ((i * 5 + n) % 89 == 0) draws.masked.push_back(int32_t(i));
+        if (params.repetition_penalty != 1.0f) draws.counts.push_back(i % 4 == 0);
       }
       int32_t last = -2;
       for (uint32_t position = 0; position < 4; ++position) {
