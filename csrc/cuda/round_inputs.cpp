@@ -29,11 +29,33 @@ void StepInputs::reserve(const StepBlock& block, const RoundState& rounds) {
   reserve_lists(block, list_bytes(common_request(rounds.request), vocab_size));
 }
 
+/// How drafts are drawn: as the target's rows, or the best ones.
+void StepInputs::put_draft(const StepBlock& block, const RoundState& rounds, RoundTables& round) {
+  const uint64_t offset = block.plan.layout().draft.sample;
+  SampleParams p = block.plan.draft_sample(block.addresses);
+  p.rules = round.sample.rules;
+  p.position = round.sample.position;
+  p.masked_ids = round.sample.masked_ids;
+  p.num_masked_ids = round.sample.num_masked_ids;
+  p.num_masked_rows = round.sample.num_masked_rows;
+  if (rounds.request.proposal == DraftOptions::Proposal::argmax) p.rules.temperature = 0.0f;
+  if (p.rules.temperature > 0.0f) {
+    round.sample.proposals = p.scratch;
+    round.sample.proposal_ids = p.ids;
+    round.sample.num_proposal_ids = p.ids ? p.vocab_size : 0;
+  }
+  put(block, offset, &p, 1);
+  round.draft = reinterpret_cast<SampleParams*>(block.addresses.step + offset);
+}
+
 void StepInputs::send(const StepBlock& block, const RoundState& rounds, RoundMailbox* mailbox,
                       uint32_t first_number) {
   const StepLayout& layout = block.plan.layout();
   const RoundRequest& asked = rounds.request;
-  const StepInput& input = rounds.input;
+  StepInput input = rounds.input;
+  // As the device does it for the rounds that follow: no row is left out for the sake of its draft's lead.
+  input.num_tokens = 1 + std::min(input.num_tokens - 1, mailbox->max_drafts);
+  if (input.num_tokens == 1) input.num_draft_rows = 0;
   const SampleRequest request = common_request(asked);
   RoundTables t = block.plan.round(block.addresses);
   t.sample.rules = put_rules(block, request);
@@ -52,14 +74,15 @@ void StepInputs::send(const StepBlock& block, const RoundState& rounds, RoundMai
   t.token_position = rounds.position + 1;
   t.num_context = rounds.num_context;
   t.number = first_number;
+  if (block.plan.plan().shape().draft.num_layers != 0) put_draft(block, rounds, t);
   put(block, layout.round, &t, 1);
 
-  StepTables tables =
-      block.plan.tables(block.addresses, input.num_tokens, input.num_logit_rows, false);
+  StepTables tables = block.plan.tables(block.addresses, input.num_tokens, input.num_tokens, false);
   tables.num_draft_rows = input.num_draft_rows;
   tables.context_begin = input.context_begin;
   tables.num_context_rows = input.num_context_rows;
   put(block, layout.tables, &tables, 1);
+  put_context(block, input);
   // Rows that later rounds may have, too.
   put(block, layout.token_ids, rounds.block.data(), t.block_size);
   put(block, layout.seq_idx, rounds.seq_idx.data(), t.block_size);

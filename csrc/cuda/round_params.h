@@ -37,6 +37,7 @@ struct RoundMailbox {
 struct RoundTables {
   /// Of the target's rows. The accept task keeps num_rows and num_masked_rows up to date.
   SampleParams sample;
+  SampleParams* draft = nullptr;      ///< of the drafts, num_masked_rows likewise; nullptr: there is no draft
   const int32_t* stop_ids = nullptr;  ///< [num_stop_ids] ascending
   uint32_t num_stop_ids = 0;
   uint32_t max_context = 0;

@@ -53,8 +53,11 @@ void check_sample(const SampleParams& p) {
   MIMO_RT_CHECK(is_target || !p.block, invalid_argument, kWhere,
                 "block: expected null, the role is draft");
   if (p.ids) check_pointer(kWhere, "ids", p.ids, 4);
-  MIMO_RT_CHECK(!p.ids || (!is_target && p.rules.temperature == 0.0f), invalid_argument, kWhere,
-                "ids: expected null, unless the role is draft and the temperature 0");
+  MIMO_RT_CHECK(!p.ids || !is_target, invalid_argument, kWhere,
+                "ids: expected null, unless the role is draft");
+  if (p.proposal_ids) check_pointer(kWhere, "proposal_ids", p.proposal_ids, 4);
+  MIMO_RT_CHECK((p.proposal_ids != nullptr) == (p.num_proposal_ids != 0), invalid_argument, kWhere,
+                "num_proposal_ids: expected > 0 with proposal_ids, else 0, got ", p.num_proposal_ids);
   if (!p.proposals.weights) return;
   MIMO_RT_CHECK(is_target, invalid_argument, kWhere,
                 "proposals: expected null, the role is draft");

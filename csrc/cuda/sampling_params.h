@@ -80,6 +80,8 @@ struct SampleParams {
   /// Target, temperature > 0: weights and totals of the draft's call, whose row r belongs to block
   /// row r + 1. Without: the drafts are best tokens.
   SampleScratch proposals;
+  const int32_t* proposal_ids = nullptr;  ///< of the draft's call, when that has ids: [num_proposal_ids]
+  uint32_t num_proposal_ids = 0;
   const int32_t* masked_ids = nullptr;  ///< [num_masked_ids] ascending, unique: not drawn …
   uint32_t num_masked_ids = 0;
   uint32_t num_masked_rows = 0;         ///< … in rows [0, this)

@@ -20,7 +20,8 @@ class StepInputs {
   void reserve(const StepBlock& block, const RoundState& rounds);
   /// Sends it, checked and reserved: on its way until StepDevice::wait.
   void send(const StepBlock& block, const StepInput& input);
-  /// Likewise for rounds that begin as `rounds` says, the first of them with number `first_number`.
+  /// Likewise for rounds that begin as `rounds` says, but for how many drafts they verify at most: that
+  /// says the mailbox. The first round has number `first_number`.
   void send(const StepBlock& block, const RoundState& rounds, RoundMailbox* mailbox,
             uint32_t first_number);
 
@@ -33,6 +34,7 @@ class StepInputs {
   static uint64_t list_bytes(const SampleRequest& request, uint32_t vocab_size);
   void reserve_lists(const StepBlock& block, uint64_t num_bytes);
   SamplingRules put_rules(const StepBlock& block, const SampleRequest& request);
+  void put_draft(const StepBlock& block, const RoundState& rounds, RoundTables& round);
   void put_context(const StepBlock& block, const StepInput& input);
   void put_sample_row(const StepBlock& block, const StepInput& input, uint32_t row);
   void send_all(const StepBlock& block);

@@ -14,11 +14,21 @@ constexpr const char* kWhere = "Engine.open";
 void check_cuda_options(const EngineOptions& options, const cuda::StepDevice& device) {
   MIMO_RT_CHECK(options.activations == "bf16", unavailable, kWhere,
                 "activations: expected bf16 on device 'cuda', got ", options.activations);
-  MIMO_RT_CHECK(options.draft == "auto" || options.draft == "none", unavailable, kWhere,
-                "draft: expected 'none' on device 'cuda', which does not draft yet, got '", options.draft, "'");
   MIMO_RT_CHECK(options.num_threads <= device.num_multiprocessors(), invalid_argument, kWhere,
                 "num_threads: expected 0..", device.num_multiprocessors(), ", the multiprocessors of ", device.name(),
                 ", got ", options.num_threads);
+}
+
+/// The draft to use. One that was found beside the model, and whose blocks are too large, is left out with a note.
+std::optional<DraftConfig> read_draft(const ModelConfig& config, const std::filesystem::path& draft_dir, bool was_found,
+                                      std::string& note) {
+  if (draft_dir.empty()) return std::nullopt;
+  DraftConfig draft = DraftConfig::from_directory(draft_dir);
+  draft.check_target(config);
+  if (!was_found || draft.block_size <= cuda::kMaxStepTokens) return draft;
+  note = concat("the draft of this model is not used: its blocks have ", draft.block_size,
+                " tokens, the CUDA engine verifies ", cuda::kMaxStepTokens);
+  return std::nullopt;
 }
 
 }  // namespace
@@ -43,19 +53,29 @@ std::shared_ptr<Engine> open_cuda_engine(const Checkpoint& checkpoint, const Mod
   plan.fuse_norm = PlanOptions::FuseNorm::no;
   plan.whole_kv_heads = true;
   plan.is_round = true;  // many tokens per launch, also without a draft
-  auto impl = Engine::Impl::prepare(config, nullptr, options, plan);
-  if (!draft_dir.empty())
-    impl->notes.emplace_back("the draft of this model is not used: the CUDA engine does not draft yet");
+  std::string note;
+  const std::optional<DraftConfig> draft_config = read_draft(config, draft_dir, options.draft == "auto", note);
+  auto impl = Engine::Impl::prepare(config, draft_config ? &*draft_config : nullptr, options, plan);
+  if (!note.empty()) impl->notes.push_back(note);
   if (options.packed_cache != "none")
     impl->notes.emplace_back("packed_cache is not used: the CUDA engine packs the weights at every start");
   const auto check_room = [&](uint64_t num_bytes) { cuda::check_free_for_weights(*device, num_bytes); };
+  std::optional<CudaDraftWeights> draft;
+  if (draft_config)  // small, so without progress of its own, and first: a bad one fails at once
+    draft.emplace(CudaDraftWeights::load(draft_dir, *draft_config, {checkpoint, config},
+                                         {.progress = nullptr, .check_room = check_room},
+                                         {.use_mmap = options.use_mmap}));
+  if (draft && draft->lm_head()) {
+    const auto* ids = reinterpret_cast<const int32_t*>(draft->block().data() + draft->vocab_ids());
+    impl->draft_ids.assign(ids, ids + draft_config->draft_vocab_size);
+  }
   CudaWeights weights = CudaWeights::load(
       checkpoint, config, {.rank = {}, .pack = {.progress = options.progress, .check_room = check_room}});
-  impl->weight_bytes = count_weight_bytes(weights, config);
+  impl->weight_bytes = count_weight_bytes(weights, draft ? &*draft : nullptr, config);
   impl->executor =
       cuda::make_cuda_executor(std::move(device), std::move(weights), impl->config,
                                {&impl->decode_plan, &impl->prefill_plan, &*impl->round_plan},
-                               {.timeout_ms = options.timeout_ms});
+                               {.timeout_ms = options.timeout_ms}, std::move(draft));
   return Engine::Impl::assemble(std::move(impl));
 }
 

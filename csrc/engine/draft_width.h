@@ -3,7 +3,7 @@
 //
 // Twice per round: `choose` before it, from the acceptance of each place in the block, says whether it drafts at all;
 // `narrow`, once the drafts are there, from the lead of each draft's logit (DraftConfidence), how many of them are worth
-// verifying. Where nobody knows the leads, the first choice stands.
+// verifying. Where nobody knows the leads (rounds on a GPU), the first choice stands.
 //
 // Adaptive widths are chosen by expected tokens / time, under a budget: drafting may lose 2 % of the time against plain
 // decoding, and kMaxCredit plain rounds at most at once. What drafting gains fills the budget up again. So a draft that

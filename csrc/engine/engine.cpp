@@ -77,8 +77,10 @@ std::unique_ptr<Engine::Impl> prepare_engine(const ModelConfig& config, const Dr
 /// Everything after the weights: the executor.
 std::shared_ptr<Engine> build_engine(std::unique_ptr<Engine::Impl> impl,
                                      const std::string& backend) {
-  DraftWeights* draft = impl->draft.get();
+  DraftWeights* draft = impl->draft_weights.get();
   if (draft) draft->bind(*impl->weights);
+  if (draft && draft->vocab_ids())
+    impl->draft_ids.assign(draft->vocab_ids(), draft->vocab_ids() + draft->config().draft_vocab_size);
   impl->weight_bytes = count_weight_bytes(*impl->weights, draft);
   const EngineOptions& options = impl->options;
   const ExecutorOptions executor_options{.num_workers = impl->decode_plan.num_workers(),
@@ -103,6 +105,7 @@ std::unique_ptr<Engine::Impl> Engine::Impl::prepare(const ModelConfig& config,
                                                     PlanOptions plan) {
   auto impl = std::make_unique<Engine::Impl>();
   impl->config = config;
+  if (draft) impl->draft = *draft;
   impl->options = options;
   impl->options.progress = nullptr;  // what it refers to may end with the load
   const bool has_rounds = draft || plan.is_round;
@@ -152,13 +155,13 @@ std::shared_ptr<Engine> Engine::open(const std::filesystem::path& model_dir,
                         .cache_dir = packed_cache_directory(options.packed_cache),
                         .use_mmap = options.use_mmap};
   if (draft) {  // small, so without progress of its own, and first: a bad one fails at once
-    impl->draft = std::make_unique<DraftWeights>(
+    impl->draft_weights = std::make_unique<DraftWeights>(
         DraftWeights::load(draft_dir, *draft, load, {.use_mmap = options.use_mmap}));
   }
   load.progress = options.progress;
   impl->weights = std::make_unique<Weights>(Weights::load(checkpoint, config, load));
   impl->packed_cache.push_back(impl->weights->cache_report());
-  if (draft) impl->packed_cache.push_back(impl->draft->cache_report());
+  if (draft) impl->packed_cache.push_back(impl->draft_weights->cache_report());
   return build_engine(std::move(impl), backend);
 }
 
@@ -176,7 +179,7 @@ std::shared_ptr<Engine> Engine::synthetic(const ModelConfig& config, uint64_t se
   auto impl = prepare_engine(adjusted, draft, options);
   impl->weights = std::make_unique<Weights>(Weights::synthetic(adjusted, seed));
   if (draft)
-    impl->draft = std::make_unique<DraftWeights>(DraftWeights::synthetic(*draft, seed + 1));
+    impl->draft_weights = std::make_unique<DraftWeights>(DraftWeights::synthetic(*draft, seed + 1));
   return build_engine(std::move(impl), backend);
 }
 

@@ -5,6 +5,7 @@
 
 #include "engine/step.h"
 #include "engine/step_queue.h"
+#include "weights/cuda_draft_weights.h"
 #include "weights/cuda_weights.h"
 #include "weights/draft_weights.h"
 #include "weights/weights.h"
@@ -24,13 +25,15 @@ struct WeightBytes {
   uint64_t per_draft = 0;       ///< drafting one block: the draft's weights and the lm_head
 };
 WeightBytes count_weight_bytes(const Weights& weights, const DraftWeights* draft);
-WeightBytes count_weight_bytes(const CudaWeights& weights, const ModelConfig& config);
+WeightBytes count_weight_bytes(const CudaWeights& weights, const CudaDraftWeights* draft, const ModelConfig& config);
 
 struct Engine::Impl {
   EngineOptions options;
   ModelConfig config;
   std::unique_ptr<Weights> weights;     ///< nullptr: the executor has them on its device
-  std::unique_ptr<DraftWeights> draft;  ///< nullptr: the model has none
+  std::optional<DraftConfig> draft;     ///< without: the engine does not draft
+  std::vector<int32_t> draft_ids;       ///< tokens of the draft's logits, ascending; empty: all
+  std::unique_ptr<DraftWeights> draft_weights;  ///< nullptr: there is no draft, or the executor has it on its device
   std::vector<PackedCacheReport> packed_cache;
   Plan decode_plan, prefill_plan;
   std::optional<Plan> round_plan;       ///< with a draft, or when the executor decodes in rounds anyway
@@ -50,7 +53,7 @@ struct Engine::Impl {
   uint32_t max_step_tokens() const {
     return std::max(options.max_decode_tokens, options.prefill_chunk_tokens);
   }
-  const DraftConfig* draft_config() const { return draft ? &draft->config() : nullptr; }
+  const DraftConfig* draft_config() const { return draft ? &*draft : nullptr; }
   /// What is known before the weights: plans and their proof, which also check the config. `plan`: workers and norms;
   /// is_round: rounds also without a draft.
   static std::unique_ptr<Impl> prepare(const ModelConfig& config, const DraftConfig* draft, const EngineOptions& options,

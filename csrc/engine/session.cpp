@@ -47,7 +47,7 @@ auto& live(const Pointer& impl, const char* where) {
 /// One round that begins with `anchor`; what it accepts does not matter.
 void draft_one_block(SessionState& session, int32_t anchor) {
   Engine::Impl& engine = session.engine->impl();
-  const uint32_t block_size = engine.draft->config().block_size;
+  const uint32_t block_size = engine.draft->block_size;
   const SamplingParams greedy{.temperature = 0.0f};
   RoundRequest request;
   request.params = &greedy;
@@ -181,7 +181,7 @@ void Session::draft_logits(std::span<const int32_t> tokens, std::vector<float>& 
       engine.executor->buffer_data(*engine.round_plan, kDraftLogits));
   const uint32_t num_logits = engine.round_plan->shape().draft.vocab_size;
   for (uint32_t row = 0; row < buffer.rows; ++row, rows += buffer.cols) {
-    const LogitRow logits{rows, num_logits, engine.draft->vocab_ids()};
+    const LogitRow logits{rows, num_logits, engine.draft_ids.empty() ? nullptr : engine.draft_ids.data()};
     const size_t begin = out.size();
     out.resize(begin + vocab_size, -std::numeric_limits<float>::infinity());
     for (uint32_t i = 0; i < num_logits; ++i) out[begin + logits.token_id(i)] = rows[i];

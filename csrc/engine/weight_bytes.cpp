@@ -29,7 +29,7 @@ WeightBytes count_weight_bytes(const Weights& weights, const DraftWeights* draft
   return bytes;
 }
 
-WeightBytes count_weight_bytes(const CudaWeights& weights, const ModelConfig& config) {
+WeightBytes count_weight_bytes(const CudaWeights& weights, const CudaDraftWeights* draft, const ModelConfig& config) {
   const uint64_t norm_bytes = sizeof(float) * uint64_t{config.hidden_size};
   const auto table_bytes = [](const CudaTable& table) { return uint64_t{table.rows} * table.k * dtype_bits(table.dtype) / 8; };
   WeightBytes bytes;
@@ -45,6 +45,11 @@ WeightBytes count_weight_bytes(const CudaWeights& weights, const ModelConfig& co
     }
     bytes.dense_per_step += table_bytes(layer.router) + sizeof(float) * config.num_experts;
     bytes.per_expert = layer.expert_gate_up.shape.bytes() + layer.expert_down.shape.bytes();
+  }
+  if (draft) {
+    bytes.total += draft->block().size();
+    bytes.per_draft = draft->block().size();
+    if (!draft->lm_head()) bytes.per_draft += weights.lm_head().shape.bytes();
   }
   return bytes;
 }

@@ -30,7 +30,7 @@ struct EngineOptions {
   std::string activations = "bf16";
   bool exact = false;                 ///< "ref" only: float64 activations, an evaluator of the mathematical model
   /// The DFlash draft: "auto": `<model_dir>/dflash` if it exists; "none"; or the directory of a draft for this model.
-  /// cuda does not draft yet: "auto" is "none" there, with a note.
+  /// cuda: blocks of at most 8 tokens; "auto" leaves out a draft with larger ones, with a note.
   std::string draft = "auto";
   /// Keeps the packed weights in files that later starts map, checked: "none", "auto" (see packed_cache.h), a directory.
   /// Not on cuda, which packs at every start.

@@ -82,16 +82,17 @@ struct DeviceDraft {
   }
 };
 
-/// One sequence on the device.
+/// One sequence on the device. `accepts`: rounds are whole, for Executor::run_rounds; else they end with the drafts, for
+/// `draft`.
 class DeviceDraftRun {
  public:
   DeviceDraftRun(const DeviceDraft& model, uint32_t num_workers, uint32_t chunk, uint64_t seed = 0,
-                 const std::function<Plan(const Plan&)>& change_round = {})
+                 const std::function<Plan(const Plan&)>& change_round = {}, bool accepts = false)
       : config(model.target.config), draft_config(model.config),
         step_plan(build(num_workers, chunk, false)), round_plan(build(num_workers, chunk, true)),
         cache(config, {.max_context = 128, .max_step_tokens = 8, .num_seqs = 2}, &draft_config),
         device(open_test_device(seed)), chunk_(chunk) {
-    round_plan = without_accept(round_plan);
+    if (!accepts) round_plan = without_accept(round_plan);
     if (change_round) round_plan = change_round(round_plan);
     executor = cuda::make_cuda_executor(device, model.target.pack(), config, {&step_plan, &round_plan}, {},
                                         model.pack());

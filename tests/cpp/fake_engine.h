@@ -207,7 +207,8 @@ struct Fixture {
     draft.block_size = kBlock;
     draft.window_tokens = {kDraftWindow};
     draft.target_layer_ids = {1};
-    impl.draft = std::make_unique<DraftWeights>(DraftWeights::synthetic(draft, 1));
+    impl.draft = draft;
+    impl.draft_weights = std::make_unique<DraftWeights>(DraftWeights::synthetic(draft, 1));
     impl.config.hidden_size = impl.config.intermediate_size = 16;
     impl.weight_bytes.per_draft = 100;
     PlanOptions options;

@@ -11,7 +11,7 @@ using namespace fixture;
 
 namespace {
 
-constexpr uint32_t kVocab = 203, kLayers = 40;
+constexpr uint32_t kVocab = 203, kLayers = 40, kRingRows = 24;
 
 void accept_round_kernel(cuda::AcceptRoundParams params) {
   cuda::accept_round(*reinterpret_cast<cuda::AcceptShared*>(ptx::dynamic_shared_memory()), params);
@@ -25,6 +25,7 @@ struct Generation {
   uint64_t min_tokens = 0, max_tokens = 1000;
   uint32_t max_context = 1000, max_context_rows = 16, num_context = 30;
   float noise = 1.0f;  ///< of the draft
+  bool has_part = false;  ///< the draft knows every third token
   uint32_t seed = 1;
 };
 
@@ -77,7 +78,8 @@ class Rounds {
         mirror(g),
         draws_(g.draft.proposal == DraftOptions::Proposal::sampled && g.params.temperature > 0.0f),
         random_(g.seed),
-        draft_(g.params, g.block_size - 1, kVocab, Logits::normal, 0),
+        draft_ids_(ids_of(g)),
+        draft_(g.params, g.block_size - 1, static_cast<uint32_t>(draft_ids_.size()), Logits::normal, 0),
         target_(g.params, g.block_size, kVocab, Logits::normal, 0) {
     for (SampleCall* call : {&draft_, &target_}) {
       call->sequence_id = 7;
@@ -113,11 +115,15 @@ class Rounds {
   void fill() {
     std::normal_distribution<float> normal;
     for (uint32_t row = 0; row < g_.block_size; ++row)
-      for (uint32_t id = 0; id < kVocab; ++id) {
-        target_.logits.at(row, id) = 3.0f * normal(random_);
-        if (row + 1 < g_.block_size)
-          draft_.logits.at(row, id) = target_.logits.at(row, id) + g_.noise * normal(random_);
-      }
+      for (uint32_t id = 0; id < kVocab; ++id) target_.logits.at(row, id) = 3.0f * normal(random_);
+    for (uint32_t row = 0; row + 1 < g_.block_size; ++row)
+      for (uint32_t i = 0; i < draft_ids_.size(); ++i)
+        draft_.logits.at(row, i) = target_.logits.at(row, static_cast<uint32_t>(draft_ids_[i])) + g_.noise * normal(random_);
+  }
+  static std::vector<int32_t> ids_of(const Generation& g) {
+    std::vector<int32_t> ids;
+    for (int32_t id = g.has_part; id < static_cast<int32_t>(kVocab); id += g.has_part ? 3 : 1) ids.push_back(id);
+    return ids;
   }
   void break_row(uint32_t row) {
     for (uint32_t id = 0; id < kVocab; ++id) target_.logits.at(row, id) = NAN;
@@ -148,6 +154,15 @@ class Rounds {
     t.sample.num_rows = step_.num_tokens;
     t.sample.num_masked_rows = static_cast<uint32_t>(g_.min_tokens - std::min<uint64_t>(g_.min_tokens, 1));
     if (draws_) t.sample.proposals = draft_.view();
+    if (draws_ && g_.has_part) {
+      t.sample.proposal_ids = draft_ids_.data();
+      t.sample.num_proposal_ids = static_cast<uint32_t>(draft_ids_.size());
+    }
+    t.draft = &draft_params_;
+    draft_tables_.features.ring_rows = kRingRows;
+    draft_tables_.context_ids = context_ids_;
+    step_.draft = &draft_tables_;
+    step_.seq_idx = &seq_;
     t.stop_ids = target_.masked.data();
     t.num_stop_ids = static_cast<uint32_t>(target_.masked.size());
     t.min_tokens = g_.min_tokens;
@@ -176,9 +191,10 @@ class Rounds {
     draft_.num_masked_rows = table_.sample.num_masked_rows;
     cuda::SampleParams params = draft_.kernel_params();
     params.role = cuda::SampleRole::draft;
+    if (g_.has_part) params.ids = draft_ids_.data();
     fixture::run(params, {});
     for (uint32_t row = 1; row < g_.block_size; ++row) {
-      propose_token(state, row, {draft_.row(row - 1), kVocab});
+      propose_token(state, row, {draft_.row(row - 1), draft_.vocab_size, g_.has_part ? draft_ids_.data() : nullptr});
       block_[row] = draft_.tokens[row - 1];
       if (row < step_.num_tokens) CHECK_EQ(block_[row], state.block[row]);
     }
@@ -205,14 +221,22 @@ class Rounds {
     CHECK_EQ(step_.num_context_rows, a.input.num_context_rows);
     CHECK_EQ(block_[0], a.block[0]);
     for (uint32_t row = 0; row < step_.num_tokens; ++row) CHECK_EQ(positions_[row], a.positions[row]);
+    for (uint32_t i = 0; i < step_.num_context_rows; ++i)
+      CHECK_EQ(context_ids_[i], seq_ * kRingRows + (step_.context_begin + i) % kRingRows);
+    CHECK_EQ(draft_params_.num_masked_rows, table_.sample.num_masked_rows);
   }
 
   const bool draws_;
   std::mt19937 random_;
+  const std::vector<int32_t> draft_ids_;  ///< tokens of the draft's logits
   SampleCall draft_, target_;
   std::vector<uint32_t> active_;
   int32_t block_[cuda::kMaxStepTokens] = {};
   uint32_t positions_[cuda::kMaxStepTokens] = {};
+  const uint32_t seq_ = 1;
+  uint32_t context_ids_[16] = {};
+  cuda::DraftTables draft_tables_;
+  cuda::SampleParams draft_params_;
   cuda::StepTables step_;
   cuda::RoundTables table_;
 };
@@ -249,7 +273,7 @@ TEST_CASE("rounds are those of the host: tokens, statistics and the next rows, f
   for (const auto proposal : {DraftOptions::Proposal::argmax, DraftOptions::Proposal::sampled})
     for (const SamplingParams& params : settings())
       for (const uint32_t block_size : {2u, 5u, 8u}) {
-        Generation g{.params = params, .block_size = block_size, .seed = ++seed};
+        Generation g{.params = params, .block_size = block_size, .has_part = seed % 3 == 0, .seed = ++seed};
         g.draft.proposal = proposal;
         const Outcome outcome = run(g);
         CHECK(outcome.end == RoundEnd::running);

@@ -144,11 +144,7 @@ TEST_CASE("options that the GPU cannot serve are refused before anything is load
   refused(ErrorCode::invalid_argument, "num_threads: expected 0..8, the multiprocessors of emulated, got 9",
           [](EngineOptions& o) { o.num_threads = 9; });
   refused(ErrorCode::unavailable, "activations: expected bf16", [](EngineOptions& o) { o.activations = "int8"; });
-  refused(ErrorCode::unavailable, "does not draft yet, got '/d'", [](EngineOptions& o) { o.draft = "/d"; });
-  const auto engine = open_engine(device, options_for(0), "/model/dflash");
-  CHECK_EQ(engine->num_workers(), 8u);
-  CHECK_EQ(engine->notes().size(), 1u);
-  CHECK(engine->notes()[0].find("the draft of this model is not used") == 0);
+  CHECK_EQ(open_engine(device, options_for(0))->num_workers(), 8u);
   CHECK(open_engine()->notes().empty());
   const Plan plan = Plan::build(model().config, device_plan_options(3, 4, 4));
   device->num_sms = 2;

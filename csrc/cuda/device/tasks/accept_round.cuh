@@ -3,6 +3,7 @@
 // and sets up the rows of the next round, or ends the rounds.
 #pragma once
 
+#include "cuda/device/tasks/draft_rows.cuh"
 #include "cuda/device/tasks/sample_rows.cuh"
 #include "cuda/round_params.h"
 
@@ -74,6 +75,9 @@ __device__ inline void prepare_round(RoundTables& round, StepTables& step, uint3
   round.sample.num_rows = 1 + num_drafts;
   round.sample.num_masked_rows = num_masked < kMaxStepTokens ? static_cast<uint32_t>(num_masked)
                                                               : kMaxStepTokens;
+  if (!round.draft) return;
+  round.draft->num_masked_rows = round.sample.num_masked_rows;
+  list_context(step);
 }
 
 /// One thread: after the last row that was drawn, `row`.

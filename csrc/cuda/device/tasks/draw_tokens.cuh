@@ -81,15 +81,27 @@ struct TokenDraw {
     return shared.found;
   }
 
+  /// The weight of a token in the distribution that the draft was drawn from.
+  __device__ uint64_t proposal_weight(uint32_t id) const {
+    const SampleParams& p = row.p;
+    if (!p.proposal_ids) return p.proposals.weights[uint64_t{row.row} * p.vocab_size + id];
+    const uint32_t column = lower_bound(p.num_proposal_ids, id, [&](uint32_t i) {
+      return static_cast<uint32_t>(p.proposal_ids[i]);
+    });
+    const bool is_there = column < p.num_proposal_ids &&
+                          static_cast<uint32_t>(p.proposal_ids[column]) == id;
+    return is_there ? p.proposals.weights[uint64_t{row.row} * p.num_proposal_ids + column] : 0;
+  }
+
   /// Turns p into max(p - q, 0), q in units of p.
   __device__ void subtract_proposal(uint64_t p_total) const {
     const SampleParams& p = row.p;
-    const uint64_t* q = p.proposals.weights + uint64_t{row.row} * p.vocab_size;
     const uint64_t q_total = p.proposals.totals[row.row];
     for (uint32_t id = threadIdx.x; id < p.vocab_size; id += kComputeWarps * 32) {
       uint64_t& weight = row.weights()[id];
-      if (weight == 0 || q[id] == 0) continue;
-      const uint64_t less = rescale_weight(q[id], q_total, p_total);
+      const uint64_t q = weight != 0 ? proposal_weight(id) : 0;
+      if (q == 0) continue;
+      const uint64_t less = rescale_weight(q, q_total, p_total);
       weight = less < weight ? weight - less : 0;
     }
     compute_barrier();
@@ -98,8 +110,8 @@ struct TokenDraw {
   /// The draft, if it is kept; else a token of the rest.
   __device__ uint32_t verify(uint32_t draft, uint64_t total) const {
     const SampleParams& p = row.p;
-    const uint64_t* q = p.proposals.weights + uint64_t{row.row} * p.vocab_size;
-    const uint64_t rescaled = rescale_weight(q[draft], p.proposals.totals[row.row], total);
+    const uint64_t rescaled =
+        rescale_weight(proposal_weight(draft), p.proposals.totals[row.row], total);
     const bool is_kept =
         accepts_draft(uniform_bits(DrawUse::accept), rescaled, row.weights()[draft]);
     compute_barrier();  // all have read the weight of the draft
