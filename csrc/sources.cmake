@@ -75,6 +75,7 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/sampling/exp_block.cpp
   csrc/sampling/sampler.cpp
   csrc/sampling/speculative.cpp
+  csrc/sampling/weight_blocks.cpp
   csrc/engine/bandwidth.cpp
   csrc/engine/cuda_engine.cpp
   csrc/engine/device.cpp

@@ -1,6 +1,7 @@
 #include "sampling/candidate_set.h"
 
 #include "sampling/exp_block.h"
+#include "sampling/weight_blocks.h"
 
 namespace mimo_rt {
 namespace {
@@ -43,24 +44,25 @@ class Weigher {
   uint32_t token_ids_[kExpBlock];
 };
 
-/// Scores up to here have weight 0, or less weight than min-p asks for where nothing else looks at the weights; so have
-/// a few above.
-double dropped_score(const WeightScale& scale, const SamplingParams& params) {
+/// Scores up to here have weight 0 or one below `least_weight`; so have a few above.
+double dropped_score(const WeightScale& scale, double least_weight) {
   double exponent = scale.cutoff;
-  // Weights are rounded; -1 and the factor below leave room for that and for the logarithm.
-  const double least_weight = double{params.min_p} * scale.one - 1.0;
-  if (params.sample_top_p >= 1.0f && least_weight > 1.0)
-    exponent = std::max(exponent, std::log(least_weight / scale.one) - 1e-6);
+  // Weights are rounded; -1, the difference and the factor leave room for that and for the logarithm.
+  if (least_weight > 2.0) exponent = std::max(exponent, std::log((least_weight - 1.0) / scale.one) - 1e-6);
   return std::nextafter(scale.best + 1.0001 * exponent / scale.inverse_temperature, -HUGE_VAL);
 }
 
-/// Keeps the smallest set of best candidates whose probability reaches `top_p`.
-void filter_top_p(CandidateSet& set, float top_p) {
-  const uint64_t total = set.total(), target = top_p_target(top_p, total);
-  // Candidates below this weight hold less than 1 - top_p together: the kept set is above it. The
-  // factor leaves room for the rounding of this line.
-  const double floor =
-      (1.0 - double{top_p}) * static_cast<double>(total) / static_cast<double>(set.last - set.first) * 0.999;
+/// Candidates below this weight hold less than 1 - top_p together: what top-p keeps is above it. The factor leaves room
+/// for the rounding of this line.
+double top_p_floor(float top_p, uint64_t total, uint64_t num_candidates) {
+  return (1.0 - double{top_p}) * static_cast<double>(total) / static_cast<double>(num_candidates) * 0.999;
+}
+
+/// Keeps the smallest set of best candidates whose probability reaches `top_p`. The set holds all of them, `total` is
+/// the weight of all candidates that there are, `num_candidates` at least their number.
+void filter_top_p(CandidateSet& set, float top_p, uint64_t total, uint64_t num_candidates) {
+  const uint64_t target = top_p_target(top_p, total);
+  const double floor = top_p_floor(top_p, total, num_candidates);
   set.last = std::remove_if(set.first, set.last, [floor](const Candidate& c) {
     return static_cast<double>(c.weight) < floor;
   });
@@ -82,33 +84,40 @@ uint32_t best_candidates(const LogitRow& row, const SampleRequest& request, uint
   return top.finish();
 }
 
+double best_score(const LogitRow& row, const SampleRequest& request) {
+  double best = -HUGE_VAL;
+  for_each_above(row, request, [&] { return best; }, [&](double score, uint32_t) { best = std::max(best, score); });
+  return best;
+}
+
 CandidateSet weighed_candidates(const LogitRow& row, const SampleRequest& request) {
   const SamplingParams& params = *request.params;
   auto* first = static_cast<Candidate*>(request.scratch);
   CandidateSet set{first, first};
-  const uint32_t k = params.sample_top_k;
-  const bool has_top_k = k > 0 && k < row.size;
+  const bool has_top_k = keeps_top_k(row, params), has_top_p = params.sample_top_p < 1.0f;
+  if (has_top_k) set.last = first + best_candidates(row, request, params.sample_top_k);
   double best = -HUGE_VAL;
-  if (has_top_k) {
-    set.last = first + best_candidates(row, request, k);
-    for (const Candidate* c = first; c != set.last; ++c) best = std::max(best, c->score);
-  } else {
-    for_each_above(row, request, [&] { return best; },
-                   [&](double score, uint32_t) { best = std::max(best, score); });
-  }
+  for (const Candidate* c = first; c != set.last; ++c) best = std::max(best, c->score);
+  if (!has_top_k) best = best_score(row, request);
   if (best == -HUGE_VAL) return set;
 
   const WeightScale scale(best, params.temperature, row.size);
   Weigher weigher(scale, first);  // drops what rounds to zero
+  uint64_t total = 0;             // before top-p
   if (has_top_k) {
     for (const Candidate* c = first; c != set.last; ++c) weigher.add(c->score, c->token_id);
   } else {
-    for_each_above(row, request, [limit = dropped_score(scale, params)] { return limit; },
-                   [&](double score, uint32_t id) { weigher.add(score, id); });
+    if (has_top_p) total = WeightBlocks(row, request, scale).total();
+    const double least_weight = has_top_p ? top_p_floor(params.sample_top_p, total, row.size)
+                                          : double{params.min_p} * scale.one;
+    const double limit = dropped_score(scale, least_weight);
+    for_each_above(row, request, [limit] { return limit; }, [&](double score, uint32_t id) {
+      if (score > limit) weigher.add(score, id);
+    });
   }
   set.last = weigher.finish();
   set.in_id_order = !has_top_k;
-  if (params.sample_top_p < 1.0f) filter_top_p(set, params.sample_top_p);
+  if (has_top_p) filter_top_p(set, params.sample_top_p, has_top_k ? set.total() : total, row.size);
   if (params.min_p > 0.0f) filter_min_p(set, scale, params.min_p);
   return set;
 }

@@ -119,6 +119,14 @@ struct CandidateSet {
 /// many. 1 <= k <= row.size.
 uint32_t best_candidates(const LogitRow& row, const SampleRequest& request, uint32_t k);
 
+/// Whether top-k leaves some candidates out.
+inline bool keeps_top_k(const LogitRow& row, const SamplingParams& params) {
+  return params.sample_top_k > 0 && params.sample_top_k < row.size;
+}
+
+/// The highest score of a candidate; -HUGE_VAL without any.
+double best_score(const LogitRow& row, const SampleRequest& request);
+
 /// Softmax with temperature > 0 of what the request's filters keep, as integers. Empty: no finite logit.
 CandidateSet weighed_candidates(const LogitRow& row, const SampleRequest& request);
 

@@ -2,6 +2,7 @@
 
 #include "sampling/candidate_set.h"
 #include "sampling/exp_block.h"
+#include "sampling/weight_blocks.h"
 
 namespace mimo_rt {
 namespace {
@@ -9,10 +10,16 @@ namespace {
 const SamplingParams kRaw;  // here: a static of a function takes a lock
 
 int32_t draw_token(const LogitRow& row, const SampleRequest& request) {
+  const SamplingParams& params = *request.params;
+  const uint64_t bits =
+      uniform_bits_at(params.seed, request.sequence_id, request.position, draw_stream(0, DrawUse::sample));
+  if (!keeps_top_k(row, params) && params.sample_top_p >= 1.0f && params.min_p == 0.0f) {
+    const double best = best_score(row, request);
+    if (best == -HUGE_VAL) return -1;
+    return draw_unfiltered(row, request, WeightScale(best, params.temperature, row.size), bits);
+  }
   const CandidateSet set = weighed_candidates(row, request);
-  if (set.empty()) return -1;
-  return draw(set, uniform_bits_at(request.params->seed, request.sequence_id, request.position,
-                                   draw_stream(0, DrawUse::sample)));
+  return set.empty() ? -1 : draw(set, bits);
 }
 
 /// The logarithm of the sum of e^logit, added in the order of token ids.
