@@ -7,8 +7,8 @@
 //   drafts are best tokens    the row's token is drawn as ever; equal to the draft: confirmed
 //   drafts were drawn from q  kept with probability min(1, p / q), else drawn from max(p - q, 0)
 //
-// Both are exact: the tokens have the target's distribution. Not covered: drafts that were drawn from a
-// part of the vocabulary, logprobs.
+// Both are exact: the tokens have the target's distribution; q is 0 for tokens that the draft does not
+// know. Not covered: logprobs.
 #pragma once
 
 #include <mimo_rt/sampling.h>

@@ -67,6 +67,7 @@ TEST_CASE("greedy tokens are the CPU engine's; the same statistics") {
   CHECK(result.token_ids == expected.token_ids);
   CHECK(result.finish_reason == FinishReason::length);
   CHECK_EQ(result.stats.num_prompt_tokens, 21u);
+  CHECK_EQ(result.stats.draft.num_rounds, 0u);  // rounds, but no draft
   const auto experts_of = [](const GenerateResult& r, const Engine& e) {
     const double of_experts = r.stats.weight_bytes_per_step - static_cast<double>(e.dense_bytes_per_step());
     return std::llround(r.stats.num_steps * of_experts / static_cast<double>(e.expert_bytes()));
