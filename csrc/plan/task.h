@@ -1,7 +1,7 @@
 // The task record shared by planner, verifier and every executor (g++ and nvcc alike). POD, 64 bytes, no pointers.
 //
-// Adding a task kind touches: the line below, csrc/plan/kinds.cpp and accesses.cpp, the planner, the ref op and the
-// CPU op. A test fails when a kind lacks one of them.
+// Adding a task kind touches: the line below, csrc/plan/kinds.cpp and accesses.cpp, the planner, the ref op, the CPU op,
+// and the operands of the CUDA kernels (csrc/cuda/device_operands.h). A test fails when a kind lacks one of them.
 #pragma once
 
 #include <cstdint>

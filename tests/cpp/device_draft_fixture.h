@@ -146,11 +146,12 @@ class DeviceDraftRun {
     put(layout.logit_rows, uint32_t{0});
   }
 
+  /// @throws Error{timeout} when a wait is given up
   void launch(cuda::StepBlock& block) { launch(block, block.epoch++); }
   void launch(cuda::StepBlock& block, uint32_t epoch) {
     cuda::PersistentParams params = block.plan.params(block.addresses, epoch);
     params.watchdog.report = reinterpret_cast<cuda::HangReport*>(report_.data());
-    params.watchdog.deadline_ns = 1'000'000'000;
+    params.watchdog.deadline_ns = uint64_t{timeout_ms} * 1'000'000;
     device->launch(params, executor->num_workers());
     if (!device->wait(60'000'000'000)) fail(ErrorCode::timeout, "DeviceDraftRun", "the launch does not end");
     if (params.watchdog.report->is_written) fail(ErrorCode::timeout, "DeviceDraftRun", "a wait was given up");
@@ -214,10 +215,12 @@ class DeviceDraftRun {
   const ModelConfig& config;
   const DraftConfig& draft_config;
   Plan step_plan, round_plan;
+  const Plan whole_round_plan = round_plan;  ///< as the planner made it
   KvCache cache;
   std::shared_ptr<cuda::StepDevice> device;
   std::unique_ptr<Executor> executor;
   uint32_t size = 0, num_context = 0;
+  uint32_t timeout_ms = 1000;
 
  private:
   Plan build(uint32_t num_workers, uint32_t chunk, bool is_round) const {

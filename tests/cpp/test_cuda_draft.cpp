@@ -2,7 +2,7 @@
 // exact model, against themselves in other divisions, and against the CPU's choice of tokens.
 #include "device_draft_fixture.h"
 #include "draft_oracle.h"
-#include "plan_mutator.h"
+#include "missing_edge.h"
 
 #include "check.h"
 
@@ -157,6 +157,41 @@ TEST_CASE("the bits are the same for any chunk, any number of blocks, in every s
   CHECK(bit_equal(changed.features, alone.features) && bit_equal(changed.kv, alone.kv));
   CHECK(!bit_equal(changed.logits, alone.logits));
 }
+
+#if !defined(MIMO_RT_TEST_ON_GPU)  // what it reads may be anything
+TEST_CASE("an edge of the draft that is missing is refused by the verifier or does no harm; the emulation sees most") {
+  const auto is_draft = [](const Task& task) {
+    return task.kind >= TaskKind::context_fc && task.kind < TaskKind::accept;
+  };
+  const auto drafted = [&](DeviceDraftRun& run) {
+    run.feed(prompt());
+    const std::vector<int32_t> block = run.draft(kAnchor);
+    return std::pair(block, run.draft_logits());
+  };
+  DeviceDraftRun sound(model(), 3, 8);
+  const auto right = drafted(sound);
+  uint32_t num_refused = 0, num_wrong = 0, num_hangs = 0;
+  for (uint32_t seed = 1; seed <= 16; ++seed) {
+    const MissingEdge missing = drop_edge(sound.whole_round_plan, seed, is_draft);
+    DeviceDraftRun run(model(), 3, 8, seed, [&](const Plan& plan) { return drop_edge(plan, seed, is_draft).plan; });
+    run.timeout_ms = kHangTimeoutMs;
+    bool is_right = false;
+    try {
+      is_right = drafted(run) == right;
+      num_wrong += !is_right;
+    } catch (const Error& error) {
+      ++num_hangs;
+      CHECK(error.code() == ErrorCode::timeout);  // leaves cleanly
+    }
+    num_refused += is_refused(missing.plan);
+    if (!is_right && !is_refused(missing.plan))
+      check::report(__FILE__, __LINE__, missing.name + ": accepted, and the result is wrong");
+  }
+  std::printf("  of 16: verifier refuses %u; emulation hangs in %u, is wrong in %u\n", num_refused, num_hangs,
+              num_wrong);
+  CHECK(num_refused >= 12 && num_hangs != 0 && num_wrong != 0);
+}
+#endif
 
 TEST_CASE("what a layer leaves of a row is captured as it is") {
   DeviceDraftRun run(model(), 3, 8);

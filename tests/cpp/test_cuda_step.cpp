@@ -2,7 +2,7 @@
 // against the exact model, against the CPU's tokens, against themselves; and what happens when an
 // edge of the plan is missing.
 #include "device_step_fixture.h"
-#include "plan_mutator.h"
+#include "missing_edge.h"
 
 #include <algorithm>
 
@@ -68,43 +68,6 @@ std::vector<uint32_t> best_tokens(const std::vector<float>& logits) {
     best.push_back(static_cast<uint32_t>(std::max_element(row, row + vocab) - row));
   return best;
 }
-
-#if !defined(MIMO_RT_TEST_ON_GPU)
-/// The plan without one wait, or without one signal.
-struct MissingEdge {
-  Plan plan;
-  std::string name;
-};
-MissingEdge drop_edge(const Plan& plan, uint32_t seed) {
-  std::mt19937 random(seed);
-  PlanMutator changed(plan);
-  for (;;) {
-    std::vector<Task>& list = changed.lists[random() % changed.lists.size()];
-    Task& task = list[random() % list.size()];
-    const bool is_signal = random() % 4 == 0;
-    if (!is_signal && task.num_waits == 0) continue;
-    std::string name = std::string(is_signal ? "signal of " : "wait of ") +
-                       task_kind_name(task.kind) + ", layer " + std::to_string(task.layer_idx);
-    if (is_signal) {
-      task.signal_counter = kNoCounter;
-    } else {
-      const uint32_t dropped = random() % task.num_waits;
-      if (dropped == 0) task.waits[0] = task.waits[1];
-      task.waits[--task.num_waits] = {kNoCounter, 0};
-    }
-    return {changed.finish(), std::move(name)};
-  }
-}
-
-bool is_refused(const Plan& plan) {
-  try {
-    (void)plan.verify();
-    return false;
-  } catch (const Error& error) {
-    return error.code() == ErrorCode::plan_invalid;
-  }
-}
-#endif
 
 }  // namespace
 
