@@ -4,8 +4,9 @@
 
 Without --model: a tiny random model with every feature and, if it was converted before, the demo model. One JSON line
 per model: whether the logits agree within the rounding of BF16 activations, have the same bits for steps of one and of
-all rows, and whether greedy tokens are equal (at the first other one, the CPU's logits of both must be as close as the
-logits of both devices). Exit code 1: something is wrong.
+all rows, whether greedy tokens are equal (at the first other one, the CPU's logits of both must be as close as the
+logits of both devices), and whether a draft beside the model changes no token of the device's own. Exit code 1:
+something is wrong.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from mimo_rt import Session
-from mimo_rt.checkpoints import demo, write_tiny_checkpoint
+from mimo_rt.checkpoints import demo, write_tiny_checkpoint, write_tiny_draft
 
 MAX_RELATIVE_ERROR = 2.0**-5  # of logits, L2: `mimo-rt doctor` says what 2**-7 against ref means
 NUM_IDS, NUM_TOKENS = 24, 32
@@ -35,6 +36,17 @@ def is_tie(cpu_logits: np.ndarray, gpu_logits: np.ndarray, cpu_id: int, gpu_id: 
     """Whether rounding explains that the devices prefer different tokens."""
     distance = float(np.abs(cpu_logits - gpu_logits).max())
     return float(cpu_logits[cpu_id] - cpu_logits[gpu_id]) <= 2 * distance
+
+
+def drafted(model_dir: pathlib.Path, device: str, ids: list[int], plain_ids: list[int], greedy: dict[str, Any]
+            ) -> dict[str, Any]:
+    """The same tokens in rounds of draft, verify and accept; nothing without a draft."""
+    if not (model_dir / "dflash").is_dir():
+        return {}
+    with Session(model_dir, device=device) as session:
+        result = session.generate(ids, draft_mode="fixed", **greedy)
+    return {"draft_changes_nothing": list(result.token_ids) == plain_ids, "num_rounds": result.stats.draft.num_rounds,
+            "acceptance_length": round(result.stats.draft.acceptance_length, 3)}
 
 
 def compare(model_dir: pathlib.Path, device: str) -> dict[str, Any]:
@@ -55,16 +67,19 @@ def compare(model_dir: pathlib.Path, device: str) -> dict[str, Any]:
             common = ids + cpu_ids[:place]
             tie = is_tie(cpu.logits(common)[-1], gpu.logits(common)[-1], cpu_ids[place], gpu_ids[place])
         backends = (cpu.backend, gpu.backend)
+    draft = drafted(model_dir, device, ids, gpu_ids, greedy)
     error = float(np.linalg.norm(logits - expected) / np.linalg.norm(expected))
     passed = error <= MAX_RELATIVE_ERROR and bool(same_bits) and (place is None or tie)
+    passed = passed and draft.get("draft_changes_nothing", True)
     return {"model": model_dir.name, "backends": backends, "passed": passed, "relative_error": error,
             "same_bits": bool(same_bits), "num_equal_tokens": NUM_TOKENS if place is None else place,
-            "ended_by_tie": tie, "num_tokens": NUM_TOKENS, "tokens_per_s": round(NUM_TOKENS / seconds, 1)}
+            "ended_by_tie": tie, "num_tokens": NUM_TOKENS, "tokens_per_s": round(NUM_TOKENS / seconds, 1), **draft}
 
 
 def models(parent: pathlib.Path) -> list[pathlib.Path]:
-    """A tiny model, written into `parent`; the demo model, if it is there."""
+    """A tiny model with a draft, written into `parent`; the demo model, if it is there."""
     tiny = write_tiny_checkpoint(parent / "tiny", seed=1, intermediate_size=192)
+    write_tiny_draft(tiny, seed=2)
     converted = demo.cache_directory() / demo.MODEL_NAME
     return [pathlib.Path(tiny), *([converted] if converted.is_dir() else [])]
 

@@ -36,6 +36,24 @@ def test_equal_devices_pass(script, capsys, model_dir):
     assert record["backends"][1] == "cpu-generic" and record["relative_error"] < 2**-5
 
 
+def test_a_draft_changes_nothing(script, capsys, tmp_path, monkeypatch):
+    from mimo_rt.checkpoints import write_tiny_checkpoint, write_tiny_draft
+
+    model_dir = write_tiny_checkpoint(tmp_path / "drafted", seed=1)
+    write_tiny_draft(model_dir, seed=2)
+    arguments = ("--device", "cpu", "--model", str(model_dir))
+    code, (record,) = run(script, capsys, *arguments)
+    assert code == 0 and record["draft_changes_nothing"] and record["num_rounds"] > 0
+
+    class Session(script.Session):
+        def generate(self, ids, **options):
+            return super().generate(ids[::-1] if "draft_mode" in options else ids, **options)
+
+    monkeypatch.setattr(script, "Session", Session)
+    code, (record,) = run(script, capsys, *arguments)
+    assert code == 1 and not record["draft_changes_nothing"] and not record["passed"]
+
+
 def test_other_weights_are_seen(script, capsys, model_dir, tmp_path, monkeypatch):
     from mimo_rt.checkpoints import write_tiny_checkpoint
 
