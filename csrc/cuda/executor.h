@@ -44,6 +44,9 @@ class CudaExecutor final : public Executor {
   void fail_after_hang(const StepBlock& block) const;
   void read_results(const StepBlock& block, const StepInput& input, StepOutput& output) const;
   void launch_rounds(StepBlock& block, RoundState& rounds, const std::function<void()>& poll);
+  uint32_t read_until_over(const StepBlock& block, RoundState& rounds,
+                           const std::function<void()>& poll);
+  void end_launch() noexcept;
   uint32_t read_rounds(const StepBlock& block, RoundState& rounds);
   [[noreturn]] void fail_step() const;
   uint64_t deadline_ns() const;

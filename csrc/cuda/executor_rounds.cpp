@@ -16,6 +16,8 @@ namespace {
 
 constexpr const char* kWhere = "Executor.run_rounds";
 constexpr uint64_t kPollNs = 20'000;
+/// A launch that is told to stop ends after a round; one that hangs, by its deadlines.
+constexpr uint64_t kStopTimeoutNs = 10'000'000'000;
 
 bool wants_logprobs(const RoundState& rounds) {
   return rounds.request.params->want_logprob || rounds.request.params->num_logprobs != 0;
@@ -61,8 +63,10 @@ void CudaExecutor::run_rounds(const Plan& plan, KvCache& cache, RoundState& roun
     inputs_.reserve(block, rounds);
     try {
       launch_rounds(block, rounds, [&] { poll(); });
-    } catch (const Error& error) {
-      note_failure(error);
+    } catch (const std::exception& error) {
+      // Counters stand where the launch has left them, and the host does not know where: no way on.
+      const auto* known = dynamic_cast<const Error*>(&error);
+      note_failure(known ? *known : Error(ErrorCode::internal, error.what()));
       poll.rethrow();
       throw;
     }
@@ -87,7 +91,26 @@ void CudaExecutor::launch_rounds(StepBlock& block, RoundState& rounds,
     device.receive(results_.data() + layout.result_bytes(), block.addresses.step + layout.logits,
                    block.plan.plan().buffers()[kLogits].bytes);
   uint32_t num_done = 0;
-  for (uint64_t idle_ns = 0; !device.wait(kPollNs); idle_ns += kPollNs) {
+  try {
+    num_done = read_until_over(block, rounds, poll);
+  } catch (...) {
+    end_launch();
+    throw;
+  }
+  num_done += read_rounds(block, rounds);
+  poll();
+  block.epoch += num_done;
+  fail_after_hang(block);
+  MIMO_RT_CHECK(num_done == params.num_epochs || rounds.end != RoundEnd::running, internal, kWhere,
+                "expected ", params.num_epochs, " rounds of a launch, got ", num_done);
+}
+
+/// Replays rounds while the launch runs. @return how many
+uint32_t CudaExecutor::read_until_over(const StepBlock& block, RoundState& rounds,
+                                       const std::function<void()>& poll) {
+  const uint32_t block_size = block.plan.plan().options().max_tokens;
+  uint32_t num_done = 0;
+  for (uint64_t idle_ns = 0; !model_->device->wait(kPollNs); idle_ns += kPollNs) {
     if (idle_ns >= kStepTimeoutNs) fail_step();
     if (wants_logprobs(rounds)) continue;
     const uint32_t num_new = read_rounds(block, rounds);
@@ -96,12 +119,16 @@ void CudaExecutor::launch_rounds(StepBlock& block, RoundState& rounds,
     poll();
     mail_.tell(rounds, block_size);
   }
-  num_done += read_rounds(block, rounds);
-  poll();
-  block.epoch += num_done;
-  fail_after_hang(block);
-  MIMO_RT_CHECK(num_done == params.num_epochs || rounds.end != RoundEnd::running, internal, kWhere,
-                "expected ", params.num_epochs, " rounds of a launch, got ", num_done);
+  return num_done;
+}
+
+/// Nobody reads its rounds any more: stops the launch, so that it does not outlive what it writes to.
+void CudaExecutor::end_launch() noexcept {
+  mail_.stop();
+  try {
+    (void)model_->device->wait(kStopTimeoutNs);
+  } catch (const Error&) {  // a lost device runs nothing
+  }
 }
 
 /// Replays the rounds that have ended. @return how many

@@ -21,6 +21,10 @@ void RoundMail::tell(const RoundState& rounds, uint32_t block_size) const {
   std::atomic_ref(mailbox()->max_drafts).store(max_drafts, std::memory_order_relaxed);
 }
 
+void RoundMail::stop() const {
+  std::atomic_ref(mailbox()->max_drafts).store(RoundMailbox::kStop, std::memory_order_relaxed);
+}
+
 const RoundRecord* RoundMail::read() {
   RoundRecord& record = mailbox()->records[next_number_ % kMaxLaunchRounds];
   if (std::atomic_ref(record.number).load(std::memory_order_acquire) != next_number_)

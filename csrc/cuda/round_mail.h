@@ -22,6 +22,8 @@ class RoundMail {
   /// Says how many drafts rounds should verify that nobody has begun yet, or that there should be no
   /// further round when `rounds` are asked to stop.
   void tell(const RoundState& rounds, uint32_t block_size) const;
+  /// Says that there should be no further round.
+  void stop() const;
   /// The next round, or nullptr while it has not ended. Valid until kMaxLaunchRounds later ones have.
   const RoundRecord* read();
 

@@ -68,6 +68,7 @@ class CudaStepDevice : public CudaMemory<StepDevice> {
   }
   void release_pinned(void* memory) noexcept override {
     const CurrentDevice current(device());
+    cudaStreamSynchronize(steps_);  // a launch may write there until it ends
     if (memory) cudaFreeHost(memory);
   }
 
@@ -91,6 +92,7 @@ class CudaStepDevice : public CudaMemory<StepDevice> {
         check_cuda(status, "the step", kernel_call());
         return true;
       }
+      (void)cudaGetLastError();  // else the next launch would find it
       if (std::chrono::steady_clock::now() > end) return false;
       std::this_thread::yield();
     }

@@ -59,8 +59,10 @@ std::shared_ptr<Engine> open_cuda_engine(const Checkpoint& checkpoint, const Mod
   if (!note.empty()) impl->notes.push_back(note);
   if (options.packed_cache != "none")
     impl->notes.emplace_back("packed_cache is not used: the CUDA engine packs the weights at every start");
-  const auto check_room = [&](uint64_t num_bytes) { cuda::check_free_for_weights(*device, num_bytes); };
   std::optional<CudaDraftWeights> draft;
+  const auto check_room = [&](uint64_t num_bytes) {  // the draft is packed by then, and goes to the GPU as well
+    cuda::check_free_for_weights(*device, num_bytes + (draft ? draft->block().size() : 0));
+  };
   if (draft_config)  // small, so without progress of its own, and first: a bad one fails at once
     draft.emplace(CudaDraftWeights::load(draft_dir, *draft_config, {checkpoint, config},
                                          {.progress = nullptr, .check_room = check_room},

@@ -109,7 +109,8 @@ void RoundState::prepare_round() {
   input.num_tokens = 1 + num_proposals_;
   input.num_draft_rows = num_drafts ? block_size_ : 0;
   input.context_begin = num_context;
-  if (num_drafts || pending + block_size_ > std::min(kLazyContextRows, request.max_context_rows))
+  // A round that does not draft adds one pending position, and leaves no more than one that drafts can take.
+  if (num_drafts || pending + 1 > std::min(kLazyContextRows, request.max_context_rows))
     input.num_context_rows = std::min(pending, request.max_context_rows);
   for (uint32_t row = 0; row < input.num_tokens; ++row) positions[row] = position + row;
   input.token_ids = block.data();

@@ -92,8 +92,8 @@ struct RoundState {
 
   /// Fills `input` for the round that begins at `position` with the anchor block[0]: chooses the width, limited by what
   /// max_tokens and max_context leave, and the rows of context to make: all pending ones when the round drafts or when
-  /// they become many (pending + block_size > min(kLazyContextRows, max_context_rows)), else none. A round does not draft while more
-  /// than max_context_rows are pending. Also resets num_rounds, end, active_experts and stop_requested.
+  /// they become many (pending + 1 > min(kLazyContextRows, max_context_rows)), else none. A round does not draft while
+  /// more than max_context_rows are pending. Also resets num_rounds, end, active_experts and stop_requested.
   /// When a limit is reached already, it sets `end` and leaves `input` empty: then no round may run.
   void begin();
 

@@ -174,6 +174,7 @@ TEST_CASE("modes and widths change the rounds, not the text") {
     const Outcome rounds = run_rounds({.draft = {.mode = mode}});
     CHECK(rounds.tokens == expected);
     CHECK_EQ(rounds.stats.num_rounds, rounds.num_rounds);
+    if (mode == DraftOptions::Mode::off) CHECK_EQ(rounds.stats.width_histogram[0], rounds.num_rounds);
   }
   const Outcome narrow = run_rounds({.draft = {.mode = DraftOptions::Mode::fixed, .num_draft_tokens = 2}, .seed = 7});
   CHECK(narrow.tokens == expected);

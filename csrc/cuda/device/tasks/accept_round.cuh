@@ -61,8 +61,7 @@ __device__ inline void prepare_round(RoundTables& round, StepTables& step, uint3
   if (round.max_context - position < limit) limit = round.max_context - position;
   uint32_t num_drafts = limit - 1 < max_drafts ? limit - 1 : max_drafts;
   if (pending > round.max_context_rows) num_drafts = 0;  // it would not see all of the text
-  const bool makes_context =
-      num_drafts != 0 || pending + round.block_size > round.lazy_context_rows;
+  const bool makes_context = num_drafts != 0 || pending + 1 > round.lazy_context_rows;
   step.num_tokens = step.num_logit_rows = 1 + num_drafts;
   step.num_draft_rows = num_drafts != 0 ? round.block_size : 0;
   step.context_begin = round.num_context;

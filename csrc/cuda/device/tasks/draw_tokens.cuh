@@ -144,7 +144,8 @@ struct TokenDraw {
 };
 
 __device__ inline void draw_tokens(DrawShared& shared, const SampleParams& p, UnitRange range) {
-  for (uint32_t row = range.first; row < range.limit(p.num_rows); row += range.stride) {
+  const uint32_t limit = range.limit(p.num_rows);  // thread 0 may prepare the next round already
+  for (uint32_t row = range.first; row < limit; row += range.stride) {
     const TokenDraw draw{shared, {p, row}};
     const uint32_t id = draw.choose();
     const int32_t none = p.role == SampleRole::draft ? 0 : -1;
