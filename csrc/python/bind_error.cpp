@@ -61,7 +61,7 @@ void translate(std::exception_ptr pointer) {
 
 void bind_error(py::module_& m) {
   const py::object base = py::reinterpret_steal<py::object>(
-      PyErr_NewExceptionWithDoc("mimo_rt.MimoRtError", "Base of all errors of mimo_rt; `.code` names the kind.",
+      PyErr_NewExceptionWithDoc("mimo_rt.errors.MimoRtError", "Base of all errors of mimo_rt; `.code` names the kind.",
                                 PyExc_RuntimeError, nullptr));
   base.attr("code") = "";
   m.attr("MimoRtError") = base;
@@ -71,7 +71,7 @@ void bind_error(py::module_& m) {
     if (builtin) bases = py::make_tuple(base, py::reinterpret_borrow<py::object>(builtin));
     const std::string short_name = class_name(name);
     const py::object type = py::reinterpret_steal<py::object>(
-        PyErr_NewException(("mimo_rt." + short_name).c_str(), bases.ptr(), nullptr));
+        PyErr_NewException(("mimo_rt.errors." + short_name).c_str(), bases.ptr(), nullptr));
     if (!type) throw py::error_already_set();
     type.attr("code") = std::string(name);
     m.attr(short_name.c_str()) = type;

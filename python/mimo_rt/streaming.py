@@ -40,7 +40,8 @@ class _Run:
         return self._thread is not None
 
     def start(self) -> None:
-        self._thread = threading.Thread(target=self._main, name="mimo_rt-generate")
+        # Never a daemon, whatever the caller is: those die inside the extension module at exit.
+        self._thread = threading.Thread(target=self._main, name="mimo_rt-generate", daemon=False)
         self._thread.start()
 
     def _main(self) -> None:
@@ -50,20 +51,27 @@ class _Run:
             self.outbox.put(error)
 
     def _on_token(self, token_ids: list[int], text: str) -> bool:
-        while not self._stop and not self._slots.acquire(timeout=_POLL_SECONDS):
-            # Without this, a half-read stream would keep the interpreter from exiting. (Whether
-            # the reader's thread lives says nothing: the next event may be read by another one.)
-            if not threading.main_thread().is_alive():
-                self._stop = True
+        # At exit the interpreter waits for this thread. (Whether the reader's thread lives says
+        # nothing: the next event may be read by another one.)
+        while threading.main_thread().is_alive() and not self._stop:
+            if self._slots.acquire(timeout=_POLL_SECONDS):
+                break
+        else:
+            self._stop = True
         if not self._stop:
             self.outbox.put(StreamEvent(text, list(token_ids)))
         return not self._stop
 
     def next(self) -> StreamEvent | GenerationResult | None:
-        """The next event or the result; None after `stop`. Raises what the generation raised."""
+        """The next event or the result; None after the end. Raises what the generation raised."""
         item = self.outbox.get()
+        if item is None:
+            self.outbox.put(None)  # for the next reader who waits
         if isinstance(item, BaseException):
-            raise item
+            try:
+                raise item
+            finally:
+                del item  # its traceback holds this frame: a cycle, and the session in it
         if isinstance(item, StreamEvent):
             self._slots.release()
         return item
@@ -83,6 +91,10 @@ class _Run:
         thread.join(timeout)
         return not thread.is_alive()
 
+    def free_readers(self) -> None:
+        """Lets other threads that wait in `next`, and later ones, find the end."""
+        self.outbox.put(None)
+
     def stop(self) -> GenerationResult | None:
         """Cancel, wait, and return the result if the generation came to one."""
         self.cancel()
@@ -91,7 +103,7 @@ class _Run:
         last = None
         while not self.outbox.empty():
             last = self.outbox.get()
-        self.outbox.put(None)  # frees another thread that still waits in `next`
+        self.free_readers()
         return last if isinstance(last, GenerationResult) else None
 
 
@@ -132,6 +144,7 @@ class TokenStream(Iterator[StreamEvent]):
     def _finish(self, result: GenerationResult) -> StreamEvent:
         self._run.join()
         self._ended = True
+        self._run.free_readers()
         self.result = result
         rest = result.text[len(self._text) :] if result.text.startswith(self._text) else ""
         return StreamEvent(rest, result.token_ids[self._num_tokens :], result)
@@ -183,12 +196,15 @@ async def iterate_async(stream: TokenStream) -> AsyncIterator[StreamEvent]:
 
 def run_to_end(call: Call, cancel: Callable[[], None]) -> GenerationResult:
     """The result of a generation; Ctrl-C cancels it within one step."""
-    if threading.current_thread() is not threading.main_thread():
+    thread = threading.current_thread()
+    if thread is not threading.main_thread() and not thread.daemon:
         return call(None)  # no signals here
-    with TokenStream(call, cancel, wants_events=False) as stream:
-        event = next(stream)
-    assert event.result is not None
-    return event.result
+    # A daemon's generation has events, which end it when the interpreter exits.
+    with TokenStream(call, cancel, wants_events=thread.daemon) as stream:
+        for event in stream:
+            if event.result is not None:
+                return event.result
+    raise AssertionError("a generation ends with its result")
 
 
 def call_interruptibly(call: Callable[[], T], interrupt: Callable[[], None]) -> T:
@@ -207,7 +223,7 @@ def call_interruptibly(call: Callable[[], T], interrupt: Callable[[], None]) -> 
         except BaseException as error:
             outbox.put((None, error))
 
-    thread = threading.Thread(target=main, name="mimo_rt-call")
+    thread = threading.Thread(target=main, name="mimo_rt-call", daemon=False)
     thread.start()
     try:
         value, error = outbox.get()
@@ -217,5 +233,8 @@ def call_interruptibly(call: Callable[[], T], interrupt: Callable[[], None]) -> 
             thread.join(_POLL_SECONDS)
         raise
     if error is not None:
-        raise error
+        try:
+            raise error
+        finally:
+            del error  # its traceback holds this frame: a cycle
     return value

@@ -44,9 +44,12 @@ class Tokenizer:
                 import tokenizers
 
                 try:
-                    self._loaded = tokenizers.Tokenizer.from_file(str(self.path))
+                    loaded = tokenizers.Tokenizer.from_buffer(self.path.read_bytes())
                 except Exception as error:  # the library raises bare Exception
                     raise _C.BadFormatError(f"[{self.path}] not a tokenizer: {error}") from None
+                loaded.no_truncation()  # a prompt is what the caller gives, whatever the file asks for
+                loaded.no_padding()
+                self._loaded = loaded
             return self._loaded
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:

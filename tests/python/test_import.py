@@ -3,6 +3,7 @@
 import ast
 import inspect
 import pathlib
+import pickle
 import re
 import subprocess
 import sys
@@ -83,6 +84,8 @@ def test_every_error_of_the_core_is_a_class_of_the_package():
         error = getattr(mimo_rt.errors, name)
         assert error.code and issubclass(error, mimo_rt.MimoRtError)
         assert str(error("text")) == "text"
+        again = pickle.loads(pickle.dumps(error("text")))
+        assert type(again) is error and again.args == ("text",)
 
 
 def test_backends_say_why_they_are_not_available():

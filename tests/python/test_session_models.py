@@ -1,5 +1,6 @@
 """`Session`: loading, logprobs, scoring, closing, models without text, what engines share."""
 
+import json
 import shutil
 import threading
 
@@ -8,6 +9,7 @@ import pytest
 
 from mimo_rt import Session, errors
 from mimo_rt.checkpoints import write_tiny_checkpoint
+from mimo_rt.tokenizer import Tokenizer
 
 IDS = list(range(40, 60))
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
@@ -186,3 +188,17 @@ def test_not_a_model(tmp_path):
         Session(tmp_path / "nowhere")
     with pytest.raises(errors.MimoRtError, match="config.json"):
         Session(tmp_path)
+
+
+def test_a_tokenizer_cuts_and_pads_nothing_whatever_its_file_says(tmp_path):
+    plain = write_tiny_checkpoint(tmp_path / "plain")
+    changed = write_tiny_checkpoint(tmp_path / "changed")
+    path = changed / "tokenizer.json"
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    fields["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    fields["padding"] = {"strategy": {"Fixed": 40}, "direction": "Left", "pad_to_multiple_of": None, "pad_id": 0,
+                         "pad_type_id": 0, "pad_token": "!"}
+    path.write_text(json.dumps(fields), encoding="utf-8")
+    text = "Once upon a time there was"
+    expected = Tokenizer.from_directory(plain).encode(text)
+    assert Tokenizer.from_directory(changed).encode(text) == expected and 4 < len(expected) < 40

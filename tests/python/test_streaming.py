@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 
 import pytest
 
@@ -46,6 +47,46 @@ def wait_until(condition, seconds=20):
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.005)
+
+
+@pytest.mark.parametrize("call", ["list(session.stream(*arguments, **options))",
+                                  "session.generate(*arguments, **options)"])
+def test_the_interpreter_exits_while_a_daemon_generates(model_dir, call):
+    script = (f"import threading, time, mimo_rt\n"
+              f"session = mimo_rt.Session({str(model_dir)!r}, num_threads=1, max_context={NUM_CONTEXT})\n"
+              f"arguments, options = ({PROMPT!r},), {ENDLESS | {'max_tokens': 150_000}!r}\n"
+              f"threading.Thread(target=lambda: {call}, daemon=True).start()\n"
+              f"time.sleep(0.5)\n")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("ends_by_itself", [True, False])
+def test_every_reader_of_a_stream_finds_its_end(session, ends_by_itself):
+    stream = session.stream(PROMPT, max_tokens=30 if ends_by_itself else 150_000, **ENDLESS)
+    readers = [threading.Thread(target=lambda: list(stream), daemon=True) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    if not ends_by_itself:
+        time.sleep(0.1)
+        stream.close()
+    for reader in readers:
+        reader.join(20)
+    assert not any(reader.is_alive() for reader in readers)
+
+
+def test_an_error_does_not_keep_its_session(model_dir):
+    gc.collect()
+    gc.disable()
+    try:
+        session = Session(model_dir, num_threads=1)
+        with pytest.raises(errors.InvalidArgumentError):
+            session.generate([10**6], max_tokens=1)
+        alive = weakref.ref(session)
+        del session
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(

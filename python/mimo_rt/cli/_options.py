@@ -31,6 +31,13 @@ _SAMPLING_FLAGS: tuple[tuple[str, str, Any, str], ...] = (
 )
 
 
+def window_width(text: str) -> int:
+    """The value of --window-tokens."""
+    if not text.isdecimal() or not 1 <= int(text) < 2**30:
+        raise argparse.ArgumentTypeError(f"expected a whole number of tokens from 1, got '{text}'.")
+    return int(text)
+
+
 def add_backend_options(parser: argparse.ArgumentParser) -> Any:
     """Where and how wide to run; returns the group of options."""
     group = parser.add_argument_group("engine")
@@ -49,7 +56,7 @@ def add_backend_options(parser: argparse.ArgumentParser) -> Any:
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
     """Where to run, and as what."""
     group = add_backend_options(parser)
-    group.add_argument("--window-tokens", type=int, metavar="N",
+    group.add_argument("--window-tokens", type=window_width, metavar="N",
                        help="width of window layers (128 or 129) instead of the config's")
     group.add_argument("--draft", default="auto", metavar="DIR",
                        help="DFlash draft: auto (MODEL/dflash if it exists), none, or a directory")

@@ -18,7 +18,7 @@ from ..loading import engine_options, open_engine
 from . import _bench_acceptance, _bench_files, _bench_startup
 from ._bench_report import print_measurements, records
 from ._breakdown import breakdown_text
-from ._options import add_backend_options, engine_arguments
+from ._options import add_backend_options, engine_arguments, window_width
 from ._output import note, print_json
 
 _HELP = {
@@ -61,7 +61,7 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
                           help="time per case (default 4)")
         case.add_argument("--json", action="store_true", help="one JSON object per case and line")
         add_backend_options(case)
-        case.add_argument("--window-tokens", type=int, metavar="N",
+        case.add_argument("--window-tokens", type=window_width, metavar="N",
                           help="width of window layers (128 or 129) instead of the config's")
         # These measure the target alone: a draft beside it would change what a step means.
         case.set_defaults(run=run, refuse=case.error, layers=None, context=None, draft="none",
