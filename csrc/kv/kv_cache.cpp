@@ -1,7 +1,7 @@
 // One private anonymous mapping: page after page with the keys and values of all full layers, then
 // sequence after sequence with the rings of all window layers, then the feature rings. The kernel
 // backs memory when it is first written, so a large max_context costs address space, not memory,
-// until a sequence grows that long; what a sequence uses lies together and fills huge pages.
+// until a sequence grows that long; what a sequence uses of its pages lies together and fills huge pages.
 #include "kv/kv_cache.h"
 
 #include "core/checks.h"
@@ -85,6 +85,7 @@ struct KvCache::Impl {
   std::vector<uint32_t> free_pages;       // a stack: the page freed last is reused first
   uint8_t* data = nullptr;
   uint64_t bytes = 0;
+  uint64_t page_bytes = 0;  // of them, from the start: the pages
   std::shared_ptr<KvStore> store;
   uint64_t store_bytes = 0;  // of the last one
 
@@ -125,6 +126,7 @@ struct KvCache::Impl {
         uint64_t{options.max_step_tokens} + (draft ? draft->block_size : 0) + kMaxPendingContext;
     for (uint32_t n = 0; draft && n < draft->num_layers; ++n) add_layer(draft_layer(*draft, n), pending);
     place_layers(false, uint64_t{pages_per_seq} * options.num_seqs);
+    page_bytes = bytes;
     place_layers(true, options.num_seqs);
     if (!draft) return;
     feature_rows = rounded_ring(pending, options.max_context);
@@ -141,7 +143,8 @@ struct KvCache::Impl {
                   " bytes for keys and values. Lower max_context (now ", options.max_context,
                   ") or the number of sequences (now ", options.num_seqs, ").");
     data = static_cast<uint8_t*>(mapped);
-    madvise(data, bytes, MADV_HUGEPAGE);  // a wish: small pages work too
+    // A wish: small pages work too. Not for rings, of which a short sequence uses a row here and there.
+    madvise(data, page_bytes, MADV_HUGEPAGE);
   }
 
   /// The block and the row in it that hold `pos`.

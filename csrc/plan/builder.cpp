@@ -294,7 +294,7 @@ void PlanBuilder::add_layer(uint32_t index) {
   add_norm(layer_idx, false);
   add_phase(TaskKind::qkv_proj, layer_idx, contiguous(num_tiles(shape, TaskKind::qkv_proj, layer_idx)),
             costs_.layer_matrix(index, "self_attn.q_proj", config_.hidden_size));
-  // As many shares of a token as workers: each has the same heads of all tokens, and reads their keys once.
+  // As many shares of a token as workers, as long as there are heads: each has the same heads of all tokens.
   const uint32_t shares = plan_.options_.whole_kv_heads
                               ? layer.num_kv_heads
                               : std::min(plan_.options_.num_workers, layer.num_q_heads);

@@ -1,5 +1,5 @@
 // The candidates of one row of logits: what may be drawn, with which weight. Every way of choosing a token goes through
-// here, so that all agree on masks, biases, penalties and filters.
+// here or through weight_blocks.h, which tests/cpp/test_sampler.cpp holds to the same masks, biases and penalties.
 #pragma once
 
 #include "sampling/arithmetic.h"

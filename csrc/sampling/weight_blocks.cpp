@@ -8,11 +8,6 @@ namespace {
 
 constexpr double kNoCandidate = -HUGE_VAL;  // an exponent
 
-template <typename Entry, typename IdOf>
-const Entry* first_from(const Entry* first, const Entry* last, uint32_t token_id, IdOf id_of) {
-  return std::lower_bound(first, last, token_id, [&](const Entry& entry, uint32_t id) { return id_of(entry) < id; });
-}
-
 }  // namespace
 
 WeightBlocks::WeightBlocks(const LogitRow& row, const SampleRequest& request, const WeightScale& scale)
@@ -21,33 +16,35 @@ WeightBlocks::WeightBlocks(const LogitRow& row, const SampleRequest& request, co
       scale_(scale),
       counts_(request.params->repetition_penalty == 1.0f ? nullptr : request.token_counts) {}
 
-double WeightBlocks::bias_of(uint32_t token_id) const {
-  const auto& biases = request_.params->logit_bias;
-  const auto id_of = [](const TokenBias& bias) { return static_cast<uint32_t>(bias.token_id); };
-  const TokenBias* end = biases.data() + biases.size();
-  const TokenBias* found = first_from(biases.data(), end, token_id, id_of);
-  return found != end && id_of(*found) == token_id ? found->bias : 0.0;
+/// visit(i, entry) for the entries, ascending, whose tokens have logits i of [begin, end).
+template <typename Entry, typename IdOf, typename Visit>
+void WeightBlocks::for_each_listed(const Entry* entry, const Entry* last, uint32_t begin, uint32_t end, IdOf id_of,
+                                   Visit visit) const {
+  const uint32_t last_id = row_.token_id(end - 1);
+  entry = std::lower_bound(entry, last, row_.token_id(begin),
+                           [&](const Entry& listed, uint32_t id) { return id_of(listed) < id; });
+  for (; entry != last && id_of(*entry) <= last_id; ++entry) {
+    const uint32_t i = row_.lower_bound(id_of(*entry));
+    if (row_.token_id(i) == id_of(*entry)) visit(i, *entry);
+  }
 }
 
 /// Penalties, biases and masks of logits [begin, end).
 void WeightBlocks::correct_exponents(uint32_t begin, uint32_t end, double* exponents) const {
-  const bool has_biases = !request_.params->logit_bias.empty();
-  for (uint32_t i = begin; (counts_ || has_biases) && i < end; ++i) {
-    const uint32_t id = row_.token_id(i);
-    const bool has_occurred = counts_ && counts_[id];
-    if ((!has_occurred && !has_biases) || !is_finite(row_.logits[i])) continue;
-    const double score = candidate_score(row_.logits[i], has_biases ? bias_of(id) : 0.0, has_occurred,
-                                         double{request_.params->repetition_penalty});
-    exponents[i - begin] = scale_.exponent(score);
-  }
-  const int32_t* masked_end = request_.masked_ids + request_.num_masked_ids;
-  const auto id_of = [](int32_t id) { return static_cast<uint32_t>(id); };
-  const uint32_t last_id = row_.token_id(end - 1);
-  for (const int32_t* id = first_from(request_.masked_ids, masked_end, row_.token_id(begin), id_of);
-       id != masked_end && id_of(*id) <= last_id; ++id) {
-    const uint32_t i = row_.lower_bound(id_of(*id));
-    if (row_.token_id(i) == id_of(*id)) exponents[i - begin] = kNoCandidate;
-  }
+  const auto set_score = [&](uint32_t i, double bias) {
+    const bool has_occurred = counts_ && counts_[row_.token_id(i)];
+    exponents[i - begin] = scale_.exponent(candidate_score(row_.logits[i], bias, has_occurred,
+                                                           double{request_.params->repetition_penalty}));
+  };
+  for (uint32_t i = begin; counts_ && i < end; ++i)
+    if (counts_[row_.token_id(i)]) set_score(i, 0.0);
+  const auto& biases = request_.params->logit_bias;
+  for_each_listed(biases.data(), biases.data() + biases.size(), begin, end,
+                  [](const TokenBias& bias) { return static_cast<uint32_t>(bias.token_id); },
+                  [&](uint32_t i, const TokenBias& bias) { set_score(i, bias.bias); });
+  for_each_listed(request_.masked_ids, request_.masked_ids + request_.num_masked_ids, begin, end,
+                  [](int32_t id) { return static_cast<uint32_t>(id); },
+                  [&](uint32_t i, int32_t) { exponents[i - begin] = kNoCandidate; });
 }
 
 uint64_t WeightBlocks::weigh(uint32_t block, uint64_t (&weights)[kExpBlock]) const {

@@ -19,11 +19,13 @@ class WeightBlocks {
 
  private:
   void correct_exponents(uint32_t begin, uint32_t end, double* exponents) const;
-  double bias_of(uint32_t token_id) const;
+  template <typename Entry, typename IdOf, typename Visit>
+  void for_each_listed(const Entry* entry, const Entry* last, uint32_t begin, uint32_t end, IdOf id_of,
+                       Visit visit) const;
 
   const LogitRow& row_;
   const SampleRequest& request_;
-  const WeightScale& scale_;
+  const WeightScale scale_;
   const uint32_t* counts_;  ///< nullptr without a penalty
 };
 

@@ -3,6 +3,9 @@
 
 #include "check.h"
 
+#include <unistd.h>
+
+#include <fstream>
 #include <map>
 #include <set>
 #include <tuple>
@@ -161,6 +164,29 @@ TEST_CASE("memory goes back to the system once no sequence holds tokens") {
   cache.reserve(0, 200);
   for (uint32_t pos = 0; pos < 200; ++pos) write(cache, 0, pos);
   CHECK_EQ(count_wrong(cache, 0, 0, 0, 200), 0u);
+}
+
+TEST_CASE("memory follows what short sequences use") {
+  ModelConfig config = two_layers();
+  config.num_layers = 40;
+  config.layers.resize(40, config.layers[1]);
+  for (LayerConfig& layer : config.layers) layer.num_kv_heads = 8, layer.num_q_heads = 8, layer.qk_head_dim = 64;
+  for (uint32_t l = 1; l < 40; ++l) config.layers[l].window_tokens = 128;
+  KvCache cache(config, {.max_context = 100'000, .max_step_tokens = 512, .num_seqs = 8});
+  const auto resident_bytes = [] {
+    std::ifstream statm("/proc/self/statm");
+    uint64_t total = 0, resident = 0;
+    statm >> total >> resident;
+    return resident * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+  };
+  const uint64_t before = resident_bytes();
+  for (uint32_t seq = 0; seq < 8; ++seq) {
+    cache.reserve(seq, 1);
+    for (uint32_t layer = 0; layer < 40; ++layer)
+      for (uint32_t head = 0; head < 8; ++head) *cache.k_row(layer, seq, head, 0) = *cache.v_row(layer, seq, head, 0) = 1;
+  }
+  const uint64_t small_pages = 8 * 40 * 8 * 2 * uint64_t{4096}, huge_page = uint64_t{2} << 20;
+  CHECK(resident_bytes() - before <= small_pages + 4 * huge_page);
 }
 
 TEST_CASE("can_truncate agrees with a simulated ring") {

@@ -50,13 +50,16 @@ struct Draws : Setting {
   }
 };
 
-/// The score of a finite logit, with penalty but without bias.
+/// The score of a finite logit.
 double plain_score(const Draws& draws, uint32_t id) {
   const bool has_occurred = !draws.counts.empty() && draws.counts[id];
-  return candidate_score(draws.logits[id], 0.0, has_occurred, double{draws.params.repetition_penalty});
+  double bias = 0.0;
+  for (const TokenBias& entry : draws.params.logit_bias)
+    if (uint32_t(entry.token_id) == id) bias = entry.bias;
+  return candidate_score(draws.logits[id], bias, has_occurred, double{draws.params.repetition_penalty});
 }
 
-/// The token of a draw without bias, by full sorts and one candidate after the other.
+/// The token of a draw, by full sorts and one candidate after the other.
 int32_t plain_draw(const Draws& draws, uint32_t position) {
   const SamplingParams& params = draws.params;
   std::vector<Candidate> kept;
@@ -208,7 +211,9 @@ TEST_CASE("draws on long rows: blocks and skipped logits change no token") {
       for (uint32_t i = 0; i < n; ++i) {
         draws.logits[i] += n % 3 ? 0.0f : 1e6f;  // where one step of a float is more than the temperature
         if ((i * 7 + n) % 101 == 0) draws.logits[i] = i % 3 == 0 ? kNan : i % 3 == 1 ? kInf : -kInf;
-        if ((i * 5 + n) % 89 == 0) draws.masked.push_back(int32_t(i));
+        const bool ends_block = i % 64 == 63 || i % 64 == 0 || i + 1 == n;  // of the blocks that weights are summed in
+        if ((i * 5 + n) % 89 == 0 || (n % 5 == 1 && ends_block)) draws.masked.push_back(int32_t(i));
+        else if (n % 4 == 1 && i % 21 < 2) draws.params.logit_bias.push_back({int32_t(i), i % 2 ? 4.0f : -3.0f});
         if (params.repetition_penalty != 1.0f) draws.counts.push_back(i % 4 == 0);
       }
       int32_t last = -2;
