@@ -25,6 +25,7 @@ void control(const std::vector<std::string>& kinds, const std::function<void(Dev
   const DeviceDraft right = draft_of(model.config);
   change(model);
   LockStepResult result = lock_step(*right.host, model, 2);
+  CHECK(result.num_compared["draft_lm_head"] > 0);  // the last op ran
   for (const auto& [kind, count] : result.num_outside)
     if (count && std::find(kinds.begin(), kinds.end(), kind) == kinds.end())
       check::report(__FILE__, __LINE__, "a control also moved " + kind);
