@@ -50,4 +50,13 @@ struct PlanMutator {
   std::vector<std::vector<Task>> lists;  ///< [num_workers]
 };
 
+/// A round plan whose draft leaves the block as the test wrote it.
+inline Plan without_proposals(const Plan& plan) {
+  PlanMutator mutator(plan);
+  for (auto& list : mutator.lists)
+    for (Task& task : list)
+      if (task.kind == TaskKind::draft_sample) task.tile_first = 1'000'000;
+  return mutator.finish();
+}
+
 }  // namespace mimo_rt

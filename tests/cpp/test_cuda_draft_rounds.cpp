@@ -29,15 +29,6 @@ const DeviceDraft& model_of_part() {
 }
 Tokens prompt() { return random_tokens(model().target.config, kPromptTokens, 3); }
 
-/// A round plan whose draft leaves the block as the test wrote it.
-Plan without_proposals(const Plan& plan) {
-  PlanMutator mutator(plan);
-  for (auto& list : mutator.lists)
-    for (Task& task : list)
-      if (task.kind == TaskKind::draft_sample) task.tile_first = 1'000'000;
-  return mutator.finish();
-}
-
 struct Wanted {
   SamplingParams params = {.temperature = 0.0f};
   DraftOptions draft = {.mode = DraftOptions::Mode::fixed};

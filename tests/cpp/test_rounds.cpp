@@ -59,15 +59,6 @@ void make_constant(const DraftModel& model, int32_t token_id) {
     std::memcpy(mask + k, pairs + k / 2 * 64 + k % 2 * 2, 2);
 }
 
-/// A round plan whose draft leaves the block as the test wrote it.
-Plan without_proposals(const Plan& plan) {
-  PlanMutator mutator(plan);
-  for (auto& list : mutator.lists)
-    for (Task& task : list)
-      if (task.kind == TaskKind::draft_sample) task.tile_first = 1'000'000;
-  return mutator.finish();
-}
-
 }  // namespace
 
 TEST_CASE("greedy rounds emit the tokens of plain steps, for every block size and style") {
