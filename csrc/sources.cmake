@@ -104,12 +104,15 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/cpu/counters.cpp
   csrc/cpu/dispatch.cpp
   csrc/cpu/executor.cpp
+  csrc/cpu/idle_cores.cpp
   csrc/cpu/ops_attention.cpp
   csrc/cpu/ops_context.cpp
   csrc/cpu/ops_draft.cpp
   csrc/cpu/ops_linear.cpp
   csrc/cpu/ops_moe.cpp
   csrc/cpu/ops_rows.cpp
+  csrc/cpu/plan_states.cpp
+  csrc/cpu/team.cpp
   csrc/cpu/worker_pool.cpp
   csrc/cuda/attention_check.cpp
   csrc/cuda/device_cache.cpp

@@ -9,6 +9,7 @@
 #include <charconv>
 #include <chrono>
 #include <cstring>
+#include <utility>
 
 namespace mimo_rt::cpu {
 namespace {
@@ -36,15 +37,20 @@ CorePin::~CorePin() {
   if (delay_file_ >= 0) close(delay_file_);
 }
 
-void CorePin::bind(int core) {
-  core_ = core;
+void CorePin::watch() {
   CPU_ZERO(&allowed_);
   if (sched_getaffinity(0, sizeof allowed_, &allowed_) == 0)
     delay_file_ = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
+  reviewed_ns_ = now_ns();
+  if (delay_file_ >= 0) delayed_ns_ = std::max<int64_t>(read_delay(delay_file_), 0);
+}
+
+void CorePin::bind(int core) {
+  watch();
+  core_ = core;
   pin_this_thread(core);
   is_bound_ = true;
-  bound_ns_ = reviewed_ns_ = now_ns();
-  if (delay_file_ >= 0) delayed_ns_ = std::max<int64_t>(read_delay(delay_file_), 0);
+  bound_ns_ = reviewed_ns_;
 }
 
 void CorePin::review() {
@@ -56,12 +62,13 @@ void CorePin::review() {
 }
 
 void CorePin::judge(int64_t now_ns, int64_t delayed_ns) {
-  const bool is_shared = (delayed_ns - delayed_ns_) * kSharedPart > now_ns - reviewed_ns_;
-  reviewed_ns_ = now_ns;
+  const int64_t passed_ns = now_ns - std::exchange(reviewed_ns_, now_ns);
+  const bool is_shared = (delayed_ns - delayed_ns_) * kSharedPart > passed_ns;
   delayed_ns_ = delayed_ns;
+  was_shared_ |= is_shared;
   if (is_bound_) {
     if (is_shared) release(now_ns);
-  } else if (!is_shared && now_ns >= bind_again_ns_) {
+  } else if (core_ >= 0 && !is_shared && now_ns >= bind_again_ns_) {
     pin_this_thread(core_);
     is_bound_ = true;
     bound_ns_ = now_ns;

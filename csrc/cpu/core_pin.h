@@ -1,4 +1,4 @@
-// Binds a worker to a core for as long as it has the core to itself.
+// Watches whether a worker has its core to itself, and binds it to a core for as long as it has.
 //
 // Bound, a thread stays where its caches and its memory are. But when others use the core too, a
 // bound thread waits for its turn though another core may be free, and all workers wait for it. So
@@ -9,23 +9,28 @@
 #include <sched.h>
 
 #include <cstdint>
+#include <utility>
 
 namespace mimo_rt::cpu {
 
 class CorePin {
  public:
-  CorePin() = default;  ///< of a thread that is never bound
+  CorePin() = default;
   ~CorePin();
   CorePin(const CorePin&) = delete;
   CorePin& operator=(const CorePin&) = delete;
 
-  /// Binds the calling thread. From now on only that thread uses this object.
+  /// Watches the calling thread. From now on only that thread uses this object.
+  void watch();
+  /// Watches and binds it.
   void bind(int core);
   /// Between two steps: a clock read, and a system call every kReviewNs at most.
   void review();
   /// What `review` makes of the clock and of the time that the thread has been kept waiting so far.
   void judge(int64_t now_ns, int64_t delayed_ns);
   bool is_bound() const { return is_bound_; }
+  /// Whether any review since the last call found the core shared. Also for another thread, while this one runs nothing.
+  bool take_shared() { return std::exchange(was_shared_, false); }
 
   static constexpr int64_t kReviewNs = 20'000'000;
   static constexpr int64_t kSharedPart = 10;  ///< shared: kept waiting for more than 1 / 10 of a review
@@ -34,10 +39,10 @@ class CorePin {
  private:
   void release(int64_t now_ns);
 
-  int core_ = -1;
-  int delay_file_ = -1;  ///< the thread's /proc/…/schedstat; -1: never let go
+  int core_ = -1;        ///< -1: never bound
+  int delay_file_ = -1;  ///< the thread's /proc/…/schedstat; -1: nothing is known, never let go
   cpu_set_t allowed_;    ///< where the thread may run when it is not bound
-  bool is_bound_ = false;
+  bool is_bound_ = false, was_shared_ = false;
   int64_t reviewed_ns_ = 0, delayed_ns_ = 0;
   int64_t bound_ns_ = 0;                   ///< when it was bound last
   int64_t bind_again_ns_ = 0;

@@ -10,9 +10,8 @@
 // Whom a waiter waits for may have lost its core to another process. So a waiter spins for a while,
 // then sleeps until the counter moves: meanwhile the other process has this core, and whoever has
 // slept gets a core at once when it is woken. Waiters that spin on, or yield, which gives a core
-// away for a whole time slice, make the workers lose their cores in turns: with one busy process
-// per core a step then took five to six times as long, now about twice. No lock, no allocation; no
-// system call unless a wait is long.
+// away for a whole time slice, make the workers lose their cores in turns. While that goes on, a
+// smaller team is better (cpu/team.h). No lock, no allocation; no system call unless a wait is long.
 #pragma once
 
 #include <atomic>

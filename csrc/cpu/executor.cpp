@@ -16,6 +16,8 @@ namespace mimo_rt::cpu {
 namespace {
 
 constexpr const char* kWhere = "Executor.run";
+// Rounds run in jobs of about this length: who takes part is decided between two.
+constexpr uint64_t kMaxJobNs = 50'000'000;
 
 WorkerPool::Options pool_options(const ExecutorOptions& options) {
   return {options.num_workers ? options.num_workers : num_usable_cores(), options.pin_workers,
@@ -42,6 +44,12 @@ void check_draft(const Plan& plan, const DraftWeights* draft) {
                 config.block_size, ": too large for this backend");
 }
 
+const std::vector<const Plan*>& checked(const std::vector<const Plan*>& plans,
+                                        const DraftWeights* draft) {
+  for (const Plan* plan : plans) check_draft(*plan, draft);
+  return plans;
+}
+
 }  // namespace
 
 CpuExecutor::CpuExecutor(const Weights& weights, const DraftWeights* draft,
@@ -51,6 +59,9 @@ CpuExecutor::CpuExecutor(const Weights& weights, const DraftWeights* draft,
       draft_(draft),
       backend_(backend),
       timeout_ms_(options.timeout_ms),
+      yields_cores_(options.yield_cores),
+      states_(checked(plans, draft), weights.config(), draft ? &draft->config() : nullptr),
+      team_(pool_options(options).num_workers),
       pool_(pool_options(options)),
       monitor_(pool_.num_workers(), options.timeout_ms,
                pool_.is_oversubscribed() ? 0 : WaitMonitor::kSpinNs) {
@@ -58,25 +69,40 @@ CpuExecutor::CpuExecutor(const Weights& weights, const DraftWeights* draft,
   for (const Plan* plan : plans) {
     MIMO_RT_CHECK(plan->num_workers() == num_workers(), invalid_argument, "make_cpu_executor",
                   "plan: expected one for ", num_workers(), " workers, got ", plan->num_workers());
-    check_draft(*plan, draft);
-    states_.push_back(std::make_unique<PlanState>(*plan, weights.config(),
-                                                  draft ? &draft->config() : nullptr));
     for (uint32_t w = 0; w < num_workers(); ++w)
       most_tasks = std::max(most_tasks, plan->tasks(w).size());
   }
-  const ScratchSizes sizes(weights, kernels, states_, draft);
+  const ScratchSizes sizes(weights, kernels, states_.all_whole(), draft);
   for (uint32_t w = 0; w < num_workers(); ++w) {
     workers_.push_back(std::make_unique<Worker>(weights, kernels, sizes, step_, draft));
     workers_.back()->trace.reserve(most_tasks);
   }
+  // Whoever wants more workers than cores gets them.
+  if (pool_.is_oversubscribed() || num_workers() == 1) yields_cores_ = false;
   pool_.run(*this);  // every worker touches its scratch first
 }
 
-PlanState& CpuExecutor::state_of(const Plan& plan) const {
-  for (const auto& state : states_)  // copies of a plan share their tasks
-    if (state->plan.tasks(0).data() == plan.tasks(0).data()) return *state;
-  fail(ErrorCode::invalid_argument, kWhere,
-       "plan: expected one of those given to the executor, got another");
+/// Who runs the next steps of `plan`, and the tasks and memory for them.
+PlanState& CpuExecutor::choose_team(const Plan& plan) {
+  if (is_tracing_) team_.reset();
+  PlanState* state = team_.is_whole() ? nullptr : states_.smaller(plan, team_.size());
+  if (!state && !team_.is_whole()) {  // no memory: then all of them
+    team_.reset();
+    yields_cores_ = false;
+  }
+  pool_.set_team(team_.members());
+  return state ? *state : states_.whole(plan);
+}
+
+/// After steps of `plan`, the first of which began at step_begin_.
+void CpuExecutor::watch_team(const Plan& plan, uint32_t num_steps) {
+  if (!yields_cores_ || is_tracing_) return;
+  const auto ns = static_cast<int64_t>(now_ns());
+  const auto begin_ns = std::chrono::nanoseconds(step_begin_.time_since_epoch()).count();
+  if (!team_.observe({plan.tasks(0).data(), num_steps, ns, begin_ns + ns})) return;
+  is_shared_.clear();
+  for (uint32_t i = 0; i < team_.size(); ++i) is_shared_.push_back(pool_.take_shared(i));
+  team_.review(is_shared_, idle_cores_.since_last());
 }
 
 void CpuExecutor::refuse_after_failure() const {
@@ -94,28 +120,26 @@ void CpuExecutor::fail_after_hang() {
 void CpuExecutor::run(const Plan& plan, KvCache& cache, const StepInput& input,
                       StepOutput& output) {
   refuse_after_failure();
-  PlanState& state = state_of(plan);
+  (void)states_.latest(plan);  // throws for a foreign one
   checker_.check(weights_.config(), plan, cache, input, output);
+  PlanState& state = choose_team(plan);
   prepare_step(state, cache, input, output);
-  running_ = &state;
   rounds_ = nullptr;
   pool_.run(*this);
   fail_after_hang();
   ++state.epoch;
+  watch_team(plan, 1);
   for (const auto& worker : workers_) output.active_experts += worker->num_active_experts;
 }
 
 void CpuExecutor::run_rounds(const Plan& plan, KvCache& cache, RoundState& rounds,
                              const std::function<void()>& poll) {
   refuse_after_failure();
-  PlanState& state = state_of(plan);
+  (void)states_.latest(plan);  // throws for a foreign one
   if (!checker_.check_rounds(weights_.config(), plan, cache, rounds)) return;
-  StepOutput output;
-  prepare_step(state, cache, rounds.input, output);
-  running_ = &state;
   rounds_ = &rounds;
   std::exception_ptr poll_error;
-  pool_.run(*this, [&] {
+  const auto call_poll = [&] {
     if (poll_error || !poll) return;
     try {
       poll();
@@ -123,15 +147,23 @@ void CpuExecutor::run_rounds(const Plan& plan, KvCache& cache, RoundState& round
       poll_error = std::current_exception();
       rounds.stop_requested = true;
     }
-  });
-  for (const auto& worker : workers_) rounds.active_experts += worker->num_active_experts;
+  };
+  while (rounds.end == RoundEnd::running && !monitor_.has_stopped()) {
+    PlanState& state = choose_team(plan);
+    StepOutput output;
+    prepare_step(state, cache, rounds.input, output);
+    is_job_over_ = false;
+    const uint32_t num_before = rounds.num_rounds;
+    pool_.run(*this, call_poll);
+    for (const auto& worker : workers_) rounds.active_experts += worker->num_active_experts;
+    state.count_epochs();
+    watch_team(plan, rounds.num_rounds - num_before);
+  }
   if (poll_error) {
     if (monitor_.has_stopped()) failure_ = hang_text();
-    else state.count_epochs();
     std::rethrow_exception(poll_error);
   }
   fail_after_hang();
-  state.count_epochs();
   rebase_trace();
 }
 
@@ -140,6 +172,7 @@ void CpuExecutor::prepare_step(PlanState& state, KvCache& cache, const StepInput
   output.logits = input.wants_logits ? state.f32_row(kLogits, 0) : nullptr;
   output.logits_stride = state.stride(kLogits);
   output.active_experts = 0;
+  running_ = &state;
   step_ = {&state, &cache, &input, &output, step_.number + 1};
   state.fill_tables(input, cache);
   for (const auto& worker : workers_) {
@@ -164,7 +197,7 @@ void CpuExecutor::work(uint32_t worker_idx) noexcept {
         is_tracing_ ? run_tasks<true>(worker_idx, epoch) : run_tasks<false>(worker_idx, epoch);
     if (!is_whole || !rounds || !await_gate(worker_idx, epoch)) return;
     ++epoch;
-  } while (rounds->end == RoundEnd::running);
+  } while (rounds->end == RoundEnd::running && !is_job_over_);
 }
 
 /// Passes when the round's last task is done: then `rounds_` says whether there is another, and its
@@ -204,6 +237,7 @@ bool CpuExecutor::run_tasks(uint32_t worker_idx, uint64_t epoch) {
     if (!await_inputs(task, worker_idx, i, epoch)) return false;
     if constexpr (kIsTracing) times.begin_ns = now_ns();
     run_task(task, worker);
+    if (task.kind == TaskKind::accept) is_job_over_ = now_ns() >= kMaxJobNs;
     if (task.signal_counter != kNoCounter) running_->counters.signal(task.signal_counter);
     if (task.kind == TaskKind::accept) pool_.notify_caller();
     if constexpr (kIsTracing) {
@@ -267,7 +301,7 @@ std::vector<TaskTrace> CpuExecutor::last_trace() const {
 }
 
 const uint8_t* CpuExecutor::buffer_data(const Plan& plan, uint16_t buffer_id) const {
-  const PlanState& state = state_of(plan);
+  const PlanState& state = states_.latest(plan);
   MIMO_RT_CHECK(buffer_id < state.buffers.size() && state.buffers[buffer_id], invalid_argument,
                 "Executor.buffer_data", "buffer_id: expected an arena buffer or the logits, got ",
                 buffer_id);

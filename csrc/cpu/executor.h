@@ -2,8 +2,11 @@
 #pragma once
 
 #include "cpu/counters.h"
+#include "cpu/idle_cores.h"
 #include "cpu/kernels.h"
 #include "cpu/ops_context.h"
+#include "cpu/plan_states.h"
+#include "cpu/team.h"
 #include "cpu/worker_pool.h"
 #include "engine/step.h"
 
@@ -28,6 +31,7 @@ class CpuExecutor final : public Executor, private WorkerPool::Job {
   void set_tracing(bool on) override;
   std::vector<TaskTrace> last_trace() const override;
   const uint8_t* buffer_data(const Plan& plan, uint16_t buffer_id) const override;
+  Team& team() { return team_; }  ///< for tests
 
  private:
   void work(uint32_t worker_idx) noexcept override;
@@ -35,7 +39,8 @@ class CpuExecutor final : public Executor, private WorkerPool::Job {
   bool run_tasks(uint32_t worker_idx, uint64_t epoch);
   bool await_inputs(const Task& task, uint32_t worker_idx, uint32_t task_idx, uint64_t epoch);
   bool await_gate(uint32_t worker_idx, uint64_t epoch);
-  PlanState& state_of(const Plan& plan) const;
+  PlanState& choose_team(const Plan& plan);
+  void watch_team(const Plan& plan, uint32_t num_steps);
   void refuse_after_failure() const;
   void prepare_step(PlanState& state, KvCache& cache, const StepInput& input, StepOutput& output);
   void fail_after_hang();
@@ -48,15 +53,20 @@ class CpuExecutor final : public Executor, private WorkerPool::Job {
   const DraftWeights* const draft_;
   const std::string backend_;
   const uint32_t timeout_ms_;
-  std::vector<std::unique_ptr<PlanState>> states_;
+  bool yields_cores_;
+  PlanStates states_;
   std::vector<std::unique_ptr<Worker>> workers_;
   StepChecker checker_;
   PlanState* running_ = nullptr;  // of the step that runs; nullptr: workers touch their memory
   RoundState* rounds_ = nullptr;  // that run; nullptr: one step
+  bool is_job_over_ = false;      // rounds go on, but in another job; set by whoever ends a round
   Step step_;
   bool is_tracing_ = false;
   std::chrono::steady_clock::time_point step_begin_;
   std::string failure_;           // the hang report after which no step runs
+  Team team_;
+  IdleCores idle_cores_;
+  std::vector<uint8_t> is_shared_;  // [team_.size()], in a review
   WorkerPool pool_;               // last two: their threads use all of the above
   WaitMonitor monitor_;
 };

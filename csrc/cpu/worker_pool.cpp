@@ -11,6 +11,7 @@
 
 #include <cfenv>
 #include <chrono>
+#include <numeric>
 #include <system_error>
 
 namespace mimo_rt::cpu {
@@ -26,11 +27,16 @@ constexpr uint32_t kPollsPerClockRead = 32;
 }  // namespace
 
 WorkerPool::WorkerPool(const Options& options)
-    : options_(options), owner_(getpid()), pins_(options.num_workers) {
+    : options_(options),
+      owner_(getpid()),
+      pins_(options.num_workers),
+      team_(options.num_workers),
+      seats_(std::make_unique<Seat[]>(options.num_workers)) {
   MIMO_RT_CHECK(options.num_workers > 0, invalid_argument, "WorkerPool",
                 "num_workers: expected > 0, got 0");
   is_oversubscribed_ = options.num_workers > num_usable_cores();
   if (options.pin_workers && !is_oversubscribed_) cores_ = cores_to_pin(options.num_workers);
+  std::iota(team_.begin(), team_.end(), 0u);
   threads_.reserve(options.num_workers);
   try {
     for (uint32_t i = 0; i < options.num_workers; ++i)
@@ -50,8 +56,7 @@ WorkerPool::~WorkerPool() { stop(); }
 
 void WorkerPool::stop() {
   is_stopping_.store(true, std::memory_order_relaxed);
-  job_number_.fetch_add(1, std::memory_order_release);
-  job_number_.notify_all();
+  for (uint32_t worker = 0; worker < options_.num_workers; ++worker) call(seats_[worker]);
   const bool is_owner = getpid() == owner_;
   for (std::thread& thread : threads_) {
     if (is_owner)
@@ -73,9 +78,12 @@ void WorkerPool::run(Job& job, const std::function<void()>& on_news) {
                 ": workers do not survive fork. Open it in the child, or use the 'spawn' start "
                 "method.");
   job_ = &job;
-  num_running_.store(num_workers(), std::memory_order_relaxed);
-  job_number_.fetch_add(1, std::memory_order_release);
-  job_number_.notify_all();  // no system call while nobody sleeps
+  num_running_.store(team_size(), std::memory_order_relaxed);
+  for (uint32_t member = 0; member < team_size(); ++member) {
+    Seat& seat = seats_[team_[member]];
+    seat.member_idx = member;
+    call(seat);
+  }
   for (bool is_running = true; is_running;) {
     const uint32_t seen = num_news_.load(std::memory_order_acquire);
     is_running = num_running_.load(std::memory_order_acquire) > 0;
@@ -84,12 +92,18 @@ void WorkerPool::run(Job& job, const std::function<void()>& on_news) {
   }
 }
 
+/// Its worker has something new: a job, or the end.
+void WorkerPool::call(Seat& seat) {
+  seat.job_number.fetch_add(1, std::memory_order_release);
+  seat.job_number.notify_one();  // no system call while nobody sleeps
+}
+
 /// Returns the number of the job after `seen`: spins, then gives way, then sleeps.
-uint32_t WorkerPool::await_job(uint32_t seen) {
+uint32_t WorkerPool::await_job(const Seat& seat, uint32_t seen) const {
   const auto begin = Clock::now();
   const auto park_after = std::chrono::microseconds(options_.park_after_us);
   for (uint32_t polls = 1;; ++polls) {
-    const uint32_t number = job_number_.load(std::memory_order_acquire);
+    const uint32_t number = seat.job_number.load(std::memory_order_acquire);
     if (number != seen) return number;
     cpu_relax();
     if (polls % kPollsPerClockRead) continue;
@@ -97,17 +111,19 @@ uint32_t WorkerPool::await_job(uint32_t seen) {
     if (idle >= park_after) break;
     if (is_oversubscribed_ || idle >= kYieldAfter) sched_yield();
   }
-  job_number_.wait(seen, std::memory_order_acquire);
-  return job_number_.load(std::memory_order_acquire);
+  seat.job_number.wait(seen, std::memory_order_acquire);
+  return seat.job_number.load(std::memory_order_acquire);
 }
 
 void WorkerPool::worker_loop(uint32_t worker_idx) {
   std::fesetenv(FE_DFL_ENV);  // a thread inherits the rounding of whoever opens the engine
-  if (!cores_.empty()) pins_[worker_idx].bind(cores_[worker_idx]);
+  if (cores_.empty()) pins_[worker_idx].watch();
+  else pins_[worker_idx].bind(cores_[worker_idx]);
+  const Seat& seat = seats_[worker_idx];
   for (uint32_t seen = 0;;) {
-    seen = await_job(seen);
+    seen = await_job(seat, seen);
     if (is_stopping_.load(std::memory_order_relaxed)) return;
-    job_->work(worker_idx);
+    job_->work(seat.member_idx);
     // acq_rel: the caller, which sees 0, sees what every worker wrote.
     if (num_running_.fetch_sub(1, std::memory_order_acq_rel) == 1) notify_caller();
   }

@@ -1,4 +1,4 @@
-// Resident threads that all run one job at a time and sleep between jobs.
+// Resident threads that run one job at a time together, all of them or a part, and sleep between jobs.
 //
 // The caller of `run` is not a worker: it is the user's thread, whose affinity and priority are not
 // ours to change, and it sleeps while the workers have all cores. Starting a job costs one store
@@ -12,6 +12,8 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <memory>
+#include <span>
 #include <thread>
 #include <vector>
 
@@ -26,7 +28,8 @@ class WorkerPool {
   };
   class Job {
    public:
-    virtual void work(uint32_t worker_idx) noexcept = 0;
+    /// @param member_idx  of the team: 0 .. its size - 1, each once
+    virtual void work(uint32_t member_idx) noexcept = 0;
 
    protected:
     ~Job() = default;
@@ -38,9 +41,14 @@ class WorkerPool {
   WorkerPool(const WorkerPool&) = delete;
   WorkerPool& operator=(const WorkerPool&) = delete;
 
-  /// Calls job.work(i) once on every worker i and returns when all have returned. What the caller
-  /// wrote before is visible to the workers, what they wrote is visible to the caller. One caller
-  /// at a time. The workers compute in the default floating-point environment.
+  /// Between two jobs: who runs the next ones, workers in ascending order. At first all. The others
+  /// are not woken and soon sleep.
+  void set_team(std::span<const uint32_t> workers) { team_.assign(workers.begin(), workers.end()); }
+  uint32_t team_size() const { return static_cast<uint32_t>(team_.size()); }
+
+  /// Calls job.work(i) once on every member i of the team and returns when all have returned. What
+  /// the caller wrote before is visible to the workers, what they wrote is visible to the caller.
+  /// One caller at a time. The workers compute in the default floating-point environment.
   /// `on_news` is called on the caller's thread after notify_caller, several calls of which may
   /// become one, and at last when all workers have returned; it must not throw.
   /// @throws Error{unavailable} in a fork of the process that made the pool
@@ -49,16 +57,25 @@ class WorkerPool {
   /// sleeps.
   void notify_caller();
 
-  /// By a worker inside a job, between two steps: lets it go where its core is shared.
-  void review_pin(uint32_t worker_idx) { pins_[worker_idx].review(); }
+  /// By a member inside a job, between two steps: looks whether its core is shared, and lets it go
+  /// where it is.
+  void review_pin(uint32_t member_idx) { pins_[team_[member_idx]].review(); }
+  /// Between two jobs: whether the member's core was found shared since the last call.
+  bool take_shared(uint32_t member_idx) { return pins_[team_[member_idx]].take_shared(); }
 
   uint32_t num_workers() const { return static_cast<uint32_t>(threads_.size()); }
   /// More workers than cores: whoever waits must let others run.
   bool is_oversubscribed() const { return is_oversubscribed_; }
 
  private:
+  /// Where a worker finds its next job.
+  struct alignas(64) Seat {
+    std::atomic<uint32_t> job_number{0};
+    uint32_t member_idx = 0;
+  };
   void worker_loop(uint32_t worker_idx);
-  uint32_t await_job(uint32_t seen);
+  uint32_t await_job(const Seat& seat, uint32_t seen) const;
+  static void call(Seat& seat);
   void stop();
 
   Options options_;
@@ -66,8 +83,9 @@ class WorkerPool {
   bool is_oversubscribed_ = false;
   std::vector<int> cores_;      ///< of the workers; empty: none is bound
   std::vector<CorePin> pins_;
+  std::vector<uint32_t> team_;  ///< workers
+  std::unique_ptr<Seat[]> seats_;
   Job* job_ = nullptr;
-  alignas(64) std::atomic<uint32_t> job_number_{0};
   std::atomic<bool> is_stopping_{false};
   alignas(64) std::atomic<uint32_t> num_running_{0};
   std::atomic<uint32_t> num_news_{0};  ///< what the caller sleeps on; the end of a job is news too

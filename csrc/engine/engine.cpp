@@ -86,6 +86,7 @@ std::shared_ptr<Engine> build_engine(std::unique_ptr<Engine::Impl> impl,
   const ExecutorOptions executor_options{.num_workers = impl->decode_plan.num_workers(),
                                          .pin_workers = options.pin_threads,
                                          .park_after_us = options.park_after_us,
+                                         .yield_cores = true,
                                          .timeout_ms = options.timeout_ms,
                                          .activations = parse_activations(options.activations)};
   std::vector<const Plan*> plans = {&impl->decode_plan, &impl->prefill_plan};

@@ -93,6 +93,7 @@ struct ExecutorOptions {
   uint32_t num_workers = 0;       ///< cpu: 0 = num_usable_cores(); ref: any number, run serially in dependency order
   bool pin_workers = true;        ///< see core/pin.h
   uint32_t park_after_us = 200;   ///< an idle worker spins this long before it sleeps (no CPU use while idle)
+  bool yield_cores = false;       ///< cpu: fewer workers while other processes want cores; see cpu/team.h
   uint32_t timeout_ms = 10'000;   ///< a step in which nothing moves for this long has hung
   Activations activations = Activations::bf16;
 };

@@ -1,0 +1,71 @@
+// How many workers should take part while other processes want cores, too.
+//
+// The workers of a plan wait for each other hundreds of times per step. One that shares its core with a busy process
+// runs half of the time, and all others wait through its pauses: the step takes several times as long, not half as long
+// again. Fewer workers, each with a core of its own, are then faster. Pure bookkeeping: times come from the caller.
+//
+// A team shrinks by the members that were kept waiting. It grows again when cores lie idle, or after a while to see. What
+// the time of a step was at either size decides where both have been seen lately: nobody keeps a size that is slower.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace mimo_rt::cpu {
+
+class Team {
+ public:
+  explicit Team(uint32_t num_workers);
+
+  /// The workers that take part, ascending; never empty.
+  std::span<const uint32_t> members() const { return members_; }
+  uint32_t size() const { return static_cast<uint32_t>(members_.size()); }
+  bool is_whole() const { return size() == num_workers_; }
+
+  /// Steps that the members have just run.
+  struct Run {
+    const void* kind = nullptr;  ///< only times of steps of one kind are compared
+    uint32_t num_steps = 1;
+    int64_t ns = 0;              ///< of all of them
+    int64_t now_ns = 0;          ///< steady clock, at their end
+  };
+  /// True when enough has been seen: then `review` is due.
+  bool observe(const Run& run);
+  /// @param is_shared   [size()] whether the member was kept from its core since the last review
+  /// @param idle_cores  of the machine since then, on average
+  void review(std::span<const uint8_t> is_shared, double idle_cores);
+  /// Everybody takes part; what was measured is forgotten.
+  void reset();
+
+  static constexpr int64_t kReviewNs = 40'000'000;
+  static constexpr uint32_t kReviewSteps = 2;
+  static constexpr int64_t kRecentNs = 4'000'000'000;  ///< times of a size count for so long
+  static constexpr double kIdleCores = 0.7;            ///< so much of a core is room for one worker more
+  static constexpr int64_t kFirstPatienceNs = 250'000'000, kMaxPatienceNs = 64 * kFirstPatienceNs;
+  static constexpr uint32_t kVainReviews = 2;  ///< a team that has grown and shrinks this soon has grown in vain
+
+ private:
+  struct Time {
+    double step_ns = 0.0;
+    int64_t at_ns = 0;
+  };
+  bool is_recent(const Time& time) const { return time.step_ns > 0.0 && now_ns_ - time.at_ns < kRecentNs; }
+  void begin_review();
+  double learn_time();
+  bool shrink(std::span<const uint8_t> is_shared, double step_ns);
+  void grow(uint32_t size);
+
+  uint32_t num_workers_;
+  std::vector<uint32_t> members_;
+  std::vector<Time> times_;  ///< [size], of the last reviews at that size, each weighing half of the next
+  const void* kind_ = nullptr;
+  int64_t ns_ = 0, now_ns_ = 0;
+  uint32_t num_steps_ = 0;
+  uint32_t left_size_ = 0;   ///< from which it shrank last
+  int64_t shrunk_ns_ = 0;    ///< when last
+  uint32_t num_reviews_ = kVainReviews;     ///< since it grew
+  int64_t patience_ns_ = kFirstPatienceNs;  ///< how long it stays small though no core seems idle
+};
+
+}  // namespace mimo_rt::cpu

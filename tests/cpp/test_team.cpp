@@ -1,0 +1,269 @@
+// Who takes part while other processes want cores: the decisions, and executors whose teams change while they run.
+#include "cpu/dispatch.h"
+#include "cpu/executor.h"
+#include "cpu/idle_cores.h"
+#include "cpu/team.h"
+#include "cpu/worker_pool.h"
+#include "draft_run.h"
+
+#include "check.h"
+
+#include <array>
+#include <chrono>
+#include <filesystem>
+#include <fstream>
+#include <thread>
+
+using namespace mimo_rt;
+using namespace mimo_rt::cpu;
+using namespace fixture;
+
+namespace {
+
+using Shared = std::vector<uint8_t>;
+
+std::vector<uint32_t> members(const Team& team) { return {team.members().begin(), team.members().end()}; }
+
+/// Reviews a team as an executor does.
+struct Drill {
+  explicit Drill(uint32_t num_workers) : team(num_workers) {}
+
+  /// Enough steps of `step_ms` for a review.
+  void run(double step_ms, const Shared& is_shared, double idle_cores = 0.0, const void* kind = "decode") {
+    const auto step_ns = static_cast<int64_t>(1e6 * step_ms);
+    for (bool is_due = false; !is_due;) is_due = team.observe({kind, 1, step_ns, now_ns += step_ns});
+    team.review(is_shared, idle_cores);
+  }
+  void wait(int64_t ns) { now_ns += ns; }
+
+  Team team;
+  int64_t now_ns = 1'000'000'000'000;
+};
+
+/// The team of these workers and no others, however long it runs.
+void choose(Team& team, const Shared& is_shared) {
+  team.observe({"test", Team::kReviewSteps, Team::kReviewNs, 1});
+  team.review(is_shared, 0.0);
+}
+
+}  // namespace
+
+TEST_CASE("a team leaves a shared core to others and comes back when a core lies idle") {
+  Drill drill(4);
+  drill.run(5, {0, 0, 0, 0});
+  CHECK(members(drill.team) == (std::vector<uint32_t>{0, 1, 2, 3}));  // control: nobody shares
+  drill.run(25, {0, 1, 0, 0});
+  CHECK(members(drill.team) == (std::vector<uint32_t>{0, 2, 3}));
+  CHECK(!drill.team.is_whole());
+  drill.run(7, {0, 0, 0});
+  CHECK_EQ(drill.team.size(), 3u);
+  drill.run(7, {0, 0, 0}, 0.5);  // not enough of a core
+  CHECK_EQ(drill.team.size(), 3u);
+  drill.run(7, {0, 0, 0}, 0.9);
+  CHECK(drill.team.is_whole());
+}
+
+TEST_CASE("a team shrinks by all who share, by half when everybody does, and never to nobody") {
+  Drill drill(6);
+  drill.run(50, {1, 0, 1, 0, 0, 1});
+  CHECK(members(drill.team) == (std::vector<uint32_t>{1, 3, 4}));
+  drill.run(40, {1, 1, 1});
+  CHECK(members(drill.team) == (std::vector<uint32_t>{1}));
+  drill.run(30, {1});
+  CHECK_EQ(drill.team.size(), 1u);
+  drill.run(30, {0}, 2.9);
+  CHECK(members(drill.team) == (std::vector<uint32_t>{0, 1, 2, 3}));
+  drill.run(10, {0, 0, 0, 0}, 5.0);
+  CHECK_EQ(drill.team.size(), 6u);
+}
+
+TEST_CASE("a size that turns out slower is left again, and for a while not tried again") {
+  Drill drill(2);
+  drill.run(10, {0, 1});
+  CHECK_EQ(drill.team.size(), 1u);
+  drill.run(16, {0});  // slower than two that share
+  CHECK(drill.team.is_whole());
+  drill.run(10, {0, 1});
+  CHECK(drill.team.is_whole());
+  drill.run(50, {0, 1});  // now it would be faster
+  CHECK_EQ(drill.team.size(), 1u);
+  drill.run(16, {0});
+  CHECK_EQ(drill.team.size(), 1u);  // control: two took 50
+
+  Drill later(2);
+  later.run(10, {0, 1});
+  later.run(16, {0});
+  later.wait(Team::kRecentNs);
+  later.run(10, {0, 1});
+  CHECK_EQ(later.team.size(), 1u);
+}
+
+TEST_CASE("a small team tries the whole one now and then, less and less often while that is in vain") {
+  Drill drill(2);
+  int64_t patience_ns = Team::kFirstPatienceNs;
+  drill.run(50, {0, 1});
+  for (int i = 0; i < 8; ++i) {
+    const int64_t begin_ns = drill.now_ns;
+    while (!drill.team.is_whole()) drill.run(10, {0});
+    const int64_t waited_ns = drill.now_ns - begin_ns;
+    CHECK(waited_ns >= patience_ns && waited_ns < patience_ns + 2 * Team::kReviewNs);
+    drill.run(50, {0, 1});
+    CHECK_EQ(drill.team.size(), 1u);
+    patience_ns = std::min(2 * patience_ns, Team::kMaxPatienceNs);
+  }
+  while (!drill.team.is_whole()) drill.run(10, {0});
+  for (uint32_t i = 0; i < Team::kVainReviews; ++i) drill.run(6, {0, 0});
+  drill.run(500, {0, 1});  // it was good for a while: patience is short again
+  const int64_t begin_ns = drill.now_ns;
+  while (!drill.team.is_whole()) drill.run(10, {0});
+  CHECK(drill.now_ns - begin_ns < Team::kFirstPatienceNs + 2 * Team::kReviewNs);
+}
+
+TEST_CASE("one bad moment does not make a team small for long") {
+  Drill drill(2);
+  for (int i = 0; i < 9; ++i) drill.run(5, {0, 0});
+  drill.run(10, {0, 1});
+  CHECK_EQ(drill.team.size(), 1u);
+  drill.run(8, {0});
+  CHECK(drill.team.is_whole());  // 7.5 on average
+  Drill bad(2);
+  bad.run(10, {0, 1});
+  bad.run(8, {0});
+  CHECK_EQ(bad.team.size(), 1u);  // control: it never was better
+}
+
+TEST_CASE("times of another kind of step are not compared") {
+  Drill drill(2);
+  drill.run(10, {0, 1});
+  CHECK_EQ(drill.team.size(), 1u);
+  drill.run(100, {0}, 0.0, "prefill");
+  CHECK_EQ(drill.team.size(), 1u);
+  Drill same(2);
+  same.run(10, {0, 1});
+  same.run(100, {0});
+  CHECK(same.team.is_whole());  // control
+  same.team.reset();
+  CHECK(same.team.is_whole());
+}
+
+TEST_CASE("idle cores are read from the kernel's count") {
+  const std::filesystem::path root = std::filesystem::temp_directory_path() / "mimo_rt_idle_cores";
+  std::filesystem::create_directories(root / "proc");
+  const auto write = [&](const char* text) { std::ofstream(root / "proc/uptime", std::ios::trunc) << text; };
+  write("100.00 350.00\n");
+  IdleCores cores(root.string() + "/");
+  write("102.00 353.00\n");
+  CHECK_EQ(cores.since_last(), 1.5);
+  CHECK_EQ(cores.since_last(), 0.0);  // no time has passed
+  write("103.00 352.00\n");           // counts of offline cores go backwards
+  CHECK_EQ(cores.since_last(), 0.0);
+  for (const char* broken : {"", "100", "x y\n", "104.00 \n", "104.00 z"}) {
+    write(broken);
+    CHECK_EQ(cores.since_last(), 0.0);
+  }
+  std::filesystem::remove_all(root);
+  CHECK_EQ(IdleCores(root.string() + "/").since_last(), 0.0);
+  IdleCores real;
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  CHECK(real.since_last() >= 0.0);
+}
+
+TEST_CASE("only the team runs a job, each member once, and the others are back when they are wanted") {
+  class Count final : public WorkerPool::Job {
+   public:
+    void work(uint32_t member_idx) noexcept override {
+      ++counts[member_idx];
+      threads[member_idx] = std::this_thread::get_id();
+    }
+    std::array<uint32_t, 4> counts{};  // plain: handed over
+    std::array<std::thread::id, 4> threads{};
+  };
+  for (const uint32_t park_after_us : {0u, 1'000'000u}) {
+    WorkerPool pool({.num_workers = 4, .pin_workers = false, .park_after_us = park_after_us});
+    Count all;
+    pool.run(all);
+    CHECK(all.counts == (std::array<uint32_t, 4>{1, 1, 1, 1}));
+    const std::vector<std::vector<uint32_t>> teams = {{1, 3}, {2}, {0, 1, 2, 3}, {3}, {0, 2, 3}};
+    uint32_t num_wrong = 0;
+    for (uint32_t i = 0; i < 1000; ++i) {
+      const std::vector<uint32_t>& team = teams[i % teams.size()];
+      pool.set_team(team);
+      CHECK_EQ(pool.team_size(), team.size());
+      Count some;
+      pool.run(some);
+      for (uint32_t m = 0; m < 4; ++m) {
+        const bool takes_part = m < team.size();
+        num_wrong += some.counts[m] != (takes_part ? 1u : 0u);
+        if (takes_part) num_wrong += some.threads[m] != all.threads[team[m]];
+      }
+    }
+    CHECK_EQ(num_wrong, 0u);
+  }
+}
+
+TEST_CASE("steps of any team give the same bits, and teams may change between steps") {
+  const ModelConfig config = small_quantised();
+  const Weights weights = Weights::synthetic(config, 11);
+  const std::vector<int32_t> tokens = random_tokens(config, 60, 3);
+  for (const std::string& backend : runnable_cpu_backends()) {
+    std::vector<float> expected;
+    for (const bool changes : {false, true}) {
+      const Plan plan = Plan::build(config, plan_options(3, 5, 5));
+      const Kernels& kernels = select_kernels(backend, Activations::bf16);
+      CpuExecutor executor(weights, nullptr, {&plan}, backend, kernels, {.num_workers = 3});
+      KvCache cache(config, {.max_context = 512, .max_step_tokens = 5, .num_seqs = 1});
+      std::vector<float> logits;
+      uint32_t num_small = 0;
+      for (uint32_t begin = 0; begin < tokens.size(); begin += 5) {
+        if (changes && begin % 20 == 5) choose(executor.team(), {1, 0, 0});
+        if (changes && begin % 20 == 10) choose(executor.team(), {0, 1});
+        if (changes && begin % 20 == 15) executor.team().reset();
+        const StepRows rows(tokens, 0, begin, begin + 5);
+        cache.reserve(0, begin + 5);
+        StepOutput output;
+        executor.run(plan, cache, rows.input, output);
+        num_small += !executor.team().is_whole();
+        for (uint32_t r = 0; r < 5; ++r) {
+          const float* row = output.logits + uint64_t{r} * output.logits_stride;
+          logits.insert(logits.end(), row, row + config.vocab_size);
+        }
+        CHECK(executor.buffer_data(plan, kLogits) == reinterpret_cast<const uint8_t*>(output.logits));
+      }
+      CHECK_EQ(num_small, changes ? 6u : 0u);
+      if (!changes) expected = logits;
+      CHECK(logits == expected);
+    }
+  }
+}
+
+TEST_CASE("rounds go on in jobs whose teams change, with the tokens of one team") {
+  for (const DraftStyle& style : draft_styles(4)) {
+    const DraftModel model(style);
+    const std::string backend = runnable_cpu_backends().back();
+    std::vector<int32_t> expected;
+    for (const bool changes : {false, true}) {
+      DraftRun run(model.weights, model.draft, {.backend = backend, .num_workers = 3, .max_context = 2048});
+      auto& executor = dynamic_cast<CpuExecutor&>(*run.executor);
+      const int32_t anchor = run.feed(random_tokens(style.config, 27, 3));
+      run.begin_rounds(anchor);
+      run.state->request.max_tokens = 1500;
+      run.state->begin();
+      uint64_t num_polls = 0, num_changes = 0;
+      executor.run_rounds(run.round_plan, run.cache, *run.state, [&] {
+        run.poll();
+        if (!changes || ++num_polls % 16) return;
+        // Between two jobs or in the middle of one: the next job has the new team.
+        if (num_changes++ % 2) executor.team().reset();
+        else choose(executor.team(), {0, 0, 1});
+      });
+      run.settle();
+      CHECK(run.state->end == RoundEnd::max_tokens);
+      CHECK_EQ(run.tokens_out.size(), 1499u);
+      if (changes) CHECK(num_changes > 2);
+      else expected = run.tokens_out;
+      CHECK(run.tokens_out == expected);
+    }
+  }
+}
+
+CHECK_MAIN()
