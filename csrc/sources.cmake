@@ -38,6 +38,7 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/plan/accesses.cpp
   csrc/plan/builder.cpp
   csrc/plan/builder_draft.cpp
+  csrc/plan/cost_table.cpp
   csrc/plan/costs.cpp
   csrc/plan/data_flow.cpp
   csrc/plan/epoch_order.cpp
@@ -137,6 +138,7 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/kbench/attention_reference.cpp
   csrc/kbench/cold_walk.cpp
   csrc/kbench/cpu_attention.cpp
+  csrc/kbench/costs.cpp
   csrc/kbench/cpu_gemm.cpp
   csrc/kbench/cuda_attention.cpp
   csrc/kbench/cuda_experts.cpp
@@ -187,6 +189,7 @@ set(MIMO_RT_PYTHON_SOURCES
   csrc/python/bind_device.cpp
   csrc/python/bind_engine.cpp
   csrc/python/bind_error.cpp
+  csrc/python/bind_costs.cpp
   csrc/python/bind_kernel_bench.cpp
   csrc/python/bind_packed_cache.cpp
   csrc/python/bind_plan.cpp

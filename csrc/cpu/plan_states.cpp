@@ -1,10 +1,22 @@
 #include "cpu/plan_states.h"
 
 #include "core/checks.h"
+#include "plan/task.h"
 
 #include <new>
 
 namespace mimo_rt::cpu {
+
+namespace {
+
+bool has_fused_norms(const Plan& plan) {
+  for (uint32_t w = 0; w < plan.num_workers(); ++w)
+    for (const Task& task : plan.tasks(w))
+      if (task.flags & kFusedNorm) return true;
+  return false;
+}
+
+}  // namespace
 
 PlanStates::PlanStates(const std::vector<const Plan*>& plans, const ModelConfig& config, const DraftConfig* draft)
     : config_(config), draft_(draft) {
@@ -32,6 +44,8 @@ PlanState* PlanStates::smaller(const Plan& plan, uint32_t num_workers) {
   if (state) return latest_[idx] = state.get();
   PlanOptions options = plan.options();
   options.num_workers = num_workers;
+  // Workers' scratch is sized for the plans as given.
+  options.fuse_norm = has_fused_norms(plan) ? PlanOptions::FuseNorm::yes : PlanOptions::FuseNorm::no;
   const DraftConfig* draft = plan.shape().draft.num_layers ? draft_ : nullptr;
   try {
     const Plan fewer = Plan::build(config_, options, draft);

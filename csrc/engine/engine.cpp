@@ -7,6 +7,7 @@
 #include "engine/machine_notes.h"
 #include "plan/trace.h"
 
+#include <mimo_rt/costs.h>
 #include <mimo_rt/checkpoint.h>
 #include <mimo_rt/device.h>
 
@@ -66,12 +67,22 @@ std::filesystem::path find_draft(const std::filesystem::path& model_dir, const s
   return std::filesystem::is_directory(usual, error) ? usual : std::filesystem::path();
 }
 
-/// Plans for the workers of a CPU.
+/// Plans for the workers of a CPU, by the costs measured on it if they were.
 std::unique_ptr<Engine::Impl> prepare_engine(const ModelConfig& config, const DraftConfig* draft,
-                                             const EngineOptions& options) {
+                                             const EngineOptions& options,
+                                             const std::string& backend) {
   PlanOptions plan;
   plan.num_workers = options.num_threads ? options.num_threads : num_usable_cores();
-  return Engine::Impl::prepare(config, draft, options, plan);
+  std::string note;
+  try {
+    const CostKey key{backend, plan.num_workers, options.activations};
+    if (backend != "ref") plan.costs = load_cost_table(key).value_or(CostTable{});
+  } catch (const Error& error) {  // costs speed, not answers
+    note = concat("costs not used: ", error.what());
+  }
+  auto impl = Engine::Impl::prepare(config, draft, options, plan);
+  if (!note.empty()) impl->notes.push_back(note);
+  return impl;
 }
 
 /// Everything after the weights: the executor.
@@ -150,7 +161,7 @@ std::shared_ptr<Engine> Engine::open(const std::filesystem::path& model_dir,
     draft = DraftConfig::from_directory(draft_dir);
     draft->check_target(config);
   }
-  auto impl = prepare_engine(config, draft ? &*draft : nullptr, options);
+  auto impl = prepare_engine(config, draft ? &*draft : nullptr, options, backend);
   Weights::Options load{.num_threads = options.num_threads,
                         .progress = nullptr,
                         .cache_dir = packed_cache_directory(options.packed_cache),
@@ -177,7 +188,7 @@ std::shared_ptr<Engine> Engine::synthetic(const ModelConfig& config, uint64_t se
   for (LayerConfig& layer : adjusted.layers)
     if (layer.window_tokens && options.window_tokens) layer.window_tokens = options.window_tokens;
   if (draft) draft->check_target(adjusted);
-  auto impl = prepare_engine(adjusted, draft, options);
+  auto impl = prepare_engine(adjusted, draft, options, backend);
   impl->weights = std::make_unique<Weights>(Weights::synthetic(adjusted, seed));
   if (draft)
     impl->draft_weights = std::make_unique<DraftWeights>(DraftWeights::synthetic(*draft, seed + 1));

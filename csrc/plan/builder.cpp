@@ -14,7 +14,6 @@ namespace {
 constexpr const char* kWhere = "Plan.build";
 constexpr uint32_t kMaxWorkers = 4096, kMaxTokens = 4096, kMaxLayers = 4096, kMaxDim = 1u << 24;
 constexpr uint64_t kMaxQkvGroups = 1u << 24;  // of all layers; 70 layers of 128 heads have 120 thousand
-constexpr uint32_t kFuseNormTokens = 16;  // up to here a redundant norm per worker is cheaper than one more edge
 constexpr uint64_t kArenaAlignment = 64;
 
 void check_options(const PlanOptions& options, const DraftConfig* draft) {
@@ -81,29 +80,28 @@ const ModelConfig& checked(const ModelConfig& config, const PlanOptions& options
 
 }  // namespace
 
-uint32_t choose_expert_shares(uint32_t num_pairs, uint32_t num_workers, uint32_t max_active) {
+uint32_t choose_expert_shares(uint32_t num_pairs, uint32_t num_workers, uint32_t max_active, double tile_price) {
   if (num_workers >= num_pairs) return num_pairs;
   // Candidates hold s pairs per tile, largest first; plus one share per worker, which keeps a worker's part of every
   // expert in one piece. The price of a candidate: pairs of the busiest worker, summed over numbers of active experts,
   // plus a small charge per tile (each prepares its activations anew).
-  constexpr uint64_t kPairPrice = 16, kTilePrice = 1;
   const uint32_t counts = std::min(max_active, 16u);
   const auto price = [&](uint32_t shares) {
-    uint64_t sum = 0;
-    std::vector<uint64_t> load(num_workers, 0);
+    double sum = 0.0;
+    std::vector<double> load(num_workers, 0.0);
     for (uint32_t tile = 0; tile < counts * shares; ++tile) {
       const uint32_t c = tile % shares;
       const uint32_t pairs = share_begin(c + 1, shares, num_pairs) - share_begin(c, shares, num_pairs);
-      load[tile % num_workers] += kPairPrice * pairs + kTilePrice;
+      load[tile % num_workers] += pairs + tile_price;
       if (c + 1 == shares) sum += *std::max_element(load.begin(), load.end());
     }
     return sum;
   };
   uint32_t best = num_workers;
-  uint64_t best_price = price(best);
+  double best_price = price(best);
   for (uint32_t pairs = std::min(num_pairs, 64u); pairs >= 1; --pairs) {
     const uint32_t shares = (num_pairs + pairs - 1) / pairs;
-    const uint64_t candidate = price(shares);
+    const double candidate = price(shares);
     if (candidate < best_price) best = shares, best_price = candidate;
   }
   return best;
@@ -192,9 +190,9 @@ void PlanBuilder::make_buffers() {
 
 std::vector<PlanBuilder::Share> PlanBuilder::one_worker() const { return {{0, 0, 1, 1, 1.0}}; }
 
-std::vector<PlanBuilder::Share> PlanBuilder::contiguous(uint32_t num_tiles) const {
+std::vector<PlanBuilder::Share> PlanBuilder::contiguous(uint32_t num_tiles, double tile_ns) const {
   // All row groups of a matrix have the same bytes, so equal counts are equal bytes.
-  const uint32_t parts = std::min(plan_.options_.num_workers, num_tiles);
+  const uint32_t parts = costs_.choose_parts(num_tiles, tile_ns, std::min(plan_.options_.num_workers, num_tiles));
   std::vector<Share> shares;
   for (uint32_t i = 0; i < parts; ++i) {
     const uint32_t begin = share_begin(i, parts, num_tiles), end = share_begin(i + 1, parts, num_tiles);
@@ -203,17 +201,27 @@ std::vector<PlanBuilder::Share> PlanBuilder::contiguous(uint32_t num_tiles) cons
   return shares;
 }
 
-std::vector<PlanBuilder::Share> PlanBuilder::strided(uint32_t tiles_per_row, uint32_t max_rows,
-                                                     double expected_rows) const {
+std::vector<PlanBuilder::Share> PlanBuilder::strided(uint32_t tiles_per_row, uint32_t max_rows, double expected_rows,
+                                                     double tile_ns) const {
   const uint64_t max_tiles = uint64_t{tiles_per_row} * max_rows;
-  const uint32_t parts = static_cast<uint32_t>(std::min<uint64_t>(plan_.options_.num_workers, max_tiles));
+  const auto most = static_cast<uint32_t>(std::min<uint64_t>(plan_.options_.num_workers, max_tiles));
+  const uint32_t parts = costs_.choose_parts(tiles_per_row * expected_rows, tile_ns, most);
   std::vector<Share> shares;
   for (uint32_t i = 0; i < parts; ++i)
     shares.push_back({i, i, parts, tiles_per_row, std::ceil(tiles_per_row * expected_rows / parts)});
   return shares;
 }
 
-void PlanBuilder::add_phase(TaskKind kind, uint16_t layer_idx, const std::vector<Share>& shares, TileCost tile,
+void PlanBuilder::add_contiguous(TaskKind kind, uint16_t layer_idx, double tile_ns) {
+  add_phase(kind, layer_idx, contiguous(num_tiles(plan_.shape_, kind, layer_idx), tile_ns), tile_ns);
+}
+
+void PlanBuilder::add_strided(TaskKind kind, uint16_t layer_idx, uint32_t tiles_per_row, uint32_t max_rows,
+                              double expected_rows, double tile_ns, bool mlp_norm) {
+  add_phase(kind, layer_idx, strided(tiles_per_row, max_rows, expected_rows, tile_ns), tile_ns, mlp_norm);
+}
+
+void PlanBuilder::add_phase(TaskKind kind, uint16_t layer_idx, const std::vector<Share>& shares, double tile_ns,
                             bool mlp_norm) {
   const uint32_t counter = static_cast<uint32_t>(plan_.counters_.size());
   const bool fused = fuse_norms_ && takes_norm(kind);
@@ -242,7 +250,7 @@ void PlanBuilder::add_phase(TaskKind kind, uint16_t layer_idx, const std::vector
     if (last_counter_ != kNoCounter && !only_own)
       task.waits[task.num_waits++] = {last_counter_, plan_.counters_[last_counter_].total};
     task.signal_counter = counter;
-    task.cost_ns = costs_.task_ns(tile, share.num_tiles);
+    task.cost_ns = costs_.task_ns(tile_ns, share.num_tiles);
     list.push_back(task);
     producers[share.worker_idx] = true;
   }
@@ -254,53 +262,46 @@ void PlanBuilder::add_phase(TaskKind kind, uint16_t layer_idx, const std::vector
 void PlanBuilder::add_norm(uint16_t layer_idx, bool mlp_norm) {
   if (fuse_norms_) return;
   const uint32_t tokens = plan_.options_.max_tokens;
-  add_phase(TaskKind::rms_norm, layer_idx, strided(1, tokens, tokens), {4.0 * config_.hidden_size, 0}, mlp_norm);
+  add_strided(TaskKind::rms_norm, layer_idx, 1, tokens, tokens, costs_.norm_tile(), mlp_norm);
 }
 
 void PlanBuilder::add_moe(uint16_t layer_idx) {
   const PlanShape& shape = plan_.shape_;
   const uint32_t tokens = plan_.options_.max_tokens;
-  const TileCost router = costs_.matrix_tile(PackedFormat::f32, config_.hidden_size, tokens);
-  add_phase(TaskKind::router, layer_idx, contiguous(num_tiles(shape, TaskKind::router, layer_idx)), router);
+  add_contiguous(TaskKind::router, layer_idx, costs_.matrix_tile(PackedFormat::f32, config_.hidden_size, tokens));
   const double logits = static_cast<double>(tokens) * shape.num_experts;
-  add_phase(TaskKind::select_experts, layer_idx, one_worker(), {4.0 * logits, 32.0 * logits});
+  add_phase(TaskKind::select_experts, layer_idx, one_worker(), costs_.small_tile(4.0 * logits, 32.0 * logits));
+  const uint32_t num_pairs = num_tiles(shape, TaskKind::expert_gate_up, layer_idx);
+  const uint32_t max_active = max_active_experts(shape, tokens);
   if (!num_expert_shares_)
-    num_expert_shares_ = choose_expert_shares(num_tiles(shape, TaskKind::expert_gate_up, layer_idx),
-                                              plan_.options_.num_workers, max_active_experts(shape, tokens));
-  TileCost tile = costs_.expert_gate_up_pair();
-  const double pairs = static_cast<double>(num_tiles(shape, TaskKind::expert_gate_up, layer_idx)) / num_expert_shares_;
-  tile.bytes *= pairs, tile.macs *= pairs;
-  add_phase(TaskKind::expert_gate_up, layer_idx,
-            strided(num_expert_shares_, max_active_experts(shape, tokens), costs_.expected_active_experts()), tile);
-  add_phase(TaskKind::expert_down, layer_idx, contiguous(num_tiles(shape, TaskKind::expert_down, layer_idx)),
-            costs_.expert_down_tile());
+    num_expert_shares_ =
+        choose_expert_shares(num_pairs, plan_.options_.num_workers, max_active, costs_.expert_tile_price());
+  add_strided(TaskKind::expert_gate_up, layer_idx, num_expert_shares_, max_active, costs_.expected_active_experts(),
+              costs_.expert_gate_up_pair() * num_pairs / num_expert_shares_);
+  add_contiguous(TaskKind::expert_down, layer_idx, costs_.expert_down_tile());
 }
 
 void PlanBuilder::add_dense(uint16_t layer_idx) {
-  TileCost gate_up = costs_.layer_matrix(layer_idx, "mlp.gate_proj", config_.hidden_size);
-  gate_up.bytes *= 2, gate_up.macs *= 2;  // 16 gate rows and 16 up rows
-  const PlanShape& shape = plan_.shape_;
-  add_phase(TaskKind::gate_up_proj, layer_idx, contiguous(num_tiles(shape, TaskKind::gate_up_proj, layer_idx)),
-            gate_up);
-  add_phase(TaskKind::down_proj, layer_idx, contiguous(num_tiles(shape, TaskKind::down_proj, layer_idx)),
-            costs_.layer_matrix(layer_idx, "mlp.down_proj", config_.intermediate_size));
+  // A tile: 16 gate rows and 16 up rows.
+  add_contiguous(TaskKind::gate_up_proj, layer_idx,
+                 2 * costs_.layer_matrix(layer_idx, "mlp.gate_proj", config_.hidden_size));
+  add_contiguous(TaskKind::down_proj, layer_idx,
+                 costs_.layer_matrix(layer_idx, "mlp.down_proj", config_.intermediate_size));
 }
 
 void PlanBuilder::add_layer(uint32_t index) {
   const uint16_t layer_idx = static_cast<uint16_t>(index);
   const LayerConfig& layer = config_.layers[index];
-  const PlanShape& shape = plan_.shape_;
   const uint32_t tokens = plan_.options_.max_tokens;
   add_norm(layer_idx, false);
-  add_phase(TaskKind::qkv_proj, layer_idx, contiguous(num_tiles(shape, TaskKind::qkv_proj, layer_idx)),
-            costs_.layer_matrix(index, "self_attn.q_proj", config_.hidden_size));
+  add_contiguous(TaskKind::qkv_proj, layer_idx, costs_.layer_matrix(index, "self_attn.q_proj", config_.hidden_size));
   // As many shares of a token as workers, as long as there are heads: each has the same heads of all tokens.
   const uint32_t shares = plan_.options_.whole_kv_heads
                               ? layer.num_kv_heads
                               : std::min(plan_.options_.num_workers, layer.num_q_heads);
-  add_phase(TaskKind::attention, layer_idx, strided(shares, tokens, tokens), costs_.attention_tile(layer, shares));
-  add_phase(TaskKind::o_proj, layer_idx, contiguous(num_tiles(shape, TaskKind::o_proj, layer_idx)),
-            costs_.layer_matrix(index, "self_attn.o_proj", layer.num_q_heads * layer.v_head_dim));
+  add_strided(TaskKind::attention, layer_idx, shares, tokens, tokens, costs_.attention_tile(layer, shares));
+  add_contiguous(TaskKind::o_proj, layer_idx,
+                 costs_.layer_matrix(index, "self_attn.o_proj", layer.num_q_heads * layer.v_head_dim));
   add_norm(layer_idx, true);
   if (layer.is_moe) add_moe(layer_idx);
   else add_dense(layer_idx);
@@ -318,7 +319,7 @@ void PlanBuilder::finish() {
 Plan PlanBuilder::build() {
   const PlanOptions& options = plan_.options_;
   fuse_norms_ = options.fuse_norm == PlanOptions::FuseNorm::yes ||
-                (options.fuse_norm == PlanOptions::FuseNorm::automatic && options.max_tokens <= kFuseNormTokens);
+                (options.fuse_norm == PlanOptions::FuseNorm::automatic && costs_.should_fuse_norms());
   make_shape();
   check_shape();
   make_buffers();
@@ -330,15 +331,15 @@ Plan PlanBuilder::build() {
   if (draft_) add_context();
   if (draft_ && options.is_round) add_draft();
   const uint32_t tokens = options.max_tokens;
-  add_phase(TaskKind::embed, kNoLayer, strided(1, tokens, tokens), {4.0 * config_.hidden_size, 0});
+  add_strided(TaskKind::embed, kNoLayer, 1, tokens, tokens, costs_.small_tile(4.0 * config_.hidden_size));
   for (uint32_t l = 0; l < config_.num_layers; ++l) add_layer(l);
   add_norm(kNoLayer, false);
   // An F32 head takes twice as long; every worker's share of it does, so the split stays the same.
-  const TileCost head = costs_.matrix_tile(PackedFormat::bf16, config_.hidden_size, options.max_logit_rows);
-  add_phase(TaskKind::lm_head, kNoLayer, contiguous(num_tiles(plan_.shape_, TaskKind::lm_head, kNoLayer)), head);
+  add_contiguous(TaskKind::lm_head, kNoLayer,
+                 costs_.matrix_tile(PackedFormat::bf16, config_.hidden_size, options.max_logit_rows));
   const double logits = static_cast<double>(options.max_logit_rows) * config_.vocab_size;
-  if (options.is_round) add_phase(TaskKind::accept, kNoLayer, one_worker(), {8.0 * logits, 8.0 * logits});
-  else add_phase(TaskKind::sample, kNoLayer, one_worker(), {4.0 * logits, 4.0 * logits});
+  if (options.is_round) add_phase(TaskKind::accept, kNoLayer, one_worker(), costs_.small_tile(8.0 * logits, 8.0 * logits));
+  else add_phase(TaskKind::sample, kNoLayer, one_worker(), costs_.small_tile(4.0 * logits, 4.0 * logits));
   // The last task of a step signals the gate instead of a counter of its own.
   plan_.counters_.pop_back();
   lists_[0].back().signal_counter = plan_.gate_counter_;

@@ -43,11 +43,15 @@ class PlanBuilder {
   void add_draft_matrix(TaskKind kind, uint16_t layer_idx, uint32_t k, double rows_per_tile, uint32_t num_rows);
 
   /// Adds one task per share. The tasks wait for the previous phase.
-  void add_phase(TaskKind kind, uint16_t layer_idx, const std::vector<Share>& shares, TileCost tile,
+  void add_phase(TaskKind kind, uint16_t layer_idx, const std::vector<Share>& shares, double tile_ns,
                  bool mlp_norm = false);
   std::vector<Share> one_worker() const;
-  std::vector<Share> contiguous(uint32_t num_tiles) const;
-  std::vector<Share> strided(uint32_t tiles_per_row, uint32_t max_rows, double expected_rows) const;
+  std::vector<Share> contiguous(uint32_t num_tiles, double tile_ns) const;
+  std::vector<Share> strided(uint32_t tiles_per_row, uint32_t max_rows, double expected_rows, double tile_ns) const;
+  void add_contiguous(TaskKind kind, uint16_t layer_idx, double tile_ns);
+  /// `tiles_per_row` tiles of each of up to `max_rows` rows.
+  void add_strided(TaskKind kind, uint16_t layer_idx, uint32_t tiles_per_row, uint32_t max_rows, double expected_rows,
+                   double tile_ns, bool mlp_norm = false);
   void finish();
 
   const ModelConfig& config_;
@@ -65,7 +69,7 @@ class PlanBuilder {
 void check_draft(const DraftConfig& draft, const ModelConfig& config);
 
 /// How many tiles to cut one expert's `num_pairs` pairs of row groups into, so that num_workers striding workers finish
-/// together for any number of active experts up to max_active.
-uint32_t choose_expert_shares(uint32_t num_pairs, uint32_t num_workers, uint32_t max_active);
+/// together for any number of active experts up to max_active. A tile costs `tile_price` pairs beside those it has.
+uint32_t choose_expert_shares(uint32_t num_pairs, uint32_t num_workers, uint32_t max_active, double tile_price = 1.0 / 16);
 
 }  // namespace mimo_rt

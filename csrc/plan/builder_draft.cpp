@@ -92,9 +92,8 @@ void PlanBuilder::make_draft_buffers() {
 
 void PlanBuilder::add_draft_matrix(TaskKind kind, uint16_t layer_idx, uint32_t k, double rows_per_tile,
                                    uint32_t num_rows) {
-  TileCost tile = costs_.matrix_tile(PackedFormat::bf16, k, num_rows);
-  tile.bytes *= rows_per_tile / kTileRows, tile.macs *= rows_per_tile / kTileRows;
-  add_phase(kind, layer_idx, contiguous(num_tiles(plan_.shape_, kind, layer_idx)), tile);
+  const double group_ns = costs_.matrix_tile(PackedFormat::bf16, k, num_rows);
+  add_contiguous(kind, layer_idx, group_ns * rows_per_tile / kTileRows);
 }
 
 void PlanBuilder::add_context() {
@@ -104,14 +103,14 @@ void PlanBuilder::add_context() {
   const uint32_t num_features = static_cast<uint32_t>(draft_->target_layer_ids.size()) * hidden;
   add_draft_matrix(TaskKind::context_fc, kNoLayer, num_features, kTileRows, rows);
   if (!fuse_norms_)
-    add_phase(TaskKind::context_norm, kNoLayer, strided(1, plan_.options_.max_context_rows, rows), {4.0 * hidden, 0});
+    add_strided(TaskKind::context_norm, kNoLayer, 1, plan_.options_.max_context_rows, rows, costs_.norm_tile());
   add_draft_matrix(TaskKind::context_kv, kNoLayer, hidden, 0.5 * (draft_->qk_head_dim + draft_->v_head_dim), rows);
 }
 
 void PlanBuilder::add_draft_norm(uint16_t layer_idx, bool mlp_norm) {
   if (fuse_norms_) return;
   const uint32_t block = draft_->block_size;
-  add_phase(TaskKind::draft_norm, layer_idx, strided(1, block, block), {4.0 * config_.hidden_size, 0}, mlp_norm);
+  add_strided(TaskKind::draft_norm, layer_idx, 1, block, block, costs_.norm_tile(), mlp_norm);
 }
 
 void PlanBuilder::add_draft_layer(uint16_t layer_idx) {
@@ -124,8 +123,8 @@ void PlanBuilder::add_draft_layer(uint16_t layer_idx) {
   heads.num_q_heads = draft_->num_q_heads, heads.num_kv_heads = draft_->num_kv_heads;
   heads.qk_head_dim = draft_->qk_head_dim, heads.v_head_dim = draft_->v_head_dim;
   heads.window_tokens = draft_->window_tokens[layer_idx];
-  add_phase(TaskKind::draft_attention, layer_idx, strided(draft_->num_kv_heads, block, block),
-            costs_.attention_tile(heads, draft_->num_kv_heads));
+  add_strided(TaskKind::draft_attention, layer_idx, draft_->num_kv_heads, block, block,
+              costs_.attention_tile(heads, draft_->num_kv_heads));
   add_draft_matrix(TaskKind::draft_o_proj, layer_idx, draft_->num_q_heads * draft_->v_head_dim, kTileRows, block);
   add_draft_norm(layer_idx, true);
   add_draft_matrix(TaskKind::draft_gate_up_proj, layer_idx, hidden, 2 * kTileRows, block);  // 16 gate, 16 up
@@ -134,12 +133,12 @@ void PlanBuilder::add_draft_layer(uint16_t layer_idx) {
 
 void PlanBuilder::add_draft() {
   const uint32_t block = draft_->block_size, hidden = config_.hidden_size;
-  add_phase(TaskKind::draft_embed, kNoLayer, strided(1, block, block), {4.0 * hidden, 0});
+  add_strided(TaskKind::draft_embed, kNoLayer, 1, block, block, costs_.small_tile(4.0 * hidden));
   for (uint32_t l = 0; l < draft_->num_layers; ++l) add_draft_layer(static_cast<uint16_t>(l));
   add_draft_norm(kNoLayer, false);
   add_draft_matrix(TaskKind::draft_lm_head, kNoLayer, hidden, kTileRows, block - 1);
   const double vocab = plan_.shape_.draft.vocab_size;
-  add_phase(TaskKind::draft_sample, kNoLayer, strided(1, block, block), {4.0 * vocab, 4.0 * vocab});
+  add_strided(TaskKind::draft_sample, kNoLayer, 1, block, block, costs_.small_tile(4.0 * vocab, 4.0 * vocab));
 }
 
 }  // namespace mimo_rt

@@ -3,6 +3,7 @@
 #include "core/checks.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace mimo_rt {
 namespace {
@@ -10,6 +11,8 @@ namespace {
 constexpr double kTaskOverheadNs = 300.0;  // waiting for the edge, reading the task, signalling
 constexpr double kMacsPerNs = 24.0;        // of one worker, all conversions included
 constexpr double kVisibleKeys = 1024.0;    // a context to assume; unknown when the plan is made
+constexpr uint32_t kFuseNormTokens = 16;   // up to here a redundant norm per worker is cheaper than one more edge
+constexpr double kExpertTilePairs = 1.0 / 16.0;  // what preparing the activations of a tile costs, in its pairs
 
 PackedFormat packed_format(WeightFormat format) {
   switch (format) {
@@ -18,6 +21,14 @@ PackedFormat packed_format(WeightFormat format) {
     case WeightFormat::plain: break;
   }
   return PackedFormat::bf16;
+}
+
+/// Linear between the measured numbers of tokens and from the last two on.
+double interpolate(const std::array<double, CostTable::kTokens.size()>& ns, double num_tokens) {
+  size_t i = 1;
+  while (i + 1 < ns.size() && num_tokens > CostTable::kTokens[i]) ++i;
+  const double low = CostTable::kTokens[i - 1], high = CostTable::kTokens[i];
+  return std::max(ns[i - 1] + (ns[i] - ns[i - 1]) * (num_tokens - low) / (high - low), 0.0);
 }
 
 }  // namespace
@@ -30,38 +41,74 @@ CostModel::CostModel(const ModelConfig& config, const PlanOptions& options) : co
   active_experts_ = config.num_experts * (1.0 - never_chosen);
 }
 
-TileCost CostModel::matrix_tile(PackedFormat format, uint32_t k, uint32_t num_tokens) const {
-  const uint32_t padded_k = round_up(k, kBlockK);
-  return {static_cast<double>(row_group_bytes(format, padded_k)), double{kTileRows} * padded_k * num_tokens};
+double CostModel::small_tile(double bytes, double macs) const {
+  return std::max(bytes / options_.bytes_per_ns, macs / kMacsPerNs);
 }
 
-TileCost CostModel::layer_matrix(uint32_t layer_idx, const char* module, uint32_t k) const {
+double CostModel::matrix_tile(PackedFormat format, uint32_t k, double num_tokens) const {
+  const uint32_t padded_k = round_up(k, kBlockK);
+  const double weights = double{kTileRows} * padded_k;
+  if (table().is_measured())
+    return weights / 1024 * interpolate(table().matrix_ns[static_cast<size_t>(format)], num_tokens);
+  return small_tile(static_cast<double>(row_group_bytes(format, padded_k)), weights * num_tokens);
+}
+
+double CostModel::layer_matrix(uint32_t layer_idx, const char* module, uint32_t k) const {
   const WeightFormat format = config_.format_of(concat("model.layers.", layer_idx, '.', module));
   return matrix_tile(packed_format(format), k, options_.max_tokens);
 }
 
-TileCost CostModel::attention_tile(const LayerConfig& layer, uint32_t num_shares) const {
+double CostModel::attention_tile(const LayerConfig& layer, uint32_t num_shares) const {
   const double keys = layer.window_tokens ? std::min<double>(layer.window_tokens, kVisibleKeys) : kVisibleKeys;
   const double width = layer.qk_head_dim + layer.v_head_dim;
+  const double macs = keys * width * layer.num_q_heads / num_shares;
+  if (table().is_measured()) return macs / 1024 * table().attention_ns;
   const double kv_heads = std::max(1.0, static_cast<double>(layer.num_kv_heads) / num_shares);
-  return {2.0 * keys * width * kv_heads, keys * width * layer.num_q_heads / num_shares};
+  return small_tile(2.0 * keys * width * kv_heads, macs);
 }
 
-TileCost CostModel::expert_gate_up_pair() const {
+double CostModel::norm_tile() const {
+  if (table().is_measured()) return config_.hidden_size / 1024.0 * table().norm_ns;
+  return small_tile(4.0 * config_.hidden_size);
+}
+
+double CostModel::expert_gate_up_pair() const {
   const double rows = static_cast<double>(options_.max_tokens) * config_.experts_per_token / active_experts_;
-  TileCost group = matrix_tile(packed_format(config_.expert_format), config_.hidden_size, 1);
-  return {2.0 * group.bytes, 2.0 * group.macs * rows};
+  return 2.0 * matrix_tile(packed_format(config_.expert_format), config_.hidden_size, rows);
 }
 
-TileCost CostModel::expert_down_tile() const {
-  const uint32_t slots = options_.max_tokens * config_.experts_per_token;
-  TileCost group = matrix_tile(packed_format(config_.expert_format), config_.expert_intermediate_size, slots);
-  return {group.bytes * active_experts_, group.macs};
+double CostModel::expert_down_tile() const {
+  const double rows = static_cast<double>(options_.max_tokens) * config_.experts_per_token / active_experts_;
+  return active_experts_ * matrix_tile(packed_format(config_.expert_format), config_.expert_intermediate_size, rows);
 }
 
-uint32_t CostModel::task_ns(const TileCost& tile, double num_tiles) const {
-  const double work = std::max(tile.bytes / options_.bytes_per_ns, tile.macs / kMacsPerNs);
-  return static_cast<uint32_t>(std::min(kTaskOverheadNs + work * num_tiles, 4e9));
+uint32_t CostModel::task_ns(double tile_ns, double num_tiles) const {
+  return static_cast<uint32_t>(std::min(kTaskOverheadNs + tile_ns * num_tiles, 4e9));
+}
+
+uint32_t CostModel::choose_parts(double num_tiles, double tile_ns, uint32_t max_parts) const {
+  if (!table().is_measured()) return max_parts;
+  uint32_t best = max_parts;
+  double best_ns = 0.0;
+  for (uint32_t parts = max_parts; parts >= 1; --parts) {
+    const double ns = std::ceil(num_tiles / parts) * tile_ns + parts * table().edge_worker_ns;
+    if (parts == max_parts || ns < best_ns) best = parts, best_ns = ns;
+  }
+  return best;
+}
+
+bool CostModel::should_fuse_norms() const {
+  const uint32_t tokens = options_.max_tokens, workers = options_.num_workers;
+  if (!table().is_measured()) return tokens <= kFuseNormTokens;
+  double more_rows = 0.0;  // than its own, on average over steps of 1 .. max_tokens rows
+  for (uint32_t rows = 1; rows <= tokens; ++rows) more_rows += rows - (rows + workers - 1) / workers;
+  return more_rows / tokens * norm_tile() <= table().edge_ns + (workers - 1) * table().edge_worker_ns;
+}
+
+double CostModel::expert_tile_price() const {
+  if (!table().is_measured()) return kExpertTilePairs;
+  const double rows = static_cast<double>(options_.max_tokens) * config_.experts_per_token / active_experts_;
+  return rows * config_.hidden_size / 1024.0 * table().prepare_ns / expert_gate_up_pair();
 }
 
 }  // namespace mimo_rt

@@ -13,6 +13,7 @@ void bind_config(py::module_& m);
 void bind_checkpoint(py::module_& m);
 void bind_plan(py::module_& m);
 void bind_packed_cache(py::module_& m);
+void bind_costs(py::module_& m);
 void bind_engine(py::module_& m);
 void bind_session(py::module_& m);
 void bind_kernel_bench(py::module_& m);

@@ -19,6 +19,7 @@ void bind_plan(py::module_& m) {
       .def_readwrite("whole_kv_heads", &PlanOptions::whole_kv_heads)
       .def_readwrite("is_round", &PlanOptions::is_round)
       .def_readwrite("max_context_rows", &PlanOptions::max_context_rows)
+      .def_readwrite("costs", &PlanOptions::costs)
       .def_readwrite("bytes_per_ns", &PlanOptions::bytes_per_ns);
   py::class_<BufferInfo>(m, "BufferInfo")
       .def_readonly("name", &BufferInfo::name)

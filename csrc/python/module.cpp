@@ -14,6 +14,7 @@ PYBIND11_MODULE(_C, m) {
   bind_checkpoint(m);
   bind_plan(m);
   bind_packed_cache(m);
+  bind_costs(m);
   bind_engine(m);
   bind_session(m);
   bind_kernel_bench(m);

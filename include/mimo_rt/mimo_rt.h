@@ -3,6 +3,7 @@
 
 #include <mimo_rt/checkpoint.h>
 #include <mimo_rt/config.h>
+#include <mimo_rt/costs.h>
 #include <mimo_rt/device.h>
 #include <mimo_rt/draft.h>
 #include <mimo_rt/dtype.h>

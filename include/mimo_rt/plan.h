@@ -3,6 +3,7 @@
 
 #include <mimo_rt/api.h>
 #include <mimo_rt/config.h>
+#include <mimo_rt/costs.h>
 #include <mimo_rt/draft.h>
 
 #include <cstdint>
@@ -28,7 +29,8 @@ struct PlanOptions {
   /// Attention is shared out by kv heads with all their q heads, as the CUDA kernels want it; else by q heads, so that
   /// more workers than there are kv heads have work.
   bool whole_kv_heads = false;
-  double bytes_per_ns = 10.0;   ///< weight bytes per ns and worker that the cost estimates assume
+  CostTable costs;              ///< measured for num_workers workers; they share out work by it
+  double bytes_per_ns = 10.0;   ///< weight bytes per ns and worker that estimates assume where nothing was measured
 };
 
 /// The shapes that a plan depends on: with them Plan::verify() needs no config.

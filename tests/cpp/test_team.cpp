@@ -205,10 +205,15 @@ TEST_CASE("steps of any team give the same bits, and teams may change between st
   const ModelConfig config = small_quantised();
   const Weights weights = Weights::synthetic(config, 11);
   const std::vector<int32_t> tokens = random_tokens(config, 60, 3);
-  for (const std::string& backend : runnable_cpu_backends()) {
-    std::vector<float> expected;
+  PlanOptions fused = plan_options(3, 5, 5), measured = fused;
+  measured.costs.matrix_ns[0][0] = 1.0;  // edges cost nothing: norms of three workers stand alone, one would fuse its own
+  measured.costs.norm_ns = 1e6;
+  std::vector<float> expected;
+  for (const auto& [backend, options] :
+       {std::pair{runnable_cpu_backends().front(), fused}, {runnable_cpu_backends().front(), measured},
+        {runnable_cpu_backends().back(), fused}, {runnable_cpu_backends().back(), measured}}) {
     for (const bool changes : {false, true}) {
-      const Plan plan = Plan::build(config, plan_options(3, 5, 5));
+      const Plan plan = Plan::build(config, options);
       const Kernels& kernels = select_kernels(backend, Activations::bf16);
       CpuExecutor executor(weights, nullptr, {&plan}, backend, kernels, {.num_workers = 3});
       KvCache cache(config, {.max_context = 512, .max_step_tokens = 5, .num_seqs = 1});

@@ -15,7 +15,7 @@ from ..bench.measurement import Measurement
 from ..bench.rounding import compare_logits, prompt_logits
 from ..bench.synthetic import synthetic_config
 from ..loading import engine_options, open_engine
-from . import _bench_acceptance, _bench_files, _bench_startup
+from . import _bench_acceptance, _bench_costs, _bench_files, _bench_startup
 from ._bench_report import print_measurements, records
 from ._breakdown import breakdown_text
 from ._options import add_backend_options, engine_arguments, window_width
@@ -66,7 +66,7 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
         # These measure the target alone: a draft beside it would change what a step means.
         case.set_defaults(run=run, refuse=case.error, layers=None, context=None, draft="none",
                           packed_cache="none", plot=None, kernels=None, breakdown=False)
-    for module in (_bench_startup, _bench_acceptance, _bench_files):
+    for module in (_bench_startup, _bench_acceptance, _bench_costs, _bench_files):
         module.add_parsers(cases, common)
 
 

@@ -1,0 +1,119 @@
+// The file of a cost table: JSON, read as suspiciously as any other file.
+#include <mimo_rt/costs.h>
+
+#include "core/checks.h"
+#include "core/text.h"
+
+#include <mimo_rt/device.h>
+#include <mimo_rt/packed_cache.h>
+
+#include <nlohmann/json.hpp>
+
+#include <cerrno>
+#include <cmath>
+#include <cstring>
+#include <fstream>
+#include <sstream>
+#include <unistd.h>
+#include <utility>
+
+namespace mimo_rt {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::json;
+
+constexpr const char* kVersion = "mimo_rt costs 1";
+constexpr size_t kMaxBytes = 1 << 16;
+constexpr double kMaxNs = 1e9;  // for 1024 weights: a second
+
+constexpr std::pair<const char*, double CostTable::*> kNumbers[] = {
+    {"attention_ns", &CostTable::attention_ns}, {"norm_ns", &CostTable::norm_ns},
+    {"prepare_ns", &CostTable::prepare_ns},     {"edge_ns", &CostTable::edge_ns},
+    {"edge_worker_ns", &CostTable::edge_worker_ns}};
+
+std::string processor_name() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);)
+    if (line.starts_with("model name") || line.starts_with("CPU part")) return line.substr(line.find(':') + 1);
+  return "unknown";
+}
+
+uint32_t workers_of(const CostKey& key) { return key.num_workers ? key.num_workers : num_usable_cores(); }
+
+/// A number that a time can be.
+double time_of(const Json& value, const std::string& where, const char* name) {
+  MIMO_RT_CHECK(value.is_number(), bad_format, "load_cost_table", where, ": ", name, ": expected a number, got ",
+                value.type_name());
+  const double ns = value.get<double>();
+  MIMO_RT_CHECK(std::isfinite(ns) && ns >= 0.0 && ns <= kMaxNs, bad_format, "load_cost_table", where, ": ", name,
+                ": expected 0 .. ", kMaxNs, " ns, got ", ns);
+  return ns;
+}
+
+const Json& member(const Json& object, const char* name, const std::string& where) {
+  MIMO_RT_CHECK(object.is_object() && object.contains(name), bad_format, "load_cost_table", where,
+                ": expected an object with '", name, "'. Measure again: mimo-rt bench costs");
+  return object.at(name);
+}
+
+CostTable parse(const Json& root, const std::string& where) {
+  CostTable table;
+  const Json& matrices = member(root, "matrix_ns", where);
+  for (size_t f = 0; f < CostTable::kFormats.size(); ++f) {
+    const char* format = CostTable::kFormats[f];
+    const Json& times = member(matrices, format, where);
+    MIMO_RT_CHECK(times.is_array() && times.size() == CostTable::kTokens.size(), bad_format, "load_cost_table", where,
+                  ": matrix_ns of ", format, ": expected ", CostTable::kTokens.size(), " times");
+    for (size_t i = 0; i < times.size(); ++i) table.matrix_ns[f][i] = time_of(times[i], where, format);
+  }
+  for (const auto& [name, field] : kNumbers) table.*field = time_of(member(root, name, where), where, name);
+  return table;
+}
+
+}  // namespace
+
+fs::path cost_table_path(const CostKey& key) {
+  return cache_directory() / "costs" /
+         concat(key.backend, '-', key.activations, '-', workers_of(key), ".json");
+}
+
+void save_cost_table(const CostKey& key, const CostTable& table) {
+  Json root = {{"version", kVersion}, {"processor", processor_name()}, {"tokens", CostTable::kTokens}};
+  for (size_t f = 0; f < CostTable::kFormats.size(); ++f)
+    root["matrix_ns"][CostTable::kFormats[f]] = table.matrix_ns[f];
+  for (const auto& [name, field] : kNumbers) root[name] = table.*field;
+  const fs::path path = cost_table_path(key);
+  const fs::path temporary = concat(path.string(), '.', getpid(), ".tmp");
+  std::error_code error;
+  fs::create_directories(path.parent_path(), error);
+  std::ofstream file(temporary);
+  file << root.dump(1) << '\n';
+  file.close();
+  const int reason = errno;
+  if (file) fs::rename(temporary, path, error);
+  if (file && !error) return;
+  const std::string why = error ? error.message() : std::strerror(reason);
+  fs::remove(temporary, error);
+  fail(ErrorCode::io, "save_cost_table", path.string(), ": cannot be written (", why, ")");
+}
+
+std::optional<CostTable> load_cost_table(const CostKey& key) {
+  const fs::path path = cost_table_path(key);
+  std::error_code error;
+  if (!fs::is_regular_file(path, error)) return std::nullopt;  // opening a pipe would wait for ever
+  std::ifstream file(path, std::ios::binary);
+  std::string text(kMaxBytes + 1, '\0');
+  file.read(text.data(), static_cast<std::streamsize>(text.size()));
+  text.resize(static_cast<size_t>(file.gcount()));
+  MIMO_RT_CHECK(!file.bad() && text.size() <= kMaxBytes, bad_format, "load_cost_table", path.string(),
+                ": expected a readable file of at most ", kMaxBytes, " bytes. Measure again: mimo-rt bench costs");
+  const Json root = Json::parse(text, nullptr, false);
+  const std::string where = path.string();
+  const Json& version = member(root, "version", where);
+  const Json& processor = member(root, "processor", where);
+  if (version != kVersion || processor != processor_name()) return std::nullopt;
+  return parse(root, where);
+}
+
+}  // namespace mimo_rt

@@ -1,0 +1,53 @@
+// What pieces of a step cost on a machine: measured once, kept in a file, used by every engine that opens later.
+#pragma once
+
+#include <mimo_rt/api.h>
+
+#include <array>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <optional>
+#include <string>
+
+namespace mimo_rt {
+
+/// Times of one worker while all workers of the engine do the same, in nanoseconds. All 0: nothing was measured, and
+/// plans go by rules of thumb.
+struct CostTable {
+  static constexpr std::array<uint32_t, 6> kTokens = {1, 2, 4, 8, 16, 64};
+  static constexpr std::array<const char*, 4> kFormats = {"mxfp4", "fp8_e4m3", "bf16", "f32"};
+
+  /// [format][i]: per 1024 weights, read from memory and multiplied with kTokens[i] tokens.
+  std::array<std::array<double, kTokens.size()>, kFormats.size()> matrix_ns{};
+  double attention_ns = 0.0;    ///< per 1024 multiply-adds of attention over keys and values in memory
+  double norm_ns = 0.0;         ///< RMSNorm of 1024 elements
+  double prepare_ns = 0.0;      ///< reordering 1024 activations for an MXFP4 product
+  double edge_ns = 0.0;         ///< from the last signal of two workers until both go on; one worker: 0
+  double edge_worker_ns = 0.0;  ///< what each worker more adds to that
+
+  bool is_measured() const { return matrix_ns[0][0] > 0.0; }
+  bool operator==(const CostTable&) const = default;
+};
+
+/// Whose costs a table holds.
+struct CostKey {
+  std::string backend;              ///< a CPU backend of `list_backends`, e.g. "cpu-avx2"
+  uint32_t num_workers = 0;         ///< 0: all usable cores
+  std::string activations = "bf16"; ///< see EngineOptions
+};
+
+/// Runs the backend's kernels on as many threads as the engine has workers: some ten seconds, and 512 MB of memory.
+/// `progress`: called with 0 .. 1 now and then; it may throw to stop.
+/// @throws Error{invalid_argument, unavailable, out_of_memory}
+MIMO_RT_API CostTable measure_costs(const CostKey& key, const std::function<void(double)>& progress = {});
+
+/// Where the table for this machine lies: in `cache_directory()`.
+MIMO_RT_API std::filesystem::path cost_table_path(const CostKey& key);
+/// @throws Error{io}
+MIMO_RT_API void save_cost_table(const CostKey& key, const CostTable& table);
+/// The saved table; nothing when there is none or when it is of another processor.
+/// @throws Error{bad_format} for a file that is not such a table
+MIMO_RT_API std::optional<CostTable> load_cost_table(const CostKey& key);
+
+}  // namespace mimo_rt

@@ -1,0 +1,216 @@
+// Measured costs: their file, and what they change in a plan.
+#include "plan/builder.h"
+#include "plan/costs.h"
+#include "plan/task.h"
+#include "step_fixture.h"
+
+#include "check.h"
+
+#include <mimo_rt/costs.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+#include <stdexcept>
+
+using namespace mimo_rt;
+using namespace fixture;
+
+namespace {
+
+namespace fs = std::filesystem;
+
+/// A table in which 1024 weights cost 100 ns for one token and 10 ns for each more.
+CostTable simple_table(double edge_ns, double edge_worker_ns) {
+  CostTable table;
+  for (auto& times : table.matrix_ns)
+    for (size_t i = 0; i < times.size(); ++i) times[i] = 90.0 + 10.0 * CostTable::kTokens[i];
+  table.attention_ns = 20.0;
+  table.norm_ns = 200.0;
+  table.prepare_ns = 300.0;
+  table.edge_ns = edge_ns;
+  table.edge_worker_ns = edge_worker_ns;
+  return table;
+}
+
+/// The cache directory of this test.
+struct Cache {
+  Cache() : path(fs::temp_directory_path() / "mimo_rt_test_costs") {
+    fs::remove_all(path);
+    setenv("MIMO_RT_CACHE", path.c_str(), 1);
+  }
+  ~Cache() { fs::remove_all(path); }
+  fs::path path;
+};
+
+uint32_t num_tasks_of(const Plan& plan, TaskKind kind) {
+  uint32_t count = 0;
+  for (uint32_t w = 0; w < plan.num_workers(); ++w)
+    for (const Task& task : plan.tasks(w)) count += task.kind == kind && task.layer_idx <= 1;
+  return count;
+}
+
+Plan build(uint32_t num_workers, uint32_t max_tokens, const CostTable& table) {
+  PlanOptions options = plan_options(num_workers, max_tokens, max_tokens);
+  options.costs = table;
+  const Plan plan = Plan::build(small_quantised(), options);
+  plan.verify();
+  return plan;
+}
+
+}  // namespace
+
+TEST_CASE("a table comes back from its file as it was, for its key alone") {
+  const Cache cache;
+  const CostKey key{.backend = "cpu-generic", .num_workers = 3};
+  CHECK(!load_cost_table(key));
+  CostTable table = simple_table(250.5, 1.0 / 3.0);
+  table.matrix_ns[2][5] = 1234.5678901234567;
+  save_cost_table(key, table);
+  CHECK(cost_table_path(key).string().starts_with(cache.path.string()));
+  CHECK(load_cost_table(key) == table);
+  CHECK(!load_cost_table({.backend = "cpu-generic", .num_workers = 4}));
+  CHECK(!load_cost_table({.backend = "cpu-generic", .num_workers = 3, .activations = "int8"}));
+  CHECK_EQ(std::distance(fs::directory_iterator(cache.path / "costs"), {}), 1);  // nothing half-written is left
+  table.norm_ns = 1.0;
+  save_cost_table(key, table);
+  CHECK(load_cost_table(key) == table);
+}
+
+TEST_CASE("a file that is no table is refused by name; one of another processor is not used") {
+  const Cache cache;
+  const CostKey key{.backend = "cpu-generic", .num_workers = 2};
+  save_cost_table(key, simple_table(250, 50));
+  std::stringstream whole;
+  whole << std::ifstream(cost_table_path(key)).rdbuf();
+  const std::string good = whole.str();
+  const auto write = [&](const std::string& text) { std::ofstream(cost_table_path(key), std::ios::trunc) << text; };
+  const auto replaced = [&](const std::string& from, const std::string& to) {
+    std::string text = good;
+    const size_t at = text.find(from);
+    CHECK(at != std::string::npos);
+    return text.replace(at, from.size(), to);
+  };
+  write(good);
+  CHECK(load_cost_table(key).has_value());
+  write(replaced("\"processor\": \"", "\"processor\": \"another "));
+  CHECK(!load_cost_table(key));
+  write(replaced("mimo_rt costs 1", "mimo_rt costs 2"));
+  CHECK(!load_cost_table(key));
+  for (const auto& [from, to] : {std::pair{"250", "-250"}, {"250", "1e300"}, {"250", "\"250\""}, {"250", "null"},
+                                 {"\"edge_ns\"", "\"edge\""}, {"\"mxfp4\"", "\"mxfp5\""}, {"100.0", "100.0, 100.0"},
+                                 {"\"version\"", "\"versions\""}}) {
+    write(replaced(from, to));
+    CHECK_THROWS(bad_format, cost_table_path(key).string().c_str(), load_cost_table(key));
+  }
+  for (const std::string& text : {std::string(), std::string("[]"), std::string("{"), std::string("\xff\xfe"),
+                                  good.substr(0, good.size() / 2), good + std::string(1 << 17, ' ')}) {
+    write(text);
+    CHECK_THROWS(bad_format, "mimo-rt bench costs", load_cost_table(key));
+  }
+  fs::remove(cost_table_path(key));
+  fs::create_directory(cost_table_path(key));
+  CHECK(!load_cost_table(key));
+  CHECK_THROWS(io, "cannot be written", save_cost_table(key, simple_table(1, 1)));
+}
+
+TEST_CASE("times between the measured numbers of tokens are interpolated") {
+  const ModelConfig config = small_quantised();
+  PlanOptions options;
+  options.costs = simple_table(250, 50);
+  const CostModel model(config, options);
+  const auto per_1024 = [&](double tokens) {
+    return model.matrix_tile(PackedFormat::bf16, 1024, tokens) / 16;  // a tile has 16 rows
+  };
+  for (const double tokens : {1.0, 1.5, 2.0, 3.0, 11.0, 64.0, 512.0})
+    CHECK(std::fabs(per_1024(tokens) - (90.0 + 10.0 * tokens)) < 1e-9 * tokens);
+  options.costs.matrix_ns[2][1] = 300.0;
+  const CostModel bent(config, options);
+  CHECK(std::fabs(bent.matrix_tile(PackedFormat::bf16, 1024, 1.5) / 16 - 200.0) < 1e-9);
+  CHECK(std::fabs(bent.matrix_tile(PackedFormat::fp8_e4m3, 1024, 1.5) / 16 - 105.0) < 1e-9);  // another format
+}
+
+TEST_CASE("work is shared out among as many workers as pay") {
+  const ModelConfig config = small_quantised();
+  PlanOptions options;
+  options.num_workers = 64;
+  options.costs = simple_table(250, 100);
+  const CostModel model(config, options);
+  // 100 tiles of 100 ns: ceil(100 / n) * 100 + 100 n is least, 2000, at n = 10.
+  CHECK_EQ(model.choose_parts(100, 100.0, 64), 10u);
+  CHECK_EQ(model.choose_parts(100, 100.0, 7), 7u);
+  CHECK_EQ(model.choose_parts(100, 1e6, 64), 50u);  // 51 .. 64 workers have two tiles, too
+  CHECK_EQ(model.choose_parts(1, 10.0, 1), 1u);
+  for (uint32_t tiles = 1; tiles <= 200; tiles += 7)  // never beaten by any other number
+    for (const double tile_ns : {3.0, 70.0, 900.0}) {
+      const auto cost = [&](uint32_t n) { return std::ceil(double(tiles) / n) * tile_ns + 100.0 * n; };
+      const uint32_t chosen = model.choose_parts(tiles, tile_ns, std::min(tiles, 64u));
+      for (uint32_t n = 1; n <= std::min(tiles, 64u); ++n) CHECK(cost(chosen) <= cost(n));
+    }
+  options.costs = {};
+  CHECK_EQ(CostModel(config, options).choose_parts(100, 100.0, 64), 64u);  // nothing measured: everybody
+}
+
+TEST_CASE("plans follow the table, and stay sound") {
+  const CostTable cheap = simple_table(1, 0.001), dear = simple_table(10'000, 10'000);
+  CHECK_EQ(num_tasks_of(build(6, 4, cheap), TaskKind::o_proj), 2 * 5u);  // 10 row groups: 5 and 6 workers end alike
+  CHECK_EQ(num_tasks_of(build(6, 4, dear), TaskKind::o_proj), 2 * 1u);
+  CHECK_EQ(num_tasks_of(build(6, 4, {}), TaskKind::o_proj), 2 * 6u);
+  // Six workers, 1 .. 4 rows: fused, each normalises 1.5 more rows of 160 elements than its own, 47 ns.
+  CHECK(num_tasks_of(build(6, 4, simple_table(45, 0.001)), TaskKind::rms_norm) > 0);
+  CHECK_EQ(num_tasks_of(build(6, 4, simple_table(49, 0.001)), TaskKind::rms_norm), 0u);
+  CHECK(build(6, 4, cheap).hash() != build(6, 4, dear).hash());
+  CHECK_EQ(build(6, 4, dear).hash(), build(6, 4, dear).hash());
+}
+
+TEST_CASE("a table gives the logits of any other plan, bit for bit") {
+  const ModelConfig config = small_quantised();
+  const Weights weights = Weights::synthetic(config, 11);
+  const std::vector<int32_t> tokens = random_tokens(config, 40, 3);
+  const std::string backend = runnable_cpu_backends().back();
+  std::vector<float> expected;
+  for (const CostTable& table : {CostTable{}, simple_table(1, 0.001), simple_table(700, 300), simple_table(1e4, 1e4)}) {
+    const Plan plan = build(3, 5, table);
+    const auto executor = make_cpu_executor(weights, nullptr, {&plan}, backend, {.num_workers = 3});
+    KvCache cache(config, {.max_context = 512, .max_step_tokens = 5, .num_seqs = 1});
+    const std::vector<float> logits = feed(*executor, plan, cache, tokens, 5, config.vocab_size);
+    if (expected.empty()) expected = logits;
+    CHECK(logits == expected);
+  }
+}
+
+TEST_CASE("costs are measured: more tokens cost more, and an edge something") {
+  std::vector<double> told;
+  const CostKey key{.backend = runnable_cpu_backends().back(), .num_workers = 2};
+  const CostTable table = measure_costs(key, [&](double part) { told.push_back(part); });
+  CHECK(table.is_measured());
+  for (const auto& times : table.matrix_ns) {
+    for (const double ns : times) CHECK(std::isfinite(ns) && ns > 0.0);
+    CHECK(times.back() > times.front());
+  }
+  for (const double ns : {table.attention_ns, table.norm_ns, table.prepare_ns, table.edge_ns, table.edge_worker_ns})
+    CHECK(std::isfinite(ns) && ns > 0.0);
+  CHECK(told.size() > 20 && told.front() == 0.0 && told.back() == 1.0 && std::is_sorted(told.begin(), told.end()));
+}
+
+TEST_CASE("measuring stops when its caller throws, and refuses what it cannot measure") {
+  int num_calls = 0;
+  bool was_stopped = false;
+  try {
+    measure_costs({.backend = "cpu-generic", .num_workers = 1}, [&](double) {
+      if (++num_calls == 2) throw std::runtime_error("enough");
+    });
+  } catch (const std::runtime_error& error) {
+    was_stopped = std::string(error.what()) == "enough";
+  }
+  CHECK(was_stopped);
+  CHECK_EQ(num_calls, 2);
+  CHECK_THROWS(unavailable, "expected a CPU backend", measure_costs({.backend = "cuda"}));
+  CHECK_THROWS(invalid_argument, "activations: expected bf16 or int8",
+               measure_costs({.backend = "cpu-generic", .num_workers = 1, .activations = "fp8"}));
+}
+
+CHECK_MAIN()

@@ -1,0 +1,70 @@
+"""``mimo-rt bench costs``: the table is measured, kept and used."""
+
+import json
+import subprocess
+import sys
+
+import mimo_rt
+import pytest
+from mimo_rt import _C
+from mimo_rt.checkpoints import write_tiny_checkpoint
+
+
+def costs(*arguments, code=0):
+    run = subprocess.run([sys.executable, "-m", "mimo_rt", "bench", "costs", *arguments], capture_output=True,
+                         text=True, timeout=300, check=False)
+    assert run.returncode == code, run.stderr
+    assert "Traceback" not in run.stderr
+    return run
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MIMO_RT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_table_is_kept_used_and_forgotten(cache, tmp_path):
+    record = json.loads(costs("--threads", "1", "--json").stdout)
+    key = _C.CostKey(backend=record["backend"], num_workers=1)
+    assert record["file"] == str(_C.cost_table_path(key)) and record["file"].startswith(str(cache))
+    table = _C.load_cost_table(key)
+    assert table.is_measured and table.edge_ns == 0  # one worker has nobody to wait for
+    assert record["matrix_ns"]["bf16"] == table.matrix_ns[2]
+    for times in record["matrix_ns"].values():
+        assert len(times) == len(record["tokens"]) and all(ns > 0 for ns in times)
+
+    model = write_tiny_checkpoint(tmp_path / "model")
+    with mimo_rt.Session(model, device=record["backend"], num_threads=1) as session:
+        assert session._engine.decode_plan.options.costs.is_measured
+    with mimo_rt.Session(model, device="ref", num_threads=1) as session:
+        assert not session._engine.decode_plan.options.costs.is_measured
+    assert "removed" in costs("--threads", "1", "--forget").stdout
+    with mimo_rt.Session(model, device=record["backend"], num_threads=1) as session:
+        assert not session._engine.decode_plan.options.costs.is_measured
+    assert "nothing to remove" in costs("--threads", "1", "--forget").stdout
+
+
+def test_broken_table_costs_no_answer(cache, tmp_path):
+    model = write_tiny_checkpoint(tmp_path / "model")
+    backend = _C.resolve_backend("cpu")
+    path = _C.cost_table_path(_C.CostKey(backend=backend, num_workers=1))
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    with mimo_rt.Session(model, device=backend, num_threads=1) as session:
+        assert any("costs not used" in text and str(path) in text for text in session.notes)
+        assert session.generate([1, 2, 3], max_tokens=2).token_ids
+    with mimo_rt.Session(model, device=backend, num_threads=2) as session:
+        assert not any("costs not used" in text for text in session.notes)  # control: another table
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize(("arguments", "text"), [
+    (["--device", "ref"], "CPU backend"),
+    (["--device", "nonsense"], "nonsense"),
+    (["--threads", "-1"], "-1"),
+    (["--no-pin"], "--no-pin"),
+])
+def test_what_cannot_be_measured_is_refused(arguments, text):
+    code = 2 if arguments == ["--no-pin"] else 1
+    assert text in costs(*arguments, code=code).stderr
