@@ -5,8 +5,9 @@
 Without --model: a tiny random model with every feature and, if it was converted before, the demo model. One JSON line
 per model: whether the logits agree within the rounding of BF16 activations, have the same bits for steps of one and of
 all rows, whether greedy tokens are equal (at the first other one, the CPU's logits of both must be as close as the
-logits of both devices), and whether a draft beside the model changes no token of the device's own. Exit code 1:
-something is wrong.
+logits of both devices), and whether a draft beside the model changes no token of the device's own; then what a step is
+made of: for each kind of task its number, the mean time of one and what of it was spent waiting for weights, and the mean
+time of a worker by what it did. Exit code 1: something is wrong.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ import time
 from typing import Any
 
 import numpy as np
-from mimo_rt import Session
+from mimo_rt import _C, Session
+from mimo_rt.bench.breakdown import PARTS, measure_breakdown
 from mimo_rt.checkpoints import demo, write_tiny_checkpoint, write_tiny_draft
+from mimo_rt.loading import open_engine
 
 MAX_RELATIVE_ERROR = 2.0**-5  # of logits, L2: `mimo-rt doctor` says what 2**-7 against ref means
 NUM_IDS, NUM_TOKENS = 24, 32
+NUM_TRACED_STEPS = 16
 
 
 def first_difference(a: list[int], b: list[int]) -> int | None:
@@ -47,6 +51,27 @@ def drafted(model_dir: pathlib.Path, device: str, ids: list[int], plain_ids: lis
         result = session.generate(ids, draft_mode="fixed", **greedy)
     return {"draft_changes_nothing": list(result.token_ids) == plain_ids, "num_rounds": result.stats.draft.num_rounds,
             "acceptance_length": round(result.stats.draft.acceptance_length, 3)}
+
+
+def task_times(trace: str) -> dict[str, dict[str, float]]:
+    """Microseconds of one task of each kind in the measured step of a Chrome trace."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for event in json.loads(trace)["traceEvents"]:
+        if event["ph"] == "X" and event["pid"] == 1 and event["cat"] not in ("wait", "fetch"):
+            found.setdefault(event["cat"], []).append((event["dur"], event["args"].get("weights_us", 0.0)))
+    return {kind: {"num": len(times), "us": round(sum(us for us, _ in times) / len(times), 3),
+                   "weights_us": round(sum(us for _, us in times) / len(times), 3)} for kind, times in found.items()}
+
+
+def step_times(model_dir: pathlib.Path, device: str) -> dict[str, Any]:
+    """What the device's task times say of a decoding step."""
+    engine = open_engine(model_dir, None, {"device": device, "draft": "none"})
+    breakdown, trace = measure_breakdown(engine, _C.Session(engine, max_context=128), NUM_IDS, NUM_TRACED_STEPS)
+    workers = [worker for step in breakdown.steps for worker in step.workers]
+    parts = {part: sum(sum(getattr(worker, part).values()) for worker in workers) / len(workers)
+             for part in (*PARTS, "gaps")}
+    return {"step_us": round(breakdown.step_us, 3), "worker_us": {part: round(us, 3) for part, us in parts.items()},
+            "task_us": task_times(trace)}
 
 
 def compare(model_dir: pathlib.Path, device: str) -> dict[str, Any]:
@@ -73,7 +98,8 @@ def compare(model_dir: pathlib.Path, device: str) -> dict[str, Any]:
     passed = passed and draft.get("draft_changes_nothing", True)
     return {"model": model_dir.name, "backends": backends, "passed": passed, "relative_error": error,
             "same_bits": bool(same_bits), "num_equal_tokens": NUM_TOKENS if place is None else place,
-            "ended_by_tie": tie, "num_tokens": NUM_TOKENS, "tokens_per_s": round(NUM_TOKENS / seconds, 1), **draft}
+            "ended_by_tie": tie, "num_tokens": NUM_TOKENS, "tokens_per_s": round(NUM_TOKENS / seconds, 1), **draft,
+            **step_times(model_dir, device)}
 
 
 def models(parent: pathlib.Path) -> list[pathlib.Path]:

@@ -135,6 +135,7 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/cuda/sampling_check.cpp
   csrc/cuda/step_inputs.cpp
   csrc/cuda/step_layout.cpp
+  csrc/cuda/trace_buffer.cpp
   csrc/kbench/attention_reference.cpp
   csrc/kbench/cold_walk.cpp
   csrc/kbench/cpu_attention.cpp

@@ -49,7 +49,7 @@ DeviceBuffer upload_block(const std::shared_ptr<StepDevice>& device,
 CudaExecutor::CudaExecutor(std::shared_ptr<const DeviceModel> model,
                            const ExecutorOptions& options)
     : model_(std::move(model)), timeout_ms_(options.timeout_ms), inputs_(model_->device),
-      mail_(model_->device) {
+      mail_(model_->device), trace_(model_->device) {
   report_ = DeviceBuffer(model_->device, sizeof(HangReport), DeviceBuffer::Place::pinned);
 }
 
@@ -76,6 +76,7 @@ void CudaExecutor::refuse_after_failure() const {
 
 /// A launch that was refused before it began leaves nothing behind but copies on their way.
 void CudaExecutor::note_failure(const Error& error) {
+  trace_.drop();
   const bool was_refused =
       error.code() == ErrorCode::unavailable || error.code() == ErrorCode::invalid_argument;
   failure_ = error;
@@ -117,6 +118,7 @@ PersistentParams CudaExecutor::launch_params(const StepBlock& block) {
   report() = {};
   params.watchdog.report = &report();
   params.watchdog.deadline_ns = deadline_ns();
+  params.stamps = trace_.begin();
   return params;
 }
 
@@ -126,6 +128,7 @@ void CudaExecutor::run_on_device(StepBlock& block, const StepInput& input) {
   const PersistentParams params = launch_params(block);
   inputs_.send(block, input);
   device.launch(params, num_workers());
+  trace_.receive(block.plan.plan());
   device.receive(results_.data(), block.addresses.step + layout.results, layout.result_bytes());
   if (brings_logits(input)) {
     const uint64_t row_bytes = sizeof(float) * block.plan.plan().buffers()[kLogits].cols;
@@ -175,8 +178,8 @@ void CudaExecutor::read_results(const StepBlock& block, const StepInput& input,
 }
 
 void CudaExecutor::set_tracing(bool on) {
-  MIMO_RT_CHECK(!on, unavailable, "Engine.set_tracing",
-                "task times: expected a CPU backend or ref, got cuda, whose kernel takes no time stamps");
+  if (on) trace_.open(model_->plans);
+  else trace_.close();
 }
 
 const uint8_t* CudaExecutor::buffer_data(const Plan& plan, uint16_t buffer_id) const {

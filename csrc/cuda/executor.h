@@ -11,6 +11,7 @@
 #include "cuda/device_cache.h"
 #include "cuda/round_mail.h"
 #include "cuda/step_inputs.h"
+#include "cuda/trace_buffer.h"
 #include "engine/step.h"
 
 namespace mimo_rt::cuda {
@@ -25,9 +26,9 @@ class CudaExecutor final : public Executor {
   void run(const Plan& plan, KvCache& cache, const StepInput& input, StepOutput& output) override;
   void run_rounds(const Plan& plan, KvCache& cache, RoundState& rounds,
                   const std::function<void()>& poll) override;
-  /// @throws Error{unavailable} when asked for: the kernel takes no time stamps
+  /// @throws Error{out_of_memory}
   void set_tracing(bool on) override;
-  std::vector<TaskTrace> last_trace() const override { return {}; }
+  std::vector<TaskTrace> last_trace() const override { return trace_.trace(); }
   const uint8_t* buffer_data(const Plan& plan, uint16_t buffer_id) const override;
 
  private:
@@ -58,6 +59,7 @@ class CudaExecutor final : public Executor {
   StepChecker checker_;
   StepInputs inputs_;
   RoundMail mail_;
+  TraceBuffer trace_;
   DeviceBuffer report_;   ///< pinned
   DeviceBuffer results_;  ///< pinned: [results, results_end) of the step block, then rows of logits
   std::optional<Error> failure_;  ///< after which no step runs

@@ -87,6 +87,7 @@ void CudaExecutor::launch_rounds(StepBlock& block, RoundState& rounds,
   mail_.tell(rounds, block_size);
   inputs_.send(block, rounds, mail_.mailbox(), mail_.next_number());
   device.launch(params, num_workers());
+  trace_.receive(block.plan.plan());
   if (wants_logprobs(rounds))
     device.receive(results_.data() + layout.result_bytes(), block.addresses.step + layout.logits,
                    block.plan.plan().buffers()[kLogits].bytes);

@@ -15,6 +15,7 @@ void check_persistent(const PersistentParams& p, uint32_t num_blocks) {
   check_pointer(kWhere, "counters", p.counters, alignof(CounterCell));
   check_pointer(kWhere, "counter_totals", p.counter_totals, 4);
   if (p.step) check_pointer(kWhere, "step", p.step, alignof(StepTables));
+  if (p.stamps) check_pointer(kWhere, "stamps", p.stamps, alignof(TaskStamps));
   MIMO_RT_CHECK(p.num_epochs != 0, invalid_argument, kWhere, "num_epochs: expected > 0, got 0");
   check_pointer(kWhere, "watchdog.stop", p.watchdog.stop, 4);
   check_pointer(kWhere, "watchdog.report", p.watchdog.report, alignof(HangReport));

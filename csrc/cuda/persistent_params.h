@@ -86,6 +86,14 @@ struct alignas(128) CounterCell {
   uint32_t value;
 };
 
+/// When a block did a task, by %globaltimer.
+struct alignas(128) TaskStamps {
+  uint64_t fetched_ns;  ///< its word was in a slot, and the inputs of the task before were there
+  uint64_t begin_ns;    ///< all compute warps had met, its inputs were there
+  uint64_t end_ns[kComputeWarps];
+  uint32_t ring_ns[kComputeWarps];  ///< waits for bytes in the ring between begin and end
+};
+
 struct PersistentParams {
   const Task* tasks = nullptr;
   const uint32_t* operand_idx = nullptr;     ///< of the same tasks, into `operands`
@@ -98,6 +106,7 @@ struct PersistentParams {
   uint32_t num_epochs = 1;    ///< of this launch
   const StepTables* step = nullptr;  ///< nullptr: all row counts are fixed
   Watchdog watchdog;
+  TaskStamps* stamps = nullptr;  ///< of the same tasks, in the last epoch; nullptr: none are taken
 };
 
 }  // namespace mimo_rt::cuda

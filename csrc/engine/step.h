@@ -82,7 +82,7 @@ class Executor {
   /// @throws Error{timeout} as run().
   virtual void run_rounds(const Plan& plan, KvCache& cache, RoundState& state, const std::function<void()>& poll) = 0;
   /// Task times of the last step or round; empty unless tracing is on. Tracing changes no result.
-  /// @throws Error{unavailable} by an executor that cannot
+  /// @throws Error{out_of_memory} where times need memory of a device
   virtual void set_tracing(bool on) = 0;
   virtual std::vector<TaskTrace> last_trace() const = 0;
   /// Bytes of any arena buffer after the last step (for comparing executors buffer by buffer).

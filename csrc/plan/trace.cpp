@@ -26,14 +26,19 @@ class TraceWriter {
   }
 
   void slice(uint32_t pid, const std::string& text, const char* category, const TaskTrace& where, uint64_t begin_ns,
-             uint64_t end_ns) {
+             uint64_t end_ns, uint64_t weights_ns = 0) {
     begin_event();
     out_ << "{\"ph\":\"X\",\"name\":\"" << text << "\",\"cat\":\"" << category << "\",\"pid\":" << pid
          << ",\"tid\":" << where.worker_idx << ",\"ts\":";
     microseconds(begin_ns);
     out_ << ",\"dur\":";
     microseconds(end_ns - begin_ns);
-    out_ << ",\"args\":{\"task\":" << where.task_idx << "}}";
+    out_ << ",\"args\":{\"task\":" << where.task_idx;
+    if (weights_ns) {
+      out_ << ",\"weights_us\":";
+      microseconds(weights_ns);
+    }
+    out_ << "}}";
   }
 
   std::string finish() {
@@ -68,9 +73,12 @@ void add_process(TraceWriter& writer, const Plan& plan, uint32_t pid, const char
   for (uint32_t w = 0; w < plan.num_workers(); ++w) writer.name("thread_name", pid, w, concat("worker ", w));
   for (const TaskTrace& record : records) {
     const Task& task = plan.tasks(record.worker_idx)[record.task_idx];
-    if (record.begin_ns > record.wait_begin_ns)
-      writer.slice(pid, wait_name(plan, task), "wait", record, record.wait_begin_ns, record.begin_ns);
-    writer.slice(pid, stage_name(stage_of(task)), task_kind_name(task.kind), record, record.begin_ns, record.end_ns);
+    const uint64_t fetched_ns = record.wait_begin_ns + record.fetch_ns;
+    if (record.fetch_ns) writer.slice(pid, "fetch", "fetch", record, record.wait_begin_ns, fetched_ns);
+    if (record.begin_ns > fetched_ns)
+      writer.slice(pid, wait_name(plan, task), "wait", record, fetched_ns, record.begin_ns);
+    writer.slice(pid, stage_name(stage_of(task)), task_kind_name(task.kind), record, record.begin_ns, record.end_ns,
+                 record.weights_ns);
   }
 }
 
@@ -108,7 +116,9 @@ std::vector<TaskTrace> predict_trace(const Plan& plan) {
 std::string chrome_trace_json(const Plan& plan, const std::vector<TaskTrace>& measured) {
   for (const TaskTrace& record : measured)
     MIMO_RT_CHECK(record.worker_idx < plan.num_workers() && record.task_idx < plan.tasks(record.worker_idx).size() &&
-                      record.wait_begin_ns <= record.begin_ns && record.begin_ns <= record.end_ns,
+                      record.wait_begin_ns <= record.begin_ns && record.begin_ns <= record.end_ns &&
+                      record.fetch_ns <= record.begin_ns - record.wait_begin_ns &&
+                      record.weights_ns <= record.end_ns - record.begin_ns,
                   invalid_argument, "trace", "expected ascending times of a task of the plan, got worker ",
                   record.worker_idx, " task ", record.task_idx);
   TraceWriter writer;

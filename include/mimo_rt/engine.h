@@ -72,7 +72,7 @@ class MIMO_RT_API Engine {
   /// cuda with all multiprocessors, for which 1 GiB must be free. @throws Error{out_of_memory}
   double measure_bandwidth_gbs(double seconds = 0.2);
   /// Task times of the next steps; `trace_json` gives the last step as a Chrome trace (predicted and measured).
-  /// @throws Error{unavailable} on cuda
+  /// @throws Error{out_of_memory} on cuda, where they need memory
   void set_tracing(bool on);
   std::string trace_json() const;
 

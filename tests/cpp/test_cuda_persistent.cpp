@@ -301,6 +301,7 @@ TEST_CASE("bad arguments are refused before a launch") {
   refused("tasks: expected memory, got null", [](auto& p) { p.tasks = nullptr; });
   refused("operand_idx: expected memory, got null", [](auto& p) { p.operand_idx = nullptr; });
   refused("counters: expected memory, got null", [](auto& p) { p.counters = nullptr; });
+  refused("stamps: expected", [](auto& p) { p.stamps = reinterpret_cast<cuda::TaskStamps*>(64); });
   refused("watchdog.stop: expected", [](auto& p) { p.watchdog.stop = nullptr; });
   refused("watchdog.deadline_ns: expected 1 ..", [](auto& p) { p.watchdog.deadline_ns = 0; });
   refused("got 9000000000", [](auto& p) { p.watchdog.deadline_ns = 9'000'000'000; });

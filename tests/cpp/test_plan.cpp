@@ -418,19 +418,30 @@ TEST_CASE("traces are JSON and the predicted one respects every wait") {
     uint64_t& full = full_ns[task.signal_counter];
     full = std::max(full, record.end_ns);
   }
-  const std::vector<TaskTrace> measured = {{0, 0, 0, 1500, 2750}, {2, 1, 10, 10, 4000}};
+  const std::vector<TaskTrace> measured = {
+      {0, 0, 0, 1500, 2750}, {2, 1, 10, 10, 4000}, {1, 0, 100, 1100, 3000, 400, 250}};
   const auto trace = nlohmann::json::parse(chrome_trace_json(plan, measured));
-  uint32_t tasks = 0, waits = 0;
+  uint32_t tasks = 0, waits = 0, fetches = 0;
   for (const auto& event : trace["traceEvents"]) {
     if (event["ph"] != "X" || event["pid"] != 1) continue;
-    ++(event["cat"] == "wait" ? waits : tasks);
+    ++(event["cat"] == "wait" ? waits : event["cat"] == "fetch" ? fetches : tasks);
+    if (event["tid"] == 1) {  // 0.1: fetch, 0.5: wait, 1.1: task
+      const double begin = event["ts"], end = event["cat"] == "fetch" ? 0.5 : event["cat"] == "wait" ? 1.1 : 3.0;
+      CHECK(std::abs(begin + event["dur"].get<double>() - end) < 1e-9);
+      CHECK_EQ(event["args"].value("weights_us", 0.0), end == 3.0 ? 0.25 : 0.0);
+      continue;
+    }
+    CHECK(!event["args"].contains("weights_us"));
     if (event["cat"] == "embed") CHECK_EQ(event["ts"].get<double>(), 1.5);
     if (event["cat"] == "embed") CHECK_EQ(event["dur"].get<double>(), 1.25);
   }
-  CHECK_EQ(tasks, 2u);
-  CHECK_EQ(waits, 1u);
+  CHECK_EQ(tasks, 3u);
+  CHECK_EQ(waits, 2u);
+  CHECK_EQ(fetches, 1u);
   CHECK_THROWS(invalid_argument, "worker 3 task 0", chrome_trace_json(plan, {{3, 0, 0, 1, 2}}));
   CHECK_THROWS(invalid_argument, "ascending times", chrome_trace_json(plan, {{0, 0, 0, 3, 2}}));
+  CHECK_THROWS(invalid_argument, "ascending times", chrome_trace_json(plan, {{0, 0, 0, 1, 3, 2, 0}}));
+  CHECK_THROWS(invalid_argument, "ascending times", chrome_trace_json(plan, {{0, 0, 0, 1, 3, 0, 3}}));
 }
 
 CHECK_MAIN()

@@ -16,7 +16,7 @@ __global__ void __launch_bounds__(128, 1) use_every_wrapper(uint32_t* words, flo
   ptx::bulk_copy(shared + 128, words, 64, barrier, ptx::evict_first_policy());
   ptx::bulk_copy(shared + 192, words, 64, barrier, ptx::evict_last_policy());
   const uint64_t start_ns = ptx::global_timer_ns();
-  while (!ptx::mbarrier_try_wait(barrier, 0)) {
+  while (!ptx::mbarrier_test_wait(barrier, 0) && !ptx::mbarrier_try_wait(barrier, 0)) {
     ptx::sleep_ns(20);
     if (ptx::global_timer_ns() - start_ns > 1000) ptx::trap();
   }

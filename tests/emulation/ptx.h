@@ -59,6 +59,13 @@ inline bool mbarrier_try_wait(uint64_t* barrier, uint32_t parity) {
   return true;
 }
 
+/// A wait that is left out counts once: here when the phase is complete, else in the wait that follows.
+inline bool mbarrier_test_wait(uint64_t* barrier, uint32_t parity) {
+  const emulation::Unchecked unchecked;
+  if (*barrier >> 63 == (parity & 1)) return false;
+  return mbarrier_try_wait(barrier, parity);
+}
+
 // --- copy.cuh
 
 inline uint64_t evict_first_policy() { return 0; }

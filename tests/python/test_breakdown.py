@@ -34,9 +34,9 @@ def test_known_trace():
     assert first.busy == {"embed": 3, "o_proj": 4.5, "router": 4}
     # The other worker was at o_proj until 14; its end was seen at 16.
     assert first.others_busy == {"o_proj": 4} and first.seen_late == {"o_proj": 2}
-    assert first.gaps == {"start": 2, "between": 0.5, "end": 0}
+    assert first.gaps == {"start": 2, "fetch": 0, "between": 0.5, "end": 0} and not any(first.weights.values())
     assert second.others_busy == {"embed": 4} and second.seen_late == {"embed": 2}
-    assert second.gaps == {"start": 1, "between": 0, "end": 6}
+    assert second.gaps == {"start": 1, "fetch": 0, "between": 0, "end": 6}
 
 
 def test_idle_that_nothing_explains_is_listed():
@@ -45,11 +45,23 @@ def test_idle_that_nothing_explains_is_listed():
     worker = read_step(trace(shorter)).workers[0]
     assert worker.gaps["between"] == 2.5 and worker.total() == 20
     rows = Breakdown([read_step(trace(shorter))]).rows()
-    assert [row[0] for row in rows[-3:]] == [
-        "unexplained: before the first task", "unexplained: between tasks", "unexplained: after the last task"]
+    assert [row[0] for row in rows[-4:]] == ["waiting: for the next task", "unexplained: before the first task",
+                                             "unexplained: between tasks", "unexplained: after the last task"]
     assert rows[-2][1] == "1.2" and all(len(row) == len(HEADER) for row in rows)
-    shares = [float(row[-1]) for row in rows[-4:]]
+    shares = [float(row[-1]) for row in rows[-5:]]
     assert sum(shares) == pytest.approx(100, abs=0.2)
+
+
+def test_waits_for_tasks_and_for_weights_are_parts_of_their_own():
+    events = [
+        piece(0, "a x", "x", 0, 4) | {"args": {"task": 0, "weights_us": 1.5}},
+        piece(0, "fetch", "fetch", 4, 5), piece(0, "wait: a x", "wait", 5, 6), piece(0, "b y", "y", 6, 8),
+    ]
+    worker = read_step(trace(events)).workers[0]
+    assert worker.busy == {"x": 2.5, "y": 2} and worker.weights == {"x": 1.5, "y": 0}
+    assert worker.gaps["fetch"] == 1 and worker.total() == 8
+    rows = {row[0]: row for row in Breakdown([read_step(trace(events))]).rows()}
+    assert rows["x"][1:4] == ["2.5", "2.5", "1.5"] and rows["waiting: for the next task"][1] == "1.0"
 
 
 def test_a_wait_for_several_stages_ends_with_the_last():
@@ -71,10 +83,10 @@ def test_the_parts_of_real_steps_add_up(num_workers):
     breakdown, last = measure_breakdown(engine, session, 4, 5)
     record = breakdown.record()
     assert record["num_steps"] == 3 and read_step(last).step_us > 0
-    parts = ("busy_us", "others_busy_us", "seen_late_us", "unexplained_us")
+    parts = ("busy_us", "weights_us", "others_busy_us", "seen_late_us", "unexplained_us")
     for worker in range(num_workers):
         total = sum(sum(record[part][worker].values()) for part in parts)
-        assert total == pytest.approx(record["step_us"], abs=0.2)
+        assert total + record["fetch_us"][worker] == pytest.approx(record["step_us"], abs=0.2)
         assert record["unexplained_us"][worker].keys() == set(GAPS)
     assert {"qkv_proj", "attention", "expert_down", "lm_head", "sample"} <= record["busy_us"][0].keys()
 

@@ -217,6 +217,29 @@ def test_plan_traces_the_plan_that_it_prints(capsys, model, tmp_path, monkeypatc
     assert f"{default.decode_plan.hash():016x}" != shown
 
 
+real_session = _C.Session
+
+
+def test_plan_traces_the_plan_of_a_gpu(capsys, model, tmp_path, monkeypatch):
+    ours = _C.Engine.open(model, _C.EngineOptions(num_threads=3))
+    wanted = []
+
+    class OnGpu:  # its plan is for its own number of workers
+        backend = "cuda"
+        decode_plan, round_plan, config = ours.decode_plan, None, ours.config
+        set_tracing, trace_json = ours.set_tracing, ours.trace_json
+
+    monkeypatch.setattr(plan_command, "open_engine", lambda *a: wanted.append(a[2]["num_threads"]) or OnGpu())
+    monkeypatch.setattr(plan_command._C, "Session", lambda engine, **limits: real_session(ours, **limits))
+    shown = []
+    for extra in ((), ("--workers", "7")):
+        cli_main(["plan", model, "--device", "cuda", "--json", "--trace", str(tmp_path / "t.json"), *extra])
+        shown.append(json.loads(capsys.readouterr().out))
+    assert wanted == [None, 7]
+    assert all(each["hash"] == f"{ours.decode_plan.hash():016x}" and each["num_workers"] == 3 for each in shown)
+    assert "measured" in (tmp_path / "t.json").read_text()
+
+
 def test_plan_shows_the_plans_of_a_model_with_a_draft(capsys, tmp_path):
     model = write_tiny_checkpoint(tmp_path / "tiny", seed=6)
     draft = write_tiny_draft(model)

@@ -34,6 +34,17 @@ def test_equal_devices_pass(script, capsys, model_dir):
     code, (record,) = run(script, capsys, "--device", "cpu-generic", "--model", str(model_dir))
     assert code == 0 and record["passed"] and record["same_bits"] and record["num_tokens"] == 32
     assert record["backends"][1] == "cpu-generic" and record["relative_error"] < 2**-5
+    assert sum(record["worker_us"].values()) == pytest.approx(record["step_us"], abs=0.05)
+    assert record["task_us"]["qkv_proj"]["num"] >= 4 and record["task_us"]["lm_head"]["us"] > 0
+
+
+def test_times_of_tasks_by_kind(script):
+    pieces = [("X", 1, "wait", 9, {}), ("X", 1, "fetch", 9, {}), ("X", 0, "o_proj", 9, {}), ("M", 1, "o_proj", 9, {}),
+              ("X", 1, "o_proj", 2, {"weights_us": 1.5}), ("X", 1, "o_proj", 4, {}), ("X", 1, "router", 1, {})]
+    trace = json.dumps({"traceEvents": [{"ph": ph, "pid": pid, "cat": cat, "dur": us, "args": args}
+                                        for ph, pid, cat, us, args in pieces]})
+    assert script.task_times(trace) == {"o_proj": {"num": 2, "us": 3.0, "weights_us": 0.75},
+                                        "router": {"num": 1, "us": 1.0, "weights_us": 0.0}}
 
 
 def test_a_draft_changes_nothing(script, capsys, tmp_path, monkeypatch):

@@ -2,9 +2,12 @@
 
 A worker's step is cut at the times of its trace, so that the parts add up to the step:
 
-- busy: inside a task;
+- busy: inside a task, but for
+- weights: waiting inside a task for what streams in: weights, keys and values (cuda; a CPU's caches
+  hide such waits from a program, so there they are part of busy);
 - waiting, others busy: until the last task of the stage waited for had ended (imbalance);
 - waiting, seen late: from then on (signal, wake-up, cache lines on their way);
+- fetch: the next task itself was not there yet (cuda);
 - start, between, end: before the first task, between tasks, after the last; no task explains it.
 """
 
@@ -21,10 +24,18 @@ from .. import _C
 from ..errors import MimoRtError
 from .work import spread_prompt
 
+_WAITS = ("wait", "fetch")  # categories; of other slices the kind of task
 _MEASURED = 1  # the trace's process of measured times
 _WARM_UP_STEPS = 4
 _STEPS_PER_TRACE = 4  # a step after a trace was read starts with workers that sleep
+PARTS = ("busy", "weights", "others_busy", "seen_late")
 GAPS = ("start", "between", "end")
+_GAP_TEXTS = {
+    "fetch": "waiting: for the next task",
+    "start": "unexplained: before the first task",
+    "between": "unexplained: between tasks",
+    "end": "unexplained: after the last task",
+}
 
 
 @dataclass
@@ -32,14 +43,13 @@ class WorkerTimes:
     """Microseconds of one worker in one step, by kind of task, of stage waited for, of gap."""
 
     busy: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
     others_busy: dict[str, float] = field(default_factory=dict)
     seen_late: dict[str, float] = field(default_factory=dict)
-    gaps: dict[str, float] = field(default_factory=lambda: dict.fromkeys(GAPS, 0.0))
+    gaps: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_GAP_TEXTS, 0.0))
 
     def total(self) -> float:
-        return sum(
-            sum(part.values()) for part in (self.busy, self.others_busy, self.seen_late, self.gaps)
-        )
+        return sum(sum(getattr(self, part).values()) for part in (*PARTS, "gaps"))
 
 
 @dataclass(frozen=True)
@@ -70,8 +80,8 @@ class Breakdown:
         seen: dict[str, None] = {}
         for step in self.steps:
             for worker in step.workers:
-                for part in (worker.busy, worker.others_busy, worker.seen_late):
-                    seen.update(dict.fromkeys(part))
+                for part in PARTS:
+                    seen.update(dict.fromkeys(getattr(worker, part)))
         return list(seen)
 
     def record(self) -> dict[str, Any]:
@@ -89,9 +99,8 @@ class Breakdown:
             "num_steps": len(self.steps),
             "step_us": round(self.step_us, 3),
             "host_us": None if self.host_us is None else round(self.host_us, 3),
-            "busy_us": of("busy", names),
-            "others_busy_us": of("others_busy", names),
-            "seen_late_us": of("seen_late", names),
+            **{f"{part}_us": of(part, names) for part in PARTS},
+            "fetch_us": [parts["fetch"] for parts in of("gaps", ["fetch"])],
             "unexplained_us": of("gaps", GAPS),
         }
 
@@ -105,21 +114,17 @@ class Breakdown:
         def percent(us: float) -> str:
             return f"{100 * us / self.step_us:.1f}"
 
-        rows, sums = [], [0.0, 0.0, 0.0]
+        rows, sums = [], [0.0] * len(PARTS)
         for name in self.names():
             busy = means("busy", name)
-            parts = [
-                statistics.fmean(values)
-                for values in (busy, means("others_busy", name), means("seen_late", name))
-            ]
+            parts = [statistics.fmean(means(part, name)) for part in PARTS]
             sums = [total + part for total, part in zip(sums, parts, strict=True)]
             rows.append(
                 [
                     name,
                     f"{parts[0]:.1f}",
                     f"{max(busy):.1f}",
-                    f"{parts[1]:.1f}",
-                    f"{parts[2]:.1f}",
+                    *(f"{part:.1f}" for part in parts[1:]),
                     percent(sum(parts)),
                 ]
             )
@@ -128,16 +133,13 @@ class Breakdown:
                 "tasks and waits",
                 f"{sums[0]:.1f}",
                 "",
-                f"{sums[1]:.1f}",
-                f"{sums[2]:.1f}",
+                *(f"{part:.1f}" for part in sums[1:]),
                 percent(sum(sums)),
             ]
         )
-        for name, text in zip(
-            GAPS, ("before the first task", "between tasks", "after the last task"), strict=True
-        ):
+        for name, text in _GAP_TEXTS.items():
             us = statistics.fmean(means("gaps", name))
-            rows.append([f"unexplained: {text}", f"{us:.1f}", "", "", "", percent(us)])
+            rows.append([text, f"{us:.1f}", *[""] * len(PARTS), percent(us)])
         return rows
 
 
@@ -145,7 +147,8 @@ HEADER = (
     "mean of workers, us",
     "busy",
     "busiest",
-    "waiting: others busy",
+    "waiting: weights",
+    "others busy",
     "seen late",
     "% of step",
 )
@@ -160,7 +163,7 @@ def read_step(trace: str) -> StepTimes:
     ]
     ended: dict[str, float] = {}
     for task in slices:
-        if task["cat"] != "wait":
+        if task["cat"] not in _WAITS:
             end = task["ts"] + task["dur"]
             ended[task["name"]] = max(ended.get(task["name"], 0.0), end)
     step_us = max(ended.values())
@@ -184,8 +187,13 @@ def _worker_times(
         begin, end = piece["ts"], piece["ts"] + piece["dur"]
         add(times.gaps, gap, begin - now)
         now, gap = end, "between"
+        if piece["cat"] == "fetch":
+            add(times.gaps, "fetch", end - begin)
+            continue
         if piece["cat"] != "wait":
-            add(times.busy, piece["cat"], end - begin)
+            weights_us = piece.get("args", {}).get("weights_us", 0.0)
+            add(times.busy, piece["cat"], end - begin - weights_us)
+            add(times.weights, piece["cat"], weights_us)
             continue
         if piece["name"] == "wait":  # the task waits for nobody: two readings of the clock
             add(times.gaps, gap, end - begin)

@@ -29,7 +29,8 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="checkpoint directory or config.json")
     parser.add_argument("--workers", type=int, metavar="N",
-                        help="the same as --threads (default: all usable cores)")
+                        help="the same as --threads (default: all usable cores; on cuda: all "
+                        "multiprocessors)")
     parser.add_argument("--max-tokens", type=int, default=8, metavar="T",
                         help="rows a step may have (default 8)")
     parser.add_argument("--verify", action="store_true", help="prove the plan sound")
@@ -47,11 +48,15 @@ def run(args: argparse.Namespace) -> int:
     config = read_config(Path(args.model), args.window_tokens or 0)
     if args.trace:
         _check_trace(args)  # before any work
-    plan, round_plan = build_plans(config, read_draft(args, config), num_workers, max_tokens)
+    args.threads = num_workers
+    engine = _open_engine(args) if args.trace else None
+    if engine is not None and engine.backend == "cuda":  # made for its multiprocessors
+        plan, round_plan = engine.decode_plan, engine.round_plan
+    else:
+        plan, round_plan = build_plans(config, read_draft(args, config), num_workers, max_tokens)
     plans = [plan] if round_plan is None else [plan, round_plan]
     reports = [each.verify() if args.verify else None for each in plans]
-    args.threads = num_workers
-    breakdown = write_trace(args, plan) if args.trace else None
+    breakdown = None if engine is None else write_trace(args.trace, engine, plan)
     if args.json:
         records = [_record(*each) for each in zip(plans, reports)]
         traced = {"breakdown": breakdown.record()} if breakdown else {}
@@ -84,8 +89,8 @@ def build_plans(config: Any, draft: Any, num_workers: int, max_tokens: int) -> t
     return build(max_tokens, False), build(draft.block_size, True) if draft else None
 
 
-def _checked_workers(args: argparse.Namespace) -> int:
-    """The number of workers, after refusing options that would be ignored."""
+def _checked_workers(args: argparse.Namespace) -> int | None:
+    """The number of workers, after refusing options that would be ignored; None: the GPU's."""
     if args.workers is not None and args.threads is not None:
         args.refuse("--workers and --threads are the same here: give one.")
     runs_only = (args.device != "auto" or args.no_pin or args.no_mmap
@@ -97,7 +102,7 @@ def _checked_workers(args: argparse.Namespace) -> int:
         args.refuse("--dump is text: not together with --json.")
     chosen = args.threads if args.workers is None else args.workers
     if chosen is None:
-        return _C.num_usable_cores()
+        return None if args.device == "cuda" else _C.num_usable_cores()
     return as_int("--workers", chosen, 1, 4096, "plan")
 
 
@@ -131,10 +136,13 @@ def read_draft(args: argparse.Namespace, config: Any) -> Any:
     return draft
 
 
-def write_trace(args: argparse.Namespace, plan: Any) -> Breakdown:
-    """Run a short prompt and some steps of ``plan``; the trace is of the last step."""
+def _open_engine(args: argparse.Namespace) -> Any:
     arguments = engine_arguments(args) | {"max_decode_tokens": args.max_tokens}
-    engine = open_engine(Path(args.model), None, arguments)
+    return open_engine(Path(args.model), None, arguments)
+
+
+def write_trace(path: str, engine: Any, plan: Any) -> Breakdown:
+    """Run a short prompt and some steps of ``plan``; the trace is of the last step."""
     if engine.decode_plan.hash() != plan.hash():
         raise _C.InternalError(
             f"[plan] --trace: expected the engine to run plan {plan.hash():016x}, "
@@ -142,8 +150,8 @@ def write_trace(args: argparse.Namespace, plan: Any) -> Breakdown:
         )
     session = _C.Session(engine, max_context=min(1024, engine.config.max_position_embeddings))
     breakdown, trace = measure_breakdown(engine, session, _TRACE_PROMPT_TOKENS, _TRACED_STEPS)
-    Path(args.trace).write_text(trace, encoding="utf-8")
-    note(f"trace of one decode step on {engine.backend}: {args.trace}")
+    Path(path).write_text(trace, encoding="utf-8")
+    note(f"trace of one decode step on {engine.backend}: {path}")
     return breakdown
 
 

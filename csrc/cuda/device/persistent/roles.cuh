@@ -17,6 +17,7 @@ struct PersistentShared {
   WorkShared work;
   TaskSlots slots;
   uint32_t tickets[kComputeWarps];  ///< of the ring: where each compute warp is, between tasks
+  uint32_t ring_ns[kComputeWarps];  ///< with stamps: waits in the ring, of each compute warp's task
 };
 static_assert(sizeof(PersistentShared) <= kMaxSharedBytes);
 
@@ -108,6 +109,10 @@ __device__ __forceinline__ void run_controller(PersistentShared& shared, const P
   ptx::mbarrier_arrive(&slot.full);
 }
 
+__device__ __forceinline__ TaskStamps& stamps_of(const PersistentParams& p, const TaskSlot& slot) {
+  return p.stamps[p.worker_begin[blockIdx.x] + slot.task_idx];
+}
+
 /// One lane: waits for the inputs of one task after the other.
 __device__ __forceinline__ void run_waiter(PersistentShared& shared, const PersistentParams& p) {
   if (threadIdx.x % 32 != 0) return;
@@ -115,6 +120,7 @@ __device__ __forceinline__ void run_waiter(PersistentShared& shared, const Persi
   for (uint32_t use = 0;; ++use) {
     TaskSlot& slot = shared.slots.wait_full(use);
     if (slot.is_end) return;
+    if (p.stamps) stamps_of(p, slot).fetched_ns = ptx::global_timer_ns();
     const Task& task = slot.task;
     for (uint32_t i = 0; i < task.num_waits && !is_skipped; ++i) {
       const Wait& wait = task.waits[i];
@@ -144,15 +150,24 @@ __device__ __forceinline__ void run_loader(PersistentShared& shared) {
   }
 }
 
+/// A compute warp has done the task, one lane: the rest of its stamps.
+__device__ __forceinline__ void stamp_end(PersistentShared& shared, TaskStamps& stamps) {
+  const uint32_t warp_idx = threadIdx.x / 32;
+  stamps.end_ns[warp_idx] = ptx::global_timer_ns();
+  stamps.ring_ns[warp_idx] = shared.ring_ns[warp_idx];
+  shared.ring_ns[warp_idx] = 0;
+}
+
 /// Compute warps. Between tasks a warp's state lies in shared memory: the products need the
 /// registers, and ptxas would spill it.
-__device__ __forceinline__ void run_compute(PersistentShared& shared) {
+__device__ __forceinline__ void run_compute(PersistentShared& shared, const PersistentParams& p) {
   uint32_t& first_ticket = shared.tickets[threadIdx.x / 32];
   for (uint32_t use = 0;;) {
     TaskSlot& slot = shared.slots.wait_full(use);
     if (slot.is_end) return;
     shared.slots.wait_ready(use);
     compute_barrier();  // the task before has another use for the same shared memory
+    if (p.stamps && threadIdx.x == 0) stamps_of(p, slot).begin_ns = ptx::global_timer_ns();
     uint32_t ticket = first_ticket;
     if (slot.is_skipped)
       skip_task(shared.work, slot, ticket);
@@ -162,6 +177,7 @@ __device__ __forceinline__ void run_compute(PersistentShared& shared) {
     ptx::sync_warp();
     if (threadIdx.x % 32 != 0) continue;
     first_ticket = ticket;  // all lanes read it after the next barrier
+    if (p.stamps) stamp_end(shared, stamps_of(p, slot));
     ptx::mbarrier_arrive(&slot.done);
   }
 }
@@ -184,15 +200,16 @@ __global__ void __launch_bounds__(kPersistentThreads, 1)
     persistent_kernel(const __grid_constant__ PersistentParams params) {
   auto& shared = *reinterpret_cast<PersistentShared*>(ptx::dynamic_shared_memory());
   if (threadIdx.x == kPersistentThreads - 1) {
-    shared.work.projection.ring.init();
+    shared.work.projection.ring.init(params.stamps ? shared.ring_ns : nullptr);
     shared.slots.init();
     for (uint32_t& ticket : shared.tickets) ticket = 0;
+    for (uint32_t& ring_ns : shared.ring_ns) ring_ns = 0;
   }
   ptx::named_barrier_sync(0, kPersistentThreads);
   const uint32_t warp_idx = threadIdx.x / 32;
   if (warp_idx < kComputeWarps) {
     ptx::raise_registers<kComputeRegisters>();
-    return run_compute(shared);
+    return run_compute(shared, params);
   }
   ptx::lower_registers<kServiceRegisters>();
   switch (warp_idx - kComputeWarps) {

@@ -21,9 +21,12 @@ struct Ring {
   alignas(128) uint8_t stages[kNumStages][kStageBytes];
   uint64_t full[kNumStages];   ///< one arrival of the loader, and the bytes
   uint64_t empty[kNumStages];  ///< one arrival of each owner
+  uint32_t* waited_ns;         ///< see init
 
-  /// One thread of the block, once per kernel. A block barrier must follow.
-  __device__ void init() {
+  /// One thread of the block, once per kernel. A block barrier must follow. `waited_ns_`: one word
+  /// for each warp of the block that waits, to which the time of its waits is added; or nullptr.
+  __device__ void init(uint32_t* waited_ns_ = nullptr) {
+    waited_ns = waited_ns_;
     for (uint32_t stage = 0; stage < kNumStages; ++stage) {
       ptx::mbarrier_init(&full[stage], 1);
       ptx::mbarrier_init(&empty[stage], kOwners);
@@ -52,7 +55,8 @@ struct Ring {
 
   /// An owner, all lanes of the warp: waits until the bytes of `ticket` are there.
   __device__ const uint8_t* wait(uint32_t ticket) {
-    wait_for_phase(&full[ticket % kNumStages], parity(ticket));
+    uint64_t* barrier = &full[ticket % kNumStages];
+    if (!ptx::mbarrier_test_wait(barrier, parity(ticket))) wait_for_bytes(barrier, parity(ticket));
     return stages[ticket % kNumStages];
   }
 
@@ -63,6 +67,14 @@ struct Ring {
   }
 
  private:
+  /// Looks at the clock only where somebody wants to know: the loader may be waiting for this warp.
+  __device__ __forceinline__ void wait_for_bytes(uint64_t* barrier, uint32_t phase) {
+    if (!waited_ns) return wait_for_phase(barrier, phase);
+    const auto start_ns = static_cast<uint32_t>(ptx::global_timer_ns());
+    wait_for_phase(barrier, phase);
+    if (threadIdx.x % 32 == 0)
+      waited_ns[threadIdx.x / 32] += static_cast<uint32_t>(ptx::global_timer_ns()) - start_ns;
+  }
   __device__ static uint32_t parity(uint32_t ticket) { return ticket / kNumStages & 1; }
 };
 
