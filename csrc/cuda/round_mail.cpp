@@ -35,6 +35,11 @@ const RoundRecord* RoundMail::read() {
 
 void apply_record(RoundState& rounds, const RoundRecord& record, const float* logits,
                   uint32_t stride) {
+  constexpr const char* kWhere = "Executor.run_rounds";
+  MIMO_RT_CHECK(record.num_tokens - 1 < kMaxStepTokens && record.num_emitted <= record.num_tokens,
+                internal, kWhere, "round ", record.number, " at position ", rounds.position,
+                ": expected 1..", kMaxStepTokens, " rows and no more tokens, got ",
+                record.num_tokens, " and ", record.num_emitted);
   rounds.active_experts += record.num_active_experts;
   replay_round(rounds, {.tokens = {record.tokens, record.num_emitted},
                         .logits = logits,
@@ -46,7 +51,7 @@ void apply_record(RoundState& rounds, const RoundRecord& record, const float* lo
                         .ns = record.ns});
   const bool is_asked = rounds.end == RoundEnd::requested && rounds.stop_requested;
   MIMO_RT_CHECK(record.has_ended ? ends_text(rounds.end) || is_asked : !ends_text(rounds.end),
-                internal, "Executor.run_rounds", "round ", record.number, " at position ",
+                internal, kWhere, "round ", record.number, " at position ",
                 rounds.position, ": the GPU says that the rounds ",
                 record.has_ended ? "end" : "go on", ", the host ends them for reason ",
                 static_cast<int>(rounds.end));

@@ -33,7 +33,8 @@ class RoundMail {
 };
 
 /// Lets `rounds` do what `record` says. `logits`: see RoundReport.
-/// @throws Error{internal} when the device and `rounds` disagree on whether the text goes on
+/// @throws Error{internal} for a record that makes no sense, or when the device and `rounds` disagree
+///         on whether the text goes on
 void apply_record(RoundState& rounds, const RoundRecord& record, const float* logits,
                   uint32_t stride);
 

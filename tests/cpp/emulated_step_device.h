@@ -11,8 +11,8 @@
 
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
-#include <set>
 #include <string>
 #include <utility>
 
@@ -25,7 +25,7 @@ using namespace mimo_rt;
 class EmulatedStepDevice : public HostDeviceMemory<cuda::StepDevice> {
  public:
   ~EmulatedStepDevice() override {
-    for (void* memory : pinned_) std::free(memory);
+    for (const auto& [memory, size] : pinned_) std::free(memory);
   }
   uint32_t num_multiprocessors() const override { return num_sms; }
   uint64_t free_bytes() const override { return free_bytes_left; }
@@ -33,10 +33,11 @@ class EmulatedStepDevice : public HostDeviceMemory<cuda::StepDevice> {
     const uint64_t size = (num_bytes + 255) / 256 * 256;
     void* memory = std::aligned_alloc(256, size);
     std::memset(memory, 0, size);
-    pinned_.insert(memory);
+    pinned_[memory] = size;
     return memory;
   }
   void release_pinned(void* memory) noexcept override {
+    if (running_) running_->advance(~uint64_t{0});  // it may write there until it ends
     if (pinned_.erase(memory)) std::free(memory);
   }
 
@@ -82,6 +83,8 @@ class EmulatedStepDevice : public HostDeviceMemory<cuda::StepDevice> {
   std::string loss;       ///< steps fail with this
   std::string refusal;    ///< launches are refused with this
   std::string error;  ///< of the emulation
+  emulation::Skip fault = emulation::Skip::none;  ///< planted into launches, see emulation::LaunchOptions::skip
+  uint32_t fault_ordinal = 0;
 
  private:
   void begin(cuda::PersistentParams params, uint32_t num_blocks) {
@@ -93,10 +96,14 @@ class EmulatedStepDevice : public HostDeviceMemory<cuda::StepDevice> {
     options.seed = seed;
     auto* kv = const_cast<uint8_t*>(params.step->places.kv->blocks);
     options.handed_over = {{kv, blocks().at(kv)}};  // of layer 0: where it begins
+    for (const auto& [memory, size] : pinned_)
+      options.host_memory.emplace_back(static_cast<uint8_t*>(memory), size);
+    options.skip = fault;
+    options.skip_ordinal = fault_ordinal;
     running_ = std::make_unique<emulation::Launch>(options, [params] { cuda::persistent_kernel(params); });
   }
 
-  std::set<void*> pinned_;
+  std::map<void*, uint64_t> pinned_;
   std::deque<std::function<void()>> queue_;
   std::unique_ptr<emulation::Launch> running_;
 };

@@ -279,6 +279,17 @@ TEST_CASE("a launch runs no more rounds than the ring of tokens has room for; a 
   CHECK(rounds.decode_in_rounds() == steps.decode_in_steps());
 }
 
+#if !defined(MIMO_RT_TEST_ON_GPU)
+TEST_CASE("a record of a round that is released to the GPU alone is not one") {
+  for (const uint32_t round : {0u, 2u}) {
+    Runner rounds({.max_tokens = 6});
+    rounds.device->fault = emulation::Skip::system_scope;
+    rounds.device->fault_ordinal = round;
+    CHECK_THROWS(internal, "expected 1..8 rows and no more tokens, got 0 and 0", rounds.decode_in_rounds());
+  }
+}
+#endif
+
 TEST_CASE("active experts add up over rounds") {
   Runner rounds({.max_tokens = 3});
   rounds.decode_in_rounds();

@@ -198,6 +198,48 @@ uint32_t times_found(Fault fault, std::string& error) {
   return count;
 }
 
+/// A letter in host memory, numbered last.
+struct Letter {
+  uint32_t text, number;
+};
+
+/// Thread 0 writes letters 1, 2, …, each after the host has had time to read the one before.
+void write_letters(Letter* letter, uint32_t num_letters, bool is_ordinary) {
+  for (uint32_t i = 1; i <= num_letters && threadIdx.x == 0; ++i) {
+    letter->text = 10 * i;
+    if (is_ordinary)
+      letter->number = i;
+    else
+      ptx::store_release_system(&letter->number, i);
+    for (uint32_t pause = 0; pause < 4; ++pause) ptx::sleep_ns(20);
+  }
+}
+
+struct Mail {
+  std::vector<uint32_t> numbers;  ///< as the host has seen them while the kernel ran
+  uint32_t num_wrong = 0;         ///< of them with the text of another
+};
+
+Mail read_letters(uint64_t seed, emulation::Skip fault, bool is_ordinary = false) {
+  Letter letter{};
+  emulation::LaunchOptions options;
+  options.seed = seed;
+  options.host_memory = {{reinterpret_cast<uint8_t*>(&letter), sizeof letter}};
+  options.skip = fault;
+  options.skip_ordinal = 1;
+  emulation::Launch launch(options, [&] { write_letters(&letter, 4, is_ordinary); });
+  Mail mail;
+  while (!launch.advance(1)) {
+    if (letter.number == 0 || (!mail.numbers.empty() && mail.numbers.back() == letter.number)) continue;
+    mail.numbers.push_back(letter.number);
+    mail.num_wrong += letter.text != 10 * letter.number;
+  }
+  CHECK_EQ(launch.result().error, std::string());
+  CHECK_EQ(letter.number, 4u);  // the end of the launch shows everything
+  CHECK_EQ(letter.text, 40u);
+  return mail;
+}
+
 void check_found(Fault fault, const char* needle, uint32_t at_least = 1) {
   std::string error;
   const uint32_t count = times_found(fault, error);
@@ -247,6 +289,19 @@ TEST_CASE("wrong arrivals and bytes are found") {
   check_found(Fault::two_arrivals, "more than 1 arrivals in one phase");
   check_found(Fault::no_release, "(empty[0]) parity 0", kNumSeeds);
   check_found(Fault::wrong_bytes, "bytes missing", kNumSeeds);
+}
+
+TEST_CASE("a hand-over to the host needs a release of system scope") {
+  uint32_t num_wrong = 0;
+  for (uint64_t seed = 0; seed <= kNumSeeds; ++seed) {
+    const Mail mail = read_letters(seed, emulation::Skip::none);
+    CHECK(!mail.numbers.empty() && mail.numbers.front() == 1);
+    CHECK_EQ(mail.num_wrong, 0u);
+    CHECK(read_letters(0, emulation::Skip::none, true).numbers.empty());  // nothing shows by itself
+    CHECK(read_letters(seed, emulation::Skip::system_scope).num_wrong <= 1);
+    num_wrong += read_letters(seed, emulation::Skip::system_scope).num_wrong;
+  }
+  CHECK(num_wrong >= kNumSeeds / 4);
 }
 
 TEST_CASE("divergent collectives are found") {

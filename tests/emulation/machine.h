@@ -6,8 +6,8 @@
 //
 // Found: wrong waits, phases, arrivals and bytes; missing barriers (in some schedules; under
 // ThreadSanitizer in all, race_check.h); reads before arrival, over-runs, unfenced hand-overs to
-// the async proxy; divergent collectives; deadlocks. Not modelled: weak memory order and scopes,
-// bank conflicts, registers, time, the rounding inside a tensor core, and PTX text that is wrong
+// the async proxy; hand-overs to the host that are not of system scope (host_memory.h); divergent
+// collectives; deadlocks. Not modelled: weak memory order and scopes otherwise, bank conflicts, registers, time, the rounding inside a tensor core, and PTX text that is wrong
 // but assembles.
 #pragma once
 
@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "emulation/fiber.h"
+#include "emulation/host_memory.h"
 #include "emulation/race_check.h"
 
 namespace emulation {
@@ -49,6 +50,7 @@ enum class Skip : uint8_t {
   wgmma_fence,
   wgmma_commit,
   wgmma_wait,
+  system_scope,  ///< of a release: it is one of the GPU's scope
 };
 
 struct Index3 {
@@ -195,6 +197,8 @@ struct LaunchOptions {
   uint32_t max_copy_delay = 8;         ///< rounds of the scheduler, in random order
   /// Global memory that the kernel writes with ordinary stores and also reads with bulk copies.
   std::vector<std::span<uint8_t>> handed_over;
+  /// Host memory that the kernel writes. What it writes elsewhere the host should not read before the end.
+  std::vector<std::span<uint8_t>> host_memory;
   /// A planted fault: every lane leaves out its operation `skip_ordinal` (from 0) of this kind.
   Skip skip = Skip::none;
   uint32_t skip_ordinal = 0;
@@ -212,6 +216,7 @@ struct Machine {
   std::vector<std::unique_ptr<Block>> blocks;  ///< resident
   std::vector<BulkCopy> copies;
   std::vector<ProxyView> handed_over;
+  HostMemory host_memory;
   Lane* lane = nullptr;  ///< running
   std::string error;     ///< the first one; empty: none
   uint64_t progress = 0;

@@ -364,6 +364,7 @@ inline void store_release_gpu(uint32_t* address, uint32_t value) {
   emulation::release_to(address);
   const emulation::Unchecked unchecked;
   *address = value;
+  emulation::machine->host_memory.publish(address, sizeof value);
   ++emulation::machine->progress;
 }
 
@@ -374,6 +375,9 @@ inline void add_release_gpu(uint32_t* address, uint32_t value) {
 
 inline void store_release_system(uint32_t* address, uint32_t value) {
   store_release_gpu(address, value);
+  const emulation::Unchecked unchecked;
+  if (!emulation::is_skipped(emulation::Skip::system_scope))
+    emulation::machine->host_memory.publish();
 }
 
 /// Relaxed accesses order nothing, and do not race: no acquire, no release.
@@ -394,6 +398,7 @@ inline void store_relaxed_gpu(uint64_t* address, uint64_t value) {
   if (reinterpret_cast<uintptr_t>(address) % 8 != 0)
     emulation::fail("64-bit access to an address that is not a multiple of 8");
   *address = value;
+  emulation::machine->host_memory.publish(address, sizeof value);
   ++emulation::machine->progress;
 }
 
@@ -403,6 +408,7 @@ inline uint32_t compare_exchange_gpu(uint32_t* address, uint32_t expected, uint3
   const emulation::Unchecked unchecked;
   const uint32_t before = *address;
   if (before == expected) *address = desired;
+  emulation::machine->host_memory.publish(address, sizeof before);
   ++emulation::machine->progress;
   return before;
 }

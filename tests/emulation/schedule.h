@@ -208,6 +208,7 @@ class Launch {
     machine_.random.seed(options.seed);
     for (const std::span<uint8_t>& memory : options.handed_over)
       machine_.handed_over.emplace_back(memory);
+    machine_.host_memory = HostMemory(options.host_memory, options.seed);
     machine_.kernel = std::move(kernel);
   }
   Launch(const Launch&) = delete;
@@ -221,13 +222,21 @@ class Launch {
   /// For so many rounds of the scheduler at most. @return whether the kernel is over
   bool advance(uint64_t num_rounds) {
     make_current(&machine_);
+    hand_memory([&] { machine_.host_memory.enter_device(); });
     const bool is_over = run_grid(num_rounds);
+    hand_memory([&] { is_over ? machine_.host_memory.end() : machine_.host_memory.leave_device(); });
     make_current(nullptr);
     return is_over;
   }
   LaunchResult result() const { return {machine_.error, machine_.statistics}; }
 
  private:
+  template <typename Hand>
+  static void hand_memory(const Hand& hand) {
+    const Unchecked unchecked;
+    hand();
+  }
+
   Machine machine_;
 };
 
