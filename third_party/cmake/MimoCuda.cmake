@@ -35,6 +35,10 @@ function(mimo_link_cuda target)
   find_package(CUDAToolkit 12.8 REQUIRED)
   if(NOT TARGET mimo_rt_cuda)
     add_library(mimo_rt_cuda OBJECT ${MIMO_RT_CUDA_SOURCES})
+    # What ptxas says of registers and spills stays beside the objects: the tests need not compile everything again.
+    target_compile_options(mimo_rt_cuda PRIVATE -Xptxas=-v)
+    set(launcher sh ${PROJECT_SOURCE_DIR}/third_party/cmake/keep-report.sh ${CMAKE_CUDA_COMPILER_LAUNCHER})
+    set_target_properties(mimo_rt_cuda PROPERTIES CUDA_COMPILER_LAUNCHER "${launcher}")
   endif()
   target_include_directories(mimo_rt_cuda PRIVATE include csrc)
   set_target_properties(mimo_rt_cuda PROPERTIES CUDA_ARCHITECTURES "90a-real;100a-real"
