@@ -289,7 +289,7 @@ inline Exchange& meet(const char* operation, const uint32_t* words, uint32_t num
   const Unchecked unchecked;
   Lane& lane = this_lane();
   Warp& warp = *lane.warp;
-  if (warp.num_arrived != 0 && std::strcmp(warp.operation, operation) != 0)
+  if (warp.num_arrived != 0 && warp.operation != operation && std::strcmp(warp.operation, operation) != 0)
     fail(std::string("lanes of one warp diverge: ") + operation + " meets " + warp.operation);
   warp.operation = operation;
   const uint64_t number = warp.num_collectives;
