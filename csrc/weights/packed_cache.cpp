@@ -95,8 +95,7 @@ class CachedArena {
   }
 
   Arena make() {
-    std::error_code error;
-    fs::create_directories(directory_, error);  // a directory that only others may write still serves
+    fs::create_directories(directory_, directory_error_);  // one that only others may write still serves
     const bool has_settled_stamps = are_stamps_settled(recipe_.checkpoint);
     const std::string content_name =
         cache_file_name(hash_stamps(recipe_.checkpoint), kContentSuffix);
@@ -157,6 +156,7 @@ class CachedArena {
   const ArenaRecipe& recipe_;
   PackedCacheReport& report_;
   fs::path directory_;
+  std::error_code directory_error_;  // of making it
   PackedFileInfo info_;
   std::string name_;
 };
@@ -242,7 +242,11 @@ void CachedArena::keep(const Arena& arena, bool is_alone) {
     report_.state = State::written;
   } catch (const Error& error) {
     if (error.code() != ErrorCode::io) throw;
-    give_up(error.what());
+    std::error_code ignored;
+    const bool has_directory = fs::exists(directory_, ignored);
+    give_up(has_directory ? error.what()
+                          : concat(printable(directory_.string(), 300), " cannot be created: ",
+                                   directory_error_.message()));
   }
 }
 

@@ -400,6 +400,13 @@ TEST_CASE("a cache that cannot be written costs nothing but itself") {
   const CachedLoad load = cached.load();
   CHECK(load.report.state == State::failed && load.bytes == cached.expected);
   CHECK(load.report.message.find("Not a directory") != std::string::npos);
+  // A directory that cannot be made says why, not that it is missing.
+  cached.cache = "/sys/mimo_rt/cache";
+  const CachedLoad nowhere = cached.load();
+  CHECK(nowhere.report.state == State::failed && nowhere.bytes == cached.expected);
+  CHECK(nowhere.report.message.find("'/sys/mimo_rt/cache' cannot be created: ") == 0);
+  CHECK(nowhere.report.message.find("No such file") == std::string::npos);
+
   // A limit on the size of files: no signal, no half file. As on a full disk, the space is asked for first.
   cached.cache = cached.root.path() / "limited";
   rlimit before{};
