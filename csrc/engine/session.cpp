@@ -107,8 +107,8 @@ GenerateResult Session::generate(std::span<const int32_t> prompt, const Generate
   check_generate_options(options, vocab_size, impl.vocabulary.has_value(),
                          impl.engine->draft_config());
   check_tokens(prompt, vocab_size, kWhere, "prompt");
-  MIMO_RT_CHECK(prompt.size() < max_context(), capacity, kWhere, "prompt: expected fewer than ",
-                max_context(), " tokens, got ", prompt.size(),
+  MIMO_RT_CHECK(prompt.size() < max_context(), capacity, kWhere, "prompt: expected at most ",
+                max_context() - 1, " tokens, got ", prompt.size(),
                 ". Raise SessionOptions.max_context.");
   return run_generation(impl, prompt, options, on_token);
 }
@@ -161,8 +161,8 @@ void Session::draft_logits(std::span<const int32_t> tokens, std::vector<float>& 
   MIMO_RT_CHECK(engine.draft && !engine.options.exact, unavailable, kWhere,
                 "expected a model with a draft and an engine that is not exact");
   check_tokens(tokens, vocab_size, kWhere, "tokens");
-  MIMO_RT_CHECK(tokens.size() < max_context(), capacity, kWhere, "tokens: expected fewer than ",
-                max_context(), ", got ", tokens.size(), ". Raise SessionOptions.max_context.");
+  MIMO_RT_CHECK(tokens.size() < max_context(), capacity, kWhere, "tokens: expected at most ",
+                max_context() - 1, ", got ", tokens.size(), ". Raise SessionOptions.max_context.");
   impl.sequence.keep_common_prefix({}, 0);
   for (auto rest = tokens.first(tokens.size() - 1); !rest.empty();) {
     const size_t count = std::min<size_t>(rest.size(), engine.max_step_tokens());

@@ -90,8 +90,8 @@ class MIMO_RT_API Session {
   /// @throws as logits(); Error{unavailable} without a draft, or on an exact engine.
   void draft_logits(std::span<const int32_t> tokens, std::vector<float>& out);
 
-  /// From any thread: the running generate() returns within one step with FinishReason::abort, and one that waits for
-  /// the engine runs no further step. A cancel before the call begins has no effect.
+  /// From any thread: the running generate() returns within one step (of EngineOptions.prefill_chunk_tokens rows while
+  /// it reads the prompt) with FinishReason::abort, and one that waits for the engine runs no further step. A cancel before the call begins has no effect.
   void cancel() noexcept;
   void reset();                    ///< forgets the cached tokens and gives their memory back
   uint32_t num_cached_tokens() const;

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from . import _C
+from .model_files import is_there
 from .params import read_json_object
 
 MAX_MESSAGES = 4096
@@ -46,7 +47,7 @@ class ChatTemplate:
         tools, else "default".
         """
         config_path = model_dir / "tokenizer_config.json"
-        config = read_json_object(config_path) if config_path.is_file() else {}
+        config = read_json_object(config_path) if is_there(config_path) else {}
         found = _find_source(model_dir, config)
         if found is None:
             return None
@@ -152,7 +153,7 @@ def check_template_variables(variables: Any) -> dict[str, Any]:
 
 def _find_source(model_dir: Path, config: Mapping[str, Any]) -> tuple[Any, str] | None:
     path = model_dir / "chat_template.jinja"
-    if path.is_file():
+    if is_there(path):
         if (size := path.stat().st_size) > _MAX_TEMPLATE_BYTES:
             raise _C.BadFormatError(
                 f"[{path}] expected at most {_MAX_TEMPLATE_BYTES} bytes, got {size}."
@@ -164,7 +165,7 @@ def _find_source(model_dir: Path, config: Mapping[str, Any]) -> tuple[Any, str] 
     if config.get("chat_template") is not None:
         return config["chat_template"], str(model_dir / "tokenizer_config.json")
     path = model_dir / "chat_template.json"
-    if path.is_file() and (source := read_json_object(path).get("chat_template")) is not None:
+    if is_there(path) and (source := read_json_object(path).get("chat_template")) is not None:
         return source, str(path)
     return None
 

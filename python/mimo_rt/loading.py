@@ -24,6 +24,7 @@ _STRINGS = {
     "activations": "'bf16' or 'int8'",
     "packed_cache": "'auto', 'none' or a directory",
 }
+_PATHS = {"draft", "packed_cache"}
 # Arguments of Session that are no field of EngineOptions, for "did you mean".
 _SESSION_ARGUMENTS = {"threads", "max_context", "seed", "generation_config"}
 _UNSIGNED = {"timeout_ms", "park_after_us", "max_decode_tokens", "prefill_chunk_tokens"}
@@ -55,7 +56,9 @@ def open_engine(
 
 
 def require_directory(model_dir: str | os.PathLike[str]) -> Path:
-    """``model_dir`` as a path; IoError when it is no directory."""
+    """``model_dir`` as a path; IoError when it is no directory, or '' (a variable not set)."""
+    if not os.fspath(model_dir):
+        raise _C.IoError("[Session] model_dir: expected a directory, got ''.")
     path = Path(model_dir)
     if not path.is_dir():
         raise _C.IoError(f"[Session] {path}: expected a model directory, found none.")
@@ -87,6 +90,8 @@ def engine_options(**options: Any) -> Any:
             raise _C.InvalidArgumentError(
                 f"[Session] {name}: expected {_STRINGS[name]}, got {value!r}."
             )
+        elif name in _PATHS:
+            chosen[name] = os.fsencode(value)  # its bytes may be no UTF-8
     return _C.EngineOptions(**chosen)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from . import _C
 from .errors import unknown_name
+from .model_files import is_there
 from .value_checks import SAMPLING_CHECKS, invalid_value, token_ids
 
 _MAX_JSON_BYTES = 1 << 20
@@ -111,9 +112,10 @@ class GenerationDefaults:
 
         Raises:
             BadFormatError: not JSON, or a value outside its range; names the field.
+            IoError: a link that leads nowhere.
         """
         path = model_dir / "generation_config.json"
-        if not path.is_file():
+        if not is_there(path):
             return cls()
         fields = read_json_object(path)
         sampling = {name: fields[name] for name in _NEUTRAL if fields.get(name) is not None}

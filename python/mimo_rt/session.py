@@ -46,7 +46,7 @@ class Session(SessionState):
         activations: what MXFP4 weights are multiplied with: "bf16", as the model defines it, or
             "int8", rounded to 8-bit integers, 32 with a common scale: faster, other logits.
         packed_cache: packed weights in files that later starts map: None, "auto" or a directory.
-        window_tokens: width of sliding-window layers instead of the config's (128 or 129).
+        window_tokens: width of sliding-window layers instead of the config's.
         progress: called with (done, total) bytes while loading, False cancels; True: a line on
             stderr.
         generation_config: "auto": sampling defaults of the model's generation_config.json;
@@ -178,7 +178,7 @@ class Session(SessionState):
         return run_to_end(self._prepare("chat", ids, params, arguments), self.cancel)
 
     def cancel(self) -> None:
-        """From any thread: the running generation ends within one step as "abort"."""
+        """From any thread: the generation ends as "abort" within a step (prompt: 512 tokens)."""
         core = self._core
         if core is not None and self._busy.locked():
             core.cancel()

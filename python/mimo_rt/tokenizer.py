@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from . import _C
+from .model_files import is_there
 from .value_checks import as_int
 
 _MAX_FILE_BYTES = 256 << 20
@@ -27,9 +28,10 @@ class Tokenizer:
 
         Raises:
             BadFormatError: the file is too large to be one.
+            IoError: a link that leads nowhere.
         """
         path = model_dir / "tokenizer.json"
-        if not path.is_file():
+        if not is_there(path):
             return None
         if (size := path.stat().st_size) > _MAX_FILE_BYTES:
             raise _C.BadFormatError(

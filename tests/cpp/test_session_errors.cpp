@@ -24,7 +24,7 @@ TEST_CASE("bad input is refused and changes nothing") {
   CHECK_THROWS(invalid_argument, "prompt[1]: expected 0..63, got 64",
                session.generate(Tokens{0, 64}, greedy(1)));
   CHECK_THROWS(invalid_argument, "got -1", session.generate(Tokens{-1}, greedy(1)));
-  CHECK_THROWS(capacity, "expected fewer than 50 tokens, got 50",
+  CHECK_THROWS(capacity, "expected at most 49 tokens, got 50",
                session.generate(iota_tokens(50), greedy(1)));
   const float nan = std::numeric_limits<float>::quiet_NaN();
   for (const float bad : {-0.1f, nan, std::numeric_limits<float>::infinity()})

@@ -182,6 +182,33 @@ def test_records_that_are_none(tmp_path, text):
         read_records(tmp_path / "absent")
 
 
+@pytest.mark.parametrize(
+    ("change", "needle"),
+    [
+        ({"median_us": float("nan")}, "median_us: expected a number above 0, got nan"),
+        ({"median_us": -1}, "median_us: expected a number above 0, got -1"),
+        ({"median_us": "1"}, "median_us: expected a number above 0, got '1'"),
+        ({"median_us": True}, "median_us: expected a number above 0, got True"),
+        ({"p10_us": 2.0}, "p10_us: expected no more than median_us, got 2.0"),
+        ({"p90_us": 0.5}, "p90_us: expected no less than median_us, got 0.5"),
+        ({"n": 0}, "n: expected a number above 0, got 0"),
+        ({"bandwidth_gbs": float("inf")}, "bandwidth_gbs: expected"),
+        ({"bandwidth_fraction": []}, "bandwidth_fraction: expected"),
+        ({"case": None}, "case: expected a name beside median_us, got None"),
+        ({"case": ["x"]}, "case: expected a string or a number"),
+        ({"model": {}}, "model: expected a string or a number"),
+    ],
+)
+def test_records_that_nobody_measured(capsys, tmp_path, change, needle):
+    good = write_lines(tmp_path / "a", [line("x", 1.0)])
+    bad = write_lines(tmp_path / "b", [line("x", 1.0), {**line("x", 1.0), **change}])
+    assert cli_main(["bench", "compare", str(good), str(bad)]) == 1
+    told = capsys.readouterr().err
+    assert needle in told and "b:2]" in told and told.count("\n") == 1
+    sparse = write_lines(tmp_path / "c", [{"case": "x", "median_us": 1.0}, {"n": None}])
+    assert cli_main(["bench", "compare", str(good), str(sparse)]) == 0  # control: fields may be missing
+
+
 def test_records_with_other_activations_are_other_cases():
     exact, old = line("a", 100, activations="bf16"), line("a", 100)
     rounded = line("a", 50, activations="int8")

@@ -65,6 +65,8 @@ def run_here(capsys, *arguments):
         (("bench", "decode", "--window-tokens", "128"), "need --model"),
         (("bench", "bandwidth", "--layers", "3"), "--layers"),
         (("bench", "bandwidth", "--context", "3"), "--context"),
+        (("bench", "verify", "--rows", "5-2"), "expected widths like 1-8,16, got '5-2'"),
+        (("train", "generate", "m", "d", "--seed", "-1"), "--seed: expected a number in 0..2**63-1"),
     ],
 )
 def test_options_without_effect_are_wrong_usage(capsys, arguments, needle):
@@ -93,11 +95,24 @@ def test_demo_help_names_its_own_default(capsys):
         (("plan", "MODEL", "--trace", "absent/x.json"), "--trace: expected a file"),
         (("plan", "MODEL", "--workers", "0"), "--workers: expected an integer in 1..4096"),
         (("plan", "MODEL", "--max-tokens", "4097"), "--max-tokens: expected"),
+        (("bench", "decode", "--plot", "absent/x.png"), "--plot: expected a file that can be written"),
+        (("bench", "decode", "--plot", "x.png", "--kernels", "absent.jsonl"), "absent.jsonl"),
+        (("bench", "plot", "-o", "absent/x.png", "a.jsonl"), "--output: expected a file that can"),
+        (("generate", "MODEL", "-f", "/dev/zero"), "/dev/zero: expected at most"),
+        (("generate", "", "-p", "x"), "model: expected a directory, got ''"),
+        (("inspect", ""), "model: expected a directory, got ''"),
     ],
 )
 def test_cheap_errors_come_first(capsys, model, never_loads, arguments, needle):
     code, errors = run_here(capsys, *(model if a == "MODEL" else a for a in arguments))
     assert code == 1 and needle in errors and errors.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["x", "x.nothing"])
+def test_a_picture_of_no_format_is_told_first(capsys, never_loads, name):
+    pytest.importorskip("matplotlib")
+    code, errors = run_here(capsys, "bench", "decode", "--plot", name)
+    assert code == 1 and "expected a file name that ends in ." in errors and ".png" in errors
 
 
 def test_the_guard_of_these_tests_sees_a_load(capsys, model, never_loads):
@@ -153,6 +168,20 @@ def test_closed_standard_streams(model, closing):
     assert run.returncode == 1 and b"Traceback" not in run.stderr  # an empty prompt
 
 
+@pytest.mark.parametrize(
+    "arguments", [["--cmake-dir"], ["--help"], ["--version"], ["inspect", "MODEL"], ["plan", "MODEL", "--dump"]]
+)
+def test_a_full_disk_behind_stdout_is_one_line(model, arguments):
+    command = [*COMMAND, *(model if a == "MODEL" else a for a in arguments)]
+    for unbuffered in ("", "1"):  # the error comes at the end, or at once
+        environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+        with open("/dev/full", "w") as full:
+            run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, env=environment)
+        assert run.returncode == 1
+        assert run.stderr.startswith("mimo-rt: error:") and "No space left" in run.stderr
+        assert run.stderr.count("\n") == 1
+
+
 def test_paths_that_are_no_utf8(model, tmp_path):
     path = os.fsencode(tmp_path) + b"/\xff-model"
     shutil.copytree(model, os.fsdecode(path))
@@ -162,6 +191,29 @@ def test_paths_that_are_no_utf8(model, tmp_path):
     run = subprocess.run([*COMMAND, "inspect", path], capture_output=True, timeout=120)
     assert run.returncode == 1 and b"Unicode" not in run.stderr
     assert b"-model" in run.stderr and b"xff" in run.stderr and run.stderr.count(b"\n") == 1
+
+
+def test_draft_and_cache_at_paths_that_are_no_utf8(model, tmp_path):
+    """As arguments of the command and of a session: loaded, found again, named in errors."""
+    path = os.fsencode(tmp_path) + b"/\xff"
+    shutil.copytree(model, os.fsdecode(path))
+    cache = path + b"/cache"
+    command = [*COMMAND, "generate", path, "--prompt-ids", "1,2", "-n", "2", "--packed-cache", cache, *FAST]
+    for _ in range(2):
+        run = subprocess.run(command, capture_output=True, timeout=120)
+        assert run.returncode == 0 and b"packed cache" not in run.stderr, run.stderr
+    with mimo_rt.Session(os.fsdecode(path), num_threads=1, packed_cache=os.fsdecode(cache)) as session:
+        (report,) = session.engine.packed_cache
+        assert report.state == "hit" and os.fsencode(report.file).startswith(cache)
+    run = subprocess.run([*COMMAND, "cache", "list", "--json", "--packed-cache", cache], capture_output=True, timeout=120)
+    (entry,) = json.loads(run.stdout)["files"]
+    assert entry["part"] == "target"
+    draft = path + b"/draft"
+    shutil.move(write_tiny_draft(os.fsdecode(path)), os.fsdecode(draft))
+    with mimo_rt.Session(model, num_threads=1, draft=os.fsdecode(draft)) as session:
+        assert session.engine.draft_config is not None
+    with pytest.raises(_C.IoError, match=r"xff/absent"):
+        mimo_rt.Session(model, draft=os.fsdecode(path + b"/absent"))
 
 
 # -- plan, doctor, bench

@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -145,6 +146,55 @@ def test_broken_tokenizer(model_dir, tmp_path):
     (copy / "tokenizer.json").write_text("{}")
     with pytest.raises(errors.MimoRtError, match="tokenizer.json"):
         Session(copy, num_threads=1).generate("text")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "generation_config.json", "tokenizer_config.json"])
+def test_a_link_that_leads_nowhere_is_no_missing_file(model_dir, tmp_path, name):
+    path = tmp_path / "copy"
+    shutil.copytree(model_dir, path)
+    (path / name).unlink(missing_ok=True)
+    (path / name).symlink_to("../blobs/0123")
+
+    def read():
+        with Session(path, num_threads=1) as session:
+            session.chat([{"role": "user", "content": "x"}], max_tokens=1)
+
+    with pytest.raises(errors.IoError, match=rf"{name}\] expected a file, got a link to '../blobs/0123'"):
+        read()
+    (path / name).unlink()
+    (path / name).mkdir()
+    with pytest.raises(errors.IoError, match=rf"{name}\] expected a file, got something else"):
+        read()
+
+
+def test_no_directory_is_not_the_current_one(model_dir, monkeypatch):
+    monkeypatch.chdir(model_dir)
+    with pytest.raises(errors.IoError, match="model_dir: expected a directory, got ''"):
+        Session("")
+    Session(".", num_threads=1).close()  # control: said so, it is
+
+
+def test_bandwidth_is_measured_in_slices_that_signals_may_end(session, monkeypatch):
+    class Engine:
+        """Takes the time it is given."""
+
+        def measure_bandwidth_gbs(self, seconds):
+            slices.append(seconds)
+            time.sleep(seconds)
+            if len(slices) == stop_at:
+                raise KeyboardInterrupt
+            return [3.0, 5.0, 4.0][len(slices) - 1]
+
+    monkeypatch.setattr(session, "_engine", Engine())
+    slices, stop_at = [], 0
+    assert session.measure_bandwidth(1.2) == 5.0
+    assert len(slices) >= 2 and max(slices) <= 0.5
+    slices, stop_at = [], 2
+    with pytest.raises(KeyboardInterrupt):
+        session.measure_bandwidth(60)
+    assert len(slices) == 2
+    slices, stop_at = [], 0
+    assert session.measure_bandwidth(1e-6) == 3.0 and len(slices) == 1  # free again, and never none
 
 
 def test_progress(model_dir):

@@ -45,6 +45,16 @@ def data(model, prompt_file, tmp_path_factory):
     return directory
 
 
+@pytest.mark.parametrize(
+    ("extra", "needle"),
+    [(["--temperatures", "0,-1"], "temperature: expected"), (["--temperatures", "nan"], "temperature: expected"),
+     (["--part", "2/2"], "part: expected an index below 2, got 2")],
+)
+def test_options_are_checked_before_anything_is_written(model, prompt_file, tmp_path, capsys, extra, needle):
+    assert generate(model, tmp_path / "data", prompt_file, *extra) == 1
+    assert needle in capsys.readouterr().err and not (tmp_path / "data").exists()
+
+
 def test_answers_are_those_of_the_model_and_can_be_repeated(model, data):
     found = generations.read_generations(data)
     assert len(found) == 12

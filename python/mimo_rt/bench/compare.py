@@ -23,6 +23,7 @@ FASTER, SLOWER, SAME, UNDECIDED = "FASTER", "SLOWER", "SAME", "UNDECIDED"
 # Records of equal case are comparable when these agree.
 _KEY = ("case", "model", "backend", "num_workers", "activations", "temperature", "max_tokens")
 _MACHINE = ("machine", "num_usable_cores", "memory_bytes", "kernel")
+_MEASURED = ("median_us", "p10_us", "p90_us", "n", "bandwidth_gbs", "bandwidth_fraction")
 _BANDWIDTH_TOLERANCE = 0.1
 
 
@@ -41,9 +42,9 @@ class Case:
         bandwidths = [r["bandwidth_gbs"] for r in records if r.get("bandwidth_gbs")]
         return cls(
             median_us=statistics.median(r["median_us"] for r in records),
-            p10_us=min(r.get("p10_us", r["median_us"]) for r in records),
-            p90_us=max(r.get("p90_us", r["median_us"]) for r in records),
-            n=sum(r.get("n", 1) for r in records),
+            p10_us=min(r.get("p10_us") or r["median_us"] for r in records),
+            p90_us=max(r.get("p90_us") or r["median_us"] for r in records),
+            n=sum(r.get("n") or 1 for r in records),
             bandwidth_gbs=max(bandwidths, default=None),
         )
 
@@ -69,7 +70,8 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     """The JSON lines of a file.
 
     Raises:
-        IoError, BadFormatError: no such file, or a line that is no JSON object.
+        IoError: no such file.
+        BadFormatError: a line that is no JSON object, or holds what no measurement gives; names it.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -85,8 +87,36 @@ def read_records(path: Path) -> list[dict[str, Any]]:
             record = None
         if not isinstance(record, dict):
             raise _C.BadFormatError(f"[{path}:{number}] expected a JSON object.")
+        _check_record(record, f"{path}:{number}")
         records.append(record)
     return records
+
+
+def _check_record(record: dict[str, Any], where: str) -> None:
+    """Records are edited and joined by hand: what nobody has measured is told, with its place."""
+
+    def expect(is_right: bool, name: str, what: str) -> None:
+        if not is_right:
+            raise _C.BadFormatError(
+                f"[{where}] {name}: expected {what}, got {record.get(name, 'nothing')!r}."
+            )
+
+    for name in _KEY:
+        is_plain = isinstance(record.get(name), (str, int, float, type(None)))
+        expect(is_plain, name, "a string or a number")
+    for name in _MEASURED:
+        if record.get(name) is not None:
+            expect(_is_positive(record[name]), name, "a number above 0")
+    if record.get("median_us") is not None:
+        expect(isinstance(record.get("case"), str), "case", "a name beside median_us")
+        low, high = (record.get(name) or record["median_us"] for name in ("p10_us", "p90_us"))
+        expect(low <= record["median_us"], "p10_us", "no more than median_us")
+        expect(high >= record["median_us"], "p90_us", "no less than median_us")
+
+
+def _is_positive(value: Any) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and math.isfinite(value) and value > 0
 
 
 def compare(
@@ -146,8 +176,7 @@ def _compare(name: str, before: Case, after: Case, tolerance: float) -> Comparis
 def _cases(records: list[dict[str, Any]]) -> dict[tuple, Case]:
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for record in records:
-        median = record.get("median_us")
-        if isinstance(median, (int, float)) and median > 0 and "case" in record:
+        if record.get("median_us") is not None:
             groups.setdefault(_key(record), []).append(record)
     return {key: Case.pool(group) for key, group in groups.items()}
 

@@ -97,6 +97,16 @@ def require_matplotlib() -> Any:
     return matplotlib.figure
 
 
+def check_output(path: Path) -> None:
+    """Raise what `draw` would after the measurements: no matplotlib, an ending of no format."""
+    endings = require_matplotlib().Figure().canvas.get_supported_filetypes()
+    if path.suffix[1:].lower() not in endings:
+        raise _C.InvalidArgumentError(
+            f"[bench] plot: expected a file name that ends in .{', .'.join(sorted(endings))}, "
+            f"got '{path}'."
+        )
+
+
 def draw(
     records: Sequence[dict[str, Any]], path: Path, kernels: Sequence[dict[str, Any]] = ()
 ) -> None:

@@ -96,7 +96,7 @@ def measure_startup(
     dropped = [model_dir]
     packed_cache = None
     if options.get("packed_cache", "none") != "none":
-        packed_cache = _C.packed_cache_directory(options["packed_cache"])
+        packed_cache = _C.packed_cache_directory(os.fsencode(options["packed_cache"]))
         dropped.append(packed_cache)
     start_once(model_dir, options)  # libraries into the page cache, weights into the packed cache
     for _ in range(num_runs):

@@ -11,6 +11,7 @@ import argparse
 import os
 import sys
 import traceback
+from typing import Any
 
 from .. import MimoRtError, __version__, _paths
 from . import bench, cache, chat, demo, doctor, generate, inspect, kbench, plan, train
@@ -19,9 +20,19 @@ from ._output import escape_controls
 _COMMANDS = (generate, chat, demo, inspect, plan, bench, kbench, doctor, cache, train)
 
 
+class _Parser(argparse.ArgumentParser):
+    """argparse's own hides that help or version could not be written."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if file is sys.stdout:
+            sys.stdout.write(message)
+        else:
+            super()._print_message(message, file)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="mimo-rt",
         description="Run MiMo-V2-class models with MXFP4 experts.",
         epilog="For C++ builds: --cmake-dir, --include-dir, --lib-dir, --cflags, --ldflags.",
@@ -43,27 +54,45 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal without UTF-8 gets '?', not a traceback
             stream.reconfigure(errors="replace")
-    if (answer := _paths.build_answer(arguments)) is not None:
-        print(answer)
-        return 0
-    args = build_parser().parse_args(arguments)
-    args.command_line = ["mimo-rt", *arguments]
     try:
-        code = args.run(args)
+        try:
+            code = _run(arguments)
+        except SystemExit:  # argparse has printed help, or what is wrong with the usage
+            sys.stdout.flush()
+            raise
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
         print("\nmimo-rt: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # The reader (head, less) has what it wanted. Python flushes stdout once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader (head, less) has what it wanted
+        _drop_output()
         return 0
     except Exception as error:
-        if args.debug:
+        if "--debug" in arguments:
             traceback.print_exc()
         print(f"mimo-rt: error: {_one_line(error)}", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _drop_output()
         return 1
+
+
+def _run(arguments: list[str]) -> int:
+    if (answer := _paths.build_answer(arguments)) is not None:
+        print(answer)
+        return 0
+    args = build_parser().parse_args(arguments)
+    args.command_line = ["mimo-rt", *arguments]
+    if getattr(args, "model", None) == "":  # as a path it would be the current directory
+        raise ValueError("model: expected a directory, got ''.")
+    return args.run(args)
+
+
+def _drop_output() -> None:
+    """What stdout holds and cannot write goes to /dev/null: Python flushes once more at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _open_closed_streams() -> None:

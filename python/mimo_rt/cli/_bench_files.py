@@ -10,6 +10,7 @@ from typing import Any
 from ..bench import roofline
 from ..bench.compare import SLOWER, TOLERANCE, Case, compare, read_records, unmatched, warnings
 from ..errors import MimoRtError
+from ._options import require_writable
 from ._output import format_table, note, print_json
 
 
@@ -79,17 +80,20 @@ def _shares(before: list[dict[str, Any]], after: list[dict[str, Any]], name: str
 def run_plot(args: argparse.Namespace) -> int:
     if not args.records and not args.kernels:
         args.refuse("expected files of records, --kernels, or both.")
-    require_plot()
+    kernels = prepare_plot("--output", args.output, args.kernels)
     records = [record for path in args.records for record in read_records(path)]
-    write_plot(records, args.output, args.kernels)
+    write_plot(records, args.output, kernels)
     return 0
 
 
-def require_plot() -> None:
-    """Say that matplotlib is missing before anything is measured."""
-    roofline.require_matplotlib()
+def prepare_plot(flag: str, output: Path, kernels: Path | None) -> list[dict[str, Any]]:
+    """The lines of ``kernels``; what drawing would fail of is told before anything is measured."""
+    require_writable(flag, output)
+    lines = read_records(kernels) if kernels else []
+    roofline.check_output(output)
+    return lines
 
 
-def write_plot(records: list[dict[str, Any]], output: Path, kernels: Path | None) -> None:
-    roofline.draw(records, output, read_records(kernels) if kernels else ())
+def write_plot(records: list[dict[str, Any]], output: Path, kernels: list[dict[str, Any]]) -> None:
+    roofline.draw(records, output, kernels)
     note(f"wrote {output}")

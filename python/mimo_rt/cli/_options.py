@@ -31,6 +31,13 @@ _SAMPLING_FLAGS: tuple[tuple[str, str, Any, str], ...] = (
 )
 
 
+def require_writable(flag: str, path: Path) -> None:
+    """Say that a file cannot be written before the minutes that lead up to it."""
+    place = path if path.exists() else path.parent
+    if path.is_dir() or not path.parent.is_dir() or not os.access(place, os.W_OK):
+        raise OSError(f"{flag}: expected a file that can be written, got '{path}'.")
+
+
 def window_width(text: str) -> int:
     """The value of --window-tokens."""
     if not text.isdecimal() or not 1 <= int(text) < 2**30:
@@ -57,7 +64,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     """Where to run, and as what."""
     group = add_backend_options(parser)
     group.add_argument("--window-tokens", type=window_width, metavar="N",
-                       help="width of window layers (128 or 129) instead of the config's")
+                       help="width of window layers instead of the config's")
     group.add_argument("--draft", default="auto", metavar="DIR",
                        help="DFlash draft: auto (MODEL/dflash if it exists), none, or a directory")
     group.add_argument("--packed-cache", default="none", metavar="DIR",
@@ -166,7 +173,7 @@ def checked_prompt(args: argparse.Namespace, model_dir: str | os.PathLike[str], 
     limit = args.max_context or min(DEFAULT_MAX_CONTEXT, config.max_position_embeddings)
     if len(ids) >= limit:
         raise _C.CapacityError(
-            f"[Session] prompt: expected fewer than {limit} tokens, got {len(ids)}. "
+            f"[Session] prompt: expected at most {limit - 1} tokens, got {len(ids)}. "
             "Raise --max-context."
         )
     return ids

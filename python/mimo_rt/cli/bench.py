@@ -62,7 +62,7 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
         case.add_argument("--json", action="store_true", help="one JSON object per case and line")
         add_backend_options(case)
         case.add_argument("--window-tokens", type=window_width, metavar="N",
-                          help="width of window layers (128 or 129) instead of the config's")
+                          help="width of window layers instead of the config's")
         # These measure the target alone: a draft beside it would change what a step means.
         case.set_defaults(run=run, refuse=case.error, layers=None, context=None, draft="none",
                           packed_cache="none", plot=None, kernels=None, breakdown=False)
@@ -89,8 +89,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--seconds: expected a number in (0, 3600], got {args.seconds}.")
     if not 1 <= args.context <= 1 << 20:
         raise ValueError(f"--context: expected 1..{1 << 20}, got {args.context}.")
-    if args.plot:
-        _bench_files.require_plot()
+    kernels = _bench_files.prepare_plot("--plot", args.plot, args.kernels) if args.plot else []
     exact_logits = None
     if args.activations != "bf16" and args.case != "bandwidth":
         exact_logits = prompt_logits(_open_engine(args, activations="bf16"))
@@ -122,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
             print(change.text())
         print(f"{f'logits #{hash_}  ' if hash_ else ''}repeat: {command}")
     if args.plot:
-        _bench_files.write_plot(lines, args.plot, args.kernels)
+        _bench_files.write_plot(lines, args.plot, kernels)
     return 0
 
 
@@ -165,7 +164,7 @@ def _row_list(text: str) -> tuple[int, ...]:
     rows = {1}
     for part in text.split(","):
         low, _, high = part.partition("-")
-        if not (low.isdigit() and (high.isdigit() or not _)):
+        if not (low.isdigit() and (high.isdigit() or not _) and int(low) <= int(high or low)):
             raise argparse.ArgumentTypeError(f"expected widths like 1-8,16, got '{text}'")
         rows |= set(range(int(low), int(high or low) + 1))
     if not 1 <= min(rows) <= max(rows) <= 64:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
 
 from .. import _C
@@ -29,7 +30,7 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.packed_cache in ("", "none"):
         raise ValueError("--packed-cache: expected auto or a directory, got none.")
-    directory = _C.packed_cache_directory(args.packed_cache)
+    directory = _C.packed_cache_directory(os.fsencode(args.packed_cache))
     if args.action == "clear":
         print(f"{format_bytes(_C.clear_packed_cache(directory))} freed in {directory}")
         return 0

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..results import GenerationResult
 from ..session import Session
@@ -19,6 +19,8 @@ from ._options import (
     with_bandwidth,
 )
 from ._output import format_stats, note, print_json, write_text
+
+_MAX_PROMPT_BYTES = 64 << 20  # far more than any context holds
 
 
 def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
@@ -95,10 +97,21 @@ def _read_prompt(args: argparse.Namespace) -> Any:
     if args.prompt is not None:
         return args.prompt
     if args.file is not None and args.file != "-":
-        return _decode(Path(args.file).read_bytes(), args.file)
+        with Path(args.file).open("rb") as file:
+            return _decode(_read_bounded(file, args.file), args.file)
     if sys.stdin.isatty():
         note("reading the prompt from the terminal; end with Ctrl-D")
-    return _decode(sys.stdin.buffer.read(), "standard input")
+    return _decode(_read_bounded(sys.stdin.buffer, "standard input"), "standard input")
+
+
+def _read_bounded(file: BinaryIO, source_name: str) -> bytes:
+    """All of a file, which may be a device without an end."""
+    data = file.read(_MAX_PROMPT_BYTES + 1)
+    if len(data) > _MAX_PROMPT_BYTES:
+        raise ValueError(
+            f"the prompt in {source_name}: expected at most {_MAX_PROMPT_BYTES} bytes, got more."
+        )
+    return data
 
 
 def _decode(data: bytes, source_name: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from ..bench.breakdown import Breakdown, measure_breakdown
 from ..loading import open_engine
 from ..value_checks import as_int
 from ._breakdown import breakdown_text
-from ._options import add_engine_options, engine_arguments
+from ._options import add_engine_options, engine_arguments, require_writable
 from ._output import format_bytes, format_table, note, print_json, public_fields
 
 _TRACE_PROMPT_TOKENS = 8
@@ -110,10 +109,7 @@ def _check_trace(args: argparse.Namespace) -> None:
     """What would fail only after the minutes that loading may take."""
     if not Path(args.model).is_dir():
         raise ValueError(f"--trace needs the weights: expected a directory, got '{args.model}'.")
-    trace = Path(args.trace)
-    place = trace if trace.exists() else trace.parent
-    if trace.is_dir() or not trace.parent.is_dir() or not os.access(place, os.W_OK):
-        raise OSError(f"--trace: expected a file that can be written, got '{trace}'.")
+    require_writable("--trace", Path(args.trace))
 
 
 def read_config(path: Path, window_tokens: int = 0) -> Any:

@@ -12,7 +12,7 @@ from ..loading import ProgressLine
 from ..session import Session
 from ._options import add_engine_options, engine_arguments
 from ._output import note
-from ._train_types import count, id_counts, layer_ids, numbers, part
+from ._train_types import count, id_counts, layer_ids, numbers, part, seed
 
 _ALL_SETS = "coding,math,agent,chat"
 
@@ -54,7 +54,7 @@ def _add_generate(commands: Any, common: argparse.ArgumentParser) -> None:
                         help="tokens of an answer (default 256)")
     parser.add_argument("--max-prompt-tokens", type=count, default=512, metavar="N",
                         help="longer prompts are left out (default 512)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of prompts and answers")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of prompts and answers")
     parser.add_argument("--part", type=part, default=(0, 1), metavar="I/N",
                         help="make the I-th of N equal parts (from 0)")
     add_engine_options(parser)
@@ -64,6 +64,9 @@ def _add_generate(commands: Any, common: argparse.ArgumentParser) -> None:
 def _run_generate(args: argparse.Namespace) -> int:
     from ..train import generations, prompts
 
+    options = generations.GenerateOptions(
+        temperatures=args.temperatures, max_tokens=args.max_tokens, seed=args.seed, part=args.part
+    )
     if args.prompt_file:
         raws = prompts.read_prompt_file(args.prompt_file)
         source = args.prompt_file.name
@@ -77,9 +80,6 @@ def _run_generate(args: argparse.Namespace) -> int:
         raise _C.InvalidArgumentError("[train] expected prompts, got none that is short enough.")
     if num_long:
         note(f"{num_long} of {len(raws)} prompts are too long and are left out.")
-    options = generations.GenerateOptions(
-        temperatures=args.temperatures, max_tokens=args.max_tokens, seed=args.seed, part=args.part
-    )
     meta = {"model": Path(args.model).resolve().name, "prompts": source,
             "max_prompt_tokens": args.max_prompt_tokens, "mimo_rt": __version__}
     max_context = args.max_prompt_tokens + args.max_tokens + 1
@@ -233,7 +233,7 @@ def _add_run_options(
     group.add_argument("--max-minutes", type=float, default=0.0, metavar="X",
                        help="stop after this time; the same command goes on later")
     group.add_argument("--torch-device", default="cpu", metavar="NAME", help="cpu or cuda")
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="of the whole training")
+    group.add_argument("--seed", type=seed, default=0, metavar="N", help="of the whole training")
 
 
 def _run_options(args: argparse.Namespace) -> Any:

@@ -20,6 +20,8 @@ from typing import Any
 
 from .. import _C
 from ..checkpoints.writer import write_json
+from ..params import SamplingParams
+from ..value_checks import as_int
 
 META_FILE = "meta.json"
 # progress(done, total, num_tokens)
@@ -65,6 +67,17 @@ class GenerateOptions:
     seed: int = 0
     part: tuple[int, int] = (0, 1)
 
+    def __post_init__(self) -> None:
+        """Raise InvalidArgumentError for what no answer can be made with."""
+        as_int("seed", self.seed, 0, 2**64 - 1, "train")
+        for temperature in self.temperatures:
+            SamplingParams(max_tokens=self.max_tokens, temperature=temperature)
+        index, num_parts = self.part
+        if not 0 <= index < num_parts:
+            raise _C.InvalidArgumentError(
+                f"[train] part: expected an index below {num_parts}, got {index}."
+            )
+
 
 def answer_seed(seed: int, prompt: str, temperature: float) -> int:
     """53 bits from the run's seed and the prompt's name: no answer depends on another."""
@@ -91,10 +104,6 @@ def make_generations(
     """
     directory = Path(directory)
     part_idx, num_parts = options.part
-    if not 0 <= part_idx < num_parts:
-        raise _C.InvalidArgumentError(
-            f"[train] part: expected an index below {num_parts}, got {part_idx}."
-        )
     directory.mkdir(parents=True, exist_ok=True)
     recorded = meta | {k: v for k, v in asdict(options).items() if k != "part"}
     _check_meta(directory, json.loads(json.dumps(recorded)))
