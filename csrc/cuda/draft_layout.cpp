@@ -1,10 +1,11 @@
 #include "cuda/draft_layout.h"
 
 #include <algorithm>
-#include <cmath>
 
+#include "core/draft_layer.h"
 #include "cuda/draft_params.h"
 #include "cuda/persistent_params.h"
+#include "cuda/step_layout.h"
 
 namespace mimo_rt::cuda {
 
@@ -14,19 +15,10 @@ uint64_t num_coarse_positions(const KvLayout& kv) {
 
 AttentionParams draft_attention_shape(const DraftConfig& draft, const KvLayout& kv, uint32_t layer_idx,
                                       const uint8_t* device) {
-  AttentionParams p;
-  p.kv = kv.draft_view(layer_idx, device, nullptr);
+  AttentionParams p = attention_shape(draft_layer(draft, layer_idx), kv.draft_view(layer_idx, device, nullptr),
+                                      kv.options().max_context);
   p.block = kv.block_view(device);
   p.num_block_rows = draft.block_size;
-  p.num_rows = 1;
-  p.num_q_heads = draft.num_q_heads;
-  p.num_kv_heads = draft.num_kv_heads;
-  p.qk_head_dim = draft.qk_head_dim;
-  p.v_head_dim = draft.v_head_dim;
-  p.scale = 1.0f / std::sqrt(static_cast<float>(draft.qk_head_dim));
-  p.window_tokens = draft.window_tokens[layer_idx];
-  p.split_keys = kRowSplitKeys;
-  p.max_context = kv.options().max_context;
   return p;
 }
 

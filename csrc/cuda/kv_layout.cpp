@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/checks.h"
+#include "core/draft_layer.h"
 #include "kv/kv_cache.h"
 
 namespace mimo_rt::cuda {
@@ -60,17 +61,10 @@ void KvLayout::add_layer(const LayerConfig& layer, uint32_t step_rows) {
 void KvLayout::add_draft(const DraftConfig& draft) {
   const uint32_t pending =
       options_.max_step_tokens + draft.block_size + KvCache::kMaxPendingContext;
-  LayerConfig layer;
-  layer.num_kv_heads = draft.num_kv_heads;
-  layer.qk_head_dim = draft.qk_head_dim;
-  layer.v_head_dim = draft.v_head_dim;
-  for (const uint32_t window : draft.window_tokens) {
-    layer.window_tokens = window;
-    add_layer(layer, pending);
-  }
+  for (uint32_t l = 0; l < draft.num_layers; ++l) add_layer(draft_layer(draft, l), pending);
   block_begin_ = bytes_;
   block_.block_rows = static_cast<uint32_t>(round_to(draft.block_size, kTileKeys));
-  set_heads(block_, layer);
+  set_heads(block_, draft_layer(draft, 0));
   bytes_ += block_.block_bytes;
   features_begin_ = bytes_;
   features_.ring_rows = static_cast<uint32_t>(

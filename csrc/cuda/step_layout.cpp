@@ -58,10 +58,9 @@ StageList::StageList(const Plan& plan) {
     }
 }
 
-AttentionParams attention_shape(const LayerConfig& layer, const KvLayout& kv,
-                                uint32_t layer_idx) {
+AttentionParams attention_shape(const LayerConfig& layer, const KvView& view, uint32_t max_context) {
   AttentionParams p;
-  p.kv = kv.view(layer_idx, nullptr, nullptr);
+  p.kv = view;
   p.num_rows = 1;
   p.num_q_heads = layer.num_q_heads;
   p.num_kv_heads = layer.num_kv_heads;
@@ -70,7 +69,7 @@ AttentionParams attention_shape(const LayerConfig& layer, const KvLayout& kv,
   p.scale = 1.0f / std::sqrt(static_cast<float>(layer.qk_head_dim));
   p.window_tokens = layer.window_tokens;
   p.split_keys = kRowSplitKeys;
-  p.max_context = kv.options().max_context;
+  p.max_context = max_context;
   return p;
 }
 
@@ -107,7 +106,8 @@ StepLayout::StepLayout(const Plan& plan, const CudaWeights& weights, const CudaD
     const CudaLayerWeights& layer = weights.layer(l);
     qkv_tiles.push_back(block.add(sizeof(QkvTile) * layer.qkv_tiles.size()));
     partial_floats =
-        std::max(partial_floats, attention_partial_floats(attention_shape(layer.config, kv, l)));
+        std::max(partial_floats, attention_partial_floats(attention_shape(layer.config, kv.view(l, nullptr, nullptr),
+                                                                          kv.options().max_context)));
     const RotaryKind kind{layer.config.rope_theta, layer.config.rotary_dim};
     const auto found = std::find(rotary_kinds.begin(), rotary_kinds.end(), kind);
     rotary_of_layer.push_back(static_cast<uint32_t>(found - rotary_kinds.begin()));

@@ -74,7 +74,7 @@ struct StageList {
   std::vector<uint32_t> stage_idx;  ///< of every task, worker after worker
 };
 
-/// One row of attention in layer `layer_idx`, without addresses.
-AttentionParams attention_shape(const LayerConfig& layer, const KvLayout& kv, uint32_t layer_idx);
+/// One row of attention in a layer, without addresses but for those of `view`.
+AttentionParams attention_shape(const LayerConfig& layer, const KvView& view, uint32_t max_context);
 
 }  // namespace mimo_rt::cuda

@@ -5,6 +5,7 @@
 #include "kv/kv_cache.h"
 
 #include "core/checks.h"
+#include "core/draft_layer.h"
 
 #include <sys/mman.h>
 
@@ -59,15 +60,6 @@ LayerLayout layout_of(const LayerConfig& layer, uint64_t step_rows, uint32_t max
   layout.v_begin = align_up(2 * rows * layer.qk_head_dim);
   layout.block_bytes = layout.v_begin + align_up(2 * rows * layer.v_head_dim);
   return layout;
-}
-
-LayerConfig draft_layer(const DraftConfig& draft, uint32_t layer_idx) {
-  LayerConfig layer;
-  layer.window_tokens = draft.window_tokens[layer_idx];
-  layer.num_kv_heads = draft.num_kv_heads;
-  layer.qk_head_dim = draft.qk_head_dim;
-  layer.v_head_dim = draft.v_head_dim;
-  return layer;
 }
 
 }  // namespace

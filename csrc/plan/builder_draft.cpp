@@ -2,6 +2,7 @@
 #include "plan/builder.h"
 
 #include "core/checks.h"
+#include "core/draft_layer.h"
 #include "plan/buffers.h"
 #include "plan/kinds.h"
 
@@ -119,12 +120,8 @@ void PlanBuilder::add_draft_layer(uint16_t layer_idx) {
   const double qkv_rows = num_qk * draft_->qk_head_dim + num_v * draft_->v_head_dim;
   add_draft_norm(layer_idx, false);
   add_draft_matrix(TaskKind::draft_qkv_proj, layer_idx, hidden, qkv_rows / (num_qk + num_v), block);
-  LayerConfig heads;
-  heads.num_q_heads = draft_->num_q_heads, heads.num_kv_heads = draft_->num_kv_heads;
-  heads.qk_head_dim = draft_->qk_head_dim, heads.v_head_dim = draft_->v_head_dim;
-  heads.window_tokens = draft_->window_tokens[layer_idx];
   add_strided(TaskKind::draft_attention, layer_idx, draft_->num_kv_heads, block, block,
-              costs_.attention_tile(heads, draft_->num_kv_heads));
+              costs_.attention_tile(draft_layer(*draft_, layer_idx), draft_->num_kv_heads));
   add_draft_matrix(TaskKind::draft_o_proj, layer_idx, draft_->num_q_heads * draft_->v_head_dim, kTileRows, block);
   add_draft_norm(layer_idx, true);
   add_draft_matrix(TaskKind::draft_gate_up_proj, layer_idx, hidden, 2 * kTileRows, block);  // 16 gate, 16 up
