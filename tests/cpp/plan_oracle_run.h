@@ -97,9 +97,13 @@ struct Frozen {
   uint32_t worker_idx, task_idx;  ///< of epoch 0
 };
 
-/// Runs two epochs with all workers, worker `frozen` stopping before its task until nobody else can go on.
-inline uint64_t run_plan(const Plan& plan, const Scenario& scenario, const std::optional<Frozen>& frozen) {
-  Machine machine(plan, scenario);
+/// Whose turn it is, from task to task: each worker goes through its list, epoch after epoch.
+using Order = std::vector<uint32_t>;
+
+/// The order of two epochs in which every worker goes as far as it can, one after the other; worker `frozen` stops
+/// before its task until nobody else can go on.
+inline Order order_of(const Plan& plan, const std::optional<Frozen>& frozen) {
+  Order order;
   std::vector<uint64_t> counts(plan.counters().size(), 0);
   std::vector<uint32_t> next(plan.num_workers(), 0), epoch(plan.num_workers(), 0);
   bool is_frozen = frozen.has_value();
@@ -119,7 +123,7 @@ inline uint64_t run_plan(const Plan& plan, const Scenario& scenario, const std::
     for (uint32_t w = 0; w < plan.num_workers(); ++w) {
       while (epoch[w] < kNumEpochs && !plan.tasks(w).empty() && can_run(w)) {
         const Task& task = plan.tasks(w)[next[w]];
-        machine.execute(task, epoch[w]);
+        order.push_back(w);
         if (task.signal_counter < counts.size()) ++counts[task.signal_counter];
         if (++next[w] == plan.tasks(w).size()) next[w] = 0, ++epoch[w];
         moved = true;
@@ -128,19 +132,35 @@ inline uint64_t run_plan(const Plan& plan, const Scenario& scenario, const std::
   }
   for (uint32_t w = 0; w < plan.num_workers(); ++w)
     if (!plan.tasks(w).empty() && epoch[w] < kNumEpochs) throw Violation("deadlock");
+  return order;
+}
+
+inline uint64_t run_plan(const Plan& plan, const Scenario& scenario, const Order& order) {
+  Machine machine(plan, scenario);
+  std::vector<uint32_t> num_run(plan.num_workers(), 0);
+  for (const uint32_t w : order) {
+    const auto num_tasks = static_cast<uint32_t>(plan.tasks(w).size());
+    machine.execute(plan.tasks(w)[num_run[w] % num_tasks], num_run[w] / num_tasks);
+    ++num_run[w];
+  }
   return machine.outputs();
 }
 
 /// What is wrong with the plan, or an empty string. The scenarios hold the right outputs.
 inline std::string find_fault(const Plan& plan, const std::vector<Scenario>& scenarios) {
+  std::set<Order> seen;  // many frozen workers make the same one
+  const auto is_right = [&](const std::optional<Frozen>& frozen) {
+    const auto [order, is_new] = seen.insert(order_of(plan, frozen));
+    return !is_new || std::ranges::all_of(scenarios, [&](const Scenario& scenario) {
+      return run_plan(plan, scenario, *order) == scenario.expected;
+    });
+  };
   try {
-    for (const Scenario& scenario : scenarios) {
-      if (run_plan(plan, scenario, std::nullopt) != scenario.expected) return "wrong result in list order";
-      for (uint32_t w = 0; w < plan.num_workers(); ++w)
-        for (uint32_t i = 0; i < plan.tasks(w).size(); ++i)
-          if (run_plan(plan, scenario, Frozen{w, i}) != scenario.expected)
-            return "wrong result with worker " + std::to_string(w) + " frozen before task " + std::to_string(i);
-    }
+    if (!is_right(std::nullopt)) return "wrong result in list order";
+    for (uint32_t w = 0; w < plan.num_workers(); ++w)
+      for (uint32_t i = 0; i < plan.tasks(w).size(); ++i)
+        if (!is_right(Frozen{w, i}))
+          return "wrong result with worker " + std::to_string(w) + " frozen before task " + std::to_string(i);
   } catch (const Violation& violation) {
     return violation.what();
   }
