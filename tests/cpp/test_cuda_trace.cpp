@@ -1,4 +1,4 @@
-// Time stamps that the kernel takes of its tasks, on the emulated GPU: every task once, edges and weights
+// Time stamps that the kernel takes of its tasks, on the emulated GPU (or a real one): every task once, edges and weights
 // where they should show, the last round of many, no result changed.
 #include "cuda/trace_buffer.h"
 #include "device_engine_fixture.h"
@@ -83,6 +83,7 @@ TEST_CASE("stamps: every task once, after what it waits for; no bit of the resul
   }
 }
 
+#if !defined(MIMO_RT_TEST_ON_GPU)  // what it reads may be anything
 TEST_CASE("a task that does not wait for its inputs shows in the stamps") {
   const Plan plan = make_plan(3);
   PlanMutator hasty(plan);
@@ -94,6 +95,7 @@ TEST_CASE("a task that does not wait for its inputs shows in the stamps") {
   for (uint64_t seed = 1; seed <= 3; ++seed) count += num_early(plan, TracedStep(without_waits, seed).trace);
   CHECK(count != 0);
 }
+#endif
 
 TEST_CASE("waits for weights are those of tasks that stream them") {
   uint64_t weights_ns = 0, others_ns = 0, waits_ns = 0;
@@ -154,10 +156,12 @@ TEST_CASE("a session's trace is of its last round, drawn with its waits; the tok
   };
   (void)run(engine, 2);
   check_whole(*engine->impl().round_plan, last_trace(*engine));
-  const uint64_t one_round_ns = length();
+  [[maybe_unused]] const uint64_t one_round_ns = length();
   CHECK(run(engine, 8) == run(other, 8));  // seven rounds in a launch
   check_whole(*engine->impl().round_plan, last_trace(*engine));
+#if !defined(MIMO_RT_TEST_ON_GPU)  // a round of emulated time; a real one may be held up
   CHECK(length() < 2 * one_round_ns);
+#endif
   uint64_t num_tasks = 0, num_waits = 0;
   const auto drawn = nlohmann::json::parse(engine->trace_json());
   for (const auto& event : drawn["traceEvents"]) {
