@@ -17,11 +17,6 @@ SampleRequest common_request(const RoundRequest& asked) {
   return request;
 }
 
-uint32_t num_masked_rows(uint64_t min_tokens, uint64_t num_output) {
-  const uint64_t num_rows = min_tokens - std::min(min_tokens, num_output);
-  return static_cast<uint32_t>(std::min<uint64_t>(num_rows, kMaxStepTokens));
-}
-
 }  // namespace
 
 void StepInputs::reserve(const StepBlock& block, const RoundState& rounds) {
@@ -61,14 +56,13 @@ void StepInputs::send(const StepBlock& block, const RoundState& rounds, RoundMai
   t.sample.rules = put_rules(block, request);
   t.sample.masked_ids = t.stop_ids = put_list(request.masked_ids, request.num_masked_ids);
   t.sample.num_masked_ids = t.num_stop_ids = request.num_masked_ids;
-  t.sample.num_masked_rows = num_masked_rows(asked.min_tokens, rounds.num_output);
+  t.sample.num_masked_rows = num_masked_rows(asked.min_tokens, rounds.num_output, kMaxStepTokens);
   t.sample.num_rows = input.num_tokens;
   t.token_counts = const_cast<uint32_t*>(t.sample.rules.token_counts);  // on the device: ours
   t.min_tokens = asked.min_tokens;
   t.max_tokens = asked.max_tokens;
   t.max_context = asked.max_context;
   t.max_context_rows = asked.max_context_rows;
-  t.lazy_context_rows = std::min(kLazyContextRows, asked.max_context_rows);
   t.mailbox = mailbox;
   t.num_output = rounds.num_output;
   t.token_position = rounds.position + 1;

@@ -16,13 +16,11 @@ bool ends_text(RoundEnd end) {
 }  // namespace
 
 void RoundMail::tell(const RoundState& rounds, uint32_t block_size) const {
-  const uint32_t max_drafts =
-      rounds.stop_requested ? RoundMailbox::kStop : rounds.width.choose(block_size - 1);
-  std::atomic_ref(mailbox()->max_drafts).store(max_drafts, std::memory_order_relaxed);
+  put(rounds.stop_requested ? RoundMailbox::kStop : rounds.width.choose(block_size - 1));
 }
 
-void RoundMail::stop() const {
-  std::atomic_ref(mailbox()->max_drafts).store(RoundMailbox::kStop, std::memory_order_relaxed);
+void RoundMail::put(uint32_t max_drafts) const {
+  std::atomic_ref(mailbox()->max_drafts).store(max_drafts, std::memory_order_relaxed);
 }
 
 const RoundRecord* RoundMail::read() {

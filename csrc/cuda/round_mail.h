@@ -23,11 +23,13 @@ class RoundMail {
   /// further round when `rounds` are asked to stop.
   void tell(const RoundState& rounds, uint32_t block_size) const;
   /// Says that there should be no further round.
-  void stop() const;
+  void stop() const { put(RoundMailbox::kStop); }
   /// The next round, or nullptr while it has not ended. Valid until kMaxLaunchRounds later ones have.
   const RoundRecord* read();
 
  private:
+  void put(uint32_t max_drafts) const;
+
   const DeviceBuffer memory_;
   uint32_t next_number_ = 1;  ///< memory begins as zeros
 };

@@ -42,7 +42,7 @@ struct RoundTables {
   uint32_t num_stop_ids = 0;
   uint32_t max_context = 0;
   uint64_t min_tokens = 0, max_tokens = 0;
-  uint32_t max_context_rows = 0, lazy_context_rows = 0;  ///< see RoundState::begin
+  uint32_t max_context_rows = 0;
   uint32_t block_size = 0;                ///< 1 .. kMaxStepTokens
   uint32_t num_layers = 0;
   const uint32_t* active_experts = nullptr;  ///< [num_layers]

@@ -98,20 +98,19 @@ RoundEnd RoundState::limit_reached() const {
 void RoundState::prepare_round() {
   input = {};
   if (end != RoundEnd::running) return;
-  const uint32_t pending = position - num_context;
-  const bool can_draft = pending <= request.max_context_rows;  // else the draft would not see all of the text
-  const uint64_t num_left = std::min<uint64_t>(request.max_tokens - num_output, request.max_context - position);
-  const auto limit = static_cast<uint32_t>(std::min<uint64_t>(num_left, block_size_)) - 1;
-  const uint32_t num_drafts = width.choose(can_draft ? limit : 0);
+  const RoundRoom room{.num_tokens = request.max_tokens - num_output,
+                       .num_positions = request.max_context - position,
+                       .num_pending = position - num_context,
+                       .max_context_rows = request.max_context_rows,
+                       .block_size = block_size_};
+  const uint32_t limit = room.max_drafts(), num_drafts = width.choose(limit);
   narrows_ = num_drafts && width.narrows() && !draws_drafts();
   num_proposals_ = narrows_ ? std::min(limit, width.max_drafts()) : num_drafts;
   num_proposed_.store(0, std::memory_order_relaxed);
   input.num_tokens = 1 + num_proposals_;
   input.num_draft_rows = num_drafts ? block_size_ : 0;
   input.context_begin = num_context;
-  // A round that does not draft adds one pending position, and leaves no more than one that drafts can take.
-  if (num_drafts || pending + 1 > std::min(kLazyContextRows, request.max_context_rows))
-    input.num_context_rows = std::min(pending, request.max_context_rows);
+  input.num_context_rows = room.num_context_rows(num_drafts != 0);
   for (uint32_t row = 0; row < input.num_tokens; ++row) positions[row] = position + row;
   input.token_ids = block.data();
   input.seq_idx = seq_idx.data();

@@ -10,6 +10,7 @@
 
 #include "engine/draft_width.h"
 #include "engine/step.h"
+#include "sampling/round_rows.h"
 #include "sampling/speculative.h"
 
 #include <mimo_rt/draft.h>
@@ -40,8 +41,6 @@ class TokenRing {
   std::atomic<uint64_t> num_pushed_{0}, num_read_{0};
 };
 
-/// Rounds that do not draft leave the draft's context until about so many rows are pending: they cost less in one pass.
-inline constexpr uint32_t kLazyContextRows = 64;
 static_assert(kLazyContextRows <= KvCache::kMaxPendingContext);
 
 /// What the caller decides for a generation; constant while rounds run.
@@ -91,9 +90,8 @@ struct RoundState {
   std::array<uint32_t, kMaxBlockSize> positions{}, seq_idx{}, logit_rows{};
 
   /// Fills `input` for the round that begins at `position` with the anchor block[0]: chooses the width, limited by what
-  /// max_tokens and max_context leave, and the rows of context to make: all pending ones when the round drafts or when
-  /// they become many (pending + 1 > min(kLazyContextRows, max_context_rows)), else none. A round does not draft while
-  /// more than max_context_rows are pending. Also resets num_rounds, end, active_experts and stop_requested.
+  /// max_tokens and max_context leave, and the rows of context to make, see RoundRoom. Also resets num_rounds, end,
+  /// active_experts and stop_requested.
   /// When a limit is reached already, it sets `end` and leaves `input` empty: then no round may run.
   void begin();
 

@@ -169,7 +169,6 @@ class Rounds {
     t.max_tokens = g_.max_tokens;
     t.max_context = g_.max_context;
     t.max_context_rows = g_.max_context_rows;
-    t.lazy_context_rows = std::min(kLazyContextRows, g_.max_context_rows);
     t.block_size = g_.block_size;
     t.num_layers = kLayers;
     t.active_experts = active_.data();

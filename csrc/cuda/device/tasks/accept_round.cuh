@@ -6,6 +6,7 @@
 #include "cuda/device/tasks/draft_rows.cuh"
 #include "cuda/device/tasks/sample_rows.cuh"
 #include "cuda/round_params.h"
+#include "sampling/round_rows.h"
 
 namespace mimo_rt::cuda {
 
@@ -54,26 +55,19 @@ __device__ inline uint32_t settle_row(RoundTables& round, RoundRecord& record, u
 
 /// One thread: the rows of the next round, as RoundState::prepare_round sets them.
 __device__ inline void prepare_round(RoundTables& round, StepTables& step, uint32_t max_drafts) {
-  const uint32_t position = round.token_position - 1, pending = position - round.num_context;
-  uint32_t limit = round.block_size;
-  if (round.max_tokens - round.num_output < limit)
-    limit = static_cast<uint32_t>(round.max_tokens - round.num_output);
-  if (round.max_context - position < limit) limit = round.max_context - position;
-  uint32_t num_drafts = limit - 1 < max_drafts ? limit - 1 : max_drafts;
-  if (pending > round.max_context_rows) num_drafts = 0;  // it would not see all of the text
-  const bool makes_context = num_drafts != 0 || pending + 1 > round.lazy_context_rows;
+  const uint32_t position = round.token_position - 1;
+  const RoundRoom room{round.max_tokens - round.num_output, round.max_context - position,
+                       position - round.num_context, round.max_context_rows, round.block_size};
+  const uint32_t limit = room.max_drafts();
+  const uint32_t num_drafts = limit < max_drafts ? limit : max_drafts;
   step.num_tokens = step.num_logit_rows = 1 + num_drafts;
   step.num_draft_rows = num_drafts != 0 ? round.block_size : 0;
   step.context_begin = round.num_context;
-  step.num_context_rows = !makes_context                     ? 0
-                          : pending < round.max_context_rows ? pending
-                                                             : round.max_context_rows;
+  step.num_context_rows = room.num_context_rows(num_drafts != 0);
   for (uint32_t row = 0; row <= num_drafts; ++row) round.positions[row] = position + row;
-  const uint64_t num_masked =
-      round.num_output < round.min_tokens ? round.min_tokens - round.num_output : 0;
   round.sample.num_rows = 1 + num_drafts;
-  round.sample.num_masked_rows = num_masked < kMaxStepTokens ? static_cast<uint32_t>(num_masked)
-                                                              : kMaxStepTokens;
+  round.sample.num_masked_rows =
+      num_masked_rows(round.min_tokens, round.num_output, kMaxStepTokens);
   if (!round.draft) return;
   round.draft->num_masked_rows = round.sample.num_masked_rows;
   list_context(step);
