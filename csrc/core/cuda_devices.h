@@ -1,6 +1,8 @@
 // CUDA devices that this build can see; answers, never throws, without a driver or without CUDA in the build.
 #pragma once
 
+#include "core/checks.h"
+
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -21,5 +23,12 @@ struct CudaDevices {
 };
 
 CudaDevices list_cuda_devices();
+
+/// Why a driver of version `driver` (1000 major + 10 minor; 0: none) does not do for a runtime of version `runtime`.
+inline std::string old_driver_text(int runtime, int driver) {
+  const auto text = [](int version) { return concat(version / 1000, '.', version % 1000 / 10); };
+  if (driver == 0) return "no CUDA driver on this machine";
+  return concat("expected a driver for CUDA ", text(runtime), ", got one for CUDA ", text(driver));
+}
 
 }  // namespace mimo_rt

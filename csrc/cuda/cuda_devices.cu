@@ -3,21 +3,15 @@
 
 #include <cuda_runtime.h>
 
-#include "core/checks.h"
-
 namespace mimo_rt {
 namespace {
-
-std::string version_text(int version) { return concat(version / 1000, '.', version % 1000 / 10); }
 
 /// Why there is no device. Without a driver the runtime calls it too old.
 std::string reason_of(cudaError_t status) {
   int driver = 0;
   if (status != cudaErrorInsufficientDriver || cudaDriverGetVersion(&driver) != cudaSuccess)
     return cudaGetErrorString(status);
-  if (driver == 0) return "no CUDA driver on this machine";
-  return concat("expected a driver for CUDA ", version_text(CUDART_VERSION), ", got one for CUDA ",
-                version_text(driver));
+  return old_driver_text(CUDART_VERSION, driver);
 }
 
 }  // namespace

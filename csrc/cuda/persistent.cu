@@ -28,11 +28,7 @@ void PersistentKernel::launch(const PersistentParams& params, const LaunchOption
   check_persistent(params, options.num_blocks);
   const KernelCall call{"cuda.persistent", concat("num_blocks ", options.num_blocks,
                                                   ", num_epochs ", params.num_epochs)};
-  // Blocks wait for each other: one that is not resident would never be signalled.
-  MIMO_RT_CHECK(options.num_blocks <= max_blocks_, unavailable, call.where,
-                "num_blocks: expected at most ", max_blocks_, ", which ", num_sms_,
-                " multiprocessors hold at the same time, got ", options.num_blocks,
-                ". Make a plan with fewer workers, or free the device of other limits (MIG, MPS).");
+  check_resident(options.num_blocks, max_blocks_, num_sms_);
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeCooperative;
   attribute.val.cooperative = 1;

@@ -14,6 +14,10 @@ inline constexpr uint64_t kMaxDeadlineNs = 3'000'000'000;
 /// @throws Error{invalid_argument} that names the field
 void check_persistent(const PersistentParams& params, uint32_t num_blocks);
 
+/// That blocks which wait for each other are resident at the same time, of which the device holds `max_blocks`.
+/// @throws Error{unavailable}
+void check_resident(uint32_t num_blocks, uint32_t max_blocks, uint32_t num_sms);
+
 /// The kernel on one device, asked once what it can hold.
 class PersistentKernel {
  public:

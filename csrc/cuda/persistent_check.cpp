@@ -24,4 +24,11 @@ void check_persistent(const PersistentParams& p, uint32_t num_blocks) {
                 "watchdog.deadline_ns: expected 1 .. ", kMaxDeadlineNs, ", got ", deadline_ns);
 }
 
+void check_resident(uint32_t num_blocks, uint32_t max_blocks, uint32_t num_sms) {
+  MIMO_RT_CHECK(num_blocks <= max_blocks, unavailable, "cuda.persistent",
+                "num_blocks: expected at most ", max_blocks, ", which ", num_sms,
+                " multiprocessors hold at the same time, got ", num_blocks,
+                ". Make a plan with fewer workers, or free the device of other limits (MIG, MPS).");
+}
+
 }  // namespace mimo_rt::cuda

@@ -46,7 +46,7 @@ class EmulatedStepDevice : public HostDeviceMemory<cuda::StepDevice> {
   }
   void launch(const cuda::PersistentParams& params, uint32_t num_blocks) override {
     cuda::check_persistent(params, num_blocks);
-    if (!refusal.empty()) fail(ErrorCode::unavailable, "emulated", refusal);
+    cuda::check_resident(num_blocks, max_resident_blocks, num_sms);
     ++num_launches;
     num_epochs_launched += params.num_epochs;
     queue_.push_back([this, params, num_blocks] { begin(params, num_blocks); });
@@ -81,7 +81,7 @@ class EmulatedStepDevice : public HostDeviceMemory<cuda::StepDevice> {
   uint64_t num_launches = 0, num_epochs_launched = 0, num_bytes_received = 0;
   bool is_stuck = false;  ///< no step ends any more
   std::string loss;       ///< steps fail with this
-  std::string refusal;    ///< launches are refused with this
+  uint32_t max_resident_blocks = 8;  ///< what other processes leave
   std::string error;  ///< of the emulation
   emulation::Skip fault = emulation::Skip::none;  ///< planted into launches, see emulation::LaunchOptions::skip
   uint32_t fault_ordinal = 0;

@@ -117,12 +117,26 @@ TEST_CASE("a launch that was refused leaves the executor usable") {
   const Tokens tokens = random_tokens(model().config, 4, 2);
   Session session(open_engine(device), kSmall);
   const Tokens whole = session.generate(tokens, greedy(4)).token_ids;
-  device->refusal = "too few multiprocessors";
-  CHECK_THROWS(unavailable, "too few multiprocessors", session.generate(tokens, greedy(4)));
+  const uint64_t num_launches = device->num_launches;
+  device->max_resident_blocks = 1;
+  const char* needle = "expected at most 1, which 8 multiprocessors hold at the same time, got 2. Make a plan with fewer";
+  CHECK_THROWS(unavailable, needle, session.generate(tokens, greedy(4)));
   std::vector<float> logits;
-  CHECK_THROWS(unavailable, "too few multiprocessors", session.logits(tokens, logits));
-  device->refusal.clear();
+  CHECK_THROWS(unavailable, needle, session.logits(tokens, logits));
+  CHECK_EQ(device->num_launches, num_launches);
+  device->max_resident_blocks = 2;
   CHECK(session.generate(tokens, greedy(4)).token_ids == whole);
+}
+
+TEST_CASE("a plan that the executor was not made for is refused, and those it was made for go on") {
+  const Tokens tokens = random_tokens(model().config, 4, 2);
+  StepRunner runner(model(), Plan::build(model().config, device_plan_options(2, 4, 4)));
+  const StepRows rows(tokens, 0, 0, 4);
+  for (const Plan& other : {Plan::build(model().config, device_plan_options(2, 4, 4)),
+                            Plan::build(model().config, device_plan_options(3, 4, 4))})
+    CHECK_THROWS(invalid_argument, "plan: expected one of those given to the executor, got another",
+                 runner.executor->run(other, runner.cache, rows.input, runner.output));
+  CHECK(runner.run(rows.input));
 }
 
 TEST_CASE("options that the GPU cannot serve are refused before anything is loaded") {
@@ -147,6 +161,9 @@ TEST_CASE("options that the GPU cannot serve are refused before anything is load
   device->num_sms = 2;
   CHECK_THROWS(invalid_argument, "num_workers: expected at most 2",
                cuda::make_cuda_executor(device, model().pack(), model().config, {&plan}, {}));
+  const Plan other = Plan::build(model().config, device_plan_options(2, 4, 4));
+  CHECK_THROWS(invalid_argument, "plan: expected one for 3 workers, got 2",
+               cuda::make_cuda_executor(open_test_device(), model().pack(), model().config, {&plan, &other}, {}));
 }
 
 TEST_CASE("the backend says why there is no GPU, or which one there is") {
@@ -157,6 +174,8 @@ TEST_CASE("the backend says why there is no GPU, or which one there is") {
   };
   CHECK_EQ(reason({false, {}, "not built into this wheel"}, false), std::string("not built into this wheel"));
   CHECK_EQ(reason({true, {}, "no driver"}, false), std::string("no driver"));
+  CHECK_EQ(old_driver_text(13000, 12080), std::string("expected a driver for CUDA 13.0, got one for CUDA 12.8"));
+  CHECK_EQ(old_driver_text(13000, 0), std::string("no CUDA driver on this machine"));
   CHECK_EQ(reason({true, {{"Old", 8, 9, 100, 1}}, ""}, false),
            std::string("expected a GPU with compute capability 9.0 or 10.0, got Old (sm_89)"));
   CHECK_EQ(reason({true, {{"New", 9, 0, 132, 1}, {"Old", 8, 9, 1, 1}}, ""}, true),
