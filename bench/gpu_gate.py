@@ -13,22 +13,19 @@ codes: 0 all passed, 1 something failed, 2 wrong usage, 3 no GPU.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import ctypes
 import datetime
-import json
+import importlib.util
 import os
 import pathlib
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator
+
+from gate_steps import FAILED, LIMITS_S, NOT_RUN, PASSED, Log, Stage
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NO_GPU = 3
@@ -36,12 +33,11 @@ NATIVE_TESTS = tuple(sorted(p.stem for p in (ROOT / "tests" / "cpp").glob("nativ
 KBENCH_SHAPES = ("pro-r8", "pro", "gpt-oss-120b", "flash")
 KBENCH = ("kbench", "--device", "cuda", "--seconds", "0.1", "--json")  # per kernel and tokens: hundreds of calls
 TOOLS = ("memcheck", "racecheck")
-# What the stages may take of ten minutes; a stage that ends early leaves its time to the others.
-LIMITS_S = {"build": 240, "tests": 60, "engine": 60, "sanitizer": 100, "kbench": 130}
 WHEELS = ("scikit-build-core>=0.11", "pybind11>=2.13", "nlohmann-json==3.12.0", "cmake>=3.25", "ninja", "numpy",
           "tokenizers", "jinja2", "cuda-toolkit[nvcc,nvvm,crt,cudart,cccl]==13.0.2",
           "nvidia-cuda-sanitizer-api==13.0.85")
-PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
+CUTLASS = "nvidia-cutlass==4.2.0.0"  # headers alone, for the kernels of one architecture
+CUTLASS_DEVICE = "10.0"
 
 
 def find_gpu() -> str:
@@ -59,7 +55,7 @@ def find_gpu() -> str:
 def device_facts() -> dict[str, str]:
     """What nvidia-smi says about the first device."""
     names = ("name", "driver_version", "memory.total", "clocks.max.sm", "clocks.max.memory", "ecc.mode.current",
-             "power.limit", "mig.mode.current")
+             "power.limit", "mig.mode.current", "compute_cap")
     try:
         done = subprocess.run(["nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader"],
                               capture_output=True, text=True, timeout=20, check=True)
@@ -67,99 +63,6 @@ def device_facts() -> dict[str, str]:
         return {"name": "unknown"}
     values = done.stdout.splitlines()[0].split(", ")
     return dict(zip(names, values, strict=False))
-
-
-@dataclass
-class Log:
-    """Steps as they end: in the file, on the terminal, and for the summary."""
-
-    path: pathlib.Path
-    deadline: float
-    steps: list[dict[str, Any]] = field(default_factory=list)
-    records: list[dict[str, Any]] = field(default_factory=list)  # of kbench and of the engine
-
-    def add(self, stage: str, step: str, status: str, seconds: float, **more: Any) -> None:
-        line = {"stage": stage, "step": step, "status": status, "seconds": round(seconds, 2), **more}
-        self.steps.append(line)
-        self.write(line)
-        print(f"[{stage}] {step}: {status} ({seconds:.1f} s)", flush=True)
-        if status == FAILED and more.get("output"):
-            print(more["output"][-2000:], flush=True)
-
-    def write(self, line: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-    def keep_record(self, line: str) -> None:
-        """For Stage.run: a line that is a record goes to the file."""
-        if line.startswith("{"):
-            with contextlib.suppress(ValueError):  # cut off in the middle
-                self.records.append(json.loads(line))
-                self.write({**self.records[-1], "gate": True})
-
-    def left_s(self) -> float:
-        return self.deadline - time.monotonic()
-
-
-@dataclass
-class Stage:
-    """Steps that share a limit. A step that the limit cuts off failed; one that had no time was not run."""
-
-    name: str
-    log: Log
-    until: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.until = min(time.monotonic() + LIMITS_S[self.name], self.log.deadline)
-
-    def run(self, step: str, command: list[str], environment: dict[str, str] | None = None,
-            on_line: Callable[[str], None] | None = None, may_be_cut: bool = False) -> bool:
-        """Runs a command. `on_line` gets each line of its output; `may_be_cut`: a part of it is worth having."""
-        left = self.until - time.monotonic()
-        if left < 1:
-            self.log.add(self.name, step, NOT_RUN, 0.0, reason="no time left")
-            return False
-        begin = time.monotonic()
-        code, output = run_command(command, left, {**os.environ, **(environment or {})}, on_line)
-        seconds = time.monotonic() - begin
-        if code is None:
-            status = NOT_RUN if may_be_cut else FAILED
-            self.log.add(self.name, step, status, seconds, reason=f"cut off after {left:.0f} s", output=output[-4000:])
-            return False
-        status = PASSED if code == 0 else FAILED
-        more = {"output": output[-4000:], "exit_code": code, "command": command} if code else {}
-        self.log.add(self.name, step, status, seconds, **more)
-        return code == 0
-
-
-def run_command(command: list[str], limit_s: float, environment: dict[str, str],
-                on_line: Callable[[str], None] | None) -> tuple[int | None, str]:
-    """Exit code (None: cut off at the limit, with everything that the command had started) and output."""
-    try:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                   stdin=subprocess.DEVNULL, start_new_session=True, text=True, errors="replace")
-    except OSError as error:
-        return 127, str(error)
-    lines: list[str] = []
-
-    def read() -> None:  # as they come: what a stop leaves is in the file already
-        for line in process.stdout:
-            lines.append(line)
-            if on_line:
-                on_line(line)
-
-    reader = threading.Thread(target=read, daemon=True)
-    reader.start()
-    try:
-        code: int | None = process.wait(timeout=limit_s)
-    except subprocess.TimeoutExpired:
-        code = None
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        reader.join(timeout=10)  # a process that left the group may hold the pipe
-    return code, "".join(lines)
 
 
 def build(log: Log, args: argparse.Namespace) -> dict[str, str] | None:
@@ -172,16 +75,30 @@ def build(log: Log, args: argparse.Namespace) -> dict[str, str] | None:
         install = [python, "-m", "pip", "install", "-q", "--no-index", "--find-links", str(args.wheels), *WHEELS]
         if not (stage.run("venv", make) and stage.run("wheels", install)):
             return None
-    environment = {"PATH": f"{pathlib.Path(python).parent}:{os.environ.get('PATH', '')}", "MIMO_RT_CUDA": "ON"}
+    cutlass = "ON" if args.cutlass else "OFF"
+    environment = {"PATH": f"{pathlib.Path(python).parent}:{os.environ.get('PATH', '')}", "MIMO_RT_CUDA": "ON",
+                   "MIMO_RT_CUTLASS": cutlass}
+    if args.wheels:  # where CMake finds CUTLASS
+        environment |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(args.wheels.resolve())}
     package = [python, "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps", "--no-index", "."]
     tests = args.build / "tests"
     configure = ["cmake", "-S", str(ROOT), "-B", str(tests), "-G", "Ninja", "-DMIMO_RT_BUILD_TESTS=ON",
-                 "-DMIMO_RT_CUDA=ON", f"-DPython_EXECUTABLE={python}"]
+                 "-DMIMO_RT_CUDA=ON", f"-DMIMO_RT_CUTLASS={cutlass}", f"-DPython_EXECUTABLE={python}"]
     make = ["cmake", "--build", str(tests), "--target", *NATIVE_TESTS]
     steps = (("configure tests", configure), ("tests", make), ("package", package))
     if not all([stage.run(step, command, environment) for step, command in steps]):
         return None
     return {"tests": str(tests / "tests" / "cpp"), "python": python}
+
+
+def has_cutlass(log: Log, args: argparse.Namespace, facts: dict[str, str]) -> bool:
+    """Whether CUTLASS's kernels are built: the device runs them and their headers are there."""
+    if facts.get("compute_cap") != CUTLASS_DEVICE:
+        return False
+    if args.wheels and any(args.wheels.glob("nvidia_cutlass-*.whl")) or importlib.util.find_spec("cutlass_library"):
+        return True
+    log.add("build", "CUTLASS", NOT_RUN, 0.0, reason=f"no wheel of {CUTLASS}: see --collect and --wheels")
+    return False
 
 
 def run_tests(log: Log, programs: pathlib.Path) -> None:
@@ -251,8 +168,9 @@ def print_summary(log: Log) -> None:
 
 
 def collect(directory: pathlib.Path) -> int:
-    return subprocess.run([sys.executable, "-m", "pip", "download", "-d", str(directory), *WHEELS],
-                          check=False).returncode
+    codes = [subprocess.run([sys.executable, "-m", "pip", "download", "-d", str(directory), *wheels],
+                            check=False).returncode for wheels in (WHEELS, ("--no-deps", CUTLASS))]
+    return max(codes)
 
 
 def result_path(directory: pathlib.Path, device: str) -> pathlib.Path:
@@ -285,6 +203,7 @@ def main(argv: list[str] | None = None) -> int:
     log.write({"stage": "device", **facts, "commit": commit or None,
                "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")})
     try:
+        args.cutlass = has_cutlass(log, args, facts)
         if built := build(log, args):
             programs = pathlib.Path(built["tests"])
             run_tests(log, programs)

@@ -52,6 +52,7 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/weights/arena.cpp
   csrc/weights/cuda_block.cpp
   csrc/weights/cuda_draft_weights.cpp
+  csrc/weights/cuda_expert_source.cpp
   csrc/weights/cuda_weights.cpp
   csrc/weights/cache_files.cpp
   csrc/weights/cache_list.cpp
@@ -61,6 +62,7 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/weights/pack.cpp
   csrc/weights/pack_cuda.cpp
   csrc/weights/pack_cuda_dense.cpp
+  csrc/weights/pack_cuda_mx.cpp
   csrc/weights/pack_job.cpp
   csrc/weights/pack_matrices.cpp
   csrc/weights/packed_cache.cpp
@@ -179,11 +181,14 @@ set(MIMO_RT_CUDA_SOURCES
   csrc/cuda/expert_fp8.cu
   csrc/cuda/expert_gemm.cu
   csrc/cuda/expert_mlp.cu
+  csrc/cuda/expert_mxfp8.cu
   csrc/cuda/persistent.cu
   csrc/cuda/projection.cu
   csrc/cuda/router.cu
   csrc/cuda/sampling.cu
   csrc/cuda/step_device.cu)
+set(MIMO_RT_CUTLASS_SOURCES
+  csrc/cuda/gemm/block_scaled_sm100.cu)
 set(MIMO_RT_PYTHON_SOURCES
   csrc/python/bind_checkpoint.cpp
   csrc/python/bind_config.cpp

@@ -11,6 +11,7 @@
 #include "cuda/expert_fp8.h"
 #include "cuda/expert_gemm.h"
 #include "cuda/expert_mlp.h"
+#include "cuda/expert_mxfp8.h"
 #include "cuda/launch.cuh"
 #include "cuda/projection.h"
 #include "cuda/router.h"
@@ -71,6 +72,7 @@ class CudaBenchDevice : public CudaMemory<BenchDevice> {
   }
 
   uint64_t read_bytes() const override { return read_bytes_; }
+  void check_mxfp8() const override { check_block_scaled("KernelBench.open"); }
 
   void launch(const ExpertGateUpParams& params) override { launch_expert_gate_up(params); }
   void launch(const ExpertDownParams& params) override { launch_expert_down(params); }
@@ -80,6 +82,10 @@ class CudaBenchDevice : public CudaMemory<BenchDevice> {
     launch_expert_gate_up_gemm(params);
   }
   void launch(const ExpertDownGemmParams& params) override { launch_expert_down_gemm(params); }
+  void launch(const ExpertGateUpMxfp8Params& params) override {
+    launch_expert_gate_up_mxfp8(params);
+  }
+  void launch(const ExpertDownMxfp8Params& params) override { launch_expert_down_mxfp8(params); }
   void launch(const ProjectionParams& params) override { launch_projection(params); }
   void launch(const AttentionParams& params) override { launch_attention(params); }
   void launch(const RouterLogitsParams& params) override { launch_router_logits(params); }

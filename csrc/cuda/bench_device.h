@@ -12,6 +12,7 @@
 #include "cuda/device_memory.h"
 #include "cuda/expert_gemm_params.h"
 #include "cuda/expert_mlp_params.h"
+#include "cuda/expert_mxfp8_params.h"
 #include "cuda/projection_params.h"
 #include "cuda/router_params.h"
 #include "cuda/sampling_params.h"
@@ -30,11 +31,17 @@ class BenchDevice : public DeviceMemory {
   virtual void launch(const ExpertDownFp8Params& params) = 0;
   virtual void launch(const ExpertGateUpGemmParams& params) = 0;
   virtual void launch(const ExpertDownGemmParams& params) = 0;
+  virtual void launch(const ExpertGateUpMxfp8Params& params) = 0;
+  virtual void launch(const ExpertDownMxfp8Params& params) = 0;
   virtual void launch(const ProjectionParams& params) = 0;
   virtual void launch(const AttentionParams& params) = 0;
   virtual void launch(const RouterLogitsParams& params) = 0;
   virtual void launch(const SelectExpertsParams& params) = 0;
   virtual void launch(const SampleParams& params) = 0;
+
+  /// Before memory is filled for the kernels with MXFP8 activations, which few devices have.
+  /// @throws Error{unavailable}
+  virtual void check_mxfp8() const = 0;
 
   /// For i = 0 .. num_calls - 1: a plain read, then `call(i)`, which launches; both timed on the
   /// device. @throws Error{device_lost}

@@ -1,8 +1,6 @@
 // Launches of the expert kernels for many tokens.
 #include "cuda/expert_gemm.h"
 
-#include <algorithm>
-
 #include "cuda/device/tasks/expert_gemm_kernels.cuh"
 #include "cuda/expert_call.cuh"
 
@@ -11,12 +9,6 @@ namespace {
 
 static_assert(sizeof(ExpertGemmShared) <= kMaxSharedBytes);
 constexpr uint32_t kThreads = kComputeWarps * 32;
-
-/// Blocks of the kernels that only move data: several per multiprocessor hide its latencies.
-uint32_t small_blocks(const LaunchOptions& options, uint32_t num_units) {
-  constexpr uint32_t kMost = 1024;
-  return options.num_blocks ? options.num_blocks : std::clamp(num_units, 1u, kMost);
-}
 
 }  // namespace
 

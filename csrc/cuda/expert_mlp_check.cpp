@@ -2,6 +2,7 @@
 #include "cuda/expert_fp8.h"
 #include "cuda/expert_gemm.h"
 #include "cuda/expert_mlp.h"
+#include "cuda/expert_mxfp8.h"
 #include "cuda/param_checks.h"
 
 namespace mimo_rt::cuda {
@@ -54,6 +55,32 @@ void check_gemm(const char* where, const Params& params) {
   check_pointer(where, "packed", params.packed, 16);
 }
 
+template <typename Params>
+void check_mxfp8(const char* where, const Params& params) {
+  constexpr uint32_t kAlignment = 128;
+  check_gemm(where, params);
+  check_pointer(where, "tiles", params.tiles, kAlignment);
+  check_pointer(where, "packed", params.packed, kAlignment);
+  check_pointer(where, "workspace", params.workspace, kAlignment);
+}
+
+template <typename Params>
+BlockScaledGemm products_of(const Params& p, const CudaMxShape& matrix, float* out) {
+  const Mxfp8Slots slots(p.packed, p.max_slots, matrix.k);
+  BlockScaledGemm gemm;
+  gemm.weights = p.tiles;
+  gemm.rows = matrix.rows;
+  gemm.k = slots.padded_k;
+  gemm.codes = slots.codes;
+  gemm.scales = slots.scales;
+  gemm.out = out;
+  gemm.route = p.route;
+  gemm.num_experts = p.num_experts;
+  gemm.max_slots = p.max_slots;
+  gemm.workspace = p.workspace;
+  return gemm;
+}
+
 }  // namespace
 
 void check_expert_gate_up(const ExpertGateUpParams& params) {
@@ -75,6 +102,31 @@ void check_expert_down_gemm(const ExpertDownGemmParams& params) {
   check_down(kWhere, params, kManyTokens);
   check_gemm(kWhere, params);
   check_pointer(kWhere, "partials", params.partials, 16);
+}
+
+void check_expert_gate_up_mxfp8(const ExpertGateUpMxfp8Params& params) {
+  constexpr const char* kWhere = "cuda.expert_gate_up_mxfp8";
+  check_gate_up(kWhere, params, kManyTokens);
+  check_mxfp8(kWhere, params);
+  check_pointer(kWhere, "products", params.products, 128);
+}
+
+void check_expert_down_mxfp8(const ExpertDownMxfp8Params& params) {
+  constexpr const char* kWhere = "cuda.expert_down_mxfp8";
+  check_down(kWhere, params, kManyTokens);
+  check_mxfp8(kWhere, params);
+  check_pointer(kWhere, "partials", params.partials, 128);
+  MIMO_RT_CHECK(params.num_segments == 1, unsupported_shape, kWhere,
+                "num_segments: expected 1, got ", params.num_segments,
+                ". Sums over ranks have an order of their own in expert_down_gemm alone.");
+}
+
+BlockScaledGemm gate_up_products(const ExpertGateUpMxfp8Params& params) {
+  return products_of(params, {2 * params.width, params.hidden_size}, params.products);
+}
+
+BlockScaledGemm down_products(const ExpertDownMxfp8Params& params) {
+  return products_of(params, {params.hidden_size, params.width}, params.partials);
 }
 
 void check_expert_gate_up_fp8(const ExpertGateUpFp8Params& params) {

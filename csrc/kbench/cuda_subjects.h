@@ -6,9 +6,9 @@
 
 namespace mimo_rt::kbench {
 
-/// expert_gate_up or expert_down of one MoE layer, for few tokens, for many (…_gemm) or with FP8
-/// activations (…_fp8); every call activates other experts.
-/// @throws Error{invalid_argument, unsupported_shape, capacity, out_of_memory}
+/// expert_gate_up or expert_down of one MoE layer, for few tokens, for many (…_gemm), with FP8
+/// activations (…_fp8) or for many with MXFP8 activations (…_mxfp8); every call activates others.
+/// @throws Error{invalid_argument, unsupported_shape, capacity, out_of_memory, unavailable}
 std::unique_ptr<Subject> make_cuda_experts(const KernelCase& kernel_case,
                                            const KernelBenchOptions& options,
                                            std::unique_ptr<cuda::BenchDevice> device);

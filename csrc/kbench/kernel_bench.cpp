@@ -45,6 +45,8 @@ constexpr CudaKernel kCudaKernels[] = {
     {"expert_down_fp8", make_cuda_experts},
     {"expert_gate_up_gemm", make_cuda_experts},
     {"expert_down_gemm", make_cuda_experts},
+    {"expert_gate_up_mxfp8", make_cuda_experts},
+    {"expert_down_mxfp8", make_cuda_experts},
     {"attention", make_cuda_attention},
     {"router_logits", make_cuda_router_logits},
     {"select_experts", make_cuda_select_experts},

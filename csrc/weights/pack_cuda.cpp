@@ -4,13 +4,11 @@
 #include <array>
 #include <cstring>
 
-#include "core/checks.h"
-#include "core/text.h"
+#include "weights/cuda_expert_source.h"
 
 namespace mimo_rt {
 namespace {
 
-constexpr const char* kWhere = "Weights.load";
 constexpr uint32_t kBlockWeights = 32;  // weights that share an E8M0 scale
 constexpr uint32_t kWordWeights = 8;    // codes in a 32-bit word
 constexpr uint8_t kUnitScale = 127;
@@ -60,34 +58,9 @@ constexpr uint32_t scale_offset(uint32_t row, uint32_t block) {
   return kCudaTileCodeBytes + row % 8 * 4 + block * 2 + row / 8;
 }
 
-void check_shape(const MatrixSource& source, ColumnSlice columns, uint32_t row_multiple) {
-  const auto name = printable(source.weight->name);
-  MIMO_RT_CHECK(source.format == WeightFormat::mxfp4, unsupported_shape, kWhere, "tensor ", name,
-                ": expected MXFP4 for the CUDA engine");
-  MIMO_RT_CHECK(source.rows % row_multiple == 0 && source.rows != 0, unsupported_shape, kWhere,
-                "tensor ", name, ": expected a multiple of ", row_multiple,
-                " rows for the CUDA engine, got ", source.rows);
-  MIMO_RT_CHECK(columns.count % kBlockWeights == 0 && columns.count != 0 &&
-                    columns.first % kBlockWeights == 0,
-                unsupported_shape, kWhere, "tensor ", name, ": expected a multiple of ",
-                kBlockWeights, " columns for the CUDA engine, got ", columns.count, " from ",
-                columns.first, " on");
-}
-
+/// Rows of one source for this layout, whose scales have a limit.
 PackRow checked_row(const MatrixSource& source, uint32_t row, ColumnSlice columns) {
-  const std::span<const std::byte> scales = source.row_scales(row).subspan(
-      columns.first / kBlockWeights, columns.count / kBlockWeights);
-  for (size_t i = 0; i < scales.size(); ++i) {
-    const auto scale = std::to_integer<uint32_t>(scales[i]);
-    if (scale <= kCudaMaxE8m0) continue;
-    const size_t block = columns.first / kBlockWeights + i;
-    MIMO_RT_CHECK(scale != 255, bad_format, kWhere, "tensor ", printable(source.scale->name),
-                  ", row ", row, ", block ", block, ": expected a finite E8M0 scale, got NaN");
-    fail(ErrorCode::unsupported_shape, kWhere, "tensor ", printable(source.scale->name), ", row ",
-         row, ", block ", block, ": expected a scale of at most 2^", kCudaMaxE8m0 - 127,
-         " for the CUDA engine, got 2^", scale - 127);
-  }
-  return {source.row_data(row).data() + columns.first / 2, scales.data()};
+  return cuda_expert_row(source, row, columns, kCudaMaxE8m0);
 }
 
 }  // namespace
@@ -130,17 +103,12 @@ UnpackedRow unpack_cuda_row(const CudaMatrixShape& shape, const uint8_t* data, u
 }
 
 CudaMatrixShape cuda_gate_up_shape(const MatrixSource& gate, const MatrixSource& up) {
-  check_shape(gate, ColumnSlice::all(gate), kBlockWeights);
-  check_shape(up, ColumnSlice::all(up), kBlockWeights);
-  MIMO_RT_CHECK(gate.rows == up.rows && gate.k == up.k, shape_mismatch, kWhere, "tensors ",
-                printable(gate.weight->name), " and ", printable(up.weight->name),
-                ": expected equal shapes, got [", gate.rows, ", ", gate.k, "] and [", up.rows, ", ",
-                up.k, "]");
+  check_cuda_gate_up(gate, up);
   return {2 * gate.rows, gate.k};
 }
 
 CudaMatrixShape cuda_down_shape(const MatrixSource& down, ColumnSlice columns) {
-  check_shape(down, columns, kCudaTileRows);
+  check_cuda_expert(down, columns, kCudaTileRows);
   return {down.rows, columns.count};
 }
 

@@ -14,7 +14,8 @@ namespace mimo_rt {
 struct KernelCase {
   /// "gemm", "attention"; on "cuda" also "expert_gate_up", "expert_down" (up to 64 tokens),
   /// "expert_gate_up_gemm", "expert_down_gemm" (many), "expert_gate_up_fp8", "expert_down_fp8"
-  /// (activations rounded to E4M3), "router_logits", "select_experts", "sample_best" (temperature 0),
+  /// (activations rounded to E4M3), "expert_gate_up_mxfp8", "expert_down_mxfp8" (many; to MXFP8, for
+  /// sm_100 in a build with CUTLASS), "router_logits", "select_experts", "sample_best" (temperature 0),
   /// "sample" (temperature 1), "sample_filtered" (temperature 0.8, top-k 50, top-p 0.95)
   std::string kernel;
   /// Of the weights: "mxfp4", "fp8_e4m3", "bf16", "f32"; of keys and values: "bf16"; of logits:

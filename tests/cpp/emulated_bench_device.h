@@ -9,12 +9,14 @@
 #include "cuda/device/tasks/expert_fp8_kernels.cuh"
 #include "cuda/device/tasks/expert_gemm_kernels.cuh"
 #include "cuda/device/tasks/expert_kernels.cuh"
+#include "cuda/device/tasks/expert_mxfp8_kernels.cuh"
 #include "cuda/device/tasks/projection_kernels.cuh"
 #include "cuda/device/tasks/router_kernels.cuh"
 #include "cuda/device/tasks/sampling_kernels.cuh"
 #include "cuda/expert_fp8.h"
 #include "cuda/expert_gemm.h"
 #include "cuda/expert_mlp.h"
+#include "cuda/expert_mxfp8.h"
 #include "cuda/projection.h"
 #include "cuda/router.h"
 #include "cuda/sampling.h"
@@ -22,6 +24,7 @@
 #include <chrono>
 #include <vector>
 
+#include "host_block_scaled.h"
 #include "host_device_memory.h"
 #include "kernel_launch.h"
 
@@ -37,6 +40,7 @@ class EmulatedBenchDevice : public HostDeviceMemory<cuda::BenchDevice> {
     (void)cuda::accept_kernel;
   }
   uint64_t read_bytes() const override { return 1000; }
+  void check_mxfp8() const override {}
 
   void launch(const cuda::ExpertGateUpParams& params) override {
     cuda::check_expert_gate_up(params);
@@ -70,6 +74,18 @@ class EmulatedBenchDevice : public HostDeviceMemory<cuda::BenchDevice> {
     run(cuda::expert_pack_act_kernel, params, 0, kComputeThreads);
     run(cuda::expert_down_gemm_kernel, params, sizeof(cuda::ExpertGemmShared), cuda::kGemmThreads);
     run(cuda::expert_combine_kernel, params, sizeof(cuda::CombineShared), kComputeThreads);
+  }
+  void launch(const cuda::ExpertGateUpMxfp8Params& params) override {
+    cuda::check_expert_gate_up_mxfp8(params);
+    run(cuda::expert_round_x_mxfp8_kernel, params, 0, kComputeThreads);
+    multiply_on_host(cuda::gate_up_products(params));
+    run(cuda::expert_swiglu_kernel, params, 0, kComputeThreads);
+  }
+  void launch(const cuda::ExpertDownMxfp8Params& params) override {
+    cuda::check_expert_down_mxfp8(params);
+    run(cuda::expert_round_act_mxfp8_kernel, params, 0, kComputeThreads);
+    multiply_on_host(cuda::down_products(params));
+    run(cuda::expert_combine_mxfp8_kernel, params, sizeof(cuda::CombineShared), kComputeThreads);
   }
   void launch(const cuda::ProjectionParams& params) override {
     cuda::check_projection(params);

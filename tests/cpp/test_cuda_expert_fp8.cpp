@@ -2,6 +2,7 @@
 // scale exactly, the rounding of rows, results within the bound of float64 and what the rounding
 // costs, the same bits for every batch and schedule. native_cuda_expert_fp8.cpp builds the same
 // tests for a real GPU.
+#include "expert_errors.h"
 #include "expert_run.h"
 
 #if !defined(MIMO_RT_TEST_ON_GPU)
@@ -93,50 +94,13 @@ struct Fp8Product {
   }
 };
 
-/// Largest error over its bound, and the root mean square of the errors over that of the values.
-struct Errors {
-  double worst = 0, squares = 0, value_squares = 0;
-
-  void add(double got, double exact, double bound) {
-    const double error = std::abs(got - exact);
-    worst = std::isnan(error) ? INFINITY : std::max(worst, error / bound);
-    squares += error * error;
-    value_squares += exact * exact;
-  }
-  double relative() const { return std::sqrt(squares / value_squares); }
-};
-
 Errors errors_of_act(const Experts& experts, const Route& route, const AlignedRows<bf16_t>& x,
                      const std::vector<bf16_t>& act) {
-  Errors errors;
-  for (uint32_t s = 0; s < route.num_slots(); ++s)
-    for (uint32_t i = 0; i < experts.shape.width; ++i) {
-      const bf16_t* row = &x.at(route.slots[s].token, 0);
-      const Fp8Product g(*experts.gate[route.slots[s].expert], i, row);
-      const Fp8Product u(*experts.up[route.slots[s].expert], i, row);
-      const double silu = silu_f64(g.exact.value), exact = silu * u.exact.value;
-      const double before = 1.1 * g.error * (std::abs(u.exact.value) + u.error) +
-                            std::abs(silu) * u.error + gamma(8, kFloatUnit) * std::abs(exact);
-      errors.add(bf16_to_f32(act[s * experts.shape.width + i]), exact,
-                 before + kBf16Unit * (std::abs(exact) + before) + 0x1p-110);
-    }
-  return errors;
+  return act_errors<Fp8Product>(experts, route, x, act);
 }
-
 Errors errors_of_sums(const Experts& experts, const Route& route, const AlignedRows<bf16_t>& act,
                       const std::vector<float>& sums) {
-  const uint32_t hidden_size = experts.shape.hidden_size;
-  std::vector<double> exact(sums.size()), bound(sums.size(), 0x1p-110);
-  for (uint32_t s = 0; s < route.num_slots(); ++s)
-    for (uint32_t i = 0; i < hidden_size; ++i) {
-      const Fp8Product p(*experts.down[route.slots[s].expert], i, &act.at(s, 0));
-      const double weight = double{route.slots[s].weight};
-      exact[route.slots[s].token * hidden_size + i] += weight * p.exact.value;
-      bound[route.slots[s].token * hidden_size + i] += weight * p.error;
-    }
-  Errors errors;
-  for (size_t i = 0; i < sums.size(); ++i) errors.add(sums[i], exact[i], bound[i]);
-  return errors;
+  return sum_errors<Fp8Product>(experts, route, act, sums);
 }
 
 struct Case {

@@ -143,6 +143,8 @@ struct BrokenDevice : EmulatedBenchDevice {
   void launch(const cuda::ExpertDownParams& params) override { launch_other_expert(params); }
   void launch(const cuda::ExpertGateUpFp8Params& params) override { launch_other_expert(params); }
   void launch(const cuda::ExpertDownFp8Params& params) override { launch_other_expert(params); }
+  void launch(const cuda::ExpertGateUpMxfp8Params& params) override { launch_other_expert(params); }
+  void launch(const cuda::ExpertDownMxfp8Params& params) override { launch_other_expert(params); }
   void launch(const cuda::ExpertGateUpGemmParams& params) override { launch_other_expert(params); }
   void launch(const cuda::ExpertDownGemmParams& params) override { launch_other_expert(params); }
   void launch(const cuda::ProjectionParams& params) override {
@@ -281,12 +283,14 @@ TEST_CASE("CUDA experts for many tokens pass their check; another expert's weigh
   }
 }
 
-TEST_CASE("CUDA experts with FP8 activations pass their check and say how far off they are") {
+TEST_CASE("CUDA experts with FP8 and MXFP8 activations pass their check and say how far off they are") {
   const auto open = [](const char* kernel, std::unique_ptr<cuda::BenchDevice> device) {
     return kbench::make_cuda_experts(experts(kernel, 9), small(), std::move(device));
   };
   for (const auto& [kernel, fp8_kernel] : {std::pair{"expert_gate_up", "expert_gate_up_fp8"},
-                                           {"expert_down", "expert_down_fp8"}}) {
+                                           {"expert_down", "expert_down_fp8"},
+                                           {"expert_gate_up", "expert_gate_up_mxfp8"},
+                                           {"expert_down", "expert_down_mxfp8"}}) {
     const auto exact = open(kernel, std::make_unique<EmulatedBenchDevice>());
     const auto rounded = open(fp8_kernel, std::make_unique<EmulatedBenchDevice>());
     CHECK_EQ(rounded->relative_error(), 0.0);

@@ -32,6 +32,8 @@ KERNELS = {
     "csrc/cuda/expert_gemm.cu": {"expert_pack_x_kernel", "expert_pack_act_kernel", "expert_gate_up_gemm_kernel",
                                  "expert_down_gemm_kernel", "expert_combine_kernel"},
     "csrc/cuda/expert_mlp.cu": {"expert_gate_up_kernel", "expert_down_kernel"},
+    "csrc/cuda/expert_mxfp8.cu": {"expert_round_x_mxfp8_kernel", "expert_round_act_mxfp8_kernel",
+                                  "expert_swiglu_kernel", "expert_combine_mxfp8_kernel"},
     "csrc/cuda/persistent.cu": {"persistent_kernel"},
     "csrc/cuda/projection.cu": {"projection_fp8_kernel", "projection_fp8_normed_kernel",
                                 "projection_bf16_kernel", "projection_bf16_normed_kernel",
@@ -161,4 +163,4 @@ def test_the_emulation_has_every_wrapper():
 def test_every_kernel_source_is_listed():
     with_kernels = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / "cuda").rglob("*.cu")
                     if re.search(r"launch_kernel\(|cudaLaunchKernelEx\(|<<<", path.read_text())}
-    assert with_kernels == set(KERNELS)
+    assert with_kernels == set(KERNELS) | {"csrc/cuda/gemm/block_scaled_sm100.cu"}  # test_cutlass.py has it

@@ -11,7 +11,8 @@ import pytest
 
 
 @pytest.fixture
-def gate(root):
+def gate(root, monkeypatch):
+    monkeypatch.syspath_prepend(str(root / "bench"))
     spec = importlib.util.spec_from_file_location("gpu_gate", root / "bench" / "gpu_gate.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules["gpu_gate"] = module  # dataclasses look their module up
@@ -121,6 +122,15 @@ def test_a_failed_test_fails_the_gate_but_not_the_rest(gate, monkeypatch, tmp_pa
     failed = [line for line in lines if line.get("status") == "failed"]
     assert [line["step"] for line in failed] == list(gate.NATIVE_TESTS)
     assert "worst error 3" in failed[0]["output"]
+
+
+def test_cutlass_is_built_where_it_runs_and_its_headers_are(gate, log, tmp_path):
+    args = gate.parse(["--wheels", str(tmp_path)])
+    assert not gate.has_cutlass(log, args, {"compute_cap": "9.0"}) and not log.steps
+    assert not gate.has_cutlass(log, args, {"compute_cap": "10.0"})
+    assert kept(log)[-1]["status"] == "not run" and "nvidia-cutlass==4.2.0.0" in kept(log)[-1]["reason"]
+    (tmp_path / "nvidia_cutlass-4.2.0.0-py3-none-any.whl").write_text("")
+    assert gate.has_cutlass(log, args, {"compute_cap": "10.0"})
 
 
 def test_a_build_that_fails_is_told(gate, monkeypatch, tmp_path):

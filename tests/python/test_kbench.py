@@ -13,6 +13,7 @@ from mimo_rt.bench import kernel_run
 from mimo_rt.bench.kernel_baseline import make_baseline
 from mimo_rt.bench.kernel_shapes import MODELS, SHAPES, choose
 from mimo_rt.cli import main as cli_main
+from mimo_rt.errors import UnavailableError
 
 SAMPLERS = ("sample_best", "sample", "sample_filtered")
 SMALL = ["kbench", "bf16", "mxfp4", "--shape", "64x128", "--seconds", "0.01", "--no-baseline"]
@@ -77,7 +78,7 @@ def test_names_are_unique_and_every_case_is_accepted_by_the_core():
         for backend in filter(shape.is_on, ("cpu-generic", "cuda")):
             case = _C.KernelCase(**shape.kernel_case(backend, shape.tokens(backend)[0]))
             assert case.format == shape.format
-            assert case.num_tokens == {"_gemm": 128, "_fp8": 8}.get(shape.op[shape.op.rfind("_"):], 1)
+            assert case.num_tokens == {"_gemm": 128, "_mxfp8": 128, "_fp8": 8}.get(shape.op[shape.op.rfind("_"):], 1)
 
 
 def test_choosing_shapes():
@@ -143,6 +144,22 @@ def test_every_kind_of_kernel_runs_at_a_real_shape(capsys):
                  "--seconds", "0.01", "--no-baseline", "--json"]
     assert cli_main(arguments) == 0
     assert [line["kernel_name"] for line in lines_of(capsys)] == ["gemm", "gemm", "attention"]
+
+
+def test_a_kernel_that_is_not_there_is_skipped_unless_it_was_asked_for(capsys, monkeypatch):
+    def measure(shape, *args, **more):
+        if shape.op == "expert_down":
+            raise UnavailableError("no such device")
+        return kernel_run.measure_kernel(shape, *args, **more)
+
+    monkeypatch.setattr("mimo_rt.cli.kbench.measure_kernel", measure)
+    arguments = ["--shape", "gpt-oss-120b", "--tokens", "1", "--seconds", "0.01", "--no-baseline", "--json"]
+    assert cli_main(["kbench", *arguments]) == 0
+    shown = capsys.readouterr()
+    assert "skipped gpt-oss-120b/expert_down, 1 tokens: no such device" in shown.err
+    assert len(shown.out.splitlines()) == 1
+    assert cli_main(["kbench", "mxfp4", *arguments]) == 1
+    assert "no such device" in capsys.readouterr().err
 
 
 class WrongBench:

@@ -61,7 +61,7 @@ class Shape:
 
     def tokens(self, backend: str) -> tuple[int, ...]:
         """How many tokens are usual."""
-        if self.op.endswith("_gemm"):
+        if self.op.endswith(("_gemm", "_mxfp8")):
             return _GEMM_TOKENS
         if self.op.endswith("_fp8"):
             return _FP8_TOKENS
@@ -77,10 +77,10 @@ def _experts(
              "hidden_size": hidden, "width": width}
     gate_up, down = {"rows": 2 * width, "k": hidden}, {"rows": hidden, "k": width}
     shapes = []
-    for kind in ("", "_fp8", "_gemm"):  # a CPU has one kernel for all numbers of tokens
+    for kind in ("", "_fp8", "_gemm", "_mxfp8"):  # a CPU has one kernel for all numbers of tokens
         for op, fields, more in (("expert_gate_up", gate_up, {}),
                                  ("expert_down", down, {"num_segments": segments})):
-            cuda = {"kernel": op + kind, **layer, **more}
+            cuda = {"kernel": op + kind, **layer, **({} if kind == "_mxfp8" else more)}
             shapes.append(Shape(model, op + kind, "mxfp4", {} if kind else fields, cuda))
     return shapes
 

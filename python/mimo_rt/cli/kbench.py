@@ -12,6 +12,7 @@ from .. import _C
 from ..bench.compare import TOLERANCE, read_records
 from ..bench.kernel_run import KernelResult, measure_kernel
 from ..bench.kernel_shapes import FORMATS, MODELS, OPS, Shape, choose
+from ..errors import UnavailableError
 from ._bench_files import run_compare
 from ._machine import machine_record
 from ._output import format_table, note, print_json
@@ -73,8 +74,14 @@ def run(args: argparse.Namespace) -> int:
     for index, (shape, tokens) in enumerate(cases):
         if not args.json:
             note(f"{index + 1} of {len(cases)}: {shape.name}, {tokens} tokens")
-        result = measure_kernel(shape, tokens, options, args.seconds,
-                                with_baseline=not args.no_baseline)
+        try:
+            result = measure_kernel(shape, tokens, options, args.seconds,
+                                    with_baseline=not args.no_baseline)
+        except UnavailableError as error:  # of a kernel that this GPU or this build does not have
+            if args.kernels or not results:
+                raise
+            note(f"skipped {shape.name}, {tokens} tokens: {error}")
+            continue
         results.append(result)
         if args.json:
             print_json({**result.record(), **machine_record(), "repeat": _repeat(result, args)})

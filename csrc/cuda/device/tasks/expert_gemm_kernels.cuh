@@ -1,11 +1,10 @@
 // The expert tasks for many tokens as kernels.
 //
 // sm_100a has no wgmma. Its own matrix instructions (tcgen05) take MXFP4 weights only beside MXFP8
-// or smaller activations, so prefill would give other results than decode; for BF16 products the
-// unpacked weights would have to be written back to shared or tensor memory. There the products are
-// mma.sync: same source, same bits, enough as long as reading the weights is what takes the time.
-// CUTLASS has a grouped GEMM of MXFP8 x MXFP4 for tcgen05 (a minute to compile, weights and scales
-// packed otherwise): an option with an error of its own, for when a device can test it.
+// or smaller activations, so prefill would give other results than decode: an option of its own,
+// expert_mxfp8.h. For BF16 products the unpacked weights would have to be written back to shared or
+// tensor memory. Here the products are mma.sync on that device: same source, same bits, enough as
+// long as reading the weights is what takes the time.
 #pragma once
 
 #include "cuda/device/tasks/combine_slots.cuh"

@@ -1,0 +1,113 @@
+"""The steps of bench/gpu_gate.py: run, cut off at their limits, kept as they end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+# What the stages may take of ten minutes; a stage that ends early leaves its time to the others.
+LIMITS_S = {"build": 240, "tests": 60, "engine": 60, "sanitizer": 100, "kbench": 130}
+PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
+
+
+@dataclass
+class Log:
+    """Steps as they end: in the file, on the terminal, and for the summary."""
+
+    path: pathlib.Path
+    deadline: float
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    records: list[dict[str, Any]] = field(default_factory=list)  # of kbench and of the engine
+
+    def add(self, stage: str, step: str, status: str, seconds: float, **more: Any) -> None:
+        line = {"stage": stage, "step": step, "status": status, "seconds": round(seconds, 2), **more}
+        self.steps.append(line)
+        self.write(line)
+        print(f"[{stage}] {step}: {status} ({seconds:.1f} s)", flush=True)
+        if status == FAILED and more.get("output"):
+            print(more["output"][-2000:], flush=True)
+
+    def write(self, line: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def keep_record(self, line: str) -> None:
+        """For Stage.run: a line that is a record goes to the file."""
+        if line.startswith("{"):
+            with contextlib.suppress(ValueError):  # cut off in the middle
+                self.records.append(json.loads(line))
+                self.write({**self.records[-1], "gate": True})
+
+    def left_s(self) -> float:
+        return self.deadline - time.monotonic()
+
+
+@dataclass
+class Stage:
+    """Steps that share a limit. A step that the limit cuts off failed; one that had no time was not run."""
+
+    name: str
+    log: Log
+    until: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.until = min(time.monotonic() + LIMITS_S[self.name], self.log.deadline)
+
+    def run(self, step: str, command: list[str], environment: dict[str, str] | None = None,
+            on_line: Callable[[str], None] | None = None, may_be_cut: bool = False) -> bool:
+        """Runs a command. `on_line` gets each line of its output; `may_be_cut`: a part of it is worth having."""
+        left = self.until - time.monotonic()
+        if left < 1:
+            self.log.add(self.name, step, NOT_RUN, 0.0, reason="no time left")
+            return False
+        begin = time.monotonic()
+        code, output = run_command(command, left, {**os.environ, **(environment or {})}, on_line)
+        seconds = time.monotonic() - begin
+        if code is None:
+            status = NOT_RUN if may_be_cut else FAILED
+            self.log.add(self.name, step, status, seconds, reason=f"cut off after {left:.0f} s", output=output[-4000:])
+            return False
+        status = PASSED if code == 0 else FAILED
+        more = {"output": output[-4000:], "exit_code": code, "command": command} if code else {}
+        self.log.add(self.name, step, status, seconds, **more)
+        return code == 0
+
+
+def run_command(command: list[str], limit_s: float, environment: dict[str, str],
+                on_line: Callable[[str], None] | None) -> tuple[int | None, str]:
+    """Exit code (None: cut off at the limit, with everything that the command had started) and output."""
+    try:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                   stdin=subprocess.DEVNULL, start_new_session=True, text=True, errors="replace")
+    except OSError as error:
+        return 127, str(error)
+    lines: list[str] = []
+
+    def read() -> None:  # as they come: what a stop leaves is in the file already
+        for line in process.stdout:
+            lines.append(line)
+            if on_line:
+                on_line(line)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    try:
+        code: int | None = process.wait(timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        code = None
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        reader.join(timeout=10)  # a process that left the group may hold the pipe
+    return code, "".join(lines)

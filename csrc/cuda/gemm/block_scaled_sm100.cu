@@ -1,0 +1,193 @@
+// The products of block_scaled.h: CUTLASS's grouped GEMM for tcgen05 with block scales, and a kernel
+// that describes the groups to it. For sm_100a alone; takes a minute and 4 GB to compile.
+//
+// Weights are the M operand and slots the N operand, because experts have hundreds of rows and, in
+// a prefill chunk, a few dozen slots: with 128 x 64 tiles little of a tile is padding, and weights
+// of experts with few slots are multiplied faster, on paper, than memory delivers them.
+#include "cuda/gemm/block_scaled.h"
+
+#include <cute/tensor.hpp>
+#include <cutlass/cutlass.h>
+#include <cutlass/epilogue/collective/collective_builder.hpp>
+#include <cutlass/gemm/collective/collective_builder.hpp>
+#include <cutlass/gemm/device/gemm_universal_adapter.h>
+#include <cutlass/gemm/dispatch_policy.hpp>
+#include <cutlass/gemm/group_array_problem_shape.hpp>
+#include <cutlass/gemm/kernel/gemm_universal.hpp>
+
+#include "cuda/launch.cuh"
+#include "weights/cuda_mx.h"
+
+namespace mimo_rt::cuda {
+namespace {
+
+namespace gemm = cutlass::gemm;
+namespace epilogue = cutlass::epilogue;
+using cutlass::layout::ColumnMajor, cutlass::layout::RowMajor;
+
+using GemmTile = cute::Shape<cute::_128, cute::_64, cute::_128>;
+using GemmCluster = cute::Shape<cute::_1, cute::_1, cute::_1>;
+using GemmShape = cute::Shape<int, int, int>;  ///< rows, slots, k
+using GemmShapes = gemm::GroupProblemShape<GemmShape>;
+
+// Both operands lie along k; 128 codes is what the copies of FP4 codes align to. Results lie along
+// the rows.
+using Epilogue = epilogue::collective::CollectiveBuilder<
+    cutlass::arch::Sm100, cutlass::arch::OpClassBlockScaledTensorOp, GemmTile, GemmCluster,
+    epilogue::collective::EpilogueTileAuto, float, float, void, ColumnMajor*, 4, float,
+    ColumnMajor*, 4, epilogue::PtrArrayTmaWarpSpecialized1Sm>::CollectiveOp;
+using Mainloop = gemm::collective::CollectiveBuilder<
+    cutlass::arch::Sm100, cutlass::arch::OpClassBlockScaledTensorOp,
+    cutlass::mx_float4_t<cutlass::float_e2m1_t>, RowMajor*, 128,
+    cutlass::mx_float8_t<cutlass::float_e4m3_t>, ColumnMajor*, 16, float, GemmTile, GemmCluster,
+    gemm::collective::StageCountAutoCarveout<static_cast<int>(sizeof(Epilogue::SharedStorage))>,
+    gemm::KernelPtrArrayTmaWarpSpecialized1SmMxf8f6f4Sm100>::CollectiveOp;
+using Kernel = gemm::kernel::GemmUniversal<GemmShapes, Mainloop, Epilogue>;
+using Gemm = gemm::device::GemmUniversalAdapter<Kernel>;
+using ScaleConfig = Mainloop::Sm1xxBlkScaledConfig;
+
+using Weight = Mainloop::ArrayElementA;
+using Activation = Mainloop::ArrayElementB;
+using Scale = Kernel::ElementSF;
+
+/// What CUTLASS reads of each group: arrays with one element per group.
+struct Groups {
+  GemmShape* shapes;
+  const Weight** weights;
+  const Activation** codes;
+  const Scale **weight_scales, **scales;
+  float** out;
+  Kernel::InternalStrideA* weight_strides;
+  Kernel::InternalStrideB* code_strides;
+  Kernel::InternalStrideD* out_strides;
+  Mainloop::InternalLayoutSFA* weight_scale_layouts;
+  Mainloop::InternalLayoutSFB* scale_layouts;
+};
+
+/// Arrays in the workspace, one behind the other.
+class WorkspaceParts {
+ public:
+  explicit WorkspaceParts(uint8_t* memory) : memory_(memory) {}
+  template <typename T>
+  void add(T*& part, uint32_t count) {
+    constexpr uint64_t kAlignment = 16;
+    part = reinterpret_cast<T*>(memory_ + bytes_);
+    bytes_ += (uint64_t{count} * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
+  }
+  uint64_t bytes() const { return bytes_; }
+
+ private:
+  uint8_t* memory_;
+  uint64_t bytes_ = 0;
+};
+
+/// Behind the descriptors. @return bytes of both
+uint64_t place_groups(const BlockScaledGemm& p, Groups& groups) {
+  WorkspaceParts parts(p.workspace + kDescriptorBytes);
+  parts.add(groups.shapes, p.num_experts);
+  parts.add(groups.weights, p.num_experts);
+  parts.add(groups.codes, p.num_experts);
+  parts.add(groups.weight_scales, p.num_experts);
+  parts.add(groups.scales, p.num_experts);
+  parts.add(groups.out, p.num_experts);
+  parts.add(groups.weight_strides, p.num_experts);
+  parts.add(groups.code_strides, p.num_experts);
+  parts.add(groups.out_strides, p.num_experts);
+  parts.add(groups.weight_scale_layouts, p.num_experts);
+  parts.add(groups.scale_layouts, p.num_experts);
+  return kDescriptorBytes + parts.bytes();
+}
+
+struct ListGroupsParams {
+  BlockScaledGemm gemm;
+  Groups groups;
+};
+
+/// Group i is the i-th active expert; those beyond have no slots and so no tiles.
+__global__ void __launch_bounds__(128)
+    list_groups_kernel(const __grid_constant__ ListGroupsParams params) {
+  const BlockScaledGemm& p = params.gemm;
+  const Groups& groups = params.groups;
+  const uint32_t num_active = *p.route.num_active;
+  const CudaMxShape matrix{p.rows, p.k};
+  const uint32_t first = blockIdx.x * blockDim.x + threadIdx.x;
+  for (uint32_t i = first; i < p.num_experts; i += gridDim.x * blockDim.x) {
+    const bool is_active = i < num_active;
+    const uint32_t begin = is_active ? p.route.slot_begin[i] : 0;
+    const uint32_t end = is_active ? p.route.slot_begin[i + 1] : 0;
+    const uint32_t expert = is_active ? p.route.active_experts[i] : 0;
+    const uint8_t* weights = p.weights + expert * matrix.bytes();
+    const GemmShape shape{static_cast<int>(p.rows), static_cast<int>(end - begin),
+                          static_cast<int>(p.k)};
+    groups.shapes[i] = shape;
+    groups.weights[i] = reinterpret_cast<const Weight*>(weights);
+    groups.weight_scales[i] = reinterpret_cast<const Scale*>(weights + matrix.code_bytes());
+    groups.codes[i] = reinterpret_cast<const Activation*>(p.codes + uint64_t{begin} * p.k);
+    groups.scales[i] = reinterpret_cast<const Scale*>(
+        p.scales + cuda_mx_scale_offset(cuda_mx_scale_row(begin, i), 0, p.k));
+    groups.out[i] = p.out + uint64_t{begin} * p.rows;
+    cute::get<0>(groups.weight_strides[i]) = p.k;
+    cute::get<0>(groups.code_strides[i]) = p.k;
+    cute::get<1>(groups.out_strides[i]) = p.rows;
+    groups.weight_scale_layouts[i] = ScaleConfig::tile_atom_to_shape_SFA(shape);
+    groups.scale_layouts[i] = ScaleConfig::tile_atom_to_shape_SFB(shape);
+  }
+}
+
+Gemm::Arguments arguments_of(const BlockScaledGemm& p, const Groups& groups,
+                             const cutlass::KernelHardwareInfo& hardware) {
+  Gemm::Arguments arguments{};
+  arguments.mode = gemm::GemmUniversalMode::kGrouped;
+  arguments.problem_shape = {static_cast<int>(p.num_experts), groups.shapes, nullptr};
+  arguments.mainloop = {groups.weights,       groups.weight_strides,
+                        groups.codes,         groups.code_strides,
+                        groups.weight_scales, groups.weight_scale_layouts,
+                        groups.scales,        groups.scale_layouts};
+  arguments.epilogue = {{}, nullptr, nullptr, groups.out, groups.out_strides};
+  arguments.epilogue.thread.alpha = 1.0f;
+  arguments.epilogue.thread.beta = 0.0f;
+  arguments.hw_info = hardware;
+  return arguments;
+}
+
+void check_status(cutlass::Status status, const char* step, const KernelCall& call) {
+  MIMO_RT_CUDA_CALL(cudaGetLastError(), call);
+  MIMO_RT_CHECK(status == cutlass::Status::kSuccess, device_lost, call.where, "CUTLASS, ", step,
+                " failed: ", cutlass::cutlassGetStatusString(status), " (", call.shapes, ")");
+}
+
+}  // namespace
+
+void check_block_scaled(const char* where) {
+  const KernelCall call{where, "device"};
+  const int major = device_attribute(cudaDevAttrComputeCapabilityMajor, call);
+  const int minor = device_attribute(cudaDevAttrComputeCapabilityMinor, call);
+  MIMO_RT_CHECK(major == 10 && minor == 0, unavailable, where,
+                "device: expected compute capability 10.0, got ", major, '.', minor);
+}
+
+void launch_block_scaled_gemm(const BlockScaledGemm& p, const LaunchOptions& options,
+                              const char* where, const std::string& shapes) {
+  const KernelCall call{where, shapes};
+  check_block_scaled(where);
+  Groups groups;
+  const uint64_t needed = place_groups(p, groups);
+  launch_kernel(list_groups_kernel, ListGroupsParams{p, groups}, 4, 128, 0, options.stream, call);
+  cutlass::KernelHardwareInfo hardware;
+  MIMO_RT_CUDA_CALL(cudaGetDevice(&hardware.device_id), call);
+  hardware.sm_count = options.num_blocks
+                          ? static_cast<int>(options.num_blocks)
+                          : device_attribute(cudaDevAttrMultiProcessorCount, call);
+  const Gemm::Arguments arguments = arguments_of(p, groups, hardware);
+  MIMO_RT_CHECK(needed <= block_scaled_workspace_bytes(p.num_experts) &&
+                    Gemm::get_workspace_size(arguments) <= kDescriptorBytes,
+                internal, where, "workspace: expected at most ",
+                block_scaled_workspace_bytes(p.num_experts), " bytes, got ", needed, " and ",
+                Gemm::get_workspace_size(arguments));
+  Gemm gemm;
+  check_status(Gemm::can_implement(arguments), "can_implement", call);
+  check_status(gemm.initialize(arguments, p.workspace, options.stream), "initialize", call);
+  check_status(gemm.run(options.stream), "run", call);
+}
+
+}  // namespace mimo_rt::cuda
