@@ -1,10 +1,12 @@
-"""What PyTorch needs for the same product, on weights that were dequantised before."""
+"""What PyTorch needs for the same product, on weights that were dequantised before, and Triton for MXFP4 experts."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from .measurement import time_call
@@ -48,7 +50,7 @@ class Baseline:
 
 
 def make_baseline(kernel_case: Any, work: Any, backend: str) -> Baseline | None:
-    """The fastest of PyTorch's ways; None without PyTorch or for a kernel that it does not have."""
+    """The fastest way of PyTorch and Triton; None without PyTorch or for a kernel that it does not have."""
     is_expert = kernel_case.kernel.startswith("expert_")
     if not is_expert and kernel_case.kernel not in ("gemm", "router_logits"):
         return None  # no attention with sinks, no choices
@@ -65,23 +67,55 @@ def make_baseline(kernel_case: Any, work: Any, backend: str) -> Baseline | None:
     if kernel_case.kernel == "router_logits":
         dtypes = (torch.float32,)  # the choice of experts is not to change
 
-    def trial_s(dtype: Any) -> float:
-        return min(_make(torch, device, dtype, kernel_case, work, 0).run(3)[1:])
+    ways = [partial(_make, torch, device, dtype, kernel_case, work) for dtype in dtypes]
+    if device == "cuda" and is_expert and _has_triton(torch, device):
+        ways.append(partial(_make_triton, torch, device, kernel_case, work))
+    best = min(ways, key=lambda way: min(way(0).run(3)[1:])) if len(ways) > 1 else ways[0]
+    return best(_ROTATION_BYTES)
 
-    best = min(dtypes, key=trial_s) if len(dtypes) > 1 else dtypes[0]
-    return _make(torch, device, best, kernel_case, work, _ROTATION_BYTES)
+
+@functools.cache
+def _has_triton(torch: Any, device: str) -> bool:
+    try:
+        from . import kernel_triton
+    except ImportError:
+        return False
+    return kernel_triton.is_right(torch, device)
+
+
+def _expert_shape(kernel_case: Any, work: Any) -> tuple[int, int, int, int]:
+    """Active experts, rows, k and tokens per expert."""
+    is_down = kernel_case.kernel.startswith("expert_down")
+    rows = kernel_case.hidden_size if is_down else 2 * kernel_case.width
+    k = kernel_case.width if is_down else kernel_case.hidden_size
+    batch = work.num_active_experts
+    return batch, rows, k, math.ceil(kernel_case.num_tokens * kernel_case.experts_per_token / batch)
+
+
+def _make_triton(
+    torch: Any, device: str, kernel_case: Any, work: Any, rotation_bytes: int
+) -> Baseline:
+    from . import kernel_triton
+
+    batch, rows, k, columns = _expert_shape(kernel_case, work)
+    first = kernel_triton.random_experts(torch, (batch, rows, k), device)
+    copies = rotation_bytes // sum(part.numel() for part in first)
+    experts = [first, *(tuple(part.clone() for part in first) for _ in range(copies))]
+    x = torch.randn((batch, columns, k), dtype=torch.bfloat16, device=device)
+    y = torch.empty((batch, columns, rows), dtype=torch.bfloat16, device=device)
+
+    def call(index: int) -> None:
+        kernel_triton.multiply_experts(*experts[index % len(experts)], x, y)
+
+    return Baseline(torch, device, kernel_triton.NAME, call)
 
 
 def _make(
     torch: Any, device: str, dtype: Any, kernel_case: Any, work: Any, rotation_bytes: int
 ) -> Baseline:
     if kernel_case.kernel.startswith("expert_"):
-        is_down = kernel_case.kernel.startswith("expert_down")
-        rows = kernel_case.hidden_size if is_down else 2 * kernel_case.width
-        k = kernel_case.width if is_down else kernel_case.hidden_size
-        batch = work.num_active_experts
-        columns = math.ceil(kernel_case.num_tokens * kernel_case.experts_per_token / batch)
-        shape, product = (batch, rows, k), "bmm"
+        *shape, columns = _expert_shape(kernel_case, work)
+        shape, product = tuple(shape), "bmm"
     else:
         is_router = kernel_case.kernel == "router_logits"
         shape = (kernel_case.num_experts, kernel_case.hidden_size)

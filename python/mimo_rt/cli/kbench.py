@@ -24,10 +24,11 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     parser = subparsers.add_parser(
         "kbench", parents=[common], help="measure single kernels", allow_abbrev=False,
         description="Times single kernels on random data outside the caches, beside a plain read "
-        "of the same memory and beside PyTorch where it is installed. Results are compared with "
-        "float64 first: a wrong one is not timed and makes the exit code 1. CPU kernels run on one "
-        "thread. 'mimo-rt kbench compare A.jsonl B.jsonl' judges two files of --json lines; exit "
-        "code 1 when a case is SLOWER or wrong.",
+        "of the same memory and beside PyTorch where it is installed (MXFP4 experts on a GPU: also "
+        "beside Triton, whichever is faster). Results are compared with float64 first: a wrong "
+        "one is not timed and makes the exit code 1. CPU kernels run on one thread. "
+        "'mimo-rt kbench compare A.jsonl B.jsonl' judges two files of --json lines; exit code 1 "
+        "when a case is SLOWER or wrong.",
     )
     parser.add_argument("kernels", nargs="*", metavar="KERNEL",
                         help=f"of {', '.join((*OPS, *FORMATS))} (default: all of the shape)")
@@ -154,7 +155,7 @@ def _print_results(results: list[KernelResult]) -> None:
                        ("case", "median us", "p10..p90", "n", "MB", "GB/s", "%read", "GFLOP/s",
                         "error/bound", "rms error", "x baseline")))
     if names := sorted({r.baseline for r in results if r.baseline}):
-        print(f"baseline: {'; '.join(names)}, weights dequantised beforehand")
+        print(f"baseline: {'; '.join(names)} (PyTorch's weights were dequantised beforehand)")
 
 
 def _row(result: KernelResult) -> tuple[str, ...]:
