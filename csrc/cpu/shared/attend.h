@@ -167,7 +167,7 @@ MIMO_RT_INLINE void mix_tile(const Scratch& s, const Block& block, uint32_t num_
 #pragma GCC unroll 4
     for (uint32_t c = 0; c < P; ++c) {
       const Bf16Pairs value = load_pairs(block.v[j] + dim + c * kPairLanes,
-                                     c + 1 < P ? uint32_t{kPairLanes} : count);
+                                         c + 1 < P ? uint32_t{kPairLanes} : count);
 #pragma GCC unroll 2
       for (uint32_t h = 0; h < H; ++h) {
         const Vector weight = splat_at(p + h * kBlockKeys + j);
