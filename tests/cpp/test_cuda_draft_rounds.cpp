@@ -200,6 +200,14 @@ TEST_CASE("drawn drafts, of all of the vocabulary or a part: the same for every 
   }
 }
 
+TEST_CASE("two tokens from rounds of drawn drafts") {  // small: AddressSanitizer runs it, too
+  Wanted wanted{.params = {.temperature = 3.0f, .seed = 5}, .num_tokens = 2};
+  wanted.draft.proposal = DraftOptions::Proposal::sampled;
+  const Outcome rounds = run_rounds(wanted);
+  CHECK_EQ(rounds.tokens.size(), 2u);
+  CHECK(rounds.stats.num_drafted_rounds > 0);
+}
+
 #if !defined(MIMO_RT_TEST_ON_GPU)
 TEST_CASE("sessions draft on the GPU: the text and the statistics of the CPU's") {
   EngineOptions options;

@@ -22,7 +22,7 @@ EMULATED = ["test_emulation", "test_cuda_accept", "test_cuda_edges", "test_cuda_
 # Sanitizer -> programs; tests/conftest.py begins to build them when the run begins.
 PROGRAMS = {
     "address,undefined": ["fuzz_checkpoint", *HOSTILE_FILE_TESTS, *EMULATED, "test_cuda_expert_fp8",
-                          "test_cuda_projection"],
+                          "test_cuda_projection", "test_cuda_draft_rounds"],
     "thread": [*PARALLEL_TESTS, *EMULATED, "test_cuda_rounds"],
 }
 
@@ -75,10 +75,11 @@ def cases_without_faults(program):
 
 def test_cuda_kernels_under_asan(asan_programs):
     kernels = [name for name in PROGRAMS["address,undefined"]
-               if name.startswith("test_cuda_") and name != "test_cuda_edges"]
+               if name.startswith("test_cuda_") and name not in ("test_cuda_edges", "test_cuda_draft_rounds")]
     commands = [["test_emulation", "the correct kernel gives the same answer in every schedule"],
                 ["test_cuda_edges", "every edge hands over the right values in every schedule",
                  "a signal that does not come ends all blocks with one report"],
+                ["test_cuda_draft_rounds", "two tokens from rounds of drawn drafts"],
                 *([name, *cases_without_faults(asan_programs / name)] for name in kernels)]
     for done in run_all([asan_programs / program, *cases] for program, *cases in commands):
         assert done.returncode == 0, done.stdout + done.stderr
