@@ -5,47 +5,46 @@
 
 namespace mimo_rt::cpu {
 
-Team::Team(uint32_t num_workers) : num_workers_(num_workers), members_(num_workers), times_(num_workers + 1) {
+Team::Team(uint32_t num_workers) : num_workers_(num_workers), members_(num_workers) {
   std::iota(members_.begin(), members_.end(), 0u);
 }
 
 void Team::reset() {
   grow(num_workers_);
-  std::fill(times_.begin(), times_.end(), Time{});
+  kinds_.clear();
 }
 
-void Team::begin_review() {
-  ns_ = 0;
-  num_steps_ = 0;
+Team::Kind& Team::kind_of(const void* id) {
+  const auto found = std::find_if(kinds_.begin(), kinds_.end(), [&](const Kind& kind) { return kind.id == id; });
+  kind_idx_ = static_cast<size_t>(found - kinds_.begin());
+  if (found == kinds_.end()) kinds_.push_back({id, std::vector<Time>(num_workers_ + 1)});
+  return kinds_[kind_idx_];
 }
 
 bool Team::observe(const Run& run) {
-  if (run.kind != kind_) {
-    kind_ = run.kind;
-    std::fill(times_.begin(), times_.end(), Time{});
-    begin_review();
-  }
+  Kind& kind = kind_of(run.kind);
   now_ns_ = run.now_ns;
-  ns_ += run.ns;
-  num_steps_ += run.num_steps;
-  return ns_ >= kReviewNs && num_steps_ >= kReviewSteps;
+  kind.ns += run.ns;
+  kind.num_steps += run.num_steps;
+  return kind.ns >= kReviewNs && kind.num_steps >= kReviewSteps;
 }
 
-/// What a step costs at this size.
-double Team::learn_time() {
-  Time& time = times_[size()];
-  const double step_ns = static_cast<double>(ns_) / num_steps_;
+/// What a step costs at this size. The next review has all of its time ahead.
+void Team::learn_time() {
+  Kind& kind = kinds_[kind_idx_];
+  Time& time = kind.times[size()];
+  const double step_ns = static_cast<double>(kind.ns) / kind.num_steps;
   time = {is_recent(time) ? (time.step_ns + step_ns) / 2 : step_ns, now_ns_};
-  return time.step_ns;
+  for (Kind& any : kinds_) any.ns = any.num_steps = 0;
 }
 
 void Team::review(std::span<const uint8_t> is_shared, double idle_cores) {
-  const double step_ns = learn_time();
-  begin_review();
+  learn_time();
   ++num_reviews_;
-  if (shrink(is_shared, step_ns) || is_whole()) return;
-  const Time& before = times_[left_size_];
-  if (is_recent(before) && before.step_ns < step_ns) {
+  if (shrink(is_shared) || is_whole()) return;
+  const std::vector<Time>& times = kinds_[kind_idx_].times;
+  const Time& before = times[left_size_];
+  if (is_recent(before) && before.step_ns < times[size()].step_ns) {
     grow(left_size_);
   } else if (idle_cores >= kIdleCores) {
     grow(std::min(num_workers_, size() + static_cast<uint32_t>(idle_cores + 1.0 - kIdleCores)));
@@ -55,11 +54,12 @@ void Team::review(std::span<const uint8_t> is_shared, double idle_cores) {
 }
 
 /// Without those who share their cores; without half of the team when all do.
-bool Team::shrink(std::span<const uint8_t> is_shared, double step_ns) {
+bool Team::shrink(std::span<const uint8_t> is_shared) {
   const auto num_shared = static_cast<uint32_t>(std::count(is_shared.begin(), is_shared.end(), 1));
   if (!num_shared || size() == 1) return false;
   const uint32_t target = num_shared < size() ? size() - num_shared : size() / 2;
-  if (is_recent(times_[target]) && times_[target].step_ns >= step_ns) return false;
+  const std::vector<Time>& times = kinds_[kind_idx_].times;
+  if (is_recent(times[target]) && times[target].step_ns >= times[size()].step_ns) return false;
   std::vector<uint32_t> stay;
   for (uint32_t i = 0; i < size() && stay.size() < target; ++i)
     if (num_shared == size() || !is_shared[i]) stay.push_back(members_[i]);

@@ -50,18 +50,24 @@ class Team {
     double step_ns = 0.0;
     int64_t at_ns = 0;
   };
+  /// Steps of one kind: sessions may take turns with steps of several.
+  struct Kind {
+    const void* id = nullptr;
+    std::vector<Time> times;  ///< [size], of the last reviews at that size, each weighing half of the next
+    int64_t ns = 0;           ///< since the last review of any kind
+    uint32_t num_steps = 0;
+  };
   bool is_recent(const Time& time) const { return time.step_ns > 0.0 && now_ns_ - time.at_ns < kRecentNs; }
-  void begin_review();
-  double learn_time();
-  bool shrink(std::span<const uint8_t> is_shared, double step_ns);
+  Kind& kind_of(const void* id);
+  void learn_time();
+  bool shrink(std::span<const uint8_t> is_shared);
   void grow(uint32_t size);
 
   uint32_t num_workers_;
   std::vector<uint32_t> members_;
-  std::vector<Time> times_;  ///< [size], of the last reviews at that size, each weighing half of the next
-  const void* kind_ = nullptr;
-  int64_t ns_ = 0, now_ns_ = 0;
-  uint32_t num_steps_ = 0;
+  std::vector<Kind> kinds_;
+  size_t kind_idx_ = 0;      ///< of the last steps
+  int64_t now_ns_ = 0;
   uint32_t left_size_ = 0;   ///< from which it shrank last
   int64_t shrunk_ns_ = 0;    ///< when last
   uint32_t num_reviews_ = kVainReviews;     ///< since it grew

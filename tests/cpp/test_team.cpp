@@ -146,6 +146,23 @@ TEST_CASE("times of another kind of step are not compared") {
   CHECK(same.team.is_whole());
 }
 
+TEST_CASE("kinds that take turns are watched each for itself") {
+  Drill drill(2);
+  bool is_due = false;
+  for (int i = 0; !is_due; ++i) {
+    CHECK(i < 100);
+    drill.now_ns += 30'000'000;
+    CHECK(!drill.team.observe({"prefill", 1, 1'000'000, drill.now_ns}));
+    is_due = drill.team.observe({"decode", 1, 10'000'000, drill.now_ns});
+  }
+  drill.team.review(Shared{0, 1}, 0.0);
+  CHECK_EQ(drill.team.size(), 1u);
+  drill.run(5, {0}, 0.0, "prefill");  // nothing is known of it at the other size
+  CHECK_EQ(drill.team.size(), 1u);
+  drill.run(20, {0});
+  CHECK(drill.team.is_whole());  // 10 before
+}
+
 TEST_CASE("idle cores are read from the kernel's count") {
   const std::filesystem::path root = std::filesystem::temp_directory_path() / "mimo_rt_idle_cores";
   std::filesystem::create_directories(root / "proc");
