@@ -107,7 +107,6 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/cpu/counters.cpp
   csrc/cpu/dispatch.cpp
   csrc/cpu/executor.cpp
-  csrc/cpu/idle_cores.cpp
   csrc/cpu/ops_attention.cpp
   csrc/cpu/ops_context.cpp
   csrc/cpu/ops_draft.cpp

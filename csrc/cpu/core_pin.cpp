@@ -53,15 +53,15 @@ void CorePin::bind(int core) {
   bound_ns_ = reviewed_ns_;
 }
 
-void CorePin::review() {
-  if (delay_file_ < 0) return;
+bool CorePin::review() {
+  if (delay_file_ < 0) return false;
   const int64_t now = now_ns();
-  if (now - reviewed_ns_ < kReviewNs) return;
+  if (now - reviewed_ns_ < kReviewNs) return false;
   const int64_t delayed_ns = read_delay(delay_file_);
-  if (delayed_ns >= 0) judge(now, delayed_ns);
+  return delayed_ns >= 0 && judge(now, delayed_ns);
 }
 
-void CorePin::judge(int64_t now_ns, int64_t delayed_ns) {
+bool CorePin::judge(int64_t now_ns, int64_t delayed_ns) {
   const int64_t passed_ns = now_ns - std::exchange(reviewed_ns_, now_ns);
   const bool is_shared = (delayed_ns - delayed_ns_) * kSharedPart > passed_ns;
   delayed_ns_ = delayed_ns;
@@ -73,6 +73,7 @@ void CorePin::judge(int64_t now_ns, int64_t delayed_ns) {
     is_bound_ = true;
     bound_ns_ = now_ns;
   }
+  return is_shared;
 }
 
 void CorePin::release(int64_t now_ns) {

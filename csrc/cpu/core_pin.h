@@ -24,10 +24,10 @@ class CorePin {
   void watch();
   /// Watches and binds it.
   void bind(int core);
-  /// Between two steps: a clock read, and a system call every kReviewNs at most.
-  void review();
+  /// Between two steps: a clock read, and a system call every kReviewNs at most. True when it found the core shared.
+  bool review();
   /// What `review` makes of the clock and of the time that the thread has been kept waiting so far.
-  void judge(int64_t now_ns, int64_t delayed_ns);
+  bool judge(int64_t now_ns, int64_t delayed_ns);
   bool is_bound() const { return is_bound_; }
   /// Whether any review since the last call found the core shared. Also for another thread, while this one runs nothing.
   bool take_shared() { return std::exchange(was_shared_, false); }

@@ -16,8 +16,6 @@ namespace mimo_rt::cpu {
 namespace {
 
 constexpr const char* kWhere = "Executor.run";
-// Rounds run in jobs of about this length: who takes part is decided between two.
-constexpr uint64_t kMaxJobNs = 50'000'000;
 
 WorkerPool::Options pool_options(const ExecutorOptions& options) {
   return {options.num_workers ? options.num_workers : num_usable_cores(), options.pin_workers,
@@ -59,9 +57,11 @@ CpuExecutor::CpuExecutor(const Weights& weights, const DraftWeights* draft,
       draft_(draft),
       backend_(backend),
       timeout_ms_(options.timeout_ms),
+      max_job_ns_(uint64_t{1000} * options.max_job_us),
       yields_cores_(options.yield_cores),
       states_(checked(plans, draft), weights.config(), draft ? &draft->config() : nullptr),
-      team_(pool_options(options).num_workers),
+      everybody_(pool_options(options).num_workers),
+      team_(everybody_),
       pool_(pool_options(options)),
       monitor_(pool_.num_workers(), options.timeout_ms,
                pool_.is_oversubscribed() ? 0 : WaitMonitor::kSpinNs) {
@@ -84,25 +84,27 @@ CpuExecutor::CpuExecutor(const Weights& weights, const DraftWeights* draft,
 
 /// Who runs the next steps of `plan`, and the tasks and memory for them.
 PlanState& CpuExecutor::choose_team(const Plan& plan) {
+  PlanState& whole = states_.whole(plan);
   if (is_tracing_) team_.reset();
-  PlanState* state = team_.is_whole() ? nullptr : states_.smaller(plan, team_.size());
-  if (!state && !team_.is_whole()) {  // no memory: then all of them
-    team_.reset();
-    yields_cores_ = false;
-  }
-  pool_.set_team(team_.members());
-  return state ? *state : states_.whole(plan);
+  is_team_small_ = !team_.is_whole();
+  PlanState* smaller = is_team_small_ ? states_.smaller(plan, team_.size()) : nullptr;
+  pool_.set_team(smaller ? team_.members() : everybody_.members());
+  return smaller ? *smaller : whole;
 }
 
 /// After steps of `plan`, the first of which began at step_begin_.
-void CpuExecutor::watch_team(const Plan& plan, uint32_t num_steps) {
-  if (!yields_cores_ || is_tracing_) return;
+void CpuExecutor::watch_team(const Plan& plan, uint32_t num_rows, uint32_t num_steps) {
+  const bool is_team = pool_.team_size() == team_.size();  // else its plan is still being made
+  if (!yields_cores_ || is_tracing_ || !is_team) return;
   const auto ns = static_cast<int64_t>(now_ns());
-  const auto begin_ns = std::chrono::nanoseconds(step_begin_.time_since_epoch()).count();
-  if (!team_.observe({plan.tasks(0).data(), num_steps, ns, begin_ns + ns})) return;
-  is_shared_.clear();
-  for (uint32_t i = 0; i < team_.size(); ++i) is_shared_.push_back(pool_.take_shared(i));
-  team_.review(is_shared_, idle_cores_.since_last());
+  const Team::Run run{plan.tasks(0).data(), num_rows, num_steps, ns, begin_ns() + ns};
+  if (team_.observe(run)) team_.review(pool_.take_shared());
+}
+
+/// Whether rounds should go on in another job, which may have another team.
+bool CpuExecutor::is_time_for_another_job() const {
+  if (!yields_cores_ || is_tracing_ || now_ns() < max_job_ns_) return false;
+  return is_team_small_ || pool_.has_shared();
 }
 
 void CpuExecutor::refuse_after_failure() const {
@@ -120,7 +122,7 @@ void CpuExecutor::fail_after_hang() {
 void CpuExecutor::run(const Plan& plan, KvCache& cache, const StepInput& input,
                       StepOutput& output) {
   refuse_after_failure();
-  (void)states_.latest(plan);  // throws for a foreign one
+  (void)states_.whole(plan);  // throws for a foreign one
   checker_.check(weights_.config(), plan, cache, input, output);
   PlanState& state = choose_team(plan);
   prepare_step(state, cache, input, output);
@@ -128,14 +130,14 @@ void CpuExecutor::run(const Plan& plan, KvCache& cache, const StepInput& input,
   pool_.run(*this);
   fail_after_hang();
   ++state.epoch;
-  watch_team(plan, 1);
+  watch_team(plan, input.num_tokens, 1);
   for (const auto& worker : workers_) output.active_experts += worker->num_active_experts;
 }
 
 void CpuExecutor::run_rounds(const Plan& plan, KvCache& cache, RoundState& rounds,
                              const std::function<void()>& poll) {
   refuse_after_failure();
-  (void)states_.latest(plan);  // throws for a foreign one
+  (void)states_.whole(plan);  // throws for a foreign one
   if (!checker_.check_rounds(weights_.config(), plan, cache, rounds)) return;
   rounds_ = &rounds;
   std::exception_ptr poll_error;
@@ -152,12 +154,14 @@ void CpuExecutor::run_rounds(const Plan& plan, KvCache& cache, RoundState& round
     PlanState& state = choose_team(plan);
     StepOutput output;
     prepare_step(state, cache, rounds.input, output);
+    // What passes between two jobs is no part of a round.
+    rounds.round_begin_ns = static_cast<uint64_t>(begin_ns());
     is_job_over_ = false;
     const uint32_t num_before = rounds.num_rounds;
     pool_.run(*this, call_poll);
     for (const auto& worker : workers_) rounds.active_experts += worker->num_active_experts;
     state.count_epochs();
-    watch_team(plan, rounds.num_rounds - num_before);
+    watch_team(plan, 1, rounds.num_rounds - num_before);
   }
   if (poll_error) {
     if (monitor_.has_stopped()) failure_ = hang_text();
@@ -237,7 +241,7 @@ bool CpuExecutor::run_tasks(uint32_t worker_idx, uint64_t epoch) {
     if (!await_inputs(task, worker_idx, i, epoch)) return false;
     if constexpr (kIsTracing) times.begin_ns = now_ns();
     run_task(task, worker);
-    if (task.kind == TaskKind::accept) is_job_over_ = now_ns() >= kMaxJobNs;
+    if (task.kind == TaskKind::accept) is_job_over_ = is_time_for_another_job();
     if (task.signal_counter != kNoCounter) running_->counters.signal(task.signal_counter);
     if (task.kind == TaskKind::accept) pool_.notify_caller();
     if constexpr (kIsTracing) {
@@ -246,6 +250,10 @@ bool CpuExecutor::run_tasks(uint32_t worker_idx, uint64_t epoch) {
     }
   }
   return true;
+}
+
+int64_t CpuExecutor::begin_ns() const {
+  return std::chrono::nanoseconds(step_begin_.time_since_epoch()).count();
 }
 
 uint64_t CpuExecutor::now_ns() const {
@@ -301,7 +309,7 @@ std::vector<TaskTrace> CpuExecutor::last_trace() const {
 }
 
 const uint8_t* CpuExecutor::buffer_data(const Plan& plan, uint16_t buffer_id) const {
-  const PlanState& state = states_.latest(plan);
+  const PlanState& state = states_.whole(plan);  // smaller ones use its buffers
   MIMO_RT_CHECK(buffer_id < state.buffers.size() && state.buffers[buffer_id], invalid_argument,
                 "Executor.buffer_data", "buffer_id: expected an arena buffer or the logits, got ",
                 buffer_id);

@@ -50,16 +50,22 @@ DraftTables::DraftTables(const DraftConfig& config, const PlanOptions& options)
       block_rope(config.rope_theta, config.rotary_dim, options.is_round ? config.block_size : 0),
       feature_rows(options.max_context_rows) {}
 
-PlanState::PlanState(const Plan& given, const ModelConfig& config, const DraftConfig* draft_config)
-    : plan(given), arena(given.arena_bytes()), route{}, counters(given.counters().size()) {
+PlanState::PlanState(const Plan& given, const ModelConfig& config, const DraftConfig* draft_config,
+                     const PlanState* lender)
+    : plan(given), route{}, counters(given.counters().size()) {
   const std::vector<BufferInfo>& infos = plan.buffers();
-  logits = AlignedBytes(infos[kLogits].bytes);
-  if (arena.size()) std::memset(arena.data(), 0, arena.size());
-  if (logits.size()) std::memset(logits.data(), 0, logits.size());
-  for (const BufferInfo& info : infos)
-    buffers.push_back(info.space == BufferInfo::Space::arena ? arena.data() + info.offset
-                                                             : nullptr);
-  buffers[kLogits] = logits.data();
+  if (lender) {
+    buffers = lender->buffers;
+  } else {
+    arena = AlignedBytes(plan.arena_bytes());
+    logits = AlignedBytes(infos[kLogits].bytes);
+    if (arena.size()) std::memset(arena.data(), 0, arena.size());
+    if (logits.size()) std::memset(logits.data(), 0, logits.size());
+    for (const BufferInfo& info : infos)
+      buffers.push_back(info.space == BufferInfo::Space::arena ? arena.data() + info.offset
+                                                               : nullptr);
+    buffers[kLogits] = logits.data();
+  }
 
   const uint32_t max_tokens = plan.options().max_tokens;
   if (config.num_experts && infos[kRoute].bytes)

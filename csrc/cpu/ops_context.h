@@ -86,8 +86,10 @@ struct DraftTables {
 
 /// A plan with the memory its steps run in.
 struct PlanState {
-  /// @param draft  of the model, or nullptr
-  PlanState(const Plan& given, const ModelConfig& config, const DraftConfig* draft = nullptr);
+  /// @param draft   of the model, or nullptr
+  /// @param lender  whose buffers to use; nullptr: its own
+  PlanState(const Plan& given, const ModelConfig& config, const DraftConfig* draft = nullptr,
+            const PlanState* lender = nullptr);
 
   /// Fills the tables for the rows of the epoch that comes. Before a step, and at the end of each
   /// round.
@@ -105,7 +107,7 @@ struct PlanState {
   }
 
   Plan plan;  ///< a copy; its tasks are shared with the caller's
-  AlignedBytes arena, logits;
+  AlignedBytes arena, logits;     ///< empty when they are another's
   std::vector<uint8_t*> buffers;  ///< nullptr for those outside arena and logits
   RouteTable route;               ///< view of the route buffer; all zero without MoE layers
   std::vector<RopeTable> ropes;

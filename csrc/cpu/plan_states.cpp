@@ -3,10 +3,12 @@
 #include "core/checks.h"
 #include "plan/task.h"
 
-#include <new>
+#include <unistd.h>
+
+#include <exception>
+#include <system_error>
 
 namespace mimo_rt::cpu {
-
 namespace {
 
 bool has_fused_norms(const Plan& plan) {
@@ -19,12 +21,22 @@ bool has_fused_norms(const Plan& plan) {
 }  // namespace
 
 PlanStates::PlanStates(const std::vector<const Plan*>& plans, const ModelConfig& config, const DraftConfig* draft)
-    : config_(config), draft_(draft) {
+    : config_(config), draft_(draft), owner_(getpid()) {
   for (const Plan* plan : plans) {
     whole_.push_back(std::make_unique<PlanState>(*plan, config, draft));
-    smaller_.emplace_back(plan->num_workers());
-    latest_.push_back(whole_.back().get());
+    smaller_.emplace_back();
+    for (uint32_t w = 1; w < plan->num_workers(); ++w) smaller_.back().push_back(std::make_unique<Smaller>());
   }
+}
+
+PlanStates::~PlanStates() {
+  const bool is_owner = getpid() == owner_;
+  for (const auto& of_plan : smaller_)
+    for (const auto& smaller : of_plan) {
+      if (!smaller->maker.joinable()) continue;
+      if (is_owner) smaller->maker.join();
+      else smaller->maker.detach();  // a fork has no such thread
+    }
 }
 
 size_t PlanStates::index_of(const Plan& plan) const {
@@ -33,31 +45,36 @@ size_t PlanStates::index_of(const Plan& plan) const {
   fail(ErrorCode::invalid_argument, "Executor.run", "plan: expected one of those given to the executor, got another");
 }
 
-PlanState& PlanStates::whole(const Plan& plan) {
-  const size_t idx = index_of(plan);
-  return *(latest_[idx] = whole_[idx].get());
+/// nullptr where that fails, for whatever reason: it would only have been faster.
+std::unique_ptr<PlanState> PlanStates::make_smaller(const PlanState& whole, uint32_t num_workers) const noexcept {
+  try {
+    PlanOptions options = whole.plan.options();
+    options.num_workers = num_workers;
+    // Buffers and the workers' scratch are those of the plan as given.
+    options.fuse_norm = has_fused_norms(whole.plan) ? PlanOptions::FuseNorm::yes : PlanOptions::FuseNorm::no;
+    const Plan plan = Plan::build(config_, options, whole.plan.shape().draft.num_layers ? draft_ : nullptr);
+    plan.verify();
+    return std::make_unique<PlanState>(plan, config_, draft_, &whole);
+  } catch (const std::exception&) {
+    return nullptr;
+  }
 }
 
 PlanState* PlanStates::smaller(const Plan& plan, uint32_t num_workers) {
   const size_t idx = index_of(plan);
-  std::unique_ptr<PlanState>& state = smaller_[idx][num_workers - 1];
-  if (state) return latest_[idx] = state.get();
-  PlanOptions options = plan.options();
-  options.num_workers = num_workers;
-  // Workers' scratch is sized for the plans as given.
-  options.fuse_norm = has_fused_norms(plan) ? PlanOptions::FuseNorm::yes : PlanOptions::FuseNorm::no;
-  const DraftConfig* draft = plan.shape().draft.num_layers ? draft_ : nullptr;
-  try {
-    const Plan fewer = Plan::build(config_, options, draft);
-    fewer.verify();
-    state = std::make_unique<PlanState>(fewer, config_, draft);
-  } catch (const std::bad_alloc&) {
-    return nullptr;
-  } catch (const Error& error) {
-    if (error.code() == ErrorCode::out_of_memory) return nullptr;
-    throw;
+  Smaller& smaller = *smaller_[idx][num_workers - 1];
+  if (!smaller.was_asked) {
+    smaller.was_asked = true;
+    try {
+      smaller.maker = std::thread([this, &smaller, &whole = *whole_[idx], num_workers] {
+        smaller.state = make_smaller(whole, num_workers);
+        smaller.is_there.store(smaller.state != nullptr, std::memory_order_release);
+      });
+    } catch (const std::system_error&) {
+      return nullptr;  // no thread to be had
+    }
   }
-  return latest_[idx] = state.get();
+  return smaller.is_there.load(std::memory_order_acquire) ? smaller.state.get() : nullptr;
 }
 
 }  // namespace mimo_rt::cpu

@@ -1,9 +1,14 @@
-// The plans of an executor with the memory that their steps run in: as given, and for fewer workers once they are asked for.
+// The plans of an executor with the memory that their steps run in: as given, and for fewer workers once they are asked
+// for.
 #pragma once
 
 #include "cpu/ops_context.h"
 
+#include <sys/types.h>
+
+#include <atomic>
 #include <memory>
+#include <thread>
 #include <vector>
 
 namespace mimo_rt::cpu {
@@ -12,24 +17,33 @@ class PlanStates {
  public:
   /// @throws Error{out_of_memory}
   PlanStates(const std::vector<const Plan*>& plans, const ModelConfig& config, const DraftConfig* draft);
+  ~PlanStates();
+  PlanStates(const PlanStates&) = delete;
+  PlanStates& operator=(const PlanStates&) = delete;
 
   /// Of the plan as it was given.
   /// @throws Error{invalid_argument} for any other plan
-  PlanState& whole(const Plan& plan);
-  /// The same steps for fewer workers, planned and proved when first asked for; nullptr: there is no memory for them.
+  PlanState& whole(const Plan& plan) const { return *whole_[index_of(plan)]; }
+  /// The same steps for fewer workers, in the same buffers; nullptr: not yet. A thread plans and proves them when they are
+  /// first asked for, which takes up to a second for large models and many workers. Never there where that fails.
   PlanState* smaller(const Plan& plan, uint32_t num_workers);
-  /// Whichever of them was asked for last.
-  const PlanState& latest(const Plan& plan) const { return *latest_[index_of(plan)]; }
   const std::vector<std::unique_ptr<PlanState>>& all_whole() const { return whole_; }
 
  private:
+  struct Smaller {
+    bool was_asked = false;
+    std::thread maker;
+    std::unique_ptr<PlanState> state;  ///< the maker's until is_there
+    std::atomic<bool> is_there{false};
+  };
   size_t index_of(const Plan& plan) const;
+  std::unique_ptr<PlanState> make_smaller(const PlanState& whole, uint32_t num_workers) const noexcept;
 
   const ModelConfig& config_;
   const DraftConfig* draft_;
   std::vector<std::unique_ptr<PlanState>> whole_;
-  std::vector<std::vector<std::unique_ptr<PlanState>>> smaller_;  ///< [plan][num_workers - 1]
-  std::vector<PlanState*> latest_;                                ///< [plan]
+  std::vector<std::vector<std::unique_ptr<Smaller>>> smaller_;  ///< [plan][num_workers - 1]
+  pid_t owner_;                                                ///< the process that has the threads
 };
 
 }  // namespace mimo_rt::cpu

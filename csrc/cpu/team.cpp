@@ -1,6 +1,7 @@
 #include "cpu/team.h"
 
 #include <algorithm>
+#include <bit>
 #include <numeric>
 
 namespace mimo_rt::cpu {
@@ -14,15 +15,23 @@ void Team::reset() {
   kinds_.clear();
 }
 
-Team::Kind& Team::kind_of(const void* id) {
-  const auto found = std::find_if(kinds_.begin(), kinds_.end(), [&](const Kind& kind) { return kind.id == id; });
+bool Team::is_recent(const Time& time) const {
+  const auto some_steps_ns = static_cast<int64_t>(time.step_ns * kRecentSteps);
+  return time.step_ns > 0.0 && now_ns_ - time.at_ns < std::max(kRecentNs, some_steps_ns);
+}
+
+Team::Kind& Team::kind_of(const Run& run) {
+  const int rows_class = std::bit_width(run.num_rows);
+  const auto found = std::find_if(kinds_.begin(), kinds_.end(), [&](const Kind& kind) {
+    return kind.id == run.kind && kind.rows_class == rows_class;
+  });
   kind_idx_ = static_cast<size_t>(found - kinds_.begin());
-  if (found == kinds_.end()) kinds_.push_back({id, std::vector<Time>(num_workers_ + 1)});
+  if (found == kinds_.end()) kinds_.push_back({run.kind, rows_class, std::vector<Time>(num_workers_ + 1)});
   return kinds_[kind_idx_];
 }
 
 bool Team::observe(const Run& run) {
-  Kind& kind = kind_of(run.kind);
+  Kind& kind = kind_of(run);
   now_ns_ = run.now_ns;
   kind.ns += run.ns;
   kind.num_steps += run.num_steps;
@@ -38,19 +47,15 @@ void Team::learn_time() {
   for (Kind& any : kinds_) any.ns = any.num_steps = 0;
 }
 
-void Team::review(std::span<const uint8_t> is_shared, double idle_cores) {
+void Team::review(std::span<const uint8_t> is_shared) {
   learn_time();
   ++num_reviews_;
   if (shrink(is_shared) || is_whole()) return;
   const std::vector<Time>& times = kinds_[kind_idx_].times;
   const Time& before = times[left_size_];
-  if (is_recent(before) && before.step_ns < times[size()].step_ns) {
-    grow(left_size_);
-  } else if (idle_cores >= kIdleCores) {
-    grow(std::min(num_workers_, size() + static_cast<uint32_t>(idle_cores + 1.0 - kIdleCores)));
-  } else if (now_ns_ - shrunk_ns_ >= patience_ns_) {
-    grow(num_workers_);
-  }
+  const bool was_better = is_recent(before) && before.step_ns < times[size()].step_ns;
+  if (was_better && left_size_ > size()) grow(left_size_);
+  else if (now_ns_ - shrunk_ns_ >= patience_ns_) grow(num_workers_);
 }
 
 /// Without those who share their cores; without half of the team when all do.

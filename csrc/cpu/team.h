@@ -4,8 +4,8 @@
 // runs half of the time, and all others wait through its pauses: the step takes several times as long, not half as long
 // again. Fewer workers, each with a core of its own, are then faster. Pure bookkeeping: times come from the caller.
 //
-// A team shrinks by the members that were kept waiting. It grows again when cores lie idle, or after a while to see. What
-// the time of a step was at either size decides where both have been seen lately: nobody keeps a size that is slower.
+// A team shrinks by the members that were kept waiting, and tries to be whole again after a while, less and less often
+// while that is in vain. Where both sizes have been seen lately, the time of a step decides between them.
 #pragma once
 
 #include <cstdint>
@@ -25,24 +25,25 @@ class Team {
 
   /// Steps that the members have just run.
   struct Run {
-    const void* kind = nullptr;  ///< only times of steps of one kind are compared
+    const void* kind = nullptr;  ///< only times of steps of one kind and of about as many rows are compared
+    uint32_t num_rows = 1;       ///< of a step
     uint32_t num_steps = 1;
     int64_t ns = 0;              ///< of all of them
     int64_t now_ns = 0;          ///< steady clock, at their end
   };
   /// True when enough has been seen: then `review` is due.
   bool observe(const Run& run);
-  /// @param is_shared   [size()] whether the member was kept from its core since the last review
-  /// @param idle_cores  of the machine since then, on average
-  void review(std::span<const uint8_t> is_shared, double idle_cores);
+  /// @param is_shared  [size()] whether the member was kept from its core since the last review
+  void review(std::span<const uint8_t> is_shared);
   /// Everybody takes part; what was measured is forgotten.
   void reset();
 
   static constexpr int64_t kReviewNs = 40'000'000;
   static constexpr uint32_t kReviewSteps = 2;
-  static constexpr int64_t kRecentNs = 4'000'000'000;  ///< times of a size count for so long
-  static constexpr double kIdleCores = 0.7;            ///< so much of a core is room for one worker more
-  static constexpr int64_t kFirstPatienceNs = 250'000'000, kMaxPatienceNs = 64 * kFirstPatienceNs;
+  /// Times of a size count for so long, or for so many steps.
+  static constexpr int64_t kRecentNs = 4'000'000'000;
+  static constexpr int64_t kRecentSteps = 16;
+  static constexpr int64_t kFirstPatienceNs = 250'000'000, kMaxPatienceNs = 16 * kFirstPatienceNs;
   static constexpr uint32_t kVainReviews = 2;  ///< a team that has grown and shrinks this soon has grown in vain
 
  private:
@@ -53,12 +54,13 @@ class Team {
   /// Steps of one kind: sessions may take turns with steps of several.
   struct Kind {
     const void* id = nullptr;
+    int rows_class = 0;
     std::vector<Time> times;  ///< [size], of the last reviews at that size, each weighing half of the next
     int64_t ns = 0;           ///< since the last review of any kind
     uint32_t num_steps = 0;
   };
-  bool is_recent(const Time& time) const { return time.step_ns > 0.0 && now_ns_ - time.at_ns < kRecentNs; }
-  Kind& kind_of(const void* id);
+  bool is_recent(const Time& time) const;
+  Kind& kind_of(const Run& run);
   void learn_time();
   bool shrink(std::span<const uint8_t> is_shared);
   void grow(uint32_t size);
@@ -71,7 +73,7 @@ class Team {
   uint32_t left_size_ = 0;   ///< from which it shrank last
   int64_t shrunk_ns_ = 0;    ///< when last
   uint32_t num_reviews_ = kVainReviews;     ///< since it grew
-  int64_t patience_ns_ = kFirstPatienceNs;  ///< how long it stays small though no core seems idle
+  int64_t patience_ns_ = kFirstPatienceNs;  ///< how long it stays small
 };
 
 }  // namespace mimo_rt::cpu

@@ -94,12 +94,20 @@ void WorkerPool::run(Job& job, const std::function<void()>& on_news) {
 
 /// Its worker has something new: a job, or the end.
 void WorkerPool::call(Seat& seat) {
-  seat.job_number.fetch_add(1, std::memory_order_release);
-  seat.job_number.notify_one();  // no system call while nobody sleeps
+  // Sequentially consistent, as in await_job: either the sleeper is seen, or it sees the number.
+  seat.job_number.fetch_add(1, std::memory_order_seq_cst);
+  if (seat.is_asleep.load(std::memory_order_seq_cst)) seat.job_number.notify_one();
+}
+
+std::span<const uint8_t> WorkerPool::take_shared() {
+  shared_.clear();
+  for (const uint32_t worker : team_) shared_.push_back(pins_[worker].take_shared());
+  has_shared_.store(false, std::memory_order_relaxed);
+  return shared_;
 }
 
 /// Returns the number of the job after `seen`: spins, then gives way, then sleeps.
-uint32_t WorkerPool::await_job(const Seat& seat, uint32_t seen) const {
+uint32_t WorkerPool::await_job(Seat& seat, uint32_t seen) const {
   const auto begin = Clock::now();
   const auto park_after = std::chrono::microseconds(options_.park_after_us);
   for (uint32_t polls = 1;; ++polls) {
@@ -111,7 +119,9 @@ uint32_t WorkerPool::await_job(const Seat& seat, uint32_t seen) const {
     if (idle >= park_after) break;
     if (is_oversubscribed_ || idle >= kYieldAfter) sched_yield();
   }
-  seat.job_number.wait(seen, std::memory_order_acquire);
+  seat.is_asleep.store(true, std::memory_order_seq_cst);
+  seat.job_number.wait(seen, std::memory_order_seq_cst);
+  seat.is_asleep.store(false, std::memory_order_relaxed);
   return seat.job_number.load(std::memory_order_acquire);
 }
 
@@ -119,7 +129,7 @@ void WorkerPool::worker_loop(uint32_t worker_idx) {
   std::fesetenv(FE_DFL_ENV);  // a thread inherits the rounding of whoever opens the engine
   if (cores_.empty()) pins_[worker_idx].watch();
   else pins_[worker_idx].bind(cores_[worker_idx]);
-  const Seat& seat = seats_[worker_idx];
+  Seat& seat = seats_[worker_idx];
   for (uint32_t seen = 0;;) {
     seen = await_job(seat, seen);
     if (is_stopping_.load(std::memory_order_relaxed)) return;

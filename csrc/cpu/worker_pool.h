@@ -59,9 +59,13 @@ class WorkerPool {
 
   /// By a member inside a job, between two steps: looks whether its core is shared, and lets it go
   /// where it is.
-  void review_pin(uint32_t member_idx) { pins_[team_[member_idx]].review(); }
-  /// Between two jobs: whether the member's core was found shared since the last call.
-  bool take_shared(uint32_t member_idx) { return pins_[team_[member_idx]].take_shared(); }
+  void review_pin(uint32_t member_idx) {
+    if (pins_[team_[member_idx]].review()) has_shared_.store(true, std::memory_order_relaxed);
+  }
+  /// Whether any member's core was found shared since the last call of take_shared. By anybody.
+  bool has_shared() const { return has_shared_.load(std::memory_order_relaxed); }
+  /// Between two jobs: [team_size()] whether the member's core was found shared since the last call.
+  std::span<const uint8_t> take_shared();
 
   uint32_t num_workers() const { return static_cast<uint32_t>(threads_.size()); }
   /// More workers than cores: whoever waits must let others run.
@@ -71,10 +75,11 @@ class WorkerPool {
   /// Where a worker finds its next job.
   struct alignas(64) Seat {
     std::atomic<uint32_t> job_number{0};
+    std::atomic<bool> is_asleep{false};
     uint32_t member_idx = 0;
   };
   void worker_loop(uint32_t worker_idx);
-  uint32_t await_job(const Seat& seat, uint32_t seen) const;
+  uint32_t await_job(Seat& seat, uint32_t seen) const;
   static void call(Seat& seat);
   void stop();
 
@@ -84,6 +89,8 @@ class WorkerPool {
   std::vector<int> cores_;      ///< of the workers; empty: none is bound
   std::vector<CorePin> pins_;
   std::vector<uint32_t> team_;  ///< workers
+  std::vector<uint8_t> shared_;  ///< what take_shared has returned
+  std::atomic<bool> has_shared_{false};
   std::unique_ptr<Seat[]> seats_;
   Job* job_ = nullptr;
   std::atomic<bool> is_stopping_{false};

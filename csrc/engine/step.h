@@ -94,6 +94,7 @@ struct ExecutorOptions {
   bool pin_workers = true;        ///< see core/pin.h
   uint32_t park_after_us = 200;   ///< an idle worker spins this long before it sleeps (no CPU use while idle)
   bool yield_cores = false;       ///< cpu: fewer workers while other processes want cores; see cpu/team.h
+  uint32_t max_job_us = 50'000;   ///< cpu: about so long after each other rounds run before the team may change
   uint32_t timeout_ms = 10'000;   ///< a step in which nothing moves for this long has hung
   Activations activations = Activations::bf16;
 };

@@ -25,6 +25,8 @@ void check_options(const PlanOptions& options, const DraftConfig* draft) {
   in_range("max_logit_rows", options.max_logit_rows, options.max_tokens);
   MIMO_RT_CHECK(std::isfinite(options.bytes_per_ns) && options.bytes_per_ns > 0, invalid_argument, kWhere,
                 "bytes_per_ns: expected > 0, got ", options.bytes_per_ns);
+  MIMO_RT_CHECK(options.costs.is_sound(), invalid_argument, kWhere,
+                "costs: expected times from 0 to 1e9 ns, none of a matrix falling as tokens are added");
   if (draft) in_range("max_context_rows", options.max_context_rows, kMaxTokens);
   MIMO_RT_CHECK(draft || !options.max_context_rows, invalid_argument, kWhere,
                 "max_context_rows: expected 0 without a draft, got ", options.max_context_rows);

@@ -2,18 +2,19 @@
 #include <mimo_rt/costs.h>
 
 #include "core/checks.h"
-#include "core/text.h"
+#include "weights/cache_files.h"
 
 #include <mimo_rt/device.h>
 #include <mimo_rt/packed_cache.h>
+#include <mimo_rt/version.h>
 
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
 #include <cerrno>
-#include <cmath>
 #include <cstring>
 #include <fstream>
-#include <sstream>
+#include <string_view>
 #include <unistd.h>
 #include <utility>
 
@@ -23,7 +24,7 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::json;
 
-constexpr const char* kVersion = "mimo_rt costs 1";
+constexpr const char* kVersion = "mimo_rt costs 1, library " MIMO_RT_VERSION;
 constexpr size_t kMaxBytes = 1 << 16;
 constexpr double kMaxNs = 1e9;  // for 1024 weights: a second
 
@@ -41,14 +42,10 @@ std::string processor_name() {
 
 uint32_t workers_of(const CostKey& key) { return key.num_workers ? key.num_workers : num_usable_cores(); }
 
-/// A number that a time can be.
-double time_of(const Json& value, const std::string& where, const char* name) {
+double number_of(const Json& value, const std::string& where, const char* name) {
   MIMO_RT_CHECK(value.is_number(), bad_format, "load_cost_table", where, ": ", name, ": expected a number, got ",
                 value.type_name());
-  const double ns = value.get<double>();
-  MIMO_RT_CHECK(std::isfinite(ns) && ns >= 0.0 && ns <= kMaxNs, bad_format, "load_cost_table", where, ": ", name,
-                ": expected 0 .. ", kMaxNs, " ns, got ", ns);
-  return ns;
+  return value.get<double>();
 }
 
 const Json& member(const Json& object, const char* name, const std::string& where) {
@@ -65,13 +62,31 @@ CostTable parse(const Json& root, const std::string& where) {
     const Json& times = member(matrices, format, where);
     MIMO_RT_CHECK(times.is_array() && times.size() == CostTable::kTokens.size(), bad_format, "load_cost_table", where,
                   ": matrix_ns of ", format, ": expected ", CostTable::kTokens.size(), " times");
-    for (size_t i = 0; i < times.size(); ++i) table.matrix_ns[f][i] = time_of(times[i], where, format);
+    for (size_t i = 0; i < times.size(); ++i) table.matrix_ns[f][i] = number_of(times[i], where, format);
   }
-  for (const auto& [name, field] : kNumbers) table.*field = time_of(member(root, name, where), where, name);
+  for (const auto& [name, field] : kNumbers) table.*field = number_of(member(root, name, where), where, name);
+  MIMO_RT_CHECK(table.is_sound(), bad_format, "load_cost_table", where, ": expected times from 0 to ", kMaxNs,
+                " ns, none of a matrix falling as tokens are added. Measure again: mimo-rt bench costs");
   return table;
 }
 
+/// Writes all of it, or throws.
+void write_text(int descriptor, std::string_view text, const std::string& name) {
+  while (!text.empty()) {
+    const ssize_t size = write(descriptor, text.data(), text.size());
+    MIMO_RT_CHECK(size > 0, io, "save_cost_table", name, ": cannot be written (", std::strerror(errno), ")");
+    text.remove_prefix(static_cast<size_t>(size));
+  }
+}
+
 }  // namespace
+
+bool CostTable::is_sound() const {
+  const auto is_time = [](double ns) { return ns >= 0.0 && ns <= kMaxNs; };  // false for NaN
+  for (const auto& times : matrix_ns)
+    if (!std::ranges::all_of(times, is_time) || !std::ranges::is_sorted(times)) return false;
+  return std::ranges::all_of(kNumbers, [&](const auto& number) { return is_time(this->*number.second); });
+}
 
 fs::path cost_table_path(const CostKey& key) {
   return cache_directory() / "costs" /
@@ -84,18 +99,10 @@ void save_cost_table(const CostKey& key, const CostTable& table) {
     root["matrix_ns"][CostTable::kFormats[f]] = table.matrix_ns[f];
   for (const auto& [name, field] : kNumbers) root[name] = table.*field;
   const fs::path path = cost_table_path(key);
-  const fs::path temporary = concat(path.string(), '.', getpid(), ".tmp");
   std::error_code error;
   fs::create_directories(path.parent_path(), error);
-  std::ofstream file(temporary);
-  file << root.dump(1) << '\n';
-  file.close();
-  const int reason = errno;
-  if (file) fs::rename(temporary, path, error);
-  if (file && !error) return;
-  const std::string why = error ? error.message() : std::strerror(reason);
-  fs::remove(temporary, error);
-  fail(ErrorCode::io, "save_cost_table", path.string(), ": cannot be written (", why, ")");
+  write_cache_file(path.parent_path(), path.filename().string(), "save_cost_table",
+                   [&](int descriptor) { write_text(descriptor, root.dump(1) + '\n', path.string()); });
 }
 
 std::optional<CostTable> load_cost_table(const CostKey& key) {
@@ -103,6 +110,7 @@ std::optional<CostTable> load_cost_table(const CostKey& key) {
   std::error_code error;
   if (!fs::is_regular_file(path, error)) return std::nullopt;  // opening a pipe would wait for ever
   std::ifstream file(path, std::ios::binary);
+  MIMO_RT_CHECK(file, bad_format, "load_cost_table", path.string(), ": cannot be read");
   std::string text(kMaxBytes + 1, '\0');
   file.read(text.data(), static_cast<std::streamsize>(text.size()));
   text.resize(static_cast<size_t>(file.gcount()));

@@ -23,12 +23,13 @@ PackedFormat packed_format(WeightFormat format) {
   return PackedFormat::bf16;
 }
 
-/// Linear between the measured numbers of tokens and from the last two on.
+/// Linear between the measured numbers of tokens, proportional beyond.
 double interpolate(const std::array<double, CostTable::kTokens.size()>& ns, double num_tokens) {
+  if (num_tokens >= CostTable::kTokens.back()) return ns.back() * num_tokens / CostTable::kTokens.back();
   size_t i = 1;
-  while (i + 1 < ns.size() && num_tokens > CostTable::kTokens[i]) ++i;
+  while (num_tokens > CostTable::kTokens[i]) ++i;
   const double low = CostTable::kTokens[i - 1], high = CostTable::kTokens[i];
-  return std::max(ns[i - 1] + (ns[i] - ns[i - 1]) * (num_tokens - low) / (high - low), 0.0);
+  return ns[i - 1] + (ns[i] - ns[i - 1]) * (std::max(num_tokens, 1.0) - low) / (high - low);
 }
 
 }  // namespace

@@ -24,9 +24,11 @@ struct CostTable {
   double norm_ns = 0.0;         ///< RMSNorm of 1024 elements
   double prepare_ns = 0.0;      ///< reordering 1024 activations for an MXFP4 product
   double edge_ns = 0.0;         ///< from the last signal of two workers until both go on; one worker: 0
-  double edge_worker_ns = 0.0;  ///< what each worker more adds to that
+  double edge_worker_ns = 0.0;  ///< what each worker more that signals adds to that, all workers waiting
 
   bool is_measured() const { return matrix_ns[0][0] > 0.0; }
+  /// Finite times from 0 to a second, none of a matrix falling as tokens are added.
+  bool is_sound() const;
   bool operator==(const CostTable&) const = default;
 };
 
@@ -37,7 +39,8 @@ struct CostKey {
   std::string activations = "bf16"; ///< see EngineOptions
 };
 
-/// Runs the backend's kernels on as many threads as the engine has workers: some ten seconds, and 512 MB of memory.
+/// Runs the backend's kernels on as many threads as the engine has workers: some ten seconds; memory of four times the
+/// last-level cache or 256 MB, and 8 MB per worker.
 /// `progress`: called with 0 .. 1 now and then; it may throw to stop.
 /// @throws Error{invalid_argument, unavailable, out_of_memory}
 MIMO_RT_API CostTable measure_costs(const CostKey& key, const std::function<void(double)>& progress = {});
@@ -46,7 +49,7 @@ MIMO_RT_API CostTable measure_costs(const CostKey& key, const std::function<void
 MIMO_RT_API std::filesystem::path cost_table_path(const CostKey& key);
 /// @throws Error{io}
 MIMO_RT_API void save_cost_table(const CostKey& key, const CostTable& table);
-/// The saved table; nothing when there is none or when it is of another processor.
+/// The saved table; nothing when there is none or when it is of another processor or another version of the library.
 /// @throws Error{bad_format} for a file that is not such a table
 MIMO_RT_API std::optional<CostTable> load_cost_table(const CostKey& key);
 

@@ -9,6 +9,7 @@
 #include <mimo_rt/costs.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
@@ -38,8 +39,10 @@ CostTable simple_table(double edge_ns, double edge_worker_ns) {
 
 /// The cache directory of this test.
 struct Cache {
-  Cache() : path(fs::temp_directory_path() / "mimo_rt_test_costs") {
-    fs::remove_all(path);
+  Cache() {
+    std::string name = (fs::temp_directory_path() / "mimo_rt_test_costs_XXXXXX").string();
+    CHECK(mkdtemp(name.data()) != nullptr);
+    path = name;
     setenv("MIMO_RT_CACHE", path.c_str(), 1);
   }
   ~Cache() { fs::remove_all(path); }
@@ -100,10 +103,14 @@ TEST_CASE("a file that is no table is refused by name; one of another processor 
   CHECK(!load_cost_table(key));
   write(replaced("mimo_rt costs 1", "mimo_rt costs 2"));
   CHECK(!load_cost_table(key));
-  for (const auto& [from, to] : {std::pair{"250", "-250"}, {"250", "1e300"}, {"250", "\"250\""}, {"250", "null"},
-                                 {"\"edge_ns\"", "\"edge\""}, {"\"mxfp4\"", "\"mxfp5\""}, {"100.0", "100.0, 100.0"},
-                                 {"\"version\"", "\"versions\""}}) {
+  for (const auto& [from, to, why] : std::initializer_list<std::array<const char*, 3>>{
+           {"250.0", "-250.0", "expected times"}, {"250.0", "1e300", "expected times"},
+           {"100.0", "1000.0", "none of a matrix falling"}, {"250.0", "\"250\"", "edge_ns: expected a number"},
+           {"250.0", "null", "edge_ns: expected a number"}, {"\"edge_ns\"", "\"edge\"", "'edge_ns'"},
+           {"\"mxfp4\"", "\"mxfp5\"", "'mxfp4'"}, {"100.0", "100.0, 100.0", "expected 6 times"},
+           {"\"version\"", "\"versions\"", "'version'"}}) {
     write(replaced(from, to));
+    CHECK_THROWS(bad_format, why, load_cost_table(key));
     CHECK_THROWS(bad_format, cost_table_path(key).string().c_str(), load_cost_table(key));
   }
   for (const std::string& text : {std::string(), std::string("[]"), std::string("{"), std::string("\xff\xfe"),
@@ -114,7 +121,7 @@ TEST_CASE("a file that is no table is refused by name; one of another processor 
   fs::remove(cost_table_path(key));
   fs::create_directory(cost_table_path(key));
   CHECK(!load_cost_table(key));
-  CHECK_THROWS(io, "cannot be written", save_cost_table(key, simple_table(1, 1)));
+  CHECK_THROWS(io, "costs", save_cost_table(key, simple_table(1, 1)));  // a directory has its name
 }
 
 TEST_CASE("times between the measured numbers of tokens are interpolated") {
@@ -125,12 +132,27 @@ TEST_CASE("times between the measured numbers of tokens are interpolated") {
   const auto per_1024 = [&](double tokens) {
     return model.matrix_tile(PackedFormat::bf16, 1024, tokens) / 16;  // a tile has 16 rows
   };
-  for (const double tokens : {1.0, 1.5, 2.0, 3.0, 11.0, 64.0, 512.0})
-    CHECK(std::fabs(per_1024(tokens) - (90.0 + 10.0 * tokens)) < 1e-9 * tokens);
+  CHECK(std::fabs(per_1024(512.0) - 8 * (90.0 + 640.0)) < 1e-9 * 512);
+  for (const double tokens : {0.5, 1.0, 1.5, 2.0, 3.0, 11.0, 63.0, 64.0})
+    CHECK(std::fabs(per_1024(tokens) - (90.0 + 10.0 * std::max(tokens, 1.0))) < 1e-6);
   options.costs.matrix_ns[2][1] = 300.0;
   const CostModel bent(config, options);
   CHECK(std::fabs(bent.matrix_tile(PackedFormat::bf16, 1024, 1.5) / 16 - 200.0) < 1e-9);
   CHECK(std::fabs(bent.matrix_tile(PackedFormat::fp8_e4m3, 1024, 1.5) / 16 - 105.0) < 1e-9);  // another format
+}
+
+TEST_CASE("a plan refuses costs that cannot be") {
+  PlanOptions options = plan_options(2, 4, 4);
+  options.costs = simple_table(250, 50);
+  CHECK(Plan::build(small_quantised(), options).num_tasks() > 0);
+  for (const double bad : {-1.0, 2e9, std::nan("")}) {
+    options.costs = simple_table(250, 50);
+    options.costs.norm_ns = bad;
+    CHECK_THROWS(invalid_argument, "costs: expected times", Plan::build(small_quantised(), options));
+  }
+  options.costs = simple_table(250, 50);
+  options.costs.matrix_ns[1][3] = 1.0;
+  CHECK_THROWS(invalid_argument, "falling", Plan::build(small_quantised(), options));
 }
 
 TEST_CASE("work is shared out among as many workers as pay") {

@@ -95,6 +95,12 @@ class Bench:
         """Where the time of one-token steps goes. Tracing reads the clock three times a task."""
         return measure_breakdown(self.engine, self._session, self._num_context, _TRACED_STEPS)[0]
 
+    def _gather_workers(self) -> None:
+        """Let all workers take part again, whatever the case before has taught the engine."""
+        self.engine.set_tracing(True)  # a traced step runs on all of them
+        self._session.logits(spread_prompt(self.engine.config, 1))
+        self.engine.set_tracing(False)
+
     def contention(self, num_cores: int) -> list[Measurement]:
         """One token per step while 0, 1 or ``num_cores`` other processes compute, taking turns.
 
@@ -106,6 +112,7 @@ class Bench:
         num_bytes = 0
         for _ in range(_CONTENTION_ROUNDS):
             for count in counts:
+                self._gather_workers()
                 with Competitors(count) as others:
                     time.sleep(_SETTLE_S)
                     used, begin = others.cpu_seconds(), time.monotonic()
