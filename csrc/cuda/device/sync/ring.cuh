@@ -13,7 +13,8 @@
 
 namespace mimo_rt::cuda {
 
-template <uint32_t kNumStages, uint32_t kStageBytes, uint32_t kOwners = 1>
+/// `kIsTimed`: whether `init` may ask for the times of waits, which costs each wait registers.
+template <uint32_t kNumStages, uint32_t kStageBytes, uint32_t kOwners = 1, bool kIsTimed = false>
 struct Ring {
   static_assert((kNumStages & (kNumStages - 1)) == 0, "tickets wrap around at 2^32");
   static_assert(kStageBytes % 128 == 0, "keeps the alignment of bulk copies");
@@ -24,7 +25,8 @@ struct Ring {
   uint32_t* waited_ns;         ///< see init
 
   /// One thread of the block, once per kernel. A block barrier must follow. `waited_ns_`: one word
-  /// for each warp of the block that waits, to which the time of its waits is added; or nullptr.
+  /// for each warp of the block that waits, to which the time of its waits is added, where kIsTimed; or
+  /// nullptr.
   __device__ void init(uint32_t* waited_ns_ = nullptr) {
     waited_ns = waited_ns_;
     for (uint32_t stage = 0; stage < kNumStages; ++stage) {
@@ -56,7 +58,8 @@ struct Ring {
   /// An owner, all lanes of the warp: waits until the bytes of `ticket` are there.
   __device__ const uint8_t* wait(uint32_t ticket) {
     uint64_t* barrier = &full[ticket % kNumStages];
-    if (!ptx::mbarrier_test_wait(barrier, parity(ticket))) wait_for_bytes(barrier, parity(ticket));
+    if constexpr (!kIsTimed) wait_for_phase(barrier, parity(ticket));
+    else if (!ptx::mbarrier_test_wait(barrier, parity(ticket))) wait_for_bytes(barrier, parity(ticket));
     return stages[ticket % kNumStages];
   }
 

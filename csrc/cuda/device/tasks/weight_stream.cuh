@@ -14,7 +14,7 @@
 
 namespace mimo_rt::cuda {
 
-using WeightRing = Ring<kNumStages, kStageBytes>;
+using WeightRing = Ring<kNumStages, kStageBytes, 1, true>;
 
 /// Which units of a task a block does: first, first + stride, … below `end` and below all there are.
 struct UnitRange {
