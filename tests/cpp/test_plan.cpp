@@ -135,12 +135,11 @@ TEST_CASE("every plan of every model verifies") {
   CHECK(num_plans > 400);
 }
 
-TEST_CASE("the 70-layer model with 132 workers verifies in under 10 s") {
+TEST_CASE("plans of the 70-layer model with 132 workers verify") {
   for (uint32_t tokens : {8u, 512u}) {
     const Plan plan = Plan::build(test_configs::mimo_v2_5_pro_fp4(), make_options(132, tokens));
     const VerifyReport report = plan.verify();
     std::printf("  %u tokens: %s\n", tokens, report.to_string().c_str());
-    CHECK(report.seconds < 10.0);
     CHECK(report.num_ordered_pairs > 10'000'000);
     CHECK(report.to_string().find("without deadlock") != std::string::npos);
   }
