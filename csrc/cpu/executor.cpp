@@ -85,7 +85,8 @@ CpuExecutor::CpuExecutor(const Weights& weights, const DraftWeights* draft,
 /// Who runs the next steps of `plan`, and the tasks and memory for them.
 PlanState& CpuExecutor::choose_team(const Plan& plan) {
   PlanState& whole = states_.whole(plan);
-  if (is_tracing_) team_.reset();
+  if (states_.has_failed()) yields_cores_ = false;
+  if (is_tracing_ || states_.has_failed()) team_.reset();
   is_team_small_ = !team_.is_whole();
   PlanState* smaller = is_team_small_ ? states_.smaller(plan, team_.size()) : nullptr;
   pool_.set_team(smaller ? team_.members() : everybody_.members());
@@ -94,8 +95,11 @@ PlanState& CpuExecutor::choose_team(const Plan& plan) {
 
 /// After steps of `plan`, the first of which began at step_begin_.
 void CpuExecutor::watch_team(const Plan& plan, uint32_t num_rows, uint32_t num_steps) {
-  const bool is_team = pool_.team_size() == team_.size();  // else its plan is still being made
-  if (!yields_cores_ || is_tracing_ || !is_team) return;
+  if (!yields_cores_ || is_tracing_) return;
+  if (pool_.team_size() != team_.size()) {  // its plan is still being made, by a thread that wants a core as well
+    (void)pool_.take_shared();
+    return;
+  }
   const auto ns = static_cast<int64_t>(now_ns());
   const Team::Run run{plan.tasks(0).data(), num_rows, num_steps, ns, begin_ns() + ns};
   if (team_.observe(run)) team_.review(pool_.take_shared());

@@ -6,7 +6,6 @@
 #include <unistd.h>
 
 #include <exception>
-#include <system_error>
 
 namespace mimo_rt::cpu {
 namespace {
@@ -69,9 +68,10 @@ PlanState* PlanStates::smaller(const Plan& plan, uint32_t num_workers) {
       smaller.maker = std::thread([this, &smaller, &whole = *whole_[idx], num_workers] {
         smaller.state = make_smaller(whole, num_workers);
         smaller.is_there.store(smaller.state != nullptr, std::memory_order_release);
+        if (!smaller.state) has_failed_.store(true, std::memory_order_relaxed);
       });
-    } catch (const std::system_error&) {
-      return nullptr;  // no thread to be had
+    } catch (const std::exception&) {  // no thread to be had
+      has_failed_.store(true, std::memory_order_relaxed);
     }
   }
   return smaller.is_there.load(std::memory_order_acquire) ? smaller.state.get() : nullptr;

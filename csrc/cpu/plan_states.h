@@ -24,9 +24,11 @@ class PlanStates {
   /// Of the plan as it was given.
   /// @throws Error{invalid_argument} for any other plan
   PlanState& whole(const Plan& plan) const { return *whole_[index_of(plan)]; }
-  /// The same steps for fewer workers, in the same buffers; nullptr: not yet. A thread plans and proves them when they are
-  /// first asked for, which takes up to a second for large models and many workers. Never there where that fails.
+  /// The same steps for fewer workers, in the same buffers; nullptr: not yet, or never. A thread plans and proves them when
+  /// they are first asked for, which takes up to a second for large models and many workers.
   PlanState* smaller(const Plan& plan, uint32_t num_workers);
+  /// Whether some that were asked for will never be there.
+  bool has_failed() const { return has_failed_.load(std::memory_order_relaxed); }
   const std::vector<std::unique_ptr<PlanState>>& all_whole() const { return whole_; }
 
  private:
@@ -43,6 +45,7 @@ class PlanStates {
   const DraftConfig* draft_;
   std::vector<std::unique_ptr<PlanState>> whole_;
   std::vector<std::vector<std::unique_ptr<Smaller>>> smaller_;  ///< [plan][num_workers - 1]
+  std::atomic<bool> has_failed_{false};
   pid_t owner_;                                                ///< the process that has the threads
 };
 

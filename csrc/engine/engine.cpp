@@ -7,8 +7,8 @@
 #include "engine/machine_notes.h"
 #include "plan/trace.h"
 
-#include <mimo_rt/costs.h>
 #include <mimo_rt/checkpoint.h>
+#include <mimo_rt/costs.h>
 #include <mimo_rt/device.h>
 
 #include <algorithm>
@@ -97,7 +97,7 @@ std::shared_ptr<Engine> build_engine(std::unique_ptr<Engine::Impl> impl,
   const ExecutorOptions executor_options{.num_workers = impl->decode_plan.num_workers(),
                                          .pin_workers = options.pin_threads,
                                          .park_after_us = options.park_after_us,
-                                         .yield_cores = true,
+                                         .yield_cores = options.yield_cores,
                                          .timeout_ms = options.timeout_ms,
                                          .activations = parse_activations(options.activations)};
   std::vector<const Plan*> plans = {&impl->decode_plan, &impl->prefill_plan};
@@ -228,17 +228,24 @@ std::vector<std::string> Engine::notes() const {
   return notes;
 }
 
-double Engine::measure_bandwidth_gbs(double seconds) {
+double Engine::measure_bandwidth_gbs(double seconds, const std::function<void()>& poll) {
   MIMO_RT_CHECK(seconds > 0.0 && seconds <= 60.0, invalid_argument, "Engine.measure_bandwidth_gbs",
                 "seconds: expected > 0 and <= 60, got ", seconds);
+  constexpr double kPollSeconds = 0.5;
   const std::lock_guard lock(impl_->steps);
-  if (backend() == "cuda")
-    return impl_->bandwidth_gbs = cuda::measure_read_gbs(*cuda::open_bench_device(), seconds);
-  const std::vector<ReadRange> ranges =
-      impl_->weights ? weight_ranges(*impl_->weights) : std::vector<ReadRange>{};
-  const double gbs = measure_read_gbs(ranges, {.num_threads = num_workers(),
-                                               .pin_threads = impl_->options.pin_threads,
-                                               .seconds = seconds});
+  const auto measure = [&](double part_seconds) {
+    if (backend() == "cuda") return cuda::measure_read_gbs(*cuda::open_bench_device(), part_seconds);
+    const std::vector<ReadRange> ranges =
+        impl_->weights ? weight_ranges(*impl_->weights) : std::vector<ReadRange>{};
+    return measure_read_gbs(ranges, {.num_threads = num_workers(),
+                                     .pin_threads = impl_->options.pin_threads,
+                                     .seconds = part_seconds});
+  };
+  double gbs = 0.0;
+  for (double left = seconds; left > 0.0; left -= kPollSeconds) {
+    gbs = std::max(gbs, measure(std::min(left, kPollSeconds)));
+    if (poll) poll();
+  }
   impl_->bandwidth_gbs = gbs;
   return gbs;
 }

@@ -70,13 +70,17 @@ CostTable parse(const Json& root, const std::string& where) {
   return table;
 }
 
-/// Writes all of it, or throws.
+/// Brings all of it to the disk, or throws.
 void write_text(int descriptor, std::string_view text, const std::string& name) {
+  const auto check = [&](bool is_good) {
+    MIMO_RT_CHECK(is_good, io, "save_cost_table", name, ": cannot be written (", std::strerror(errno), ")");
+  };
   while (!text.empty()) {
     const ssize_t size = write(descriptor, text.data(), text.size());
-    MIMO_RT_CHECK(size > 0, io, "save_cost_table", name, ": cannot be written (", std::strerror(errno), ")");
-    text.remove_prefix(static_cast<size_t>(size));
+    check(size > 0 || (size < 0 && errno == EINTR));
+    if (size > 0) text.remove_prefix(static_cast<size_t>(size));
   }
+  check(fsync(descriptor) == 0);
 }
 
 }  // namespace
@@ -101,6 +105,7 @@ void save_cost_table(const CostKey& key, const CostTable& table) {
   const fs::path path = cost_table_path(key);
   std::error_code error;
   fs::create_directories(path.parent_path(), error);
+  MIMO_RT_CHECK(!error, io, "save_cost_table", path.parent_path().string(), ": cannot be made (", error.message(), ")");
   write_cache_file(path.parent_path(), path.filename().string(), "save_cost_table",
                    [&](int descriptor) { write_text(descriptor, root.dump(1) + '\n', path.string()); });
 }

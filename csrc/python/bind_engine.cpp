@@ -13,6 +13,7 @@ void bind_engine(py::module_& m) {
       .def_readwrite("device", &EngineOptions::device)
       .def_readwrite("num_threads", &EngineOptions::num_threads)
       .def_readwrite("pin_threads", &EngineOptions::pin_threads)
+      .def_readwrite("yield_cores", &EngineOptions::yield_cores)
       .def_readwrite("park_after_us", &EngineOptions::park_after_us)
       .def_readwrite("timeout_ms", &EngineOptions::timeout_ms)
       .def_readwrite("max_decode_tokens", &EngineOptions::max_decode_tokens)
@@ -45,8 +46,16 @@ void bind_engine(py::module_& m) {
       .def_property_readonly("expert_bytes", &Engine::expert_bytes)
       .def("notes", &Engine::notes, py::call_guard<py::gil_scoped_release>(),  // reads a long file of the kernel's
            "What this machine does not grant, in sentences.")
-      .def("measure_bandwidth_gbs", &Engine::measure_bandwidth_gbs, py::arg("seconds") = 0.2,
-           py::call_guard<py::gil_scoped_release>())
+      .def(
+          "measure_bandwidth_gbs",
+          [](Engine& engine, double seconds) {
+            const py::gil_scoped_release release;
+            return engine.measure_bandwidth_gbs(seconds, [] {
+              const py::gil_scoped_acquire acquire;
+              if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+            });
+          },
+          py::arg("seconds") = 0.2, "Signals are looked after about twice a second.")
       .def("set_tracing", &Engine::set_tracing, py::arg("on"))
       .def("trace_json", &Engine::trace_json, "The last step as a Chrome trace: predicted and measured task times.");
 }

@@ -20,6 +20,7 @@ struct EngineOptions {
   std::string device = "auto";        ///< "auto", "cpu", "ref", "cuda" or a backend name, see device.h
   uint32_t num_threads = 0;           ///< workers; 0: all usable cores; cuda: all multiprocessors
   bool pin_threads = true;            ///< bind worker i to usable core i while no other process uses it; not under a CPU quota (cgroup) below the core count
+  bool yield_cores = true;            ///< run with fewer workers while other processes compute and that is faster; the text stays the same
   uint32_t park_after_us = 200;       ///< idle workers spin this long, then sleep: an idle engine uses no CPU
   uint32_t timeout_ms = 10'000;       ///< a step has hung when none of its tasks finishes for this long; cuda: at most 3000 count
   uint32_t max_decode_tokens = 8;     ///< rows of a decode step; cuda: at most 8
@@ -70,7 +71,8 @@ class MIMO_RT_API Engine {
   std::vector<std::string> notes() const;
   /// Reads memory with all workers for about `seconds` and remembers the result for statistics. GB/s, 1e9 bytes. On
   /// cuda with all multiprocessors, for which 1 GiB must be free. @throws Error{out_of_memory}
-  double measure_bandwidth_gbs(double seconds = 0.2);
+  /// `poll`: called about twice a second; it may throw to stop, then what was measured before stays.
+  double measure_bandwidth_gbs(double seconds = 0.2, const std::function<void()>& poll = {});
   /// Task times of the next steps; `trace_json` gives the last step as a Chrome trace (predicted and measured).
   /// @throws Error{out_of_memory} on cuda, where they need memory
   void set_tracing(bool on);

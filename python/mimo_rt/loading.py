@@ -17,7 +17,7 @@ from .streaming import call_interruptibly
 
 Progress = Callable[[int, int], "bool | None"]
 _ENGINE_OPTIONS = {name for name in vars(_C.EngineOptions) if not name.startswith("_")}
-_FLAGS = {"pin_threads", "exact", "use_mmap"}
+_FLAGS = {"pin_threads", "yield_cores", "exact", "use_mmap"}
 _STRINGS = {
     "device": "the name of a backend",
     "draft": "'auto', 'none' or a directory",

@@ -51,7 +51,7 @@ class Session(SessionState):
             stderr.
         generation_config: "auto": sampling defaults of the model's generation_config.json;
             "none": neutral ones (temperature 1, nothing cut off) and no extra end tokens.
-        options: other fields of the engine's options, e.g. ``timeout_ms``, ``exact``.
+        options: other fields of the engine's options, e.g. ``timeout_ms``, ``yield_cores``.
 
     Raises:
         MimoRtError: one of its subclasses, see `mimo_rt.errors`; names the file or tensor.

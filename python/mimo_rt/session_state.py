@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +13,6 @@ from .results import GenerationResult, GenerationStats, SessionStats
 from .text import ModelText
 from .value_checks import as_int, as_number
 
-_BANDWIDTH_SLICE_SECONDS = 0.5
 
 
 class Limits:
@@ -123,14 +121,8 @@ class SessionState:
         self._require_open("measure_bandwidth")
         seconds = as_number("seconds", seconds, 0, 60, "Session.measure_bandwidth")
         with self._hold("measure_bandwidth"):
-            best, now = 0.0, time.monotonic()
-            end = now + seconds
-            while best == 0.0 or now < end:  # Python sees signals between these calls only
-                slice_seconds = min(max(end - now, 1e-3), _BANDWIDTH_SLICE_SECONDS)
-                best = max(best, self._engine.measure_bandwidth_gbs(slice_seconds))
-                now = time.monotonic()
-            self._bandwidth_gbs = best
-        return best
+            self._bandwidth_gbs = self._engine.measure_bandwidth_gbs(seconds)
+        return self._bandwidth_gbs
 
     def close(self) -> None:
         """Cancel what is running and let go of the weights; may be called again."""

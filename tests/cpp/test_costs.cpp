@@ -121,7 +121,10 @@ TEST_CASE("a file that is no table is refused by name; one of another processor 
   fs::remove(cost_table_path(key));
   fs::create_directory(cost_table_path(key));
   CHECK(!load_cost_table(key));
-  CHECK_THROWS(io, "costs", save_cost_table(key, simple_table(1, 1)));  // a directory has its name
+  CHECK_THROWS(io, "cannot", save_cost_table(key, simple_table(1, 1)));  // a directory has its name
+  std::ofstream(cache.path / "file") << "no directory";
+  setenv("MIMO_RT_CACHE", (cache.path / "file").c_str(), 1);
+  CHECK_THROWS(io, "costs: cannot be made", save_cost_table(key, simple_table(1, 1)));
 }
 
 TEST_CASE("times between the measured numbers of tokens are interpolated") {

@@ -10,12 +10,16 @@ from mimo_rt import _C
 from mimo_rt.checkpoints import write_tiny_checkpoint
 
 
-def costs(*arguments, code=0):
-    run = subprocess.run([sys.executable, "-m", "mimo_rt", "bench", "costs", *arguments], capture_output=True,
-                         text=True, timeout=300, check=False)
+def run_mimo_rt(*arguments, code=0):
+    run = subprocess.run([sys.executable, "-m", "mimo_rt", *arguments], capture_output=True, text=True, timeout=300,
+                         check=False)
     assert run.returncode == code, run.stderr
     assert "Traceback" not in run.stderr
     return run
+
+
+def costs(*arguments, code=0):
+    return run_mimo_rt("bench", "costs", *arguments, code=code)
 
 
 @pytest.fixture
@@ -39,6 +43,9 @@ def test_table_is_kept_used_and_forgotten(cache, tmp_path):
         assert session._engine.decode_plan.options.costs.is_measured
     with mimo_rt.Session(model, device="ref", num_threads=1) as session:
         assert not session._engine.decode_plan.options.costs.is_measured
+    shown = json.loads(run_mimo_rt("plan", str(model), "--threads", "1", "--json").stdout)
+    with mimo_rt.Session(model, device=record["backend"], num_threads=1) as session:
+        assert shown["hash"] == f"{session._engine.decode_plan.hash():016x}"
     assert "removed" in costs("--threads", "1", "--forget").stdout
     with mimo_rt.Session(model, device=record["backend"], num_threads=1) as session:
         assert not session._engine.decode_plan.options.costs.is_measured

@@ -163,7 +163,7 @@ def test_token_id_outside_the_vocabulary(session):
 def test_prompt_that_does_not_fit(model_dir):
     with Session(model_dir, num_threads=1, max_context=16) as session:
         assert session.max_context == 16
-        with pytest.raises(errors.CapacityError, match="16"):
+        with pytest.raises(errors.CapacityError, match="at most 15"):
             session.generate([1] * 17, max_tokens=1)
         result = session.generate([1] * 10, **GREEDY)
         assert result.finish_reason == "length"
@@ -340,6 +340,7 @@ def never_loads(monkeypatch):
         ({"max_context": 10**6}, r"max_context: expected 2\.\.\d+ \(the model's"),
         ({"max_context": 1}, "max_context: expected"),
         ({"pin_threads": 1}, "pin_threads: expected True or False"),
+        ({"yield_cores": "no"}, "yield_cores: expected True or False"),
         ({"exact": "no"}, "exact: expected True or False"),
         ({"device": 3}, "device: expected the name"),
         ({"progress": 5}, "progress: expected a function"),

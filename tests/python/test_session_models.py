@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import threading
 import time
 
@@ -174,27 +175,25 @@ def test_no_directory_is_not_the_current_one(model_dir, monkeypatch):
     Session(".", num_threads=1).close()  # control: said so, it is
 
 
-def test_bandwidth_is_measured_in_slices_that_signals_may_end(session, monkeypatch):
-    class Engine:
-        """Takes the time it is given."""
+def test_bandwidth_is_what_statistics_refer_to(session):
+    gbs = session.measure_bandwidth(0.6)  # more than one look after signals
+    stats = session.generate([1, 2, 3], max_tokens=3).stats
+    assert session.stats.bandwidth_gbs == gbs > 0
+    assert stats.bandwidth_fraction * gbs == pytest.approx(stats.decode_gbs)
 
-        def measure_bandwidth_gbs(self, seconds):
-            slices.append(seconds)
-            time.sleep(seconds)
-            if len(slices) == stop_at:
-                raise KeyboardInterrupt
-            return [3.0, 5.0, 4.0][len(slices) - 1]
 
-    monkeypatch.setattr(session, "_engine", Engine())
-    slices, stop_at = [], 0
-    assert session.measure_bandwidth(1.2) == 5.0
-    assert len(slices) >= 2 and max(slices) <= 0.5
-    slices, stop_at = [], 2
+def test_measuring_bandwidth_ends_with_a_signal(session):
+    before = session.measure_bandwidth(0.01)
+    timer = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])
+    timer.start()
+    begin = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         session.measure_bandwidth(60)
-    assert len(slices) == 2
-    slices, stop_at = [], 0
-    assert session.measure_bandwidth(1e-6) == 3.0 and len(slices) == 1  # free again, and never none
+    assert time.monotonic() - begin < 50
+    timer.join()
+    assert session.stats.bandwidth_gbs == before
+    stats = session.generate([1, 2, 3], max_tokens=3).stats
+    assert stats.bandwidth_fraction * before == pytest.approx(stats.decode_gbs)
 
 
 def test_progress(model_dir):

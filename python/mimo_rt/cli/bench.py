@@ -146,6 +146,7 @@ def _measure(args: argparse.Namespace, bench: Bench) -> tuple[str, list[Measurem
 
 def _open_engine(args: argparse.Namespace, **changes: Any) -> Any:
     options = {**engine_arguments(args), **changes}
+    options["yield_cores"] = args.case == "contention"  # elsewhere all workers are what is measured
     if args.case == "verify":  # all widths in one plan, as a round of a draft has them
         options["max_decode_tokens"] = max(DECODE_ROWS, *args.rows)
     if args.model:

@@ -8,6 +8,7 @@ from typing import Any
 
 from .. import _C
 from ..bench.breakdown import Breakdown, measure_breakdown
+from ..errors import MimoRtError
 from ..loading import open_engine
 from ..value_checks import as_int
 from ._breakdown import breakdown_text
@@ -74,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
 def build_plans(config: Any, draft: Any, num_workers: int, max_tokens: int) -> tuple[Any, Any]:
     """The plans of a step and of a round (None without a draft), as an engine builds them."""
 
+    costs = _measured_costs(num_workers)
+
     def build(tokens: int, is_round: bool) -> Any:
         longest_step = max(max_tokens, _C.EngineOptions().prefill_chunk_tokens)
         options = _C.PlanOptions(
@@ -82,14 +85,27 @@ def build_plans(config: Any, draft: Any, num_workers: int, max_tokens: int) -> t
             max_logit_rows=min(tokens, _MAX_LOGIT_ROWS),
             max_context_rows=max(longest_step, draft.block_size) if draft else 0,
             is_round=is_round,
+            costs=costs,
         )
         return _C.Plan.build(config, options, draft)
 
     return build(max_tokens, False), build(draft.block_size, True) if draft else None
 
 
+def _measured_costs(num_workers: int) -> Any:
+    """Those that an engine on the default device would plan with."""
+    backend = _C.resolve_backend("auto")
+    if not backend.startswith("cpu-"):
+        return _C.CostTable()
+    try:
+        key = _C.CostKey(backend=backend, num_workers=num_workers)
+        return _C.load_cost_table(key) or _C.CostTable()
+    except MimoRtError:  # the engine says so when it opens
+        return _C.CostTable()
+
+
 def _checked_workers(args: argparse.Namespace) -> int | None:
-    """The number of workers, after refusing options that would be ignored; None: the GPU's."""
+    """The number of workers, after refusing options that would be ignored; None: the engine's."""
     if args.workers is not None and args.threads is not None:
         args.refuse("--workers and --threads are the same here: give one.")
     runs_only = (args.device != "auto" or args.no_pin or args.no_mmap
@@ -101,7 +117,7 @@ def _checked_workers(args: argparse.Namespace) -> int | None:
         args.refuse("--dump is text: not together with --json.")
     chosen = args.threads if args.workers is None else args.workers
     if chosen is None:
-        return None if args.device == "cuda" else _C.num_usable_cores()
+        return None if args.trace else _C.num_usable_cores()
     return as_int("--workers", chosen, 1, 4096, "plan")
 
 
