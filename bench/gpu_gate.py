@@ -5,17 +5,19 @@
 
 Stages: `build` (package and tests), `tests` (tests/cpp/native_cuda_*.cpp on the device), `engine` (mimo-rt doctor and
 bench/gpu_engine.py: sessions against the CPU engine's), `sanitizer` (compute-sanitizer memcheck and racecheck, test by
-test, as far as its time goes) and `kbench` (mimo-rt kbench, cold caches, results checked). Every step is one JSON line in
-bench/results/<date>-gpu-<device>.jsonl, written when it ends, so whatever stops the script leaves what was done. Exit
-codes: 0 all passed, 1 something failed, 2 wrong usage, 3 no GPU.
+test, as far as its time goes), `kbench` (mimo-rt kbench, cold caches, results checked) and, on B200 and with CUTLASS,
+`cutlass`: a second build with its kernels, tested and measured, which takes nothing from the rest when it fails. Every
+step is one JSON line in bench/results/<date>-gpu-<device>.jsonl, written when it ends, so whatever stops the script
+leaves what was done. Exit codes: 0 all passed, 1 something failed, 2 wrong usage, 3 no GPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import datetime
-import importlib.util
+import importlib.metadata
 import os
 import pathlib
 import re
@@ -38,6 +40,8 @@ WHEELS = ("scikit-build-core>=0.11", "pybind11>=2.13", "nlohmann-json==3.12.0", 
           "nvidia-cuda-sanitizer-api==13.0.85")
 CUTLASS = "nvidia-cutlass==4.2.0.0"  # headers alone, for the kernels of one architecture
 CUTLASS_DEVICE = "10.0"
+CUTLASS_TEST = "native_cuda_expert_mxfp8"
+CUTLASS_KBENCH = ("expert_gate_up_mxfp8", "expert_down_mxfp8")
 
 
 def find_gpu() -> str:
@@ -75,7 +79,13 @@ def build(log: Log, args: argparse.Namespace) -> dict[str, str] | None:
         install = [python, "-m", "pip", "install", "-q", "--no-index", "--find-links", str(args.wheels), *WHEELS]
         if not (stage.run("venv", make) and stage.run("wheels", install)):
             return None
-    cutlass = "ON" if args.cutlass else "OFF"
+    programs = make_programs(stage, args, python, NATIVE_TESTS)
+    return {"tests": str(programs), "python": python} if programs else None
+
+
+def make_programs(stage: Stage, args: argparse.Namespace, python: str, targets: tuple[str, ...],
+                  cutlass: str = "OFF") -> pathlib.Path | None:
+    """Builds native tests and installs the package; the folder of the tests, or None."""
     environment = {"PATH": f"{pathlib.Path(python).parent}:{os.environ.get('PATH', '')}", "MIMO_RT_CUDA": "ON",
                    "MIMO_RT_CUTLASS": cutlass}
     if args.wheels:  # where CMake finds CUTLASS
@@ -84,21 +94,34 @@ def build(log: Log, args: argparse.Namespace) -> dict[str, str] | None:
     tests = args.build / "tests"
     configure = ["cmake", "-S", str(ROOT), "-B", str(tests), "-G", "Ninja", "-DMIMO_RT_BUILD_TESTS=ON",
                  "-DMIMO_RT_CUDA=ON", f"-DMIMO_RT_CUTLASS={cutlass}", f"-DPython_EXECUTABLE={python}"]
-    make = ["cmake", "--build", str(tests), "--target", *NATIVE_TESTS]
-    steps = (("configure tests", configure), ("tests", make), ("package", package))
-    if not all([stage.run(step, command, environment) for step, command in steps]):
+    compile_tests = ["cmake", "--build", str(tests), "--target", *targets]
+    steps = (("configure tests", configure), ("tests", compile_tests), ("package", package))
+    if not all([stage.run(step, command, environment, may_be_cut=cutlass == "ON") for step, command in steps]):
         return None
-    return {"tests": str(tests / "tests" / "cpp"), "python": python}
+    return tests / "tests" / "cpp"
 
 
 def has_cutlass(log: Log, args: argparse.Namespace, facts: dict[str, str]) -> bool:
     """Whether CUTLASS's kernels are built: the device runs them and their headers are there."""
     if facts.get("compute_cap") != CUTLASS_DEVICE:
         return False
-    if args.wheels and any(args.wheels.glob("nvidia_cutlass-*.whl")) or importlib.util.find_spec("cutlass_library"):
+    name, version = CUTLASS.split("==")
+    if args.wheels and (args.wheels / f"{name.replace('-', '_')}-{version}-py3-none-any.whl").is_file():
         return True
-    log.add("build", "CUTLASS", NOT_RUN, 0.0, reason=f"no wheel of {CUTLASS}: see --collect and --wheels")
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        if importlib.metadata.version(name) == version:
+            return True
+    log.add("cutlass", "headers", NOT_RUN, 0.0, reason=f"no wheel of {CUTLASS}: see --collect and --wheels")
     return False
+
+
+def run_cutlass(log: Log, args: argparse.Namespace, python: str) -> None:
+    """Last: its build replaces the one before."""
+    stage = Stage("cutlass", log)
+    if programs := make_programs(stage, args, python, (CUTLASS_TEST,), "ON"):
+        stage.run(CUTLASS_TEST, [str(programs / CUTLASS_TEST)])
+        command = [python, "-m", "mimo_rt", *KBENCH, *CUTLASS_KBENCH]
+        stage.run("kbench", command, {"PYTHONUNBUFFERED": "1"}, on_line=log.keep_record, may_be_cut=True)
 
 
 def run_tests(log: Log, programs: pathlib.Path) -> None:
@@ -203,13 +226,14 @@ def main(argv: list[str] | None = None) -> int:
     log.write({"stage": "device", **facts, "commit": commit or None,
                "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")})
     try:
-        args.cutlass = has_cutlass(log, args, facts)
         if built := build(log, args):
             programs = pathlib.Path(built["tests"])
             run_tests(log, programs)
             run_engine(log, built["python"])
             run_sanitizer(log, programs, find_sanitizer(built["python"]))
             run_kbench(log, built["python"])
+            if has_cutlass(log, args, facts):
+                run_cutlass(log, args, built["python"])
     finally:
         print_summary(log)
     return int(any(step["status"] == FAILED for step in log.steps) or not any("case" in r for r in log.records))

@@ -77,7 +77,7 @@ def test_a_step_beyond_its_limit_is_cut_off_with_its_children(gate, log, monkeyp
     assert kept(log)[-1]["status"] == "failed"
 
 
-def run_gate(gate, monkeypatch, tmp_path, record, test_code="pass"):
+def run_gate(gate, monkeypatch, tmp_path, record, test_code="pass", cmake_code=None):
     """The gate with a build that makes Python programs instead; its exit code and lines."""
     programs = tmp_path / "programs"
     programs.mkdir()
@@ -91,11 +91,15 @@ def run_gate(gate, monkeypatch, tmp_path, record, test_code="pass"):
     fake_python = programs / "python"
     fake_python.write_text(f"#!/bin/sh\necho note\necho '{json.dumps(record)}'\n")
     fake_python.chmod(0o755)
+    if cmake_code is not None:  # found before the real one
+        (programs / "cmake").write_text(f"#!/bin/sh\nexit {cmake_code}\n")
+        (programs / "cmake").chmod(0o755)
+        monkeypatch.setattr(gate, "has_cutlass", lambda log, args, facts: True)
     monkeypatch.setattr(gate, "find_gpu", lambda: "")
     monkeypatch.setattr(gate, "device_facts", lambda: {"name": "NVIDIA H200 NVL"})
     monkeypatch.setattr(gate, "build", lambda log, args: {"tests": str(programs), "python": str(fake_python)})
     monkeypatch.setattr(gate, "find_sanitizer", lambda python: str(sanitizer))
-    code = gate.main(["--results", str(tmp_path)])
+    code = gate.main(["--results", str(tmp_path), "--build", str(tmp_path / "b")])
     (path,) = pathlib.Path(tmp_path).glob("*.jsonl")
     assert path.name.endswith("-gpu-h200-nvl.jsonl")
     return code, [json.loads(line) for line in path.read_text().splitlines()]
@@ -124,13 +128,51 @@ def test_a_failed_test_fails_the_gate_but_not_the_rest(gate, monkeypatch, tmp_pa
     assert "worst error 3" in failed[0]["output"]
 
 
-def test_cutlass_is_built_where_it_runs_and_its_headers_are(gate, log, tmp_path):
+def test_cutlass_is_built_where_it_runs_and_its_headers_are(gate, log, root, tmp_path):
     args = gate.parse(["--wheels", str(tmp_path)])
     assert not gate.has_cutlass(log, args, {"compute_cap": "9.0"}) and not log.steps
     assert not gate.has_cutlass(log, args, {"compute_cap": "10.0"})
     assert kept(log)[-1]["status"] == "not run" and "nvidia-cutlass==4.2.0.0" in kept(log)[-1]["reason"]
+    (tmp_path / "nvidia_cutlass-4.2.1.0-py3-none-any.whl").write_text("")
+    assert not gate.has_cutlass(log, args, {"compute_cap": "10.0"})
     (tmp_path / "nvidia_cutlass-4.2.0.0-py3-none-any.whl").write_text("")
     assert gate.has_cutlass(log, args, {"compute_cap": "10.0"})
+    pins = (root / "third_party" / "cmake" / "Cutlass.cmake").read_text()
+    assert f"MIMO_RT_CUTLASS_VERSION {gate.CUTLASS.split('==')[1]})" in pins
+
+
+def test_the_first_build_is_one_without_cutlass(gate, log, monkeypatch, tmp_path):
+    said = tmp_path / "said"
+    for name in ("cmake", "python"):
+        (tmp_path / name).write_text(f'#!/bin/sh\necho "{name} $MIMO_RT_CUTLASS $*" >> "{said}"\n')
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    built = gate.build(log, gate.parse(["--build", str(tmp_path / "b")]))
+    assert built == {"tests": str(tmp_path / "b" / "tests" / "tests" / "cpp"), "python": str(tmp_path / "python")}
+    configure, tests, package = said.read_text().splitlines()
+    assert configure.startswith("cmake OFF ") and "-DMIMO_RT_CUTLASS=OFF" in configure
+    assert gate.CUTLASS_TEST in tests and package.startswith("python OFF -m pip install")
+
+
+def test_a_build_with_cutlass_comes_last_and_takes_nothing_from_the_rest(gate, monkeypatch, tmp_path):
+    code, lines = run_gate(gate, monkeypatch, tmp_path, RECORD, cmake_code=1)
+    steps = [line for line in lines if "status" in line]
+    optional = [step for step in steps if step["stage"] == "cutlass"]
+    assert code == 1 and steps[-3:] == optional and {s["status"] for s in steps[:-3]} == {"passed"}
+    assert [(s["step"], s["status"]) for s in optional] == [("configure tests", "failed"), ("tests", "failed"),
+                                                            ("package", "passed")]
+    assert sum("case" in line for line in lines) == len(gate.KBENCH_SHAPES) + 1
+
+
+def test_kernels_of_cutlass_are_tested_and_measured(gate, monkeypatch, tmp_path):
+    program = tmp_path / "b" / "tests" / "tests" / "cpp" / gate.CUTLASS_TEST
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    code, lines = run_gate(gate, monkeypatch, tmp_path, RECORD, cmake_code=0)
+    steps = [line["step"] for line in lines if line.get("stage") == "cutlass"]
+    assert code == 0 and steps == ["configure tests", "tests", "package", gate.CUTLASS_TEST, "kbench"]
+    assert sum("case" in line for line in lines) == len(gate.KBENCH_SHAPES) + 2
 
 
 def test_a_build_that_fails_is_told(gate, monkeypatch, tmp_path):
