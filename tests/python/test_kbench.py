@@ -2,16 +2,14 @@
 
 import json
 import math
-import os
 import shlex
-import subprocess
 import sys
 import weakref
 
 import pytest
 
 from mimo_rt import _C
-from mimo_rt.bench import kernel_baseline, kernel_run
+from mimo_rt.bench import kernel_run
 from mimo_rt.bench.kernel_baseline import make_baseline
 from mimo_rt.bench.kernel_shapes import MODELS, SHAPES, choose
 from mimo_rt.cli import main as cli_main
@@ -219,26 +217,6 @@ def test_without_torch_there_is_no_baseline(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     case = _C.KernelCase(kernel="gemm", format="bf16", rows=32, k=32)
     assert make_baseline(case, None, "cpu-generic") is None
-
-
-def test_without_triton_experts_have_pytorch_alone(monkeypatch):
-    monkeypatch.setitem(sys.modules, "triton", None)
-    kernel_baseline._has_triton.cache_clear()
-    assert not kernel_baseline._has_triton(None, "cuda")
-    case = _C.KernelCase(kernel="expert_down", format="mxfp4", num_tokens=9, experts_per_token=3, hidden_size=96,
-                         width=64)
-    work = type("Work", (), {"num_active_experts": 11})
-    assert kernel_baseline._expert_shape(case, work) == (11, 96, 64, 3)
-
-
-def test_triton_multiplies_mxfp4():
-    pytest.importorskip("triton")
-    torch = pytest.importorskip("torch")
-    code = ("import torch; from mimo_rt.bench import kernel_triton as k; assert k.is_right(torch, 'cpu'); "
-            "k.dequantise = lambda torch, w, s: torch.zeros(2, 160, 160); assert not k.is_right(torch, 'cpu')")
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"TRITON_INTERPRET": "1"}, check=False,
-                          capture_output=True, text=True)
-    assert done.returncode == 0, f"torch {torch.__version__}: {done.stderr}"
 
 
 # -- compare

@@ -20,10 +20,11 @@ class Baseline:
 
     Attributes:
         name: library, version, function and type of the weights.
+        note: what was left out, and why; empty when nothing was.
     """
 
     def __init__(self, torch: Any, device: str, name: str, call: Callable[[int], Any]) -> None:
-        self.name = name
+        self.name, self.note = name, ""
         self._torch, self._call = torch, call
         self._time = self._time_on_gpu if device == "cuda" else self._time_on_cpu
         self._index = itertools.count()
@@ -68,19 +69,42 @@ def make_baseline(kernel_case: Any, work: Any, backend: str) -> Baseline | None:
         dtypes = (torch.float32,)  # the choice of experts is not to change
 
     ways = [partial(_make, torch, device, dtype, kernel_case, work) for dtype in dtypes]
-    if device == "cuda" and is_expert and _has_triton(torch, device):
-        ways.append(partial(_make_triton, torch, device, kernel_case, work))
+    note = ""
+    if device == "cuda" and is_expert:
+        make_triton = partial(_make_triton, torch, device, kernel_case, work)
+        note = _why_no_triton(torch, device) or _why_not(lambda: make_triton(0).run(3))
+        ways += [] if note else [make_triton]
     best = min(ways, key=lambda way: min(way(0).run(3)[1:])) if len(ways) > 1 else ways[0]
-    return best(_ROTATION_BYTES)
+    baseline = best(_ROTATION_BYTES)
+    baseline.note = note
+    return baseline
 
 
 @functools.cache
-def _has_triton(torch: Any, device: str) -> bool:
-    try:
+def _why_no_triton(torch: Any, device: str) -> str:
+    """Why Triton is not measured on this device; empty when it is."""
+
+    def try_it() -> None:
         from . import kernel_triton
-    except ImportError:
-        return False
-    return kernel_triton.is_right(torch, device)
+
+        if not kernel_triton.is_right(torch, device):
+            raise ArithmeticError("wrong results of a small case")
+
+    return _why_not(try_it)
+
+
+def _why_not(trial: Callable[[], Any]) -> str:
+    """Why Triton is left out; empty when ``trial`` of it works.
+
+    It compiles for the device, with the host's compiler and Python's headers, and writes a cache:
+    whatever of that fails is no reason to measure nothing.
+    """
+    try:
+        trial()
+    except Exception as error:
+        first = next(iter(str(error).splitlines()), "")
+        return f"without Triton: {type(error).__name__}: {first}"
+    return ""
 
 
 def _expert_shape(kernel_case: Any, work: Any) -> tuple[int, int, int, int]:

@@ -27,6 +27,7 @@ class KernelResult:
         measurement: None for a wrong result, which is not timed.
         read_gbs: the best of the plain reads between the calls.
         baseline_s: times of the baseline; empty without one.
+        baseline_note: what was left out of the baseline, and why.
     """
 
     case: str
@@ -43,6 +44,7 @@ class KernelResult:
     baseline_s: tuple[float, ...] = ()
     num_active_experts: int = 0
     relative_error: float = 0.0
+    baseline_note: str = ""
 
     @property
     def is_correct(self) -> bool:
@@ -89,6 +91,8 @@ class KernelResult:
                 "baseline_p90_us": round(high * 1e6, 2),
                 "times_baseline": round(self.times_baseline, 4),
             }
+        if self.baseline_note:
+            line["baseline_note"] = self.baseline_note
         return line
 
 
@@ -119,6 +123,7 @@ def measure_kernel(
         read_gbs=work.read_bytes / min(reads) / 1e9,
         baseline=baseline.name if baseline else "",
         baseline_s=tuple(others),
+        baseline_note=baseline.note if baseline else "",
     )
 
 

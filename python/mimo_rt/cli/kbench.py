@@ -156,6 +156,8 @@ def _print_results(results: list[KernelResult]) -> None:
                         "error/bound", "rms error", "x baseline")))
     if names := sorted({r.baseline for r in results if r.baseline}):
         print(f"baseline: {'; '.join(names)} (PyTorch's weights were dequantised beforehand)")
+    for text in sorted({r.baseline_note for r in results if r.baseline_note}):
+        print(f"baseline: {text}")
 
 
 def _row(result: KernelResult) -> tuple[str, ...]:
