@@ -34,7 +34,8 @@ void check_block_scaled(const char* where);
 
 /// Launches two kernels on the current device, one after the other, and returns at once: the first
 /// lists the groups of the route, the second multiplies. Pointers are to its memory, multiples of
-/// 128. `where` and `shapes`: of the caller, for errors.
+/// 128. More blocks than multiprocessors are as many. `where` and `shapes`: of the caller, for
+/// errors.
 /// @throws as check_block_scaled; Error{device_lost} when CUDA refuses
 void launch_block_scaled_gemm(const BlockScaledGemm& gemm, const LaunchOptions& options,
                               const char* where, const std::string& shapes);

@@ -172,20 +172,22 @@ void launch_block_scaled_gemm(const BlockScaledGemm& p, const LaunchOptions& opt
   check_block_scaled(where);
   Groups groups;
   const uint64_t needed = place_groups(p, groups);
-  launch_kernel(list_groups_kernel, ListGroupsParams{p, groups}, 4, 128, 0, options.stream, call);
+  MIMO_RT_CHECK(needed <= block_scaled_workspace_bytes(p.num_experts), internal, where,
+                "workspace: expected at most ", block_scaled_workspace_bytes(p.num_experts),
+                " bytes with the groups, got ", needed);
   cutlass::KernelHardwareInfo hardware;
   MIMO_RT_CUDA_CALL(cudaGetDevice(&hardware.device_id), call);
-  hardware.sm_count = options.num_blocks
-                          ? static_cast<int>(options.num_blocks)
-                          : device_attribute(cudaDevAttrMultiProcessorCount, call);
+  hardware.sm_count = device_attribute(cudaDevAttrMultiProcessorCount, call);
+  if (options.num_blocks != 0 && options.num_blocks < static_cast<uint32_t>(hardware.sm_count))
+    hardware.sm_count = static_cast<int>(options.num_blocks);
   const Gemm::Arguments arguments = arguments_of(p, groups, hardware);
-  MIMO_RT_CHECK(needed <= block_scaled_workspace_bytes(p.num_experts) &&
-                    Gemm::get_workspace_size(arguments) <= kDescriptorBytes,
-                internal, where, "workspace: expected at most ",
-                block_scaled_workspace_bytes(p.num_experts), " bytes, got ", needed, " and ",
-                Gemm::get_workspace_size(arguments));
-  Gemm gemm;
+  const uint64_t descriptors = Gemm::get_workspace_size(arguments);
+  MIMO_RT_CHECK(descriptors <= kDescriptorBytes, internal, where, "workspace: expected at most ",
+                kDescriptorBytes, " bytes of descriptors, got ", descriptors, " for ",
+                hardware.sm_count, " multiprocessors");
   check_status(Gemm::can_implement(arguments), "can_implement", call);
+  launch_kernel(list_groups_kernel, ListGroupsParams{p, groups}, 4, 128, 0, options.stream, call);
+  Gemm gemm;
   check_status(gemm.initialize(arguments, p.workspace, options.stream), "initialize", call);
   check_status(gemm.run(options.stream), "run", call);
 }
