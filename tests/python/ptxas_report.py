@@ -1,12 +1,14 @@
 """What ptxas reports of the kernels: read from the build that has just compiled them, or asked for.
 
-A CUDA build keeps the report of x.cu beside its object (third_party/cmake/keep-report.sh).
+A CUDA build keeps the report of x.cu beside its object, with the time at which the compiler began
+(third_party/cmake/keep-report.sh).
 """
 
 import pathlib
 import re
 import shutil
 import subprocess
+import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -31,23 +33,28 @@ def parse_resources(text: str, architecture: str) -> Resources:
 
 
 def is_current(build: pathlib.Path, target: str) -> bool:
-    """Whether everything that a ninja build made `target` of is older than it."""
+    """Whether `target` of a ninja build has a report, and is made of files as they are."""
     done = subprocess.run(["ninja", "-C", str(build), "-t", "deps", target], capture_output=True, text=True,
                           check=False)
-    if done.returncode or "(VALID)" not in done.stdout or not (build / target).is_file():
+    report = build / f"{target}.ptxas"
+    if done.returncode or "(VALID)" not in done.stdout or not (build / target).is_file() or not report.is_file():
         return False
-    made = (build / target).stat().st_mtime_ns
+    begun = report.stat().st_mtime_ns
     sources = [build / line.strip() for line in done.stdout.splitlines() if line.startswith("    ")]
-    return all(path.is_file() and path.stat().st_mtime_ns <= made for path in sources)
+    return begun <= (build / target).stat().st_mtime_ns and all(
+        path.is_file() and path.stat().st_mtime_ns < begun for path in sources)
 
 
 def built_report(source: str) -> str | None:
-    """The report of a source of this tree from a CUDA build of it that is up to date, if there is one."""
+    """The report of a source of this tree from a CUDA build of it that is up to date, if there is one.
+
+    That of the wheel comes first: pip builds in build/{wheel tag}.
+    """
     target = f"CMakeFiles/mimo_rt_cuda.dir/{source}.o"
-    for report in sorted((ROOT / "build").glob(f"*/{target}.ptxas")):
-        build = report.parents[len(pathlib.Path(target).parents) - 1]
+    wheel_tag = f"cp{sys.version_info.major}{sys.version_info.minor}-"
+    for build in sorted((ROOT / "build").glob("*"), key=lambda path: (not path.name.startswith(wheel_tag), path)):
         if shutil.which("ninja") and is_current(build, target):
-            return report.read_text()
+            return (build / f"{target}.ptxas").read_text()
     return None
 
 

@@ -9,6 +9,7 @@ import pathlib
 import re
 import shutil
 import subprocess
+import time
 
 import pytest
 from ptxas_report import Resources, built_report, compile_kernels, compile_with_nvcc, is_current, parse_resources
@@ -44,6 +45,9 @@ KERNELS = {
                               "accept_kernel"},
 }
 
+# What ptxas says, as "info", of wgmma that it serialises and of register counts that it does not set.
+PERFORMANCE_LOSS = re.compile(r"\(C75|setmaxnreg'? ignored|Performance Loss")
+
 needs_nvcc = pytest.mark.skipif(not shutil.which("nvcc"), reason="needs nvcc")
 
 
@@ -62,6 +66,7 @@ def test_kernels_keep_everything_in_registers(source, architecture, tmp_path, ca
     if report is None:  # no CUDA build, or an old one
         report = compile_with_nvcc(ROOT / source, architecture, tmp_path)
     assert "warning" not in report
+    assert not PERFORMANCE_LOSS.search(report)
     resources = parse_resources(report, architecture)
     with capsys.disabled():
         for name, found in resources.items():
@@ -115,18 +120,65 @@ def test_the_report_sees_a_stack_frame(tmp_path):
     assert len(over_limits(resources)) == 1
 
 
-def test_a_report_is_believed_while_it_is_current(tmp_path):
+FAKE_NVCC = """
+for argument; do out=$in; in=$argument; done
+echo "ptxas info    : Used 16 registers, used 0 barriers" >&2
+echo "ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized" >&2
+sleep 0.05
+case $(cat $in) in
+  fail) exit 1;;
+  edit) echo edited >$in;;
+esac
+cp $in $out
+"""
+
+
+@pytest.fixture
+def build(tmp_path):
+    """Runs ninja on x.o, made of `source` with keep-report.sh, and returns what it prints."""
+    (tmp_path / "nvcc.sh").write_text(FAKE_NVCC)
+    launcher = ROOT / "third_party" / "cmake" / "keep-report.sh"
     (tmp_path / "build.ninja").write_text(
-        "rule make\n  command = cp $in $out && echo '$out: $in header' > $out.d\n  depfile = $out.d\n  deps = gcc\n"
-        "build x.o: make source\n")
-    for name in ("source", "header"):
-        (tmp_path / name).write_text("")
+        f"rule make\n  command = sh '{launcher}' sh nvcc.sh -o $out $in && echo '$out: $in header' > $out.d\n"
+        "  depfile = $out.d\n  deps = gcc\nbuild x.o: make source\n")
+
+    def run(source: str) -> str:
+        (tmp_path / "source").write_text(source)
+        (tmp_path / "header").touch()
+        long_ago = time.time_ns() - 10**9
+        for name in ("source", "header"):
+            os.utime(tmp_path / name, ns=(long_ago, long_ago))
+        (tmp_path / "x.o").unlink(missing_ok=True)
+        return subprocess.run(["ninja", "-C", str(tmp_path)], check=False, capture_output=True, text=True).stdout
+
+    return run
+
+
+def test_a_report_is_believed_while_it_is_current(tmp_path, build):
+    for name, difference in (("header", 1), ("x.o", -1)):  # a newer header, an object older than its report
+        assert not is_current(tmp_path, "x.o")
+        output = build("kernel")
+        assert is_current(tmp_path, "x.o")
+        assert "(C7510)" in output and "Used 16" not in output  # of the report only the resources are not shown
+        changed = (tmp_path / "x.o.ptxas").stat().st_mtime_ns + difference
+        os.utime(tmp_path / name, ns=(changed, changed))
     assert not is_current(tmp_path, "x.o")
-    subprocess.run(["ninja", "-C", str(tmp_path)], check=True, capture_output=True)
+
+
+def test_no_report_is_believed_of_a_failed_compile(tmp_path, build):
+    build("kernel")
     assert is_current(tmp_path, "x.o")
-    made = (tmp_path / "x.o").stat().st_mtime_ns
-    os.utime(tmp_path / "header", ns=(made + 1, made + 1))
+    kept = (tmp_path / "x.o").read_bytes()
+    assert "FAILED" in build("fail")
+    assert not list(tmp_path.glob("*.ptxas*"))
+    (tmp_path / "x.o").write_bytes(kept)  # a compiler may leave an object
     assert not is_current(tmp_path, "x.o")
+
+
+def test_no_report_is_believed_of_a_source_edited_during_the_compile(tmp_path, build):
+    build("edit")
+    assert (tmp_path / "source").stat().st_mtime_ns <= (tmp_path / "x.o").stat().st_mtime_ns
+    assert (tmp_path / "x.o.ptxas").is_file() and not is_current(tmp_path, "x.o")
 
 
 @needs_nvcc
