@@ -243,10 +243,10 @@ void CachedArena::keep(const Arena& arena, bool is_alone) {
   } catch (const Error& error) {
     if (error.code() != ErrorCode::io) throw;
     std::error_code ignored;
-    const bool has_directory = fs::exists(directory_, ignored);
-    give_up(has_directory ? error.what()
-                          : concat(printable(directory_.string(), 300), " cannot be created: ",
-                                   directory_error_.message()));
+    const bool was_never_there = directory_error_ && !fs::exists(directory_, ignored);
+    give_up(was_never_there ? concat(printable(directory_.string(), 300), " cannot be created: ",
+                                     directory_error_.message())
+                            : error.what());
   }
 }
 

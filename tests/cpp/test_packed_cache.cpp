@@ -406,6 +406,14 @@ TEST_CASE("a cache that cannot be written costs nothing but itself") {
   CHECK(nowhere.report.state == State::failed && nowhere.bytes == cached.expected);
   CHECK(nowhere.report.message.find("'/sys/mimo_rt/cache' cannot be created: ") == 0);
   CHECK(nowhere.report.message.find("No such file") == std::string::npos);
+  // One that vanishes while the weights are packed could be created.
+  cached.cache = cached.root.path() / "vanishing";
+  Weights::Options options = cache_options(cached.cache);
+  options.progress = [&](uint64_t, uint64_t) { return fs::remove_all(cached.cache) != UINTMAX_MAX; };
+  const CachedLoad vanished = load_target(cached.model, cached.config, options);
+  CHECK(vanished.report.state == State::failed && vanished.bytes == cached.expected);
+  CHECK(vanished.report.message.find("cannot be created") == std::string::npos);
+  CHECK(vanished.report.message.find("No such file") != std::string::npos);
 
   // A limit on the size of files: no signal, no half file. As on a full disk, the space is asked for first.
   cached.cache = cached.root.path() / "limited";
