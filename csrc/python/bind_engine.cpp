@@ -6,10 +6,30 @@
 #include <pybind11/stl/filesystem.h>
 
 namespace mimo_rt::python {
+namespace {
+
+/// A field that may be a path, whose bytes may be no UTF-8: read as os.fsdecode and set as os.fsencode do.
+template <std::string EngineOptions::*field>
+void def_path(py::class_<EngineOptions>& options, const char* name) {
+  options.def_property(
+      name,
+      [](const EngineOptions& self) {
+        const std::string& bytes = self.*field;
+        PyObject* text = PyUnicode_DecodeFSDefaultAndSize(bytes.data(), static_cast<Py_ssize_t>(bytes.size()));
+        if (!text) throw py::error_already_set();
+        return py::reinterpret_steal<py::str>(text);
+      },
+      [](EngineOptions& self, const std::filesystem::path& value) { self.*field = value.string(); });
+}
+
+}  // namespace
 
 void bind_engine(py::module_& m) {
-  py::class_<EngineOptions>(m, "EngineOptions", "How a model is loaded and run; fields as in mimo_rt/engine.h.")
-      .def(py::init(&from_kwargs<EngineOptions>))
+  py::class_<EngineOptions> options(m, "EngineOptions",
+                                    "How a model is loaded and run; fields as in mimo_rt/engine.h.");
+  def_path<&EngineOptions::draft>(options, "draft");
+  def_path<&EngineOptions::packed_cache>(options, "packed_cache");
+  options.def(py::init(&from_kwargs<EngineOptions>))
       .def_readwrite("device", &EngineOptions::device)
       .def_readwrite("num_threads", &EngineOptions::num_threads)
       .def_readwrite("pin_threads", &EngineOptions::pin_threads)
@@ -21,8 +41,6 @@ void bind_engine(py::module_& m) {
       .def_readwrite("window_tokens", &EngineOptions::window_tokens)
       .def_readwrite("activations", &EngineOptions::activations)
       .def_readwrite("exact", &EngineOptions::exact)
-      .def_readwrite("draft", &EngineOptions::draft)
-      .def_readwrite("packed_cache", &EngineOptions::packed_cache)
       .def_readwrite("use_mmap", &EngineOptions::use_mmap)
       .def_readwrite("progress", &EngineOptions::progress);
   py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine", "A loaded model: packed weights, plans, executor.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -91,8 +92,18 @@ def engine_options(**options: Any) -> Any:
                 f"[Session] {name}: expected {_STRINGS[name]}, got {value!r}."
             )
         elif name in _PATHS:
-            chosen[name] = os.fsencode(value)  # its bytes may be no UTF-8
+            chosen[name] = _path_bytes(name, value)
     return _C.EngineOptions(**chosen)
+
+
+def _path_bytes(name: str, value: str) -> bytes:
+    """What the file system has for a path: its bytes may be no UTF-8."""
+    with contextlib.suppress(UnicodeEncodeError):
+        if b"\0" not in (encoded := os.fsencode(value)):
+            return encoded
+    raise _C.InvalidArgumentError(
+        f"[Session] {name}: expected text that a path can have, got {value!r}."
+    )
 
 
 class _Reporter:

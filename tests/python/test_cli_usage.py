@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -205,6 +206,7 @@ def test_draft_and_cache_at_paths_that_are_no_utf8(model, tmp_path):
     with mimo_rt.Session(os.fsdecode(path), num_threads=1, packed_cache=os.fsdecode(cache)) as session:
         (report,) = session.engine.packed_cache
         assert report.state == "hit" and os.fsencode(report.file).startswith(cache)
+        assert session.engine.options.packed_cache == os.fsdecode(cache)
     run = subprocess.run([*COMMAND, "cache", "list", "--json", "--packed-cache", cache], capture_output=True, timeout=120)
     (entry,) = json.loads(run.stdout)["files"]
     assert entry["part"] == "target"
@@ -212,8 +214,13 @@ def test_draft_and_cache_at_paths_that_are_no_utf8(model, tmp_path):
     shutil.move(write_tiny_draft(os.fsdecode(path)), os.fsdecode(draft))
     with mimo_rt.Session(model, num_threads=1, draft=os.fsdecode(draft)) as session:
         assert session.engine.draft_config is not None
+        assert session.engine.options.draft == os.fsdecode(draft)
     with pytest.raises(_C.IoError, match=r"xff/absent"):
         mimo_rt.Session(model, draft=os.fsdecode(path + b"/absent"))
+    for name in ("draft", "packed_cache"):
+        for text in ("\ud800", "a\0b"):  # no path has it
+            with pytest.raises(_C.InvalidArgumentError, match=rf"{name}: expected .* got {re.escape(repr(text))}"):
+                mimo_rt.Session(model, **{name: text})
 
 
 # -- plan, doctor, bench
