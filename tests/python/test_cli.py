@@ -135,6 +135,7 @@ def test_debug_shows_the_traceback(tmp_path):
         [*COMMAND, "inspect", tmp_path, "--debug"], capture_output=True, text=True, timeout=60
     )
     assert run.returncode == 1 and "Traceback" in run.stderr
+    cli("inspect", "--", "--debug", code=1)  # the name of a model: no traceback
 
 
 @pytest.fixture

@@ -183,6 +183,19 @@ def test_a_full_disk_behind_stdout_is_one_line(model, arguments):
         assert run.stderr.count("\n") == 1
 
 
+def test_ctrl_c_with_a_full_disk_behind_stdout_exits_with_130():
+    script = (
+        "import sys; from mimo_rt import cli\n"
+        "def run(*_):\n  print('kept in the buffer')\n  raise KeyboardInterrupt\n"
+        "cli._run = run\nsys.exit(cli.main([]))"
+    )
+    environment = os.environ | {"PYTHONUNBUFFERED": ""}
+    with open("/dev/full", "w") as full:
+        run = subprocess.run([sys.executable, "-c", script], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60,
+                             env=environment)
+    assert run.returncode == 130 and run.stderr.strip() == "mimo-rt: interrupted"
+
+
 def test_paths_that_are_no_utf8(model, tmp_path):
     path = os.fsencode(tmp_path) + b"/\xff-model"
     shutil.copytree(model, os.fsdecode(path))

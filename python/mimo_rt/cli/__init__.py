@@ -50,13 +50,14 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code. Wrong usage exits with 2 from inside argparse."""
     arguments = sys.argv[1:] if argv is None else argv
+    args = argparse.Namespace(debug=False)
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal without UTF-8 gets '?', not a traceback
             stream.reconfigure(errors="replace")
     try:
         try:
-            code = _run(arguments)
+            code = _run(arguments, args)
         except SystemExit:  # argparse has printed help, or what is wrong with the usage
             sys.stdout.flush()
             raise
@@ -64,30 +65,37 @@ def main(argv: list[str] | None = None) -> int:
         return code
     except KeyboardInterrupt:
         print("\nmimo-rt: interrupted", file=sys.stderr)
+        _flush_output()
         return 130
     except BrokenPipeError:  # the reader (head, less) has what it wanted
         _drop_output()
         return 0
     except Exception as error:
-        if "--debug" in arguments:
+        if args.debug:
             traceback.print_exc()
         print(f"mimo-rt: error: {_one_line(error)}", file=sys.stderr)
-        try:
-            sys.stdout.flush()
-        except OSError:
-            _drop_output()
+        _flush_output()
         return 1
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str], args: argparse.Namespace) -> int:
+    """Parses into `args` and runs the command."""
     if (answer := _paths.build_answer(arguments)) is not None:
         print(answer)
         return 0
-    args = build_parser().parse_args(arguments)
+    build_parser().parse_args(arguments, args)
     args.command_line = ["mimo-rt", *arguments]
     if getattr(args, "model", None) == "":  # as a path it would be the current directory
         raise ValueError("model: expected a directory, got ''.")
     return args.run(args)
+
+
+def _flush_output() -> None:
+    """After an error: what stdout cannot write is none of its own."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
 
 
 def _drop_output() -> None:
