@@ -292,14 +292,15 @@ TEST_CASE("wrong arrivals and bytes are found") {
 }
 
 TEST_CASE("a hand-over to the host needs a release of system scope") {
+  CHECK(read_letters(0, emulation::Skip::none, true).numbers.empty());  // nothing shows by itself
   uint32_t num_wrong = 0;
   for (uint64_t seed = 0; seed <= kNumSeeds; ++seed) {
     const Mail mail = read_letters(seed, emulation::Skip::none);
     CHECK(!mail.numbers.empty() && mail.numbers.front() == 1);
     CHECK_EQ(mail.num_wrong, 0u);
-    CHECK(read_letters(0, emulation::Skip::none, true).numbers.empty());  // nothing shows by itself
-    CHECK(read_letters(seed, emulation::Skip::system_scope).num_wrong <= 1);
-    num_wrong += read_letters(seed, emulation::Skip::system_scope).num_wrong;
+    const Mail unreleased = read_letters(seed, emulation::Skip::system_scope);
+    CHECK(unreleased.num_wrong <= 1);
+    num_wrong += unreleased.num_wrong;
   }
   CHECK(num_wrong >= kNumSeeds / 4);
 }

@@ -7,8 +7,9 @@
 // Found: wrong waits, phases, arrivals and bytes; missing barriers (in some schedules; under
 // ThreadSanitizer in all, race_check.h); reads before arrival, over-runs, unfenced hand-overs to
 // the async proxy; hand-overs to the host that are not of system scope (host_memory.h); divergent
-// collectives; deadlocks. Not modelled: weak memory order and scopes otherwise, bank conflicts, registers, time, the rounding inside a tensor core, and PTX text that is wrong
-// but assembles.
+// collectives; deadlocks. Not modelled: weak memory order and scopes otherwise (a release of system
+// scope by one lane shows the host also the stores of lanes that it never synchronised with), bank
+// conflicts, registers, time, the rounding inside a tensor core, and PTX text that is wrong but assembles.
 #pragma once
 
 #include <algorithm>
