@@ -1,12 +1,15 @@
 // Random stored matrices, as a checkpoint would hold them, for tests of the packer.
 #pragma once
 
+#include "check.h"
 #include "checkpoint/tensor_table.h"
 #include "weights/packed.h"
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <random>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -95,6 +98,23 @@ inline std::unique_ptr<StoredMatrix> make_matrix(PackedFormat format, uint32_t r
     source.scale = &matrix->scale;
   }
   return matrix;
+}
+
+/// The bytes as they are, to be compared.
+inline std::string text(std::span<const std::byte> bytes) {
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
+
+/// Packs over garbage, with a guard behind: every byte of the result must be written, none more.
+template <typename Shape, typename Pack>
+std::vector<uint8_t> pack_guarded(const Shape& shape, const Pack& pack) {
+  std::vector<uint8_t> packed(shape.bytes() + 16, 0xa5), other(shape.bytes() + 16, 0x5a);
+  pack(packed.data());
+  pack(other.data());
+  CHECK(std::equal(packed.begin(), packed.end() - 16, other.begin()));
+  for (uint32_t i = 0; i < 16; ++i) CHECK_EQ(packed[shape.bytes() + i], 0xa5);
+  packed.resize(shape.bytes());
+  return packed;
 }
 
 }  // namespace fixture

@@ -45,10 +45,6 @@ Packed pack(const PackJob& job, PackedFormat format) {
 
 Packed pack(const PackJob& job) { return pack(job, packed_format(job)); }
 
-std::string text(std::span<const std::byte> bytes) {
-  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
-}
-
 /// Whether packed row `row` holds exactly the stored row and, beyond its k, only padding.
 bool equals_source(const Packed& packed, uint32_t row, const MatrixSource& source,
                    uint32_t stored) {

@@ -9,10 +9,6 @@ using namespace fixture;
 
 namespace {
 
-std::string text(std::span<const std::byte> bytes) {
-  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
-}
-
 /// A random matrix whose scales are in the range of the layout.
 std::unique_ptr<StoredMatrix> make_expert(uint32_t rows, uint32_t k, uint32_t seed) {
   auto matrix = make_matrix(PackedFormat::mxfp4, rows, k, seed);
@@ -20,18 +16,6 @@ std::unique_ptr<StoredMatrix> make_expert(uint32_t rows, uint32_t k, uint32_t se
   for (uint32_t i = 0; i < rows * (k / 32); ++i)
     scales[i] = static_cast<std::byte>(std::to_integer<uint32_t>(scales[i]) % (kCudaMaxE8m0 + 1));
   return matrix;
-}
-
-/// Packs over garbage, with a guard behind: every byte of the result must be written, none more.
-template <typename Pack>
-std::vector<uint8_t> pack_guarded(const CudaMatrixShape& shape, const Pack& pack) {
-  std::vector<uint8_t> packed(shape.bytes() + 16, 0xa5), other(shape.bytes() + 16, 0x5a);
-  pack(packed.data());
-  pack(other.data());
-  CHECK(std::equal(packed.begin(), packed.end() - 16, other.begin()));
-  for (uint32_t i = 0; i < 16; ++i) CHECK_EQ(packed[shape.bytes() + i], 0xa5);
-  packed.resize(shape.bytes());
-  return packed;
 }
 
 bool holds(const CudaMatrixShape& shape, const std::vector<uint8_t>& packed, uint32_t packed_row,

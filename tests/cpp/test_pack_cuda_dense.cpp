@@ -9,10 +9,6 @@ using namespace fixture;
 
 namespace {
 
-std::string text(std::span<const std::byte> bytes) {
-  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
-}
-
 /// Packs over garbage, with a guard behind: every byte of the result must be written, none more.
 std::vector<uint8_t> pack_guarded(const PackJob& job, const CudaDenseShape& shape) {
   std::vector<uint8_t> packed(shape.bytes() + 16, 0xa5), other(shape.bytes() + 16, 0x5a);

@@ -10,22 +10,6 @@ using namespace fixture;
 
 namespace {
 
-std::string text(std::span<const std::byte> bytes) {
-  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
-}
-
-/// Packs over garbage, with a guard behind: every byte of the result must be written, none more.
-template <typename Pack>
-std::vector<uint8_t> pack_guarded(const CudaMxShape& shape, const Pack& pack) {
-  std::vector<uint8_t> packed(shape.bytes() + 16, 0xa5), other(shape.bytes() + 16, 0x5a);
-  pack(packed.data());
-  pack(other.data());
-  CHECK(std::equal(packed.begin(), packed.end() - 16, other.begin()));
-  for (uint32_t i = 0; i < 16; ++i) CHECK_EQ(packed[shape.bytes() + i], 0xa5);
-  packed.resize(shape.bytes());
-  return packed;
-}
-
 bool holds(const CudaMxShape& shape, const std::vector<uint8_t>& packed, uint32_t packed_row,
            const MatrixSource& source, uint32_t row, ColumnSlice columns) {
   const UnpackedRow unpacked = unpack_cuda_mx_row(shape, packed.data(), packed_row);
