@@ -115,6 +115,7 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/cpu/ops_rows.cpp
   csrc/cpu/plan_states.cpp
   csrc/cpu/team.cpp
+  csrc/cpu/work_stealing.cpp
   csrc/cpu/worker_pool.cpp
   csrc/cuda/attention_check.cpp
   csrc/cuda/device_cache.cpp

@@ -200,7 +200,7 @@ void CpuExecutor::work(uint32_t worker_idx) noexcept {
   uint64_t epoch = running_->epoch;
   do {
     pool_.review_pin(worker_idx);
-    worker.begin_epoch();
+    worker.begin_epoch(epoch);
     const bool is_whole =
         is_tracing_ ? run_tasks<true>(worker_idx, epoch) : run_tasks<false>(worker_idx, epoch);
     if (!is_whole || !rounds || !await_gate(worker_idx, epoch)) return;
@@ -244,6 +244,7 @@ bool CpuExecutor::run_tasks(uint32_t worker_idx, uint64_t epoch) {
     if constexpr (kIsTracing) times.wait_begin_ns = now_ns();
     if (!await_inputs(task, worker_idx, i, epoch)) return false;
     if constexpr (kIsTracing) times.begin_ns = now_ns();
+    worker.place = running_->stealing.place(worker_idx, i);
     run_task(task, worker);
     if (task.kind == TaskKind::accept) is_job_over_ = is_time_for_another_job();
     if (task.signal_counter != kNoCounter) running_->counters.signal(task.signal_counter);

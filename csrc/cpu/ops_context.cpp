@@ -52,7 +52,7 @@ DraftTables::DraftTables(const DraftConfig& config, const PlanOptions& options)
 
 PlanState::PlanState(const Plan& given, const ModelConfig& config, const DraftConfig* draft_config,
                      const PlanState* lender)
-    : plan(given), route{}, counters(given.counters().size()) {
+    : plan(given), route{}, counters(given.counters().size()), stealing(plan) {
   const std::vector<BufferInfo>& infos = plan.buffers();
   if (lender) {
     buffers = lender->buffers;
@@ -191,7 +191,8 @@ void Worker::fit_segments(const KvCache& cache) {
   if (segments.size() < num_segments) segments.resize(num_segments);
 }
 
-void Worker::begin_epoch() {
+void Worker::begin_epoch(uint64_t new_epoch) {
+  epoch = new_epoch;
   normalised_key = {};
   trace.clear();
 }

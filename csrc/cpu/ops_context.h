@@ -3,6 +3,7 @@
 
 #include "cpu/counters.h"
 #include "cpu/kernels.h"
+#include "cpu/work_stealing.h"
 #include "engine/step.h"
 #include "plan/route_table.h"
 #include "plan/task.h"
@@ -115,6 +116,7 @@ struct PlanState {
   std::vector<uint32_t> head_columns;         ///< first column of the logits of each lm_head task
   std::unique_ptr<DraftTables> draft;         ///< nullptr: the plan has no draft
   Counters counters;
+  WorkStealing stealing;
   uint64_t epoch = 0;
 };
 
@@ -153,7 +155,7 @@ class Worker {
   void touch();
   /// Makes room for any attention over `cache`. Allocates only for a longer context than any before.
   void fit_segments(const KvCache& cache);
-  void begin_epoch();
+  void begin_epoch(uint64_t new_epoch);
 
   const Weights& weights;
   const DraftWeights* const draft;     ///< nullptr: none
@@ -170,6 +172,8 @@ class Worker {
   std::vector<KvSegment> segments;     ///< [cache.max_segments() + kMaxBlockSize]
   uint64_t num_active_experts = 0;     ///< of this step or these rounds, counted by select_experts
   std::vector<TaskTrace> trace;        ///< preallocated
+  uint64_t epoch = 0;                  ///< that runs
+  SharedPlace place;                   ///< of the task that runs
 
   struct NormKey {
     uint64_t step = 0;

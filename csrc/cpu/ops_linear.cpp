@@ -32,29 +32,30 @@ const PackedMatrix* matrix_of(const Task& task, const Worker& worker) {
 
 /// Kernels write rows of any stride: these are the output's.
 void write_logits(const Task& task, Worker& worker, const LinearInput& input) {
-  if (task.tile_first >= task.tile_end) return;
   const PlanState& plan = *worker.step.plan;
   const PackedMatrix& matrix = *matrix_of(task, worker);
-  for (uint32_t row = 0; row < input.num_rows; row += kMaxBlockTokens) {
-    const uint32_t num_rows = std::min(kMaxBlockTokens, input.num_rows - row);
-    prepare_rows(worker, matrix, input, row, num_rows);
-    for_tile_runs(task, [&](uint32_t begin, uint32_t end) {
-      worker.kernels.gemm(static_cast<int>(matrix.format),
-                          {matrix.row_group(begin), end - begin, matrix.k, worker.prepared.data(),
-                           num_rows, plan.f32_row(task.output, row) + begin * kTileRows,
-                           plan.stride(task.output)});
-    });
-  }
+  run_tiles(worker, task, matrix, input,
+            [&](uint32_t row, uint32_t num_rows, uint32_t begin, uint32_t end) {
+              worker.kernels.gemm(
+                  static_cast<int>(matrix.format),
+                  {matrix.row_group(begin), end - begin, matrix.k, worker.prepared.data(), num_rows,
+                   plan.f32_row(task.output, row) + begin * kTileRows, plan.stride(task.output)});
+            });
 }
 
-/// What an lm_head task leaves of a row in a step that wants no logits: in the first columns of its
-/// first tile, of which no other task writes anything. To the plan it is a task that writes less
-/// than it may, and a reader that reads less.
+/// What an lm_head task leaves of a row in a step that wants no logits, out of all tiles that its
+/// worker computed: in the first columns of its first tile, where nobody else writes. To the plan it
+/// is a task that writes less than it may, and a reader that reads less.
 struct BestLogit {
   float logit;
   int32_t token_id;  ///< -1: none is finite
 };
 static_assert(sizeof(BestLogit) <= kTileRows * sizeof(float));
+
+/// Of equal logits the first in the vocabulary is better; -1 is worse than all.
+bool is_better(const BestLogit& a, const BestLogit& b) {
+  return a.logit > b.logit || (a.logit == b.logit && a.token_id < b.token_id);
+}
 
 void write_best(const Worker& worker, const Task& task, uint32_t row, const BestLogit& best) {
   std::memcpy(worker.step.plan->f32_row(task.output, row) + task.tile_first * kTileRows, &best,
@@ -63,7 +64,7 @@ void write_best(const Worker& worker, const Task& task, uint32_t row, const Best
 
 const SamplingParams kGreedy{.temperature = 0.0f};  // here: a static of a function takes a lock
 
-/// Results come in ascending columns, so that the first of equal logits stays.
+/// Of equal logits the first in the vocabulary stays, in whatever order they come.
 void keep_best(const Task& task, Worker& worker, const LinearResults& results) {
   const uint32_t first = results.first_group * kTileRows;
   const uint32_t num_logits = std::min(results.stride, worker.config.vocab_size - first);
@@ -74,8 +75,9 @@ void keep_best(const Task& task, Worker& worker, const LinearResults& results) {
     BestLogit best;
     std::memcpy(&best, worker.step.plan->f32_row(task.output, row) + task.tile_first * kTileRows,
                 sizeof best);
-    if (id >= 0 && logits[id] > best.logit)
-      write_best(worker, task, row, {logits[id], static_cast<int32_t>(first) + id});
+    if (id < 0) continue;
+    const BestLogit found{logits[id], static_cast<int32_t>(first) + id};
+    if (is_better(found, best)) write_best(worker, task, row, found);
   }
 }
 
@@ -161,8 +163,7 @@ int32_t best_of_row(const PlanState& plan, uint32_t row) {
   for (const uint32_t column : plan.head_columns) {
     BestLogit part;
     std::memcpy(&part, plan.f32_row(kLogits, row) + column, sizeof part);
-    const bool is_earlier = part.logit == best.logit && part.token_id < best.token_id;
-    if (part.logit > best.logit || is_earlier) best = part;
+    if (is_better(part, best)) best = part;
   }
   return best.token_id;
 }

@@ -37,9 +37,10 @@ struct LinearResults {
   const float* row(uint32_t i) const { return y + uint64_t{i} * stride; }
 };
 
-/// Prepares rows [first_row, first_row + num_rows) of `input` for `matrix`.
+/// Prepares rows [first_row, first_row + num_rows) of `input` for `matrix`, at `prepared` in the
+/// worker's scratch.
 inline void prepare_rows(Worker& worker, const PackedMatrix& matrix, const LinearInput& input,
-                         uint32_t first_row, uint32_t num_rows) {
+                         uint32_t first_row, uint32_t num_rows, uint8_t* prepared) {
   PrepareArgs args{};
   args.x = input.row_ids ? input.rows : input.rows + uint64_t{first_row} * input.stride;
   args.x_stride = input.stride;
@@ -47,16 +48,21 @@ inline void prepare_rows(Worker& worker, const PackedMatrix& matrix, const Linea
   args.num_tokens = num_rows;
   args.k_valid = input.num_elements;
   args.k = matrix.k;
-  args.prepared = worker.prepared.data();
+  args.prepared = prepared;
   worker.kernels.prepare(static_cast<int>(matrix.format), args);
 }
 
-/// Row groups [group_begin, group_end) of `matrix` times the prepared rows, as many per call as
+inline void prepare_rows(Worker& worker, const PackedMatrix& matrix, const LinearInput& input,
+                         uint32_t first_row, uint32_t num_rows) {
+  prepare_rows(worker, matrix, input, first_row, num_rows, worker.prepared.data());
+}
+
+/// Row groups [group_begin, group_end) of `matrix` times the rows at `prepared`, as many per call as
 /// `results` holds.
 template <typename Epilogue>
-void multiply_groups(Worker& worker, const PackedMatrix& matrix, uint32_t first_row,
-                     uint32_t num_rows, uint32_t group_begin, uint32_t group_end,
-                     const Epilogue& epilogue) {
+void multiply_groups(Worker& worker, const PackedMatrix& matrix, const uint8_t* prepared,
+                     uint32_t first_row, uint32_t num_rows, uint32_t group_begin,
+                     uint32_t group_end, const Epilogue& epilogue) {
   // Even: a gate group and its up group never part.
   const uint32_t max_groups = kResultFloats / (kTileRows * num_rows) & ~1u;
   auto* y = reinterpret_cast<float*>(worker.results.data());
@@ -64,36 +70,82 @@ void multiply_groups(Worker& worker, const PackedMatrix& matrix, uint32_t first_
     const uint32_t num_groups = std::min(max_groups, group_end - group);
     const uint32_t stride = num_groups * kTileRows;
     worker.kernels.gemm(static_cast<int>(matrix.format),
-                        {matrix.row_group(group), num_groups, matrix.k, worker.prepared.data(),
-                         num_rows, y, stride});
+                        {matrix.row_group(group), num_groups, matrix.k, prepared, num_rows, y,
+                         stride});
     epilogue(LinearResults{first_row, num_rows, group, num_groups, y, stride});
     group += num_groups;
   }
 }
 static_assert(kResultFloats / (kTileRows * kMaxBlockTokens) >= 2);
 
-/// Calls run(begin, end) for all tiles of a task, once for those that lie together.
-template <typename Run>
-void for_tile_runs(const Task& task, const Run& run) {
-  if (task.tile_stride == 1 && task.tile_first < task.tile_end)
-    return run(task.tile_first, task.tile_end);
-  for (uint64_t tile = task.tile_first; tile < task.tile_end; tile += task.tile_stride)
-    run(static_cast<uint32_t>(tile), static_cast<uint32_t>(tile) + 1);
+template <typename Epilogue>
+void multiply_groups(Worker& worker, const PackedMatrix& matrix, uint32_t first_row,
+                     uint32_t num_rows, uint32_t group_begin, uint32_t group_end,
+                     const Epilogue& epilogue) {
+  multiply_groups(worker, matrix, worker.prepared.data(), first_row, num_rows, group_begin,
+                  group_end, epilogue);
 }
 
-/// All tiles of a task with `groups_per_tile` row groups each; the epilogue sees every result once.
+/// Tiles of a task with trip count `once`.
+constexpr uint32_t count_tiles(const Task& task) {
+  if (task.tile_first >= task.tile_end) return 0;
+  return (task.tile_end - task.tile_first - 1) / task.tile_stride + 1;
+}
+
+/// Parts that its tiles are taken in, for shorter ones of which a worker would ask too often.
+constexpr uint32_t count_parts(const Task& task) {
+  constexpr uint32_t kMaxParts = 16, kMinPartNs = 5'000;
+  const uint32_t most = std::clamp(task.cost_ns / kMinPartNs, 1u, kMaxParts);
+  return std::min(count_tiles(task), most);
+}
+
+/// Calls run(tile_begin, tile_end) for tiles [first, last) of those that a task has, once for all
+/// where they lie together.
+template <typename Run>
+void for_tile_runs(const Task& task, uint32_t first, uint32_t last, const Run& run) {
+  if (task.tile_stride == 1) return run(task.tile_first + first, task.tile_first + last);
+  for (uint32_t i = first; i < last; ++i) {
+    const uint32_t tile = task.tile_first + i * task.tile_stride;
+    run(tile, tile + 1);
+  }
+}
+
+/// Calls run(first_row, num_rows, tile_begin, tile_end) for the tiles of a task, and for what others
+/// have left of theirs, with blocks of prepared rows of `input`. A unit: a part of the tiles, for
+/// one block.
+template <typename Run>
+void run_tiles(Worker& worker, const Task& task, const PackedMatrix& matrix,
+               const LinearInput& input, const Run& run) {
+  const uint32_t num_blocks = (input.num_rows + kMaxBlockTokens - 1) / kMaxBlockTokens;
+  uint32_t prepared_block = num_blocks;  // none
+  const auto num_units = [&](const Task& t) { return num_blocks * count_parts(t); };
+  run_shared(worker.place, task, worker.epoch, num_units,
+             [&](const Task& t, uint32_t begin, uint32_t end) {
+    const uint32_t num_parts = count_parts(t), num_tiles = count_tiles(t);
+    for (uint32_t unit = begin; unit < end;) {
+      const uint32_t block = unit / num_parts, part = unit % num_parts;
+      const uint32_t part_end = std::min(num_parts, part + (end - unit));
+      const uint32_t row = block * kMaxBlockTokens;
+      const uint32_t num_rows = std::min(kMaxBlockTokens, input.num_rows - row);
+      if (block != prepared_block) prepare_rows(worker, matrix, input, row, num_rows);
+      prepared_block = block;
+      for_tile_runs(t, share_begin(part, num_parts, num_tiles),
+                    share_begin(part_end, num_parts, num_tiles),
+                    [&](uint32_t b, uint32_t e) { run(row, num_rows, b, e); });
+      unit += part_end - part;
+    }
+  });
+}
+
+/// The same with `groups_per_tile` row groups per tile; the epilogue sees every result once.
 template <typename Epilogue>
 void multiply_tiles(Worker& worker, const Task& task, const PackedMatrix& matrix,
                     uint32_t groups_per_tile, const LinearInput& input, const Epilogue& epilogue) {
-  if (task.tile_first >= task.tile_end) return;
-  for (uint32_t row = 0; row < input.num_rows; row += kMaxBlockTokens) {
-    const uint32_t num_rows = std::min(kMaxBlockTokens, input.num_rows - row);
-    prepare_rows(worker, matrix, input, row, num_rows);
-    for_tile_runs(task, [&](uint32_t begin, uint32_t end) {
-      multiply_groups(worker, matrix, row, num_rows, begin * groups_per_tile,
-                      end * groups_per_tile, epilogue);
-    });
-  }
+  run_tiles(worker, task, matrix, input,
+            [&](uint32_t row, uint32_t num_rows, uint32_t begin, uint32_t end) {
+              multiply_groups(worker, matrix, row, num_rows, begin * groups_per_tile,
+                              end * groups_per_tile, epilogue);
+            });
 }
 
 /// Normalised rows for a task that consumes them, by token: `h`, or x normalised here when the norm

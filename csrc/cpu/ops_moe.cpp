@@ -8,6 +8,7 @@
 #include <cstring>
 #include <limits>
 #include <span>
+#include <utility>
 
 namespace mimo_rt::cpu {
 namespace {
@@ -107,58 +108,148 @@ void op_select_experts(const Task& task, Worker& worker) {
   worker.num_active_experts += fill_route(worker, s);
 }
 
-void op_expert_gate_up(const Task& task, Worker& worker) {
-  const LayerWeights& layer = worker.weights.layer(task.layer_idx);
-  const RouteTable& route = worker.step.plan->route;
-  const uint32_t width = worker.config.expert_intermediate_size, shares = task.tile_end;
-  const uint32_t num_pairs = (width + kTileRows - 1) / kTileRows;
-  const uint64_t num_tiles = uint64_t{shares} * *route.num_active;
-  std::span<const uint32_t> prepared;  // the tokens whose rows worker.prepared holds, for
-  const PackedMatrix* prepared_for = nullptr;  // matrices of this one's format
-  for (uint64_t t = task.tile_first; t < num_tiles; t += task.tile_stride) {
-    const uint32_t i = static_cast<uint32_t>(t / shares), share = static_cast<uint32_t>(t % shares);
-    const uint32_t pair_begin = share_begin(share, shares, num_pairs);
-    const uint32_t pair_end = share_begin(share + 1, shares, num_pairs);
-    const PackedMatrix& matrix = layer.expert_gate_up[route.active_experts[i]];
-    const uint32_t slot = route.slot_begin[i], num_slots = route.slot_begin[i + 1] - slot;
-    const LinearInput input = consumer_rows(task, worker, route.slot_token + slot, num_slots);
-    for (uint32_t row = 0; row < num_slots; row += kMaxBlockTokens) {
-      const uint32_t num_rows = std::min(kMaxBlockTokens, num_slots - row);
-      const std::span<const uint32_t> tokens{route.slot_token + slot + row, num_rows};
-      // Experts of the same tokens read the same activations: always so in a step of one token.
-      if (!prepared_for || prepared_for->format != matrix.format ||
-          !std::ranges::equal(tokens, prepared))
-        prepare_rows(worker, matrix, input, row, num_rows);
-      prepared = tokens;
-      prepared_for = &matrix;
-      multiply_groups(worker, matrix, row, num_rows, 2 * pair_begin, 2 * pair_end,
-                      [&](const LinearResults& results) {
-                        store_gate_up(task, worker, results, slot + results.first_row, width);
-                      });
-    }
+namespace {
+
+/// Row-group pairs of the tiles of expert_gate_up. A tile is cut into `num_cuts` parts: the units.
+struct ExpertTiles {
+  ExpertTiles(const Worker& worker, const Task& task)
+      : shares(task.tile_end),
+        num_pairs((worker.config.expert_intermediate_size + kTileRows - 1) / kTileRows),
+        num_tiles(uint64_t{shares} * *worker.step.plan->route.num_active),
+        num_cuts(std::clamp(num_pairs / shares / kPairsPerUnit, 1u, kMaxCuts)) {}
+
+  uint32_t count_units(const Task& task) const {
+    if (task.tile_first >= num_tiles) return 0;
+    const uint64_t own = (num_tiles - task.tile_first - 1) / task.tile_stride + 1;
+    return static_cast<uint32_t>(own * num_cuts);
   }
+
+  /// Pairs [begin, end) of cuts [cut, cut_end) of a share.
+  std::pair<uint32_t, uint32_t> pairs(uint32_t share, uint32_t cut, uint32_t cut_end) const {
+    const uint32_t begin = share_begin(share, shares, num_pairs);
+    const uint32_t count = share_begin(share + 1, shares, num_pairs) - begin;
+    return {begin + share_begin(cut, num_cuts, count), begin + share_begin(cut_end, num_cuts, count)};
+  }
+
+  static constexpr uint32_t kPairsPerUnit = 4, kMaxCuts = 8;
+  uint32_t shares, num_pairs;
+  uint64_t num_tiles;
+  uint32_t num_cuts;
+};
+
+/// Of the rows in a worker's scratch.
+struct PreparedTokens {
+  std::span<const uint32_t> tokens;
+  const PackedMatrix* matrix = nullptr;  ///< they serve all of its format
+
+  bool serve(const PackedMatrix& other, std::span<const uint32_t> wanted) const {
+    return matrix && matrix->format == other.format && std::ranges::equal(tokens, wanted);
+  }
+};
+
+/// Pairs [pair_begin, pair_end) of active expert i.
+void gate_up_pairs(const Task& task, Worker& worker, uint32_t i, uint32_t pair_begin,
+                   uint32_t pair_end, PreparedTokens& prepared) {
+  const RouteTable& route = worker.step.plan->route;
+  const PackedMatrix& matrix =
+      worker.weights.layer(task.layer_idx).expert_gate_up[route.active_experts[i]];
+  const uint32_t slot = route.slot_begin[i], num_slots = route.slot_begin[i + 1] - slot;
+  const LinearInput input = consumer_rows(task, worker, route.slot_token + slot, num_slots);
+  for (uint32_t row = 0; row < num_slots; row += kMaxBlockTokens) {
+    const uint32_t num_rows = std::min(kMaxBlockTokens, num_slots - row);
+    // Experts of the same tokens read the same activations: always so in a step of one token.
+    const std::span<const uint32_t> tokens{route.slot_token + slot + row, num_rows};
+    if (!prepared.serve(matrix, tokens)) prepare_rows(worker, matrix, input, row, num_rows);
+    prepared = {tokens, &matrix};
+    multiply_groups(worker, matrix, row, num_rows, 2 * pair_begin, 2 * pair_end,
+                    [&](const LinearResults& results) {
+                      store_gate_up(task, worker, results, slot + results.first_row,
+                                    worker.config.expert_intermediate_size);
+                    });
+  }
+}
+
+}  // namespace
+
+void op_expert_gate_up(const Task& task, Worker& worker) {
+  const ExpertTiles tiles(worker, task);
+  PreparedTokens prepared;
+  run_shared(worker.place, task, worker.epoch,
+             [&](const Task& t) { return tiles.count_units(t); },
+             [&](const Task& t, uint32_t begin, uint32_t end) {
+    for (uint32_t unit = begin; unit < end;) {
+      const uint32_t cut = unit % tiles.num_cuts;
+      const uint32_t cut_end = std::min(tiles.num_cuts, cut + (end - unit));
+      const uint64_t tile = t.tile_first + uint64_t{unit / tiles.num_cuts} * t.tile_stride;
+      const auto [pair_begin, pair_end] =
+          tiles.pairs(static_cast<uint32_t>(tile % tiles.shares), cut, cut_end);
+      gate_up_pairs(task, worker, static_cast<uint32_t>(tile / tiles.shares), pair_begin, pair_end,
+                    prepared);
+      unit += cut_end - cut;
+    }
+  });
 }
 
 namespace {
 
+/// The activations of all active experts, prepared one after the other where they all fit; else
+/// each expert's when it comes, again for every block of columns.
+class ExpertRows {
+ public:
+  ExpertRows(const Task& task, Worker& worker) : task_(task), worker_(worker) {
+    uint64_t num_bytes = 0;
+    for (uint32_t i = 0; i < *route().num_active; ++i) num_bytes += prepared_bytes(i);
+    fits_ = num_bytes <= worker.prepared.size();
+    uint8_t* out = worker.prepared.data();
+    for (uint32_t i = 0; fits_ && i < *route().num_active; ++i) {
+      prepare_rows(worker, matrix(i), input(i), 0, num_slots(i), out);
+      out += prepared_bytes(i);
+    }
+  }
+
+  const PackedMatrix& matrix(uint32_t i) const {
+    return worker_.weights.layer(task_.layer_idx).expert_down[route().active_experts[i]];
+  }
+  uint32_t num_slots(uint32_t i) const {
+    return route().slot_begin[i + 1] - route().slot_begin[i];
+  }
+  uint64_t prepared_bytes(uint32_t i) const {
+    const PackedMatrix& m = matrix(i);
+    return (worker_.kernels.prepared_bytes(static_cast<int>(m.format), num_slots(i), m.k) + 63) &
+           ~uint64_t{63};
+  }
+  LinearInput input(uint32_t i) const {
+    const PlanState& plan = *worker_.step.plan;
+    return {plan.bf16_row(task_.input, route().slot_begin[i]), plan.stride(task_.input), nullptr,
+            num_slots(i), worker_.config.expert_intermediate_size};
+  }
+  bool fit() const { return fits_; }
+
+ private:
+  const RouteTable& route() const { return worker_.step.plan->route; }
+
+  const Task& task_;
+  Worker& worker_;
+  bool fits_;
+};
+
 /// expert_sums[token, col] = sum of w_e * (W_e act)[col] over the active experts, for one block of
 /// row groups.
-void sum_experts(const Task& task, Worker& worker, uint32_t group_begin, uint32_t group_end) {
-  const LayerWeights& layer = worker.weights.layer(task.layer_idx);
-  const PlanState& plan = *worker.step.plan;
-  const RouteTable& route = plan.route;
+void sum_experts(const ExpertRows& experts, Worker& worker, uint32_t group_begin,
+                 uint32_t group_end) {
+  const RouteTable& route = worker.step.plan->route;
   const uint32_t num_cols = (group_end - group_begin) * kTileRows;
   auto* sums = reinterpret_cast<float*>(worker.expert_sums.data());
   std::memset(sums, 0, sizeof(float) * worker.step.input->num_tokens * num_cols);
+  const uint8_t* prepared = worker.prepared.data();
   for (uint32_t i = 0; i < *route.num_active; ++i) {
-    const PackedMatrix& matrix = layer.expert_down[route.active_experts[i]];
-    const uint32_t slot = route.slot_begin[i], num_slots = route.slot_begin[i + 1] - slot;
-    const LinearInput input{plan.bf16_row(task.input, slot), plan.stride(task.input), nullptr,
-                            num_slots, worker.config.expert_intermediate_size};
-    for (uint32_t row = 0; row < num_slots; row += kMaxBlockTokens) {
-      const uint32_t num_rows = std::min(kMaxBlockTokens, num_slots - row);
-      prepare_rows(worker, matrix, input, row, num_rows);
-      multiply_groups(worker, matrix, row, num_rows, group_begin, group_end,
+    const PackedMatrix& matrix = experts.matrix(i);
+    const uint32_t slot = route.slot_begin[i], num_slots = experts.num_slots(i);
+    const uint32_t max_rows = experts.fit() ? num_slots : kMaxBlockTokens;
+    for (uint32_t row = 0; row < num_slots; row += max_rows) {
+      const uint32_t num_rows = std::min(max_rows, num_slots - row);
+      if (!experts.fit()) prepare_rows(worker, matrix, experts.input(i), row, num_rows);
+      multiply_groups(worker, matrix, prepared, row, num_rows, group_begin, group_end,
                       [&](const LinearResults& results) {
                         const uint32_t col = (results.first_group - group_begin) * kTileRows;
                         for (uint32_t r = 0; r < results.num_rows; ++r) {
@@ -169,6 +260,7 @@ void sum_experts(const Task& task, Worker& worker, uint32_t group_begin, uint32_
                         }
                       });
     }
+    if (experts.fit()) prepared += experts.prepared_bytes(i);
   }
 }
 
@@ -186,18 +278,26 @@ void add_expert_sums(const Task& task, Worker& worker, uint32_t group_begin, uin
 }  // namespace
 
 void op_expert_down(const Task& task, Worker& worker) {
-  const uint32_t num_tokens = worker.step.input->num_tokens;
-  const uint32_t max_groups = std::max(1u, kExpertSumFloats / (kTileRows * num_tokens));
-  for (uint64_t tile = task.tile_first; tile < task.tile_end; tile += task.tile_stride) {
-    const uint32_t run_end =
-        task.tile_stride == 1 ? task.tile_end : static_cast<uint32_t>(tile) + 1;
-    for (uint32_t begin = static_cast<uint32_t>(tile); begin < run_end; begin += max_groups) {
-      const uint32_t end = std::min(run_end, begin + max_groups);
-      sum_experts(task, worker, begin, end);
-      add_expert_sums(task, worker, begin, end);
-    }
-    if (task.tile_stride == 1) break;
-  }
+  const uint32_t max_groups =
+      std::max(1u, kExpertSumFloats / (kTileRows * worker.step.input->num_tokens));
+  const ExpertRows experts(task, worker);
+  // Where rows have to be prepared for every block of columns, blocks are as large as they get.
+  const auto num_units = [&](const Task& t) {
+    const uint32_t num_blocks = (count_tiles(t) + max_groups - 1) / max_groups;
+    return experts.fit() ? count_parts(t) : std::min(count_parts(t), num_blocks);
+  };
+  run_shared(worker.place, task, worker.epoch, num_units,
+             [&](const Task& t, uint32_t begin, uint32_t end) {
+    const uint32_t num_parts = num_units(t), num_tiles = count_tiles(t);
+    for_tile_runs(t, share_begin(begin, num_parts, num_tiles),
+                  share_begin(end, num_parts, num_tiles), [&](uint32_t group, uint32_t run_end) {
+      for (; group < run_end; group += max_groups) {
+        const uint32_t group_end = std::min(run_end, group + max_groups);
+        sum_experts(experts, worker, group, group_end);
+        add_expert_sums(task, worker, group, group_end);
+      }
+    });
+  });
 }
 
 }  // namespace mimo_rt::cpu

@@ -12,6 +12,7 @@ HOSTILE_FILE_TESTS = ["test_checkpoint", "test_pack", "test_packed_cache", "test
 PARALLEL_TESTS = {
     "test_worker_pool": [],
     "test_team": [],
+    "test_work_stealing": [],
     "test_executors": [],
     "test_rounds": ["rounds of a draft that is often right emit the same tokens in fewer rounds",
                     "an exception of the caller's ends the rounds and leaves them resumable",
