@@ -1,10 +1,8 @@
-// A GPU for the executor: the persistent kernel's own source under emulation. Copies and launches
-// happen when they are waited for, so that what is changed or read too early is seen; a launch goes
-// on only while it is.
+// A GPU for the executor: the persistent kernel's own source under emulation, compiled once for all
+// tests (emulated_step_device.cpp). Copies and launches happen when they are waited for, so that what
+// is changed or read too early is seen; a launch goes on only while it is.
 #pragma once
 
-#define MIMO_RT_HOST_EMULATION
-#include "cuda/device/persistent/roles.cuh"
 #include "cuda/persistent.h"
 #include "cuda/step_device.h"
 #include "emulation/schedule.h"
@@ -87,21 +85,7 @@ class EmulatedStepDevice : public HostDeviceMemory<cuda::StepDevice> {
   uint32_t fault_ordinal = 0;
 
  private:
-  void begin(cuda::PersistentParams params, uint32_t num_blocks) {
-    if (params.watchdog.deadline_ns == kPatienceMs * uint64_t{1'000'000}) params.watchdog.deadline_ns = 900'000;
-    emulation::LaunchOptions options;
-    options.num_blocks = num_blocks;
-    options.num_threads = cuda::kPersistentThreads;
-    options.shared_bytes = sizeof(cuda::PersistentShared);
-    options.seed = seed;
-    auto* kv = const_cast<uint8_t*>(params.step->places.kv->blocks);
-    options.handed_over = {{kv, blocks().at(kv)}};  // of layer 0: where it begins
-    for (const auto& [memory, size] : pinned_)
-      options.host_memory.emplace_back(static_cast<uint8_t*>(memory), size);
-    options.skip = fault;
-    options.skip_ordinal = fault_ordinal;
-    running_ = std::make_unique<emulation::Launch>(options, [params] { cuda::persistent_kernel(params); });
-  }
+  void begin(const cuda::PersistentParams& params, uint32_t num_blocks);
 
   std::map<void*, uint64_t> pinned_;
   std::deque<std::function<void()>> queue_;

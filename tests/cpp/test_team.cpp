@@ -233,6 +233,13 @@ TEST_CASE("steps of any team give the same bits, and teams may change between st
   }
 }
 
+// As many as it takes until the plan for one worker is there. ThreadSanitizer makes tokens slow, not the planner.
+#if defined(__SANITIZE_THREAD__)
+constexpr uint32_t kNumTokens = 200;
+#else
+constexpr uint32_t kNumTokens = 1500;
+#endif
+
 TEST_CASE("rounds go on in jobs whose teams change, with the tokens of one team") {
   for (const DraftStyle& style : draft_styles(4)) {
     if (num_usable_cores() < 2) continue;  // then nobody yields
@@ -246,7 +253,7 @@ TEST_CASE("rounds go on in jobs whose teams change, with the tokens of one team"
                            select_kernels(backend, Activations::bf16), options);
       const int32_t anchor = run.feed(random_tokens(style.config, 27, 3));
       run.begin_rounds(anchor);
-      run.state->request.max_tokens = 1500;
+      run.state->request.max_tokens = kNumTokens;
       run.state->begin();
       if (changes) choose(executor.team(), {0, 1});
       std::set<uint32_t> sizes;
@@ -258,7 +265,7 @@ TEST_CASE("rounds go on in jobs whose teams change, with the tokens of one team"
       });
       run.settle();
       CHECK(run.state->end == RoundEnd::max_tokens);
-      CHECK_EQ(run.tokens_out.size(), 1499u);
+      CHECK_EQ(run.tokens_out.size(), kNumTokens - 1);
       if (changes) CHECK(sizes.contains(1) && sizes.contains(2));
       else CHECK_EQ(sizes, std::set<uint32_t>{2});
       if (!changes) expected = run.tokens_out;
