@@ -4,11 +4,12 @@
     python bench/gpu_gate.py [--wheels wheels]    on the GPU machine
 
 Stages: `build` (package and tests), `tests` (tests/cpp/native_cuda_*.cpp on the device), `engine` (mimo-rt doctor and
-bench/gpu_engine.py: sessions against the CPU engine's), `sanitizer` (compute-sanitizer memcheck and racecheck, test by
-test, as far as its time goes), `kbench` (mimo-rt kbench, cold caches, results checked) and, on B200 and with CUTLASS,
-`cutlass`: a second build with its kernels, tested and measured, which takes nothing from the rest when it fails. Every
-step is one JSON line in bench/results/<date>-gpu-<device>.jsonl, written when it ends, so whatever stops the script
-leaves what was done. Exit codes: 0 all passed, 1 something failed, 2 wrong usage, 3 no GPU.
+bench/gpu_engine.py: sessions against the CPU engine's), `soak` (half a minute of bench/soak.py; by hand: --seconds 600),
+`sanitizer` (compute-sanitizer memcheck and racecheck, test by test, as far as its time goes), `kbench` (mimo-rt kbench,
+cold caches, results checked) and, on B200 and with CUTLASS, `cutlass`: a second build with its kernels, tested and
+measured, which takes nothing from the rest when it fails. Every step is one JSON line in
+bench/results/<date>-gpu-<device>.jsonl, written when it ends, so whatever stops the script leaves what was done. Exit
+codes: 0 all passed, 1 something failed, 2 wrong usage, 3 no GPU.
 """
 
 from __future__ import annotations
@@ -166,6 +167,12 @@ def run_engine(log: Log, python: str) -> None:
     stage.run("sessions", [python, str(ROOT / "bench" / "gpu_engine.py")], on_line=log.keep_record)
 
 
+def run_soak(log: Log, python: str) -> None:
+    """The same tokens and bits again and again, while requests are cancelled."""
+    command = [python, str(ROOT / "bench" / "soak.py"), "--device", "cuda", "--seconds", "30"]
+    Stage("soak", log).run("sessions", command, on_line=log.keep_record)
+
+
 def run_kbench(log: Log, python: str) -> None:
     stage = Stage("kbench", log)
     for shape in KBENCH_SHAPES:
@@ -230,6 +237,7 @@ def main(argv: list[str] | None = None) -> int:
             programs = pathlib.Path(built["tests"])
             run_tests(log, programs)
             run_engine(log, built["python"])
+            run_soak(log, built["python"])
             run_sanitizer(log, programs, find_sanitizer(built["python"]))
             run_kbench(log, built["python"])
             if has_cutlass(log, args, facts):
