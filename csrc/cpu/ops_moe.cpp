@@ -192,14 +192,18 @@ void op_expert_gate_up(const Task& task, Worker& worker) {
 
 namespace {
 
-/// The activations of all active experts, prepared one after the other where they all fit; else
-/// each expert's when it comes, again for every block of columns.
+/// The activations of all active experts, prepared one after the other where they all fit, none in
+/// more than one block; else each expert's when it comes, again for every block of columns.
 class ExpertRows {
  public:
   ExpertRows(const Task& task, Worker& worker) : task_(task), worker_(worker) {
     uint64_t num_bytes = 0;
-    for (uint32_t i = 0; i < *route().num_active; ++i) num_bytes += prepared_bytes(i);
-    fits_ = num_bytes <= worker.prepared.size();
+    uint32_t most_slots = 0;
+    for (uint32_t i = 0; i < *route().num_active; ++i) {
+      num_bytes += prepared_bytes(i);
+      most_slots = std::max(most_slots, num_slots(i));
+    }
+    fits_ = num_bytes <= worker.prepared.size() && most_slots <= kMaxBlockTokens;
     uint8_t* out = worker.prepared.data();
     for (uint32_t i = 0; fits_ && i < *route().num_active; ++i) {
       prepare_rows(worker, matrix(i), input(i), 0, num_slots(i), out);
@@ -245,9 +249,8 @@ void sum_experts(const ExpertRows& experts, Worker& worker, uint32_t group_begin
   for (uint32_t i = 0; i < *route.num_active; ++i) {
     const PackedMatrix& matrix = experts.matrix(i);
     const uint32_t slot = route.slot_begin[i], num_slots = experts.num_slots(i);
-    const uint32_t max_rows = experts.fit() ? num_slots : kMaxBlockTokens;
-    for (uint32_t row = 0; row < num_slots; row += max_rows) {
-      const uint32_t num_rows = std::min(max_rows, num_slots - row);
+    for (uint32_t row = 0; row < num_slots; row += kMaxBlockTokens) {
+      const uint32_t num_rows = std::min(kMaxBlockTokens, num_slots - row);
       if (!experts.fit()) prepare_rows(worker, matrix, experts.input(i), row, num_rows);
       multiply_groups(worker, matrix, prepared, row, num_rows, group_begin, group_end,
                       [&](const LinearResults& results) {

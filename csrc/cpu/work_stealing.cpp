@@ -42,22 +42,28 @@ bool contains(std::span<const Wait> waits, const Wait& wait) {
   });
 }
 
+/// How those wait that wait for a counter.
+enum class Awaited : uint8_t { by_nobody, as_one, in_part };
+
 /// What of a plan decides whether a phase begins and ends as one.
 class PhaseRules {
  public:
   explicit PhaseRules(const Plan& plan)
-      : plan_(plan), is_partly_awaited_(plan.counters().size(), false) {
+      : plan_(plan), awaited_(plan.counters().size(), Awaited::by_nobody) {
     for (uint32_t w = 0; w < plan.num_workers(); ++w)
       for (const Task& task : plan.tasks(w))
-        for (const Wait& wait : waits_of(task))
-          if (wait.value && wait.value != plan.counters()[wait.counter].total)
-            is_partly_awaited_[wait.counter] = true;
+        for (const Wait& wait : waits_of(task)) {
+          if (!wait.value) continue;
+          Awaited& awaited = awaited_[wait.counter];
+          if (wait.value != plan.counters()[wait.counter].total) awaited = Awaited::in_part;
+          else if (awaited == Awaited::by_nobody) awaited = Awaited::as_one;
+        }
   }
 
   bool can_share(const Members& members) const {
     const Task& first = task_of(members[0]);
     const uint32_t counter = first.signal_counter;
-    if (members.size() < 2 || counter == kNoCounter || is_partly_awaited_[counter] ||
+    if (members.size() < 2 || counter == kNoCounter || awaited_[counter] != Awaited::as_one ||
         plan_.counters()[counter].total != members.size())
       return false;
     const auto is_like_first = [&](const Member& member) {
@@ -94,7 +100,7 @@ class PhaseRules {
   }
 
   const Plan& plan_;
-  std::vector<bool> is_partly_awaited_;  // [counter]
+  std::vector<Awaited> awaited_;  // [counter]
 };
 
 /// By op and layer, workers ascending.

@@ -7,9 +7,10 @@
 // is computed from the same inputs in the same order, whoever does it.
 //
 // Contract. Workers may compute each other's units only if the phase begins and ends as one: all
-// its tasks wait for the same and signal one counter, and whoever waits for that counter waits for
-// all of them. A worker signals after the last unit that it took, so then all units are done.
-// WorkStealing finds the phases of a plan for which this holds; tasks of others stay alone.
+// its tasks wait for the same and signal one counter, and whoever waits for that counter, as
+// somebody does, waits for all of them. A worker signals after the last unit that it took, so then
+// all units are done, and nobody is in the phase any more when it begins again. WorkStealing finds
+// the phases of a plan for which this holds; tasks of others stay alone.
 #pragma once
 
 #include "plan/task.h"
@@ -52,11 +53,10 @@ class UnitQueue {
     const auto stamp = static_cast<uint32_t>(epoch + 1);  // 0 is before all epochs
     uint64_t seen = state_.load(std::memory_order_relaxed);
     for (;;) {
-      const auto age = static_cast<int32_t>(stamp - static_cast<uint32_t>(seen >> 32));
-      if (age < 0) return {};  // the phase is over, and so is this epoch
-      const UnitRange left = age ? UnitRange{0, num_units}
-                                 : UnitRange{static_cast<uint32_t>(seen >> 16 & 0xffff),
-                                             static_cast<uint32_t>(seen & 0xffff)};
+      const bool is_of_this_epoch = seen >> 32 == stamp;
+      const UnitRange left = is_of_this_epoch ? UnitRange{static_cast<uint32_t>(seen >> 16 & 0xffff),
+                                                          static_cast<uint32_t>(seen & 0xffff)}
+                                              : UnitRange{0, num_units};
       if (left.is_empty()) return {};
       const UnitRange taken = choose(left, (left.end - left.begin + 1) / 2);
       const uint32_t begin = taken.begin == left.begin ? taken.end : left.begin;

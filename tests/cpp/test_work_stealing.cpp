@@ -23,6 +23,17 @@ uint32_t count_shared(const Plan& plan) {
   return count;
 }
 
+/// Of all tokens, fed in steps as large as the plan's.
+std::vector<float> logits_of(const Weights& weights, const Plan& plan, const std::vector<int32_t>& tokens) {
+  const ModelConfig& config = weights.config();
+  const uint32_t chunk = plan.options().max_tokens;
+  ExecutorOptions options;
+  options.num_workers = plan.num_workers();
+  const auto executor = make_cpu_executor(weights, nullptr, {&plan}, runnable_cpu_backends().back(), options);
+  KvCache cache(config, {.max_context = 1200, .max_step_tokens = chunk, .num_seqs = 1});
+  return feed(*executor, plan, cache, tokens, chunk, config.vocab_size);
+}
+
 Plan plan_for(uint32_t num_workers) {
   return Plan::build(test_configs::tiny(), plan_options(num_workers, 8, 8));
 }
@@ -58,13 +69,17 @@ TEST_CASE("every unit is run once in every epoch, by whoever takes it") {
   CHECK(stolen > 0);
 }
 
-TEST_CASE("a worker of an epoch that is over takes nothing of the next") {
+TEST_CASE("what an epoch left is forgotten in the next, also by a queue that was not used for long") {
   UnitQueue queue;
   CHECK_EQ(queue.take_first(5, 8).end, 4u);
   CHECK_EQ(queue.take_last(5, 8).begin, 6u);
-  CHECK(queue.take_last(4, 8).is_empty());
-  CHECK_EQ(queue.take_last(6, 8).begin, 4u);
-  CHECK(queue.take_first(5, 8).is_empty());
+  for (const uint64_t epoch : {6ull, 6ull + (1ull << 31), 7ull + (1ull << 32)}) {
+    CHECK_EQ(queue.take_last(epoch, 8).begin, 4u);
+    CHECK(queue.take_first(epoch, 0).is_empty() == false);  // three units are left of the eight
+    CHECK_EQ(queue.take_first(epoch, 8).end, 3u);
+    CHECK_EQ(queue.take_first(epoch, 8).end, 4u);
+    CHECK(queue.take_first(epoch, 8).is_empty());
+  }
 }
 
 TEST_CASE("phases are shared where they begin and end as one, and only there") {
@@ -79,6 +94,13 @@ TEST_CASE("phases are shared where they begin and end as one, and only there") {
     if (task.kind == TaskKind::o_proj && task.layer_idx == 1) early.counters[task.signal_counter].total = 4, ++num_early;
   CHECK_EQ(num_early, 1u);
   CHECK(count_shared(early.finish()) < all);
+  // A counter that nobody waits for.
+  PlanMutator unread(plan);
+  for (auto& list : unread.lists)
+    for (Task& task : list)
+      for (uint32_t i = 0; i < task.num_waits; ++i)
+        if (task.kind == TaskKind::sample) task.waits[i].value = 0;
+  CHECK_EQ(count_shared(unread.finish()), all - 3);  // lm_head
   // A task that begins before the others.
   PlanMutator hasty(plan);
   for (Task& task : hasty.lists[1])
@@ -90,17 +112,23 @@ TEST_CASE("results do not depend on who computes what") {
   const ModelConfig config = test_configs::tiny();
   const Weights weights = Weights::synthetic(config, 11);
   const std::vector<int32_t> tokens = random_tokens(config, 40, 3);
-  const auto logits_of = [&](const Plan& plan, uint32_t num_workers) {
-    ExecutorOptions options;
-    options.num_workers = num_workers;
-    const auto executor = make_cpu_executor(weights, nullptr, {&plan}, runnable_cpu_backends()[0], options);
-    KvCache cache(config, {.max_context = 512, .max_step_tokens = 8, .num_seqs = 1});
-    return feed(*executor, plan, cache, tokens, 8, config.vocab_size);
-  };
   PlanMutator fine(plan_for(4));
   for (auto& list : fine.lists)
     for (Task& task : list) task.cost_ns = 1'000'000;  // so that tiles are taken one by one
-  CHECK(logits_of(fine.finish(), 4) == logits_of(plan_for(1), 1));
+  CHECK(bit_equal(logits_of(weights, fine.finish(), tokens), logits_of(weights, plan_for(1), tokens)));
+}
+
+// An expert's rows fit the scratch many times over, because the hidden size is large and the experts are narrow, but not
+// the results of so many.
+TEST_CASE("more rows of one expert than a block holds, with room for all of them") {
+  ModelConfig config = test_configs::tiny();
+  config.hidden_size = 1024;
+  config.expert_intermediate_size = 32;
+  config.num_experts = config.experts_per_token = 2;
+  const Weights weights = Weights::synthetic(config, 11);
+  const std::vector<int32_t> tokens = random_tokens(config, 1100, 3);
+  const std::vector<float> whole = logits_of(weights, Plan::build(config, plan_options(2, 1100, 1100)), tokens);
+  CHECK(bit_equal(whole, logits_of(weights, Plan::build(config, plan_options(1, 100, 100)), tokens)));
 }
 
 CHECK_MAIN()
