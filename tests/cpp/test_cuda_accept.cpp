@@ -1,5 +1,7 @@
 // The accept task of rounds with drafts, its own source under the emulated GPU, against the host's: the same tokens, the
 // same rows for the next round, the same end; and a host that replays the reports stands where one that accepts does.
+#define MIMO_RT_HOST_EMULATION
+#include "cuda/device/tasks/accept_round.cuh"
 #include "cuda/round_mail.h"
 #include "emulated_step_device.h"
 #include "sampling_fixture.h"
