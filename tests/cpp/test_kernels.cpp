@@ -197,9 +197,7 @@ TEST_CASE("every code of every format is exact, with the smallest and a large E8
     for (const PackedFormat format : kFormats)
       for (const uint8_t e8m0 : {0, 1, 127, 200})
         for (const bf16_t one : {0x3f80, 0x0001, 0x00ff, 0x6fff}) {
-          // vdpbf16ps takes subnormals as zero, its results too.
-          const bool flushes = table.name.find("with BF16") != std::string::npos;
-          if (flushes && one < 0x3f80) continue;
+          if (table.flushes && one < 0x3f80) continue;
           const uint32_t k = 256;
           Matrix m = pack_reference::random_matrix(format, 16, k, 9);
           for (uint32_t i = 0; i < 16 * k; ++i) {
