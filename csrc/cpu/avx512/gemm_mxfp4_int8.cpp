@@ -4,6 +4,7 @@
 // multiplies biased weights (0..24, unsigned) by activations (signed) into sums of 32 bits. Where
 // not, sums of 16 bits do the same: why they are exact is in ../avx2/gemm_mxfp4_int8.cpp.
 #include "entries.h"
+#include "prefetch.h"
 
 #include "../shared/int8_quantise.h"
 
@@ -60,8 +61,7 @@ MIMO_RT_INLINE void multiply_block(const uint8_t* codes, const uint8_t* e8m0, co
 #pragma GCC unroll 8
   for (uint32_t step = 0; step < kSteps; step += 2) {
     const uint8_t* line = codes + step * 32;
-    // As in gemm.h: one token leaves the stream to the hardware's prefetchers.
-    if constexpr (T > 1) _mm_prefetch(reinterpret_cast<const char*>(line) + 8192, _MM_HINT_T1);
+    prefetch_near(line, 0);
     const __m512i both = _mm512_load_si512(line);
     const __m512i w0 = look_up(both), w1 = look_up(_mm512_srli_epi16(both, 4));
 #pragma GCC unroll 8
