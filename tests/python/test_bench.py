@@ -85,6 +85,13 @@ def test_a_record_names_the_bound_that_is_nearer():
     assert "bound_by" not in m.record(Roofs(20.0))
 
 
+def test_a_bandwidth_read_between_the_samples_counts_before_the_best_of_all():
+    m = Measurement("decode/ctx16/1", (0.010, 0.011, 0.012), 1, num_bytes=110e6, in_situ_fraction=0.8)
+    line = m.record(Roofs(bandwidth_gbs=20.0))
+    assert line["gbs"] == 10.0 and line["bandwidth_fraction"] == 0.8 and line["bound_us"] == 8_800
+    assert m.row(Roofs(bandwidth_gbs=20.0))[6] == "80.0"
+
+
 def test_turns_are_taken_and_reversed():
     seen = []
     times = take_turns([lambda: seen.append("a"), lambda: seen.append("b")], 0.0, min_samples=4)

@@ -27,6 +27,7 @@ class Measurement:
         num_bytes: packed weight bytes that one step has to read.
         num_flops: operations of its matrix products (2 per multiply-add); 0: not counted.
         facts: further numbers of the case, for its record.
+        in_situ_fraction: of the bandwidth that was read between its samples. None: of the roof's.
     """
 
     case: str
@@ -36,6 +37,7 @@ class Measurement:
     num_flops: float = 0.0
     is_bytes_estimated: bool = False
     facts: Mapping[str, float] = field(default_factory=dict)
+    in_situ_fraction: float | None = None
 
     @property
     def median_s(self) -> float:
@@ -49,12 +51,16 @@ class Measurement:
     def gbs(self) -> float:
         return self.num_bytes / self.median_s / 1e9
 
+    def bandwidth_fraction(self, roofs: Roofs) -> float:
+        return self.in_situ_fraction or self.gbs / roofs.bandwidth_gbs
+
     def quantiles_s(self) -> tuple[float, float]:
         """10th and 90th percentile."""
         return spread(self.times_s)
 
     def record(self, roofs: Roofs) -> dict[str, Any]:
         low, high = self.quantiles_s()
+        fraction = self.bandwidth_fraction(roofs)
         record: dict[str, Any] = {
             "case": self.case,
             "median_us": round(self.median_s * 1e6, 2),
@@ -66,8 +72,8 @@ class Measurement:
             "bytes": round(self.num_bytes),
             "bytes_estimated": self.is_bytes_estimated,
             "gbs": round(self.gbs, 3),
-            "bound_us": round(self.num_bytes / roofs.bandwidth_gbs / 1e3, 2),
-            "bandwidth_fraction": round(self.gbs / roofs.bandwidth_gbs, 4),
+            "bound_us": round(self.median_s * fraction * 1e6, 2),
+            "bandwidth_fraction": round(fraction, 4),
             **self.facts,
         }
         if self.num_flops:
@@ -91,7 +97,7 @@ class Measurement:
             str(len(self.times_s)),
             f"{mark}{self.num_bytes / 1e9:.4f}",
             f"{mark}{self.gbs:.2f}",
-            f"{mark}{100 * self.gbs / roofs.bandwidth_gbs:.1f}",
+            f"{mark}{100 * self.bandwidth_fraction(roofs):.1f}",
             f"{self.tokens_per_s:.2f}",
         )
 
