@@ -25,7 +25,9 @@
 namespace mimo_rt::cpu::MIMO_RT_ISA {
 namespace {
 
-enum : uint32_t { kGroupTokens = 8, kBlockTokens = 64 };
+/// Formats with kExpandsOnce pay for a panel from kPanelTokens on: below, codes expand beside
+/// the products of each group.
+enum : uint32_t { kGroupTokens = 8, kPanelTokens = 16, kBlockTokens = 64 };
 
 /// Tokens of the group that starts at `first`; prepare() and gemm() must agree on it.
 MIMO_RT_INLINE uint32_t group_width(uint32_t num_tokens, uint32_t first) {
@@ -33,10 +35,17 @@ MIMO_RT_INLINE uint32_t group_width(uint32_t num_tokens, uint32_t first) {
   return rest < kGroupTokens ? rest : kGroupTokens;
 }
 
+/// A format's weights as they lie in memory: kVectors registers of 64 bytes per block.
+struct Codes {
+  static constexpr bool kIsPanel = false;
+  static constexpr bool kExpandsOnce = false;
+  static constexpr uint32_t kVectorBytes = 64;
+};
+
 /// What the formats that expand to pairs share. emit_pair() hands on the steps of the `pair`-th
 /// registers of weights; expand() of a format calls it in ascending order.
 #if defined(MIMO_RT_AVX512_BF16)
-struct Pairs {
+struct Pairs : Codes {
   static constexpr uint32_t kStepsPerPair = 1;
 
   template <class Emit, class... Words>
@@ -49,7 +58,7 @@ struct Pairs {
   }
 };
 #else
-struct Pairs {
+struct Pairs : Codes {
   static constexpr uint32_t kStepsPerPair = 2;
 
   template <class Emit, class... Words>
@@ -84,18 +93,26 @@ MIMO_RT_INLINE __m512i broadcast(const uint32_t* x) {
 template <class F, uint32_t T>
 MIMO_RT_INLINE void prefetch(const uint8_t*& codes, uint32_t offset) {
   constexpr bool kIsPlain = F::kFormat > layout::kFp8;
-  if constexpr (kIsPlain && T > 3)
+  if constexpr (F::kIsPanel)
+    return;
+  else if constexpr (kIsPlain && T > 3)
     _mm_prefetch(reinterpret_cast<const char*>(codes + offset) + 8192, _MM_HINT_T1);
   else if constexpr (!kIsPlain || T > 1)
     prefetch_near(codes, offset);
 }
 
+/// `codes` are those of a tile, or what they expand to.
+struct Tile {
+  const uint8_t* codes;
+  const uint8_t* scales;
+  uint32_t num_blocks;
+};
+
 /// B neighbouring blocks for T tokens. B > 1 only adds independent chains. Lines are fetched ahead
 /// in the order of their addresses, not of their use.
 template <class F, uint32_t T, uint32_t B>
-MIMO_RT_INLINE void tile_blocks(const uint8_t* tile, uint32_t num_blocks, uint32_t block,
-                                const uint32_t* x, float* acc) {
-  const uint8_t* codes = tile + block * layout::block_bytes(F::kFormat);
+MIMO_RT_INLINE void tile_blocks(const Tile& tile, uint32_t block, const uint32_t* x, float* acc) {
+  const uint8_t* codes = tile.codes + block * F::kVectors * F::kVectorBytes;
   __m512 part[B][T][F::kWide];
 #pragma GCC unroll 8
   for (uint32_t b = 0; b < B; ++b)
@@ -119,13 +136,13 @@ MIMO_RT_INLINE void tile_blocks(const uint8_t* tile, uint32_t num_blocks, uint32
             part[b][t][n] = F::multiply_add(part[b][t][n], weights[n], xt);
         }
       };
-      F::expand(codes + (b * F::kVectors + j) * 64, j, step_of_all);
+      F::expand(codes + (b * F::kVectors + j) * F::kVectorBytes, j, step_of_all);
     }
   }
 #pragma GCC unroll 4
   for (uint32_t b = 0; b < B; ++b) {
     __m512 scale[F::kWide];
-    F::scales(tile, num_blocks, block + b, scale);
+    F::scales(tile.scales, block + b, scale);
 #pragma GCC unroll 8
     for (uint32_t t = 0; t < T; ++t)
 #pragma GCC unroll 2
@@ -137,63 +154,114 @@ MIMO_RT_INLINE void tile_blocks(const uint8_t* tile, uint32_t num_blocks, uint32
 }
 
 template <class F, uint32_t T>
-static void tile_tokens(const uint8_t* tile, uint32_t num_blocks, const uint32_t* x, float* acc) {
+static void tile_tokens(const Tile& tile, const uint32_t* x, float* acc) {
   constexpr uint32_t kMany = T == 1 ? F::kChains : T == 2 ? (F::kChains + 1) / 2 : 1;
   const uint32_t words_per_block = F::kSteps * T * F::kClasses;
   uint32_t block = 0;
-  for (; block + kMany <= num_blocks; block += kMany)
-    tile_blocks<F, T, kMany>(tile, num_blocks, block, x + block * words_per_block, acc);
-  for (; block < num_blocks; ++block)
-    tile_blocks<F, T, 1>(tile, num_blocks, block, x + block * words_per_block, acc);
+  for (; block + kMany <= tile.num_blocks; block += kMany)
+    tile_blocks<F, T, kMany>(tile, block, x + block * words_per_block, acc);
+  for (; block < tile.num_blocks; ++block)
+    tile_blocks<F, T, 1>(tile, block, x + block * words_per_block, acc);
 }
 
 template <class F>
-MIMO_RT_INLINE void tile_any(uint32_t width, const uint8_t* tile, uint32_t num_blocks,
-                             const uint32_t* x, float* acc) {
+MIMO_RT_INLINE void tile_any(uint32_t width, const Tile& tile, const uint32_t* x, float* acc) {
   switch (width) {
     case 1:
-      return tile_tokens<F, 1>(tile, num_blocks, x, acc);
+      return tile_tokens<F, 1>(tile, x, acc);
     case 2:
-      return tile_tokens<F, 2>(tile, num_blocks, x, acc);
+      return tile_tokens<F, 2>(tile, x, acc);
     case 3:
-      return tile_tokens<F, 3>(tile, num_blocks, x, acc);
+      return tile_tokens<F, 3>(tile, x, acc);
     case 4:
-      return tile_tokens<F, 4>(tile, num_blocks, x, acc);
+      return tile_tokens<F, 4>(tile, x, acc);
     case 5:
-      return tile_tokens<F, 5>(tile, num_blocks, x, acc);
+      return tile_tokens<F, 5>(tile, x, acc);
     case 6:
-      return tile_tokens<F, 6>(tile, num_blocks, x, acc);
+      return tile_tokens<F, 6>(tile, x, acc);
     case 7:
-      return tile_tokens<F, 7>(tile, num_blocks, x, acc);
+      return tile_tokens<F, 7>(tile, x, acc);
     default:
-      return tile_tokens<F, 8>(tile, num_blocks, x, acc);
+      return tile_tokens<F, 8>(tile, x, acc);
   }
+}
+
+/// What the codes of F expand to: written once for many tokens, read for each group of them.
+template <class F>
+struct Panel : F {
+  static constexpr bool kIsPanel = true;
+  static constexpr uint32_t kStepsPerVector = F::kSteps / F::kVectors;
+  static constexpr uint32_t kVectorBytes = kStepsPerVector * F::kWide * 64;
+  static constexpr uint32_t kTileBytes = layout::kBlocksPerTile * F::kVectors * kVectorBytes;
+
+  template <class Emit>
+  MIMO_RT_INLINE void expand(const uint8_t* weights, uint32_t j, const Emit& emit) {
+#pragma GCC unroll 4
+    for (uint32_t s = 0; s < kStepsPerVector; ++s, weights += F::kWide * 64) {
+      if constexpr (F::kWide == 2)
+        emit(j * kStepsPerVector + s, _mm512_load_si512(weights), _mm512_load_si512(weights + 64));
+      else
+        emit(j * kStepsPerVector + s, _mm512_load_si512(weights));
+    }
+  }
+
+  static void fill(const Tile& tile, uint8_t* weights) {
+    const uint8_t* codes = tile.codes;
+    for (uint32_t i = 0; i < tile.num_blocks; ++i, weights += kTileBytes / layout::kBlocksPerTile)
+      for (uint32_t j = 0; j < F::kVectors; ++j, codes += 64) {
+        prefetch_near(codes, 0);
+        F::expand(codes, j, [&](uint32_t step, auto... w) __attribute__((always_inline)) {
+          uint8_t* out = weights + step * F::kWide * 64;
+          ((_mm512_store_si512(out, w), out += 64), ...);
+        });
+      }
+  }
+};
+
+/// One tile, starting at `k`, for tokens [first, last). F: a format, or the panel of one.
+template <class F>
+static void multiply_tile(const GemmArgs& args, const Tile& tile, uint32_t k, uint32_t first,
+                          uint32_t last, float* acc) {
+  constexpr uint32_t kWordsPerBlock = F::kSteps * F::kClasses;
+  const uint32_t* x = static_cast<const uint32_t*>(args.x);
+  for (uint32_t t = first, width; t < last; t += width, acc += width * F::kWide * 16) {
+    width = group_width(args.num_tokens, t);
+    const uint64_t block = uint64_t{t} * (args.k / layout::kBlockK) +
+                           uint64_t{width} * (k / layout::kBlockK);
+    tile_any<F>(width, tile, x + block * kWordsPerBlock, acc);
+  }
+}
+
+/// The same for a tile as it lies in memory.
+template <class F>
+static void multiply_stream(const GemmArgs& args, const Tile& tile, uint32_t k, uint32_t first,
+                            uint32_t last, float* acc) {
+  if constexpr (F::kExpandsOnce) {
+    if (last - first >= kPanelTokens) {
+      alignas(64) uint8_t panel[Panel<F>::kTileBytes];
+      Panel<F>::fill(tile, panel);
+      return multiply_tile<Panel<F>>(args, {panel, tile.scales, tile.num_blocks}, k, first, last,
+                                     acc);
+    }
+  }
+  multiply_tile<F>(args, tile, k, first, last, acc);
 }
 
 /// Tokens [first, last) of the call; `first` starts a group.
 template <class F>
 static void gemm_tokens(const GemmArgs& args, uint32_t first, uint32_t last) {
-  const uint32_t words_per_block = F::kSteps * F::kClasses;
-  const uint64_t words_per_token = uint64_t{args.k / layout::kBlockK} * words_per_block;
-  const uint32_t* x = static_cast<const uint32_t*>(args.x) + first * words_per_token;
   constexpr uint32_t kAccPerToken = F::kWide * 16;
   alignas(64) float acc[kBlockTokens * kAccPerToken];
-  const uint8_t* tile = args.weights;
+  const uint8_t* bytes = args.weights;
   for (uint32_t group = 0; group < args.num_row_groups; ++group) {
     for (uint32_t i = 0; i < (last - first) * kAccPerToken; ++i) acc[i] = 0.0f;
     for (uint32_t k = 0; k < args.k; k += layout::kTileK) {
       const uint32_t left = (args.k - k) / layout::kBlockK;
       const uint32_t num_blocks =
           left < layout::kBlocksPerTile ? left : uint32_t{layout::kBlocksPerTile};
-      for (uint32_t t = first; t < last;) {
-        const uint32_t width = group_width(args.num_tokens, t);
-        tile_any<F>(width, tile, num_blocks,
-                    x + (t - first) * words_per_token +
-                        uint64_t{k / layout::kBlockK} * words_per_block * width,
-                    acc + (t - first) * kAccPerToken);
-        t += width;
-      }
-      tile += layout::tile_bytes(F::kFormat, num_blocks);
+      const Tile tile{bytes, bytes + num_blocks * layout::block_bytes(F::kFormat), num_blocks};
+      multiply_stream<F>(args, tile, k, first, last, acc);
+      bytes += layout::tile_bytes(F::kFormat, num_blocks);
     }
     for (uint32_t t = first; t < last; ++t)
       F::finish(acc + (t - first) * kAccPerToken,

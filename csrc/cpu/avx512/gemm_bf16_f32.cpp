@@ -9,7 +9,7 @@ struct Unscaled {
   static constexpr uint32_t kClasses = 1, kWide = 1, kChains = 1;
 
   // fma(sum, 1, acc) is acc + sum.
-  MIMO_RT_INLINE void scales(const uint8_t*, uint32_t, uint32_t, __m512* scale) {
+  MIMO_RT_INLINE void scales(const uint8_t*, uint32_t, __m512* scale) {
     scale[0] = _mm512_set1_ps(1.0f);
   }
 
@@ -28,7 +28,7 @@ struct Bf16 : Unscaled, Pairs {
   }
 };
 
-struct F32 : Unscaled {
+struct F32 : Unscaled, Codes {
   static constexpr int kFormat = layout::kF32;
   static constexpr uint32_t kVectors = 32, kSteps = 32;
 

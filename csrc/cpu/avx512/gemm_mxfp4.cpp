@@ -28,11 +28,9 @@ struct Mxfp4 : Pairs {
     emit_pair(emit, j * 4 + 3, _mm512_permutexvar_epi16(_mm512_srli_epi16(v, 12), table));
   }
 
-  MIMO_RT_INLINE void scales(const uint8_t* tile, uint32_t num_blocks, uint32_t block,
-                             __m512* scale) {
-    const uint8_t* e8m0 = tile + num_blocks * layout::block_bytes(kFormat) + block * 16;
-    const __m512i exponent =
-        _mm512_cvtepu8_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(e8m0)));
+  MIMO_RT_INLINE void scales(const uint8_t* scales, uint32_t block, __m512* scale) {
+    const auto* e8m0 = reinterpret_cast<const __m128i*>(scales + block * 16);
+    const __m512i exponent = _mm512_cvtepu8_epi32(_mm_load_si128(e8m0));
     // Byte 0 means 2^-127, the subnormal 0x00400000.
     scale[0] = _mm512_castsi512_ps(
         _mm512_max_epi32(_mm512_slli_epi32(exponent, 23), _mm512_set1_epi32(0x00400000)));
