@@ -3,9 +3,7 @@
 #include "plan/kinds.h"
 
 #include <algorithm>
-#include <map>
 #include <span>
-#include <tuple>
 
 namespace mimo_rt::cpu {
 namespace {
@@ -13,7 +11,7 @@ namespace {
 struct Member {
   uint32_t worker_idx, task_idx;
 };
-using Members = std::vector<Member>;
+using Members = std::vector<Member>;  // of a phase, workers ascending
 
 /// Kinds whose ops run their tiles as units.
 bool has_units(TaskKind kind) {
@@ -34,95 +32,110 @@ bool has_units(TaskKind kind) {
   }
 }
 
-std::span<const Wait> waits_of(const Task& task) { return {task.waits, task.num_waits}; }
-
-bool contains(std::span<const Wait> waits, const Wait& wait) {
-  return std::ranges::any_of(waits, [&](const Wait& other) {
-    return other.counter == wait.counter && other.value == wait.value;
-  });
+/// Same inputs, same outputs: they differ in their tiles only.
+bool is_same_op(const Task& a, const Task& b) {
+  return stage_of(a) == stage_of(b) && a.flags == b.flags && a.input == b.input &&
+         a.input2 == b.input2 && a.output == b.output && a.output2 == b.output2;
 }
 
-/// How those wait that wait for a counter.
-enum class Awaited : uint8_t { by_nobody, as_one, in_part };
-
-/// What of a plan decides whether a phase begins and ends as one.
-class PhaseRules {
+/// Walks through a plan phase by phase, if its phases come one after the other.
+///
+/// Here a phase is all tasks that signal one counter. The walk begins with the tasks that wait for
+/// nothing of their epoch. When all tasks of a phase are known, the next phase is the tasks that
+/// wait for all of them: they must be next in their workers' lists, signal one counter, and be all
+/// that do so. Whatever does not fit ends the walk early, and nothing is shared.
+class PhaseOrder {
  public:
-  explicit PhaseRules(const Plan& plan)
-      : plan_(plan), awaited_(plan.counters().size(), Awaited::by_nobody) {
-    for (uint32_t w = 0; w < plan.num_workers(); ++w)
-      for (const Task& task : plan.tasks(w))
-        for (const Wait& wait : waits_of(task)) {
-          if (!wait.value) continue;
-          Awaited& awaited = awaited_[wait.counter];
-          if (wait.value != plan.counters()[wait.counter].total) awaited = Awaited::in_part;
-          else if (awaited == Awaited::by_nobody) awaited = Awaited::as_one;
-        }
-  }
+  explicit PhaseOrder(const Plan& plan)
+      : plan_(plan), next_(plan.num_workers(), 0), is_signalled_(plan.counters().size(), false) {}
 
-  bool can_share(const Members& members) const {
-    const Task& first = task_of(members[0]);
-    const uint32_t counter = first.signal_counter;
-    if (members.size() < 2 || counter == kNoCounter || awaited_[counter] != Awaited::as_one ||
-        plan_.counters()[counter].total != members.size())
-      return false;
-    const auto is_like_first = [&](const Member& member) {
-      const Task& task = task_of(member);
-      return task.signal_counter == counter && task.flags == first.flags;
-    };
-    return std::ranges::all_of(members, is_like_first) && begins_as_one(members);
+  /// All phases in their order; none if there is no such order.
+  std::vector<Members> find() {
+    std::vector<Members> phases;
+    if (!begins_at_gate()) return phases;
+    while (take_next()) phases.push_back(last_);
+    // The gate opens the next epoch, so nothing may be left then.
+    const bool is_complete = is_at_end() && counter_ == plan_.gate_counter();
+    return is_complete ? phases : std::vector<Members>{};
   }
 
  private:
-  const Task& task_of(const Member& member) const {
-    return plan_.tasks(member.worker_idx)[member.task_idx];
+  /// Whether no worker begins before the epoch before has ended.
+  bool begins_at_gate() const {
+    for (uint32_t w = 0; w < plan_.num_workers(); ++w) {
+      const std::span<const Task> tasks = plan_.tasks(w);
+      const auto is_gate = [&](const Wait& wait) { return wait.counter == plan_.gate_counter(); };
+      if (!tasks.empty() && std::ranges::none_of(waits_of(tasks[0]), is_gate)) return false;
+    }
+    return true;
   }
 
-  /// Whether each member has what any of them waits for. The gate does not count: a worker passes
-  /// it with its first task.
-  bool begins_as_one(const Members& members) const {
-    std::vector<Wait> waits;  // a few, the same for most members
-    for (const Member& member : members)
-      for (const Wait& wait : waits_of(task_of(member)))
-        if (wait.counter != plan_.gate_counter() && !contains(waits, wait)) waits.push_back(wait);
-    return std::ranges::all_of(members, [&](const Member& member) {
-      return std::ranges::all_of(waits, [&](const Wait& wait) { return has(member, wait); });
+  bool is_at_end() const {
+    for (uint32_t w = 0; w < plan_.num_workers(); ++w)
+      if (next_[w] < plan_.tasks(w).size()) return false;
+    return true;
+  }
+
+  /// Finds the phase after `last_`.
+  bool take_next() {
+    Members members;
+    uint32_t counter = kNoCounter;
+    for (uint32_t w = 0; w < plan_.num_workers(); ++w) {
+      if (next_[w] == plan_.tasks(w).size()) continue;
+      const Task& task = plan_.tasks(w)[next_[w]];
+      if (!begins_after_last(task, w)) continue;
+      if (members.empty()) counter = task.signal_counter;
+      if (task.signal_counter != counter) return false;
+      members.push_back({w, next_[w]});
+    }
+    if (counter == kNoCounter || is_signalled_[counter] ||
+        plan_.counters()[counter].total != members.size())
+      return false;
+    for (const Member& member : members) ++next_[member.worker_idx];
+    is_signalled_[counter] = true;
+    last_ = std::move(members);
+    counter_ = counter;
+    return true;
+  }
+
+  /// Whether a worker's next task begins after all tasks of the last phase because of that phase.
+  bool begins_after_last(const Task& task, uint32_t worker_idx) const {
+    const bool waits = std::ranges::any_of(waits_of(task), &Wait::value);
+    if (!waits) return last_.empty() || (last_.size() == 1 && last_[0].worker_idx == worker_idx);
+    return std::ranges::any_of(waits_of(task), [&](const Wait& wait) {
+      return wait.counter == counter_ && wait.value == last_.size();
     });
   }
 
-  /// Whether the member waits for it as well, or has done all of it before.
-  bool has(const Member& member, const Wait& wait) const {
-    if (contains(waits_of(task_of(member)), wait)) return true;
-    uint32_t num_signals = 0;
-    for (const Task& earlier : plan_.tasks(member.worker_idx).first(member.task_idx))
-      num_signals += earlier.signal_counter == wait.counter;
-    return num_signals >= wait.value && wait.value;
-  }
+  static std::span<const Wait> waits_of(const Task& task) { return {task.waits, task.num_waits}; }
 
   const Plan& plan_;
-  std::vector<Awaited> awaited_;  // [counter]
+  std::vector<uint32_t> next_;      // [worker] task
+  std::vector<bool> is_signalled_;  // [counter] by the phases found so far
+  Members last_;                    // the phase found last
+  uint32_t counter_ = kNoCounter;   // its counter
 };
 
-/// By op and layer, workers ascending.
-std::vector<Members> phases_of(const Plan& plan) {
-  std::map<std::tuple<uint16_t, TaskKind>, Members> found;
-  for (uint32_t w = 0; w < plan.num_workers(); ++w) {
-    const std::span<const Task> tasks = plan.tasks(w);
-    for (uint32_t i = 0; i < tasks.size(); ++i)
-      if (has_units(tasks[i].kind)) found[{tasks[i].layer_idx, tasks[i].kind}].push_back({w, i});
-  }
-  std::vector<Members> phases;
-  for (auto& [key, members] : found) phases.push_back(std::move(members));
+/// Those of a plan that share their work.
+std::vector<Members> shared_phases(const Plan& plan) {
+  std::vector<Members> phases = PhaseOrder(plan).find();
+  const auto stays_alone = [&](const Members& members) {
+    const auto task_of = [&](const Member& member) -> const Task& {
+      return plan.tasks(member.worker_idx)[member.task_idx];
+    };
+    const Task& first = task_of(members[0]);
+    const auto is_other_op = [&](const Member& m) { return !is_same_op(task_of(m), first); };
+    return members.size() < 2 || !has_units(first.kind) ||
+           std::ranges::any_of(members, is_other_op);
+  };
+  std::erase_if(phases, stays_alone);
   return phases;
 }
 
 }  // namespace
 
 WorkStealing::WorkStealing(const Plan& plan) {
-  const PhaseRules rules(plan);
-  std::vector<Members> shared;
-  for (Members& members : phases_of(plan))
-    if (rules.can_share(members)) shared.push_back(std::move(members));
+  const std::vector<Members> shared = shared_phases(plan);
   const size_t num_lines = (shared.size() + kQueuesPerLine - 1) / kQueuesPerLine;  // of a worker
   lines_ = std::make_unique<Line[]>(num_lines * plan.num_workers());
   for (uint32_t w = 0; w < plan.num_workers(); ++w) places_.emplace_back(plan.tasks(w).size());

@@ -2,15 +2,29 @@
 //
 // A phase is all tasks of one op of one layer. A plan gives its workers equal shares, but they are
 // not equally fast: cores differ, or serve another hardware thread, machine or process as well. So
-// the work of a task falls into units. Its worker takes them from the front, half of those left at
-// a time; who has finished takes from the back of others' tasks. Results do not depend on it: each
-// is computed from the same inputs in the same order, whoever does it.
+// the work of a task falls into units. Its worker takes them from the front, a quarter of those
+// left at a time; who has finished its own takes from the back of others'. Results do not depend on
+// it: each is computed from the same inputs in the same order, whoever does it.
 //
-// Contract. Workers may compute each other's units only if the phase begins and ends as one: all
-// its tasks wait for the same and signal one counter, and whoever waits for that counter, as
-// somebody does, waits for all of them. A worker signals after the last unit that it took, so then
-// all units are done, and nobody is in the phase any more when it begins again. WorkStealing finds
-// the phases of a plan for which this holds; tasks of others stay alone.
+// Contract. Work is shared only in plans whose phases come one after the other: the tasks of a
+// phase begin after all tasks of the phase before it have signalled, those of the first phase after
+// the epoch before has ended, and the last phase's signal ends the epoch. In other plans everybody
+// stays alone. Within a phase, tasks share if they are of one op and differ in their tiles only.
+//
+// Why that is enough. A thief computes units of another's task during its own task of the phase,
+// after its own waits and before its own signal. So between the last signal of the phase before and
+// the last signal of this one nothing runs but units of this phase, and all of them do:
+// - What a unit reads has been written, even if its worker is still on its way to the task: all
+//   tasks of the phase wait for everything of the phases before, the thief's own as well.
+// - A worker may signal while a thief still computes units of its task. Nobody takes that signal
+//   for the end of the task: whoever reads, overwrites or reuses something in a later phase waits
+//   for all signals of this one, the thief's among them. That holds for the task's worker too. An
+//   edge that is only the order of one worker's list would not (it may go on to its next task
+//   before its last one is complete), so there is none, except after a phase of a single task.
+// - Units that run at the same time write different places: those of a task cover different tiles,
+//   and Plan::verify() proves that tasks of one op do.
+// - A queue is used from the begin of its phase to the end in each epoch, never of two epochs at a
+//   time. So it only has to tell the epoch at hand from those before.
 #pragma once
 
 #include "plan/task.h"
@@ -34,40 +48,34 @@ class UnitQueue {
  public:
   static constexpr uint32_t kMaxUnits = 0xffff;
 
-  /// Half of what is left of `num_units` (at most kMaxUnits) units in this epoch, rounded up.
-  UnitRange take_first(uint64_t epoch, uint32_t num_units) {
-    return take(epoch, num_units, [](UnitRange left, uint32_t count) {
-      return UnitRange{left.begin, left.begin + count};
-    });
-  }
-  UnitRange take_last(uint64_t epoch, uint32_t num_units) {
-    return take(epoch, num_units, [](UnitRange left, uint32_t count) {
-      return UnitRange{left.end - count, left.end};
-    });
-  }
-
- private:
-  /// Relaxed: what units read and write is ordered by the counters of the plan.
-  template <typename Choose>
-  UnitRange take(uint64_t epoch, uint32_t num_units, const Choose& choose) {
-    const auto stamp = static_cast<uint32_t>(epoch + 1);  // 0 is before all epochs
+  /// A quarter, rounded up, of what is left of `num_units` (at most kMaxUnits) units in this epoch:
+  /// that much waits for a worker that loses its core meanwhile. Relaxed: what units read and write
+  /// is ordered by the counters of the plan.
+  UnitRange take(uint64_t epoch, uint32_t num_units, bool from_front) {
     uint64_t seen = state_.load(std::memory_order_relaxed);
     for (;;) {
-      const bool is_of_this_epoch = seen >> 32 == stamp;
-      const UnitRange left = is_of_this_epoch ? UnitRange{static_cast<uint32_t>(seen >> 16 & 0xffff),
-                                                          static_cast<uint32_t>(seen & 0xffff)}
-                                              : UnitRange{0, num_units};
+      const UnitRange left = left_in(epoch, num_units, seen);
       if (left.is_empty()) return {};
-      const UnitRange taken = choose(left, (left.end - left.begin + 1) / 2);
-      const uint32_t begin = taken.begin == left.begin ? taken.end : left.begin;
-      const uint32_t end = taken.begin == left.begin ? left.end : taken.begin;
-      if (state_.compare_exchange_weak(seen, uint64_t{stamp} << 32 | begin << 16 | end,
-                                       std::memory_order_relaxed))
-        return taken;
+      const uint32_t count = (left.end - left.begin + 3) / 4;
+      UnitRange taken = left, rest = left;
+      if (from_front) taken.end = rest.begin = left.begin + count;
+      else taken.begin = rest.end = left.end - count;
+      const uint64_t next = stamp(epoch) << 32 | rest.begin << 16 | rest.end;
+      if (state_.compare_exchange_weak(seen, next, std::memory_order_relaxed)) return taken;
     }
   }
 
-  std::atomic<uint64_t> state_{0};  // epoch + 1 (32 bits), begin, end
+ private:
+  /// 32 bits, never 0: that is before all epochs. A queue that is left alone for 2^32 - 1 epochs
+  /// would take the next for that of its last use.
+  static constexpr uint64_t stamp(uint64_t epoch) { return epoch % 0xffffffffu + 1; }
+
+  static UnitRange left_in(uint64_t epoch, uint32_t num_units, uint64_t state) {
+    if (state >> 32 != stamp(epoch)) return {0, num_units};
+    return {static_cast<uint32_t>(state >> 16 & 0xffff), static_cast<uint32_t>(state & 0xffff)};
+  }
+
+  std::atomic<uint64_t> state_{0};  // stamp (32 bits), begin, end of what is left
 };
 
 /// The tasks of a phase that share their work, by worker.
@@ -104,9 +112,20 @@ class WorkStealing {
   std::vector<std::vector<SharedPlace>> places_;  // [worker][task]
 };
 
+/// Runs what is left of a task's units.
+template <typename Run>
+void run_left(const SharedPhase::Part& part, uint64_t epoch, uint32_t num_units, bool from_front,
+              const Run& run) {
+  for (;;) {
+    const UnitRange range = part.queue->take(epoch, num_units, from_front);
+    if (range.is_empty()) return;
+    run(*part.task, range.begin, range.end);
+  }
+}
+
 /// Runs the units of `task`, num_units(task) of them, then some of those that the others at its
-/// place have left: run(task, begin, end) gets ranges of units of one task. With many workers not
-/// everybody is asked for work: those at a distance of 1, 2, 4, …
+/// place have left: run(task, begin, end) gets ranges of units of one task. All workers must agree
+/// on num_units. With many of them not everybody is asked for work: those at a distance of 1, 2, 4…
 template <typename NumUnits, typename Run>
 void run_shared(const SharedPlace& place, const Task& task, uint64_t epoch,
                 const NumUnits& num_units, const Run& run) {
@@ -116,15 +135,12 @@ void run_shared(const SharedPlace& place, const Task& task, uint64_t epoch,
     return;
   }
   const std::vector<SharedPhase::Part>& parts = place.phase->parts;
-  UnitRange range;
-  while (!(range = parts[place.part_idx].queue->take_first(epoch, num_own)).is_empty())
-    run(task, range.begin, range.end);
+  run_left(parts[place.part_idx], epoch, num_own, true, run);
   for (size_t distance = 1; distance < parts.size(); distance *= 2) {
     const SharedPhase::Part& other = parts[(place.part_idx + distance) % parts.size()];
     const uint32_t num_others = num_units(*other.task);
     if (num_others > UnitQueue::kMaxUnits) continue;  // its worker runs them all
-    while (!(range = other.queue->take_last(epoch, num_others)).is_empty())
-      run(*other.task, range.begin, range.end);
+    run_left(other, epoch, num_others, false, run);
   }
 }
 

@@ -1,12 +1,21 @@
-// Units of shared tasks: each is run once, whoever runs it, and only phases that begin and end as one are shared.
+// Units of shared tasks: each is run once, whoever runs it; only plans whose phases come one after the other share.
 #include "check.h"
+#include "draft_run.h"
 #include "plan_mutator.h"
-#include "step_fixture.h"
+#include "serial_workers.h"
 
+#include "cpu/executor.h"
 #include "cpu/work_stealing.h"
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
+#include <deque>
+#include <memory>
+#include <set>
+#include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 using namespace mimo_rt;
@@ -24,102 +33,442 @@ uint32_t count_shared(const Plan& plan) {
 }
 
 /// Of all tokens, fed in steps as large as the plan's.
-std::vector<float> logits_of(const Weights& weights, const Plan& plan, const std::vector<int32_t>& tokens) {
-  const ModelConfig& config = weights.config();
+std::vector<float> logits_of(Executor& executor, const Plan& plan, const ModelConfig& config,
+                             const std::vector<int32_t>& tokens) {
   const uint32_t chunk = plan.options().max_tokens;
-  ExecutorOptions options;
-  options.num_workers = plan.num_workers();
-  const auto executor = make_cpu_executor(weights, nullptr, {&plan}, runnable_cpu_backends().back(), options);
   KvCache cache(config, {.max_context = 1200, .max_step_tokens = chunk, .num_seqs = 1});
-  return feed(*executor, plan, cache, tokens, chunk, config.vocab_size);
+  return feed(executor, plan, cache, tokens, chunk, config.vocab_size);
+}
+
+const std::string& backend() {
+  static const std::string name = runnable_cpu_backends().back();
+  return name;
+}
+
+std::vector<float> logits_of(const Weights& weights, const Plan& plan, const std::vector<int32_t>& tokens) {
+  const auto executor = make_cpu_executor(weights, nullptr, {&plan}, backend(), {.num_workers = plan.num_workers()});
+  return logits_of(*executor, plan, weights.config(), tokens);
 }
 
 Plan plan_for(uint32_t num_workers) {
   return Plan::build(test_configs::tiny(), plan_options(num_workers, 8, 8));
 }
 
+/// Tasks of a phase for run_shared, each of which has its number of units in tile_end.
+struct Phase {
+  explicit Phase(const std::vector<uint32_t>& num_units) : tasks(num_units.size()), queues(num_units.size()) {
+    for (size_t i = 0; i < tasks.size(); ++i) {
+      tasks[i].tile_end = num_units[i];
+      shared.parts.push_back({&tasks[i], &queues[i]});
+    }
+  }
+  template <typename Run>
+  void run(uint32_t idx, uint64_t epoch, const Run& run_units) {
+    run_shared({&shared, idx}, tasks[idx], epoch, [](const Task& task) { return task.tile_end; }, run_units);
+  }
+  size_t idx_of(const Task& task) const { return static_cast<size_t>(&task - tasks.data()); }
+
+  std::vector<Task> tasks;
+  std::vector<UnitQueue> queues;
+  SharedPhase shared;
+};
+
+/// Runs work(idx) on so many threads.
+template <typename Work>
+void on_threads(uint32_t num_threads, const Work& work) {
+  std::vector<std::thread> threads;
+  for (uint32_t i = 0; i < num_threads; ++i) threads.emplace_back(work, i);
+  for (std::thread& thread : threads) thread.join();
+}
+
+/// Whether `condition` comes true within a time that only a hang takes.
+template <typename Condition>
+bool comes_true(const Condition& condition) {
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+  while (!condition()) {
+    if (std::chrono::steady_clock::now() > end) return false;
+    std::this_thread::yield();
+  }
+  return true;
+}
+
+ModelConfig two_heads() {
+  ModelConfig config = test_configs::tiny();
+  for (LayerConfig& layer : config.layers)
+    layer = test_configs::make_layer({2, 2, 16, 16, 16}, layer.is_moe, layer.window_tokens, layer.has_sink);
+  return config;
+}
+
+/// A plan of two workers in which attention follows qkv_proj by the order of each worker's list alone: a worker makes
+/// q, k and v of the very head that it attends to, and waits for nobody.
+Plan with_same_worker_edges(const ModelConfig& config) {
+  PlanMutator mutator(Plan::build(config, plan_options(2, 8, 8)));
+  std::vector<uint32_t> counters(config.num_layers);
+  for (uint32_t w = 0; w < 2; ++w)
+    for (Task& task : mutator.lists[w]) {
+      if (task.kind == TaskKind::qkv_proj) {  // tiles: q0 q1 k0 k1 v0 v1
+        task.tile_first = w, task.tile_stride = 2, task.tile_end = 6;
+        counters[task.layer_idx] = task.signal_counter;
+      }
+      if (task.kind == TaskKind::attention) task.num_waits = 0;
+      if (task.kind == TaskKind::o_proj) task.waits[task.num_waits++] = {counters[task.layer_idx], 2};
+    }
+  return mutator.finish();
+}
+
+/// Kinds whose tasks have a place among those that share.
+std::set<TaskKind> shared_kinds(const Plan& plan) {
+  const WorkStealing stealing(plan);
+  std::set<TaskKind> kinds;
+  for (uint32_t w = 0; w < plan.num_workers(); ++w)
+    for (uint32_t i = 0; i < plan.tasks(w).size(); ++i)
+      if (stealing.place(w, i).phase) kinds.insert(plan.tasks(w)[i].kind);
+  return kinds;
+}
+
+/// The first worker begins its tasks when the others have done theirs, or has taken some of its units before.
+enum class First { is_late, is_held_up };
+
+void set_first(SerialWorkers& workers, First first) {
+  workers.ascends = first == First::is_held_up;
+  if (first == First::is_late) return;
+  workers.before_product = [&workers](uint32_t w, const Task&, uint32_t number) {
+    for (uint32_t other = workers.num_workers(); w == 0 && number == 0 && --other;) workers.advance(other);
+  };
+}
+
+/// Kernels in whose products, but for those of experts, whoever has taken the first rows waits until others have done
+/// all the rest: what the first worker's task has beyond the first rows has been done by others then.
+struct HeldUp {
+  struct Matrix {
+    const PackedMatrix* packed;
+    uint32_t num_own;                   ///< row groups of the first worker's task
+    std::atomic<uint32_t> num_done{0};  ///< row groups of this step, the first call's not counted
+  };
+
+  HeldUp(const Weights& weights, const Plan& plan) : usual(cpu::select_kernels(backend())), kernels(usual) {
+    for (const Task& task : plan.tasks(0))
+      if (const PackedMatrix* matrix = matrix_of(weights, task)) {
+        const uint32_t num_tiles = task.tile_end - task.tile_first;
+        matrices.emplace_back(matrix, num_tiles * (task.kind == TaskKind::gate_up_proj ? 2 : 1), 0u);
+      }
+    kernels.gemm = &multiply;
+    current = this;
+  }
+  ~HeldUp() { current = nullptr; }
+
+  static const PackedMatrix* matrix_of(const Weights& weights, const Task& task) {
+    switch (task.kind) {
+      case TaskKind::qkv_proj: return &weights.layer(task.layer_idx).qkv;
+      case TaskKind::o_proj: return &weights.layer(task.layer_idx).o_proj;
+      case TaskKind::gate_up_proj: return &weights.layer(task.layer_idx).gate_up;
+      case TaskKind::down_proj: return &weights.layer(task.layer_idx).down;
+      case TaskKind::lm_head: return &weights.lm_head();
+      default: return nullptr;
+    }
+  }
+
+  static void multiply(int format, const GemmArgs& args) {
+    for (Matrix& matrix : current->matrices) {
+      const uint8_t* begin = matrix.packed->row_group(0);
+      const uint32_t num_groups = matrix.packed->num_row_groups(), num_taken = args.num_row_groups;
+      if (args.weights < begin || args.weights >= begin + matrix.packed->bytes()) continue;
+      if (args.weights != begin) {
+        current->usual.gemm(format, args);
+        matrix.num_done += num_taken;
+        return;
+      }
+      if (!comes_true([&] { return matrix.num_done == num_groups - num_taken; })) ++current->num_hangs;
+      matrix.num_done = 0;
+      current->num_stolen += matrix.num_own - num_taken;
+    }
+    current->usual.gemm(format, args);
+  }
+
+  static inline HeldUp* current = nullptr;
+  const Kernels& usual;
+  Kernels kernels;
+  std::deque<Matrix> matrices;
+  std::atomic<uint32_t> num_stolen{0}, num_hangs{0};
+};
+
 }  // namespace
 
 TEST_CASE("every unit is run once in every epoch, by whoever takes it") {
-  constexpr uint32_t kNumThreads = 3, kNumUnits = 37, kNumEpochs = 400;
-  Task task{};
-  UnitQueue queues[kNumThreads];
-  SharedPhase phase;
-  for (UnitQueue& queue : queues) phase.parts.push_back({&task, &queue});
-  std::vector<std::atomic<uint32_t>> runs(kNumEpochs);
-  std::atomic<uint32_t> arrived{0}, stolen{0};
-  const auto work = [&](uint32_t idx) {
+  constexpr uint32_t kNumThreads = 3, kNumEpochs = 400;
+  Phase phase({37, 1, 64});
+  std::vector<std::atomic<uint32_t>> runs(kNumEpochs * 3);
+  std::atomic<uint32_t> arrived{0};
+  on_threads(kNumThreads, [&](uint32_t idx) {
     for (uint32_t epoch = 0; epoch < kNumEpochs; ++epoch) {
-      uint32_t own = 0;
-      run_shared({&phase, idx}, task, epoch, [](const Task&) { return uint32_t{kNumUnits}; },
-                 [&](const Task&, uint32_t begin, uint32_t end) {
-                   own += end - begin;
-                   runs[epoch] += end - begin;
-                   if (idx == 0) std::this_thread::yield();  // the slow one
-                 });
-      if (own > kNumUnits) ++stolen;
+      phase.run(idx, epoch, [&](const Task& task, uint32_t begin, uint32_t end) {
+        runs[epoch * 3 + phase.idx_of(task)] += end - begin;
+        if (idx == 0) std::this_thread::yield();  // the slow one
+      });
       ++arrived;
       while (arrived < kNumThreads * (epoch + 1)) std::this_thread::yield();
     }
-  };
-  std::vector<std::thread> threads;
-  for (uint32_t i = 0; i < kNumThreads; ++i) threads.emplace_back(work, i);
-  for (std::thread& thread : threads) thread.join();
-  for (const auto& count : runs) CHECK_EQ(count.load(), kNumThreads * kNumUnits);
-  CHECK(stolen > 0);
+  });
+  for (uint32_t i = 0; i < runs.size(); ++i) CHECK_EQ(runs[i].load(), phase.tasks[i % 3].tile_end);
 }
 
-TEST_CASE("what an epoch left is forgotten in the next, also by a queue that was not used for long") {
+TEST_CASE("all but what a worker has taken is done by others while it is held up, as units of its task") {
+  constexpr uint32_t kNumThreads = 3;
+  Phase phase({37, 8, 8});
+  std::atomic<uint32_t> num_done{0};
+  std::atomic<bool> is_held{false};
+  std::vector<std::vector<std::atomic<uint32_t>>> ran_by(3);  // [task][unit] 1 + thread
+  for (size_t t = 0; t < 3; ++t) ran_by[t] = std::vector<std::atomic<uint32_t>>(phase.tasks[t].tile_end);
+  std::atomic<bool> was_late{true};
+  on_threads(kNumThreads, [&](uint32_t idx) {
+    if (idx && !comes_true([&] { return is_held.load(); })) was_late = false;
+    phase.run(idx, 0, [&](const Task& task, uint32_t begin, uint32_t end) {
+      is_held = true;
+      if (idx == 0 && !comes_true([&] { return num_done == kNumThreads - 1; })) was_late = false;
+      for (uint32_t unit = begin; unit < end; ++unit) ran_by[phase.idx_of(task)][unit] += 1 + idx;
+    });
+    ++num_done;
+  });
+  CHECK(was_late);
+  for (uint32_t unit = 0; unit < 37; ++unit) CHECK_EQ(ran_by[0][unit] == 1, unit < 10);  // a quarter, rounded up
+  for (size_t t = 1; t < 3; ++t)
+    for (const auto& by : ran_by[t]) CHECK(by == 2 || by == 3);
+}
+
+TEST_CASE("a quarter of what is left is taken, from the front or from the back") {
   UnitQueue queue;
-  CHECK_EQ(queue.take_first(5, 8).end, 4u);
-  CHECK_EQ(queue.take_last(5, 8).begin, 6u);
-  for (const uint64_t epoch : {6ull, 6ull + (1ull << 31), 7ull + (1ull << 32)}) {
-    CHECK_EQ(queue.take_last(epoch, 8).begin, 4u);
-    CHECK(queue.take_first(epoch, 0).is_empty() == false);  // three units are left of the eight
-    CHECK_EQ(queue.take_first(epoch, 8).end, 3u);
-    CHECK_EQ(queue.take_first(epoch, 8).end, 4u);
-    CHECK(queue.take_first(epoch, 8).is_empty());
+  const auto takes = [&](bool from_front, uint32_t begin, uint32_t end) {
+    const UnitRange range = queue.take(0, 16, from_front);
+    CHECK_EQ(range.begin, begin);
+    CHECK_EQ(range.end, end);
+  };
+  takes(true, 0, 4), takes(false, 13, 16), takes(false, 10, 13), takes(true, 4, 6), takes(true, 6, 7);
+  takes(false, 9, 10), takes(true, 7, 8), takes(true, 8, 9);
+  CHECK(queue.take(0, 16, true).is_empty() && queue.take(0, 16, false).is_empty());
+  UnitQueue full;
+  uint32_t sum = 0;
+  for (UnitRange range; !(range = full.take(7, UnitQueue::kMaxUnits, sum % 2)).is_empty();)
+    sum += range.end - range.begin;
+  CHECK_EQ(sum, UnitQueue::kMaxUnits);
+}
+
+TEST_CASE("what an epoch left is forgotten in the next, also where its number does not fit the stamp") {
+  constexpr uint64_t kWrap = 1ull << 32;
+  UnitQueue queue;
+  CHECK_EQ(queue.take(5, 8, true).end, 2u);
+  for (const uint64_t epoch : {uint64_t{6}, 6 + (kWrap >> 1), kWrap - 2, kWrap - 1, kWrap, kWrap + 1, 3 * kWrap}) {
+    CHECK_EQ(queue.take(epoch, 8, false).begin, 6u);
+    CHECK_EQ(queue.take(epoch, 0, true).end, 2u);  // six units are left of the eight
+    CHECK_EQ(queue.take(epoch, 8, true).end, 3u);
+  }
+  // A queue that nobody has used yet is of no epoch, whatever its stamp.
+  for (const uint64_t epoch : {kWrap - 2, kWrap - 1, kWrap, 5 * kWrap - 1}) {
+    UnitQueue fresh;
+    CHECK_EQ(fresh.take(epoch, 8, true).end, 2u);
   }
 }
 
-TEST_CASE("phases are shared where they begin and end as one, and only there") {
-  CHECK_EQ(count_shared(plan_for(1)), 0u);
+TEST_CASE("who has more units than a queue holds runs them alone") {
+  Phase phase({UnitQueue::kMaxUnits + 1, 4});
+  std::vector<uint32_t> runs(2);
+  const auto run = [&](const Task& task, uint32_t begin, uint32_t end) { runs[phase.idx_of(task)] += end - begin; };
+  phase.run(1, 0, run);
+  CHECK(runs[0] == 0 && runs[1] == 4);
+  phase.run(0, 0, run);
+  CHECK(runs[0] == UnitQueue::kMaxUnits + 1 && runs[1] == 4);
+}
+
+TEST_CASE("plans as they are made share all matrix products but the smallest") {
+  const auto count_wanted = [](const Plan& plan) {
+    uint32_t count = 0;
+    for (uint32_t w = 0; w < plan.num_workers(); ++w)
+      for (const Task& task : plan.tasks(w)) {
+        const std::string kind = task_kind_name(task.kind);
+        const bool is_product = kind.ends_with("_proj") || kind.ends_with("lm_head") || kind.starts_with("expert") ||
+                                task.kind == TaskKind::context_fc;
+        const bool is_alone = task.signal_counter == kNoCounter || plan.counters()[task.signal_counter].total == 1;
+        count += is_product && task.kind != TaskKind::draft_qkv_proj && !is_alone;
+      }
+    return count;
+  };
+  for (const auto& [name, config] : test_configs::tiny_configs()) {
+    const DraftConfig draft = test_configs::tiny_draft(config, 4);
+    for (const uint32_t num_workers : {1u, 2u, 3u, 5u, 16u})
+      for (const auto fuse : {PlanOptions::FuseNorm::yes, PlanOptions::FuseNorm::no})
+        for (const uint32_t context_rows : {0u, 4u})
+          for (const bool is_round : {false, true}) {
+            PlanOptions options = plan_options(num_workers, 4, 4, fuse);
+            options.max_context_rows = context_rows;
+            options.is_round = is_round;
+            if (is_round && !context_rows) options.max_tokens = options.max_logit_rows = 1;
+            const Plan plan = Plan::build(config, options, context_rows ? &draft : nullptr);
+            CHECK_EQ(count_shared(plan), count_wanted(plan));
+            CHECK_EQ(count_shared(plan) > 0, num_workers > 1);
+          }
+  }
+}
+
+TEST_CASE("nothing is shared in plans whose phases do not come one after the other") {
   const Plan plan = plan_for(3);
   const uint32_t all = count_shared(plan);
   CHECK(all > 0);
-  // A counter of which somebody waits for a part.
-  PlanMutator early(plan);
-  uint32_t num_early = 0;
-  for (Task& task : early.lists[0])
-    if (task.kind == TaskKind::o_proj && task.layer_idx == 1) early.counters[task.signal_counter].total = 4, ++num_early;
-  CHECK_EQ(num_early, 1u);
-  CHECK(count_shared(early.finish()) < all);
-  // A counter that nobody waits for.
-  PlanMutator unread(plan);
-  for (auto& list : unread.lists)
-    for (Task& task : list)
-      for (uint32_t i = 0; i < task.num_waits; ++i)
-        if (task.kind == TaskKind::sample) task.waits[i].value = 0;
-  CHECK_EQ(count_shared(unread.finish()), all - 3);  // lm_head
-  // A task that begins before the others.
-  PlanMutator hasty(plan);
-  for (Task& task : hasty.lists[1])
-    if (task.kind == TaskKind::lm_head) task.num_waits = 0;
-  CHECK(count_shared(hasty.finish()) < all);
+  const auto shared = [&](const auto& change) {
+    PlanMutator mutator(plan);
+    uint32_t num_changed = 0;
+    for (uint32_t w = 0; w < 3; ++w)
+      for (Task& task : mutator.lists[w]) num_changed += change(mutator, w, task);
+    CHECK(num_changed > 0);
+    return count_shared(mutator.finish());
+  };
+  const auto is_at = [](const Task& task, TaskKind kind, uint16_t layer_idx) {
+    return task.kind == kind && task.layer_idx == layer_idx;
+  };
+  CHECK_EQ(shared([](auto&, uint32_t, Task&) { return true; }), all);
+  // A wait for a part of a phase, and a counter with more signals to come than the phase has tasks.
+  CHECK_EQ(shared([&](auto&, uint32_t w, Task& task) {
+    return w == 2 && is_at(task, TaskKind::o_proj, 1) && (task.waits[0].value = 2);
+  }), 0u);
+  CHECK_EQ(shared([&](PlanMutator& mutator, uint32_t w, Task& task) {
+    return w == 0 && is_at(task, TaskKind::o_proj, 1) && (mutator.counters[task.signal_counter].total = 4);
+  }), 0u);
+  // A task that begins before the others of its phase: after no phase, or after an earlier one.
+  CHECK_EQ(shared([&](auto&, uint32_t w, Task& task) {
+    return w == 1 && task.kind == TaskKind::lm_head && (task.num_waits = 0, true);
+  }), 0u);
+  uint32_t earlier = kNoCounter;
+  CHECK_EQ(shared([&](auto&, uint32_t w, Task& task) {
+    if (w == 1 && is_at(task, TaskKind::qkv_proj, 1)) earlier = task.signal_counter;
+    return w == 1 && is_at(task, TaskKind::o_proj, 1) && (task.waits[0].counter = earlier, true);
+  }), 0u);
+  // A counter of two phases, a task without one.
+  CHECK_EQ(shared([&](auto&, uint32_t w, Task& task) {
+    if (w == 0 && is_at(task, TaskKind::qkv_proj, 1)) earlier = task.signal_counter;
+    const bool is_signaller = is_at(task, TaskKind::o_proj, 1);
+    if (is_signaller) task.signal_counter = earlier;
+    return is_signaller;
+  }), 0u);
+  CHECK_EQ(shared([&](auto&, uint32_t w, Task& task) {
+    return w == 1 && is_at(task, TaskKind::o_proj, 1) && (task.signal_counter = kNoCounter);
+  }), 0u);
+  // Two ops in one phase.
+  CHECK_EQ(shared([&](auto&, uint32_t w, Task& task) {
+    return w == 1 && task.kind == TaskKind::lm_head && (task.flags ^= kFusedNorm, true);
+  }), all - 3);
+  CHECK_EQ(shared([&](auto&, uint32_t w, Task& task) {
+    return w == 1 && task.kind == TaskKind::lm_head && (task.kind = TaskKind::router, true);
+  }), all - 3);
+  // Epochs that overlap: a worker that does not wait for the gate, a gate that opens too early.
+  CHECK_EQ(shared([&](auto&, uint32_t w, Task& task) {
+    return w == 2 && task.kind == TaskKind::embed && (task.num_waits = 0, true);
+  }), 0u);
+  CHECK_EQ(shared([&](PlanMutator& mutator, uint32_t w, Task& task) {
+    if (w != 0 || task.kind != TaskKind::select_experts || task.layer_idx != 1) return false;
+    mutator.gate_counter = task.signal_counter;
+    for (auto& list : mutator.lists) list[0].waits[0].counter = task.signal_counter;
+    return true;
+  }), 0u);
+  // Likewise, and a last task that nobody hears of.
+  CHECK_EQ(shared([&](PlanMutator& mutator, uint32_t, Task& task) {
+    if (task.kind == TaskKind::lm_head) mutator.gate_counter = task.signal_counter;
+    if (task.kind != TaskKind::sample) return false;
+    for (auto& list : mutator.lists) list[0].waits[0].counter = mutator.gate_counter;
+    task.signal_counter = kNoCounter;
+    return true;
+  }), 0u);
 }
 
-TEST_CASE("results do not depend on who computes what") {
-  const ModelConfig config = test_configs::tiny();
+// Plan::verify() knows that a worker's own tasks are in order, and a plan may rely on that alone. But who lets others
+// do a part of its task is not done with it when it goes on.
+TEST_CASE("a worker that goes on to its next task without waiting does its own work itself") {
+  const ModelConfig config = two_heads();
+  const Weights weights = Weights::synthetic(config, 11);
+  const Plan plan = with_small_parts(with_same_worker_edges(config));
+  const Plan one = Plan::build(config, plan_options(1, 8, 8));
+  plan.verify();
+  CHECK_EQ(count_shared(plan), 0u);
+  const std::vector<int32_t> tokens = random_tokens(config, 24, 3);
+  SerialWorkers workers(weights, nullptr, {&plan}, backend());
+  workers.before_product = [&](uint32_t w, const Task& task, uint32_t number) {
+    const bool is_for_other = w == 1 && task.kind == TaskKind::qkv_proj && number >= 3;  // after its own three tiles
+    if (is_for_other) workers.advance(0);  // to attention, without what is about to be computed here
+  };
+  CHECK(bit_equal(logits_of(workers, plan, config, tokens), logits_of(weights, one, tokens)));
+}
+
+TEST_CASE("results do not depend on who computes what, and no product is made twice") {
+  for (const ModelConfig& config :
+       {small_quantised(), test_configs::tiny_ragged_tied(), test_configs::tiny_all_dense()}) {
+    const Weights weights = Weights::synthetic(config, 11);
+    const std::vector<int32_t> tokens = random_tokens(config, 40, 3);
+    const std::vector<float> expected = logits_of(weights, Plan::build(config, plan_options(1, 8, 8)), tokens);
+    for (const uint32_t num_workers : {2u, 3u, 4u}) {
+      const Plan plan = with_small_parts(Plan::build(config, plan_options(num_workers, 8, 8)));
+      SerialWorkers alone(weights, nullptr, {&plan}, backend());
+      alone.can_steal = false;
+      CHECK(bit_equal(logits_of(alone, plan, config, tokens), expected));
+      for (const First first : {First::is_late, First::is_held_up}) {
+        SerialWorkers workers(weights, nullptr, {&plan}, backend());
+        set_first(workers, first);
+        CHECK(bit_equal(logits_of(workers, plan, config, tokens), expected));
+        CHECK(kinds_done_by_others(workers, alone, plan) == shared_kinds(plan));
+        CHECK_EQ(workers.total_work(), alone.total_work());
+      }
+    }
+  }
+}
+
+TEST_CASE("results of threads do not depend on who computes what") {
+  const ModelConfig config = small_quantised();
   const Weights weights = Weights::synthetic(config, 11);
   const std::vector<int32_t> tokens = random_tokens(config, 40, 3);
-  PlanMutator fine(plan_for(4));
-  for (auto& list : fine.lists)
-    for (Task& task : list) task.cost_ns = 1'000'000;  // so that tiles are taken one by one
-  CHECK(bit_equal(logits_of(weights, fine.finish(), tokens), logits_of(weights, plan_for(1), tokens)));
+  const std::vector<float> expected = logits_of(weights, Plan::build(config, plan_options(1, 8, 8)), tokens);
+  for (const uint32_t num_workers : {2u, 3u, 4u}) {
+    const Plan plan = with_small_parts(Plan::build(config, plan_options(num_workers, 8, 8)));
+    CHECK(bit_equal(logits_of(weights, plan, tokens), expected));
+    HeldUp held_up(weights, plan);
+    ExecutorOptions options;
+    options.num_workers = num_workers;
+    CpuExecutor executor(weights, nullptr, {&plan}, backend(), held_up.kernels, options);
+    CHECK(bit_equal(logits_of(executor, plan, config, tokens), expected));
+    CHECK_EQ(held_up.num_hangs.load(), 0u);
+    CHECK(held_up.num_stolen > 0);
+  }
 }
 
-// An expert's rows fit the scratch many times over, because the hidden size is large and the experts are narrow, but not
-// the results of so many.
+TEST_CASE("rounds of a draft do not depend on who computes what") {
+  for (const DraftStyle& style : draft_styles(5)) {
+    const DraftModel model(style);
+    const std::vector<int32_t> tokens = random_tokens(style.config, 27, 3);
+    const auto decode = [&](const auto& change_workers) {
+      DraftRunOptions options;
+      options.backend = backend();
+      options.num_workers = 3;
+      options.change_step_plan = options.change_round_plan = with_small_parts;
+      DraftRun run(model.weights, model.draft, options);
+      auto workers = std::make_unique<SerialWorkers>(model.weights, &model.draft,
+                                                     std::vector<const Plan*>{&run.step_plan, &run.round_plan},
+                                                     backend());
+      change_workers(*workers);
+      const SerialWorkers& ran = *workers;
+      run.executor = std::move(workers);
+      const std::vector<int32_t> made = run.decode_rounds(run.feed(tokens), 12);
+      std::vector<float> numbers(made.begin(), made.end());
+      for (const float logit : run.draft_logits()) numbers.push_back(logit);
+      uint64_t first_work = 0;
+      for (uint32_t i = 0; i < run.round_plan.tasks(0).size(); ++i) first_work += ran.work(0, i).size;
+      return std::pair(numbers, first_work);
+    };
+    const auto alone = decode([](SerialWorkers& workers) { workers.can_steal = false; });
+    for (const First first : {First::is_late, First::is_held_up}) {
+      const auto shared = decode([&](SerialWorkers& workers) { set_first(workers, first); });
+      CHECK(bit_equal(shared.first, alone.first));
+      CHECK(shared.second < alone.second);
+    }
+  }
+}
+
+// An expert's rows fit the scratch many times over, because the hidden size is large and the experts are narrow, but
+// not the results of so many.
 TEST_CASE("more rows of one expert than a block holds, with room for all of them") {
   ModelConfig config = test_configs::tiny();
   config.hidden_size = 1024;
