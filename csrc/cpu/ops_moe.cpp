@@ -110,6 +110,13 @@ void op_select_experts(const Task& task, Worker& worker) {
 
 namespace {
 
+/// Calls run(first_row, num_rows) for the blocks of an expert's rows.
+template <typename Run>
+void for_row_blocks(uint32_t num_slots, const Run& run) {
+  for (uint32_t row = 0; row < num_slots; row += kMaxBlockTokens)
+    run(row, std::min(kMaxBlockTokens, num_slots - row));
+}
+
 /// Row-group pairs of the tiles of expert_gate_up. A tile is cut into `num_cuts` parts: the units.
 struct ExpertTiles {
   ExpertTiles(const Worker& worker, const Task& task)
@@ -128,7 +135,8 @@ struct ExpertTiles {
   std::pair<uint32_t, uint32_t> pairs(uint32_t share, uint32_t cut, uint32_t cut_end) const {
     const uint32_t begin = share_begin(share, shares, num_pairs);
     const uint32_t count = share_begin(share + 1, shares, num_pairs) - begin;
-    return {begin + share_begin(cut, num_cuts, count), begin + share_begin(cut_end, num_cuts, count)};
+    return {begin + share_begin(cut, num_cuts, count),
+            begin + share_begin(cut_end, num_cuts, count)};
   }
 
   static constexpr uint32_t kPairsPerUnit = 4, kMaxCuts = 8;
@@ -155,8 +163,7 @@ void gate_up_pairs(const Task& task, Worker& worker, uint32_t i, uint32_t pair_b
       worker.weights.layer(task.layer_idx).expert_gate_up[route.active_experts[i]];
   const uint32_t slot = route.slot_begin[i], num_slots = route.slot_begin[i + 1] - slot;
   const LinearInput input = consumer_rows(task, worker, route.slot_token + slot, num_slots);
-  for (uint32_t row = 0; row < num_slots; row += kMaxBlockTokens) {
-    const uint32_t num_rows = std::min(kMaxBlockTokens, num_slots - row);
+  for_row_blocks(num_slots, [&](uint32_t row, uint32_t num_rows) {
     // Experts of the same tokens read the same activations: always so in a step of one token.
     const std::span<const uint32_t> tokens{route.slot_token + slot + row, num_rows};
     if (!prepared.serve(matrix, tokens)) prepare_rows(worker, matrix, input, row, num_rows);
@@ -166,24 +173,24 @@ void gate_up_pairs(const Task& task, Worker& worker, uint32_t i, uint32_t pair_b
                       store_gate_up(task, worker, results, slot + results.first_row,
                                     worker.config.expert_intermediate_size);
                     });
-  }
+  });
 }
 
 }  // namespace
 
 void op_expert_gate_up(const Task& task, Worker& worker) {
-  const ExpertTiles tiles(worker, task);
   PreparedTokens prepared;
   run_shared(worker.place, task, worker.epoch,
-             [&](const Task& t) { return tiles.count_units(t); },
+             [&](const Task& t) { return ExpertTiles(worker, t).count_units(t); },
              [&](const Task& t, uint32_t begin, uint32_t end) {
+    const ExpertTiles tiles(worker, t);
     for (uint32_t unit = begin; unit < end;) {
       const uint32_t cut = unit % tiles.num_cuts;
       const uint32_t cut_end = std::min(tiles.num_cuts, cut + (end - unit));
       const uint64_t tile = t.tile_first + uint64_t{unit / tiles.num_cuts} * t.tile_stride;
       const auto [pair_begin, pair_end] =
           tiles.pairs(static_cast<uint32_t>(tile % tiles.shares), cut, cut_end);
-      gate_up_pairs(task, worker, static_cast<uint32_t>(tile / tiles.shares), pair_begin, pair_end,
+      gate_up_pairs(t, worker, static_cast<uint32_t>(tile / tiles.shares), pair_begin, pair_end,
                     prepared);
       unit += cut_end - cut;
     }
@@ -192,8 +199,9 @@ void op_expert_gate_up(const Task& task, Worker& worker) {
 
 namespace {
 
-/// The activations of all active experts, prepared one after the other where they all fit, none in
-/// more than one block; else each expert's when it comes, again for every block of columns.
+/// The activations of all active experts: prepared one after the other before the first unit, where
+/// they all fit and none has more than one block; else each expert's when it comes, again for every
+/// block of columns.
 class ExpertRows {
  public:
   ExpertRows(const Task& task, Worker& worker) : task_(task), worker_(worker) {
@@ -203,12 +211,19 @@ class ExpertRows {
       num_bytes += prepared_bytes(i);
       most_slots = std::max(most_slots, num_slots(i));
     }
-    fits_ = num_bytes <= worker.prepared.size() && most_slots <= kMaxBlockTokens;
-    uint8_t* out = worker.prepared.data();
-    for (uint32_t i = 0; fits_ && i < *route().num_active; ++i) {
-      prepare_rows(worker, matrix(i), input(i), 0, num_slots(i), out);
+    fit_ = num_bytes <= worker.prepared.size() && most_slots <= kMaxBlockTokens;
+  }
+
+  bool fit() const { return fit_; }
+  /// To be called before each unit: whoever gets none prepares nothing.
+  void prepare_if_fit() {
+    if (!fit_ || is_prepared_) return;
+    uint8_t* out = worker_.prepared.data();
+    for (uint32_t i = 0; i < *route().num_active; ++i) {
+      prepare_rows(worker_, matrix(i), input(i), 0, num_slots(i), out);
       out += prepared_bytes(i);
     }
+    is_prepared_ = true;
   }
 
   const PackedMatrix& matrix(uint32_t i) const {
@@ -227,14 +242,14 @@ class ExpertRows {
     return {plan.bf16_row(task_.input, route().slot_begin[i]), plan.stride(task_.input), nullptr,
             num_slots(i), worker_.config.expert_intermediate_size};
   }
-  bool fit() const { return fits_; }
 
  private:
   const RouteTable& route() const { return worker_.step.plan->route; }
 
   const Task& task_;
   Worker& worker_;
-  bool fits_;
+  bool fit_;
+  bool is_prepared_ = false;
 };
 
 /// expert_sums[token, col] = sum of w_e * (W_e act)[col] over the active experts, for one block of
@@ -249,8 +264,7 @@ void sum_experts(const ExpertRows& experts, Worker& worker, uint32_t group_begin
   for (uint32_t i = 0; i < *route.num_active; ++i) {
     const PackedMatrix& matrix = experts.matrix(i);
     const uint32_t slot = route.slot_begin[i], num_slots = experts.num_slots(i);
-    for (uint32_t row = 0; row < num_slots; row += kMaxBlockTokens) {
-      const uint32_t num_rows = std::min(kMaxBlockTokens, num_slots - row);
+    for_row_blocks(num_slots, [&](uint32_t row, uint32_t num_rows) {
       if (!experts.fit()) prepare_rows(worker, matrix, experts.input(i), row, num_rows);
       multiply_groups(worker, matrix, prepared, row, num_rows, group_begin, group_end,
                       [&](const LinearResults& results) {
@@ -262,7 +276,7 @@ void sum_experts(const ExpertRows& experts, Worker& worker, uint32_t group_begin
                               sums + uint64_t{route.slot_token[s]} * num_cols + col);
                         }
                       });
-    }
+    });
     if (experts.fit()) prepared += experts.prepared_bytes(i);
   }
 }
@@ -283,7 +297,7 @@ void add_expert_sums(const Task& task, Worker& worker, uint32_t group_begin, uin
 void op_expert_down(const Task& task, Worker& worker) {
   const uint32_t max_groups =
       std::max(1u, kExpertSumFloats / (kTileRows * worker.step.input->num_tokens));
-  const ExpertRows experts(task, worker);
+  ExpertRows experts(task, worker);
   // Where rows have to be prepared for every block of columns, blocks are as large as they get.
   const auto num_units = [&](const Task& t) {
     const uint32_t num_blocks = (count_tiles(t) + max_groups - 1) / max_groups;
@@ -291,13 +305,14 @@ void op_expert_down(const Task& task, Worker& worker) {
   };
   run_shared(worker.place, task, worker.epoch, num_units,
              [&](const Task& t, uint32_t begin, uint32_t end) {
+    experts.prepare_if_fit();
     const uint32_t num_parts = num_units(t), num_tiles = count_tiles(t);
     for_tile_runs(t, share_begin(begin, num_parts, num_tiles),
                   share_begin(end, num_parts, num_tiles), [&](uint32_t group, uint32_t run_end) {
       for (; group < run_end; group += max_groups) {
         const uint32_t group_end = std::min(run_end, group + max_groups);
         sum_experts(experts, worker, group, group_end);
-        add_expert_sums(task, worker, group, group_end);
+        add_expert_sums(t, worker, group, group_end);
       }
     });
   });

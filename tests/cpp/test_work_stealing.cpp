@@ -395,7 +395,7 @@ TEST_CASE("a worker that goes on to its next task without waiting does its own w
   CHECK(bit_equal(logits_of(workers, plan, config, tokens), logits_of(weights, one, tokens)));
 }
 
-TEST_CASE("results do not depend on who computes what, and no product is made twice") {
+TEST_CASE("results do not depend on who computes what, no product is made twice, and who has none prepares none") {
   for (const ModelConfig& config :
        {small_quantised(), test_configs::tiny_ragged_tied(), test_configs::tiny_all_dense()}) {
     const Weights weights = Weights::synthetic(config, 11);
@@ -412,8 +412,32 @@ TEST_CASE("results do not depend on who computes what, and no product is made tw
         CHECK(bit_equal(logits_of(workers, plan, config, tokens), expected));
         CHECK(kinds_done_by_others(workers, alone, plan) == shared_kinds(plan));
         CHECK_EQ(workers.total_work(), alone.total_work());
+        if (first == First::is_held_up) continue;
+        for (uint32_t i = 0; i < plan.tasks(0).size(); ++i)
+          if (shared_kinds(plan).contains(plan.tasks(0)[i].kind))
+            CHECK(!workers.work(0, i).size && !workers.work(0, i).num_prepared);
       }
     }
+  }
+}
+
+TEST_CASE("tasks of one op may cut experts into different shares: units are those of their own task") {
+  const ModelConfig config = small_quantised();  // six pairs
+  const Weights weights = Weights::synthetic(config, 11);
+  const std::vector<int32_t> tokens = random_tokens(config, 24, 3);
+  PlanMutator mutator(Plan::build(config, plan_options(3, 8, 8)));
+  for (uint32_t w = 0; w < 3; ++w)  // halves; the third and the fourth quarter
+    for (Task& task : mutator.lists[w])
+      if (task.kind == TaskKind::expert_gate_up)
+        task.tile_first = w ? w + 1 : 0, task.tile_stride = task.tile_end = w ? 4 : 2;
+  const Plan plan = with_small_parts(mutator.finish());
+  plan.verify();
+  CHECK(shared_kinds(plan).contains(TaskKind::expert_gate_up));
+  const std::vector<float> expected = logits_of(weights, Plan::build(config, plan_options(1, 8, 8)), tokens);
+  for (const First first : {First::is_late, First::is_held_up}) {
+    SerialWorkers workers(weights, nullptr, {&plan}, backend());
+    set_first(workers, first);
+    CHECK(bit_equal(logits_of(workers, plan, config, tokens), expected));
   }
 }
 
