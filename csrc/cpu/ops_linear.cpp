@@ -44,40 +44,46 @@ void write_logits(const Task& task, Worker& worker, const LinearInput& input) {
 }
 
 /// What an lm_head task leaves of a row in a step that wants no logits, out of all tiles that its
-/// worker computed: in the first columns of its first tile, where nobody else writes. To the plan it
-/// is a task that writes less than it may, and a reader that reads less.
+/// worker computed: in the first columns of its first tile, where nobody else writes. To the plan
+/// it is a task that writes less than it may, and a reader that reads less.
 struct BestLogit {
   float logit;
-  int32_t token_id;  ///< -1: none is finite
+  int32_t token_id;
 };
 static_assert(sizeof(BestLogit) <= kTileRows * sizeof(float));
 
-/// Of equal logits the first in the vocabulary is better; -1 is worse than all.
+constexpr BestLogit kNoneIsFinite{-HUGE_VALF, -1};
+
+/// Of equal logits the first in the vocabulary is better; kNoneIsFinite is worse than all.
 bool is_better(const BestLogit& a, const BestLogit& b) {
   return a.logit > b.logit || (a.logit == b.logit && a.token_id < b.token_id);
 }
 
-void write_best(const Worker& worker, const Task& task, uint32_t row, const BestLogit& best) {
-  std::memcpy(worker.step.plan->f32_row(task.output, row) + task.tile_first * kTileRows, &best,
-              sizeof best);
+BestLogit read_best(const float* place) {
+  BestLogit best;
+  std::memcpy(&best, place, sizeof best);
+  return best;
+}
+
+void write_best(const BestLogit& best, float* place) { std::memcpy(place, &best, sizeof best); }
+
+float* place_of_best(const Task& task, const PlanState& plan, uint32_t row) {
+  return plan.f32_row(task.output, row) + task.tile_first * kTileRows;
 }
 
 const SamplingParams kGreedy{.temperature = 0.0f};  // here: a static of a function takes a lock
 
-/// Of equal logits the first in the vocabulary stays, in whatever order they come.
-void keep_best(const Task& task, Worker& worker, const LinearResults& results) {
+/// Tiles come in any order: those of other tasks after the task's own, the last ones first.
+void keep_best(const Task& task, const Worker& worker, const LinearResults& results) {
   const uint32_t first = results.first_group * kTileRows;
   const uint32_t num_logits = std::min(results.stride, worker.config.vocab_size - first);
   for (uint32_t i = 0; i < results.num_rows; ++i) {
-    const uint32_t row = results.first_row + i;
     const float* logits = results.row(i);
     const int32_t id = best_token({logits, num_logits}, {.params = &kGreedy});
-    BestLogit best;
-    std::memcpy(&best, worker.step.plan->f32_row(task.output, row) + task.tile_first * kTileRows,
-                sizeof best);
     if (id < 0) continue;
+    float* place = place_of_best(task, *worker.step.plan, results.first_row + i);
     const BestLogit found{logits[id], static_cast<int32_t>(first) + id};
-    if (is_better(found, best)) write_best(worker, task, row, found);
+    if (is_better(found, read_best(place))) write_best(found, place);
   }
 }
 
@@ -153,16 +159,15 @@ void op_lm_head(const Task& task, Worker& worker) {
   if (step.wants_logits) return write_logits(task, worker, input);
   if (task.tile_first >= task.tile_end) return;
   for (uint32_t row = 0; row < step.num_logit_rows; ++row)
-    write_best(worker, task, row, {-HUGE_VALF, -1});
+    write_best(kNoneIsFinite, place_of_best(task, *worker.step.plan, row));
   multiply_tiles(worker, task, *matrix_of(task, worker), 1, input,
                  [&](const LinearResults& results) { keep_best(task, worker, results); });
 }
 
 int32_t best_of_row(const PlanState& plan, uint32_t row) {
-  BestLogit best{-HUGE_VALF, -1};
+  BestLogit best = kNoneIsFinite;
   for (const uint32_t column : plan.head_columns) {
-    BestLogit part;
-    std::memcpy(&part, plan.f32_row(kLogits, row) + column, sizeof part);
+    const BestLogit part = read_best(plan.f32_row(kLogits, row) + column);
     if (is_better(part, best)) best = part;
   }
   return best.token_id;

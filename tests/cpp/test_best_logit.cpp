@@ -1,4 +1,5 @@
 // Steps that want no logits: their tokens are those of the whole rows, whoever computes which part.
+#include "serial_workers.h"
 #include "step_fixture.h"
 
 #include "check.h"
@@ -112,6 +113,34 @@ TEST_CASE("equal best logits: the lowest id, whichever task finds it") {
     }
     size_t next = 0;
     for_each_pair(head, copy, [&](uint16_t* pair) { pair[0] = kept[next++], pair[1] = kept[next++]; });
+  }
+}
+
+// The last worker has its own tiles first, then those of the first worker, from the last one on.
+TEST_CASE("equal best logits in tiles that another worker has taken over: the lowest id, whichever comes first") {
+  const ModelConfig config = small_quantised();  // 13 tiles
+  const Weights weights = Weights::synthetic(config, 3);
+  const PackedMatrix& head = weights.lm_head();
+  const auto best = static_cast<uint32_t>(Steps(weights, "cpu-generic", 1).run(true)[0]);
+  std::vector<uint32_t> copies = {5, 20, 37, 85, 101, 120, 190};
+  std::erase(copies, best);
+  for (const uint32_t id : copies) copy_row(head, best, id);
+  while (!copies.empty()) {
+    const int32_t lowest = static_cast<int32_t>(std::min(best, copies[0]));
+    for (const uint32_t num_workers : {2u, 3u}) {
+      Steps steps(weights, "cpu-generic", num_workers);
+      steps.plan = with_small_parts(steps.plan);
+      auto workers =
+          std::make_unique<SerialWorkers>(weights, nullptr, std::vector<const Plan*>{&steps.plan}, "cpu-generic");
+      const SerialWorkers& ran = *workers;
+      steps.executor = std::move(workers);
+      CHECK_EQ(steps.run(false)[0], lowest);
+      const auto& first_tasks = steps.plan.tasks(0);
+      for (uint32_t i = 0; i < first_tasks.size(); ++i)
+        if (first_tasks[i].kind == TaskKind::lm_head) CHECK_EQ(ran.work(0, i).size, 0u);
+    }
+    fill_row(head, copies[0], 0);
+    copies.erase(copies.begin());
   }
 }
 
