@@ -24,8 +24,8 @@ inline constexpr uint32_t kResultFloats = 32 * 1024;
 /// Expert sums of one block of columns, over all tokens of the step.
 inline constexpr uint32_t kExpertSumFloats = 256 * 1024;
 
-/// Rows of one attention call, and q heads of all of them: bounds the scratch, and keeps it near the
-/// L1 cache where heads are many.
+/// Rows of one attention call, and q heads of all of them: bounds the scratch, and keeps it near
+/// the L1 cache where heads are many.
 inline constexpr uint32_t kMaxAttendRows = 8, kMaxAttendHeads = 32;
 
 constexpr uint32_t max_attend_rows(uint32_t q_per_kv) {
@@ -82,7 +82,7 @@ struct DraftTables {
 
   RopeTable context_rope;              ///< row r: position context_begin + r
   RopeTable block_rope;                ///< row t: position P + t
-  std::vector<uint32_t> feature_rows;  ///< [max_context_rows] where in the ring of features row r lies
+  std::vector<uint32_t> feature_rows;  ///< [max_context_rows] where in the ring of features r lies
 };
 
 /// A plan with the memory its steps run in.
@@ -153,7 +153,8 @@ class Worker {
          const Step& step, const DraftWeights* draft = nullptr);
   /// Called on the worker's own thread, so that the memory lies near its core.
   void touch();
-  /// Makes room for any attention over `cache`. Allocates only for a longer context than any before.
+  /// Makes room for any attention over `cache`. Allocates only for a longer context than any
+  /// before.
   void fit_segments(const KvCache& cache);
   void begin_epoch(uint64_t new_epoch);
 
@@ -163,7 +164,7 @@ class Worker {
   const Kernels& kernels;
   const Step& step;
 
-  AlignedBytes normalised;             ///< rows of hidden_size bf16, for ops that normalise themselves
+  AlignedBytes normalised;             ///< rows of hidden_size, for ops that normalise themselves
   AlignedBytes prepared;               ///< activations of one block, as the kernels want them
   AlignedBytes results;                ///< kResultFloats
   AlignedBytes expert_sums;            ///< kExpertSumFloats

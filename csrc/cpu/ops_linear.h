@@ -57,8 +57,8 @@ inline void prepare_rows(Worker& worker, const PackedMatrix& matrix, const Linea
   prepare_rows(worker, matrix, input, first_row, num_rows, worker.prepared.data());
 }
 
-/// Row groups [group_begin, group_end) of `matrix` times the rows at `prepared`, as many per call as
-/// `results` holds.
+/// Row groups [group_begin, group_end) of `matrix` times the rows at `prepared`, as many per call
+/// as `results` holds.
 template <typename Epilogue>
 void multiply_groups(Worker& worker, const PackedMatrix& matrix, const uint8_t* prepared,
                      uint32_t first_row, uint32_t num_rows, uint32_t group_begin,
@@ -110,9 +110,9 @@ void for_tile_runs(const Task& task, uint32_t first, uint32_t last, const Run& r
   }
 }
 
-/// Calls run(first_row, num_rows, tile_begin, tile_end) for the tiles of a task, and for what others
-/// have left of theirs, with blocks of prepared rows of `input`. A unit: a part of the tiles, for
-/// one block.
+/// Calls run(first_row, num_rows, tile_begin, tile_end) for the tiles of a task, and for what
+/// others have left of theirs, with blocks of prepared rows of `input`. A unit: a part of the
+/// tiles, for one block.
 template <typename Run>
 void run_tiles(Worker& worker, const Task& task, const PackedMatrix& matrix,
                const LinearInput& input, const Run& run) {
@@ -148,25 +148,26 @@ void multiply_tiles(Worker& worker, const Task& task, const PackedMatrix& matrix
             });
 }
 
-/// Normalised rows for a task that consumes them, by token: `h`, or x normalised here when the norm
-/// is fused.
+/// Normalised rows for a task that consumes them, by token: `h`, or x normalised here when the
+/// norm is fused.
 LinearInput consumer_rows(const Task& task, Worker& worker, const uint32_t* row_ids,
                           uint32_t num_rows);
 
 /// The same for a task of the draft, rows of its block from `first_row` on.
 LinearInput draft_consumer_rows(const Task& task, Worker& worker, uint32_t first_row);
 
-/// output[act_row + row, 16 * pair …] = silu(gate) * up for results whose groups alternate gate, up.
+/// output[act_row + row, 16 * pair …] = silu(gate) * up for results whose groups alternate gate,
+/// up.
 void store_gate_up(const Task& task, Worker& worker, const LinearResults& results,
                    uint32_t act_row, uint32_t width);
 
-/// Columns [col, col + num_cols) of x, row `token`, become final with this task: with kCapture they
-/// are features as well.
+/// Columns [col, col + num_cols) of x, row `token`, become final with this task: with kCapture
+/// they are features as well.
 void capture_features(const Task& task, Worker& worker, uint32_t token, uint32_t col,
                       uint32_t num_cols);
 
-/// The token of the best logit of row `row` (the lowest id among equals) of a step that wants no logits; -1: none is
-/// finite.
+/// The token of the best logit of row `row` (the lowest id among equals) of a step that wants no
+/// logits; -1: none is finite.
 int32_t best_of_row(const PlanState& plan, uint32_t row);
 
 /// One row of the target's embedding.
