@@ -8,6 +8,7 @@
 #include "cpu/work_stealing.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <deque>
@@ -218,7 +219,7 @@ TEST_CASE("all but what a worker has taken is done by others while it is held up
   std::atomic<uint32_t> num_done{0};
   std::atomic<bool> is_held{false};
   std::vector<std::vector<std::atomic<uint32_t>>> ran_by(3);  // [task][unit] 1 + thread
-  for (size_t t = 0; t < 3; ++t) ran_by[t] = std::vector<std::atomic<uint32_t>>(phase.tasks[t].tile_end);
+  for (auto& units : ran_by) units = std::vector<std::atomic<uint32_t>>(37);
   std::atomic<bool> was_late{true};
   on_threads(kNumThreads, [&](uint32_t idx) {
     if (idx && !comes_true([&] { return is_held.load(); })) was_late = false;
@@ -232,7 +233,7 @@ TEST_CASE("all but what a worker has taken is done by others while it is held up
   CHECK(was_late);
   for (uint32_t unit = 0; unit < 37; ++unit) CHECK_EQ(ran_by[0][unit] == 1, unit < 10);  // a quarter, rounded up
   for (size_t t = 1; t < 3; ++t)
-    for (const auto& by : ran_by[t]) CHECK(by == 2 || by == 3);
+    for (uint32_t unit = 0; unit < 8; ++unit) CHECK(ran_by[t][unit] == 2 || ran_by[t][unit] == 3);
 }
 
 TEST_CASE("a quarter of what is left is taken, from the front or from the back") {
@@ -266,6 +267,18 @@ TEST_CASE("what an epoch left is forgotten in the next, also where its number do
     UnitQueue fresh;
     CHECK_EQ(fresh.take(epoch, 8, true).end, 2u);
   }
+}
+
+TEST_CASE("own units come first, from the front, then those of others, from the back") {
+  Phase phase({3, 6});
+  std::vector<std::array<uint32_t, 3>> ran, expected = {{1, 0, 2}, {1, 2, 3}, {1, 3, 4}, {1, 4, 5}, {1, 5, 6},
+                                                        {0, 2, 3}, {0, 1, 2}, {0, 0, 1}};
+  const auto run = [&](const Task& task, uint32_t begin, uint32_t end) {
+    ran.push_back({static_cast<uint32_t>(phase.idx_of(task)), begin, end});
+  };
+  phase.run(1, 0, run);
+  phase.run(0, 0, run);
+  CHECK(ran == expected);
 }
 
 TEST_CASE("who has more units than a queue holds runs them alone") {
@@ -335,7 +348,7 @@ TEST_CASE("nothing is shared in plans whose phases do not come one after the oth
   CHECK_EQ(shared([&](auto&, uint32_t w, Task& task) {
     return w == 1 && task.kind == TaskKind::lm_head && (task.num_waits = 0, true);
   }), 0u);
-  uint32_t earlier = kNoCounter;
+  uint32_t earlier = kNoCounter, later = kNoCounter - 1;
   CHECK_EQ(shared([&](auto&, uint32_t w, Task& task) {
     if (w == 1 && is_at(task, TaskKind::qkv_proj, 1)) earlier = task.signal_counter;
     return w == 1 && is_at(task, TaskKind::o_proj, 1) && (task.waits[0].counter = earlier, true);
@@ -343,8 +356,10 @@ TEST_CASE("nothing is shared in plans whose phases do not come one after the oth
   // A counter of two phases, a task without one.
   CHECK_EQ(shared([&](auto&, uint32_t w, Task& task) {
     if (w == 0 && is_at(task, TaskKind::qkv_proj, 1)) earlier = task.signal_counter;
+    for (Wait& wait : task.waits)
+      if (wait.counter == later) wait.counter = earlier;
     const bool is_signaller = is_at(task, TaskKind::o_proj, 1);
-    if (is_signaller) task.signal_counter = earlier;
+    if (is_signaller) later = std::exchange(task.signal_counter, earlier);
     return is_signaller;
   }), 0u);
   CHECK_EQ(shared([&](auto&, uint32_t w, Task& task) {
