@@ -172,6 +172,25 @@ inline Plan with_small_parts(const Plan& plan) {
   return mutator.finish();
 }
 
+/// Tasks that have a place among those that share.
+inline uint32_t count_shared(const Plan& plan) {
+  const cpu::WorkStealing stealing(plan);
+  uint32_t count = 0;
+  for (uint32_t w = 0; w < plan.num_workers(); ++w)
+    for (uint32_t i = 0; i < plan.tasks(w).size(); ++i) count += stealing.place(w, i).phase != nullptr;
+  return count;
+}
+
+/// Their kinds.
+inline std::set<TaskKind> shared_kinds(const Plan& plan) {
+  const cpu::WorkStealing stealing(plan);
+  std::set<TaskKind> kinds;
+  for (uint32_t w = 0; w < plan.num_workers(); ++w)
+    for (uint32_t i = 0; i < plan.tasks(w).size(); ++i)
+      if (stealing.place(w, i).phase) kinds.insert(plan.tasks(w)[i].kind);
+  return kinds;
+}
+
 /// Kinds of which workers did less in the last epoch than their tasks have, because others did it.
 inline std::set<TaskKind> kinds_done_by_others(const SerialWorkers& workers, const SerialWorkers& alone,
                                                const Plan& plan) {

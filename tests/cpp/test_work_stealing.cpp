@@ -1,4 +1,4 @@
-// Units of shared tasks: each is run once, whoever runs it; only plans whose phases come one after the other share.
+// Units of shared tasks: each is run once, whoever runs it, and no result depends on it.
 #include "check.h"
 #include "draft_run.h"
 #include "plan_mutator.h"
@@ -7,7 +7,6 @@
 #include "cpu/executor.h"
 #include "cpu/work_stealing.h"
 
-#include <algorithm>
 #include <array>
 #include <atomic>
 #include <chrono>
@@ -25,14 +24,6 @@ using namespace fixture;
 
 namespace {
 
-uint32_t count_shared(const Plan& plan) {
-  const WorkStealing stealing(plan);
-  uint32_t count = 0;
-  for (uint32_t w = 0; w < plan.num_workers(); ++w)
-    for (uint32_t i = 0; i < plan.tasks(w).size(); ++i) count += stealing.place(w, i).phase != nullptr;
-  return count;
-}
-
 /// Of all tokens, fed in steps as large as the plan's.
 std::vector<float> logits_of(Executor& executor, const Plan& plan, const ModelConfig& config,
                              const std::vector<int32_t>& tokens) {
@@ -49,10 +40,6 @@ const std::string& backend() {
 std::vector<float> logits_of(const Weights& weights, const Plan& plan, const std::vector<int32_t>& tokens) {
   const auto executor = make_cpu_executor(weights, nullptr, {&plan}, backend(), {.num_workers = plan.num_workers()});
   return logits_of(*executor, plan, weights.config(), tokens);
-}
-
-Plan plan_for(uint32_t num_workers) {
-  return Plan::build(test_configs::tiny(), plan_options(num_workers, 8, 8));
 }
 
 /// Tasks of a phase for run_shared, each of which has its number of units in tile_end.
@@ -91,40 +78,6 @@ bool comes_true(const Condition& condition) {
     std::this_thread::yield();
   }
   return true;
-}
-
-ModelConfig two_heads() {
-  ModelConfig config = test_configs::tiny();
-  for (LayerConfig& layer : config.layers)
-    layer = test_configs::make_layer({2, 2, 16, 16, 16}, layer.is_moe, layer.window_tokens, layer.has_sink);
-  return config;
-}
-
-/// A plan of two workers in which attention follows qkv_proj by the order of each worker's list alone: a worker makes
-/// q, k and v of the very head that it attends to, and waits for nobody.
-Plan with_same_worker_edges(const ModelConfig& config) {
-  PlanMutator mutator(Plan::build(config, plan_options(2, 8, 8)));
-  std::vector<uint32_t> counters(config.num_layers);
-  for (uint32_t w = 0; w < 2; ++w)
-    for (Task& task : mutator.lists[w]) {
-      if (task.kind == TaskKind::qkv_proj) {  // tiles: q0 q1 k0 k1 v0 v1
-        task.tile_first = w, task.tile_stride = 2, task.tile_end = 6;
-        counters[task.layer_idx] = task.signal_counter;
-      }
-      if (task.kind == TaskKind::attention) task.num_waits = 0;
-      if (task.kind == TaskKind::o_proj) task.waits[task.num_waits++] = {counters[task.layer_idx], 2};
-    }
-  return mutator.finish();
-}
-
-/// Kinds whose tasks have a place among those that share.
-std::set<TaskKind> shared_kinds(const Plan& plan) {
-  const WorkStealing stealing(plan);
-  std::set<TaskKind> kinds;
-  for (uint32_t w = 0; w < plan.num_workers(); ++w)
-    for (uint32_t i = 0; i < plan.tasks(w).size(); ++i)
-      if (stealing.place(w, i).phase) kinds.insert(plan.tasks(w)[i].kind);
-  return kinds;
 }
 
 /// The first worker begins its tasks when the others have done theirs, or has taken some of its units before.
@@ -289,125 +242,6 @@ TEST_CASE("who has more units than a queue holds runs them alone") {
   CHECK(runs[0] == 0 && runs[1] == 4);
   phase.run(0, 0, run);
   CHECK(runs[0] == UnitQueue::kMaxUnits + 1 && runs[1] == 4);
-}
-
-TEST_CASE("plans as they are made share all matrix products but the smallest") {
-  const auto count_wanted = [](const Plan& plan) {
-    uint32_t count = 0;
-    for (uint32_t w = 0; w < plan.num_workers(); ++w)
-      for (const Task& task : plan.tasks(w)) {
-        const std::string kind = task_kind_name(task.kind);
-        const bool is_product = kind.ends_with("_proj") || kind.ends_with("lm_head") || kind.starts_with("expert") ||
-                                task.kind == TaskKind::context_fc;
-        const bool is_alone = task.signal_counter == kNoCounter || plan.counters()[task.signal_counter].total == 1;
-        count += is_product && task.kind != TaskKind::draft_qkv_proj && !is_alone;
-      }
-    return count;
-  };
-  for (const auto& [name, config] : test_configs::tiny_configs()) {
-    const DraftConfig draft = test_configs::tiny_draft(config, 4);
-    for (const uint32_t num_workers : {1u, 2u, 3u, 5u, 16u})
-      for (const auto fuse : {PlanOptions::FuseNorm::yes, PlanOptions::FuseNorm::no})
-        for (const uint32_t context_rows : {0u, 4u})
-          for (const bool is_round : {false, true}) {
-            PlanOptions options = plan_options(num_workers, 4, 4, fuse);
-            options.max_context_rows = context_rows;
-            options.is_round = is_round;
-            if (is_round && !context_rows) options.max_tokens = options.max_logit_rows = 1;
-            const Plan plan = Plan::build(config, options, context_rows ? &draft : nullptr);
-            CHECK_EQ(count_shared(plan), count_wanted(plan));
-            CHECK_EQ(count_shared(plan) > 0, num_workers > 1);
-          }
-  }
-}
-
-TEST_CASE("nothing is shared in plans whose phases do not come one after the other") {
-  const Plan plan = plan_for(3);
-  const uint32_t all = count_shared(plan);
-  CHECK(all > 0);
-  const auto shared = [&](const auto& change) {
-    PlanMutator mutator(plan);
-    uint32_t num_changed = 0;
-    for (uint32_t w = 0; w < 3; ++w)
-      for (Task& task : mutator.lists[w]) num_changed += change(mutator, w, task);
-    CHECK(num_changed > 0);
-    return count_shared(mutator.finish());
-  };
-  const auto is_at = [](const Task& task, TaskKind kind, uint16_t layer_idx) {
-    return task.kind == kind && task.layer_idx == layer_idx;
-  };
-  CHECK_EQ(shared([](auto&, uint32_t, Task&) { return true; }), all);
-  // A wait for a part of a phase, and a counter with more signals to come than the phase has tasks.
-  CHECK_EQ(shared([&](auto&, uint32_t w, Task& task) {
-    return w == 2 && is_at(task, TaskKind::o_proj, 1) && (task.waits[0].value = 2);
-  }), 0u);
-  CHECK_EQ(shared([&](PlanMutator& mutator, uint32_t w, Task& task) {
-    return w == 0 && is_at(task, TaskKind::o_proj, 1) && (mutator.counters[task.signal_counter].total = 4);
-  }), 0u);
-  // A task that begins before the others of its phase: after no phase, or after an earlier one.
-  CHECK_EQ(shared([&](auto&, uint32_t w, Task& task) {
-    return w == 1 && task.kind == TaskKind::lm_head && (task.num_waits = 0, true);
-  }), 0u);
-  uint32_t earlier = kNoCounter, later = kNoCounter - 1;
-  CHECK_EQ(shared([&](auto&, uint32_t w, Task& task) {
-    if (w == 1 && is_at(task, TaskKind::qkv_proj, 1)) earlier = task.signal_counter;
-    return w == 1 && is_at(task, TaskKind::o_proj, 1) && (task.waits[0].counter = earlier, true);
-  }), 0u);
-  // A counter of two phases, a task without one.
-  CHECK_EQ(shared([&](auto&, uint32_t w, Task& task) {
-    if (w == 0 && is_at(task, TaskKind::qkv_proj, 1)) earlier = task.signal_counter;
-    for (Wait& wait : task.waits)
-      if (wait.counter == later) wait.counter = earlier;
-    const bool is_signaller = is_at(task, TaskKind::o_proj, 1);
-    if (is_signaller) later = std::exchange(task.signal_counter, earlier);
-    return is_signaller;
-  }), 0u);
-  CHECK_EQ(shared([&](auto&, uint32_t w, Task& task) {
-    return w == 1 && is_at(task, TaskKind::o_proj, 1) && (task.signal_counter = kNoCounter);
-  }), 0u);
-  // Two ops in one phase.
-  CHECK_EQ(shared([&](auto&, uint32_t w, Task& task) {
-    return w == 1 && task.kind == TaskKind::lm_head && (task.flags ^= kFusedNorm, true);
-  }), all - 3);
-  CHECK_EQ(shared([&](auto&, uint32_t w, Task& task) {
-    return w == 1 && task.kind == TaskKind::lm_head && (task.kind = TaskKind::router, true);
-  }), all - 3);
-  // Epochs that overlap: a worker that does not wait for the gate, a gate that opens too early.
-  CHECK_EQ(shared([&](auto&, uint32_t w, Task& task) {
-    return w == 2 && task.kind == TaskKind::embed && (task.num_waits = 0, true);
-  }), 0u);
-  CHECK_EQ(shared([&](PlanMutator& mutator, uint32_t w, Task& task) {
-    if (w != 0 || task.kind != TaskKind::select_experts || task.layer_idx != 1) return false;
-    mutator.gate_counter = task.signal_counter;
-    for (auto& list : mutator.lists) list[0].waits[0].counter = task.signal_counter;
-    return true;
-  }), 0u);
-  // Likewise, and a last task that nobody hears of.
-  CHECK_EQ(shared([&](PlanMutator& mutator, uint32_t, Task& task) {
-    if (task.kind == TaskKind::lm_head) mutator.gate_counter = task.signal_counter;
-    if (task.kind != TaskKind::sample) return false;
-    for (auto& list : mutator.lists) list[0].waits[0].counter = mutator.gate_counter;
-    task.signal_counter = kNoCounter;
-    return true;
-  }), 0u);
-}
-
-// Plan::verify() knows that a worker's own tasks are in order, and a plan may rely on that alone. But who lets others
-// do a part of its task is not done with it when it goes on.
-TEST_CASE("a worker that goes on to its next task without waiting does its own work itself") {
-  const ModelConfig config = two_heads();
-  const Weights weights = Weights::synthetic(config, 11);
-  const Plan plan = with_small_parts(with_same_worker_edges(config));
-  const Plan one = Plan::build(config, plan_options(1, 8, 8));
-  plan.verify();
-  CHECK_EQ(count_shared(plan), 0u);
-  const std::vector<int32_t> tokens = random_tokens(config, 24, 3);
-  SerialWorkers workers(weights, nullptr, {&plan}, backend());
-  workers.before_product = [&](uint32_t w, const Task& task, uint32_t number) {
-    const bool is_for_other = w == 1 && task.kind == TaskKind::qkv_proj && number >= 3;  // after its own three tiles
-    if (is_for_other) workers.advance(0);  // to attention, without what is about to be computed here
-  };
-  CHECK(bit_equal(logits_of(workers, plan, config, tokens), logits_of(weights, one, tokens)));
 }
 
 TEST_CASE("results do not depend on who computes what, no product is made twice, and who has none prepares none") {
