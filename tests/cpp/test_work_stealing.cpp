@@ -95,16 +95,17 @@ void set_first(SerialWorkers& workers, First first) {
 /// all the rest: what the first worker's task has beyond the first rows has been done by others then.
 struct HeldUp {
   struct Matrix {
-    const PackedMatrix* packed;
-    uint32_t num_own;                   ///< row groups of the first worker's task
+    const PackedMatrix* packed = nullptr;
+    uint32_t num_own = 0;               ///< row groups of the first worker's task
     std::atomic<uint32_t> num_done{0};  ///< row groups of this step, the first call's not counted
   };
 
   HeldUp(const Weights& weights, const Plan& plan) : usual(cpu::select_kernels(backend())), kernels(usual) {
     for (const Task& task : plan.tasks(0))
       if (const PackedMatrix* matrix = matrix_of(weights, task)) {
-        const uint32_t num_tiles = task.tile_end - task.tile_first;
-        matrices.emplace_back(matrix, num_tiles * (task.kind == TaskKind::gate_up_proj ? 2 : 1), 0u);
+        Matrix& added = matrices.emplace_back();
+        added.packed = matrix;
+        added.num_own = (task.tile_end - task.tile_first) * (task.kind == TaskKind::gate_up_proj ? 2 : 1);
       }
     kernels.gemm = &multiply;
     current = this;
