@@ -6,6 +6,7 @@ set(MIMO_RT_GENERIC_SOURCES
   csrc/cpu/generic/gemm_fp8.cpp
   csrc/cpu/generic/gemm_mxfp4.cpp
   csrc/cpu/generic/gemm_mxfp4_int8.cpp
+  csrc/cpu/generic/peak.cpp
   csrc/cpu/generic/prepare.cpp
   csrc/cpu/generic/table.cpp)
 set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
@@ -80,6 +81,8 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/sampling/speculative.cpp
   csrc/sampling/weight_blocks.cpp
   csrc/engine/bandwidth.cpp
+  csrc/engine/timed_passes.cpp
+  csrc/engine/vector_peak.cpp
   csrc/engine/cuda_engine.cpp
   csrc/engine/device.cpp
   csrc/engine/draft_confidence.cpp
@@ -158,6 +161,7 @@ set(MIMO_RT_AVX2_SOURCES
   csrc/cpu/avx2/gemm_fp8.cpp
   csrc/cpu/avx2/gemm_mxfp4.cpp
   csrc/cpu/avx2/gemm_mxfp4_int8.cpp
+  csrc/cpu/avx2/peak.cpp
   csrc/cpu/avx2/prepare.cpp
   csrc/cpu/avx2/prepare_mxfp4.cpp
   csrc/cpu/avx2/table.cpp)
@@ -169,6 +173,7 @@ set(MIMO_RT_AVX512_SOURCES
   csrc/cpu/avx512/gemm_fp8.cpp
   csrc/cpu/avx512/gemm_mxfp4.cpp
   csrc/cpu/avx512/gemm_mxfp4_int8.cpp
+  csrc/cpu/avx512/peak.cpp
   csrc/cpu/avx512/prepare.cpp
   csrc/cpu/avx512/table.cpp)
 set(MIMO_RT_AVX512_FLAGS ${MIMO_RT_KERNEL_OPTIMISATION} -mfma -mavx512f -mavx512bw -mavx512vl -mavx512dq

@@ -1,20 +1,16 @@
 #include "engine/bandwidth.h"
 
 #include "core/checks.h"
-#include "core/pin.h"
 #include "core/read_memory.h"
+#include "engine/timed_passes.h"
 #include "weights/weights.h"
 
 #include <sys/mman.h>
 
 #include <algorithm>
-#include <atomic>
-#include <barrier>
 #include <chrono>
 #include <cstring>
 #include <memory>
-#include <system_error>
-#include <thread>
 
 namespace mimo_rt {
 namespace {
@@ -43,84 +39,6 @@ class Buffer {
  private:
   void* data_;
   uint64_t bytes_;
-};
-
-/// Reader threads that make one pass per call, and take the time: the caller's thread may wake late
-/// when they hold all cores, and a pass would seem short.
-class Readers {
- public:
-  Readers(std::span<const ReadRange> ranges, const BandwidthOptions& options)
-      : barrier_(options.num_threads + 1), passes_(options.num_threads) {
-    std::vector<int> cores;
-    if (options.pin_threads) cores = cores_to_pin(options.num_threads);
-    threads_.reserve(options.num_threads);
-    try {
-      for (uint32_t i = 0; i < options.num_threads; ++i) {
-        threads_.emplace_back([this, i, core = cores.empty() ? -1 : cores[i],
-                               share = share_of(ranges, i, options.num_threads)] {
-          if (core >= 0) pin_this_thread(core);
-          started_.wait(false);
-          while (true) {
-            barrier_.arrive_and_wait();
-            if (stopped_) return;
-            passes_[i].begin = Clock::now();
-            uint64_t sum = 0;
-            for (const ReadRange& range : share) sum += read_memory(range.data, range.bytes);
-            passes_[i].end = Clock::now();
-            sink_ += sum;
-            barrier_.arrive_and_wait();
-          }
-        });
-      }
-    } catch (const std::system_error& error) {
-      give_up(options.num_threads);
-      fail(ErrorCode::out_of_memory, kWhere, "cannot start ", options.num_threads,
-           " threads: ", error.what());
-    } catch (...) {
-      give_up(options.num_threads);
-      throw;
-    }
-    start();
-  }
-  ~Readers() {
-    if (!threads_.empty()) stop();
-  }
-
-  double seconds_of_one_pass() {
-    barrier_.arrive_and_wait();
-    barrier_.arrive_and_wait();
-    const auto begin = std::ranges::min(passes_, {}, &Pass::begin).begin;
-    const auto end = std::ranges::max(passes_, {}, &Pass::end).end;
-    return std::chrono::duration<double>(end - begin).count();
-  }
-
- private:
-  struct Pass {
-    Clock::time_point begin, end;
-  };
-
-  void start() {
-    started_ = true;
-    started_.notify_all();
-  }
-  /// The barrier counts threads that never came: lets them arrive as dropped.
-  void give_up(uint32_t num_threads) {
-    for (size_t i = threads_.size(); i < num_threads; ++i) barrier_.arrive_and_drop();
-    stop();
-  }
-  void stop() {
-    stopped_ = true;
-    start();
-    barrier_.arrive_and_wait();
-    for (std::thread& thread : threads_) thread.join();
-    threads_.clear();
-  }
-
-  std::barrier<> barrier_;
-  std::vector<Pass> passes_;  // of each thread
-  std::atomic<bool> started_ = false, stopped_ = false;
-  std::atomic<uint64_t> sink_ = 0;  // keeps the reads alive
-  std::vector<std::thread> threads_;
 };
 
 void add_matrix(const PackedMatrix& matrix, std::vector<ReadRange>& ranges) {
@@ -172,13 +90,20 @@ double measure_read_gbs(std::span<const ReadRange> ranges, const BandwidthOption
     used = {buffer->range()};
     total = kMinBytes;
   }
-  Readers readers(used, options);
+  std::vector<std::vector<ReadRange>> shares;
+  for (uint32_t i = 0; i < options.num_threads; ++i)
+    shares.push_back(share_of(used, i, options.num_threads));
+  TimedPasses passes(kWhere, options.num_threads, options.pin_threads, [&](uint32_t thread) {
+    uint64_t sum = 0;
+    for (const ReadRange& range : shares[thread]) sum += read_memory(range.data, range.bytes);
+    return sum;
+  });
   const auto begin = Clock::now();
   double best = 0.0;
   for (int pass = 0; pass < kMinPasses ||
                      std::chrono::duration<double>(Clock::now() - begin).count() < options.seconds;
        ++pass) {
-    const double seconds = readers.seconds_of_one_pass();
+    const double seconds = passes.run().seconds;
     best = std::max(best, static_cast<double>(total) / seconds * 1e-9);
   }
   return best;

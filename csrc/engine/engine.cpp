@@ -1,10 +1,12 @@
 #include "engine/engine_impl.h"
 
 #include "core/checks.h"
+#include "cpu/dispatch.h"
 #include "cuda/read_speed.h"
 #include "engine/bandwidth.h"
 #include "engine/cuda_engine.h"
 #include "engine/machine_notes.h"
+#include "engine/vector_peak.h"
 #include "plan/trace.h"
 
 #include <mimo_rt/checkpoint.h>
@@ -248,6 +250,17 @@ double Engine::measure_bandwidth_gbs(double seconds, const std::function<void()>
   }
   impl_->bandwidth_gbs = gbs;
   return gbs;
+}
+
+std::optional<VectorPeak> Engine::measure_vector_peak(double seconds) {
+  MIMO_RT_CHECK(seconds > 0.0 && seconds <= 60.0, invalid_argument, "Engine.measure_vector_peak",
+                "seconds: expected > 0 and <= 60, got ", seconds);
+  if (backend() == "ref" || backend() == "cuda") return std::nullopt;
+  const std::lock_guard lock(impl_->steps);
+  const Activations activations = parse_activations(impl_->options.activations);
+  return mimo_rt::measure_vector_peak(
+      cpu::select_kernels(backend(), activations),
+      {.num_threads = num_workers(), .pin_threads = impl_->options.pin_threads, .seconds = seconds});
 }
 
 void Engine::set_tracing(bool on) {

@@ -74,6 +74,17 @@ void bind_engine(py::module_& m) {
             });
           },
           py::arg("seconds") = 0.2, "Signals are looked after about twice a second.")
+      .def(
+          "measure_vector_peak",
+          [](Engine& engine, double seconds) {
+            std::optional<VectorPeak> peak;
+            {
+              const py::gil_scoped_release release;
+              peak = engine.measure_vector_peak(seconds);
+            }
+            return peak ? py::object(py::make_tuple(peak->gflops, std::string(peak->unit))) : py::none();
+          },
+          py::arg("seconds") = 0.2, "(GFLOP/s, instruction); None for the reference and cuda.")
       .def("set_tracing", &Engine::set_tracing, py::arg("on"))
       .def("trace_json", &Engine::trace_json, "The last step as a Chrome trace: predicted and measured task times.");
 }

@@ -1,6 +1,9 @@
 // The whole engine on small random models: every backend that this machine runs, plus its limits.
 #include "check.h"
+#include "cpu/dispatch.h"
 #include "engine/bandwidth.h"
+#include "engine/timed_passes.h"
+#include "engine/vector_peak.h"
 #include "step_fixture.h"
 
 #include <mimo_rt/device.h>
@@ -145,6 +148,25 @@ TEST_CASE("bandwidth: threads share the ranges, every byte once") {
     const double gbs = measure_read_gbs(ranges, {.num_threads = threads, .seconds = 0.01});
     CHECK(gbs > 0.1 && gbs < 10'000);
   }
+}
+
+TEST_CASE("vector peak: all threads' operations count, of what the backend multiplies with") {
+  TimedPasses passes("test", 3, false, [](uint32_t thread) { return 10u + thread; });
+  for (int pass = 0; pass < 2; ++pass) {
+    const TimedPasses::Result result = passes.run();
+    CHECK_EQ(result.sum, 33u);
+    CHECK(result.seconds > 0);
+  }
+  for (const cpu::CpuBackend& backend : cpu::cpu_backends()) {
+    if (!backend.kernels || !backend.supported) continue;
+    CHECK_EQ(backend.kernels->run_products(200), 2 * backend.kernels->run_products(100));
+    const VectorPeak exact = measure_vector_peak(*backend.kernels, {.seconds = 0.01});
+    const VectorPeak int8 = measure_vector_peak(*backend.int8_kernels, {.seconds = 0.01});
+    CHECK(exact.gflops > 0.01 && exact.gflops < 10'000);
+    CHECK(int8.gflops > 0.01 && exact.unit != int8.unit);
+  }
+  CHECK(!small_engine("ref")->measure_vector_peak(0.01));
+  CHECK_THROWS(invalid_argument, "seconds", small_engine("cpu")->measure_vector_peak(0));
 }
 
 TEST_CASE("tracing: the last step as a Chrome trace, with the same tokens") {

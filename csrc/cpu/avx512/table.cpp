@@ -6,8 +6,13 @@
 namespace mimo_rt::cpu {
 namespace {
 
-constexpr Kernels kTable = MIMO_RT_ISA::make_table("avx512");
-constexpr Kernels kInt8Table = MIMO_RT_ISA::make_int8_table("avx512");
+#if defined(MIMO_RT_AVX512_BF16)
+constexpr Kernels kTable = MIMO_RT_ISA::make_table("avx512", "vdpbf16ps");
+constexpr Kernels kInt8Table = MIMO_RT_ISA::make_int8_table("avx512", "vpdpbusd");
+#else
+constexpr Kernels kTable = MIMO_RT_ISA::make_table("avx512", "FP32 FMA");
+constexpr Kernels kInt8Table = MIMO_RT_ISA::make_int8_table("avx512", "vpmaddubsw");
+#endif
 
 }  // namespace
 

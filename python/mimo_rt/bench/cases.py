@@ -14,7 +14,6 @@ from ..errors import MimoRtError
 from .breakdown import Breakdown, measure_breakdown
 from .contention import Competitors, fair_slowdown
 from .measurement import MIN_SAMPLES, Measurement, Roofs, repeat, take_turns
-from .peak import measure_peak_gflops
 from .work import active_experts, spread_prompt, step_bytes, step_flops
 
 DECODE_ROWS = 8
@@ -35,7 +34,7 @@ class Bench:
         self._num_context = num_context
         self._seconds = seconds
         self.bandwidths: list[float] = []
-        self._peak_gflops: float | None = None
+        self._peak: tuple[float, str] | None = None
         longest = max(num_context + _STEPS_PER_PASS, PREFILL_TOKENS + 1)
         limit = min(longest, engine.config.max_position_embeddings)
         if num_context >= limit:
@@ -51,13 +50,13 @@ class Bench:
 
     @property
     def roofs(self) -> Roofs:
-        return Roofs(self.bandwidth_gbs, self._peak_gflops)
+        return Roofs(self.bandwidth_gbs, *(self._peak or ()))
 
     def measure_bandwidth(self) -> None:
         self.bandwidths += [self.engine.measure_bandwidth_gbs(0.3) for _ in range(3)]
 
     def measure_peak(self) -> None:
-        self._peak_gflops = measure_peak_gflops(self.engine.num_workers)
+        self._peak = self.engine.measure_vector_peak(0.4)
 
     def check_rows_agree(self, num_rows: int = DECODE_ROWS) -> str:
         """Logits of tokens one by one and several at a time must be the same bits; their hash."""

@@ -13,10 +13,14 @@ MIN_SAMPLES = 5
 
 @dataclass(frozen=True)
 class Roofs:
-    """What the machine can do, measured in the same run. ``peak_gflops`` None: not measured."""
+    """What the machine can do, measured in the same run. ``peak_gflops`` None: not measured.
+
+    ``peak_unit`` is the instruction that the peak is of.
+    """
 
     bandwidth_gbs: float
     peak_gflops: float | None = None
+    peak_unit: str | None = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from typing import Any
 
 from ..bench.cases import Bench
 from ..bench.measurement import Measurement
-from ..bench.peak import SOURCE
 from ._machine import machine_record
 from ._output import format_table
 
@@ -40,7 +39,7 @@ def records(
                  "n": len(bench.bandwidths)}]
     if bench.roofs.peak_gflops:
         common["peak_gflops"] = round(bench.roofs.peak_gflops, 2)
-        common["peak_source"] = SOURCE
+        common["peak_unit"] = bench.roofs.peak_unit
     lines = [{**m.record(bench.roofs), **common} for m in measured]
     if args.case == "prefill":
         ratio = measured[0].tokens_per_s / measured[1].tokens_per_s
@@ -95,7 +94,7 @@ def print_measurements(
     if any(m.is_bytes_estimated for m in measured):
         print("~ bytes estimated: experts as by uniform routing")
     if bench.roofs.peak_gflops:
-        print(f"vector peak {bench.roofs.peak_gflops:.1f} GFLOP/s: {SOURCE}, "
+        print(f"vector peak {bench.roofs.peak_gflops:.1f} GFLOP/s: {bench.roofs.peak_unit}, "
               f"{bench.engine.num_workers} threads")
     if args.case == "prefill":
         ratio = measured[0].tokens_per_s / measured[1].tokens_per_s
