@@ -13,7 +13,7 @@ struct Member {
 };
 using Members = std::vector<Member>;  // of a phase, workers ascending
 
-/// Kinds whose ops run their tiles as units.
+/// Kinds whose ops run their tiles as units. The router's op could, but it is over in microseconds.
 bool has_units(TaskKind kind) {
   switch (kind) {
     case TaskKind::qkv_proj:
@@ -102,9 +102,13 @@ class PhaseOrder {
   bool begins_after_last(const Task& task, uint32_t worker_idx) const {
     const bool waits = std::ranges::any_of(waits_of(task), &Wait::value);
     if (!waits) return last_.empty() || (last_.size() == 1 && last_[0].worker_idx == worker_idx);
-    return std::ranges::any_of(waits_of(task), [&](const Wait& wait) {
+    const bool waits_for_last = std::ranges::any_of(waits_of(task), [&](const Wait& wait) {
       return wait.counter == counter_ && wait.value == last_.size();
     });
+    const auto is_before = [&](const Wait& wait) {
+      return !wait.value || is_signalled_[wait.counter];
+    };
+    return waits_for_last && std::ranges::all_of(waits_of(task), is_before);
   }
 
   static std::span<const Wait> waits_of(const Task& task) { return {task.waits, task.num_waits}; }

@@ -21,8 +21,8 @@
 //   for all signals of this one, the thief's among them. That holds for the task's worker too. An
 //   edge that is only the order of one worker's list would not (it may go on to its next task
 //   before its last one is complete), so there is none, except after a phase of a single task.
-// - Units that run at the same time write different places: those of a task cover different tiles,
-//   and Plan::verify() proves that tasks of one op do.
+// - Units that run at the same time write different places: those of a task cover different tiles or
+//   parts of one, and Plan::verify() proves that tasks of one op cover different tiles.
 // - A queue is used from the begin of its phase to the end in each epoch, never of two epochs at a
 //   time. So it only has to tell the epoch at hand from those before.
 #pragma once

@@ -91,6 +91,13 @@ TEST_CASE("nothing is shared in plans whose phases do not come one after the oth
   CHECK_EQ(shared([&](PlanMutator& mutator, uint32_t w, Task& task) {
     return w == 0 && is_at(task, TaskKind::o_proj, 1) && (mutator.counters[task.signal_counter].total = 4);
   }), 0u);
+  // A wait for others of the own phase beside that for the phase before.
+  CHECK_EQ(shared([&](auto&, uint32_t w, Task& task) {
+    if (w != 1 || !is_at(task, TaskKind::o_proj, 1) || task.num_waits != 1) return false;
+    task.waits[1] = {task.signal_counter, 1};
+    task.num_waits = 2;
+    return true;
+  }), 0u);
   // A task that begins before the others of its phase: after no phase, or after an earlier one.
   CHECK_EQ(shared([&](auto&, uint32_t w, Task& task) {
     return w == 1 && task.kind == TaskKind::lm_head && (task.num_waits = 0, true);
