@@ -7,8 +7,8 @@
 // steps of FP32 FMA, the odd half first: the order that the instruction documents. f32 weights take
 // one step per k. In every block of 32 k a lane accumulates its steps in order, from zero; then
 // acc = fma(block sum, scale, acc), blocks ascending. Up to eight tokens share the expansion of the
-// weights; every width executes this same sequence per lane, so a token's result does not depend on
-// the number of tokens.
+// weights, of a format with kExpandsOnce all of a call; every width executes this same sequence per
+// lane, so a token's result does not depend on the number of tokens.
 //
 // vdpbf16ps flushes subnormals, FMA does not: there the two may differ.
 // Prepared activations: [group of up to 8 tokens][step][token][F::kClasses] words of 4 bytes, a
@@ -92,7 +92,7 @@ MIMO_RT_INLINE __m512i broadcast(const uint32_t* x) {
 /// activations; at one token nothing keeps the hardware from fetching them.
 template <class F, uint32_t T>
 MIMO_RT_INLINE void prefetch(const uint8_t*& codes, uint32_t offset) {
-  constexpr bool kIsPlain = F::kFormat > layout::kFp8;
+  constexpr bool kIsPlain = F::kFormat == layout::kBf16 || F::kFormat == layout::kF32;
   if constexpr (F::kIsPanel)
     return;
   else if constexpr (kIsPlain && T > 3)
