@@ -253,13 +253,15 @@ double Engine::measure_bandwidth_gbs(double seconds, const std::function<void()>
 }
 
 std::optional<VectorPeak> Engine::measure_vector_peak(double seconds) {
-  MIMO_RT_CHECK(seconds > 0.0 && seconds <= 60.0, invalid_argument, "Engine.measure_vector_peak",
-                "seconds: expected > 0 and <= 60, got ", seconds);
+  MIMO_RT_CHECK(seconds > 0.0 && seconds <= 5.0, invalid_argument, "Engine.measure_vector_peak",
+                "seconds: expected > 0 and <= 5, got ", seconds);  // nothing interrupts it
   if (backend() == "ref" || backend() == "cuda") return std::nullopt;
-  const std::lock_guard lock(impl_->steps);
   const Activations activations = parse_activations(impl_->options.activations);
+  const cpu::Kernels& kernels = cpu::select_kernels(backend(), activations);
+  if (!kernels.run_products) return std::nullopt;
+  const std::lock_guard lock(impl_->steps);
   return mimo_rt::measure_vector_peak(
-      cpu::select_kernels(backend(), activations),
+      kernels,
       {.num_threads = num_workers(), .pin_threads = impl_->options.pin_threads, .seconds = seconds});
 }
 

@@ -5,6 +5,8 @@
 
 #include "cpu/kernels.h"
 
+#include <cstdint>
+
 namespace mimo_rt {
 
 struct PeakOptions {
@@ -13,7 +15,7 @@ struct PeakOptions {
   double seconds = 0.2;
 };
 
-/// The best of several passes. @throws Error{out_of_memory}
+/// The best of several passes; `kernels` have run_products. @throws Error{out_of_memory}
 VectorPeak measure_vector_peak(const cpu::Kernels& kernels, const PeakOptions& options);
 
 }  // namespace mimo_rt

@@ -82,9 +82,9 @@ void bind_engine(py::module_& m) {
               const py::gil_scoped_release release;
               peak = engine.measure_vector_peak(seconds);
             }
-            return peak ? py::object(py::make_tuple(peak->gflops, std::string(peak->unit))) : py::none();
+            return peak ? py::object(py::make_tuple(peak->gflops, std::string(peak->source))) : py::none();
           },
-          py::arg("seconds") = 0.2, "(GFLOP/s, instruction); None for the reference and cuda.")
+          py::arg("seconds") = 0.2, "(GFLOP/s, instruction); None for the reference, for cuda and with int8 activations.")
       .def("set_tracing", &Engine::set_tracing, py::arg("on"))
       .def("trace_json", &Engine::trace_json, "The last step as a Chrome trace: predicted and measured task times.");
 }

@@ -45,8 +45,8 @@ struct EngineOptions {
 
 /// What the vector units can do.
 struct VectorPeak {
-  double gflops;         ///< 1e9 operations per second, two per multiply-add
-  std::string_view unit; ///< the instruction: "vdpbf16ps", "FP32 FMA", …
+  double gflops;           ///< 1e9 operations per second, two per multiply-add
+  std::string_view source; ///< the instruction: "vdpbf16ps", "FP32 FMA", …
 };
 
 /// Loads once, serves many sessions. Thread-safe: sessions of one engine may live on different threads; their steps run
@@ -81,8 +81,8 @@ class MIMO_RT_API Engine {
   /// cuda with all multiprocessors, for which 1 GiB must be free. @throws Error{out_of_memory}
   /// `poll`: called about twice a second; it may throw to stop, then what was measured before stays.
   double measure_bandwidth_gbs(double seconds = 0.2, const std::function<void()>& poll = {});
-  /// Runs the fastest multiply-adds of the backend's products on all workers for about `seconds`, in registers alone: no
-  /// step can do more. Empty for the reference and cuda. @throws Error{out_of_memory}
+  /// Runs the fastest multiply-adds of the backend's products on all workers for about `seconds`, in registers alone:
+  /// no step can do more. Empty for the reference, for cuda and with INT8 activations. @throws Error{out_of_memory}
   std::optional<VectorPeak> measure_vector_peak(double seconds = 0.2);
   /// Task times of the next steps; `trace_json` gives the last step as a Chrome trace (predicted and measured).
   /// @throws Error{out_of_memory} on cuda, where they need memory

@@ -21,5 +21,4 @@
 // peak.cpp computes nothing that a test could compare.
 namespace mimo_rt::cpu::MIMO_RT_ISA {
 uint64_t run_products(uint64_t) { return 0; }
-uint64_t run_products_int8(uint64_t) { return 0; }
 }  // namespace mimo_rt::cpu::MIMO_RT_ISA

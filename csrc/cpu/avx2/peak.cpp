@@ -19,12 +19,4 @@ uint64_t run_products(uint64_t num_rounds) {
   return num_rounds * kPeakChains * 8 * 2;
 }
 
-uint64_t run_products_int8(uint64_t num_rounds) {
-  const __m256i ones = _mm256_set1_epi8(1);
-  run_chains<kPeakChains>(num_rounds, _mm256_setzero_si256(), [&](__m256i sum) {
-    return _mm256_add_epi16(sum, _mm256_maddubs_epi16(ones, sum));
-  });
-  return num_rounds * kPeakChains * 32 * 2;
-}
-
 }  // namespace mimo_rt::cpu::avx2

@@ -18,17 +18,4 @@ uint64_t run_products(uint64_t num_rounds) {
   return num_rounds * kPeakChains * 16 * 2 * (2 / Pairs::kStepsPerPair);
 }
 
-uint64_t run_products_int8(uint64_t num_rounds) {
-  const __m512i ones = _mm512_set1_epi8(1);
-#if defined(MIMO_RT_AVX512_BF16)
-  const auto step = [&](__m512i sum) { return _mm512_dpbusd_epi32(sum, ones, ones); };
-#else
-  const auto step = [&](__m512i sum) {
-    return _mm512_add_epi16(sum, _mm512_maddubs_epi16(ones, sum));
-  };
-#endif
-  run_chains<kPeakChains>(num_rounds, _mm512_setzero_si512(), step);
-  return num_rounds * kPeakChains * 64 * 2;
-}
-
 }  // namespace mimo_rt::cpu::MIMO_RT_ISA

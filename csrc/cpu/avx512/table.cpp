@@ -8,11 +8,10 @@ namespace {
 
 #if defined(MIMO_RT_AVX512_BF16)
 constexpr Kernels kTable = MIMO_RT_ISA::make_table("avx512", "vdpbf16ps");
-constexpr Kernels kInt8Table = MIMO_RT_ISA::make_int8_table("avx512", "vpdpbusd");
 #else
 constexpr Kernels kTable = MIMO_RT_ISA::make_table("avx512", "FP32 FMA");
-constexpr Kernels kInt8Table = MIMO_RT_ISA::make_int8_table("avx512", "vpmaddubsw");
 #endif
+constexpr Kernels kInt8Table = MIMO_RT_ISA::make_int8_table("avx512");
 
 }  // namespace
 

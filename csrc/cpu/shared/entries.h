@@ -30,6 +30,5 @@ void add_residual(const float* delta, uint32_t num_elements, bf16_t* residual);
 void axpy(float weight, const float* y, uint32_t num_elements, float* acc);
 
 uint64_t run_products(uint64_t num_rounds);
-uint64_t run_products_int8(uint64_t num_rounds);  ///< of gemm_mxfp4_int8
 
 }  // namespace mimo_rt::cpu::MIMO_RT_ISA

@@ -13,7 +13,7 @@ MIMO_RT_INLINE void run_chains(uint64_t num_rounds, Sum zero, const Step& step) 
 #pragma GCC unroll 16
   for (uint32_t i = 0; i < kChains; ++i) {
     sums[i] = zero;
-    asm("" : "+v"(sums[i]));  // known to be equal they would be one chain
+    asm volatile("" : "+v"(sums[i]));  // known to be equal they would be one chain
   }
   for (uint64_t round = 0; round < num_rounds; ++round)
 #pragma GCC unroll 16

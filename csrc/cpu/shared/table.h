@@ -21,10 +21,10 @@ static void gemm(int format, const GemmArgs& args) {
   }
 }
 
-static constexpr Kernels make_table(const char* name, const char* products_name) {
+static constexpr Kernels make_table(const char* name, const char* product_source) {
   return {name,   prepared_bytes, prepare,  gemm,         attend_scratch_floats,
           attend, rms_norm,       silu_mul, add_residual, axpy,
-          run_products, products_name};
+          run_products, product_source};
 }
 
 static uint64_t prepared_bytes_int8(int format, uint32_t num_tokens, uint32_t k) {
@@ -40,10 +40,10 @@ static void gemm_with_int8(int format, const GemmArgs& args) {
   return format == layout::kMxfp4 ? gemm_mxfp4_int8(args) : gemm(format, args);
 }
 
-static constexpr Kernels make_int8_table(const char* name, const char* products_name) {
+static constexpr Kernels make_int8_table(const char* name) {
   return {name,   prepared_bytes_int8, prepare_with_int8, gemm_with_int8, attend_scratch_floats,
           attend, rms_norm,            silu_mul,          add_residual,   axpy,
-          run_products_int8, products_name};
+          nullptr, nullptr};
 }
 
 }  // namespace
