@@ -6,11 +6,13 @@ import os
 import statistics
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from mimo_rt import _C
 from mimo_rt.bench import roofline
+from mimo_rt.bench.cases import Bench
 from mimo_rt.bench.compare import Case, compare, judge, read_records, unmatched, warnings
 from mimo_rt.bench.contention import Competitors, fair_slowdown
 from mimo_rt.bench.measurement import Measurement, Roofs, repeat, take_turns
@@ -90,6 +92,20 @@ def test_a_bandwidth_read_between_the_samples_counts_before_the_best_of_all():
     line = m.record(Roofs(bandwidth_gbs=20.0))
     assert line["gbs"] == 10.0 and line["bandwidth_fraction"] == 0.8 and line["bound_us"] == 8_800
     assert m.row(Roofs(bandwidth_gbs=20.0))[6] == "80.0"
+
+
+def test_decoding_is_compared_with_the_reads_before_and_after_it(monkeypatch):
+    reads, windows = iter([10.0, 30.0, 20.0, 99.0]), iter([(0.1,) * 3, (0.2,) * 5, (9.0,)])
+    bench = object.__new__(Bench)
+    config = _C.ModelConfig.from_json(json.dumps(synthetic_config(2)), "synthetic")
+    bench.engine = SimpleNamespace(config=config, measure_bandwidth_gbs=lambda _s: next(reads))
+    bench.bandwidths, bench._seconds, bench._num_context = [], 0.0, 16
+    monkeypatch.setattr(bench, "_window_times", lambda _s: (next(windows), 1_000_000_000))
+    m = bench.decode()
+    # 10 GB/s of 20, then 5 of 25; five samples are enough.
+    assert m.in_situ_fraction == pytest.approx((0.5 + 0.2) / 2) and len(m.times_s) == 8
+    assert bench.bandwidths == [10.0, 30.0, 20.0]
+    assert m.record(Roofs(99.0))["in_situ_gbs"] == pytest.approx(m.gbs / 0.35, abs=1e-3)
 
 
 def test_turns_are_taken_and_reversed():
@@ -302,7 +318,7 @@ def test_verify_measures_every_width(capsys, tmp_path):
         expected = record["median_us"] / lines[0]["median_us"]
         assert record["cost_of_one"] == pytest.approx(expected, rel=1e-3)
         assert record["n"] == lines[0]["n"] >= 5 and record["draft"] == "none"
-        assert record["bound_fraction"] > 0 and record["peak_gflops"] > 0 and record["peak_unit"]
+        assert record["bound_fraction"] > 0 and record["peak_gflops"] > 0 and record["peak_source"]
     assert statistics.median(line["flops"] for line in lines) > 0
     assert cli_main(arguments) == 0
     assert "x one token" in capsys.readouterr().out

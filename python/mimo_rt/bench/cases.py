@@ -21,6 +21,7 @@ PREFILL_TOKENS = 512
 VERIFY_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 16)
 _WARM_UP_STEPS = 4
 _STEPS_PER_PASS = 64
+_WINDOW_S = 0.5  # a reading takes up to 0.15 s
 _TRACED_STEPS = 32
 _CONTENTION_ROUNDS = 4
 _SETTLE_S = 0.1  # a new process computes by then
@@ -37,9 +38,9 @@ class Bench:
         self._peak: tuple[float, str] | None = None
         longest = max(num_context + _STEPS_PER_PASS, PREFILL_TOKENS + 1)
         limit = min(longest, engine.config.max_position_embeddings)
-        if num_context >= limit:
+        if num_context > limit - 2:  # a step is timed from one token to the next
             raise MimoRtError(
-                f"[bench] --context: expected 1..{limit - 1} for this model, got {num_context}."
+                f"[bench] --context: expected 1..{limit - 2} for this model, got {num_context}."
             )
         self._session = _C.Session(engine, max_context=limit)
 
@@ -71,25 +72,23 @@ class Bench:
     def decode(self) -> Measurement:
         """One token per step; a sample is the time between two tokens.
 
-        Memory is read between the passes: a virtual machine's cores move between core complexes, and
-        the best reading of all need not be of those that decoded.
+        Memory is read before and after every half second: a virtual machine's cores move between core
+        complexes, and the best reading of all need not be of those that decoded.
         """
-        passes: list[tuple[float, ...]] = []
+        windows: list[tuple[float, ...]] = []
         reads = [self._read_gbs()]
         deadline = time.monotonic() + self._seconds
         num_bytes = 0
-        while sum(map(len, passes)) < MIN_SAMPLES or time.monotonic() < deadline:
-            times, num_bytes = self._pass_times()
-            if not times:  # no room for a second token
-                break
-            passes.append(times)
+        while sum(map(len, windows)) < MIN_SAMPLES or time.monotonic() < deadline:
+            times, num_bytes = self._window_times(min(_WINDOW_S, self._seconds))
+            windows.append(times)
             reads.append(self._read_gbs())
         fractions = [
             num_bytes / statistics.median(times) / 1e9 / statistics.fmean(beside)
-            for times, beside in zip(passes, pairwise(reads), strict=True)
+            for times, beside in zip(windows, pairwise(reads), strict=True)
         ]
         return Measurement(
-            f"decode/ctx{self._num_context}/1", sum(passes, ()), 1, num_bytes,
+            f"decode/ctx{self._num_context}/1", sum(windows, ()), 1, num_bytes,
             step_flops(self.engine.config, 1, 1),
             in_situ_fraction=statistics.median(fractions),
         )
@@ -98,14 +97,23 @@ class Bench:
         self.bandwidths.append(self.engine.measure_bandwidth_gbs(0.05))
         return self.bandwidths[-1]
 
-    def _pass_times(self) -> tuple[tuple[float, ...], int]:
-        """Times between tokens, warm, from a new context on, for a step takes longer behind more
-        tokens; weight bytes of such a step."""
+    def _window_times(self, seconds: float) -> tuple[tuple[float, ...], int]:
+        """Times between tokens for about that long; weight bytes of such a step."""
+        deadline = time.monotonic() + seconds
+        window, num_bytes = self._pass_times(deadline)
+        while time.monotonic() < deadline:
+            times, num_bytes = self._pass_times(deadline)
+            window += times
+        return window, num_bytes
+
+    def _pass_times(self, deadline: float) -> tuple[tuple[float, ...], int]:
+        """The same, warm, from a new context on: a step takes longer behind more tokens."""
         stamps: list[int] = []
 
         def on_token(_ids: list[int], _text: str) -> bool:
             stamps.append(time.perf_counter_ns())
-            return True
+            is_enough = len(stamps) > _WARM_UP_STEPS + MIN_SAMPLES
+            return not (is_enough and time.monotonic() > deadline)
 
         self._session.reset()
         prompt = spread_prompt(self.engine.config, self._num_context)
@@ -156,15 +164,6 @@ class Bench:
             )
             for count in counts
         ]
-
-    def _window_times(self, seconds: float) -> tuple[tuple[float, ...], int]:
-        """The times of passes for about that long, one at least."""
-        deadline = time.monotonic() + seconds
-        window, num_bytes = self._pass_times()
-        while time.monotonic() < deadline:
-            times, num_bytes = self._pass_times()
-            window += times
-        return window, num_bytes
 
     def decode_rows(self) -> Measurement:
         """Eight tokens per step, as a verification of drafts would run."""

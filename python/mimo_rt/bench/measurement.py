@@ -15,12 +15,12 @@ MIN_SAMPLES = 5
 class Roofs:
     """What the machine can do, measured in the same run. ``peak_gflops`` None: not measured.
 
-    ``peak_unit`` is the instruction that the peak is of.
+    ``peak_source`` is the instruction that reaches it.
     """
 
     bandwidth_gbs: float
     peak_gflops: float | None = None
-    peak_unit: str | None = None
+    peak_source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,9 @@ class Measurement:
         return self.num_bytes / self.median_s / 1e9
 
     def bandwidth_fraction(self, roofs: Roofs) -> float:
-        return self.in_situ_fraction or self.gbs / roofs.bandwidth_gbs
+        if self.in_situ_fraction is not None:
+            return self.in_situ_fraction
+        return self.gbs / roofs.bandwidth_gbs
 
     def quantiles_s(self) -> tuple[float, float]:
         """10th and 90th percentile."""
@@ -80,6 +82,8 @@ class Measurement:
             "bandwidth_fraction": round(fraction, 4),
             **self.facts,
         }
+        if self.in_situ_fraction is not None:
+            record["in_situ_gbs"] = round(self.gbs / fraction, 3)
         if self.num_flops:
             record["flops"] = round(self.num_flops)
             record["gflops"] = round(self.num_flops / self.median_s / 1e9, 3)

@@ -69,8 +69,9 @@ def step_points(records: Iterable[dict[str, Any]], roof: Roof) -> list[Point]:
     for r in {(_label(r), r.get("model")): r for r in records if _is_step(r)}.values():
         intensity = r["flops"] / r["bytes"]
         gflops = r["flops"] / r["median_us"] / 1e3
-        points.append(Point(_label(r), r["case"].split("/")[0], intensity, gflops,
-                            gflops / roof.at(intensity), bool(r.get("bytes_estimated"))))
+        fraction = r.get("bound_fraction") or gflops / roof.at(intensity)  # decode's: of its own reads
+        points.append(Point(_label(r), r["case"].split("/")[0], intensity, gflops, fraction,
+                            bool(r.get("bytes_estimated"))))
     return points
 
 

@@ -39,7 +39,7 @@ def records(
                  "n": len(bench.bandwidths)}]
     if bench.roofs.peak_gflops:
         common["peak_gflops"] = round(bench.roofs.peak_gflops, 2)
-        common["peak_unit"] = bench.roofs.peak_unit
+        common["peak_source"] = bench.roofs.peak_source
     lines = [{**m.record(bench.roofs), **common} for m in measured]
     if args.case == "prefill":
         ratio = measured[0].tokens_per_s / measured[1].tokens_per_s
@@ -91,10 +91,14 @@ def print_measurements(
             row += [f"{line['gflops']:.1f}", f"{100 * line['bound_fraction']:.1f}",
                     line["bound_by"]]
     print(format_table(rows, header))
+    for m in measured:
+        if m.in_situ_fraction is not None:
+            read_gbs = m.gbs / m.in_situ_fraction
+            print(f"%bandwidth of {m.case}: of {read_gbs:.2f} GB/s, read between its steps")
     if any(m.is_bytes_estimated for m in measured):
         print("~ bytes estimated: experts as by uniform routing")
     if bench.roofs.peak_gflops:
-        print(f"vector peak {bench.roofs.peak_gflops:.1f} GFLOP/s: {bench.roofs.peak_unit}, "
+        print(f"vector peak {bench.roofs.peak_gflops:.1f} GFLOP/s: {bench.roofs.peak_source}, "
               f"{bench.engine.num_workers} threads")
     if args.case == "prefill":
         ratio = measured[0].tokens_per_s / measured[1].tokens_per_s
