@@ -68,7 +68,7 @@ MIMO_RT_INLINE void look_up_bytes(__m512i codes, __m512i& low, __m512i& high) {
 
 struct Fp8 : Pairs {
   static constexpr int kFormat = layout::kFp8;
-  static constexpr uint32_t kClasses = 2, kWide = 2, kVectors = 8, kChains = 2;
+  static constexpr uint32_t kClasses = 2, kWide = 2, kVectors = 8, kChains = 1;
   static constexpr bool kExpandsOnce = true;  ///< it costs a third of the products of 8 tokens
   static constexpr uint32_t kSteps = 8 * kStepsPerPair;
 
