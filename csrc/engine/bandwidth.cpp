@@ -2,25 +2,20 @@
 
 #include "core/checks.h"
 #include "core/read_memory.h"
-#include "engine/timed_passes.h"
 #include "weights/weights.h"
 
 #include <sys/mman.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <memory>
 
 namespace mimo_rt {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 constexpr const char* kWhere = "Engine.measure_bandwidth_gbs";
 constexpr uint64_t kMinBytes = uint64_t{256} << 20;  // above the last-level caches of today
 constexpr uint64_t kMaxBytes = uint64_t{1} << 30;    // keeps a pass over a large model short
-constexpr int kMinPasses = 3;
 
 /// Anonymous memory in huge pages where the system has them.
 class Buffer {
@@ -77,7 +72,7 @@ std::vector<ReadRange> share_of(std::span<const ReadRange> ranges, uint32_t part
   return share;
 }
 
-double measure_read_gbs(std::span<const ReadRange> ranges, const BandwidthOptions& options) {
+double measure_read_gbs(std::span<const ReadRange> ranges, const PassOptions& options) {
   std::vector<ReadRange> used;
   uint64_t total = 0;
   for (const ReadRange& range : ranges) {
@@ -93,20 +88,12 @@ double measure_read_gbs(std::span<const ReadRange> ranges, const BandwidthOption
   std::vector<std::vector<ReadRange>> shares;
   for (uint32_t i = 0; i < options.num_threads; ++i)
     shares.push_back(share_of(used, i, options.num_threads));
-  TimedPasses passes(kWhere, options.num_threads, options.pin_threads, [&](uint32_t thread) {
+  TimedPasses passes(kWhere, options, [&](uint32_t thread) {
     uint64_t sum = 0;
     for (const ReadRange& range : shares[thread]) sum += read_memory(range.data, range.bytes);
     return sum;
   });
-  const auto begin = Clock::now();
-  double best = 0.0;
-  for (int pass = 0; pass < kMinPasses ||
-                     std::chrono::duration<double>(Clock::now() - begin).count() < options.seconds;
-       ++pass) {
-    const double seconds = passes.run().seconds;
-    best = std::max(best, static_cast<double>(total) / seconds * 1e-9);
-  }
-  return best;
+  return static_cast<double>(total) / passes.fastest().seconds * 1e-9;
 }
 
 }  // namespace mimo_rt

@@ -1,6 +1,8 @@
 // Measures how fast all workers together can read memory: the yardstick of decode speed.
 #pragma once
 
+#include "engine/timed_passes.h"
+
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -21,15 +23,9 @@ std::vector<ReadRange> weight_ranges(const Weights& weights);
 /// bytes of the concatenation.
 std::vector<ReadRange> share_of(std::span<const ReadRange> ranges, uint32_t part, uint32_t parts);
 
-struct BandwidthOptions {
-  uint32_t num_threads = 1;
-  bool pin_threads = true;  ///< see core/pin.h
-  double seconds = 0.2;
-};
-
 /// GB/s (1e9 bytes) of the best of several passes over `ranges` (the first GiB of them), split
 /// evenly over the threads. Less than 256 MiB, which caches could hold, is replaced by a buffer.
 /// @throws Error{out_of_memory}
-double measure_read_gbs(std::span<const ReadRange> ranges, const BandwidthOptions& options);
+double measure_read_gbs(std::span<const ReadRange> ranges, const PassOptions& options);
 
 }  // namespace mimo_rt

@@ -11,13 +11,19 @@
 
 namespace mimo_rt {
 
+struct PassOptions {
+  uint32_t num_threads = 1;
+  bool pin_threads = true;  ///< see core/pin.h
+  double seconds = 0.2;     ///< of `fastest`
+};
+
 /// The threads take the time themselves: the caller may wake late when they hold all cores,
 /// and a pass would seem short.
 class TimedPasses {
  public:
   /// `work(thread)`: one thread's part of a pass; what it returns is added up.
   /// @throws Error{out_of_memory} of `where` when threads cannot be started
-  TimedPasses(const char* where, uint32_t num_threads, bool pin_threads,
+  TimedPasses(const char* where, const PassOptions& options,
               std::function<uint64_t(uint32_t)> work);
   TimedPasses(const TimedPasses&) = delete;
   TimedPasses& operator=(const TimedPasses&) = delete;
@@ -28,6 +34,8 @@ class TimedPasses {
     uint64_t sum;    ///< of what `work` returned
   };
   Result run();
+  /// Of passes for about options.seconds, three at least.
+  Result fastest();
 
  private:
   using Clock = std::chrono::steady_clock;
@@ -41,6 +49,7 @@ class TimedPasses {
   void give_up();
   void stop();
 
+  const double seconds_;
   const std::function<uint64_t(uint32_t)> work_;
   std::barrier<> barrier_;
   std::vector<Part> parts_;  // of each thread

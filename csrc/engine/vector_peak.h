@@ -4,18 +4,11 @@
 #include <mimo_rt/engine.h>
 
 #include "cpu/kernels.h"
-
-#include <cstdint>
+#include "engine/timed_passes.h"
 
 namespace mimo_rt {
 
-struct PeakOptions {
-  uint32_t num_threads = 1;
-  bool pin_threads = true;  ///< see core/pin.h
-  double seconds = 0.2;
-};
-
 /// The best of several passes; `kernels` have run_products. @throws Error{out_of_memory}
-VectorPeak measure_vector_peak(const cpu::Kernels& kernels, const PeakOptions& options);
+VectorPeak measure_vector_peak(const cpu::Kernels& kernels, const PassOptions& options);
 
 }  // namespace mimo_rt

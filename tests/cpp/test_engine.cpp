@@ -151,7 +151,7 @@ TEST_CASE("bandwidth: threads share the ranges, every byte once") {
 }
 
 TEST_CASE("vector peak: operations of all threads, of what the backend multiplies with") {
-  TimedPasses passes("test", 3, false, [](uint32_t thread) { return 10u + thread; });
+  TimedPasses passes("test", {.num_threads = 3, .pin_threads = false}, [](uint32_t thread) { return 10u + thread; });
   for (int pass = 0; pass < 2; ++pass) {
     const TimedPasses::Result result = passes.run();
     CHECK_EQ(result.sum, 33u);
