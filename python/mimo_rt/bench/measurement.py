@@ -55,6 +55,11 @@ class Measurement:
     def gbs(self) -> float:
         return self.num_bytes / self.median_s / 1e9
 
+    @property
+    def in_situ_gbs(self) -> float | None:
+        """What was read between the samples."""
+        return None if self.in_situ_fraction is None else self.gbs / self.in_situ_fraction
+
     def bandwidth_fraction(self, roofs: Roofs) -> float:
         if self.in_situ_fraction is not None:
             return self.in_situ_fraction
@@ -82,8 +87,8 @@ class Measurement:
             "bandwidth_fraction": round(fraction, 4),
             **self.facts,
         }
-        if self.in_situ_fraction is not None:
-            record["in_situ_gbs"] = round(self.gbs / fraction, 3)
+        if self.in_situ_gbs is not None:
+            record["in_situ_gbs"] = round(self.in_situ_gbs, 3)
         if self.num_flops:
             record["flops"] = round(self.num_flops)
             record["gflops"] = round(self.num_flops / self.median_s / 1e9, 3)

@@ -92,9 +92,8 @@ def print_measurements(
                     line["bound_by"]]
     print(format_table(rows, header))
     for m in measured:
-        if m.in_situ_fraction is not None:
-            read_gbs = m.gbs / m.in_situ_fraction
-            print(f"%bandwidth of {m.case}: of {read_gbs:.2f} GB/s, read between its steps")
+        if m.in_situ_gbs is not None:
+            print(f"%bandwidth of {m.case}: of {m.in_situ_gbs:.2f} GB/s, read between its steps")
     if any(m.is_bytes_estimated for m in measured):
         print("~ bytes estimated: experts as by uniform routing")
     if bench.roofs.peak_gflops:
