@@ -196,13 +196,10 @@ struct Panel : F {
 
   template <class Emit>
   MIMO_RT_INLINE void expand(const uint8_t* weights, uint32_t j, const Emit& emit) {
-#pragma GCC unroll 4
-    for (uint32_t s = 0; s < kStepsPerVector; ++s, weights += F::kWide * 64) {
-      if constexpr (F::kWide == 2)
-        emit(j * kStepsPerVector + s, _mm512_load_si512(weights), _mm512_load_si512(weights + 64));
-      else
-        emit(j * kStepsPerVector + s, _mm512_load_si512(weights));
-    }
+    static_assert(F::kWide == 2);
+#pragma GCC unroll 2
+    for (uint32_t s = 0; s < kStepsPerVector; ++s, weights += F::kWide * 64)
+      emit(j * kStepsPerVector + s, _mm512_load_si512(weights), _mm512_load_si512(weights + 64));
   }
 
   static void fill(const Tile& tile, uint8_t* weights) {
