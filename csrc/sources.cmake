@@ -19,6 +19,7 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/core/dtype.cpp
   csrc/core/error.cpp
   csrc/core/file.cpp
+  csrc/core/memory_nodes.cpp
   csrc/core/pin.cpp
   csrc/core/read_memory.cpp
   csrc/core/sha256.cpp
@@ -68,6 +69,7 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/weights/pack_matrices.cpp
   csrc/weights/packed_cache.cpp
   csrc/weights/packed_file.cpp
+  csrc/weights/page_placement.cpp
   csrc/weights/qkv_tiles.cpp
   csrc/weights/random_fill.cpp
   csrc/weights/rank_slice.cpp
@@ -99,6 +101,7 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/engine/stop_text.cpp
   csrc/engine/vocabulary.cpp
   csrc/engine/weight_bytes.cpp
+  csrc/engine/weight_readers.cpp
   csrc/ref/executor.cpp
   csrc/ref/ops_attention.cpp
   csrc/ref/ops_draft.cpp

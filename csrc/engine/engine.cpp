@@ -1,12 +1,14 @@
 #include "engine/engine_impl.h"
 
 #include "core/checks.h"
+#include "core/pin.h"
 #include "cpu/dispatch.h"
 #include "cuda/read_speed.h"
 #include "engine/bandwidth.h"
 #include "engine/cuda_engine.h"
 #include "engine/machine_notes.h"
 #include "engine/vector_peak.h"
+#include "engine/weight_readers.h"
 #include "plan/trace.h"
 
 #include <mimo_rt/checkpoint.h>
@@ -85,6 +87,12 @@ std::unique_ptr<Engine::Impl> prepare_engine(const ModelConfig& config, const Dr
   auto impl = Engine::Impl::prepare(config, draft, options, plan);
   if (!note.empty()) impl->notes.push_back(note);
   return impl;
+}
+
+/// Where the weights should lie for steps of few tokens, which are those that wait for memory.
+PagePlacement weight_placement(const Engine::Impl& impl, const std::string& backend) {
+  if (backend == "ref" || !impl.options.pin_threads) return {};
+  return placement_for(impl.decode_plan, cores_to_pin(impl.decode_plan.num_workers()));
 }
 
 /// Everything after the weights: the executor.
@@ -173,6 +181,8 @@ std::shared_ptr<Engine> Engine::open(const std::filesystem::path& model_dir,
         DraftWeights::load(draft_dir, *draft, load, {.use_mmap = options.use_mmap}));
   }
   load.progress = options.progress;
+  const PagePlacement placement = weight_placement(*impl, backend);
+  load.placement = &placement;
   impl->weights = std::make_unique<Weights>(Weights::load(checkpoint, config, load));
   impl->packed_cache.push_back(impl->weights->cache_report());
   if (draft) impl->packed_cache.push_back(impl->draft_weights->cache_report());
@@ -191,7 +201,8 @@ std::shared_ptr<Engine> Engine::synthetic(const ModelConfig& config, uint64_t se
     if (layer.window_tokens && options.window_tokens) layer.window_tokens = options.window_tokens;
   if (draft) draft->check_target(adjusted);
   auto impl = prepare_engine(adjusted, draft, options, backend);
-  impl->weights = std::make_unique<Weights>(Weights::synthetic(adjusted, seed));
+  const PagePlacement placement = weight_placement(*impl, backend);
+  impl->weights = std::make_unique<Weights>(Weights::synthetic(adjusted, seed, &placement));
   if (draft)
     impl->draft_weights = std::make_unique<DraftWeights>(DraftWeights::synthetic(*draft, seed + 1));
   return build_engine(std::move(impl), backend);

@@ -6,6 +6,7 @@
 #include "weights/cache_files.h"
 #include "weights/content_hash.h"
 #include "weights/packed_file.h"
+#include "weights/page_placement.h"
 
 #include <mimo_rt/version.h>
 
@@ -84,6 +85,13 @@ class KeyHash {
   Sha256 hash_;
 };
 
+Arena pack_arena(const ArenaRecipe& recipe) {
+  Arena arena = allocate(recipe.layout, recipe.where);
+  if (recipe.options.placement) place_pages(arena, recipe.layout, *recipe.options.placement);
+  recipe.fill(arena);
+  return arena;
+}
+
 /// One arena and its file.
 class CachedArena {
  public:
@@ -110,7 +118,7 @@ class CachedArena {
     const WriterLock::State state = wait_for(lock);
     // The file may have come into being in the meantime.
     if (std::optional<Arena> found = find()) return std::move(*found);
-    Arena arena = pack();
+    Arena arena = pack_arena(recipe_);
     if (state == WriterLock::State::busy)
       give_up("another process has been writing the same file for too long");
     else
@@ -146,7 +154,6 @@ class CachedArena {
   void write_contents(const std::string& name, const Digest& contents) const;
   std::optional<Arena> find();
   WriterLock::State wait_for(WriterLock& lock) const;
-  Arena pack() const;
   void keep(const Arena& arena, bool is_alone);
   void give_up(const std::string& message) {
     report_.state = State::failed;
@@ -223,12 +230,6 @@ WriterLock::State CachedArena::wait_for(WriterLock& lock) const {
   }
 }
 
-Arena CachedArena::pack() const {
-  Arena arena = allocate(recipe_.layout, recipe_.where);
-  recipe_.fill(arena);
-  return arena;
-}
-
 void CachedArena::keep(const Arena& arena, bool is_alone) {
   // What was hashed and what was packed are the same bytes only if nobody wrote to the files.
   if (!is_unchanged(recipe_.checkpoint))
@@ -255,9 +256,7 @@ void CachedArena::keep(const Arena& arena, bool is_alone) {
 Arena make_arena(const ArenaRecipe& recipe, PackedCacheReport& report) {
   report.part = recipe.part;
   if (!recipe.options.cache_dir.empty()) return CachedArena(recipe, report).make();
-  Arena arena = allocate(recipe.layout, recipe.where);
-  recipe.fill(arena);
-  return arena;
+  return pack_arena(recipe);
 }
 
 std::string_view packed_cache_state_name(State state) noexcept {

@@ -35,6 +35,8 @@ struct LayerWeights {
 /// (bytes packed so far, bytes in all); called from one thread at a time; returning false cancels the load.
 using ProgressCallback = std::function<bool(uint64_t done_bytes, uint64_t total_bytes)>;
 
+struct PagePlacement;
+
 /// Owns one arena; immutable and shareable after construction.
 class Weights {
  public:
@@ -43,6 +45,9 @@ class Weights {
     ProgressCallback progress;   ///< may be empty
     std::filesystem::path cache_dir{};  ///< keeps packed arenas; empty: none
     bool use_mmap = true;        ///< false: a file of `cache_dir` is read into memory of our own
+    /// Where to put what is packed, see page_placement.h; nullptr: wherever the packing threads run. Files of
+    /// `cache_dir` lie in the page cache, where the kernel put them.
+    const PagePlacement* placement = nullptr;
   };
   /// Packs `checkpoint` in parallel and releases its pages as it goes: peak memory <= 1.15 x packed_bytes(). Maps the
   /// result of an earlier load when `options.cache_dir` has it; see packed_cache.h.
@@ -50,7 +55,7 @@ class Weights {
   ///         Error{out_of_memory} before anything is read when the machine cannot hold it; Error{cancelled}.
   static Weights load(const Checkpoint& checkpoint, const ModelConfig& config, const Options& options);
   /// Random weights of the right shapes and formats, made in memory: for benchmarks. Equal seeds give equal bytes.
-  static Weights synthetic(const ModelConfig& config, uint64_t seed);
+  static Weights synthetic(const ModelConfig& config, uint64_t seed, const PagePlacement* placement = nullptr);
 
   Weights(Weights&&) noexcept;
   ~Weights();
