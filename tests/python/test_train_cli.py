@@ -111,6 +111,27 @@ def test_draft_in_two_calls(model, data, tmp_path, capsys):
                for name, value in draft.state_dict().items())
 
 
+def test_a_draft_starts_at_another(model, data, tmp_path, capsys):
+    """With a learning rate of nothing the result is the draft that it started at."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    command = ["train", "draft", str(model), str(data)]
+    assert main([*command, str(first), *DRAFT, "--draft-vocab-size", "9", "--seed", "3"]) == 0
+    start = ["--start", str(first / "dflash"), "--lr", "1e-30"]
+    assert main([*command, str(second), *DRAFT, "--draft-vocab-size", "9", *start]) == 0
+    begin, end = (import_draft(run / "dflash") for run in (first, second))
+    assert torch.equal(begin.vocab_ids, end.vocab_ids)
+    assert all(torch.equal(value, end.state_dict()[name]) for name, value in begin.state_dict().items())
+    third = tmp_path / "third"
+    assert main([*command, str(third), *DRAFT, "--draft-vocab-size", "9", "--lr", "1e-30"]) == 0
+    control = import_draft(third / "dflash").state_dict()  # without a start: random weights
+    assert not torch.equal(begin.state_dict()["fc.weight"], control["fc.weight"])
+    capsys.readouterr()
+    assert main([*command, str(tmp_path / "other"), *DRAFT, "--draft-vocab-size", "8", *start]) == 1
+    assert "expected a draft with draft_vocab_size = 8 as in this run, got 9" in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "none"), *DRAFT, "--start", str(tmp_path / "nowhere")]) == 1
+    assert "nowhere" in capsys.readouterr().err
+
+
 def test_draft_of_a_part_of_the_vocabulary(model, data, tmp_path, capsys):
     run = tmp_path / "run"
     command = ["train", "draft", str(model), str(data), str(run), *DRAFT, "--draft-vocab-size"]

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 from mimo_rt import MimoRtError  # noqa: E402
 from mimo_rt.checkpoints import write_tiny_checkpoint  # noqa: E402
 from mimo_rt.checkpoints.draft_layout import DraftShape  # noqa: E402
-from mimo_rt.train import optimizers, schedule  # noqa: E402
+from mimo_rt.train import optimizers, precision, schedule  # noqa: E402
 from mimo_rt.train.acceptance import evaluate_draft  # noqa: E402
 from mimo_rt.train.data import TrainingData  # noqa: E402
 from mimo_rt.train.draft import DraftModel  # noqa: E402
@@ -44,7 +44,7 @@ def data():
     return TrainingData([Generation(str(i), 0, 0.0, row[:6], row[6:]) for i, row in enumerate(ids)], 64)
 
 
-def make_trainer(target, data, cache=None, seed=0, vocab_ids=None, **options):
+def make_trainer(target, data, cache=None, seed=0, vocab_ids=None, dtype=torch.float32, **options):
     shape = DraftShape(hidden_size=96, intermediate_size=128, num_layers=1, num_q_heads=4, num_kv_heads=2,
                        qk_head_dim=32, v_head_dim=32, rotary_dim=16, target_layer_ids=LAYERS, mask_token_id=99,
                        num_target_layers=5, vocab_size=101, block_size=4, window_tokens=16, value_scale=0.7,
@@ -52,7 +52,7 @@ def make_trainer(target, data, cache=None, seed=0, vocab_ids=None, **options):
     features = FeatureSource(target, LAYERS, data.token_ids, cache)
     chosen = dataclasses.replace(OPTIONS, seed=seed, **options)
     draft = DraftModel(shape, seed=1, vocab_ids=vocab_ids)
-    return DraftTrainer(target, draft, data, features, chosen), features
+    return DraftTrainer(target, draft, data, features, chosen, dtype=dtype), features
 
 
 @pytest.mark.parametrize("options", [{}, {"num_frequent_ids": 20, "num_random_ids": 30, "ema_decay": 0.9}],
@@ -79,6 +79,38 @@ def test_it_learns_the_answers_by_their_features(target, data, options, tmp_path
     control = evaluate_draft(target, trainer.averaged_draft(), data, shuffled)["mean_acceptance_length"]
     print(control)
     assert control < 1.6
+
+
+def test_it_learns_in_bf16(target, data):
+    """Products with BF16 operands: the loss of the first step is that of float32 but for their rounding."""
+    trainer, features = make_trainer(target, data, dtype=torch.bfloat16)
+    exact, _ = make_trainer(target, data)
+    losses = [trainer.step() for _ in range(OPTIONS.num_steps)]
+    first = exact.step()
+    assert losses[0] != first
+    assert losses[0] == pytest.approx(first, rel=2**-7)
+    assert losses[-1] < 0.1 * losses[0]
+    assert all(value.dtype == torch.float32 for value in weights(trainer).values())
+    result = evaluate_draft(target, trainer.draft, data, features, dtype=torch.bfloat16)
+    assert result["mean_acceptance_length"] > 3.0
+
+
+@pytest.mark.parametrize(("name", "expected"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_precisions(name, expected):
+    assert precision.matmul_dtype(name, torch.device("cpu")) == expected
+    x = torch.full((4, 4), 1 + 2**-10)
+    with precision.autocast(torch.device("cpu"), expected):
+        assert (x @ x).dtype == expected
+
+
+def test_the_faster_precision_is_chosen(monkeypatch):
+    cpu = torch.device("cpu")
+    for names, expected in (({"avx2": True, "avx512_bf16": False}, torch.float32), ({"avx512_bf16": True}, torch.bfloat16)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda names=names: names, raising=False)
+        assert precision.matmul_dtype("auto", cpu) == expected
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert precision.matmul_dtype("auto", cpu) == torch.float32
+    assert precision.matmul_dtype("auto", torch.device("cuda")) == torch.bfloat16
 
 
 def test_it_learns_a_part_of_the_vocabulary(target, data):
@@ -190,14 +222,15 @@ def test_cached_features_equal_computed_ones(target, data, tmp_path):
     assert torch.equal(other(0), expected[0].roll(96, dims=1))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24), (32, 32)])
-def test_muon_equals_torch_up_to_its_bf16(shape):
+def test_muon_equals_torch_up_to_its_bf16(shape, dtype):
     """torch iterates in BF16 (u = 2^-8): five steps with slopes up to 3.44 leave a few per cent per element."""
     generator = torch.Generator().manual_seed(1)
     start = torch.randn(shape, generator=generator)
     grads = [torch.randn(shape, generator=generator) for _ in range(3)]
     ends = []
-    for make in (lambda p: optimizers.Float32Muon([p], lr=0.1, weight_decay=0.3),
+    for make in (lambda p: optimizers.CpuMuon([p], lr=0.1, weight_decay=0.3, dtype=dtype),
                  lambda p: torch.optim.Muon([p], lr=0.1, weight_decay=0.3, adjust_lr_fn="match_rms_adamw"),
                  lambda p: torch.optim.Muon([p], lr=0.1, weight_decay=0.3, momentum=0.8,
                                             adjust_lr_fn="match_rms_adamw")):

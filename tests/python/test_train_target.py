@@ -70,3 +70,17 @@ def test_features_are_the_stream_before_the_final_norm(tmp_path):
 
     assert difference(out.logits, head(last)) < BOUND
     assert difference(out.logits, head(middle)) > 0.01
+
+
+def test_products_in_bf16_round_their_operands_only(tmp_path):
+    """A dense layer: operands within 2^-9 each, sums in float32; a chain of four products stays within 2^-6."""
+    directory = write_tiny_checkpoint(tmp_path / "m")
+    exact, rounded = (TargetModel(directory, matmul_dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
+    assert not exact.config["moe_layer_freq"][0]
+    with torch.no_grad():
+        expected, got = (m.forward(torch.tensor(TOKENS), layer_ids=[0], wants_logits=False).features
+                         for m in (exact, rounded))
+    assert got.dtype == torch.float32
+    assert rounded.weights["model.layers.0.self_attn.q_proj"].dtype == torch.bfloat16
+    assert rounded.weights["model.layers.1.mlp.gate"].dtype == torch.float32  # who routes is not rounded
+    assert 0 < difference(got, expected.numpy()) < 2**-6

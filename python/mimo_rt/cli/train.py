@@ -126,6 +126,10 @@ def _add_draft(commands: Any, common: argparse.ArgumentParser) -> None:
                             help="estimate the softmax by the F most frequent and R random ids")
     vocabulary.add_argument("--draft-vocab-size", type=int, default=0, metavar="N",
                             help="propose the N most frequent ids of the answers only")
+    group.add_argument("--start", type=Path, metavar="DRAFT",
+                       help="start at a finished draft (default: random weights)")
+    group.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
+                       help="of matrix products (default auto: bf16 where it is faster)")
     group.add_argument("--no-feature-cache", action="store_true",
                        help="run the target in every epoch instead of keeping its features")
     parser.set_defaults(run=_run_draft)
@@ -162,6 +166,7 @@ def _run_draft(args: argparse.Namespace) -> int:
     draft_dir = train_draft(
         args.model, args.data, args.run_dir, sizes=sizes, options=options, run=_run_options(args),
         num_validation=args.validation, device=args.torch_device,
+        precision=args.precision, start_dir=args.start,
         cache_features=not args.no_feature_cache, report=line,
     )
     line.close()

@@ -12,19 +12,28 @@ from .data import TrainingData
 from .draft import DraftModel
 from .features import FeatureSource
 from .loss import accepted_lengths, count_rounds
+from .precision import autocast
 from .target import TargetModel
 
 EVAL_BLOCKS = 64  # blocks per forward when all anchors of a sequence are tried
 
 
 def evaluate_draft(
-    target: TargetModel, draft: DraftModel, data: TrainingData, features: FeatureSource
+    target: TargetModel,
+    draft: DraftModel,
+    data: TrainingData,
+    features: FeatureSource,
+    *,
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
     """Offline acceptance on held-out answers, without sampling noise.
 
     Every anchor of every answer is drafted greedily; a walk through each answer then counts the
     rounds that decoding would take. For greedy answers, and for sampled ones when a draft token is
     accepted only if it is the token that was drawn, this is the acceptance length itself.
+
+    Args:
+        dtype: in which matrices are multiplied (see precision.py).
 
     Returns:
         mean_acceptance_length: tokens per round, over all answers and per set of prompts;
@@ -34,7 +43,7 @@ def evaluate_draft(
     rounds_of: Counter[str] = Counter()
     tokens_of: Counter[str] = Counter()
     num_right, num_labels = torch.zeros(block_size - 1), torch.zeros(block_size - 1)
-    with torch.no_grad():
+    with torch.no_grad(), autocast(target.device, dtype):
         for seq_idx, ids in enumerate(data.token_ids):
             ids = ids.to(target.device)
             context = draft.context(features(seq_idx))

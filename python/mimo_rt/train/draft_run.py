@@ -8,14 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..checkpoints.draft_layout import DraftShape, default_target_layer_ids
 from .acceptance import evaluate_draft
 from .data import TrainingData
 from .draft import DraftModel
 from .draft_files import export_draft
+from .draft_start import start_at_draft
 from .draft_trainer import DraftTrainer, DraftTrainingOptions
 from .features import FeatureSource
 from .generations import Generation, read_generations
+from .precision import matmul_dtype
 from .run import Report, RunOptions, run_training
 from .target import TargetModel
 
@@ -87,6 +91,13 @@ def split_generations(
     return training, [g for g in generations if g.prompt in held_out]
 
 
+def _random_draft(shape: DraftShape, data: TrainingData, seed: int) -> DraftModel:
+    vocab_ids = None
+    if shape.draft_vocab_size:
+        vocab_ids = data.vocabulary(shape.draft_vocab_size, shape.vocab_size)
+    return DraftModel(shape, seed=seed, vocab_ids=vocab_ids)
+
+
 def train_draft(
     model_dir: Path,
     data_dir: Path,
@@ -97,20 +108,29 @@ def train_draft(
     run: RunOptions,
     num_validation: int = 16,
     device: str = "cpu",
+    precision: str = "auto",
+    start_dir: Path | None = None,
     cache_features: bool = True,
     report: Report,
 ) -> Path | None:
     """Train, or go on training, in ``run_dir``; the finished draft is ``run_dir/dflash``.
 
+    Args:
+        precision: "fp32", "bf16" or "auto", see precision.py. Not part of what a run was begun with: it may go on
+            with another, in other bits.
+        start_dir: a finished draft to start at; None: random weights.
+
     Returns:
         The draft's directory, or None when the time of this call was up first.
 
     Raises:
-        InvalidArgumentError: no usable answers, or the run was begun with other options.
+        InvalidArgumentError: no usable answers, the run was begun with other options, or the draft to start at
+            has another shape.
     """
     run_dir = Path(run_dir)
     report("loading the target")
-    target = TargetModel(model_dir, device=device)
+    dtype = matmul_dtype(precision, torch.device(device))
+    target = TargetModel(model_dir, matmul_dtype=dtype, device=device)
     training, validation = split_generations(read_generations(data_dir), num_validation)
     data = TrainingData(training, options.max_sequence_tokens)
     held_out = TrainingData(validation or training[:1], options.max_sequence_tokens)
@@ -122,14 +142,16 @@ def train_draft(
             (held_out, run_dir / "features-held-out" if cache_features else None),
         )
     )
-    vocab_ids = None
-    if shape.draft_vocab_size:
-        vocab_ids = data.vocabulary(shape.draft_vocab_size, shape.vocab_size)
-    draft = DraftModel(shape, seed=options.seed, vocab_ids=vocab_ids)
-    trainer = DraftTrainer(target, draft, data, features, options)
+    if start_dir is not None:
+        draft = start_at_draft(start_dir, shape)
+    else:
+        draft = _random_draft(shape, data, options.seed)
+    trainer = DraftTrainer(target, draft, data, features, options, dtype=dtype)
 
     def evaluate() -> dict[str, Any]:
-        return evaluate_draft(target, trainer.averaged_draft(), held_out, held_out_features)
+        return evaluate_draft(
+            target, trainer.averaged_draft(), held_out, held_out_features, dtype=dtype
+        )
 
     if not run_training(trainer, run_dir, run, evaluate=evaluate, report=report):
         return None

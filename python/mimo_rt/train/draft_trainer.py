@@ -20,6 +20,7 @@ from .draft import DraftModel
 from .features import FeatureSource
 from .loss import VocabSample, block_loss, slot_weights
 from .optimizers import learning_rate_factor, make_optimizers, set_learning_rate
+from .precision import autocast
 from .schedule import mix_seed, sequences_of_step
 from .state_files import load_state, save_state
 from .target import TargetModel
@@ -60,6 +61,7 @@ class DraftTrainer:
 
     Args:
         data: training sequences; ``features`` are those of the same sequences.
+        dtype: in which matrices are multiplied (see precision.py).
     """
 
     def __init__(
@@ -69,15 +71,18 @@ class DraftTrainer:
         data: TrainingData,
         features: FeatureSource,
         options: DraftTrainingOptions,
+        *,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.draft = draft.to(target.device)
         self.options = options
         self.step_idx = 0
         self.history: list[dict[str, float]] = []
         self._target, self._data, self._features = target, data, features
+        self._dtype = dtype
         self._head = self.draft.head(target.lm_head)
         self._optimizers = make_optimizers(
-            draft.parameters(), lr=options.lr, weight_decay=options.weight_decay
+            draft.parameters(), lr=options.lr, weight_decay=options.weight_decay, dtype=dtype
         )
         self._weights = slot_weights(draft.shape.block_size - 1, draft.shape.loss_decay_gamma)
         self._ema = {k: v.detach().clone() for k, v in draft.state_dict().items()}
@@ -119,7 +124,8 @@ class DraftTrainer:
         for optimizer in self._optimizers:
             optimizer.zero_grad(set_to_none=True)
         for item in batch:
-            part = self._sequence_loss(*item, generator) / total_weight
+            with autocast(self._target.device, self._dtype):
+                part = self._sequence_loss(*item, generator) / total_weight
             part.backward()
             loss += float(part.detach())
         self._update()

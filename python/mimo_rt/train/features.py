@@ -60,7 +60,9 @@ class FeatureSource:
             write_json(meta, key)
 
     def _fingerprint(self) -> str:
-        digest = hashlib.sha256(repr((self._layer_ids, str(self._target.directory))).encode())
+        digest = hashlib.sha256(
+            repr((self._layer_ids, str(self._target.directory), self._target.matmul_dtype)).encode()
+        )
         digest.update((self._target.directory / "config.json").read_bytes())
         for path in sorted(self._target.directory.glob("*.safetensors")):
             digest.update(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())

@@ -41,6 +41,11 @@ def sink_softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
     return torch.cat([scores, sinks], dim=-1).softmax(dim=-1)[..., :-1]
 
 
+def matmul(h: Tensor, weight: Tensor) -> Tensor:
+    """h ``[..., cols]`` times weight ``[rows, cols]``, in the weight's type; the result is of h's."""
+    return (h.to(weight.dtype) @ weight.T).to(h.dtype)
+
+
 def swiglu(h: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
     """down(silu(gate h) * up h), weights ``[rows, cols]``."""
-    return (torch.nn.functional.silu(h @ gate.T) * (h @ up.T)) @ down.T
+    return matmul(torch.nn.functional.silu(matmul(h, gate)) * matmul(h, up), down)

@@ -13,16 +13,17 @@ NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 
 
-class Float32Muon(torch.optim.Optimizer):
-    """`torch.optim.Muon` with its iteration in float32 instead of BF16.
+class CpuMuon(torch.optim.Optimizer):
+    """`torch.optim.Muon` with the type of its iteration as a choice.
 
-    CPUs without BF16 arithmetic take about thirty times as long over torch's own. The update is the
-    same: Nesterov momentum, orthogonalised, scaled to the size of an AdamW step
+    torch's own iterates in BF16, over which CPUs without BF16 arithmetic take about thirty times as
+    long as over float32. The update is the same: Nesterov momentum, orthogonalised, scaled to the size of an AdamW step
     (``adjust_lr_fn="match_rms_adamw"``), decoupled weight decay.
 
     Args:
         params: matrices ``[rows, cols]``.
         lr: learning rate, as for AdamW.
+        dtype: of the iteration.
     """
 
     def __init__(
@@ -32,9 +33,11 @@ class Float32Muon(torch.optim.Optimizer):
         lr: float,
         weight_decay: float = 0.0,
         momentum: float = 0.95,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
         super().__init__(params, defaults)
+        self._dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
@@ -47,33 +50,38 @@ class Float32Muon(torch.optim.Optimizer):
                     state["momentum_buffer"] = torch.zeros_like(param)
                 buffer = state["momentum_buffer"]
                 buffer.lerp_(param.grad, 1 - group["momentum"])
-                update = orthogonalize(param.grad.lerp(buffer, group["momentum"]))
+                update = orthogonalize(
+                    param.grad.lerp(buffer, group["momentum"]), self._dtype
+                )
                 param.mul_(1 - group["lr"] * group["weight_decay"])
                 param.add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(param.shape)))
 
 
-def orthogonalize(matrix: Tensor) -> Tensor:
+def orthogonalize(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Newton-Schulz towards the nearest matrix whose singular values are all (about) one."""
     a, b, c = NEWTON_SCHULZ
     is_tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if is_tall else matrix
-    x = x / x.norm().clamp(min=1e-7)
+    x = (x / x.norm().clamp(min=1e-7)).to(dtype)
     for _ in range(NEWTON_SCHULZ_STEPS):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.T if is_tall else x
+    return (x.T if is_tall else x).to(matrix.dtype)
 
 
 def make_optimizers(
-    params: Iterable[Tensor], *, lr: float, weight_decay: float
+    params: Iterable[Tensor], *, lr: float, weight_decay: float, dtype: torch.dtype = torch.float32
 ) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices among ``params``, AdamW without decay for vectors."""
+    """Muon for the matrices among ``params``, AdamW without decay for vectors.
+
+    ``dtype``: of Muon's iteration on a CPU.
+    """
     params = list(params)
     matrices = [p for p in params if p.ndim == 2]
     vectors = [p for p in params if p.ndim != 2]
     optimizers: list[torch.optim.Optimizer] = []
     if matrices and matrices[0].device.type == "cpu":
-        optimizers.append(Float32Muon(matrices, lr=lr, weight_decay=weight_decay))
+        optimizers.append(CpuMuon(matrices, lr=lr, weight_decay=weight_decay, dtype=dtype))
     elif matrices:
         optimizers.append(
             torch.optim.Muon(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.layout import is_fused, layer_shape, qkv_chunks
-from .ops import rms_norm, rotate, sink_softmax, swiglu
+from .ops import matmul, rms_norm, rotate, sink_softmax, swiglu
 from .tensors import CheckpointTensors, read_config
 
 
@@ -35,15 +35,22 @@ class TargetModel:
 
     Attributes:
         config: the parsed config.json.
+        dtype: of activations, norms, tables and routers.
+        matmul_dtype: of all other matrices; products take operands of this type.
         weights: module or tensor name -> dense weight; fused qkv is split into q, k and v.
     """
 
     def __init__(
-        self, directory: Path | str, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
+        self,
+        directory: Path | str,
+        *,
+        dtype: torch.dtype = torch.float32,
+        matmul_dtype: torch.dtype | None = None,
+        device: str = "cpu",
     ) -> None:
         self.directory = Path(directory)
         self.config = read_config(self.directory)
-        self.dtype = dtype
+        self.dtype, self.matmul_dtype = dtype, matmul_dtype or dtype
         self.device = torch.device(device)
         self.weights: dict[str, Tensor] = {}
         tensors = CheckpointTensors(self.directory)
@@ -71,6 +78,9 @@ class TargetModel:
     def _put(self, name: str, value: Tensor) -> None:
         self.weights[name] = value.to(self.device, self.dtype)
 
+    def _put_matrix(self, name: str, value: Tensor) -> None:
+        self.weights[name] = value.to(self.device, self.matmul_dtype)
+
     def _load_tables(self, tensors: CheckpointTensors) -> None:
         self._put("model.embed_tokens", tensors.plain("model.embed_tokens.weight"))
         self._put("model.norm", tensors.plain("model.norm.weight"))
@@ -97,8 +107,8 @@ class TargetModel:
             k_chunks = 1 if shape.is_windowed else shape.num_kv_heads
             qkv = [tensors.linear(f"{attn}.{n}_proj", k_chunks if n == "k" else 1) for n in "qkv"]
         for name, weight in zip("qkv", qkv, strict=True):
-            self._put(f"{attn}.{name}_proj", weight)
-        self._put(f"{attn}.o_proj", tensors.linear(f"{attn}.o_proj"))
+            self._put_matrix(f"{attn}.{name}_proj", weight)
+        self._put_matrix(f"{attn}.o_proj", tensors.linear(f"{attn}.o_proj"))
         if shape.has_sink:
             name = f"{attn}.attention_sink_bias"
             self._put(name, tensors.plain(name))
@@ -113,7 +123,7 @@ class TargetModel:
             self._put(bias, tensors.plain(bias))
         for module in modules:
             for name in ("gate_proj", "up_proj", "down_proj"):
-                self._put(f"{module}.{name}", tensors.linear(f"{module}.{name}"))
+                self._put_matrix(f"{module}.{name}", tensors.linear(f"{module}.{name}"))
 
     def expert_modules(self, layer_idx: int) -> list[str]:
         """Names of the experts of a MoE layer, to which .gate_proj, .up_proj, .down_proj belong."""
@@ -191,7 +201,7 @@ class TargetModel:
         theta = float(self.config["swa_rope_theta" if shape.is_windowed else "rope_theta"])
         rotary_dim = int(shape.qk_head_dim * self.config["partial_rotary_factor"])
         q, k, v = (
-            (h @ weights[f"{attn}.{name}_proj"].T).reshape(num_tokens, heads, -1)
+            matmul(h, weights[f"{attn}.{name}_proj"]).reshape(num_tokens, heads, -1)
             for name, heads in zip(
                 "qkv", (shape.num_q_heads, shape.num_kv_heads, shape.num_kv_heads), strict=True
             )
@@ -212,7 +222,7 @@ class TargetModel:
         if sinks is not None:
             sinks = sinks.reshape(shape.num_kv_heads, q_per_kv, 1, 1)
         out = (sink_softmax(scores, sinks) @ v).permute(2, 0, 1, 3).reshape(num_tokens, -1)
-        return out @ weights[f"{attn}.o_proj"].T
+        return matmul(out, weights[f"{attn}.o_proj"])
 
     def _mlp(self, h: Tensor, module: str, weights: Mapping[str, Tensor]) -> Tensor:
         return swiglu(h, *(weights[f"{module}.{n}_proj"] for n in ("gate", "up", "down")))
