@@ -9,7 +9,7 @@
 namespace mimo_rt::cpu::avx2 {
 namespace {
 
-enum : uint32_t { kLanes = 8 };
+enum : uint32_t { kLanes = 8, kPairKeys = 4 };
 using Vector = __m256;
 
 MIMO_RT_INLINE Vector zero() { return _mm256_setzero_ps(); }
@@ -165,3 +165,5 @@ MIMO_RT_INLINE void store_sums(const Vector (&sums)[N], float* out) {
 
 }  // namespace
 }  // namespace mimo_rt::cpu::avx2
+
+#include "../shared/query_floats.h"

@@ -2,7 +2,7 @@
 //
 // Blocks are counted from the first visible key and cross segment boundaries, so pages and rings
 // never change a bit. Per head (m: running maximum, l: running denominator, o: running output):
-//   m' = max(m, max_j s_j)         p_j = e^(s_j - m')
+//   s_j = scale (q . k_j)          m' = max(m, max_j s_j)         p_j = e^(s_j - m')
 //   l = l e^(m - m') + sum_j p_j   o = o e^(m - m') + sum_j p_j v_j
 // A sink starts as m = sink, l = 1. Two heads share a key's loads and its way to FP32; what one
 // head does with a key does not depend on the other. Rows are handled as Bf16Pairs: even and odd
@@ -19,20 +19,24 @@ namespace {
 enum : uint32_t { kBlockKeys = 64, kPairLanes = 2 * kLanes };
 
 /// Independent sums of a tile: two FMA units with a latency of four cycles are busy, and AVX2's
-/// sixteen registers hold them beside their factors.
+/// sixteen registers hold them beside their factors. simd.h says how many keys two heads score at
+/// once (kPairKeys): where registers allow, as many as one head does.
 enum : uint32_t { kTileSums = 8 };
 
 MIMO_RT_INLINE uint32_t padded(uint32_t dim) {
   return (dim + kPairLanes - 1) / kPairLanes * kPairLanes;
 }
 
-/// A head is one q head of one token. Rows of q and out: per kPairLanes elements the even ones,
-/// then the odd ones.
+/// Floats that a row of q takes.
+MIMO_RT_INLINE uint32_t query_floats(uint32_t dim) { return padded(dim) / kPairLanes * kQueryFloats; }
+
+/// A head is one q head of one token. Rows of out: per kPairLanes elements the even ones, then the
+/// odd ones. Padding to a multiple of kPairLanes elements is zero.
 struct Scratch {
   uint32_t num_heads;
-  uint32_t qk_dim, v_dim;  ///< padded to a multiple of kPairLanes; padding is zero
+  uint32_t q_floats, v_dim;  ///< of a row
   float* scores;           ///< [num_heads, kBlockKeys]
-  float* q;                ///< [num_heads, qk_dim], scaled
+  float* q;                ///< [num_heads, q_floats], see store_query
   float* out;              ///< [num_heads, v_dim]
   float* max;              ///< [num_heads]
   float* sum;              ///< [num_heads]
@@ -73,34 +77,31 @@ static bool next_block(const AttendArgs& args, Cursor& cursor, Block& block) {
 }
 
 /// sums[h][n] += q_h . k_n over `count` (1 .. kPairLanes) elements from `i`.
-template <uint32_t H>
+template <uint32_t H, uint32_t N>
 MIMO_RT_INLINE void add_scores(const Scratch& s, const float* q, const bf16_t* const* k, uint32_t i,
-                               uint32_t count, Vector (&sums)[H][kTileSums / H]) {
+                               uint32_t count, Vector (&sums)[H][N]) {
 #pragma GCC unroll 8
-  for (uint32_t n = 0; n < kTileSums / H; ++n) {
+  for (uint32_t n = 0; n < N; ++n) {
     const Bf16Pairs key = load_pairs(k[n] + i, count);
 #pragma GCC unroll 2
-    for (uint32_t h = 0; h < H; ++h) {
-      const float* x = q + h * s.qk_dim + i;
-      sums[h][n] = multiply_add(even(key), load(x), sums[h][n]);
-      sums[h][n] = multiply_add(odd(key), load(x + kLanes), sums[h][n]);
-    }
+    for (uint32_t h = 0; h < H; ++h)
+      sums[h][n] = add_products(key, q + h * s.q_floats + i / kPairLanes * kQueryFloats, sums[h][n]);
   }
 }
 
-/// scores[h][n] = q_h . k_n for H heads and kTileSums / H keys.
-template <uint32_t H>
+/// scores[h][n] = q_h . k_n, for H heads and N keys, without the scale.
+template <uint32_t H, uint32_t N>
 MIMO_RT_INLINE void score_tile(const AttendArgs& args, const Scratch& s, const float* q,
                                const bf16_t* const* k, float* scores) {
-  Vector sums[H][kTileSums / H];
+  Vector sums[H][N];
 #pragma GCC unroll 2
   for (uint32_t h = 0; h < H; ++h)
 #pragma GCC unroll 8
-    for (uint32_t n = 0; n < kTileSums / H; ++n) sums[h][n] = zero();
+    for (uint32_t n = 0; n < N; ++n) sums[h][n] = zero();
   uint32_t i = 0;
   for (; i + kPairLanes <= args.qk_head_dim; i += kPairLanes)
-    add_scores<H>(s, q, k, i, kPairLanes, sums);
-  if (i < args.qk_head_dim) add_scores<H>(s, q, k, i, args.qk_head_dim - i, sums);
+    add_scores<H, N>(s, q, k, i, kPairLanes, sums);
+  if (i < args.qk_head_dim) add_scores<H, N>(s, q, k, i, args.qk_head_dim - i, sums);
 #pragma GCC unroll 2
   for (uint32_t h = 0; h < H; ++h) store_sums(sums[h], scores + h * kBlockKeys);
 }
@@ -120,20 +121,22 @@ static void score_block(const AttendArgs& args, const Scratch& s, const Block& b
     prefetch_rows(block.v, block.num_keys, j, args.v_head_dim);
     prefetch_rows(next.k, next.num_keys, j, args.qk_head_dim);
     const bf16_t* const* k = block.k + j;
-    uint32_t h = 0;
-    for (; h + 2 <= s.num_heads; h += 2)
-      for (uint32_t n = 0; n < kTileSums; n += kTileSums / 2)
-        score_tile<2>(args, s, s.q + h * s.qk_dim, k + n, s.scores + h * kBlockKeys + j + n);
-    if (h < s.num_heads)
-      score_tile<1>(args, s, s.q + h * s.qk_dim, k, s.scores + h * kBlockKeys + j);
+    for (uint32_t h = 0; h < s.num_heads; h += 2) {
+      const float* q = s.q + h * s.q_floats;
+      float* scores = s.scores + h * kBlockKeys + j;
+      if (h + 1 == s.num_heads) score_tile<1, kTileSums>(args, s, q, k, scores);
+      else
+        for (uint32_t n = 0; n < kTileSums; n += kPairKeys)
+          score_tile<2, kPairKeys>(args, s, q, k + n, scores + n);
+    }
   }
 }
 
-/// Scores become probabilities; returns the factor for what was accumulated before.
-MIMO_RT_INLINE float softmax(float* scores, uint32_t num_keys, float& max, float& sum) {
+/// Products become scores and then probabilities; returns the factor for what was accumulated before.
+MIMO_RT_INLINE float softmax(float* scores, uint32_t num_keys, float scale, float& max, float& sum) {
   Vector largest = splat(max);
   for (uint32_t j = 0; j < num_keys; j += kLanes) {
-    const Vector x = first_lanes_or(load(scores + j), num_keys - j, splat(-3.4e38f));
+    const Vector x = first_lanes_or(multiply(load(scores + j), splat(scale)), num_keys - j, splat(-3.4e38f));
     store(scores + j, x);
     largest = maximum(x, largest);
   }
@@ -207,7 +210,7 @@ static void attend_block(const AttendArgs& args, const Scratch& s, const Block& 
   // One after the other: the latencies of a head's softmax overlap those of the next.
   for (uint32_t h = 0; h < s.num_heads; ++h)
     if (const uint32_t num_keys = num_visible(h))
-      s.factor[h] = softmax(s.scores + h * kBlockKeys, num_keys, s.max[h], s.sum[h]);
+      s.factor[h] = softmax(s.scores + h * kBlockKeys, num_keys, args.scale, s.max[h], s.sum[h]);
   for (uint32_t h = 0; h < s.num_heads;) {
     const uint32_t num_keys = num_visible(h);
     const bool is_pair = h + 1 < s.num_heads && num_visible(h + 1) == num_keys;
@@ -220,11 +223,11 @@ static void attend_block(const AttendArgs& args, const Scratch& s, const Block& 
 static Scratch layout_scratch(const AttendArgs& args) {
   Scratch s;
   s.num_heads = args.num_rows * args.num_q;
-  s.qk_dim = padded(args.qk_head_dim);
+  s.q_floats = query_floats(args.qk_head_dim);
   s.v_dim = padded(args.v_head_dim);
   s.scores = args.scratch;
   s.q = s.scores + uint64_t{s.num_heads} * kBlockKeys;
-  s.out = s.q + uint64_t{s.num_heads} * s.qk_dim;
+  s.out = s.q + uint64_t{s.num_heads} * s.q_floats;
   s.max = s.out + uint64_t{s.num_heads} * s.v_dim;
   s.sum = s.max + s.num_heads;
   s.factor = s.sum + s.num_heads;
@@ -232,16 +235,12 @@ static Scratch layout_scratch(const AttendArgs& args) {
 }
 
 static void start(const AttendArgs& args, const Scratch& s) {
-  const Vector scale = splat(args.scale);
   for (uint32_t h = 0; h < s.num_heads; ++h) {
     const uint32_t q_head = h % args.num_q;
     const bf16_t* row = args.rows[h / args.num_q].q + uint64_t{q_head} * args.qk_head_dim;
-    float* q = s.q + h * s.qk_dim;
-    for (uint32_t i = 0; i < args.qk_head_dim; i += kPairLanes) {
-      const Bf16Pairs x = load_pairs(row + i, args.qk_head_dim - i);
-      store(q + i, multiply(even(x), scale));
-      store(q + i + kLanes, multiply(odd(x), scale));
-    }
+    float* q = s.q + h * s.q_floats;
+    for (uint32_t i = 0; i < args.qk_head_dim; i += kPairLanes, q += kQueryFloats)
+      store_query(q, load_pairs(row + i, args.qk_head_dim - i));
     for (uint32_t i = 0; i < s.v_dim; i += kLanes) store(s.out + h * s.v_dim + i, zero());
     const bool has_sink = args.sink_logit && args.sink_logit[q_head] > -1e30f;
     s.max[h] = has_sink ? args.sink_logit[q_head] : -1e30f;
@@ -263,7 +262,7 @@ static void finish(const AttendArgs& args, const Scratch& s) {
 }  // namespace
 
 uint64_t attend_scratch_floats(uint32_t num_heads, uint32_t qk_head_dim, uint32_t v_head_dim) {
-  return num_heads * (uint64_t{padded(qk_head_dim)} + padded(v_head_dim) + kBlockKeys + 3);
+  return num_heads * (uint64_t{query_floats(qk_head_dim)} + padded(v_head_dim) + kBlockKeys + 3);
 }
 
 void attend(const AttendArgs& args) {
