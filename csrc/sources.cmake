@@ -92,11 +92,13 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/engine/engine.cpp
   csrc/engine/generate.cpp
   csrc/engine/generation_clock.cpp
+  csrc/engine/joint_steps.cpp
   csrc/engine/machine_notes.cpp
   csrc/engine/options_check.cpp
   csrc/engine/round.cpp
   csrc/engine/sequence.cpp
   csrc/engine/session.cpp
+  csrc/engine/step_batch.cpp
   csrc/engine/step_check.cpp
   csrc/engine/stop_text.cpp
   csrc/engine/vocabulary.cpp

@@ -24,6 +24,7 @@ class CpuExecutor final : public Executor, private WorkerPool::Job {
 
   const std::string& backend_name() const override { return backend_; }
   uint32_t num_workers() const override { return pool_.num_workers(); }
+  bool joins_sequences() const override { return true; }
   void run(const Plan& plan, KvCache& cache, const StepInput& input, StepOutput& output) override;
   void run_rounds(const Plan& plan, KvCache& cache, RoundState& rounds,
                   const std::function<void()>& poll) override;

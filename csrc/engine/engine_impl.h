@@ -3,6 +3,7 @@
 
 #include <mimo_rt/engine.h>
 
+#include "engine/joint_steps.h"
 #include "engine/step.h"
 #include "engine/step_queue.h"
 #include "weights/cuda_draft_weights.h"
@@ -43,6 +44,7 @@ struct Engine::Impl {
   std::atomic<double> bandwidth_gbs = 0.0;  ///< 0: not measured
 
   StepQueue steps;                     ///< guards what follows
+  JointSteps joint_steps;
   const Plan* last_plan = nullptr;     ///< of the last step
   std::unique_ptr<Executor> executor;  ///< last member: it goes first, the others outlive it
 
@@ -53,6 +55,8 @@ struct Engine::Impl {
   uint32_t max_step_tokens() const {
     return std::max(options.max_decode_tokens, options.prefill_chunk_tokens);
   }
+  /// Whether sessions may share steps: with rounds every session has its own.
+  bool joins_steps() const { return !round_plan && !draft && executor->joins_sequences(); }
   const DraftConfig* draft_config() const { return draft ? &*draft : nullptr; }
   /// What is known before the weights: plans and their proof, which also check the config. `plan`: workers and norms;
   /// is_round: rounds also without a draft.

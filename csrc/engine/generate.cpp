@@ -2,6 +2,7 @@
 #include "core/checks.h"
 #include "engine/generation_clock.h"
 #include "engine/session_impl.h"
+#include "engine/step_batch.h"
 #include "engine/stop_text.h"
 
 #include <algorithm>
@@ -169,20 +170,24 @@ class Generation {
     request_.num_masked_ids = may_stop ? 0 : static_cast<uint32_t>(stop_ids_.size());
     StepOutput output;
     output.sampled = &sampled_;
-    bool is_cancelled;
-    {
-      const std::lock_guard lock(engine_.steps);
-      is_cancelled = session_.cancelled;  // while it waited for the engine
-      if (!is_cancelled)
-        session_.sequence.step(engine_, tokens, {&last_row, want_token ? 1u : 0u},
-                               want_token ? &request_ : nullptr, output);
-    }
-    if (is_cancelled) {
+    const StepRequest request{&session_.sequence, tokens, {&last_row, want_token ? 1u : 0u},
+                              want_token ? &request_ : nullptr, &output};
+    if (!run(request)) {  // cancelled while it waited for the engine
       stop_when_cancelled();
       return;
     }
     if (!result_.token_ids.empty()) clock_.count_step(engine_.weight_bytes, output.active_experts);
     if (want_token && sampled_.token_id < 0) fail_bad_logits(request_.position - 1);
+  }
+
+  /// False: not run, because the session was cancelled.
+  bool run(const StepRequest& request) {
+    if (request.tokens.size() == 1 && request.sample && engine_.joins_steps())
+      return engine_.joint_steps.run(engine_, request, session_.cancelled);
+    const std::lock_guard lock(engine_.steps);
+    if (session_.cancelled) return false;
+    run_step(engine_, {&request, 1});
+    return true;
   }
 
   [[noreturn]] void fail_bad_logits(uint32_t position) {

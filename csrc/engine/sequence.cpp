@@ -1,9 +1,9 @@
 #include "engine/sequence.h"
 
 #include "core/checks.h"
+#include "engine/step_batch.h"
 
 #include <algorithm>
-#include <numeric>
 #include <utility>
 
 namespace mimo_rt {
@@ -35,39 +35,24 @@ void Sequence::keep_common_prefix(std::span<const int32_t> tokens, uint32_t max_
 void Sequence::step(Engine::Impl& engine, std::span<const int32_t> tokens,
                     std::span<const uint32_t> logit_rows, const SampleRequest* sample,
                     StepOutput& output) {
-  const auto num_tokens = static_cast<uint32_t>(tokens.size());
-  const uint32_t begin = size();
-  positions_.resize(num_tokens);
-  std::iota(positions_.begin(), positions_.end(), begin);
-  seq_idx_.assign(num_tokens, 0);
+  const StepRequest request{this, tokens, logit_rows, sample, &output};
+  run_step(engine, {&request, 1});
+}
+
+void Sequence::append(std::span<const int32_t> tokens) {
   token_ids_.insert(token_ids_.end(), tokens.begin(), tokens.end());
-  try {
-    cache_.reserve(0, size());
-    most_tokens_ = std::max(most_tokens_, size());
-    StepInput input;
-    input.num_tokens = num_tokens;
-    input.token_ids = token_ids_.data() + begin;
-    input.seq_idx = seq_idx_.data();
-    input.positions = positions_.data();
-    input.num_logit_rows = static_cast<uint32_t>(logit_rows.size());
-    input.logit_rows = logit_rows.data();
-    input.sample = sample;
-    input.wants_logits = !sample || !takes_best_logit(*sample);
-    input.reads_logits = !sample;
-    if (engine.draft) {  // before this step's rows overwrite their features
-      input.context_begin = num_context_;
-      input.num_context_rows = begin - num_context_;
-    }
-    const Plan& plan = engine.plan_for(num_tokens);
-    engine.executor->run(plan, cache_, input, output);
-    engine.last_plan = &plan;  // not before: a refused step leaves no trace
-  } catch (...) {
-    token_ids_.resize(begin);
-    cache_.truncate(0, begin);
-    throw;
-  }
-  if (engine.draft) num_context_ = begin;
+  cache_.reserve(0, size());
+  most_tokens_ = std::max(most_tokens_, size());
+}
+
+void Sequence::keep_appended(std::optional<uint32_t> num_context) {
+  if (num_context) num_context_ = *num_context;
   num_cached_ = size();
+}
+
+void Sequence::drop_from(uint32_t begin) {
+  token_ids_.resize(begin);
+  cache_.truncate(0, begin);
 }
 
 void Sequence::run_rounds(Engine::Impl& engine, RoundState& state,
@@ -107,8 +92,7 @@ void Sequence::run_rounds(Engine::Impl& engine, RoundState& state,
       settle_rounds(state, block_size);
     } else {
       note_written(state.position, block_size);
-      token_ids_.resize(begin);
-      cache_.truncate(0, begin);
+      drop_from(begin);
     }
     throw;
   }

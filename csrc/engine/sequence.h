@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -37,7 +38,7 @@ class Sequence {
 
   /// Runs one step that appends `tokens` (at most Impl::max_step_tokens()). Logits are computed for
   /// the rows `logit_rows`; `sample` and `output.sampled` as in StepInput. The caller holds
-  /// `engine.steps`. On an exception the sequence is as before.
+  /// `engine.steps`. On an exception the sequence is as before. See also run_step.
   void step(Engine::Impl& engine, std::span<const int32_t> tokens,
             std::span<const uint32_t> logit_rows, const SampleRequest* sample, StepOutput& output);
 
@@ -50,12 +51,15 @@ class Sequence {
                   const std::function<bool(const SampleResult&)>& on_token);
 
  private:
+  friend class StepBatch;
+  void append(std::span<const int32_t> tokens);
+  void keep_appended(std::optional<uint32_t> num_context);  ///< with a draft: tokens that it has context of by then
+  void drop_from(uint32_t begin);
   void settle_rounds(const RoundState& state, uint32_t block_size);
   void note_written(uint32_t position, uint32_t block_size);
 
   KvCache cache_;
   std::vector<int32_t> token_ids_;
-  std::vector<uint32_t> positions_, seq_idx_;  ///< of a step
   std::atomic<uint32_t> num_cached_ = 0;
   uint32_t most_tokens_ = 0;  ///< that steps wrote since the sequence was empty
   uint32_t num_context_ = 0;  ///< tokens whose keys and values the draft has

@@ -73,6 +73,8 @@ class Executor {
   /// says before anything else that there is no room. Any thread may call it, also while a step runs with another cache.
   /// @throws Error{out_of_memory}
   virtual void prepare(KvCache&) {}
+  /// Whether run() takes a joint cache: KvCache(parts).
+  virtual bool joins_sequences() const { return false; }
   /// Runs one epoch of `plan` (verified, made for num_workers() workers, options within those given to the factory).
   /// @throws Error{timeout} with a hang report; the executor then refuses further steps.
   virtual void run(const Plan& plan, KvCache& cache, const StepInput& input, StepOutput& output) = 0;

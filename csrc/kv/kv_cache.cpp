@@ -65,6 +65,7 @@ LayerLayout layout_of(const LayerConfig& layer, uint64_t step_rows, uint32_t max
 }  // namespace
 
 struct KvCache::Impl {
+  std::vector<KvCache*> parts;          // of a joint cache, which has sizes but no memory
   Options options;
   std::vector<LayerLayout> layers;      // the target's, then the draft's
   uint64_t features_begin = 0;          // bytes from the start of the mapping
@@ -170,13 +171,34 @@ KvCache::KvCache(const ModelConfig& config, const Options& options, const DraftC
     impl.free_pages[i] = static_cast<uint32_t>(total_pages - 1 - i);
 }
 
+KvCache::KvCache(std::vector<KvCache*> parts) : impl_(std::make_unique<Impl>()) {
+  MIMO_RT_CHECK(!parts.empty(), invalid_argument, kWhere, "parts: expected some, got none");
+  for (const KvCache* part : parts)
+    MIMO_RT_CHECK(part->num_seqs() == 1 && part->num_layers() == parts[0]->num_layers(), invalid_argument, kWhere,
+                  "parts: expected caches of one sequence and of the same layers");
+  Impl& impl = *impl_;
+  impl.options = {.max_context = 0, .max_step_tokens = ~0u, .num_seqs = static_cast<uint32_t>(parts.size())};
+  for (const KvCache* part : parts) {
+    impl.options.max_context = std::max(impl.options.max_context, part->max_context());
+    impl.options.max_step_tokens = std::min(impl.options.max_step_tokens, part->max_step_tokens());
+    impl.pages_per_seq = std::max(impl.pages_per_seq, part->impl_->pages_per_seq);
+    impl.reserved_tokens.push_back(part->reserved_tokens(0));
+  }
+  impl.parts = std::move(parts);
+}
+
 KvCache::KvCache(KvCache&&) noexcept = default;
 KvCache::~KvCache() = default;
+
+void KvCache::check_has_memory(const char* where) const {
+  MIMO_RT_CHECK(impl_->parts.empty(), invalid_argument, where, "expected a cache with memory of its own, got a joint one");
+}
 
 void KvCache::reserve(uint32_t seq_idx, uint32_t num_tokens) {
   Impl& impl = *impl_;
   MIMO_RT_CHECK(seq_idx < num_seqs(), invalid_argument, "KvCache.reserve",
                 "seq_idx: expected < ", num_seqs(), ", got ", seq_idx);
+  check_has_memory("KvCache.reserve");
   MIMO_RT_CHECK(num_tokens <= max_context(), capacity, "KvCache.reserve",
                 "sequence length: expected <= ", max_context(), " tokens, got ", num_tokens,
                 ". Raise max_context.");
@@ -194,6 +216,7 @@ void KvCache::truncate(uint32_t seq_idx, uint32_t num_tokens) {
   Impl& impl = *impl_;
   MIMO_RT_CHECK(seq_idx < num_seqs(), invalid_argument, "KvCache.truncate",
                 "seq_idx: expected < ", num_seqs(), ", got ", seq_idx);
+  check_has_memory("KvCache.truncate");
   if (num_tokens >= impl.reserved_tokens[seq_idx]) return;
   const uint32_t needed = (num_tokens + kPageTokens - 1) / kPageTokens;
   uint32_t& held = impl.num_pages[seq_idx];
@@ -227,6 +250,7 @@ bool KvCache::can_truncate(uint32_t stored_tokens, uint32_t num_tokens) const {
 }
 
 uint16_t* KvCache::k_row(uint32_t layer_idx, uint32_t seq_idx, uint32_t kv_head_idx, uint32_t pos) {
+  if (!impl_->parts.empty()) return impl_->parts[seq_idx]->k_row(layer_idx, 0, kv_head_idx, pos);
   const LayerLayout& layer = impl_->layers[layer_idx];
   const uint64_t block = impl_->block_of(layer, seq_idx, pos);
   const uint64_t offset = layer.k_offset(block, kv_head_idx, pos % layer.block_rows);
@@ -234,6 +258,7 @@ uint16_t* KvCache::k_row(uint32_t layer_idx, uint32_t seq_idx, uint32_t kv_head_
 }
 
 uint16_t* KvCache::v_row(uint32_t layer_idx, uint32_t seq_idx, uint32_t kv_head_idx, uint32_t pos) {
+  if (!impl_->parts.empty()) return impl_->parts[seq_idx]->v_row(layer_idx, 0, kv_head_idx, pos);
   const LayerLayout& layer = impl_->layers[layer_idx];
   const uint64_t block = impl_->block_of(layer, seq_idx, pos);
   const uint64_t offset = layer.v_offset(block, kv_head_idx, pos % layer.block_rows);
@@ -242,6 +267,8 @@ uint16_t* KvCache::v_row(uint32_t layer_idx, uint32_t seq_idx, uint32_t kv_head_
 
 uint32_t KvCache::segments(uint32_t layer_idx, uint32_t seq_idx, uint32_t kv_head_idx,
                            uint32_t pos_begin, uint32_t pos_end, KvSegment* out) const {
+  if (!impl_->parts.empty())
+    return impl_->parts[seq_idx]->segments(layer_idx, 0, kv_head_idx, pos_begin, pos_end, out);
   const LayerLayout& layer = impl_->layers[layer_idx];
   uint32_t num_segments = 0;
   for (uint32_t pos = pos_begin; pos < pos_end;) {
@@ -269,7 +296,9 @@ uint32_t KvCache::max_segments() const { return std::max(impl_->pages_per_seq, 2
 uint32_t KvCache::max_context() const { return impl_->options.max_context; }
 uint32_t KvCache::max_step_tokens() const { return impl_->options.max_step_tokens; }
 uint32_t KvCache::num_seqs() const { return impl_->options.num_seqs; }
-uint32_t KvCache::num_layers() const { return static_cast<uint32_t>(impl_->layers.size()); }
+uint32_t KvCache::num_layers() const {
+  return impl_->parts.empty() ? static_cast<uint32_t>(impl_->layers.size()) : impl_->parts[0]->num_layers();
+}
 uint32_t KvCache::reserved_tokens(uint32_t seq_idx) const {
   return impl_->reserved_tokens[seq_idx];
 }

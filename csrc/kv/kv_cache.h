@@ -41,6 +41,10 @@ class KvCache {
   /// holds the features of the last max_step_tokens + block_size + kMaxPendingContext positions at least.
   /// @throws Error{invalid_argument, out_of_memory}
   KvCache(const ModelConfig& config, const Options& options, const DraftConfig* draft = nullptr);
+  /// A joint cache for one step: its sequence i is the only one of parts[i]. Has no memory and no features of its own, so
+  /// it does not grow or shrink. The parts, of one model without a draft, must outlive it.
+  /// @throws Error{invalid_argument}
+  explicit KvCache(std::vector<KvCache*> parts);
   KvCache(KvCache&&) noexcept;
   ~KvCache();
 
@@ -79,6 +83,8 @@ class KvCache {
   std::shared_ptr<KvStore>& store();
 
  private:
+  void check_has_memory(const char* where) const;
+
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };

@@ -49,8 +49,9 @@ struct VectorPeak {
   std::string_view source; ///< the instruction: "vdpbf16ps", "FP32 FMA", …
 };
 
-/// Loads once, serves many sessions. Thread-safe: sessions of one engine may live on different threads; their steps run
-/// one after the other.
+/// Loads once, serves many sessions. Thread-safe: sessions of one engine may live on different threads. Their steps run one
+/// after the other; on a CPU, and without a draft, those that decode at the same time share steps, with the same results
+/// as alone.
 class MIMO_RT_API Engine {
  public:
   /// @throws Error: io, bad_format, missing_tensor, shape_mismatch, unsupported_shape, unavailable, out_of_memory,

@@ -56,8 +56,10 @@ class FakeExecutor : public Executor {
  public:
   std::function<void()> on_step;
   bool broken = false;               // all logits NaN
+  bool joins = false;                // takes rows of several sequences
   std::vector<uint32_t> step_sizes;
 
+  bool joins_sequences() const override { return joins; }
   const std::string& backend_name() const override { return name_; }
   uint32_t num_workers() const override { return 1; }
   void set_tracing(bool) override {}
@@ -115,7 +117,8 @@ class FakeExecutor : public Executor {
   void make_logits(KvCache& cache, const StepInput& input) {
     logits_.clear();
     for (uint32_t r = 0; r < input.num_logit_rows; ++r) {
-      std::vector<float> row = logits_of(cache, input.positions[input.logit_rows[r]]);
+      const uint32_t t = input.logit_rows[r];
+      std::vector<float> row = logits_of(cache, input.seq_idx[t], input.positions[t]);
       if (broken) std::fill(row.begin(), row.end(), std::numeric_limits<float>::quiet_NaN());
       logits_.insert(logits_.end(), row.begin(), row.end());
     }
@@ -147,18 +150,18 @@ class FakeExecutor : public Executor {
 
   static void store(KvCache& cache, const StepInput& input) {
     for (uint32_t t = 0; t < input.num_tokens; ++t) {
-      const uint32_t pos = input.positions[t];
-      CHECK(pos < cache.reserved_tokens(0));
+      const uint32_t seq = input.seq_idx[t], pos = input.positions[t];
+      CHECK(pos < cache.reserved_tokens(seq));
       for (uint32_t layer = 0; layer < 2; ++layer)
-        std::memcpy(cache.k_row(layer, 0, 0, pos), &input.token_ids[t], 4);
-      if (cache.feature_rows()) std::memcpy(cache.feature_row(0, pos), &input.token_ids[t], 4);
+        std::memcpy(cache.k_row(layer, seq, 0, pos), &input.token_ids[t], 4);
+      if (cache.feature_rows()) std::memcpy(cache.feature_row(seq, pos), &input.token_ids[t], 4);
     }
   }
-  static std::vector<float> logits_of(KvCache& cache, uint32_t pos) {
+  static std::vector<float> logits_of(KvCache& cache, uint32_t seq, uint32_t pos) {
     const auto read = [&](uint32_t layer, uint32_t begin) {
       Tokens ids;
       for (uint32_t p = begin; p <= pos; ++p)
-        std::memcpy(&ids.emplace_back(), cache.k_row(layer, 0, 0, p), 4);
+        std::memcpy(&ids.emplace_back(), cache.k_row(layer, seq, 0, p), 4);
       return ids;
     };
     return model_logits(read(1, 0), read(0, pos + 1 > kWindow ? pos + 1 - kWindow : 0));

@@ -16,6 +16,7 @@ from mimo_rt.bench.cases import Bench
 from mimo_rt.bench.compare import Case, compare, judge, read_records, unmatched, warnings
 from mimo_rt.bench.contention import Competitors, fair_slowdown
 from mimo_rt.bench.measurement import Measurement, Roofs, repeat, take_turns
+from mimo_rt.bench.sessions import ConcurrentSessions
 from mimo_rt.bench.synthetic import synthetic_config, synthetic_draft_config
 from mimo_rt.bench.work import active_experts, spread_prompt, step_flops
 from mimo_rt.checkpoints.layout import tensor_specs
@@ -345,6 +346,42 @@ def test_competitors_compute_and_end():
         assert others.cpu_seconds() >= 0.05
         pids = [process.pid for process in others._processes]
     assert len(pids) == 2 and not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+
+
+def test_sessions_share_steps(capsys):
+    arguments = ["bench", "sessions", "--layers", "1", "--seconds", "0.1", "--threads", "1"]
+    assert cli_main([*arguments, "--json"]) == 0
+    lines = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
+    assert [line["case"] for line in lines] == [f"sessions/ctx16/{n}" for n in (1, 2, 4, 8, 16)]
+    assert [line["tokens"] for line in lines] == [1, 2, 4, 8, 16]
+    assert all(line["tokens_per_s"] > 0 for line in lines)
+    assert cli_main(arguments) == 0
+    assert "x one session" in capsys.readouterr().out
+
+
+def test_sessions_that_differ_from_sessions_alone_are_not_timed(monkeypatch, capsys):
+    monkeypatch.setattr(ConcurrentSessions, "together", lambda self: ([[0]] * len(self._prompts), 1.0))
+    assert cli_main(["bench", "sessions", "--layers", "1", "--seconds", "0.1", "--threads", "1"]) == 1
+    assert "of each alone differ" in capsys.readouterr().err
+
+
+def test_an_error_of_one_session_ends_all(monkeypatch):
+    class Session:
+        def __init__(self, *_args, **_options):
+            pass
+
+        def reset(self):
+            pass
+
+        def generate(self, prompt, _params, callback):
+            if prompt == [1]:
+                raise ValueError("broken")
+            callback([0], "")
+
+    monkeypatch.setattr(_C, "Session", Session)
+    params = _C.GenerateOptions(max_tokens=4)
+    with pytest.raises(ValueError, match="broken"):
+        ConcurrentSessions(None, [[0], [1], [2]], params).together()
 
 
 def test_contention_compares_with_steps_alone(capsys):

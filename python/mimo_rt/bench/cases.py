@@ -14,10 +14,12 @@ from ..errors import MimoRtError
 from .breakdown import Breakdown, measure_breakdown
 from .contention import Competitors, fair_slowdown
 from .measurement import MIN_SAMPLES, Measurement, Roofs, repeat, take_turns
+from .sessions import NUM_TOKENS, ConcurrentSessions
 from .work import active_experts, spread_prompt, step_bytes, step_flops
 
 DECODE_ROWS = 8
 PREFILL_TOKENS = 512
+SESSION_COUNTS = (1, 2, 4, 8, 16)
 VERIFY_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 16)
 _WARM_UP_STEPS = 4
 _STEPS_PER_PASS = 64
@@ -193,6 +195,35 @@ class Bench:
                 step_flops(config, num_rows, num_rows), is_bytes_estimated=True,
             )
             for num_rows, times in zip(rows, all_times, strict=True)
+        ]
+
+    def sessions(self, counts: Sequence[int] = SESSION_COUNTS) -> list[Measurement]:
+        """A token for each of several sessions that decode at the same time; counts take turns.
+
+        Every session must get the tokens that it gets alone; else nothing is timed.
+        """
+        config = self.engine.config
+        prompts = [spread_prompt(config, self._num_context, i) for i in range(max(counts))]
+        groups = [ConcurrentSessions(self.engine, prompts[:n], greedy(NUM_TOKENS)) for n in counts]
+        alone = groups[-1].alone()
+        times: list[list[float]] = [[] for _ in counts]
+        deadline = time.monotonic() + self._seconds * len(counts)
+        while len(times[0]) < MIN_SAMPLES or time.monotonic() < deadline:
+            for group, count, samples in zip(groups, counts, times, strict=True):
+                tokens, step_s = group.together()
+                if tokens != alone[:count]:
+                    raise MimoRtError(
+                        f"[bench] tokens of {count} sessions at the same time and of each alone "
+                        "differ: nothing is timed."
+                    )
+                samples.append(step_s)
+        return [
+            Measurement(
+                f"sessions/ctx{self._num_context}/{count}", tuple(samples), count,
+                step_bytes(self.engine, active_experts(config, count)),
+                step_flops(config, count, count), is_bytes_estimated=True,
+            )
+            for count, samples in zip(counts, times, strict=True)
         ]
 
     def prefill(self) -> Measurement:

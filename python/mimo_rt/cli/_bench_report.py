@@ -79,6 +79,10 @@ def print_measurements(
         header.append("x one token")
         for row, m in zip(rows, measured, strict=True):
             row.append(f"{m.median_s / measured[0].median_s:.3f}")
+    if args.case == "sessions":
+        header.append("x one session")
+        for row, m in zip(rows, measured, strict=True):
+            row.append(f"{m.tokens_per_s / measured[0].tokens_per_s:.2f}")
     if args.case == "contention":
         header += ["others' cores", "x alone (mean)", "x fair"]
         for row, m in zip(rows, measured, strict=True):

@@ -26,6 +26,7 @@ _HELP = {
     "decode": f"one token per step, and {DECODE_ROWS} tokens per step, without a draft",
     "verify": "steps of 1 to 16 tokens, taking turns, and their cost in one-token steps",
     "prefill": f"a prompt of {PREFILL_TOKENS} tokens",
+    "sessions": "a token for each of 1 to 16 sessions that decode at the same time",
     "contention": "one token per step while no, one, one per core other process computes",
 }
 
@@ -48,7 +49,7 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
                               help="draw a roofline of the results (needs matplotlib)")
             case.add_argument("--kernels", type=Path, metavar="FILE.jsonl",
                               help="lines of kbench --json to draw as well")
-        if name in ("decode", "prefill"):
+        if name in ("decode", "prefill", "sessions"):
             case.add_argument("--context", type=int, metavar="T",
                               help="tokens in the cache when decoding begins (default 16)")
         if name == "decode":
@@ -136,6 +137,8 @@ def _measure(args: argparse.Namespace, bench: Bench) -> tuple[str, list[Measurem
         bench.measure_peak()
     if args.case == "verify":
         return hash_, bench.verify(args.rows)
+    if args.case == "sessions":
+        return hash_, bench.sessions()
     if args.case == "contention":
         return hash_, bench.contention(_C.num_usable_cores())
     decode = bench.decode()
