@@ -2,6 +2,7 @@
 
 import json
 import sys
+import types
 
 import pytest
 
@@ -85,6 +86,36 @@ def test_parts_make_the_same_answers(model, data, prompt_file, tmp_path):
     for index in range(2):
         assert generate(model, tmp_path, prompt_file, "--part", f"{index}/2") == 0
     assert generations.read_generations(tmp_path) == generations.read_generations(data)
+
+
+@pytest.mark.parametrize("streams", [1, 5])
+def test_answers_at_the_same_time_are_the_same_answers(model, data, prompt_file, tmp_path, streams):
+    assert generate(model, tmp_path, prompt_file, "--streams", str(streams)) == 0
+    assert (tmp_path / "part-0-of-1.jsonl").read_bytes() == (data / "part-0-of-1.jsonl").read_bytes()
+
+
+def test_a_failing_answer_ends_the_others(tmp_path):
+    """Answers before it are kept, in order; sessions that run are cancelled."""
+
+    class Broken:
+        max_context = 64
+        num_cancels = 0
+
+        def generate(self, ids, **_options):
+            if ids == [3]:
+                raise ValueError("broken")
+            return types.SimpleNamespace(token_ids=ids * 2)
+
+        def cancel(self):
+            self.num_cancels += 1
+
+    sessions = [Broken(), Broken()]
+    asked = [generations.Prompt(f"p/{i}", (i,)) for i in range(6)]
+    options = generations.GenerateOptions(temperatures=(0.0,), max_tokens=4)
+    with pytest.raises(ValueError, match="broken"):
+        generations.make_generations(sessions, asked, tmp_path, options, meta={})
+    assert [g.output_ids for g in generations.read_generations(tmp_path)] == [[0, 0], [1, 1], [2, 2]]
+    assert all(session.num_cancels == 1 for session in sessions)
 
 
 def test_other_options_need_another_directory(model, data, prompt_file, capsys):

@@ -54,7 +54,7 @@ def test_the_engine_accepts_what_training_measured(tmp_path, one_thread, draft_v
     model = write_tiny_checkpoint(tmp_path / "model", **MODEL)
     prompts = [Prompt(f"p/{i}", (i, 7, 20 + i, 3)) for i in range(4)]
     with mimo_rt.Session(model, threads=1, generation_config="none") as session:
-        make_generations(session, prompts, tmp_path / "data", SAMPLED, meta={})
+        make_generations([session], prompts, tmp_path / "data", SAMPLED, meta={})
     answers = read_generations(tmp_path / "data")
     data = TrainingData(answers, 64)
     target = TargetModel(model)

@@ -13,9 +13,12 @@ import hashlib
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from .. import _C
@@ -24,6 +27,7 @@ from ..params import SamplingParams
 from ..value_checks import as_int
 
 META_FILE = "meta.json"
+_JOBS_AHEAD = 4  # per session
 # progress(done, total, num_tokens)
 Progress = Callable[[int, int, int], None]
 
@@ -86,7 +90,7 @@ def answer_seed(seed: int, prompt: str, temperature: float) -> int:
 
 
 def make_generations(
-    session: Any,
+    sessions: Sequence[Any],
     prompts: Sequence[Prompt],
     directory: Path,
     options: GenerateOptions,
@@ -94,9 +98,11 @@ def make_generations(
     meta: dict[str, Any],
     progress: Progress | None = None,
 ) -> int:
-    """Let ``session`` answer every prompt at every temperature; go on where an earlier run stopped.
+    """Let sessions answer every prompt at every temperature; go on where an earlier run stopped.
 
     Args:
+        sessions: of one engine; each answers one prompt at a time, on a thread of its own. Their number changes
+            neither answers nor their order.
         meta: recorded in meta.json, with the options; a directory made otherwise is refused.
 
     Returns:
@@ -114,18 +120,49 @@ def make_generations(
     # Neighbouring prompts are of different sets, and a part takes whole stretches of them.
     begin, end = (len(prompts) * i // num_parts for i in (part_idx, part_idx + 1))
     jobs = [(prompt, t) for prompt in prompts[begin:end] for t in options.temperatures]
-    num_tokens, num_new = sum(done.values()), 0
+    todo = [job for job in jobs if (job[0].name, job[1]) not in done]
+    num_tokens, num_done = sum(done.values()), len(jobs) - len(todo)
     with path.open("a", encoding="utf-8") as file:
-        for job_idx, (prompt, temperature) in enumerate(jobs):
-            if (prompt.name, temperature) not in done:
-                generation = _answer(session, prompt, temperature, options)
-                file.write(json.dumps(asdict(generation)) + "\n")
-                file.flush()
-                num_new += 1
-                num_tokens += len(generation.output_ids)
+        for generation in _answers_in_order(sessions, todo, options):
+            file.write(json.dumps(asdict(generation)) + "\n")
+            file.flush()
+            num_done += 1
+            num_tokens += len(generation.output_ids)
             if progress is not None:
-                progress(job_idx + 1, len(jobs), num_tokens)
-    return num_new
+                progress(num_done, len(jobs), num_tokens)
+    return len(todo)
+
+
+def _answers_in_order(
+    sessions: Sequence[Any], jobs: Sequence[tuple[Prompt, float]], options: GenerateOptions
+) -> Iterator[Generation]:
+    """Answers of several sessions at the same time, in the order of the jobs."""
+    free: SimpleQueue[Any] = SimpleQueue()
+    for session in sessions:
+        free.put(session)
+
+    def answer(job: tuple[Prompt, float]) -> Generation:
+        session = free.get()
+        try:
+            return _answer(session, *job, options)
+        finally:
+            free.put(session)
+
+    pool = ThreadPoolExecutor(len(sessions))
+    try:
+        # A few jobs ahead: nobody waits for the one whose turn it is to be written.
+        pending: deque[Future[Generation]] = deque()
+        for job in jobs:
+            pending.append(pool.submit(answer, job))
+            if len(pending) >= _JOBS_AHEAD * len(sessions):
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:  # an error or an interrupt, too: what runs ends with its next token
+        pool.shutdown(wait=False, cancel_futures=True)
+        for session in sessions:
+            session.cancel()
+        pool.shutdown(wait=True)
 
 
 def _answer(
