@@ -1,11 +1,12 @@
 """Hours of what users do, on purpose at bad moments; every token must be the one that a quiet run gave.
 
-    python bench/soak.py [--seconds 600] [--device cuda] [--model DIR] [--seed N]
+    python bench/soak.py [--seconds 600] [--device cuda] [--model DIR] [--sessions N] [--no-draft] [--seed N]
 
 One request after the other, at random: greedy or sampled, plain or with drafts of any width, whole, cancelled by the
 reader after some tokens or by another thread at some moment, on the same session, on another one of the same engine, or
 after a reset; now and then logits in steps of any size. What a request must give was written down in the beginning, from
 plain decoding: a draft changes no token, a cancelled answer is the beginning of the whole one, logits have the same bits.
+With --sessions several do so at the same time on one engine; without a draft they share steps.
 Without --model: a tiny random model with every feature and a draft. One JSON line at the end; exit code 1: something
 differed, and the line says what. The seed in it repeats the order of requests, not the moments of cancels.
 """
@@ -64,8 +65,9 @@ class Tally:
 class Soak:
     """A session under fire."""
 
-    def __init__(self, session: Session, seed: int) -> None:
+    def __init__(self, session: Session, seed: int, *, has_draft: bool = True) -> None:
         self.session = session
+        self._has_draft = has_draft
         self.random = random.Random(seed)
         self.tally = Tally()
         vocab_size = session.config.vocab_size
@@ -77,7 +79,8 @@ class Soak:
 
     def _request(self, ids: tuple[int, ...], sampling: dict[str, Any]) -> Request:
         arguments = {**sampling, "max_tokens": MAX_TOKENS, "ignore_eos": True}
-        result = self.session.generate(ids, draft_mode="off", **arguments)
+        plain = {"draft_mode": "off"} if self._has_draft else {}
+        result = self.session.generate(ids, **plain, **arguments)
         return Request(ids, arguments, tuple(result.token_ids))
 
     def run(self, seconds: float) -> Tally:
@@ -99,7 +102,7 @@ class Soak:
         request = self.random.choice(self.requests)
         draft = {"draft_mode": self.random.choice(("off", "fixed", "adaptive")),
                  "num_draft_tokens": self.random.choice((None, 1, 2, 3))}
-        arguments = {**request.sampling, **draft}
+        arguments = {**request.sampling, **(draft if self._has_draft else {})}
         how = self.random.choice((self._whole, self._closed, self._cancelled))
         ids = how(session, request.ids, arguments)
         self.tally.num_requests += 1
@@ -142,9 +145,32 @@ class Soak:
         self.tally.check(same, f"logits of {len(ids)} tokens, step_tokens={rows}: other bits")
 
 
-def record_of(session: Session, model: str, tally: Tally, seconds: float, seed: int) -> dict[str, Any]:
+def run_together(soaks: list[Soak], seconds: float) -> Tally:
+    """All on threads of their own; what they did together. An error of one is a difference."""
+
+    def run(soak: Soak) -> None:
+        try:
+            soak.run(seconds)
+        except Exception as error:
+            soak.tally.differences.append(f"{type(error).__name__}: {error}")
+
+    threads = [threading.Thread(target=run, args=(soak,)) for soak in soaks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    total = Tally()
+    for soak in soaks:
+        for name, value in vars(soak.tally).items():
+            setattr(total, name, getattr(total, name) + value)
+    return total
+
+
+def record_of(
+    session: Session, model: str, num_sessions: int, tally: Tally, seconds: float, seed: int
+) -> dict[str, Any]:
     return {"soak": model, "backend": session.backend, "passed": not tally.differences, "seconds": round(seconds, 1),
-            "seed": seed, "num_requests": tally.num_requests, "num_tokens": tally.num_tokens,
+            "seed": seed, "num_sessions": num_sessions, "num_requests": tally.num_requests, "num_tokens": tally.num_tokens,
             "num_cancelled": tally.num_cancelled, "num_logits": tally.num_logits, "differences": tally.differences,
             **machine_record()}
 
@@ -155,6 +181,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
     parser.add_argument("--model", type=pathlib.Path, metavar="DIR", help="checkpoint instead of the tiny model")
     parser.add_argument("--threads", type=int, metavar="N", help="workers on the CPU (default: all cores)")
+    parser.add_argument("--sessions", type=int, default=1, metavar="N", help="at the same time (default 1)")
+    parser.add_argument("--no-draft", action="store_true", help="leave the draft alone")
     parser.add_argument("--seed", type=int, default=random.randrange(2**32), help="of the order of requests")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="mimo_rt-soak-") as parent:
@@ -163,10 +191,13 @@ def main(argv: list[str] | None = None) -> int:
             model_dir = pathlib.Path(write_tiny_checkpoint(pathlib.Path(parent) / "tiny", seed=1, intermediate_size=192))
             write_tiny_draft(model_dir, seed=2)
         begin = time.monotonic()
-        with Session(model_dir, device=args.device, num_threads=args.threads, max_context=256) as session:
-            tally = Soak(session, args.seed).run(args.seconds)
+        draft = "none" if args.no_draft else "auto"
+        with Session(model_dir, device=args.device, num_threads=args.threads, max_context=256, draft=draft) as session:
+            sessions = [session, *(session.new_session() for _ in range(args.sessions - 1))]
+            soaks = [Soak(s, args.seed + i, has_draft=not args.no_draft) for i, s in enumerate(sessions)]
+            tally = run_together(soaks, args.seconds)
             seconds = time.monotonic() - begin
-            print(json.dumps(record_of(session, model_dir.name, tally, seconds, args.seed)), flush=True)
+            print(json.dumps(record_of(session, model_dir.name, args.sessions, tally, seconds, args.seed)), flush=True)
     return int(bool(tally.differences))
 
 

@@ -29,6 +29,27 @@ def test_a_sound_session_passes(script, capsys, num_threads):
     assert record["num_requests"] > record["num_cancelled"] > 0 and record["num_tokens"] > 0 and record["soak"] == "tiny"
 
 
+@pytest.mark.parametrize("extra", [[], ["--no-draft"]], ids=["draft", "shared steps"])
+def test_sound_sessions_pass_at_the_same_time(script, capsys, extra):
+    code, record = run(script, capsys, "--seconds", "2", "--threads", "2", "--sessions", "5", *extra)
+    assert code == 0 and record["passed"] and record["num_sessions"] == 5
+    assert record["num_requests"] > record["num_cancelled"] > 0
+
+
+def test_an_error_of_one_session_is_seen(script, capsys, monkeypatch, quiet_start):
+    generate = script.Soak._whole
+
+    def breaks(self, session, ids, arguments):
+        if quiet_start:
+            raise RuntimeError("broken")
+        return generate(self, session, ids, arguments)
+
+    breaks.__name__ = "_whole"
+    monkeypatch.setattr(script.Soak, "_whole", breaks)
+    code, record = run(script, capsys, "--seconds", "5", "--sessions", "2")
+    assert code == 1 and any("RuntimeError: broken" in line for line in record["differences"])
+
+
 @pytest.fixture
 def quiet_start(script, monkeypatch):
     """What a request must give is written down before anything goes wrong."""
