@@ -92,7 +92,8 @@ std::unique_ptr<Engine::Impl> prepare_engine(const ModelConfig& config, const Dr
 /// Where the weights should lie for steps of few tokens, which are those that wait for memory.
 PagePlacement weight_placement(const Engine::Impl& impl, const std::string& backend) {
   if (backend == "ref" || !impl.options.pin_threads) return {};
-  return placement_for(impl.decode_plan, cores_to_pin(impl.decode_plan.num_workers()));
+  const Plan& plan = impl.round_plan ? *impl.round_plan : impl.decode_plan;
+  return placement_for(plan, cores_to_pin(plan.num_workers()));
 }
 
 /// Everything after the weights: the executor.
@@ -211,6 +212,7 @@ std::shared_ptr<Engine> Engine::synthetic(const ModelConfig& config, uint64_t se
 const ModelConfig& Engine::config() const { return impl_->config; }
 const EngineOptions& Engine::options() const { return impl_->options; }
 const std::string& Engine::backend() const { return impl_->executor->backend_name(); }
+bool Engine::joins_steps() const { return impl_->joins_steps(); }
 uint32_t Engine::num_workers() const { return impl_->executor->num_workers(); }
 const Plan& Engine::decode_plan() const { return impl_->decode_plan; }
 const Plan& Engine::prefill_plan() const { return impl_->prefill_plan; }

@@ -43,8 +43,8 @@ struct Engine::Impl {
   std::vector<std::string> notes;       ///< known since the load
   std::atomic<double> bandwidth_gbs = 0.0;  ///< 0: not measured
 
+  JointSteps joint_steps;              ///< takes `steps` itself
   StepQueue steps;                     ///< guards what follows
-  JointSteps joint_steps;
   const Plan* last_plan = nullptr;     ///< of the last step
   std::unique_ptr<Executor> executor;  ///< last member: it goes first, the others outlive it
 
@@ -56,7 +56,7 @@ struct Engine::Impl {
     return std::max(options.max_decode_tokens, options.prefill_chunk_tokens);
   }
   /// Whether sessions may share steps: with rounds every session has its own.
-  bool joins_steps() const { return !round_plan && !draft && executor->joins_sequences(); }
+  bool joins_steps() const { return !round_plan && executor->joins_sequences(); }
   const DraftConfig* draft_config() const { return draft ? &*draft : nullptr; }
   /// What is known before the weights: plans and their proof, which also check the config. `plan`: workers and norms;
   /// is_round: rounds also without a draft.

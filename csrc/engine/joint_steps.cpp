@@ -30,12 +30,18 @@ bool JointSteps::run(Engine::Impl& engine, const StepRequest& request, const std
   Caller caller(request, is_cancelled);
   if (engine.steps.wait(caller)) {
     const std::lock_guard turn(engine.steps, std::adopt_lock);
-    if (num_last_ > 1) engine.steps.await_waiting(num_last_ - 1, last_duration_ / kPatience);
+    await_others(engine, caller);
     if (is_cancelled) return false;
     run_with_others(engine, caller);
   }
   if (caller.error) std::rethrow_exception(caller.error);
   return true;
+}
+
+/// A session that decodes alone waits for nobody. One that took turns with another waits for it, or they never met.
+void JointSteps::await_others(Engine::Impl& engine, const Caller& caller) const {
+  const auto num_others = last_.size() - static_cast<size_t>(std::ranges::count(last_, caller.request.sequence));
+  if (num_others) engine.steps.await_waiting(num_others, last_duration_ / kPatience);
 }
 
 /// The others: those that wait longest, as many as fit. Who is cancelled waits on and finds out itself.
@@ -48,14 +54,15 @@ void JointSteps::run_with_others(Engine::Impl& engine, Caller& caller) {
     return true;
   });
   const Clock::time_point begin = Clock::now();
+  last_.clear();
   try {
     std::vector<StepRequest> requests = {caller.request};
     for (StepQueue::Waiter* other : others) requests.push_back(Caller::from(other)->request);
+    for (const StepRequest& request : requests) last_.push_back(request.sequence);
     run_step(engine, requests);
   } catch (...) {
     caller.error = std::current_exception();
   }
-  num_last_ = 1 + others.size();
   last_duration_ = Clock::now() - begin;
   for (StepQueue::Waiter* other : others) Caller::from(other)->error = caller.error;
   engine.steps.serve(others);

@@ -22,7 +22,7 @@ TaskKind kind_of(MatrixRole role) {
     case MatrixRole::down: return TaskKind::down_proj;
     case MatrixRole::expert_gate_up: return TaskKind::expert_gate_up;
     case MatrixRole::expert_down: return TaskKind::expert_down;
-    case MatrixRole::context_fc: return TaskKind::context_fc;
+    case MatrixRole::context_fc: break;  // of a draft
   }
   return TaskKind::embed;  // reads no matrix
 }
@@ -68,6 +68,7 @@ PagePlacement placement_for(const Plan& plan, std::span<const int> cores, const 
   if (cores.size() < plan.num_workers()) return placement;
   cores = cores.first(plan.num_workers());
   const std::vector<uint32_t> nodes = memory_nodes(cores, root);
+  if (nodes.empty()) return placement;
   for (size_t i = 0; i < nodes.size(); ++i) placement.cores.push_back({cores[i], nodes[i]});
   placement.readers = [readers = std::make_shared<WeightReaders>(plan)](const MatrixSlot& slot) {
     return readers->of(slot);

@@ -53,6 +53,7 @@ void bind_engine(py::module_& m) {
       .def_property_readonly("options", &Engine::options)
       .def_property_readonly("backend", &Engine::backend)
       .def_property_readonly("num_workers", &Engine::num_workers)
+      .def_property_readonly("joins_steps", &Engine::joins_steps)
       .def_property_readonly("decode_plan", &Engine::decode_plan)
       .def_property_readonly("prefill_plan", &Engine::prefill_plan)
       .def_property_readonly("draft_config", &Engine::draft_config, py::return_value_policy::reference_internal)

@@ -85,6 +85,7 @@ void place_pages(const Arena& arena, const WeightsLayout& layout, const PagePlac
   if (placement.cores.empty()) return;
   const std::vector<uint32_t> touchers = choose_touchers(layout, placement);
   std::vector<std::thread> threads;
+  threads.reserve(placement.cores.size());
   try {
     for (uint32_t worker = 0; worker < placement.cores.size(); ++worker)
       threads.emplace_back([&, worker] {

@@ -30,7 +30,8 @@ struct PagePlacement {
 /// that nobody reads more than others take turns. Workers of a node share its blocks.
 std::vector<uint32_t> choose_touchers(const WeightsLayout& layout, const PagePlacement& placement);
 
-/// Touches all pages of a new arena, each on the core of its worker. Best effort: where a thread or a binding is
+/// Touches all pages of a new arena, each on the core of its worker: what packing would do otherwise, but before the
+/// first word of progress, at the speed of memory. Best effort: where a thread or a binding is
 /// refused, pages come from wherever they are packed, which costs speed only.
 void place_pages(const Arena& arena, const WeightsLayout& layout, const PagePlacement& placement);
 

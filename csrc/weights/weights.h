@@ -45,8 +45,8 @@ class Weights {
     ProgressCallback progress;   ///< may be empty
     std::filesystem::path cache_dir{};  ///< keeps packed arenas; empty: none
     bool use_mmap = true;        ///< false: a file of `cache_dir` is read into memory of our own
-    /// Where to put what is packed, see page_placement.h; nullptr: wherever the packing threads run. Files of
-    /// `cache_dir` lie in the page cache, where the kernel put them.
+    /// Where to put what is packed, see page_placement.h; nullptr: wherever the packing threads run. What
+    /// comes from a file of `cache_dir` lies where the kernel puts it.
     const PagePlacement* placement = nullptr;
   };
   /// Packs `checkpoint` in parallel and releases its pages as it goes: peak memory <= 1.15 x packed_bytes(). Maps the

@@ -50,8 +50,8 @@ struct VectorPeak {
 };
 
 /// Loads once, serves many sessions. Thread-safe: sessions of one engine may live on different threads. Their steps run one
-/// after the other; on a CPU, and without a draft, those that decode at the same time share steps, with the same results
-/// as alone.
+/// after the other; where joins_steps() says so, those that decode at the same time share steps, with the same results as
+/// alone.
 class MIMO_RT_API Engine {
  public:
   /// @throws Error: io, bad_format, missing_tensor, shape_mismatch, unsupported_shape, unavailable, out_of_memory,
@@ -66,6 +66,8 @@ class MIMO_RT_API Engine {
   const EngineOptions& options() const;
   const std::string& backend() const;        ///< the one that runs, e.g. "cpu-avx2"
   uint32_t num_workers() const;
+  /// Whether sessions that decode at the same time share steps: on CPU backends, without a draft.
+  bool joins_steps() const;
   const Plan& decode_plan() const;
   const Plan& prefill_plan() const;
   const DraftConfig* draft_config() const;   ///< nullptr without a draft

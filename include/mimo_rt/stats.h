@@ -40,7 +40,7 @@ struct GenerationStats {
   double e2e_ms = 0.0;
   double prefill_tokens_per_s = 0.0;
   double decode_tokens_per_s = 0.0;    ///< output tokens after the first, per second
-  double weight_bytes_per_step = 0.0;  ///< mean over decode steps: packed weight bytes that the step had to read
+  double weight_bytes_per_step = 0.0;  ///< mean over decode steps: packed weight bytes that the step had to read, for all sessions that shared it
   double decode_gbs = 0.0;             ///< weight bytes per second while decoding, GB = 1e9 bytes
   double bandwidth_fraction = 0.0;     ///< decode_gbs / Engine's measured read bandwidth; 0 when not measured
   DraftStats draft;                    ///< all zero without a draft

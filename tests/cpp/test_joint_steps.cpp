@@ -5,6 +5,9 @@
 #include "engine/session_impl.h"
 #include "engine/step_batch.h"
 
+#include <array>
+#include <atomic>
+#include <chrono>
 #include <cstring>
 #include <stdexcept>
 #include <thread>
@@ -88,6 +91,32 @@ TEST_CASE("sessions that wait together decode together, and each gets what it ge
     CHECK_EQ(f.executor->step_sizes[1], joins ? 3u : 1u);  // all of them waited
     CHECK_EQ(count_steps_of(f, 3) > 0, joins);
   }
+}
+
+TEST_CASE("two sessions whose callers take their time find together, and one that stops does not hold up the other") {
+  using std::chrono::milliseconds;
+  const Fixture f;
+  f.executor->joins = true;
+  f.executor->on_step = [] { std::this_thread::sleep_for(milliseconds(16)); };
+  std::array<Tokens, 2> results;
+  std::atomic<bool> is_first_done = false;
+  const auto run = [&](uint32_t i) {
+    Session session(f.engine, {.sequence_id = i});
+    uint32_t num_tokens = 0;
+    results[i] = session.generate(iota_tokens(1, int32_t(i)), options_of(i), [&](const TokenEvent&) {
+      std::this_thread::sleep_for(milliseconds(1));  // an eighth of a step is two
+      if (i == 1 && ++num_tokens == 8)
+        while (!is_first_done) std::this_thread::sleep_for(milliseconds(1));
+      return true;
+    }).token_ids;
+    if (i == 0) is_first_done = true;
+  };
+  std::thread first(run, 0), second(run, 1);
+  first.join();
+  second.join();
+  for (uint32_t i = 0; i < 2; ++i) CHECK(results[i] == reference(iota_tokens(1, int32_t(i)), options_of(i), i));
+  // Without waiting each would be at its caller while the other has its step, all the time.
+  CHECK(count_steps_of(f, 2) > 0);
 }
 
 TEST_CASE("longer prompts have steps of their own") {
@@ -217,12 +246,15 @@ TEST_CASE("on the CPU a joint step leaves the same tokens, keys and values as st
   std::vector<int32_t> last(kCount);
   std::vector<SamplingParams> params(kCount);
   const uint32_t row = 0;
+  const std::vector<int32_t> masked = {1, 2, 3, 50};
   for (uint32_t i = 0; i < kCount; ++i) {
     std::vector<int32_t> prompt;
     for (uint32_t t = 0; t < 3 + 2 * i; ++t) prompt.push_back(int32_t((i * 31 + t * 7) % vocab_size));
     last[i] = prompt.back();
     params[i].temperature = i % 2 ? 1.0f : 0.0f;
     params[i].seed = i;
+    if (i % 3 == 0) params[i].num_logprobs = 4;
+    if (i % 4 == 1) params[i].logit_bias = {{5, 3.0f}, {9, -100.0f}};
     for (auto* list : {&joint, &alone}) {
       StepOutput output;
       (*list)[i]->sequence.step(impl, std::span(prompt).first(prompt.size() - 1), {}, nullptr, output);
@@ -236,6 +268,7 @@ TEST_CASE("on the CPU a joint step leaves the same tokens, keys and values as st
     for (uint32_t i = 0; i < kCount; ++i) {
       samples[i] = {.params = &params[i], .sequence_id = i, .position = joint[i]->sequence.size() + 1};
       samples[i].scratch = scratch[i].data();
+      if (i % 5 == 2) samples[i].masked_ids = masked.data(), samples[i].num_masked_ids = uint32_t(masked.size());
       outputs[i].sampled = &together[i];
       requests.push_back({&joint[i]->sequence, {&last[i], 1}, {&row, 1}, &samples[i], &outputs[i]});
     }
@@ -245,6 +278,11 @@ TEST_CASE("on the CPU a joint step leaves the same tokens, keys and values as st
       output.sampled = &single[i];
       alone[i]->sequence.step(impl, {&last[i], 1}, {&row, 1}, &samples[i], output);
       CHECK_EQ(together[i].token_id, single[i].token_id);
+      CHECK_EQ(together[i].logprob, single[i].logprob);
+      CHECK_EQ(together[i].num_alternatives, i % 3 ? 0u : 4u);
+      for (uint32_t n = 0; n < together[i].num_alternatives; ++n)
+        CHECK(together[i].alternatives[n].token_id == single[i].alternatives[n].token_id &&
+              together[i].alternatives[n].logprob == single[i].alternatives[n].logprob);
       last[i] = single[i].token_id;
     }
   }
