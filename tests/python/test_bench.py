@@ -348,7 +348,7 @@ def test_competitors_compute_and_end():
     assert len(pids) == 2 and not any(os.path.exists(f"/proc/{pid}") for pid in pids)
 
 
-def test_sessions_share_steps(capsys):
+def test_sessions_at_the_same_time(capsys):
     arguments = ["bench", "sessions", "--layers", "1", "--seconds", "0.1", "--threads", "1"]
     assert cli_main([*arguments, "--json"]) == 0
     lines = [json.loads(text) for text in capsys.readouterr().out.splitlines()]

@@ -72,8 +72,8 @@ def test_features_are_the_stream_before_the_final_norm(tmp_path):
     assert difference(out.logits, head(middle)) > 0.01
 
 
-def test_products_in_bf16_round_their_operands_only(tmp_path):
-    """A dense layer: operands within 2^-9 each, sums in float32; a chain of four products stays within 2^-6."""
+def test_products_in_bf16_leave_the_stream_in_float32(tmp_path):
+    """A dense layer: operands and results within 2^-9 each; a chain of four products stays within 2^-6."""
     directory = write_tiny_checkpoint(tmp_path / "m")
     exact, rounded = (TargetModel(directory, matmul_dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
     assert not exact.config["moe_layer_freq"][0]

@@ -4,9 +4,9 @@
 // never change a bit. Per head (m: running maximum, l: running denominator, o: running output):
 //   s_j = scale (q . k_j)          m' = max(m, max_j s_j)         p_j = e^(s_j - m')
 //   l = l e^(m - m') + sum_j p_j   o = o e^(m - m') + sum_j p_j v_j
-// A sink starts as m = sink, l = 1. Two heads share a key's loads and its way to FP32; what one
-// head does with a key does not depend on the other. Rows are handled as Bf16Pairs: even and odd
-// elements apart, which bf16 yields with one operation each.
+// A sink starts as m = sink, l = 1. Two heads share a key's loads; what one head does with a key
+// does not depend on the other. Rows are handled as Bf16Pairs: multiplied as such where the processor
+// can, else as FP32, even and odd elements apart, which bf16 yields with one operation each.
 //
 // The includer has included the simd.h of its ISA.
 #pragma once

@@ -205,7 +205,7 @@ class Bench:
         config = self.engine.config
         prompts = [spread_prompt(config, self._num_context, i) for i in range(max(counts))]
         groups = [ConcurrentSessions(self.engine, prompts[:n], greedy(NUM_TOKENS)) for n in counts]
-        alone = groups[-1].alone()
+        alone = groups[counts.index(max(counts))].alone()
         times: list[list[float]] = [[] for _ in counts]
         deadline = time.monotonic() + self._seconds * len(counts)
         while len(times[0]) < MIN_SAMPLES or time.monotonic() < deadline:

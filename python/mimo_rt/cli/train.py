@@ -55,8 +55,9 @@ def _add_generate(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-prompt-tokens", type=count, default=512, metavar="N",
                         help="longer prompts are left out (default 512)")
     parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of prompts and answers")
-    parser.add_argument("--streams", type=count, default=8, metavar="N",
-                        help="answers at the same time, which share steps (default 8)")
+    parser.add_argument("--streams", type=count, metavar="N",
+                        help="answers at the same time (default 8 where sessions share steps: on the "
+                        "CPU without a draft; else 1)")
     parser.add_argument("--part", type=part, default=(0, 1), metavar="I/N",
                         help="make the I-th of N equal parts (from 0)")
     add_engine_options(parser)
@@ -87,7 +88,8 @@ def _run_generate(args: argparse.Namespace) -> int:
     max_context = args.max_prompt_tokens + args.max_tokens + 1
     line, progress = _Line(), generations.GenerationProgress()
     with Session(args.model, **engine_arguments(args), max_context=max_context) as session:
-        sessions = [session, *(session.new_session() for _ in range(args.streams - 1))]
+        num_streams = args.streams or (8 if session.engine.joins_steps else 1)
+        sessions = [session, *(session.new_session() for _ in range(num_streams - 1))]
         num_new = generations.make_generations(
             sessions, encoded, args.data, options, meta=meta,
             progress=lambda *numbers: line(progress.text(*numbers)),

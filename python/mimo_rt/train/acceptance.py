@@ -33,7 +33,7 @@ def evaluate_draft(
     accepted only if it is the token that was drawn, this is the acceptance length itself.
 
     Args:
-        dtype: in which matrices are multiplied (see precision.py).
+        dtype: in which the draft's matrices are multiplied (see precision.py).
 
     Returns:
         mean_acceptance_length: tokens per round, over all answers and per set of prompts;
@@ -52,7 +52,8 @@ def evaluate_draft(
             for anchors in torch.arange(begin, end, device=target.device).split(EVAL_BLOCKS):
                 z = draft(context, target.embed[ids[anchors]], anchors)
                 labels, is_inside = block_labels(ids, anchors, block_size)
-                draft_ids = (z @ head.T).argmax(dim=-1)
+                with torch.autocast(target.device.type, enabled=False):  # logits as the engine's
+                    draft_ids = (z.float() @ head.T).argmax(dim=-1)
                 proposed = draft.target_ids(draft_ids)
                 lengths = accepted_lengths(proposed, labels, is_inside)
                 accepted += lengths.tolist()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from .acceptance import evaluate_draft
 from .data import TrainingData
 from .draft import DraftModel
 from .draft_files import export_draft
-from .draft_start import start_at_draft
+from .draft_start import start_at_draft, weights_digest
 from .draft_trainer import DraftTrainer, DraftTrainingOptions
 from .features import FeatureSource
 from .generations import Generation, read_generations
@@ -116,16 +116,16 @@ def train_draft(
     """Train, or go on training, in ``run_dir``; the finished draft is ``run_dir/dflash``.
 
     Args:
-        precision: "fp32", "bf16" or "auto", see precision.py. Not part of what a run was begun with: it may go on
-            with another, in other bits.
+        precision: "fp32", "bf16" or "auto", see precision.py. Not part of what a run was begun
+            with: it may go on with another, in other bits and with features computed anew.
         start_dir: a finished draft to start at; None: random weights.
 
     Returns:
         The draft's directory, or None when the time of this call was up first.
 
     Raises:
-        InvalidArgumentError: no usable answers, the run was begun with other options, or the draft to start at
-            has another shape.
+        InvalidArgumentError: no usable answers, the run was begun with other options or another
+            start, or the draft to start at has another shape.
     """
     run_dir = Path(run_dir)
     report("loading the target")
@@ -144,6 +144,7 @@ def train_draft(
     )
     if start_dir is not None:
         draft = start_at_draft(start_dir, shape)
+        options = replace(options, start=weights_digest(draft))
     else:
         draft = _random_draft(shape, data, options.seed)
     trainer = DraftTrainer(target, draft, data, features, options, dtype=dtype)

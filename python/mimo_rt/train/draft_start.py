@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict
 from pathlib import Path
 
@@ -32,3 +33,11 @@ def start_at_draft(directory: Path, shape: DraftShape) -> DraftModel:
     draft = DraftModel(shape, vocab_ids=found.vocab_ids)
     draft.load_state_dict(found.state_dict())
     return draft
+
+
+def weights_digest(draft: DraftModel) -> str:
+    """Hex digits by which a run knows where it was started."""
+    digest = hashlib.sha256()
+    for name, value in sorted(draft.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

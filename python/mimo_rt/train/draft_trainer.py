@@ -1,7 +1,7 @@
 """The training loop of a draft: deterministic, resumable, one sequence at a time.
 
 What a step does is a function of the seed and the step's number alone (which sequences, which
-anchors, which ids of the vocabulary), so a resumed run continues bit for bit where it stopped; the
+anchors, which ids of the vocabulary), so a resumed run of the same precision continues bit for bit where it stopped; the
 checkpoint holds weights, optimiser state, the step and the history of losses.
 """
 
@@ -40,6 +40,7 @@ class DraftTrainingOptions:
             labels and random others (see VocabSample); both 0: over the whole vocabulary. Both
             must be 0 for a draft of a part of the vocabulary: its softmax is over that part, and
             tokens outside are no labels.
+        start: digest of the draft that training started at; empty: random weights.
     """
 
     num_steps: int = 1000
@@ -54,6 +55,7 @@ class DraftTrainingOptions:
     num_random_ids: int = 0
     max_sequence_tokens: int = 1024
     seed: int = 0
+    start: str = ""
 
 
 class DraftTrainer:

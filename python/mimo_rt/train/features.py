@@ -84,7 +84,9 @@ class FeatureSource:
 
     def _compute(self, seq_idx: int) -> Tensor:
         token_ids = self._sequences[seq_idx].to(self._target.device)
-        with torch.no_grad():
+        # Whoever trains with smaller products: those of the target are the target's to choose, and who
+        # routes must not be rounded.
+        with torch.no_grad(), torch.autocast(token_ids.device.type, enabled=False):
             out = self._target.forward(token_ids, layer_ids=self._layer_ids, wants_logits=False)
         assert out.features is not None
         return out.features.bfloat16()

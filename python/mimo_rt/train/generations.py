@@ -15,7 +15,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -28,6 +28,7 @@ from ..value_checks import as_int
 
 META_FILE = "meta.json"
 _JOBS_AHEAD = 4  # per session
+_CANCEL_EVERY_S = 0.05
 # progress(done, total, num_tokens)
 Progress = Callable[[int, int, int], None]
 
@@ -101,8 +102,8 @@ def make_generations(
     """Let sessions answer every prompt at every temperature; go on where an earlier run stopped.
 
     Args:
-        sessions: of one engine; each answers one prompt at a time, on a thread of its own. Their number changes
-            neither answers nor their order.
+        sessions: of one engine; each answers one prompt at a time, on a thread of its own. Their
+            number changes neither answers nor their order.
         meta: recorded in meta.json, with the options; a directory made otherwise is refused.
 
     Returns:
@@ -149,20 +150,20 @@ def _answers_in_order(
             free.put(session)
 
     pool = ThreadPoolExecutor(len(sessions))
+    pending: deque[Future[Generation]] = deque()
     try:
         # A few jobs ahead: nobody waits for the one whose turn it is to be written.
-        pending: deque[Future[Generation]] = deque()
         for job in jobs:
             pending.append(pool.submit(answer, job))
             if len(pending) >= _JOBS_AHEAD * len(sessions):
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
-    finally:  # an error or an interrupt, too: what runs ends with its next token
+    finally:  # after an error or an interrupt, too
         pool.shutdown(wait=False, cancel_futures=True)
-        for session in sessions:
-            session.cancel()
-        pool.shutdown(wait=True)
+        while wait(pending, timeout=_CANCEL_EVERY_S).not_done:
+            for session in sessions:  # again: one that was about to begin has not heard it
+                session.cancel()
 
 
 def _answer(

@@ -10,8 +10,13 @@ import torch
 from torch import Tensor
 
 
+def _widen(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """x ``[..., size]`` over its last dimension, times ``weight``."""
+    """x ``[..., size]`` over its last dimension, times ``weight``; in float32 at least."""
+    x = _widen(x)
     return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + epsilon) * weight
 
 
@@ -35,6 +40,7 @@ def sink_softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
 
     Every row has at least one finite score.
     """
+    scores = _widen(scores)
     if sinks is None:
         return scores.softmax(dim=-1)
     sinks = sinks.expand(*scores.shape[:-1], 1)
@@ -42,7 +48,7 @@ def sink_softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
 
 
 def matmul(h: Tensor, weight: Tensor) -> Tensor:
-    """h ``[..., cols]`` times weight ``[rows, cols]``, in the weight's type; the result is of h's."""
+    """h ``[..., cols]`` times weight ``[rows, cols]``, in the weight's type; the result has h's."""
     return (h.to(weight.dtype) @ weight.T).to(h.dtype)
 
 

@@ -1,6 +1,7 @@
 """The type in which training multiplies matrices: BF16 where the device is faster with it.
 
-Master weights, norms, softmaxes, losses and sums over steps stay float32.
+Then operands and results of products are BF16 (sums inside are float32). Master weights, norms,
+softmaxes, losses and sums over steps stay float32.
 """
 
 from __future__ import annotations
@@ -28,5 +29,5 @@ def _cpu_multiplies_bf16() -> bool:
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
-    """Inside, products take ``dtype`` operands and sum in float32."""
+    """Inside, operands and results of products are of ``dtype``."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)

@@ -1,8 +1,8 @@
 """A torch forward of a MiMo checkpoint: logits, and the features that condition a draft.
 
-Weights are expanded exactly and activations keep ``dtype``, so this is the model itself without the
-roundings of an engine. It is meant for models that fit into memory as float32; every expert of the
-config is held.
+Weights are expanded exactly and activations keep ``dtype``, so this is the model itself without
+the roundings of an engine, unless products are asked for in a smaller type. It is meant for
+models that fit into memory as float32; every expert of the config is held.
 
 Features: the residual stream after each captured decoder layer (0-based ids), before the final
 norm, concatenated in the order of the ids.
