@@ -81,13 +81,16 @@ def test_the_forced_backend_is_the_one_that_runs(tmp_path, backend):
 
 
 def test_backends_differ_in_rounding_only(tmp_path):
-    """Different kernels ran: sums in another order give other bits, but close ones."""
+    """Different kernels ran: sums in another order give other bits, but close ones.
+
+    A hundred tokens: of twenty-four AVX2 and generic make the same sums, but for what BF16 rounds away.
+    """
     write_tiny_checkpoint(tmp_path / "m", seed=1)
-    tokens = np.arange(24, dtype=np.int32)
+    tokens = np.arange(100, dtype=np.int32)
     found = {}
     for backend in CPU_BACKENDS:
         engine = core.Engine.open(tmp_path / "m", core.EngineOptions(device=backend, num_threads=1))
-        found[backend] = core.Session(engine, max_context=64).logits(tokens)
+        found[backend] = core.Session(engine, max_context=128).logits(tokens)
     reference = found.pop("cpu-generic")
     for logits in found.values():
         assert np.abs(logits - reference).max() < 0.05 * np.abs(reference).max()
