@@ -97,14 +97,14 @@ TEST_CASE("two sessions whose callers take their time find together, and one tha
   using std::chrono::milliseconds;
   const Fixture f;
   f.executor->joins = true;
-  f.executor->on_step = [] { std::this_thread::sleep_for(milliseconds(16)); };
+  f.executor->on_step = [] { std::this_thread::sleep_for(milliseconds(40)); };
   std::array<Tokens, 2> results;
   std::atomic<bool> is_first_done = false;
   const auto run = [&](uint32_t i) {
     Session session(f.engine, {.sequence_id = i});
     uint32_t num_tokens = 0;
     results[i] = session.generate(iota_tokens(1, int32_t(i)), options_of(i), [&](const TokenEvent&) {
-      std::this_thread::sleep_for(milliseconds(1));  // an eighth of a step is two
+      std::this_thread::sleep_for(milliseconds(1));  // an eighth of a step is five
       if (i == 1 && ++num_tokens == 8)
         while (!is_first_done) std::this_thread::sleep_for(milliseconds(1));
       return true;
