@@ -1,6 +1,7 @@
 #include "weights/layout.h"
 
 #include "core/checks.h"
+#include "weights/page_placement.h"
 
 #include <algorithm>
 
@@ -113,9 +114,11 @@ WeightsLayout plan_layout(WeightsData& data, const FormatOf& format_of) {
   return Planner(data, format_of).plan();
 }
 
-Arena allocate(const WeightsLayout& layout, const char* where) {
+Arena allocate(const WeightsLayout& layout, const char* where, const PagePlacement* placement) {
   check_memory(layout.total_bytes, available_memory_bytes(), where);
-  return Arena(layout.total_bytes, where);
+  Arena arena(layout.total_bytes, where);
+  if (placement) place_pages(arena, layout, *placement);
+  return arena;
 }
 
 void point_into(const Arena& arena, const WeightsLayout& layout) {

@@ -87,8 +87,9 @@ constexpr uint64_t gate_up_rows(uint64_t width) {
 /// @throws Error{unsupported_shape} when the sizes overflow
 WeightsLayout plan_layout(WeightsData& data, const FormatOf& format_of);
 
-/// A new arena for `layout`. @throws Error{out_of_memory} before any page is used
-Arena allocate(const WeightsLayout& layout, const char* where);
+/// A new arena for `layout`, its pages where `placement` wants them (nullptr: wherever they are written first).
+/// @throws Error{out_of_memory} before any page is used
+Arena allocate(const WeightsLayout& layout, const char* where, const PagePlacement* placement = nullptr);
 
 /// Sets the pointers of all slots.
 void point_into(const Arena& arena, const WeightsLayout& layout);

@@ -6,7 +6,6 @@
 #include "weights/cache_files.h"
 #include "weights/content_hash.h"
 #include "weights/packed_file.h"
-#include "weights/page_placement.h"
 
 #include <mimo_rt/version.h>
 
@@ -86,8 +85,7 @@ class KeyHash {
 };
 
 Arena pack_arena(const ArenaRecipe& recipe) {
-  Arena arena = allocate(recipe.layout, recipe.where);
-  if (recipe.options.placement) place_pages(arena, recipe.layout, *recipe.options.placement);
+  Arena arena = allocate(recipe.layout, recipe.where, recipe.options.placement);
   recipe.fill(arena);
   return arena;
 }

@@ -4,7 +4,6 @@
 // keep their size through all layers and no sum overflows.
 #include "core/checks.h"
 #include "weights/layout.h"
-#include "weights/page_placement.h"
 #include "weights/random_fill.h"
 
 #include <algorithm>
@@ -87,8 +86,7 @@ Weights Weights::synthetic(const ModelConfig& config, uint64_t seed, const PageP
   const WeightsData& data = *impl;
   const WeightsLayout layout = plan_layout(
       *impl, [&](const MatrixSlot& slot) { return usual_format(data.config, slot); });
-  impl->arena = allocate(layout, kWhere);
-  if (placement) place_pages(impl->arena, layout, *placement);
+  impl->arena = allocate(layout, kWhere, placement);
   point_into_arena(*impl, layout);
   fill_random({layout, data.arena, seed, kWhere,
                [&](const MatrixSlot& slot, uint32_t group) {
