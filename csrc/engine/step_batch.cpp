@@ -21,12 +21,11 @@ class StepBatch {
     for (const StepRequest& request : requests_) append(request);
     StepOutput output;
     std::vector<SampleResult> sampled;
-    const bool is_joined = requests_.size() > 1;
-    if (is_joined) sampled.resize(logit_rows_.size());
-    output.sampled = is_joined ? sampled.data() : requests_[0].output->sampled;
+    if (is_joined()) sampled.resize(logit_rows_.size());
+    output.sampled = is_joined() ? sampled.data() : requests_[0].output->sampled;
     StepInput input = make_input();
     const Plan& plan = engine_.plan_for(input.num_tokens);
-    if (is_joined) {
+    if (is_joined()) {
       std::vector<KvCache*> caches;
       for (const StepRequest& request : requests_) caches.push_back(&request.sequence->cache_);
       KvCache cache(std::move(caches));
@@ -39,6 +38,8 @@ class StepBatch {
   }
 
  private:
+  bool is_joined() const { return requests_.size() > 1; }
+
   void append(const StepRequest& request) {
     const auto seq_idx = static_cast<uint32_t>(begins_.size());
     const auto first_row = static_cast<uint32_t>(token_ids_.size());
@@ -75,7 +76,7 @@ class StepBatch {
     size_t row = 0;
     for (size_t i = 0; i < requests_.size(); ++i) {
       const StepRequest& request = requests_[i];
-      if (requests_.size() > 1 && request.output->sampled)
+      if (is_joined() && request.output->sampled)
         std::copy_n(output.sampled + row, request.logit_rows.size(), request.output->sampled);
       request.output->logits = output.logits ? output.logits + row * output.logits_stride : nullptr;
       request.output->logits_stride = output.logits_stride;
