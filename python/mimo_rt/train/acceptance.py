@@ -52,7 +52,7 @@ def evaluate_draft(
             for anchors in torch.arange(begin, end, device=target.device).split(EVAL_BLOCKS):
                 z = draft(context, target.embed[ids[anchors]], anchors)
                 labels, is_inside = block_labels(ids, anchors, block_size)
-                with torch.autocast(target.device.type, enabled=False):  # logits as the engine's
+                with autocast(target.device, torch.float32):  # logits as the engine's
                     draft_ids = (z.float() @ head.T).argmax(dim=-1)
                 proposed = draft.target_ids(draft_ids)
                 lengths = accepted_lengths(proposed, labels, is_inside)

@@ -1,8 +1,8 @@
 """The training loop of a draft: deterministic, resumable, one sequence at a time.
 
 What a step does is a function of the seed and the step's number alone (which sequences, which
-anchors, which ids of the vocabulary), so a resumed run of the same precision continues bit for bit where it stopped; the
-checkpoint holds weights, optimiser state, the step and the history of losses.
+anchors, which ids of the vocabulary), so a resumed run of the same precision continues bit for bit
+where it stopped; the checkpoint holds weights, optimiser state, the step and the history of losses.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..checkpoints.formats import decode_bf16
 from ..checkpoints.writer import write_json
+from .precision import autocast
 from .target import TargetModel
 
 
@@ -86,7 +87,7 @@ class FeatureSource:
         token_ids = self._sequences[seq_idx].to(self._target.device)
         # Whoever trains with smaller products: those of the target are the target's to choose, and who
         # routes must not be rounded.
-        with torch.no_grad(), torch.autocast(token_ids.device.type, enabled=False):
+        with torch.no_grad(), autocast(token_ids.device, torch.float32):
             out = self._target.forward(token_ids, layer_ids=self._layer_ids, wants_logits=False)
         assert out.features is not None
         return out.features.bfloat16()

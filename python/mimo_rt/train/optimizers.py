@@ -17,7 +17,8 @@ class CpuMuon(torch.optim.Optimizer):
     """`torch.optim.Muon` with the type of its iteration as a choice.
 
     torch's own iterates in BF16, over which CPUs without BF16 arithmetic take about thirty times as
-    long as over float32. The update is the same: Nesterov momentum, orthogonalised, scaled to the size of an AdamW step
+    long as over float32. The update is the same: Nesterov momentum, orthogonalised, scaled to the
+    size of an AdamW step
     (``adjust_lr_fn="match_rms_adamw"``), decoupled weight decay.
 
     Args:
