@@ -23,16 +23,24 @@ struct Table {
   std::string name;
   const mimo_rt::cpu::Kernels* kernels;
   bool flushes = false;  ///< vdpbf16ps takes subnormals as zero, its results too
+  const mimo_rt::cpu::Kernels* exact = nullptr;  ///< of INT8 ones: the kernels of all other formats
 };
+
+#if defined(MIMO_RT_AVX512)
+/// Both sets of AVX-512 kernels run where the processor has BF16, whichever of them cpu-avx512 stands for.
+inline bool runs_both_avx512() {
+  const mimo_rt::cpu::CpuFeatures f = mimo_rt::cpu::machine_features();
+  return f.avx512f && f.avx512bf16 && f.avx512vbmi && f.avx512vnni;
+}
+#endif
 
 inline std::vector<Table> runnable() {
   std::vector<Table> tables;
   for (const mimo_rt::cpu::CpuBackend& backend : mimo_rt::cpu::cpu_backends())
     if (backend.kernels && backend.supported) tables.push_back({backend.name, backend.kernels});
 #if defined(MIMO_RT_AVX512)
-  // Where cpu-avx512 stands for the kernels with BF16, the others run as well.
-  if (tables.back().kernels == mimo_rt::cpu::kernels_avx512_bf16()) {
-    tables.back().flushes = true;
+  if (runs_both_avx512()) {
+    tables.back() = {"cpu-avx512 with BF16", mimo_rt::cpu::kernels_avx512_bf16(), true};
     tables.push_back({"cpu-avx512 without BF16", mimo_rt::cpu::kernels_avx512()});
   }
 #endif
@@ -46,17 +54,27 @@ inline std::vector<Table> runnable() {
 
 /// The same with INT8 activations.
 inline std::vector<Table> runnable_int8() {
+  using namespace mimo_rt::cpu;
   std::vector<Table> tables;
-  for (const mimo_rt::cpu::CpuBackend& backend : mimo_rt::cpu::cpu_backends())
-    if (backend.kernels && backend.supported) tables.push_back({backend.name, backend.int8_kernels});
+  const auto add = [&](const std::string& name, const Kernels* kernels, const Kernels* exact) {
+    tables.push_back({name, kernels, false, exact});
+  };
+  for (const CpuBackend& backend : cpu_backends())
+    if (backend.kernels && backend.supported) add(backend.name, backend.int8_kernels, backend.kernels);
 #if defined(MIMO_RT_AVX512)
-  if (tables.back().kernels == mimo_rt::cpu::kernels_avx512_bf16_int8())
-    tables.push_back({"cpu-avx512 without VNNI", mimo_rt::cpu::kernels_avx512_int8()});
+  if (runs_both_avx512()) {
+    tables.pop_back();
+    add("cpu-avx512 with BF16", kernels_avx512_bf16_int8(), kernels_avx512_bf16());
+    add("cpu-avx512 without VNNI", kernels_avx512_int8(), kernels_avx512());
+    CpuFeatures slow_bf16 = machine_features();
+    slow_bf16.fast_bf16 = false;
+    const CpuBackend backend = backends_for(slow_bf16).back();
+    add("cpu-avx512 with VNNI alone", backend.int8_kernels, backend.kernels);
+  }
 #endif
 #if defined(MIMO_RT_HAVE_SIMDE)
-  tables.push_back({"cpu-avx512 (emulated)", mimo_rt::cpu::kernels_avx512_int8_emulated()});
-  tables.push_back(
-      {"cpu-avx512 with VNNI (emulated)", mimo_rt::cpu::kernels_avx512_bf16_int8_emulated()});
+  add("cpu-avx512 (emulated)", kernels_avx512_int8_emulated(), kernels_avx512_emulated());
+  add("cpu-avx512 with VNNI (emulated)", kernels_avx512_bf16_int8_emulated(), kernels_avx512_bf16_emulated());
 #endif
   return tables;
 }

@@ -65,12 +65,13 @@ TEST_CASE("features decide which kernels stand behind a backend name") {
   std::set<const cpu::Kernels*> distinct(std::begin(kernels), std::end(kernels));
   distinct.insert(std::begin(int8_kernels), std::end(int8_kernels));
   CHECK_EQ(distinct.size(), 8u);
-  for (uint32_t set = 0; set < 1u << 9; ++set) {  // every combination
+  for (uint32_t set = 0; set < 1u << 10; ++set) {  // every combination
     F features;
     uint32_t bit = 0, num_avx2 = 0, num_base = 0, num_extra = 0;
     for (const Flag flag : avx2) num_avx2 += features.*flag = set >> bit++ & 1;
     for (const Flag flag : base) num_base += features.*flag = set >> bit++ & 1;
     for (const Flag flag : extra) num_extra += features.*flag = set >> bit++ & 1;
+    features.fast_bf16 = set >> bit & 1;
     const bool has_avx2 = num_avx2 == 2, has_avx512 = has_avx2 && num_base == 4;
     const std::vector<cpu::CpuBackend> backends = cpu::backends_for(features);
     const auto is_refused = [&](const char* name) {
@@ -85,9 +86,13 @@ TEST_CASE("features decide which kernels stand behind a backend name") {
       stands_for("cpu-avx2", 1);
     else
       is_refused("cpu-avx2");
-    if (has_avx512)
+    if (has_avx512 && (num_extra < 3 || features.fast_bf16)) {
       stands_for("cpu-avx512", num_extra == 3 ? 3 : 2);
-    else
+    } else if (has_avx512) {
+      CHECK(&cpu::select_kernels(backends, "cpu-avx512") == cpu::kernels_avx512());
+      const cpu::Kernels& mixed = cpu::select_kernels(backends, "cpu-avx512", Activations::int8);
+      CHECK(!distinct.contains(&mixed) && mixed.attend == cpu::kernels_avx512_int8()->attend);
+    } else
       is_refused("cpu-avx512");
   }
 }

@@ -300,10 +300,8 @@ TEST_CASE("prepare gathers rows, obeys the stride, pads with zeros and writes no
 }
 
 TEST_CASE("other formats are the exact kernels, and exact MXFP4 products are others than these") {
-  const std::vector<Table> exact = kernel_tables::runnable(), int8 = kernel_tables::runnable_int8();
-  CHECK_EQ(exact.size(), int8.size());
-  for (size_t i = 0; i < exact.size(); ++i) {
-    CHECK_EQ(exact[i].kernels->name, int8[i].kernels->name);
+  for (const Table& table : kernel_tables::runnable_int8()) {
+    CHECK_EQ(table.exact->name, table.kernels->name);
     for (int code = 0; code < 4; ++code) {
       const auto format = static_cast<PackedFormat>(code);
       const Matrix m = pack_reference::random_matrix(format, 16, 96, 2);
@@ -312,7 +310,7 @@ TEST_CASE("other formats are the exact kernels, and exact MXFP4 products are oth
       pack_reference::pack(m, packed.bytes());
       std::array<std::vector<float>, 2> y;
       for (const bool is_int8 : {false, true}) {
-        const cpu::Kernels& kernels = *(is_int8 ? int8 : exact)[i].kernels;
+        const cpu::Kernels& kernels = *(is_int8 ? table.kernels : table.exact);
         const Aligned prepared(kernels.prepared_bytes(code, 3, 96));
         kernels.prepare(code, {x.data(), 96, nullptr, 3, 96, 96, prepared.bytes()});
         y[is_int8].resize(3 * 16);
