@@ -105,9 +105,17 @@ def test_precisions(name, expected):
 
 def test_the_faster_precision_is_chosen(monkeypatch):
     cpu = torch.device("cpu")
-    for names, expected in (({"avx2": True, "avx512_bf16": False}, torch.float32), ({"avx512_bf16": True}, torch.bfloat16)):
+    with_bf16, without = {"avx512_bf16": True}, {"avx2": True, "avx512_bf16": False}
+    for names, bf16_seconds, expected in (
+        (without, 0.1, torch.float32), (with_bf16, 0.5, torch.bfloat16), (with_bf16, 0.9, torch.float32),
+        (with_bf16, 1.5, torch.float32),
+    ):
+        seconds = {torch.float32: 1.0, torch.bfloat16: bf16_seconds}
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda names=names: names, raising=False)
+        monkeypatch.setattr(precision, "_product_seconds", seconds.get)
         assert precision.matmul_dtype("auto", cpu) == expected
+    monkeypatch.undo()
+    assert 0 < precision._product_seconds(torch.float32) < 60 and 0 < precision._product_seconds(torch.bfloat16) < 60
     monkeypatch.delattr(torch.cpu, "get_capabilities")
     assert precision.matmul_dtype("auto", cpu) == torch.float32
     assert precision.matmul_dtype("auto", torch.device("cuda")) == torch.bfloat16
