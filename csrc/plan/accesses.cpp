@@ -39,6 +39,9 @@ std::vector<Cols> tile_cols(const Task& task, uint32_t width) {
   return cols;
 }
 
+/// Tokens of a round's block that the round before it left: the anchor, and where no draft fills it, all.
+uint32_t num_carried(const Plan& plan) { return plan.shape().draft.num_layers ? 1 : plan.options().max_tokens; }
+
 /// What the rows count that a kind takes normalised.
 RowDomain consumed_rows(TaskKind kind) {
   if (kind < TaskKind::context_fc) return RowDomain::token;
@@ -191,12 +194,12 @@ void AccessModel::append_draft(const Task& task, Sink& sink) const {
       break;
     case TaskKind::accept:
       sink.all_rows(read, task.input, Cols{0, shape.vocab_size}, logit_row);
-      sink.all_rows(read_earlier, task.output, Cols{0, 1}, whole);
+      sink.all_rows(read_earlier, task.output, Cols{0, num_carried(plan_)}, whole);
       if (draft.num_layers != 0) {
         sink.all_rows(read, task.input2, Cols{0, draft.vocab_size}, draft_logit_row);
         sink.all_rows(read, task.output, Cols{1, draft.block_size}, whole);
       }
-      sink.all_rows(write, task.output, Cols{0, 1}, whole);  // the next round's anchor
+      sink.all_rows(write, task.output, Cols{0, num_carried(plan_)}, whole);  // the next round's
       break;
     default: fail(ErrorCode::internal, "plan", "task kind ", static_cast<int>(task.kind), " has no accesses");
   }
@@ -204,9 +207,10 @@ void AccessModel::append_draft(const Task& task, Sink& sink) const {
 
 /// All drafts, whichever rows the task embeds: how many rows there are is known when the last of them is.
 void AccessModel::append_block_reads(const Task& task, Sink& sink) const {
-  sink.all_rows(AccessMode::read_earlier, task.input, Cols{0, 1}, RowDomain::whole);
-  const uint32_t block_size = plan_.options().max_tokens;
-  if (block_size > 1) sink.all_rows(AccessMode::read, task.input, Cols{1, block_size}, RowDomain::whole);
+  const uint32_t num_earlier = num_carried(plan_), block_size = plan_.options().max_tokens;
+  sink.all_rows(AccessMode::read_earlier, task.input, Cols{0, num_earlier}, RowDomain::whole);
+  if (block_size > num_earlier)
+    sink.all_rows(AccessMode::read, task.input, Cols{num_earlier, block_size}, RowDomain::whole);
 }
 
 void AccessModel::append_context_kv(const Task& task, Sink& sink) const {

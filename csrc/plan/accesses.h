@@ -6,7 +6,8 @@
 // coverage, disjointness and order carry over to every n. Rows of context are any number, with the same argument. Rows
 // of the draft are all or none. With none, `block` beyond the anchor is not written, though its row counts as whole;
 // but then the round has one token (no drafts to verify), so embed and accept, its readers, do not look there either.
-// With all of them and fewer tokens (a round may verify a part of the block), only readers are missing.
+// With all of them and fewer tokens (a round may verify a part of the block), only readers are missing. In a plan of
+// rounds without a draft `accept` alone writes `block`, all of it for the next round, and embed reads what is earlier.
 //
 // A step that wants no logits touches less of `logits` than is listed: each lm_head task writes some of its columns, and
 // sample or accept reads these and no others. What holds of all columns holds of them.

@@ -31,10 +31,11 @@ void check_options(const PlanOptions& options, const DraftConfig* draft) {
   MIMO_RT_CHECK(draft || !options.max_context_rows, invalid_argument, kWhere,
                 "max_context_rows: expected 0 without a draft, got ", options.max_context_rows);
   if (!options.is_round) return;
-  const uint32_t block_size = draft ? draft->block_size : 1;
+  if (!draft) in_range("max_tokens of a round", options.max_tokens, kMaxBlockSize);
+  const uint32_t block_size = draft ? draft->block_size : options.max_tokens;
   MIMO_RT_CHECK(options.max_tokens == block_size && options.max_logit_rows == block_size, invalid_argument, kWhere,
-                "a round's max_tokens and max_logit_rows: expected ", draft ? "the block size " : "without a draft ",
-                block_size, ", got ", options.max_tokens, " and ", options.max_logit_rows);
+                "a round's max_tokens and max_logit_rows: expected the block size ", block_size, ", got ",
+                options.max_tokens, " and ", options.max_logit_rows);
 }
 
 void check_dim(const std::string& name, uint64_t value, uint64_t max = kMaxDim) {
@@ -130,7 +131,7 @@ void PlanBuilder::make_shape() {
     }
   }
   if (!draft_) {
-    shape.draft.block_size = plan_.options_.is_round ? 1 : 0;
+    shape.draft.block_size = plan_.options_.is_round ? plan_.options_.max_tokens : 0;
     return;
   }
   const uint32_t vocab_size = draft_->draft_vocab_size ? draft_->draft_vocab_size : shape.vocab_size;

@@ -6,6 +6,8 @@
 #include "plan/route_table.h"
 #include "plan/task.h"
 
+#include <mimo_rt/draft.h>
+
 #include <algorithm>
 
 namespace mimo_rt {
@@ -76,9 +78,10 @@ void check_draft(const Plan& plan) {
                 "max_context_rows: expected ", has_draft ? "> 0" : "0, for there is no draft", ", got ",
                 options.max_context_rows);
   if (!options.is_round) return;
-  MIMO_RT_CHECK((has_draft ? draft.block_size >= 2 : draft.block_size == 1) &&
+  const uint32_t least = has_draft ? 2 : 1;
+  MIMO_RT_CHECK(draft.block_size >= least && draft.block_size <= kMaxBlockSize &&
                     options.max_tokens == draft.block_size && options.max_logit_rows == draft.block_size,
-                plan_invalid, kWhere, "a round: expected a block size, ", has_draft ? "at least 2" : "1 without a draft",
+                plan_invalid, kWhere, "a round: expected a block size, ", least, "..", kMaxBlockSize,
                 ", that is max_tokens and max_logit_rows, got block size ", draft.block_size, ", ",
                 options.max_tokens, " tokens, ", options.max_logit_rows, " logit rows");
 }

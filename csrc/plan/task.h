@@ -36,7 +36,8 @@ namespace mimo_rt {
 //   context_norm        per_context_row  context_h[r] = rms_norm(context[r])                        tile: one row
 //   context_kv          once             draft KV cache <- W_k u, W_v u, u = context_h              tile: see below
 //
-// A round (draft a block, verify it, accept) has these before the target's tasks, and `accept` instead of `sample`:
+// A round (draft a block, verify it, accept) has `accept` instead of `sample` and, with a draft, these before the target's
+// tasks. Without one, accept fills the whole block of the next round:
 //
 //   draft_embed         per_draft_row  draft_x[t] = E[block[0]] for t = 0, else the mask embedding  tile: one row
 //   draft_norm          per_draft_row  draft_h[t] = rms_norm(draft_x[t]); norm: see kMlpNorm, kNoLayer  tile: one row
@@ -48,7 +49,7 @@ namespace mimo_rt {
 //   draft_down_proj     once           draft_x += W_d draft_act                                     tile: 16 rows
 //   draft_lm_head       once           draft_logits[t - 1] = W_lm draft_h[t], t >= 1                tile: 16 rows
 //   draft_sample        per_draft_row  block[t] <- draft_logits[t - 1]; nothing for t = 0           tile: one row
-//   accept              once           tokens out, the next round's block[0] and rows <- logits, block, draft_logits
+//   accept              once           tokens out, the next round's block[0 ..] and rows <- logits, block, draft_logits
 //
 // Tile t of context_kv is one kv head's keys or values in one draft layer: t = (layer * 2 + is_v) * num_kv_heads + head.
 //

@@ -22,8 +22,8 @@ struct PlanOptions {
   uint32_t max_logit_rows = 1;  ///< rows of logits a step may ask for (1..max_tokens)
   /// Fuse RMSNorm into its consumers: each worker normalises all rows for itself. One edge less per norm, more work.
   enum class FuseNorm : uint8_t { automatic, yes, no } fuse_norm = FuseNorm::automatic;
-  /// A round (draft, verify, accept) instead of a step. max_tokens and max_logit_rows must be the draft's block size, or
-  /// 1 without a draft.
+  /// A round (draft, verify, accept) instead of a step. max_tokens and max_logit_rows must be the block size: the draft's,
+  /// or without one 1..kMaxBlockSize: then the engine looks the drafts up in the text.
   bool is_round = false;
   uint32_t max_context_rows = 0;  ///< rows of draft context per step; 1..4096 with a draft, else 0
   /// Attention is shared out by kv heads with all their q heads, as the CUDA kernels want it; else by q heads, so that
@@ -43,7 +43,7 @@ struct PlanShape {
   uint32_t dense_width = 0, expert_width = 0;  ///< columns of `act`
   uint32_t num_experts = 0, experts_per_token = 0;
   std::vector<Layer> layers;
-  /// The draft; num_layers 0: there is none, and block_size is 1 in a round, else 0.
+  /// The draft; num_layers 0: there is none, and block_size is PlanOptions::max_tokens in a round, else 0.
   struct Draft {
     uint32_t num_layers = 0, block_size = 0, intermediate_size = 0;
     uint32_t vocab_size = 0;  ///< columns of `draft_logits`: tokens that the draft can propose

@@ -331,9 +331,10 @@ class Machine {
         uint64_t hash = op;
         for (uint32_t r = 0; r < num_tokens_; ++r) {
           hash = mix(hash, get(task.output, 0, r), row(task.input, r, 0, shape_.vocab_size));
-          if (r) hash = mix(hash, row(task.input2, r - 1, 0, draft_.vocab_size));
+          if (r && draft_.num_layers) hash = mix(hash, row(task.input2, r - 1, 0, draft_.vocab_size));
         }
-        put(task.output, 0, 0, hash);
+        const uint32_t num_next = draft_.num_layers ? 1 : draft_.block_size;
+        for (uint32_t r = 0; r < num_next; ++r) put(task.output, 0, r, mix(hash, r));
         break;
       }
       default: throw Violation("unknown kind");

@@ -33,7 +33,7 @@ inline std::vector<Task> model_program(const Plan& plan, bool fused) {
     op(TaskKind::context_kv, kNoLayer, draft.num_layers * 2 * draft.num_kv_heads,
        {fused ? kContext : kContextH, none, kContextKv, none}, flag);
   }
-  if (is_round) {
+  if (is_round && draft.num_layers) {
     op(TaskKind::draft_embed, kNoLayer, 1, {kBlock, none, kDraftX, none});
     const uint16_t draft_rows = fused ? kDraftX : kDraftH;
     const auto draft_norm = [&](uint32_t layer, uint16_t flags) {
@@ -80,7 +80,7 @@ inline std::vector<Task> model_program(const Plan& plan, bool fused) {
   }
   norm(kNoLayer, 0);
   op(TaskKind::lm_head, kNoLayer, groups(shape.vocab_size), {rows, none, kLogits, none}, flag);
-  if (is_round) op(TaskKind::accept, kNoLayer, 1, {kLogits, kDraftLogits, kBlock, none});
+  if (is_round) op(TaskKind::accept, kNoLayer, 1, {kLogits, draft.num_layers ? uint16_t{kDraftLogits} : none, kBlock, none});
   else op(TaskKind::sample, kNoLayer, 1, {kLogits, none, kSampled, none});
   return program;
 }

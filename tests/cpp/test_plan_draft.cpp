@@ -325,8 +325,10 @@ TEST_CASE("wrong drafts and options are refused by name") {
                options([](PlanOptions& o) { o.max_context_rows = 4097; }, &good));
   CHECK_THROWS(invalid_argument, "max_context_rows: expected 0 without a draft, got 512",
                options([](PlanOptions&) {}, nullptr));
-  CHECK_THROWS(invalid_argument, "expected without a draft 1, got 4 and 4",
-               options([](PlanOptions& o) { o.max_context_rows = 0; }, nullptr));
+  CHECK_THROWS(invalid_argument, "expected the block size 4, got 4 and 3",
+               options([](PlanOptions& o) { o.max_context_rows = 0, o.max_logit_rows = 3; }, nullptr));
+  CHECK_THROWS(invalid_argument, "max_tokens of a round: expected 1..16, got 17",
+               options([](PlanOptions& o) { o.max_context_rows = 0, o.max_tokens = o.max_logit_rows = 17; }, nullptr));
 }
 
 CHECK_MAIN()

@@ -19,36 +19,38 @@ struct Sound {
   std::vector<plan_oracle::Scenario> scenarios;
 };
 
-enum class PlanKind { plain, step_with_draft, round };
+enum class PlanKind { plain, step_with_draft, round, round_without_draft };
 
 std::vector<plan_oracle::Scenario> scenarios_of(PlanKind kind, uint32_t n) {
+  if (kind == PlanKind::round_without_draft) return {{{n, n - 1}, 2}, {{n, 1}, 3}, {{1, n}, 7}};
   if (kind == PlanKind::plain) return {{{n, n - 1}, 2}, {{n, n}, 3}, {{1, n}, 7}};
   if (kind == PlanKind::step_with_draft)
     return {{{n, n - 1}, 2, 0, {2, n}}, {{1, n}, 3, 0, {n, 1}}, {{n, n}, 7, 0, {0, n}}};
   return {{{n, n - 1}, 2, 0, {2, 3}}, {{n, 1}, 3, 0, {1, 2}, {true, false}}, {{1, n}, 7, 0, {0, 3}, {false, true}}};
 }
 
-/// Plans of all tiny models: without a draft, steps with a draft, rounds.
+/// Plans of all tiny models: without a draft, steps with a draft, rounds with and without one.
 std::vector<Sound> sound_plans() {
   std::vector<Sound> plans;
   uint64_t seed = 1;
   for (const auto& [name, config] : test_configs::tiny_configs())
     for (const auto& [num_workers, kind] : std::initializer_list<std::pair<uint32_t, PlanKind>>{
              {2, PlanKind::plain}, {3, PlanKind::plain}, {5, PlanKind::plain}, {3, PlanKind::step_with_draft},
-             {2, PlanKind::round}, {3, PlanKind::round}}) {
+             {2, PlanKind::round}, {3, PlanKind::round}, {3, PlanKind::round_without_draft}}) {
       const bool fused = (seed++ / 2) % 2;
       PlanOptions options;
       options.num_workers = num_workers;
       options.max_tokens = options.max_logit_rows = num_workers == 3 ? 4 : 3;
       options.fuse_norm = fused ? PlanOptions::FuseNorm::yes : PlanOptions::FuseNorm::no;
-      options.is_round = kind == PlanKind::round;
-      options.max_context_rows = kind == PlanKind::plain ? 0 : options.max_tokens;
+      const bool has_draft = kind == PlanKind::step_with_draft || kind == PlanKind::round;
+      options.is_round = kind == PlanKind::round || kind == PlanKind::round_without_draft;
+      options.max_context_rows = has_draft ? options.max_tokens : 0;
       const uint32_t n = options.max_tokens;
       const DraftConfig draft = test_configs::tiny_draft(config, n);
-      const char* kind_names[] = {"", " with draft", " round"};
+      const char* kind_names[] = {"", " with draft", " round", " round without draft"};
       Sound sound{name + kind_names[static_cast<int>(kind)] + " w" + std::to_string(num_workers) +
                       (fused ? " fused" : ""),
-                  Plan::build(config, options, kind == PlanKind::plain ? nullptr : &draft), scenarios_of(kind, n)};
+                  Plan::build(config, options, has_draft ? &draft : nullptr), scenarios_of(kind, n)};
       for (auto& scenario : sound.scenarios)
         scenario.expected = plan_oracle::expected_outputs(sound.plan, fused, scenario);
       plans.push_back(std::move(sound));

@@ -60,7 +60,6 @@ TEST_CASE("plans as they are made share all work that comes in units") {
             PlanOptions options = plan_options(num_workers, 4, 4, fuse);
             options.max_context_rows = context_rows;
             options.is_round = is_round;
-            if (is_round && !context_rows) options.max_tokens = options.max_logit_rows = 1;
             const Plan plan = Plan::build(config, options, context_rows ? &draft : nullptr);
             CHECK_EQ(count_shared(plan), count_wanted(plan));
             CHECK_EQ(count_shared(plan) > 0, num_workers > 1);
