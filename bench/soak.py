@@ -1,12 +1,12 @@
 """Hours of what users do, on purpose at bad moments; every token must be the one that a quiet run gave.
 
-    python bench/soak.py [--seconds 600] [--device cuda] [--model DIR] [--sessions N] [--no-draft] [--seed N]
+    python bench/soak.py [--seconds 600] [--device cuda] [--model DIR] [--sessions N] [--draft NAME] [--seed N]
 
 One request after the other, at random: greedy or sampled, plain or with drafts of any width, whole, cancelled by the
 reader after some tokens or by another thread at some moment, on the same session, on another one of the same engine, or
 after a reset; now and then logits in steps of any size. What a request must give was written down in the beginning, from
 plain decoding: a draft changes no token, a cancelled answer is the beginning of the whole one, logits have the same bits.
-With --sessions several do so at the same time on one engine; without a draft they share steps.
+With --sessions several do so at the same time on one engine; without a draft model they share steps.
 Without --model: a tiny random model with every feature and a draft. One JSON line at the end; exit code 1: something
 differed, and the line says what. The seed in it repeats the order of requests, not the moments of cancels.
 """
@@ -182,7 +182,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", type=pathlib.Path, metavar="DIR", help="checkpoint instead of the tiny model")
     parser.add_argument("--threads", type=int, metavar="N", help="workers on the CPU (default: all cores)")
     parser.add_argument("--sessions", type=int, default=1, metavar="N", help="at the same time (default 1)")
-    parser.add_argument("--no-draft", action="store_true", help="leave the draft alone")
+    parser.add_argument("--draft", default="auto", help="auto, ngram, none or a directory (default auto)")
     parser.add_argument("--seed", type=int, default=random.randrange(2**32), help="of the order of requests")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="mimo_rt-soak-") as parent:
@@ -191,10 +191,10 @@ def main(argv: list[str] | None = None) -> int:
             model_dir = pathlib.Path(write_tiny_checkpoint(pathlib.Path(parent) / "tiny", seed=1, intermediate_size=192))
             write_tiny_draft(model_dir, seed=2)
         begin = time.monotonic()
-        draft = "none" if args.no_draft else "auto"
-        with Session(model_dir, device=args.device, num_threads=args.threads, max_context=256, draft=draft) as session:
+        with Session(model_dir, device=args.device, num_threads=args.threads, max_context=256,
+                     draft=args.draft) as session:
             sessions = [session, *(session.new_session() for _ in range(args.sessions - 1))]
-            soaks = [Soak(s, args.seed + i, has_draft=not args.no_draft) for i, s in enumerate(sessions)]
+            soaks = [Soak(s, args.seed + i, has_draft=args.draft != "none") for i, s in enumerate(sessions)]
             tally = run_together(soaks, args.seconds)
             seconds = time.monotonic() - begin
             print(json.dumps(record_of(session, model_dir.name, args.sessions, tally, seconds, args.seed)), flush=True)

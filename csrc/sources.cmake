@@ -94,6 +94,7 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/engine/generation_clock.cpp
   csrc/engine/joint_steps.cpp
   csrc/engine/machine_notes.cpp
+  csrc/engine/ngram_lookup.cpp
   csrc/engine/options_check.cpp
   csrc/engine/round.cpp
   csrc/engine/sequence.cpp

@@ -162,10 +162,13 @@ void CpuExecutor::run_rounds(const Plan& plan, KvCache& cache, RoundState& round
     rounds.round_begin_ns = static_cast<uint64_t>(begin_ns());
     is_job_over_ = false;
     const uint32_t num_before = rounds.num_rounds;
+    const uint64_t num_rows_before = rounds.num_rows;
     pool_.run(*this, call_poll);
     for (const auto& worker : workers_) rounds.active_experts += worker->num_active_experts;
     state.count_epochs();
-    watch_team(plan, 1, rounds.num_rounds - num_before);
+    const uint32_t num_rounds = rounds.num_rounds - num_before;
+    const auto num_rows = static_cast<uint32_t>((rounds.num_rows - num_rows_before) / std::max(num_rounds, 1u));
+    watch_team(plan, std::max(num_rows, 1u), num_rounds);
   }
   if (poll_error) {
     if (monitor_.has_stopped()) failure_ = hang_text();

@@ -14,6 +14,8 @@ constexpr const char* kWhere = "Engine.open";
 void check_cuda_options(const EngineOptions& options, const cuda::StepDevice& device) {
   MIMO_RT_CHECK(options.activations == "bf16", unavailable, kWhere,
                 "activations: expected bf16 on device 'cuda', got ", options.activations);
+  MIMO_RT_CHECK(options.draft != kNgramDraft, unavailable, kWhere,
+                "draft: expected auto, none or a directory on device 'cuda', got ngram");
   MIMO_RT_CHECK(options.num_threads <= device.num_multiprocessors(), invalid_argument, kWhere,
                 "num_threads: expected 0..", device.num_multiprocessors(), ", the multiprocessors of ", device.name(),
                 ", got ", options.num_threads);
@@ -52,7 +54,8 @@ std::shared_ptr<Engine> open_cuda_engine(const Checkpoint& checkpoint, const Mod
   plan.num_workers = options.num_threads ? options.num_threads : device->num_multiprocessors();
   plan.fuse_norm = PlanOptions::FuseNorm::no;
   plan.whole_kv_heads = true;
-  plan.is_round = true;  // many tokens per launch, also without a draft
+  plan.is_round = true;  // many tokens per launch, also without a draft, then of one
+  plan.max_tokens = 1;
   std::string note;
   const std::optional<DraftConfig> draft_config = read_draft(config, draft_dir, options.draft == "auto", note);
   auto impl = Engine::Impl::prepare(config, draft_config ? &*draft_config : nullptr, options, plan);

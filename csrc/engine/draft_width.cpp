@@ -74,9 +74,11 @@ double RoundTimes::extrapolate(uint32_t num_drafts, uint32_t nearest) const {
   return median(nearest) + slope * (num_drafts - nearest);
 }
 
-DraftWidth::DraftWidth(const DraftOptions& options, uint32_t block_size)
+DraftWidth::DraftWidth(const DraftOptions& options, uint32_t block_size, DraftSource source)
     : mode_(options.mode),
+      source_(source),
       max_drafts_(std::min(block_size, kMaxBlockSize) - 1),
+      confidence_(source),
       credit_(kFirstCredit),
       probe_gap_(kFirstProbeGap),
       plain_gap_(kFirstPlainGap) {
@@ -91,9 +93,21 @@ uint32_t DraftWidth::choose(uint32_t limit) const {
   return mode_ == DraftOptions::Mode::adaptive && limit ? choose_adaptive(limit) : limit;
 }
 
+/// To know what the others are measured by.
+bool DraftWidth::must_run_plain() const { return times_.num_samples(0) < kMinPlainSamples || num_plain_due_; }
+
+uint32_t DraftWidth::choose_among(std::span<const float> scores) const {
+  const uint32_t limit = std::min(static_cast<uint32_t>(scores.size()), max_drafts_);
+  if (mode_ != DraftOptions::Mode::adaptive || limit == 0) return limit;
+  if (must_run_plain()) return 0;
+  const uint32_t best = best_width(scores.first(limit), 0);
+  // A gain makes probes cheap to come by; here it says nothing about drafts that were just refused for their scores.
+  return best || num_idle_rounds_ < kFirstProbeGap ? best : choose_probe(limit);
+}
+
 /// The affordable width with the most tokens per time; a probe where that is none.
 uint32_t DraftWidth::choose_adaptive(uint32_t limit) const {
-  if (times_.num_samples(0) < kMinPlainSamples || num_plain_due_) return 0;
+  if (must_run_plain()) return 0;
   uint32_t best = 0;
   double best_rate = 1.0, acceptance = accepted_[0] / tried_[0], all_accepted = 1.0, num_tokens = 1.0;
   for (uint32_t n = 1; n <= limit; ++n) {
@@ -110,20 +124,24 @@ uint32_t DraftWidth::choose_adaptive(uint32_t limit) const {
   return best ? best : choose_probe(limit);
 }
 
-/// The width whose last draft still brings more tokens than its time is worth at the rate of late.
-uint32_t DraftWidth::narrow(std::span<const float> leads) const {
-  // While little is known about costs and leads, or they do not pay, no wider than by what is known about places.
-  const auto num_drafts = static_cast<uint32_t>(leads.size());
+uint32_t DraftWidth::narrow(std::span<const float> scores) const {
+  // While little is known about costs and scores, or they do not pay, no wider than by what is known about places.
+  const auto num_drafts = static_cast<uint32_t>(scores.size());
   const bool is_known = narrowed_spent_ >= kMinNarrowed && narrowing_pays();
-  const uint32_t limit = is_known ? num_drafts : std::max(1u, choose(num_drafts));
+  return best_width(is_known ? scores : scores.first(std::max(1u, choose(num_drafts))), 1);
+}
+
+/// The width whose last draft still brings more tokens than its time is worth at the rate of late. `least`: the narrowest
+/// that is left to choose, 0 or 1.
+uint32_t DraftWidth::best_width(std::span<const float> scores, uint32_t least) const {
   const double rate = narrowing_pays() ? narrowed_tokens_ / narrowed_spent_ : 1.0;
-  uint32_t best = 1;
-  double best_gain = -HUGE_VAL, all_accepted = 1.0, num_tokens = 1.0;
-  for (uint32_t n = 1; n <= limit; ++n) {
-    all_accepted *= confidence_.acceptance(leads[n - 1]);
+  uint32_t best = least;
+  double best_gain = least ? -HUGE_VAL : 1.0 - rate, all_accepted = 1.0, num_tokens = 1.0;
+  for (uint32_t n = 1; n <= scores.size(); ++n) {
+    all_accepted *= confidence_.acceptance(scores[n - 1]);
     num_tokens += all_accepted;
     const double gain = num_tokens - rate * cost(n);
-    if (gain <= best_gain || (n > 1 && cost(n) - 1.0 > credit_)) continue;
+    if (gain <= best_gain || (n > least && cost(n) - 1.0 > credit_)) continue;
     best = n;
     best_gain = gain;
   }
@@ -146,13 +164,13 @@ void DraftWidth::observe(const RoundOutcome& outcome) {
   const double ns = is_typical ? times_.add(outcome.num_drafts, static_cast<double>(outcome.ns))
                                : times_.at(outcome.num_drafts);
   if (outcome.num_drafts) learn_acceptance(outcome);
-  if (!outcome.leads.empty()) learn_confidence(outcome);
+  if (!outcome.scores.empty()) learn_confidence(outcome);
   if (times_.num_samples(0)) settle(outcome, ns / times_.at(0));
   if (outcome.num_drafts) {
     num_idle_rounds_ = 0;
     if (++num_drafted_rounds_ >= plain_gap_) num_plain_due_ = kPlainSamples;
   } else {
-    ++num_idle_rounds_;
+    num_idle_rounds_ += outcome.had_drafts;
     num_drafted_rounds_ = 0;
     if (num_plain_due_) measured_plain(is_surprising);
   }
@@ -191,21 +209,25 @@ void DraftWidth::learn_acceptance(const RoundOutcome& outcome) {
 }
 
 void DraftWidth::learn_confidence(const RoundOutcome& outcome) {
-  for (uint32_t i = 0; i < outcome.num_accepted; ++i) confidence_.observe(outcome.leads[i], true);
+  for (uint32_t i = 0; i < outcome.num_accepted; ++i) confidence_.observe(outcome.scores[i], true);
   if (!outcome.is_cut && outcome.num_accepted < outcome.num_drafts)
-    confidence_.observe(outcome.leads[outcome.num_accepted], false);
+    confidence_.observe(outcome.scores[outcome.num_accepted], false);
 }
 
 /// `spent`: what the round cost by the estimates, not by the clock: one interrupted round shall not end drafting.
 void DraftWidth::settle(const RoundOutcome& outcome, double spent) {
   credit_ += kLossRate * spent;
+  if (!outcome.scores.empty() || source_ == DraftSource::ngram_lookup) {
+    if (outcome.num_drafts == 0) {  // rounds that draft decay it where they learn
+      narrowed_tokens_ *= kDecay;
+      narrowed_spent_ *= kDecay;
+    }
+    narrowed_tokens_ += 1.0 + outcome.num_accepted;
+    narrowed_spent_ += spent;
+  }
   if (outcome.num_drafts) {
     const double gain = 1.0 + outcome.num_accepted - spent;
     credit_ += gain;
-    if (!outcome.leads.empty()) {
-      narrowed_tokens_ += 1.0 + outcome.num_accepted;
-      narrowed_spent_ += spent;
-    }
     probe_gap_ = gain > 0.0 ? 0 : std::clamp(2 * probe_gap_, kFirstProbeGap, kMaxProbeGap);
   }
   credit_ = std::min(credit_, kMaxCredit);

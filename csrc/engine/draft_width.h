@@ -1,9 +1,10 @@
 // How many drafts a round should verify: the number that promises the most tokens per second, from measured round times
 // and acceptance. Pure bookkeeping: times come from the caller.
 //
-// Twice per round: `choose` before it, from the acceptance of each place in the block, says whether it drafts at all;
-// `narrow`, once the drafts are there, from the lead of each draft's logit (DraftConfidence), how many of them are worth
-// verifying. Where nobody knows the leads (rounds on a GPU), the first choice stands.
+// With a draft model twice per round: `choose` before it, from the acceptance of each place in the block, says whether it
+// drafts at all; `narrow`, once the drafts are there, from their scores (DraftConfidence), how many of them are worth
+// verifying. Where nobody knows the scores (rounds on a GPU), the first choice stands. Drafts that cost nothing to make are
+// there before the round: `choose_among` decides once, from their scores.
 //
 // Adaptive widths are chosen by expected tokens / time, under a budget: drafting may lose 2 % of the time against plain
 // decoding, and kMaxCredit plain rounds at most at once. What drafting gains fills the budget up again. So a draft that
@@ -28,7 +29,8 @@ struct RoundOutcome {
   uint32_t num_context_rows = 0;  ///< of draft context that the round made
   uint64_t ns = 0;
   bool is_cut = false;            ///< a stop ended it early: drafts beyond num_accepted say nothing
-  std::span<const float> leads = {};  ///< of the drafts, when `narrow` chose num_drafts; else empty
+  std::span<const float> scores = {};  ///< of the drafts, when num_drafts was chosen by scores; else empty
+  bool had_drafts = true;         ///< false: there was nothing to verify, so that num_drafts = 0 says nothing
 };
 
 /// Measured round times per width: medians of the last few, so that an interrupted round does no harm.
@@ -59,16 +61,19 @@ class RoundTimes {
 class DraftWidth {
  public:
   /// `num_draft_tokens` at most: block_size - 1, or less when the options say so. Mode off: always 0.
-  DraftWidth(const DraftOptions& options, uint32_t block_size);
+  DraftWidth(const DraftOptions& options, uint32_t block_size, DraftSource source = DraftSource::model);
 
   /// Drafts to verify in the next round, 0..min(max, limit). 0: the round does not draft at all.
   uint32_t choose(uint32_t limit) const;
   /// Whether rounds that draft should ask `narrow`; they then draft max_drafts().
   bool narrows() const { return mode_ == DraftOptions::Mode::adaptive; }
   uint32_t max_drafts() const { return max_drafts_; }
-  /// Of the drafts with these leads (see DraftConfidence), how many to verify: 1..leads.size(). Only in a round for
+  /// Of the drafts with these scores (see DraftConfidence), how many to verify: 1..scores.size(). Only in a round for
   /// which `choose` was not 0.
-  uint32_t narrow(std::span<const float> leads) const;
+  uint32_t narrow(std::span<const float> scores) const;
+  /// With DraftSource::ngram_lookup, instead of the above: of the drafts with these scores, which are there already, how
+  /// many to verify: 0..min(max, scores.size()).
+  uint32_t choose_among(std::span<const float> scores) const;
   void observe(const RoundOutcome& outcome);
   const DraftStats& stats() const { return stats_; }
   /// Statistics of the next generation begin at zero; what was learnt about cost and acceptance stays.
@@ -77,6 +82,8 @@ class DraftWidth {
  private:
   uint32_t choose_adaptive(uint32_t limit) const;
   uint32_t choose_probe(uint32_t limit) const;
+  uint32_t best_width(std::span<const float> scores, uint32_t least) const;
+  bool must_run_plain() const;
   void count(const RoundOutcome& outcome);
   void measured_plain(bool is_surprising);
   bool is_surprise(const RoundOutcome& outcome) const;
@@ -88,12 +95,13 @@ class DraftWidth {
 
   DraftStats stats_;
   DraftOptions::Mode mode_;
+  DraftSource source_;
   uint32_t max_drafts_;
   RoundTimes times_;
   /// Decayed counts for draft i + 1, given that those before were accepted.
   std::array<double, DraftStats::kMaxDrafts> accepted_{}, tried_{};
   DraftConfidence confidence_;
-  /// Decayed sums over narrowed rounds: tokens emitted, and their cost in plain rounds.
+  /// Decayed sums over narrowed rounds, of a lookup over all: tokens emitted, and their cost in plain rounds.
   double narrowed_tokens_ = 0.0, narrowed_spent_ = 0.0;
   double credit_;                  ///< plain rounds that drafting may lose
   uint32_t num_idle_rounds_ = 0;   ///< since the last that drafted

@@ -62,9 +62,9 @@ Plan build_plan(const ModelConfig& config, const DraftConfig* draft, PlanOptions
   return plan;
 }
 
-/// The folder of the draft; empty: none.
+/// The folder of the draft model; empty: none.
 std::filesystem::path find_draft(const std::filesystem::path& model_dir, const std::string& draft) {
-  if (draft == "none") return {};
+  if (draft == "none" || draft == kNgramDraft) return {};
   if (draft != "auto") return draft;
   const std::filesystem::path usual = model_dir / "dflash";
   std::error_code error;
@@ -72,11 +72,13 @@ std::filesystem::path find_draft(const std::filesystem::path& model_dir, const s
 }
 
 /// Plans for the workers of a CPU, by the costs measured on it if they were.
-std::unique_ptr<Engine::Impl> prepare_engine(const ModelConfig& config, const DraftConfig* draft,
+std::unique_ptr<Engine::Impl> prepare_engine(const ModelConfig& config, const DraftConfig* draft, bool has_lookup,
                                              const EngineOptions& options,
                                              const std::string& backend) {
   PlanOptions plan;
   plan.num_workers = options.num_threads ? options.num_threads : num_usable_cores();
+  plan.is_round = has_lookup;
+  plan.max_tokens = kNgramBlockSize;
   std::string note;
   try {
     const CostKey key{backend, plan.num_workers, options.activations};
@@ -85,6 +87,7 @@ std::unique_ptr<Engine::Impl> prepare_engine(const ModelConfig& config, const Dr
     note = concat("costs not used: ", error.what());
   }
   auto impl = Engine::Impl::prepare(config, draft, options, plan);
+  impl->has_lookup = has_lookup;
   if (!note.empty()) impl->notes.push_back(note);
   return impl;
 }
@@ -132,6 +135,7 @@ std::unique_ptr<Engine::Impl> Engine::Impl::prepare(const ModelConfig& config,
   impl->options = options;
   impl->options.progress = nullptr;  // what it refers to may end with the load
   const bool has_rounds = draft || plan.is_round;
+  const uint32_t block_size = draft ? draft->block_size : plan.max_tokens;
   plan.is_round = false;
   // Features of one step wait at most until the next: see csrc/engine/round.h.
   plan.max_context_rows = draft ? std::max(impl->max_step_tokens(), draft->block_size) : 0;
@@ -142,7 +146,7 @@ std::unique_ptr<Engine::Impl> Engine::Impl::prepare(const ModelConfig& config,
                            ? impl->decode_plan
                            : build_plan(impl->config, draft, plan);
   if (has_rounds) {
-    plan.max_tokens = draft ? draft->block_size : 1;
+    plan.max_tokens = block_size;
     plan.is_round = true;
     impl->round_plan = build_plan(impl->config, draft, plan);
   }
@@ -172,7 +176,9 @@ std::shared_ptr<Engine> Engine::open(const std::filesystem::path& model_dir,
     draft = DraftConfig::from_directory(draft_dir);
     draft->check_target(config);
   }
-  auto impl = prepare_engine(config, draft ? &*draft : nullptr, options, backend);
+  // The reference decodes plainly unless it is told otherwise: it is what others are compared with.
+  const bool has_lookup = !draft && (options.draft == kNgramDraft || (options.draft == "auto" && backend != "ref"));
+  auto impl = prepare_engine(config, draft ? &*draft : nullptr, has_lookup, options, backend);
   Weights::Options load{.num_threads = options.num_threads,
                         .progress = nullptr,
                         .cache_dir = packed_cache_directory(options.packed_cache),
@@ -201,7 +207,7 @@ std::shared_ptr<Engine> Engine::synthetic(const ModelConfig& config, uint64_t se
   for (LayerConfig& layer : adjusted.layers)
     if (layer.window_tokens && options.window_tokens) layer.window_tokens = options.window_tokens;
   if (draft) draft->check_target(adjusted);
-  auto impl = prepare_engine(adjusted, draft, options, backend);
+  auto impl = prepare_engine(adjusted, draft, !draft && options.draft == kNgramDraft, options, backend);
   const PagePlacement placement = weight_placement(*impl, backend);
   impl->weights = std::make_unique<Weights>(Weights::synthetic(adjusted, seed, &placement));
   if (draft)
@@ -220,6 +226,7 @@ const DraftConfig* Engine::draft_config() const { return impl_->draft_config(); 
 const Plan* Engine::round_plan() const {
   return impl_->round_plan ? &*impl_->round_plan : nullptr;
 }
+uint32_t Engine::max_draft_tokens() const { return impl_->block_size() - 1; }
 uint64_t Engine::draft_bytes_per_round() const { return impl_->weight_bytes.per_draft; }
 uint64_t Engine::weight_bytes() const { return impl_->weight_bytes.total; }
 uint64_t Engine::dense_bytes_per_step() const { return impl_->weight_bytes.dense_per_step; }

@@ -3,6 +3,7 @@
 
 #include <mimo_rt/engine.h>
 
+#include "engine/draft_confidence.h"
 #include "engine/joint_steps.h"
 #include "engine/step.h"
 #include "engine/step_queue.h"
@@ -17,6 +18,8 @@
 #include <vector>
 
 namespace mimo_rt {
+
+inline constexpr const char* kNgramDraft = "ngram";  ///< EngineOptions.draft: drafts come from NgramLookup
 
 /// Weight bytes by how often a step reads them.
 struct WeightBytes {
@@ -37,12 +40,14 @@ struct Engine::Impl {
   std::unique_ptr<DraftWeights> draft_weights;  ///< nullptr: there is no draft, or the executor has it on its device
   std::vector<PackedCacheReport> packed_cache;
   Plan decode_plan, prefill_plan;
-  std::optional<Plan> round_plan;       ///< with a draft, or when the executor decodes in rounds anyway
+  std::optional<Plan> round_plan;       ///< with drafts, or when the executor decodes in rounds anyway
+  bool has_lookup = false;              ///< drafts come from NgramLookup
   uint32_t max_logit_rows = 1;         ///< of both plans
   WeightBytes weight_bytes;
   std::vector<std::string> notes;       ///< known since the load
   std::atomic<double> bandwidth_gbs = 0.0;  ///< 0: not measured
 
+  std::atomic<uint32_t> num_decoding = 0;   ///< generations that are past their prompt and not in their callback
   JointSteps joint_steps;              ///< takes `steps` itself
   StepQueue steps;                     ///< guards what follows
   const Plan* last_plan = nullptr;     ///< of the last step
@@ -55,11 +60,14 @@ struct Engine::Impl {
   uint32_t max_step_tokens() const {
     return std::max(options.max_decode_tokens, options.prefill_chunk_tokens);
   }
-  /// Whether sessions may share steps: with rounds every session has its own.
-  bool joins_steps() const { return !round_plan && executor->joins_sequences(); }
+  /// Tokens of a round: the anchor and drafts. 1: this engine does not draft.
+  uint32_t block_size() const { return round_plan ? round_plan->options().max_tokens : 1; }
+  DraftSource draft_source() const { return has_lookup ? DraftSource::ngram_lookup : DraftSource::model; }
+  /// Whether sessions may share steps: rounds with a draft model are a session's own, and nothing may come between them.
+  bool joins_steps() const { return !draft && executor->joins_sequences(); }
   const DraftConfig* draft_config() const { return draft ? &*draft : nullptr; }
   /// What is known before the weights: plans and their proof, which also check the config. `plan`: workers and norms;
-  /// is_round: rounds also without a draft.
+  /// is_round: rounds also without a draft, of max_tokens.
   static std::unique_ptr<Impl> prepare(const ModelConfig& config, const DraftConfig* draft, const EngineOptions& options,
                                        PlanOptions plan);
   static std::shared_ptr<Engine> assemble(std::unique_ptr<Impl> impl);

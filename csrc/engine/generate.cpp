@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <mutex>
+#include <optional>
 
 namespace mimo_rt {
 namespace {
@@ -22,6 +23,19 @@ std::vector<int32_t> collect_stop_ids(const ModelConfig& config, const GenerateO
   ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
   return ids;
 }
+
+/// Adds to a count, and takes it back.
+class CountInScope {
+ public:
+  explicit CountInScope(std::atomic<uint32_t>& count, uint32_t change = 1) : count_(count), change_(change) { count_ += change_; }
+  CountInScope(const CountInScope&) = delete;
+  CountInScope& operator=(const CountInScope&) = delete;
+  ~CountInScope() { count_ -= change_; }
+
+ private:
+  std::atomic<uint32_t>& count_;
+  uint32_t change_;  // may wrap around
+};
 
 /// One generation. The session's sequence holds the prompt and all output but the last token
 /// whenever the callback runs, so it stays usable when the callback throws.
@@ -49,9 +63,8 @@ class Generation {
     if (!finished_) {
       count_for_penalty(sampled_.token_id);
       accept(sampled_);
-      if (engine_.round_plan) decode_rounds();
-      else decode_steps();
     }
+    if (!finished_) decode();
     result_.text = text_.release_text();
     const DraftStats draft = result_.stats.draft;
     result_.stats = clock_.finish(prompt_.size(), num_reused_, engine_.bandwidth_gbs);
@@ -86,14 +99,19 @@ class Generation {
     }
   }
 
-  void decode_steps() {
-    while (!finished_ && !stop_when_cancelled()) {
-      const int32_t token_id = sampled_.token_id;
-      step({&token_id, 1}, true);
-      if (finished_) break;
-      count_for_penalty(sampled_.token_id);
-      accept(sampled_);
-    }
+  void decode() {
+    const CountInScope count(engine_.num_decoding);
+    is_decoding_ = true;
+    if (engine_.round_plan) return decode_rounds();
+    while (!finished_ && !stop_when_cancelled()) decode_step();
+  }
+
+  void decode_step() {
+    const int32_t token_id = result_.token_ids.back();
+    step({&token_id, 1}, true);
+    if (finished_) return;
+    count_for_penalty(sampled_.token_id);
+    accept(sampled_);
   }
 
   /// Rounds count the tokens that they draw.
@@ -102,19 +120,34 @@ class Generation {
   }
 
   void decode_rounds() {
-    const uint32_t block_size = engine_.round_plan->options().max_tokens;
+    const uint32_t block_size = engine_.block_size();
     if (!session_.width || session_.width_options != options_.draft) {
-      session_.width.emplace(options_.draft, block_size);
+      session_.width.emplace(options_.draft, block_size, engine_.draft_source());
       session_.width_options = options_.draft;
     }
     session_.width->reset_stats();
+    if (engine_.has_lookup) begin_lookup();
     RoundState state(round_request(), *session_.width, engine_.config.vocab_size, block_size);
-    state.block[0] = result_.token_ids.back();
-    state.num_output = result_.token_ids.size();
-    while (!finished_ && !stop_when_cancelled()) run_rounds(state);
-    if (!engine_.draft) return;
+    while (!finished_ && !stop_when_cancelled()) {
+      if (engine_.joins_steps() && engine_.num_decoding > 1) decode_step();
+      else run_rounds(state);
+    }
+    if (block_size == 1) return;
     result_.stats.draft = session_.width->stats();
     clock_.count_drafts(engine_.weight_bytes, result_.stats.draft.num_drafted_rounds);
+  }
+
+  void begin_lookup() {
+    if (!session_.lookup) session_.lookup.emplace(engine_.config.vocab_size);
+    session_.lookup->clear();
+    session_.lookup->reserve(static_cast<uint32_t>(prompt_.size()) + limit_);
+    session_.lookup->append(prompt_);
+  }
+
+  /// Rounds append what they emit, steps do not.
+  void catch_up_lookup() {
+    const size_t num_known = session_.lookup->size() - prompt_.size();
+    session_.lookup->append(std::span(result_.token_ids).subspan(num_known));
   }
 
   RoundRequest round_request() {
@@ -128,6 +161,7 @@ class Generation {
     request.max_context = session_.sequence.cache().max_context();
     request.max_context_rows = engine_.round_plan->options().max_context_rows;
     request.proposal = options_.draft.proposal;
+    if (engine_.has_lookup) request.lookup = &*session_.lookup;
     return request;
   }
 
@@ -138,6 +172,9 @@ class Generation {
     std::vector<SampleResult> drawn;
     const bool host_may_stop = on_token_ || !options_.stop.empty();
     state.max_rounds = host_may_stop ? 1 : ~0u;
+    state.block[0] = result_.token_ids.back();
+    state.num_output = result_.token_ids.size();
+    if (engine_.has_lookup) catch_up_lookup();
     const auto on_token = [&](const SampleResult& token) {
       if (host_may_stop) drawn.push_back(token);
       else accept(token);
@@ -216,8 +253,15 @@ class Generation {
       finish(FinishReason::length);
     }
     if (!on_token_) return;
-    const bool go_on = on_token_({{&token_id, 1}, text_.take_released()});
+    const bool go_on = call_back({&token_id, 1});
     if (!go_on && !finished_) finish(FinishReason::abort);
+  }
+
+  /// Its reader may take any time; that long others decode as if alone.
+  bool call_back(std::span<const int32_t> token_ids) {
+    std::optional<CountInScope> pause;
+    if (is_decoding_) pause.emplace(engine_.num_decoding, ~0u);  // one less
+    return on_token_({token_ids, text_.take_released()});
   }
 
   void record_logprobs(const SampleResult& token) {
@@ -253,7 +297,7 @@ class Generation {
   SampleRequest request_;
   SampleResult sampled_;
   GenerateResult result_;
-  bool finished_ = false;
+  bool finished_ = false, is_decoding_ = false;
 };
 
 }  // namespace

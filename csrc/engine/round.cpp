@@ -72,7 +72,7 @@ RoundState::RoundState(const RoundRequest& request_, DraftWidth& width_, uint32_
 }
 
 bool RoundState::draws_drafts() const {
-  return request.proposal == DraftOptions::Proposal::sampled && request.params->temperature > 0.0f;
+  return request.proposal == DraftOptions::Proposal::sampled && !request.lookup && request.params->temperature > 0.0f;
 }
 
 uint8_t* RoundState::scratch(uint32_t row) const {
@@ -81,6 +81,7 @@ uint8_t* RoundState::scratch(uint32_t row) const {
 
 void RoundState::begin() {
   num_rounds = 0;
+  num_rows = 0;
   active_experts = 0;
   stop_requested = false;
   end = limit_reached();
@@ -100,17 +101,22 @@ void RoundState::prepare_round() {
   if (end != RoundEnd::running) return;
   const RoundRoom room{.num_tokens = request.max_tokens - num_output,
                        .num_positions = request.max_context - position,
-                       .num_pending = position - num_context,
+                       .num_pending = request.max_context_rows ? position - num_context : 0,
                        .max_context_rows = request.max_context_rows,
                        .block_size = block_size_};
-  const uint32_t limit = room.max_drafts(), num_drafts = width.choose(limit);
-  narrows_ = num_drafts && width.narrows() && !draws_drafts();
-  num_proposals_ = narrows_ ? std::min(limit, width.max_drafts()) : num_drafts;
-  num_proposed_.store(0, std::memory_order_relaxed);
+  const uint32_t limit = room.max_drafts();
+  if (request.lookup) {
+    num_proposals_ = look_up_drafts(limit);
+  } else {
+    const uint32_t num_drafts = width.choose(limit);
+    narrows_ = num_drafts && width.narrows() && !draws_drafts();
+    num_proposals_ = narrows_ ? std::min(limit, width.max_drafts()) : num_drafts;
+    num_proposed_.store(0, std::memory_order_relaxed);
+    input.num_draft_rows = num_drafts ? block_size_ : 0;
+    input.num_context_rows = room.num_context_rows(num_drafts != 0);
+  }
   input.num_tokens = 1 + num_proposals_;
-  input.num_draft_rows = num_drafts ? block_size_ : 0;
   input.context_begin = num_context;
-  input.num_context_rows = room.num_context_rows(num_drafts != 0);
   for (uint32_t row = 0; row < input.num_tokens; ++row) positions[row] = position + row;
   input.token_ids = block.data();
   input.seq_idx = seq_idx.data();
@@ -119,6 +125,17 @@ void RoundState::prepare_round() {
   input.logit_rows = logit_rows.data();
   input.wants_logits = !takes_best_logit(row_request(*this, 0, num_output));  // no later row masks more
   input.round = this;
+}
+
+/// Fills the block, at most `limit` drafts, and returns how many of them to verify.
+uint32_t RoundState::look_up_drafts(uint32_t limit) {
+  num_found_ = 0;
+  limit = std::min(limit, width.max_drafts());
+  if (limit == 0) return 0;
+  const uint32_t match = request.lookup->propose({&block[1], limit});
+  num_found_ = match ? limit : 0;
+  for (uint32_t i = 0; i < num_found_; ++i) scores_[1 + i] = static_cast<float>(match + i);
+  return width.choose_among({&scores_[1], num_found_});
 }
 
 void RoundTasks::propose(uint32_t row, const LogitRow& draft_logits) {
@@ -136,11 +153,11 @@ void RoundTasks::propose(uint32_t row, const LogitRow& draft_logits) {
 }
 
 void RoundTasks::narrow(uint32_t row, const LogitRow& draft_logits) {
-  state.leads_[row] = logit_lead(draft_logits, state.block[row]);
+  state.scores_[row] = logit_lead(draft_logits, state.block[row]);
   const uint32_t num_proposals = state.num_proposals_;
-  // Release and acquire: the last one sees the leads of all.
+  // Release and acquire: the last one sees the scores of all.
   if (state.num_proposed_.fetch_add(1, std::memory_order_acq_rel) + 1 < num_proposals) return;
-  const uint32_t num_drafts = state.width.narrow({&state.leads_[1], num_proposals});
+  const uint32_t num_drafts = state.width.narrow({&state.scores_[1], num_proposals});
   state.input.num_tokens = state.input.num_logit_rows = 1 + num_drafts;
 }
 
@@ -178,12 +195,14 @@ void RoundTasks::finish(const Emitted& emitted, uint64_t ns) {
        .num_context_rows = state.input.num_context_rows,
        .ns = ns ? ns : now - state.round_begin_ns,
        .is_cut = emitted.end == RoundEnd::bad_logits || emitted.last_was_drafted,
-       .leads = {&state.leads_[1], state.narrows_ ? state.input.num_tokens - 1 : 0}});
+       .scores = {&state.scores_[1], state.narrows_ || state.request.lookup ? state.input.num_tokens - 1 : 0},
+       .had_drafts = !state.request.lookup || state.num_found_ != 0});
   state.round_begin_ns = now;
   state.position += emitted.num_tokens;
   state.num_context += state.input.num_context_rows;
   if (emitted.num_tokens) state.block[0] = emitted.last;
   ++state.num_rounds;
+  state.num_rows += state.input.num_tokens;
   state.end = emitted.end == RoundEnd::running ? state.limit_reached() : emitted.end;
   state.prepare_round();
 }
@@ -225,6 +244,7 @@ void RoundTasks::emit(const SampleResult& token, Emitted& emitted) {
   ++emitted.num_tokens;
   emitted.last = token.token_id;
   if (asked.token_counts) ++asked.token_counts[token.token_id];
+  if (asked.lookup) asked.lookup->append({&token.token_id, 1});
   if (std::binary_search(asked.stop_ids.begin(), asked.stop_ids.end(), token.token_id))
     emitted.end = RoundEnd::stop_id;
   else if (state.num_output >= asked.max_tokens)

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "engine/draft_width.h"
+#include "engine/ngram_lookup.h"
 #include "engine/step.h"
 #include "sampling/round_rows.h"
 #include "sampling/speculative.h"
@@ -51,7 +52,8 @@ struct RoundRequest {
   std::span<const int32_t> stop_ids;        ///< ascending; any of them ends the generation
   uint64_t min_tokens = 0, max_tokens = 0;  ///< of the generation's output; stop ids are masked before min_tokens
   uint32_t max_context = 0;                 ///< positions of the KV cache that rounds may write: [0, max_context)
-  uint32_t max_context_rows = 0;            ///< of the plan: rows of draft context that one round can make
+  uint32_t max_context_rows = 0;            ///< of the plan: rows of draft context that one round can make; 0: no draft model
+  NgramLookup* lookup = nullptr;            ///< without a draft model: proposes; holds the text, the anchor included
   DraftOptions::Proposal proposal = DraftOptions::Proposal::argmax;
 };
 
@@ -83,6 +85,7 @@ struct RoundState {
   RoundEnd end = RoundEnd::running;
   uint64_t round_begin_ns = 0;                 ///< steady clock; when the running round began
   uint32_t num_rounds = 0;                     ///< of this run_rounds
+  uint64_t num_rows = 0;                       ///< that they verified, anchors included
   uint64_t active_experts = 0;                 ///< of this run_rounds, summed by the executor
 
   /// The step of the running round; arrays below.
@@ -98,13 +101,15 @@ struct RoundState {
  private:
   RoundEnd limit_reached() const;
   void prepare_round();
+  uint32_t look_up_drafts(uint32_t limit);
   bool draws_drafts() const;              ///< else a draft is the best token
   uint8_t* scratch(uint32_t row) const;  ///< sampler_scratch_bytes; row 0: of accept, others: of draft_sample
   friend struct RoundTasks;
   std::array<Proposal, kMaxBlockSize> proposals_;  ///< of the running round, when drafts are drawn
   uint32_t num_proposals_ = 0;                     ///< drafts that the running round proposes
+  uint32_t num_found_ = 0;                         ///< by the lookup, for the running round
   bool narrows_ = false;                           ///< the running round verifies as many as DraftWidth::narrow says
-  std::array<float, kMaxBlockSize> leads_{};       ///< [1 .. num_proposals_], when it narrows
+  std::array<float, kMaxBlockSize> scores_{};      ///< [1 .. num_proposals_], when it narrows, or of a lookup
   std::atomic<uint32_t> num_proposed_{0};          ///< of them, so far
   uint64_t scratch_stride_ = 0;
   std::unique_ptr<std::max_align_t[]> scratch_;

@@ -12,8 +12,7 @@ Sequence::Sequence(const ModelConfig& config, const DraftConfig* draft, uint32_t
                    uint32_t max_step_tokens)
     : cache_(config,
              {.max_context = max_context,
-              .max_step_tokens = std::min(
-                  std::max(max_step_tokens, draft ? draft->block_size : 0), max_context),
+              .max_step_tokens = std::min(max_step_tokens, max_context),
               .num_seqs = 1},
              draft) {}
 

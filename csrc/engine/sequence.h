@@ -16,6 +16,7 @@ namespace mimo_rt {
 
 class Sequence {
  public:
+  /// `max_step_tokens`: rows that a step or a round may write.
   Sequence(const ModelConfig& config, const DraftConfig* draft, uint32_t max_context,
            uint32_t max_step_tokens);
 

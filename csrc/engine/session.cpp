@@ -196,6 +196,7 @@ void Session::reset() {
   Impl& impl = live(impl_, "Session.reset");
   const BusyGuard guard(impl.busy, "Session.reset");
   impl.sequence.release();
+  impl.lookup.reset();
 }
 
 uint32_t Session::num_cached_tokens() const {

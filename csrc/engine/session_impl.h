@@ -7,6 +7,7 @@
 #include "engine/sequence.h"
 #include "engine/vocabulary.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <memory>
@@ -20,7 +21,7 @@ struct SessionState {
       : engine(std::move(engine_)),
         sequence_id(sequence_id_),
         sequence(engine->config(), engine->draft_config(), max_context,
-                 engine->impl().max_step_tokens()) {
+                 std::max(engine->impl().max_step_tokens(), engine->impl().block_size())) {
     sequence.prepare(*engine->impl().executor);
   }
 
@@ -30,6 +31,7 @@ struct SessionState {
   std::optional<Vocabulary> vocabulary;
   std::optional<DraftWidth> width;              ///< what this session has learnt about drafting
   DraftOptions width_options;                   ///< that `width` was made for
+  std::optional<NgramLookup> lookup;            ///< in the text of the last generation that could draft
   std::vector<uint32_t> token_counts;           ///< for the repetition penalty
   std::vector<std::max_align_t> sample_scratch;
   std::atomic<bool> cancelled = false;

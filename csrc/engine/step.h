@@ -37,7 +37,7 @@ struct StepInput {
   // Models with a draft. Context rows belong to sequence seq_idx[0]; their features are in its cache.
   uint32_t context_begin = 0;             ///< first position whose draft keys and values are to be made
   uint32_t num_context_rows = 0;          ///< 0..plan.max_context_rows
-  uint32_t num_draft_rows = 0;            ///< rounds only: block size, or 0: this round does not draft
+  uint32_t num_draft_rows = 0;            ///< rounds only: block size, or 0: the draft does not run
   RoundState* round = nullptr;            ///< rounds only
 };
 

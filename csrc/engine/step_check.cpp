@@ -91,9 +91,10 @@ bool StepChecker::check_rounds(const ModelConfig& config, const Plan& plan, cons
   const uint32_t block_size = plan.shape().draft.block_size;
   MIMO_RT_CHECK(input.round == &rounds && input.num_tokens && input.positions[0] == rounds.position,
                 invalid_argument, kWhere, "rounds: expected RoundState::begin() just before");
-  MIMO_RT_CHECK(input.num_draft_rows == (input.num_tokens > 1 ? block_size : 0), invalid_argument,
+  const bool runs_draft = input.num_tokens > 1 && plan.shape().draft.num_layers;
+  MIMO_RT_CHECK(input.num_draft_rows == (runs_draft ? block_size : 0), invalid_argument,
                 kWhere, "num_draft_rows: expected the block size ", block_size,
-                " in a round with drafts, else 0; got ", input.num_draft_rows);
+                " in a round with drafts of a model, else 0; got ", input.num_draft_rows);
   check_rows(config, plan, cache, input);
   MIMO_RT_CHECK(rounds.request.max_context_rows <= plan.options().max_context_rows,
                 invalid_argument, kWhere, "max_context_rows: expected <= ",

@@ -52,6 +52,7 @@ void bind_config(py::module_& m) {
                              })
       .def_readonly("layers", &ModelConfig::layers)
       .def_readonly("eos_token_ids", &ModelConfig::eos_token_ids);
+  m.attr("NGRAM_BLOCK_SIZE") = kNgramBlockSize;
   py::class_<DraftConfig>(m, "DraftConfig", "A validated description of a DFlash draft; fields as in mimo_rt/draft.h.")
       .def_static("from_json", &DraftConfig::from_json, py::arg("json"), py::arg("source_name") = "dflash/config.json")
       .def_static("from_directory", &DraftConfig::from_directory, py::arg("directory"))

@@ -58,6 +58,7 @@ void bind_engine(py::module_& m) {
       .def_property_readonly("prefill_plan", &Engine::prefill_plan)
       .def_property_readonly("draft_config", &Engine::draft_config, py::return_value_policy::reference_internal)
       .def_property_readonly("round_plan", &Engine::round_plan, py::return_value_policy::reference_internal)
+      .def_property_readonly("max_draft_tokens", &Engine::max_draft_tokens)
       .def_property_readonly("draft_bytes_per_round", &Engine::draft_bytes_per_round)
       .def_property_readonly("weight_bytes", &Engine::weight_bytes)
       .def_property_readonly("packed_cache", &Engine::packed_cache)

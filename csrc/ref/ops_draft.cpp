@@ -41,8 +41,6 @@ void Ops::run_draft(const Task& task, const Step& step) {
       return output_proj(task, step, layer->down, config.intermediate_size, num_rows);
     case TaskKind::draft_lm_head: return draft_lm_head(task, step);
     case TaskKind::draft_sample: return draft_sample(task, step);
-    case TaskKind::accept:
-      return accept_round(*step.input->round, {step.output->logits, step.output->logits_stride});
     default: return;
   }
 }

@@ -10,6 +10,8 @@
 namespace mimo_rt::ref {
 
 void Ops::run(const Task& task, const Step& step) {
+  if (task.kind == TaskKind::accept)
+    return accept_round(*step.input->round, {step.output->logits, step.output->logits_stride});
   if (task.kind >= TaskKind::context_fc) return run_draft(task, step);
   const bool is_in_layer = task.layer_idx != kNoLayer;
   const LayerWeights* layer = is_in_layer ? &weights_.layer(task.layer_idx) : nullptr;

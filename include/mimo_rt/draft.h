@@ -54,11 +54,11 @@ struct DraftConfig {
 struct DraftOptions {
   enum class Mode : uint8_t {
     off,       ///< plain decoding
-    fixed,     ///< verify `num_draft_tokens` drafts in every round
+    fixed,     ///< verify `num_draft_tokens` drafts in every round, of lookups where something was found
     adaptive,  ///< 0..num_draft_tokens, whatever measured cost and acceptance promise the most tokens per second
   } mode = Mode::adaptive;
   uint32_t num_draft_tokens = 0;  ///< 0: all of a block (block_size - 1)
-  /// How a draft token is chosen when temperature > 0. Both are exact.
+  /// How a draft token is chosen when temperature > 0. Both are exact. Lookups propose tokens, not probabilities: always argmax.
   enum class Proposal : uint8_t {
     argmax,   ///< the draft's best token; the output equals plain decoding with the same seed, token for token
     sampled,  ///< a draw from the draft, accepted by the ratio test; distributed as plain decoding. The draws depend on
@@ -69,5 +69,6 @@ struct DraftOptions {
 };
 
 inline constexpr uint32_t kMaxBlockSize = 16;
+inline constexpr uint32_t kNgramBlockSize = 8;  ///< of EngineOptions.draft = "ngram"
 
 }  // namespace mimo_rt

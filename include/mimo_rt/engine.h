@@ -32,8 +32,9 @@ struct EngineOptions {
   /// integers, 32 with a common scale: faster where arithmetic is the limit, other logits. All else stays as it is.
   std::string activations = "bf16";
   bool exact = false;                 ///< "ref" only: float64 activations, an evaluator of the mathematical model
-  /// The DFlash draft: "auto": `<model_dir>/dflash` if it exists; "none"; or the directory of a draft for this model.
-  /// cuda: blocks of at most 8 tokens; "auto" leaves out a draft with larger ones, with a note.
+  /// Where drafts come from: the directory of a DFlash draft for this model; "ngram": no model, but what followed the last
+  /// tokens earlier in the text (CPU backends and ref); "none"; "auto": `<model_dir>/dflash` if it exists, else "ngram" on
+  /// CPU backends (random weights: else none). cuda: blocks of at most 8 tokens; "auto" leaves out a draft with larger ones, with a note.
   std::string draft = "auto";
   /// Keeps the packed weights in files that later starts map, checked: "none", "auto" (see packed_cache.h), a directory.
   /// Not on cuda, which packs at every start.
@@ -66,12 +67,14 @@ class MIMO_RT_API Engine {
   const EngineOptions& options() const;
   const std::string& backend() const;        ///< the one that runs, e.g. "cpu-avx2"
   uint32_t num_workers() const;
-  /// Whether sessions that decode at the same time share steps: on CPU backends, without a draft.
+  /// Whether sessions that decode at the same time share steps: on CPU backends, without a draft model. With "ngram" a
+  /// session that decodes alone drafts, those that share steps do not.
   bool joins_steps() const;
   const Plan& decode_plan() const;
   const Plan& prefill_plan() const;
-  const DraftConfig* draft_config() const;   ///< nullptr without a draft
-  const Plan* round_plan() const;            ///< draft, verify, accept; without a draft nullptr, on a GPU blocks of one
+  const DraftConfig* draft_config() const;   ///< nullptr without a draft model
+  const Plan* round_plan() const;            ///< draft, verify, accept; without drafts nullptr, on a GPU blocks of one
+  uint32_t max_draft_tokens() const;         ///< that a round can verify; 0 without drafts
   uint64_t draft_bytes_per_round() const;    ///< weights that drafting one block reads, the lm_head included
   uint64_t weight_bytes() const;             ///< packed
   std::vector<PackedCacheReport> packed_cache() const;  ///< one per part: target, draft; none for random weights

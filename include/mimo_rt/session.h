@@ -19,7 +19,7 @@ namespace mimo_rt {
 
 struct GenerateOptions {
   SamplingParams sampling;
-  DraftOptions draft;                   ///< has no effect on an engine without a draft
+  DraftOptions draft;                   ///< has no effect on an engine without drafts
   uint32_t max_tokens = 0;              ///< 0: until a stop or the end of the context
   uint32_t min_tokens = 0;              ///< stop tokens are masked before this many tokens
   std::vector<int32_t> stop_token_ids;  ///< added to the model's eos ids

@@ -13,7 +13,7 @@ namespace mimo_rt {
 struct DraftStats {
   static constexpr uint32_t kMaxDrafts = 15;
   uint64_t num_rounds = 0;           ///< verification steps, those without a draft included
-  uint64_t num_drafted_rounds = 0;   ///< those that ran the draft
+  uint64_t num_drafted_rounds = 0;   ///< those that verified drafts
   uint64_t num_draft_tokens = 0;     ///< proposed and verified
   uint64_t num_accepted_tokens = 0;
   std::array<uint64_t, kMaxDrafts> accepted_at_pos{};   ///< [i] drafted rounds that accepted draft i + 1
@@ -43,7 +43,7 @@ struct GenerationStats {
   double weight_bytes_per_step = 0.0;  ///< mean over decode steps: packed weight bytes that the step had to read, for all sessions that shared it
   double decode_gbs = 0.0;             ///< weight bytes per second while decoding, GB = 1e9 bytes
   double bandwidth_fraction = 0.0;     ///< decode_gbs / Engine's measured read bandwidth; 0 when not measured
-  DraftStats draft;                    ///< all zero without a draft
+  DraftStats draft;                    ///< all zero without drafts; rounds only, not steps shared with other sessions
 };
 
 }  // namespace mimo_rt

@@ -21,7 +21,7 @@ _ENGINE_OPTIONS = {name for name in vars(_C.EngineOptions) if not name.startswit
 _FLAGS = {"pin_threads", "yield_cores", "exact", "use_mmap"}
 _STRINGS = {
     "device": "the name of a backend",
-    "draft": "'auto', 'none' or a directory",
+    "draft": "'auto', 'ngram', 'none' or a directory",
     "activations": "'bf16' or 'int8'",
     "packed_cache": "'auto', 'none' or a directory",
 }

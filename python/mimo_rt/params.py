@@ -50,10 +50,11 @@ class SamplingParams:
         ignore_eos: the model's end tokens do not stop.
         logprobs: None: off; n in 0..20: the chosen token and the n most likely ones.
         include_stop_str_in_output: keep the stop string at the end of the text.
-        draft_mode: with a DFlash draft: "off" decodes plainly, "fixed" verifies num_draft_tokens
-            in every round, "adaptive" as many as pay. Never changes what the text is drawn from.
-        num_draft_tokens: at most this many per round, 1..15; None: the draft's whole block.
-        draft_proposal: "argmax" or "sampled", how the draft proposes when temperature > 0. With
+        draft_mode: where the session drafts: "off" decodes plainly, "fixed" verifies num_draft_tokens
+            in every round (looked up in the text: where there are any), "adaptive" as many as pay.
+            Never changes what the text is drawn from.
+        num_draft_tokens: at most this many per round, 1..15; None: a whole block.
+        draft_proposal: "argmax" or "sampled", how a draft model proposes when temperature > 0. With
             "argmax" the output is that of plain decoding with the same seed, token for token;
             with "sampled" a seed repeats it only when draft_mode is "fixed".
     """

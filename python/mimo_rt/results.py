@@ -18,7 +18,7 @@ class DraftStats:
 
     Attributes:
         num_rounds: verification steps, those without a draft included.
-        num_drafted_rounds: those that ran the draft.
+        num_drafted_rounds: those that verified drafts.
         accepted_at_pos, drafted_at_pos: rounds that accepted, or verified, draft i + 1.
         accepted_histogram, width_histogram: rounds that accepted, or verified, n drafts.
     """

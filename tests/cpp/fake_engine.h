@@ -172,12 +172,14 @@ class FakeExecutor : public Executor {
   std::atomic<bool> running_ = false;
 };
 
+enum class Drafts { none, model, lookup };
+
 struct Fixture {
   std::shared_ptr<Engine> engine;
   FakeExecutor* executor;
 
   explicit Fixture(uint32_t chunk_tokens = 16, uint32_t decode_tokens = 4,
-                   bool has_draft = false) {
+                   Drafts drafts = Drafts::none) {
     auto impl = std::make_unique<Engine::Impl>();
     impl->options.prefill_chunk_tokens = chunk_tokens;
     impl->options.max_decode_tokens = decode_tokens;
@@ -193,7 +195,8 @@ struct Fixture {
     }
     impl->config.layers[0].window_tokens = kWindow;
     impl->weight_bytes = {.total = 5000, .dense_per_step = 1000, .per_expert = 10};
-    if (has_draft) add_draft(*impl);
+    if (drafts == Drafts::model) add_draft(*impl);
+    if (drafts == Drafts::lookup) add_lookup(*impl);
     auto fake = std::make_unique<FakeExecutor>();
     executor = fake.get();
     impl->executor = std::move(fake);
@@ -212,13 +215,20 @@ struct Fixture {
     draft.target_layer_ids = {1};
     impl.draft = draft;
     impl.draft_weights = std::make_unique<DraftWeights>(DraftWeights::synthetic(draft, 1));
-    impl.config.hidden_size = impl.config.intermediate_size = 16;
     impl.weight_bytes.per_draft = 100;
     PlanOptions options;
+    options.max_context_rows = std::max(impl.max_step_tokens(), kBlock);
+    add_round_plan(impl, options, &draft);
+  }
+  static void add_lookup(Engine::Impl& impl) {
+    impl.has_lookup = true;
+    add_round_plan(impl, {}, nullptr);
+  }
+  static void add_round_plan(Engine::Impl& impl, PlanOptions options, const DraftConfig* draft) {
+    impl.config.hidden_size = impl.config.intermediate_size = 16;
     options.is_round = true;
     options.max_tokens = options.max_logit_rows = kBlock;
-    options.max_context_rows = std::max(impl.max_step_tokens(), kBlock);
-    impl.round_plan = Plan::build(impl.config, options, &draft);
+    impl.round_plan = Plan::build(impl.config, options, draft);
   }
 };
 

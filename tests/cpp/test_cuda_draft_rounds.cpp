@@ -268,6 +268,8 @@ TEST_CASE("a draft whose blocks are too large is left out with a note, or refuse
   CHECK(engine->draft_config() == nullptr);
   options.draft = dir.path().string();
   CHECK_THROWS(unsupported_shape, "block_size: expected at most 8, got 9", open());
+  options.draft = "ngram";
+  CHECK_THROWS(unavailable, "draft: expected auto, none or a directory on device 'cuda', got ngram", open());
 }
 #endif
 

@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <functional>
+#include <iterator>
 #include <utility>
 #include <vector>
 
@@ -50,20 +51,20 @@ Result simulate(DraftWidth& width, const World& world, uint64_t num_tokens, uint
     RoundOutcome round;
     round.num_drafts = width.choose(limit);
     CHECK(round.num_drafts <= limit);
-    std::vector<float> leads;
+    std::vector<float> scores;
     std::vector<double> chances;
     if (world.told && round.num_drafts && width.narrows()) {
       for (uint32_t i = 0; i < std::min(limit, width.max_drafts()); ++i) {
         const auto [lead, chance] = world.told(random);
-        leads.push_back(lead);
+        scores.push_back(lead);
         chances.push_back(chance);
       }
-      round.num_drafts = width.narrow(leads);
-      CHECK(round.num_drafts >= 1 && round.num_drafts <= leads.size());
-      round.leads = {leads.data(), round.num_drafts};
+      round.num_drafts = width.narrow(scores);
+      CHECK(round.num_drafts >= 1 && round.num_drafts <= scores.size());
+      round.scores = {scores.data(), round.num_drafts};
     }
     const auto chance = [&](uint32_t draft) {
-      return leads.empty() ? world.acceptance(result.num_tokens, draft) : chances[draft];
+      return scores.empty() ? world.acceptance(result.num_tokens, draft) : chances[draft];
     };
     while (round.num_accepted < round.num_drafts && random.uniform() < chance(round.num_accepted))
       ++round.num_accepted;
@@ -88,6 +89,35 @@ std::function<double(uint32_t)> affine(double draft, double row) {
 }
 const std::function<double(uint32_t)> kCosts[] = {affine(0.05, 0.01), affine(0.1, 0.1), affine(0.15, 0.25),
                                                   affine(0.5, 0.5),   affine(0.3, 0.02), affine(3.0, 0.01)};
+
+/// Rounds of a lookup, most of which find nothing: matches of some lengths are right as often as `chance` says.
+Result simulate_lookup(DraftWidth& width, const std::function<double(uint32_t)>& ns, const std::function<double(float)>& chance,
+                       uint64_t num_rounds, uint64_t seed = 1) {
+  constexpr float kMatches[] = {1, 1, 1, 2, 3, 5, 16};
+  Random random{seed};
+  Result result;
+  std::vector<float> scores;
+  for (; result.num_rounds < num_rounds; ++result.num_rounds) {
+    scores.clear();
+    if (random.uniform() < 0.6) {
+      const float match = kMatches[uint32_t(random.uniform() * std::size(kMatches))];
+      for (uint32_t i = 0; i < 7; ++i) scores.push_back(match + float(i));
+    }
+    RoundOutcome round;
+    round.num_drafts = width.choose_among(scores);
+    CHECK(round.num_drafts <= scores.size());
+    round.had_drafts = !scores.empty();
+    round.scores = {scores.data(), round.num_drafts};
+    while (round.num_accepted < round.num_drafts && random.uniform() < chance(scores[round.num_accepted])) ++round.num_accepted;
+    const double spent = ns(round.num_drafts) * (0.95 + 0.1 * random.uniform());
+    round.ns = uint64_t(spent);
+    width.observe(round);
+    result.ns += spent;
+    result.widths.push_back(round.num_drafts);
+    result.num_tokens += 1 + round.num_accepted;
+  }
+  return result;
+}
 
 double never(uint64_t, uint32_t) { return 0.0; }
 double always(uint64_t, uint32_t) { return 1.0; }
@@ -268,7 +298,7 @@ TEST_CASE("a first draft that is interrupted does not end drafting") {
   CHECK(ns / 3000 / best_fixed({kCosts[1], always}, 7) < 1.25);
 }
 
-TEST_CASE("leads that tell easy drafts from hard ones beat the best fixed width") {
+TEST_CASE("scores that tell easy drafts from hard ones beat the best fixed width") {
   // Half of the drafts are accepted at 0.95, half at 0.2: 0.575 for who cannot tell.
   const auto blind = [](uint64_t, uint32_t) { return 0.575; };
   const auto told = [](Random& random) {
@@ -283,12 +313,12 @@ TEST_CASE("leads that tell easy drafts from hard ones beat the best fixed width"
       const double with = adaptive_ns_per_token(tells, 8, 20'000, seed) / best;
       const double without = adaptive_ns_per_token(says_nothing, 8, 20'000, seed) / best;
       CHECK(with < 0.95);
-      CHECK(without > 0.98 && without < 1.05);  // control: the gain is that of the leads
+      CHECK(without > 0.98 && without < 1.05);  // control: the gain is that of the scores
       if (with >= 0.95 || without >= 1.05) std::fprintf(stderr, "cost(1) %g: %g, %g\n", cost(1), with, without);
     }
 }
 
-TEST_CASE("leads that lie cost no more than useless drafts") {
+TEST_CASE("scores that lie cost no more than useless drafts") {
   const auto sure_and_wrong = [](Random&) { return std::pair{8.0f, 0.0}; };
   const auto turned = [](Random& random) { return random.uniform() < 0.5 ? std::pair{8.0f, 0.0} : std::pair{0.1f, 1.0}; };
   for (const auto& cost : kCosts)
@@ -298,6 +328,56 @@ TEST_CASE("leads that lie cost no more than useless drafts") {
       const World reversed{.ns = cost, .acceptance = nullptr, .told = turned};
       CHECK(adaptive_ns_per_token(reversed, block_size, 3000) / cost(0) < 1.03);
     }
+}
+
+TEST_CASE("lookups: worth more than any fixed width, and nothing lost where they are useless") {
+  const auto chance = [](float match) { return match < 2 ? 0.2 : match < 5 ? 0.6 : match < 16 ? 0.85 : 0.98; };
+  const auto no_chance = [](float) { return 0.0; };
+  const auto turned = [](float match) { return match < 2 ? 0.9 : 0.1; };
+  struct Case {
+    std::function<double(uint32_t)> row_costs;
+    double of_best, of_plain;  ///< limits: time per token as a part of the best fixed width's, and where matches are turned
+  };
+  for (const auto& [row_costs, of_best, of_plain] :
+       {Case{affine(0.02, 0.14), 0.92, 0.95}, Case{affine(0.05, 0.05), 0.99, 0.95}, Case{affine(0.1, 0.3), 0.85, 1.0},
+        Case{affine(0.5, 0.5), 1.03, 1.03}})
+    for (const uint64_t seed : {1, 2}) {
+      const double plain = row_costs(0);
+      double best = plain;
+      for (uint32_t n = 1; n <= 7; ++n) {
+        DraftWidth fixed({.mode = DraftOptions::Mode::fixed, .num_draft_tokens = n}, 8, DraftSource::ngram_lookup);
+        best = std::min(best, simulate_lookup(fixed, row_costs, chance, 10'000, seed).ns_per_token());
+      }
+      DraftWidth width(kAdaptive, 8, DraftSource::ngram_lookup);
+      const double value = simulate_lookup(width, row_costs, chance, 10'000, seed).ns_per_token();
+      CHECK(value < of_best * best);
+      // What was learnt is unlearnt: now short matches are the good ones, later none is.
+      const double gain = simulate_lookup(width, row_costs, turned, 10'000, seed).ns_per_token() / plain;
+      CHECK(gain < of_plain);
+      CHECK(simulate_lookup(width, row_costs, no_chance, 3000, seed).ns_per_token() / plain < 1.03);
+      DraftWidth useless(kAdaptive, 8, DraftSource::ngram_lookup);
+      CHECK(simulate_lookup(useless, row_costs, no_chance, 1000, seed).ns_per_token() / plain < 1.03);
+      DraftWidth always(kFixed, 8, DraftSource::ngram_lookup);  // control
+      CHECK(simulate_lookup(always, row_costs, no_chance, 1000, seed).ns_per_token() / plain > 1.1);
+    }
+}
+
+TEST_CASE("lookups whose score has been wrong are left alone, whatever others gain") {
+  const auto costs = affine(0.02, 0.3);
+  const auto chance = [](float match) { return match < 2 ? 0.0 : 0.9; };
+  DraftWidth width(kAdaptive, 8, DraftSource::ngram_lookup);
+  simulate_lookup(width, costs, chance, 2000);
+  const float wrong[] = {1};
+  uint32_t num_drafted = 0;
+  for (uint32_t i = 0; i < 2000; ++i) {
+    RoundOutcome round{.num_drafts = width.choose_among(wrong), .ns = 0};
+    num_drafted += round.num_drafts;
+    round.ns = uint64_t(costs(round.num_drafts));
+    round.scores = {wrong, round.num_drafts};
+    width.observe(round);
+    width.observe({.num_drafts = 7, .num_accepted = 7, .ns = uint64_t(costs(7)), .had_drafts = true});  // a gain
+  }
+  CHECK(num_drafted < 20);
 }
 
 TEST_CASE("statistics of the next generation begin at zero, what was learnt stays") {

@@ -17,7 +17,7 @@ GenerateOptions fixed(GenerateOptions options, uint32_t num_draft_tokens = 0) {
   return options;
 }
 
-Fixture with_draft(uint32_t chunk_tokens = 16) { return Fixture(chunk_tokens, 4, true); }
+Fixture with_draft(uint32_t chunk_tokens = 16) { return Fixture(chunk_tokens, 4, Drafts::model); }
 
 DraftStats stats_of(const GenerateResult& result) { return result.stats.draft; }
 

@@ -131,6 +131,8 @@ def test_the_draft_ends_with_its_last_proposal():
 class FakeSession:
     """Says what it was asked for; ``bad_mode`` outputs other tokens."""
 
+    engine = SimpleNamespace(draft_config=object())
+
     def __init__(self, bad_mode=None):
         self.calls, self.bad_mode = [], bad_mode
 
@@ -250,6 +252,13 @@ def test_drafted_output_equals_plain_output(capsys, tiny_random_model):
     assert code == 0 and "UNDECIDED" in err  # two prompts are no verdict
     code, out, _ = run_here(capsys, "--temperature", "0.8", "--seed", "3", "--modes", "fixed")
     assert code == 0 and "2 of 2 outputs" in out and "seed 3" in out
+    code, out, _ = run_here(capsys, "--draft", "ngram", "--json")
+    lookups = [json.loads(text) for text in out.splitlines()]
+    assert code == 0 and all(line["equals_plain"] in (True, None) for line in lookups if "id" in line)
+    assert all(line["draft_bytes_per_round"] == 0 for line in lookups)
+    code, out, _ = run_here(capsys, "--draft", "ngram", "--temperature", "0.8", "--draft-proposal", "sampled",
+                            "--modes", "fixed")
+    assert code == 0 and "2 of 2 outputs" in out  # a lookup proposes tokens, whatever the proposal
     code, out, _ = run_here(capsys, "--temperature", "0.8", "--draft-proposal", "sampled", "--modes", "fixed")
     assert code == 0 and "not compared" in out
 
@@ -275,6 +284,9 @@ def test_a_model_with_a_draft_and_prompt_files(capsys, tmp_path):
     assert all(line["num_spec_tokens"] == 2 and len(line["width_histogram"]) <= 3 for line in fixed)
     assert cli_main([*arguments, "--draft", "none"]) == 1
     assert "the model has no draft" in capsys.readouterr().err
+    assert cli_main([*arguments, "--draft", "ngram"]) == 0
+    shown = capsys.readouterr().out
+    assert "4 of 4 outputs" in shown and "a round that drafts" not in shown  # there is no draft to time
 
 
 def test_an_inequality_ends_with_exit_code_1(capsys, monkeypatch, tiny_random_model):
@@ -291,7 +303,7 @@ def test_an_inequality_ends_with_exit_code_1(capsys, monkeypatch, tiny_random_mo
 
 def test_a_model_without_a_draft():
     closed = []
-    session = SimpleNamespace(engine=SimpleNamespace(draft_config=None), close=lambda: closed.append(1))
+    session = SimpleNamespace(engine=SimpleNamespace(max_draft_tokens=0), close=lambda: closed.append(1))
     with pytest.raises(MimoRtError, match="--draft DIR"):
         _bench_acceptance._num_spec_tokens(session, SimpleNamespace(num_draft_tokens=None))
     assert closed

@@ -293,12 +293,12 @@ real_session = _C.Session
 
 
 def test_plan_traces_the_plan_of_a_gpu(capsys, model, tmp_path, monkeypatch):
-    ours = _C.Engine.open(model, _C.EngineOptions(num_threads=3))
+    ours = _C.Engine.open(model, _C.EngineOptions(num_threads=3, draft="none"))
     wanted = []
 
     class OnGpu:  # its plan is for its own number of workers
         backend = "cuda"
-        decode_plan, round_plan, config = ours.decode_plan, None, ours.config
+        decode_plan, round_plan, config, draft_config = ours.decode_plan, None, ours.config, None
         set_tracing, trace_json = ours.set_tracing, ours.trace_json
 
     monkeypatch.setattr(plan_command, "open_engine", lambda *a: wanted.append(a[2]["num_threads"]) or OnGpu())
@@ -327,6 +327,12 @@ def test_plan_shows_the_plans_of_a_model_with_a_draft(capsys, tmp_path):
     assert shown() == shown("--draft", str(draft)) == hashes
     step, without = shown("--draft", "none")
     assert step != hashes[0] and without is None  # control
+    assert shown("--draft", "ngram")[0] == step
+    shutil.rmtree(draft)
+    engine = _C.Engine.open(str(model), _C.EngineOptions(num_threads=2))
+    lookups = tuple(f"{plan.hash():016x}" for plan in (engine.decode_plan, engine.round_plan))
+    assert shown() == shown("--draft", "ngram") == lookups and lookups[0] == step
+    write_tiny_draft(model)
     cli_main(["plan", str(model), "--workers", "2", "--verify", "--dump"])
     text = capsys.readouterr().out
     assert text.count("without deadlock") == 2 and "tokens per round" in text

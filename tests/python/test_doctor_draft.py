@@ -60,7 +60,7 @@ def test_a_draft_for_another_target_fails_at_its_config(model, capsys, tmp_path)
 def test_a_model_without_a_draft_says_so(tmp_path, capsys):
     write_tiny_checkpoint(tmp_path / "plain", seed=3)
     code, out = doctor(capsys, tmp_path / "plain")
-    assert code == 0 and "none (MODEL/dflash)" in out
+    assert code == 0 and "no model (MODEL/dflash)" in out
 
 
 def test_a_draft_of_a_part_of_the_vocabulary_passes_and_says_so(model, capsys, monkeypatch, tmp_path):

@@ -29,7 +29,7 @@ def test_a_sound_session_passes(script, capsys, num_threads):
     assert record["num_requests"] > record["num_cancelled"] > 0 and record["num_tokens"] > 0 and record["soak"] == "tiny"
 
 
-@pytest.mark.parametrize("extra", [[], ["--no-draft"]], ids=["draft", "shared steps"])
+@pytest.mark.parametrize("extra", [[], ["--draft", "ngram"], ["--draft", "none"]], ids=["draft", "lookups", "shared steps"])
 def test_sound_sessions_pass_at_the_same_time(script, capsys, extra):
     code, record = run(script, capsys, "--seconds", "2", "--threads", "2", "--sessions", "5", *extra)
     assert code == 0 and record["passed"] and record["num_sessions"] == 5

@@ -58,7 +58,9 @@ def run_prompts(
         params: arguments of `Session.generate`; with a temperature above 0 they need a seed.
     """
     modes = [PLAIN, *(mode for mode in modes if mode != PLAIN)]
-    is_exact = params.get("temperature") == 0 or params.get("draft_proposal", "argmax") == "argmax"
+    # Lookups, which have no draft model, propose tokens whatever draft_proposal says.
+    is_exact = (params.get("temperature") == 0 or params.get("draft_proposal", "argmax") == "argmax"
+                or session.engine.draft_config is None)
     generate(session, prompts[0], modes[-1], {**params, "max_tokens": 8})  # warm-up
     done = []
     for number, prompt in enumerate(prompts):

@@ -20,10 +20,14 @@ PROMPT_TOKENS = 32
 
 
 def random_engine(num_layers: int, options: dict[str, Any]) -> Any:
-    """The random benchmark model with a random draft, which agrees with it by chance only."""
+    """The random benchmark model with a random draft, which agrees with it by chance only; with
+    "ngram" among the options with lookups, for which a random text is as bad."""
     config = synthetic_config(num_layers)
     target = _C.ModelConfig.from_json(json.dumps(config), "synthetic")
-    draft = _C.DraftConfig.from_json(json.dumps(synthetic_draft_config(config)), "synthetic draft")
+    draft = None
+    if options["draft"] != "ngram":
+        text = json.dumps(synthetic_draft_config(config))
+        draft = _C.DraftConfig.from_json(text, "synthetic draft")
     return _C.Engine.synthetic(target, 0, engine_options(**options), draft)
 
 

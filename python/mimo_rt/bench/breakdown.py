@@ -244,12 +244,14 @@ def measure_breakdown(
     )
     quarter = len(timed) // 4
     middle = timed[quarter : len(timed) - quarter]
-    host_us = None  # a round may give no token or several
-    if not engine.round_plan:
+    host_us = None  # a round may give several tokens
+    if engine.draft_config is None:
         host_us = statistics.fmean(interval - step.step_us for step, interval in middle)
     return Breakdown([step for step, _ in middle], host_us), traces[-1]
 
 
 def _generate(engine: Any, session: Any, num_context: int, on_token: Callable[..., bool]) -> None:
     options = _C.GenerateOptions(sampling=_C.SamplingParams(temperature=0.0), ignore_eos=True)
+    if engine.draft_config is None:  # one token per step; drafts of the text would make some of them wider
+        options.draft = _C.DraftOptions(mode=_C.DraftOptions.Mode.off)
     session.generate(spread_prompt(engine.config, num_context), options, on_token)

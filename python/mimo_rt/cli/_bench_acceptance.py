@@ -46,7 +46,7 @@ def add_parsers(cases: Any, common: argparse.ArgumentParser) -> None:
         description=f"{text}. Every output is compared with that of plain decoding; a difference "
         "ends with exit code 1. Greedy unless --temperature is given.",
     )
-    parser.add_argument("--model", metavar="DIR", help="checkpoint directory with a draft")
+    parser.add_argument("--model", metavar="DIR", help="checkpoint directory; drafts as --draft says")
     parser.add_argument("--adversarial", action="store_true",
                         help="a useless draft: without --model a random one on random weights; "
                         f"exit code 1 if adaptive is clearly below {adversarial.LIMIT} of plain")
@@ -79,12 +79,12 @@ def run(args: argparse.Namespace) -> int:
             if line is not None:
                 line.close()
         summaries = summarize(generations)
-        share = measure_draft_share(session)
+        share = measure_draft_share(session) if session.engine.draft_config else None
         common = {
             **engine_record(args, session.engine), **params,
             "bandwidth_gbs": round(bandwidth_gbs, 3), "clock": "wall",
             "draft_bytes_per_round": session.engine.draft_bytes_per_round,
-            **share.record(),
+            **(share.record() if share else {}),
             "repeat": shlex.join(args.command_line),
         }
         if args.json:
@@ -92,7 +92,8 @@ def run(args: argparse.Namespace) -> int:
         else:
             print_head(args, session.engine, bandwidth_gbs)
             _print_report(generations, summaries, params)
-            print(share.to_text())
+            if share:
+                print(share.to_text())
             print(f"repeat: {common['repeat']}")
     require_equal(generations)
     return _adversarial_code(summaries) if args.adversarial else 0
@@ -127,7 +128,8 @@ def _open(args: argparse.Namespace) -> tuple[Session, list[BenchPrompt]]:
         session = open_session(args, args.model)
     else:
         note("making random weights …")
-        options = {**engine_arguments(args), "draft": None, "window_tokens": None,
+        draft = "ngram" if args.draft == "ngram" else None
+        options = {**engine_arguments(args), "draft": draft, "window_tokens": None,
                    "packed_cache": None, "use_mmap": None}
         engine = adversarial.random_engine(args.layers, options)
         session = Session.from_engine(engine, max_context=args.max_context)
@@ -139,13 +141,13 @@ def _open(args: argparse.Namespace) -> tuple[Session, list[BenchPrompt]]:
 
 
 def _num_spec_tokens(session: Session, args: argparse.Namespace) -> int:
-    draft = session.engine.draft_config
-    if draft is None:
+    most = session.engine.max_draft_tokens
+    if most == 0:
         session.close()
         raise MimoRtError(
-            "[bench] the model has no draft: expected MODEL/dflash. Give one with --draft DIR."
+            "[bench] the model has no draft: expected MODEL/dflash. Give one with --draft DIR, or "
+            "take drafts from the text with --draft ngram."
         )
-    most = draft.block_size - 1
     return min(args.num_draft_tokens or most, most)
 
 

@@ -66,7 +66,8 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--window-tokens", type=window_width, metavar="N",
                        help="width of window layers instead of the config's")
     group.add_argument("--draft", default="auto", metavar="DIR",
-                       help="DFlash draft: auto (MODEL/dflash if it exists), none, or a directory")
+                       help="directory of a DFlash draft; ngram: drafts from the text so far, no "
+                       "model; none; auto (default): MODEL/dflash if it exists, else ngram on CPUs")
     group.add_argument("--packed-cache", default="none", metavar="DIR",
                        help="keep packed weights in files that later starts map: none (the "
                        "default), auto (see 'mimo-rt cache list'), or a directory")

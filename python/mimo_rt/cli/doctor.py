@@ -59,7 +59,7 @@ def _check_model(report: _Report, args: argparse.Namespace) -> None:
         return
     sound = [report.check(name, functools.partial(check, model)) for name, check in checks.items()]
     if not _draft_check.has_draft(model):
-        report.line("draft", "none (MODEL/dflash)")
+        report.line("draft", "no model (MODEL/dflash); on CPUs drafts are looked up in the text")
     elif report.check("draft", lambda: _draft_check.check_draft_config(model)) and all(sound):
         report.check("draft logits", lambda: _draft_check.check_draft_logits(model, args))
         report.check("acceptance", lambda: _draft_check.check_acceptance(model, args))

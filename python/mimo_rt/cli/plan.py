@@ -51,7 +51,9 @@ def run(args: argparse.Namespace) -> int:
     args.threads = num_workers
     engine = _open_engine(args) if args.trace else None
     if engine is None:
-        plan, round_plan = build_plans(config, read_draft(args, config), num_workers, max_tokens)
+        draft = read_draft(args, config)
+        block_size = _block_size(args, draft)
+        plan, round_plan = build_plans(config, draft, block_size, num_workers, max_tokens)
     else:  # made with the costs measured on this machine, or for a GPU's multiprocessors
         plan, round_plan = engine.decode_plan, engine.round_plan
     plans = [plan] if round_plan is None else [plan, round_plan]
@@ -72,8 +74,18 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def build_plans(config: Any, draft: Any, num_workers: int, max_tokens: int) -> tuple[Any, Any]:
-    """The plans of a step and of a round (None without a draft), as an engine builds them."""
+def _block_size(args: argparse.Namespace, draft: Any) -> int:
+    """Tokens of a round as an engine on the default device has them; 0: it has none."""
+    if draft:
+        return draft.block_size
+    looks_up = args.draft == "auto" and _C.resolve_backend("auto").startswith("cpu")
+    return _C.NGRAM_BLOCK_SIZE if looks_up or args.draft == "ngram" else 0
+
+
+def build_plans(
+    config: Any, draft: Any, block_size: int, num_workers: int, max_tokens: int
+) -> tuple[Any, Any]:
+    """The plans of a step and of a round (None without a block size), as an engine builds them."""
 
     costs = _measured_costs(num_workers)
 
@@ -89,7 +101,7 @@ def build_plans(config: Any, draft: Any, num_workers: int, max_tokens: int) -> t
         )
         return _C.Plan.build(config, options, draft)
 
-    return build(max_tokens, False), build(draft.block_size, True) if draft else None
+    return build(max_tokens, False), build(block_size, True) if block_size else None
 
 
 def _measured_costs(num_workers: int) -> Any:
@@ -137,8 +149,8 @@ def read_config(path: Path, window_tokens: int = 0) -> Any:
 
 
 def read_draft(args: argparse.Namespace, config: Any) -> Any:
-    """The draft's config, checked against the target's; None without a draft."""
-    if args.draft == "none":
+    """The draft's config, checked against the target's; None without a draft model."""
+    if args.draft in ("none", "ngram"):
         return None
     folder = Path(args.model) / "dflash" if args.draft == "auto" else Path(args.draft)
     if args.draft == "auto" and not folder.is_dir():

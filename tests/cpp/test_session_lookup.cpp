@@ -1,0 +1,271 @@
+// Generations whose drafts are looked up in the text: the text is that of plain decoding, whatever ends it and whoever
+// decodes beside it. The fake model's answers do not repeat; a bias towards two tokens makes every other lookup right.
+#include "fake_engine.h"
+#include "test_configs.h"
+
+#include <thread>
+
+using namespace fake_engine;
+
+namespace {
+
+Fixture with_lookup(uint32_t chunk_tokens = 16) { return Fixture(chunk_tokens, 4, Drafts::lookup); }
+
+GenerateOptions two_tokens(uint32_t max_tokens) {
+  GenerateOptions options = greedy(max_tokens);
+  options.sampling.logit_bias = {{5, 50.0f}, {9, 50.0f}};
+  return options;
+}
+
+GenerateOptions fixed(GenerateOptions options, uint32_t num_draft_tokens = 0) {
+  options.draft.mode = DraftOptions::Mode::fixed;
+  options.draft.num_draft_tokens = num_draft_tokens;
+  return options;
+}
+
+DraftStats stats_of(const GenerateResult& result) { return result.stats.draft; }
+
+}  // namespace
+
+TEST_CASE("tokens equal plain decoding for every number of drafts") {
+  const Tokens prompt = iota_tokens(21), expected = reference(prompt, two_tokens(150));
+  for (uint32_t n = 1; n < kBlock; ++n) {
+    Fixture f = with_lookup();
+    Session session(f.engine);
+    const GenerateResult result = session.generate(prompt, fixed(two_tokens(150), n));
+    CHECK(result.token_ids == expected);
+    CHECK(stats_of(result).num_accepted_tokens > 40);
+    CHECK(stats_of(result).accepted_histogram[0] > 10);
+    CHECK_EQ(stats_of(result).width_histogram[n + 1], 0u);
+    CHECK_EQ(stats_of(result).num_rounds + stats_of(result).num_accepted_tokens, 149u);
+    CHECK_EQ(result.stats.num_steps, stats_of(result).num_rounds);
+  }
+}
+
+TEST_CASE("sampled tokens equal plain decoding with the same seed, for both kinds of proposal") {
+  for (const auto proposal : {DraftOptions::Proposal::argmax, DraftOptions::Proposal::sampled})
+    for (const float penalty : {1.0f, 1.3f}) {
+      GenerateOptions options = fixed(two_tokens(120));
+      options.draft.proposal = proposal;
+      options.sampling.temperature = 0.8f;
+      options.sampling.repetition_penalty = penalty;
+      options.sampling.seed = 11;
+      const Tokens prompt = iota_tokens(9);
+      Fixture f = with_lookup();
+      Session session(f.engine);
+      const GenerateResult result = session.generate(prompt, options);
+      CHECK(result.token_ids == reference(prompt, options));
+      CHECK(stats_of(result).num_accepted_tokens > 20);
+      options.sampling.seed = 12;
+      CHECK(result.token_ids != reference(prompt, options));
+    }
+}
+
+TEST_CASE("adaptive and off give the same text; off never drafts") {
+  const Tokens prompt = iota_tokens(5), expected = reference(prompt, two_tokens(100));
+  Fixture f = with_lookup();
+  Session session(f.engine);
+  GenerateOptions options = two_tokens(100);
+  CHECK(session.generate(prompt, options).token_ids == expected);
+  options.draft.mode = DraftOptions::Mode::off;
+  const GenerateResult off = session.generate(prompt, options);
+  CHECK(off.token_ids == expected);
+  CHECK_EQ(stats_of(off).num_drafted_rounds, 0u);
+  CHECK_EQ(stats_of(off).num_rounds, 99u);
+}
+
+TEST_CASE("limits and stop ids end a block where plain decoding would") {
+  const Tokens prompt = iota_tokens(10), longest = reference(prompt, two_tokens(60));
+  for (uint32_t max_tokens = 1; max_tokens <= 30; ++max_tokens) {
+    Fixture f = with_lookup();
+    Session session(f.engine);
+    const GenerateResult result = session.generate(prompt, fixed(two_tokens(max_tokens)));
+    CHECK(result.token_ids == Tokens(longest.begin(), longest.begin() + max_tokens));
+    CHECK_EQ(session.num_cached_tokens(), 10 + max_tokens - 1);
+  }
+  for (uint32_t max_context = 11; max_context <= 40; ++max_context) {
+    Fixture f = with_lookup(4);  // steps are shorter than a round
+    Session session(f.engine, {.max_context = max_context});
+    CHECK(session.generate(prompt, fixed(two_tokens(0))).token_ids ==
+          Tokens(longest.begin(), longest.begin() + (max_context - 10)));
+    CHECK_EQ(session.num_cached_tokens(), max_context - 1);
+  }
+  for (const int32_t stop : {5, 9}) {
+    GenerateOptions options = fixed(two_tokens(60));
+    options.stop_token_ids = {stop};
+    for (const uint32_t min_tokens : {0u, 7u, 8u, 9u}) {
+      options.min_tokens = min_tokens;
+      Fixture f = with_lookup(), plain;
+      Session session(f.engine), expected(plain.engine);
+      const GenerateResult a = session.generate(prompt, options), b = expected.generate(prompt, options);
+      CHECK(a.token_ids == b.token_ids);
+      CHECK_EQ(a.stop_token_id, stop);
+    }
+  }
+}
+
+TEST_CASE("a second turn looks up in the whole conversation, a failed step leaves a usable session") {
+  const Tokens prompt = iota_tokens(12);
+  Fixture f = with_lookup(), g = with_lookup();
+  Session session(f.engine), fresh(g.engine);
+  const GenerateResult first = session.generate(prompt, fixed(two_tokens(50)));
+  const Tokens second = prompt + first.token_ids + iota_tokens(4, 3);
+  const GenerateResult turn = session.generate(second, fixed(two_tokens(50)));
+  CHECK(turn.stats.num_cached_tokens > 50);
+  CHECK(turn.token_ids == reference(second, two_tokens(50)));
+  CHECK_EQ(stats_of(turn).num_accepted_tokens,
+           stats_of(fresh.generate(second, fixed(two_tokens(50)))).num_accepted_tokens);
+  CHECK(stats_of(turn).num_accepted_tokens > 10);
+  uint32_t num_steps = 0;
+  f.executor->on_step = [&] {
+    if (++num_steps == 5) throw std::runtime_error("no progress");
+  };
+  bool was_thrown = false;
+  try {
+    session.generate(prompt, fixed(two_tokens(50)));
+  } catch (const std::runtime_error&) {
+    was_thrown = true;
+  }
+  CHECK(was_thrown);
+  f.executor->on_step = nullptr;
+  CHECK(session.generate(prompt, fixed(two_tokens(50))).token_ids == first.token_ids);
+}
+
+TEST_CASE("sessions that decode beside others share steps instead, and draft when they are alone again") {
+  Fixture f = with_lookup();
+  f.executor->joins = true;
+  CHECK(f.engine->joins_steps());
+  Session session(f.engine);
+  const Tokens prompt = iota_tokens(12), expected = reference(prompt, two_tokens(90));
+  std::atomic<uint32_t>& num_decoding = f.engine->impl().num_decoding;
+  ++num_decoding;  // somebody else
+  const GenerateResult beside = session.generate(prompt, fixed(two_tokens(90)));
+  CHECK(beside.token_ids == expected);
+  CHECK_EQ(stats_of(beside).num_rounds, 0u);
+  CHECK_EQ(beside.stats.num_steps, 89u);
+  uint32_t num_steps = 0;
+  f.executor->on_step = [&] {  // the other one comes and goes
+    if (++num_steps % 7 == 0) num_decoding = num_steps % 2 ? 1 : 2;
+  };
+  GenerateOptions options = fixed(two_tokens(90));
+  options.sampling.repetition_penalty = 1.2f;
+  const GenerateResult mixed = session.generate(prompt, options, [](const TokenEvent&) { return true; });
+  CHECK(mixed.token_ids == reference(prompt, options));
+  const DraftStats& stats = stats_of(mixed);
+  CHECK(stats.num_rounds > 5 && stats.num_accepted_tokens > 5);
+  CHECK(stats.num_rounds + stats.num_accepted_tokens < 80);  // and there were steps
+  f.executor->on_step = nullptr;
+  num_decoding = 0;
+  const DraftStats alone = stats_of(session.generate(prompt, fixed(two_tokens(90))));
+  CHECK_EQ(alone.num_rounds + alone.num_accepted_tokens, 89u);
+  CHECK_EQ(num_decoding.load(), 0u);
+}
+
+TEST_CASE("a session in its callback does not keep others from drafting, and is counted again after it") {
+  Fixture f = with_lookup();
+  f.executor->joins = true;
+  Session a(f.engine), b(f.engine);
+  const Tokens prompt = iota_tokens(12), expected = reference(prompt, two_tokens(90));
+  uint32_t num_events = 0;
+  GenerateResult inner;
+  const GenerateResult outer = a.generate(prompt, fixed(two_tokens(90)), [&](const TokenEvent&) {
+    if (++num_events == 20) inner = b.generate(prompt, fixed(two_tokens(40)));
+    CHECK_EQ(f.engine->impl().num_decoding.load(), 0u);
+    return true;
+  });
+  CHECK(outer.token_ids == expected);
+  CHECK(inner.token_ids == Tokens(expected.begin(), expected.begin() + 40));
+  CHECK_EQ(stats_of(inner).num_rounds + stats_of(inner).num_accepted_tokens, 39u);
+  bool was_thrown = false;
+  try {
+    a.generate(prompt, fixed(two_tokens(90)), [&](const TokenEvent&) -> bool { throw std::runtime_error("callback"); });
+  } catch (const std::runtime_error&) {
+    was_thrown = true;
+  }
+  CHECK(was_thrown);
+  CHECK_EQ(f.engine->impl().num_decoding.load(), 0u);
+}
+
+TEST_CASE("sessions of several threads, with steps and rounds in any order, keep their texts") {
+  Fixture f = with_lookup();
+  f.executor->joins = true;
+  std::vector<Tokens> tokens(4);
+  std::vector<std::thread> threads;
+  for (uint32_t i = 0; i < 4; ++i)
+    threads.emplace_back([&, i] {
+      Session session(f.engine);
+      tokens[i] = session.generate(iota_tokens(5 + i), fixed(two_tokens(30 + 40 * i))).token_ids;
+    });
+  for (std::thread& thread : threads) thread.join();
+  for (uint32_t i = 0; i < 4; ++i) CHECK(tokens[i] == reference(iota_tokens(5 + i), two_tokens(30 + 40 * i)));
+}
+
+TEST_CASE("stop strings, an end by the caller and logits that are not finite") {
+  const std::filesystem::path vocabulary = write_vocabulary();
+  const Tokens prompt = iota_tokens(10), expected_ids = reference(prompt, two_tokens(60));
+  Fixture plain, f = with_lookup();
+  Session expected(plain.engine), session(f.engine);
+  expected.load_vocabulary(vocabulary);
+  session.load_vocabulary(vocabulary);
+  const std::string text = expected.generate(prompt, two_tokens(60)).text;
+  uint32_t num_stopped = 0;
+  for (size_t at = 3; at + 4 < text.size(); at += 3) {
+    GenerateOptions options = two_tokens(60);
+    options.stop = {text.substr(at, 4)};
+    const GenerateResult a = expected.generate(prompt, options), b = session.generate(prompt, fixed(options));
+    CHECK_EQ(b.text, a.text);
+    CHECK(b.token_ids == a.token_ids);
+    num_stopped += b.finish_reason == FinishReason::stop;
+  }
+  CHECK(num_stopped > 5);
+  uint32_t num_events = 0;
+  const GenerateResult ended = session.generate(prompt, fixed(two_tokens(60)), [&](const TokenEvent&) { return ++num_events < 9; });
+  CHECK(ended.token_ids == Tokens(expected_ids.begin(), expected_ids.begin() + 9));
+  uint32_t num_steps = 0;
+  f.executor->on_step = [&] { f.executor->broken = ++num_steps >= 4; };
+  CHECK_THROWS(internal, "finite", session.generate(prompt, fixed(two_tokens(50))));
+  f.executor->on_step = nullptr;
+  f.executor->broken = false;
+  CHECK(session.generate(prompt, fixed(two_tokens(60))).token_ids == expected_ids);
+  session.reset();
+  CHECK(session.generate(prompt, fixed(two_tokens(60))).token_ids == expected_ids);
+}
+
+TEST_CASE("on the CPU and the reference, rounds with lookups leave the tokens of plain steps") {
+  for (const char* device : {"cpu", "cpu-generic", "ref"}) {
+    EngineOptions options;
+    options.device = device;
+    options.num_threads = 2;
+    const auto plain = Engine::synthetic(test_configs::tiny(), 3, options);
+    options.draft = "ngram";
+    const auto engine = Engine::synthetic(test_configs::tiny(), 3, options);
+    CHECK_EQ(engine->max_draft_tokens(), 7u);
+    CHECK_EQ(plain->max_draft_tokens(), 0u);
+    CHECK(engine->draft_config() == nullptr);
+    CHECK_EQ(engine->joins_steps(), plain->joins_steps());
+    Session session(engine), expected(plain);
+    for (const float temperature : {0.0f, 0.9f}) {
+      GenerateOptions generate = fixed(greedy(60));
+      generate.sampling.logit_bias = {{5, 20.0f}, {9, 20.0f}, {11, 20.0f}};
+      generate.sampling.temperature = temperature;
+      generate.sampling.seed = 5;
+      const Tokens prompt = {3, 1, 4, 1, 5, 9, 2, 6};
+      const GenerateResult result = session.generate(prompt, generate);
+      CHECK(result.token_ids == expected.generate(prompt, generate).token_ids);
+      CHECK(stats_of(result).num_accepted_tokens > 5);
+      generate.draft.mode = DraftOptions::Mode::adaptive;
+      CHECK(session.generate(prompt, generate).token_ids == result.token_ids);
+    }
+  }
+}
+
+TEST_CASE("a limit above what a round has is no error, for any model may turn out not to have a draft") {
+  Fixture f = with_lookup();
+  Session session(f.engine);
+  const Tokens prompt = iota_tokens(21);
+  const GenerateResult result = session.generate(prompt, fixed(two_tokens(60), 15));
+  CHECK(result.token_ids == reference(prompt, two_tokens(60)));
+  CHECK(stats_of(result).width_histogram[7] > 0);
+}
+
+CHECK_MAIN()
