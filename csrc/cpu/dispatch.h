@@ -14,7 +14,7 @@ struct CpuFeatures {
   bool avx2 = false, fma = false;
   bool avx512f = false, avx512bw = false, avx512vl = false, avx512dq = false;
   bool avx512bf16 = false, avx512vbmi = false, avx512vnni = false;
-  /// vdpbf16ps gets more done than FP32 FMA: twice as much on Zen 4, half as much on Sapphire Rapids.
+  /// vdpbf16ps gets more done than FP32 FMA: twice as much on Zen 4, half as much on Emerald Rapids.
   bool fast_bf16 = false;
 };
 
