@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 import torch
 
 # What torch.cpu.get_capabilities calls instructions that multiply BF16. CPUs without them take several
-# times as long over it as over float32. With them a Zen 4 core takes half, a Emerald Rapids core without
+# times as long over it as over float32. With them a Zen 4 core takes half, an Emerald Rapids core without
 # AMX half as long again.
 _BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
 _WORTH_IT = 1.25  # times as fast; a run that is resumed shall not choose otherwise by noise
