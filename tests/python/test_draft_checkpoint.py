@@ -54,7 +54,7 @@ def edit_config(directory, **changes):
 @pytest.mark.parametrize("style", ["mimo", "qwen3"])
 @pytest.mark.parametrize("block_size", [2, 8, 16])
 def test_both_styles_load_and_change_no_text(copy, style, block_size):
-    plain, no_draft = drafted(copy)
+    plain, no_draft = drafted(copy, draft=None)
     directory = write_tiny_draft(copy, seed=1, style=style, block_size=block_size)
     assert sorted(p.name for p in directory.glob("*.safetensors"))[0].startswith("dflash_draft_model-")
     config = _C.DraftConfig.from_directory(directory)
