@@ -1,6 +1,6 @@
 // Generations on a model with a draft: the text is that of plain decoding, whatever ends it, and a reused, cut or
 // cancelled conversation leaves the draft's context as good as a fresh one's.
-#include "fake_engine.h"
+#include "drafted_session.h"
 
 #include "core/checks.h"
 
@@ -11,15 +11,7 @@ using namespace fake_engine;
 
 namespace {
 
-GenerateOptions fixed(GenerateOptions options, uint32_t num_draft_tokens = 0) {
-  options.draft.mode = DraftOptions::Mode::fixed;
-  options.draft.num_draft_tokens = num_draft_tokens;
-  return options;
-}
-
 Fixture with_draft(uint32_t chunk_tokens = 16) { return Fixture(chunk_tokens, 4, Drafts::model); }
-
-DraftStats stats_of(const GenerateResult& result) { return result.stats.draft; }
 
 }  // namespace
 
@@ -56,35 +48,11 @@ TEST_CASE("sampled tokens equal plain decoding with the same seed") {
 }
 
 TEST_CASE("adaptive and off give the same text; off never drafts") {
-  const Tokens prompt = iota_tokens(5), expected = reference(prompt, greedy(100));
-  Fixture f = with_draft();
-  Session session(f.engine);
-  GenerateOptions options = greedy(100);
-  CHECK(session.generate(prompt, options).token_ids == expected);
-  options.draft.mode = DraftOptions::Mode::off;
-  const GenerateResult off = session.generate(prompt, options);
-  CHECK(off.token_ids == expected);
-  CHECK_EQ(stats_of(off).num_drafted_rounds, 0u);
-  CHECK_EQ(stats_of(off).num_rounds, 99u);
+  check_adaptive_and_off([] { return with_draft(); }, greedy);
 }
 
 TEST_CASE("limits end a block where plain decoding would") {
-  const Tokens prompt = iota_tokens(10), longest = reference(prompt, greedy(60));
-  for (uint32_t max_tokens = 1; max_tokens <= 40; ++max_tokens) {
-    Fixture f = with_draft();
-    Session session(f.engine);
-    const GenerateResult result = session.generate(prompt, fixed(greedy(max_tokens)));
-    CHECK(result.token_ids == Tokens(longest.begin(), longest.begin() + max_tokens));
-    CHECK(result.finish_reason == FinishReason::length);
-    CHECK_EQ(session.num_cached_tokens(), 10 + max_tokens - 1);
-  }
-  for (uint32_t max_context = 11; max_context <= 40; ++max_context) {
-    Fixture f = with_draft();
-    Session session(f.engine, {.max_context = max_context});
-    const GenerateResult result = session.generate(prompt, fixed(greedy(0)));
-    CHECK(result.token_ids == Tokens(longest.begin(), longest.begin() + (max_context - 10)));
-    CHECK_EQ(session.num_cached_tokens(), max_context - 1);
-  }
+  check_limits([] { return with_draft(); }, greedy);
 }
 
 TEST_CASE("stop ids end a block where plain decoding would, min_tokens masks them") {

@@ -1,6 +1,6 @@
 // Generations whose drafts are looked up in the text: the text is that of plain decoding, whatever ends it and whoever
 // decodes beside it. The fake model's answers do not repeat; a bias towards two tokens makes every other lookup right.
-#include "fake_engine.h"
+#include "drafted_session.h"
 #include "test_configs.h"
 
 #include <thread>
@@ -16,14 +16,6 @@ GenerateOptions two_tokens(uint32_t max_tokens) {
   options.sampling.logit_bias = {{5, 50.0f}, {9, 50.0f}};
   return options;
 }
-
-GenerateOptions fixed(GenerateOptions options, uint32_t num_draft_tokens = 0) {
-  options.draft.mode = DraftOptions::Mode::fixed;
-  options.draft.num_draft_tokens = num_draft_tokens;
-  return options;
-}
-
-DraftStats stats_of(const GenerateResult& result) { return result.stats.draft; }
 
 }  // namespace
 
@@ -62,34 +54,13 @@ TEST_CASE("sampled tokens equal plain decoding with the same seed, for both kind
 }
 
 TEST_CASE("adaptive and off give the same text; off never drafts") {
-  const Tokens prompt = iota_tokens(5), expected = reference(prompt, two_tokens(100));
-  Fixture f = with_lookup();
-  Session session(f.engine);
-  GenerateOptions options = two_tokens(100);
-  CHECK(session.generate(prompt, options).token_ids == expected);
-  options.draft.mode = DraftOptions::Mode::off;
-  const GenerateResult off = session.generate(prompt, options);
-  CHECK(off.token_ids == expected);
-  CHECK_EQ(stats_of(off).num_drafted_rounds, 0u);
-  CHECK_EQ(stats_of(off).num_rounds, 99u);
+  check_adaptive_and_off([] { return with_lookup(); }, two_tokens);
 }
 
 TEST_CASE("limits and stop ids end a block where plain decoding would") {
-  const Tokens prompt = iota_tokens(10), longest = reference(prompt, two_tokens(60));
-  for (uint32_t max_tokens = 1; max_tokens <= 30; ++max_tokens) {
-    Fixture f = with_lookup();
-    Session session(f.engine);
-    const GenerateResult result = session.generate(prompt, fixed(two_tokens(max_tokens)));
-    CHECK(result.token_ids == Tokens(longest.begin(), longest.begin() + max_tokens));
-    CHECK_EQ(session.num_cached_tokens(), 10 + max_tokens - 1);
-  }
-  for (uint32_t max_context = 11; max_context <= 40; ++max_context) {
-    Fixture f = with_lookup(4);  // steps are shorter than a round
-    Session session(f.engine, {.max_context = max_context});
-    CHECK(session.generate(prompt, fixed(two_tokens(0))).token_ids ==
-          Tokens(longest.begin(), longest.begin() + (max_context - 10)));
-    CHECK_EQ(session.num_cached_tokens(), max_context - 1);
-  }
+  check_limits([] { return with_lookup(); }, two_tokens);
+  check_limits([] { return with_lookup(4); }, two_tokens);  // steps are shorter than a round
+  const Tokens prompt = iota_tokens(10);
   for (const int32_t stop : {5, 9}) {
     GenerateOptions options = fixed(two_tokens(60));
     options.stop_token_ids = {stop};
