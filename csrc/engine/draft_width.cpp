@@ -8,7 +8,8 @@ namespace {
 
 // Time is counted in plain rounds.
 constexpr double kLossRate = 0.02;    // of the time: what drafting may lose in the long run
-constexpr double kFirstCredit = 4.0;  // to find out what an unknown draft is worth
+constexpr double kGrantRate = 0.01;   // of the tokens asked for: to find out what an unknown draft is worth,
+constexpr double kMaxGranted = 4.0;   // at most
 constexpr double kMaxCredit = 10.0;   // for streaks of bad luck; also what a sudden change may cost
 
 constexpr double kFirstAcceptance = 0.7;  // before anything is known
@@ -75,17 +76,28 @@ double RoundTimes::extrapolate(uint32_t num_drafts, uint32_t nearest) const {
 }
 
 DraftWidth::DraftWidth(const DraftOptions& options, uint32_t block_size, DraftSource source)
-    : mode_(options.mode),
-      source_(source),
-      max_drafts_(std::min(block_size, kMaxBlockSize) - 1),
-      confidence_(source),
-      credit_(kFirstCredit),
-      probe_gap_(kFirstProbeGap),
-      plain_gap_(kFirstPlainGap) {
-  if (options.num_draft_tokens) max_drafts_ = std::min(max_drafts_, options.num_draft_tokens);
-  if (mode_ == DraftOptions::Mode::off) max_drafts_ = 0;
+    : source_(source), confidence_(source), probe_gap_(kFirstProbeGap), plain_gap_(kFirstPlainGap) {
+  set_options(options, block_size);
   accepted_[0] = kFirstAcceptance;
   tried_[0] = 1.0;
+}
+
+DraftWidth::DraftWidth(const DraftOptions& options, uint32_t block_size, const DraftWidth& before) : DraftWidth(before) {
+  set_options(options, block_size);
+}
+
+void DraftWidth::set_options(const DraftOptions& options, uint32_t block_size) {
+  mode_ = options.mode;
+  max_drafts_ = std::min(block_size, kMaxBlockSize) - 1;
+  if (options.num_draft_tokens) max_drafts_ = std::min(max_drafts_, options.num_draft_tokens);
+  if (mode_ == DraftOptions::Mode::off) max_drafts_ = 0;
+}
+
+void DraftWidth::begin(uint64_t max_tokens) {
+  stats_ = {};
+  const double grant = std::min(kGrantRate * static_cast<double>(max_tokens), kMaxGranted - granted_);
+  credit_ += grant;
+  granted_ += grant;
 }
 
 uint32_t DraftWidth::choose(uint32_t limit) const {

@@ -7,8 +7,9 @@
 // there before the round: `choose_among` decides once, from their scores.
 //
 // Adaptive widths are chosen by expected tokens / time, under a budget: drafting may lose 2 % of the time against plain
-// decoding, and kMaxCredit plain rounds at most at once. What drafting gains fills the budget up again. So a draft that
-// is useless, or becomes useless, or alternates, cannot cost more, whatever the estimates say.
+// decoding, kMaxCredit plain rounds at most at once, and before anything is known 1 % of the tokens asked for. What drafting
+// gains fills the budget up again. So a draft that is useless, or becomes useless, or alternates, cannot cost more,
+// whatever the estimates say.
 #pragma once
 
 #include "engine/draft_confidence.h"
@@ -62,6 +63,11 @@ class DraftWidth {
  public:
   /// `num_draft_tokens` at most: block_size - 1, or less when the options say so. Mode off: always 0.
   DraftWidth(const DraftOptions& options, uint32_t block_size, DraftSource source = DraftSource::model);
+  /// With what `before` has learnt about cost and acceptance of the same drafts, and its budget.
+  DraftWidth(const DraftOptions& options, uint32_t block_size, const DraftWidth& before);
+
+  /// A generation begins: its statistics begin at zero, what was learnt stays. `max_tokens`: that it may emit.
+  void begin(uint64_t max_tokens);
 
   /// Drafts to verify in the next round, 0..min(max, limit). 0: the round does not draft at all.
   uint32_t choose(uint32_t limit) const;
@@ -76,10 +82,9 @@ class DraftWidth {
   uint32_t choose_among(std::span<const float> scores) const;
   void observe(const RoundOutcome& outcome);
   const DraftStats& stats() const { return stats_; }
-  /// Statistics of the next generation begin at zero; what was learnt about cost and acceptance stays.
-  void reset_stats() { stats_ = {}; }
 
  private:
+  void set_options(const DraftOptions& options, uint32_t block_size);
   uint32_t choose_adaptive(uint32_t limit) const;
   uint32_t choose_probe(uint32_t limit) const;
   uint32_t best_width(std::span<const float> scores, uint32_t least) const;
@@ -103,7 +108,8 @@ class DraftWidth {
   DraftConfidence confidence_;
   /// Decayed sums over narrowed rounds, of a lookup over all: tokens emitted, and their cost in plain rounds.
   double narrowed_tokens_ = 0.0, narrowed_spent_ = 0.0;
-  double credit_;                  ///< plain rounds that drafting may lose
+  double credit_ = 0.0;            ///< plain rounds that drafting may lose
+  double granted_ = 0.0;           ///< of it, in advance
   uint32_t num_idle_rounds_ = 0;   ///< since the last that drafted
   uint32_t probe_gap_;             ///< idle rounds before a probe
   uint32_t num_drafted_rounds_ = 0;  ///< since the last that did not draft

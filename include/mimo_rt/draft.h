@@ -65,7 +65,6 @@ struct DraftOptions {
               ///< the widths of the rounds: a seed repeats the output in Mode::fixed only
   } proposal = Proposal::argmax;
 
-  bool operator==(const DraftOptions&) const = default;
 };
 
 inline constexpr uint32_t kMaxBlockSize = 16;
