@@ -10,13 +10,14 @@ namespace {
 
 using TokenArray = py::array_t<int32_t, py::array::c_style>;
 
-// Checks for Ctrl-C after every step, so that a KeyboardInterrupt leaves generate() within one step. A callback that
-// returns None goes on.
+// With a callback it checks for Ctrl-C after every step, so that a KeyboardInterrupt leaves generate() within one step. A
+// callback that returns None goes on. Without one the engine need not wait for the host between two rounds; then Ctrl-C
+// is for whoever called generate() in another thread, to cancel().
 TokenCallback wrap_callback(const py::object& on_token) {
+  if (on_token.is_none()) return {};
   return [&on_token](const TokenEvent& event) {
     const py::gil_scoped_acquire gil;
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-    if (on_token.is_none()) return true;
     const std::vector<int32_t> ids(event.token_ids.begin(), event.token_ids.end());
     const py::object keep_going = on_token(ids, py::str(event.text.data(), event.text.size()));
     return keep_going.is_none() || keep_going.cast<bool>();
