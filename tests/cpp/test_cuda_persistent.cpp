@@ -16,7 +16,7 @@ using namespace fixture;
 namespace {
 
 constexpr uint32_t kTokens = 3, kHidden = 96, kWidth = 64, kEpochs = 3;
-constexpr uint32_t kNumStages = 6, kGate = 5, kNone = kNumStages;
+constexpr uint32_t kNumStages = 6, kGateUp = 2, kDown = 3, kGate = 5, kNone = kNumStages;
 [[maybe_unused]] constexpr auto kNotOfThisTest = &cuda::argmax_combine_kernel;
 
 /// h = norm(x), q = W1 h, act = experts' gate_up(q), sums = their down(act), x += W2 q, and a norm
@@ -127,10 +127,10 @@ struct Change {
   uint32_t no_signal = kNone;         ///< a stage whose last worker does not signal
   std::vector<uint32_t> epochs = {kEpochs};  ///< of each launch
   uint32_t first_epoch = 0;
+  bool one_gate_up = false;  ///< expert_gate_up is worker 0's alone
 };
 
-/// The lists of all workers: every stage is shared by all, but for the last. (Signals are left out
-/// of stages whose tiles are strided: there the first tile is the worker.)
+/// The lists of all workers: every stage is shared by all, but for the last.
 struct Program {
   std::vector<Task> tasks;
   std::vector<cuda::TaskOperands> operands;
@@ -140,12 +140,14 @@ struct Program {
   Program(Layer& layer, uint32_t num_workers, const Change& change) {
     totals.assign(kNumStages, num_workers);
     totals[kGate] = 1;
+    if (change.one_gate_up) totals[kGateUp] = 1;
     for (uint32_t w = 0; w < num_workers; ++w) {
       add(TaskKind::rms_norm, 0, w, kTokens, layer.norm(layer.h), cuda::TaskBody::rms_norm);
       add(TaskKind::qkv_proj, 1, w, kHidden / 16, layer.project_q(), cuda::TaskBody::projection);
-      add(TaskKind::expert_gate_up, 2, w, kWidth / 16, layer.gate_up(),
-          cuda::TaskBody::expert_gate_up);
-      add(TaskKind::expert_down, 3, w, kHidden / 16, layer.down(), cuda::TaskBody::expert_down);
+      if (w < totals[kGateUp])
+        add(TaskKind::expert_gate_up, kGateUp, w, kWidth / 16, layer.gate_up(),
+            cuda::TaskBody::expert_gate_up);
+      add(TaskKind::expert_down, kDown, w, kHidden / 16, layer.down(), cuda::TaskBody::expert_down);
       add(TaskKind::o_proj, 4, w, kHidden / 16, layer.project_x(), cuda::TaskBody::projection);
       if (w == 0)
         add(TaskKind::rms_norm, kGate, w, kTokens, layer.norm(layer.last),
@@ -154,16 +156,16 @@ struct Program {
     }
     for (Task& task : tasks) {
       const uint32_t stage = task.signal_counter;
-      task.tile_stride = stage == kGate ? 1 : num_workers;
+      task.tile_stride = totals[stage];
+      if (stage == change.no_wait) task.num_waits = 0;
+      if (stage == change.no_signal && task.tile_first == totals[stage] - 1)
+        task.signal_counter = kNoCounter;
       if (task.kind == TaskKind::qkv_proj || task.kind == TaskKind::o_proj) {  // neighbours
         const uint32_t worker = task.tile_first;
         task.tile_first = share_begin(worker, num_workers, kHidden / 16);
         task.tile_end = share_begin(worker + 1, num_workers, kHidden / 16);
         task.tile_stride = 1;
       }
-      if (stage == change.no_wait) task.num_waits = 0;
-      if (stage == change.no_signal && task.tile_first == num_workers - 1)
-        task.signal_counter = kNoCounter;
     }
   }
 
@@ -190,7 +192,14 @@ struct Program {
   }
 };
 
+/// Copies of experts' weights, by what the counters say when they are issued.
+struct ExpertCopies {
+  uint32_t num_gate_up = 0, num_early_gate_up = 0;  ///< early: its inputs are not there
+  uint32_t num_down[2] = {}, num_early_down[2] = {};  ///< of block 0; of the others
+};
+
 struct Outcome {
+  ExpertCopies copies;
   std::string error;
   bool is_right = false;
   uint32_t stop = 0;
@@ -220,6 +229,25 @@ Outcome run(uint32_t num_blocks, uint64_t seed, const Change& change = {}) {
   options.num_threads = cuda::kPersistentThreads;
   options.shared_bytes = sizeof(cuda::PersistentShared);
   options.seed = seed;
+  options.on_copy = [&](const emulation::BulkCopy& copy) {
+    const auto is_of = [&](const KernelVector<uint8_t>& tiles) {
+      return copy.source >= tiles.data() && copy.source < tiles.data() + tiles.size();
+    };
+    // The block has not signalled `stage` of this epoch: so many epochs are over.
+    const auto is_early = [&](uint32_t stage, uint32_t source) {
+      const uint32_t epochs_done = counters[stage].value / program.totals[stage];
+      return counters[source].value < (epochs_done + 1) * program.totals[source];
+    };
+    if (is_of(layer.experts.gate_up_tiles)) {
+      ++outcome.copies.num_gate_up;
+      outcome.copies.num_early_gate_up += is_early(kGateUp, kGateUp - 1);
+    }
+    if (is_of(layer.experts.down_tiles)) {
+      const bool is_other = copy.block->block_idx.x != 0;
+      ++outcome.copies.num_down[is_other];
+      outcome.copies.num_early_down[is_other] += is_early(kDown, kGateUp);
+    }
+  };
   for (const uint32_t num_epochs : change.epochs) {
     params.num_epochs = num_epochs;
     outcome.error += emulation::launch(options, cuda::persistent_kernel, params).error;
@@ -275,6 +303,48 @@ TEST_CASE("a signal that does not come ends all blocks, with a report and no cop
     CHECK_EQ(report.site.layer_idx, 7u);
     CHECK_EQ(report.site.kind, static_cast<uint32_t>(TaskKind::qkv_proj));
   }
+}
+
+TEST_CASE("weights of experts wait for the route alone") {
+  for (uint64_t seed = 0; seed <= 4; ++seed) {
+    const Outcome outcome = run(3, seed);
+    check_clean(outcome);
+    const ExpertCopies& copies = outcome.copies;
+    CHECK(copies.num_early_down[0] != 0 && copies.num_early_down[1] != 0);
+    CHECK(copies.num_gate_up != 0);
+    CHECK_EQ(copies.num_early_gate_up, 0u);
+  }
+}
+
+TEST_CASE("a block that has no expert_gate_up knows the route when expert_down's inputs are there") {
+  for (uint64_t seed = 0; seed <= 4; ++seed) {
+    const Outcome outcome = run(3, seed, {.one_gate_up = true});
+    check_clean(outcome);
+    CHECK(outcome.copies.num_early_down[0] != 0 && outcome.copies.num_down[1] != 0);
+    CHECK_EQ(outcome.copies.num_early_down[1], 0u);
+  }
+}
+
+TEST_CASE("a signal lost among the experts: weights that have not waited are given back, others not") {
+  for (const bool one_gate_up : {false, true})
+    for (const uint32_t stage : {kGateUp - 1, kGateUp, kDown})
+      for (uint64_t seed = 0; seed <= 3; ++seed) {
+        if (one_gate_up && stage < kGateUp) continue;  // blocks wait for different counters: either reports
+        const auto first_epoch = static_cast<uint32_t>(seed);
+        const Outcome outcome = run(2, seed, {.no_signal = stage, .first_epoch = first_epoch,
+                                              .one_gate_up = one_gate_up});
+        CHECK_EQ(outcome.error, std::string());
+        CHECK_EQ(outcome.stop, cuda::kHung);
+        CHECK_EQ(outcome.report.is_written, 1u);
+        CHECK_EQ(outcome.report.site.edge_idx, stage);
+        const uint32_t num_signals = one_gate_up && stage == kGateUp ? 1 : 2;  // of an epoch
+        CHECK_EQ(outcome.report.expected, num_signals * (first_epoch + 1));
+        CHECK_EQ(outcome.report.seen, outcome.report.expected - 1);
+        // Where the route is known, weights come for a task that never becomes ready.
+        const ExpertCopies& copies = outcome.copies;
+        CHECK_EQ(copies.num_down[0] != 0, stage >= kGateUp);
+        CHECK_EQ(copies.num_down[1] != 0, stage == kDown || (stage == kGateUp && !one_gate_up));
+      }
 }
 
 TEST_CASE("bad arguments are refused before a launch") {

@@ -132,6 +132,7 @@ inline void issue_copy(const BulkCopy& copy) {
   std::memset(copy.destination, kPoison, copy.num_bytes);
   release_to(copy.destination);
   const Unchecked unchecked;
+  if (machine->options.on_copy) machine->options.on_copy(copy);
   Block& block = *copy.block;
   copy_to_view(*block.shared_view, copy.destination, copy.num_bytes);
   set_forbidden(copy, true);

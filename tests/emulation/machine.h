@@ -203,6 +203,8 @@ struct LaunchOptions {
   /// A planted fault: every lane leaves out its operation `skip_ordinal` (from 0) of this kind.
   Skip skip = Skip::none;
   uint32_t skip_ordinal = 0;
+  /// Called for every bulk copy when it is issued.
+  std::function<void(const BulkCopy&)> on_copy;
   /// The name of the object at an offset of shared memory, for reports.
   std::function<std::string(size_t)> name_shared;
 };

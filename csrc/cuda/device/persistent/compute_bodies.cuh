@@ -99,6 +99,12 @@ __device__ __forceinline__ uint32_t end_of_router(const TaskSlot& slot, uint32_t
   return ticket;
 }
 
+__device__ __forceinline__ uint32_t end_of_expert_down(const TaskSlot& slot, uint32_t ticket) {
+  walk_expert_down(params_of<ExpertDownParams>(slot), units_of(slot), ticket,
+                   [](const DownUnits&, uint32_t, uint32_t, uint32_t, const ItemTickets&) {});
+  return ticket;
+}
+
 /// Compute warps, when the task is skipped: the loader has not waited to hear of it.
 __device__ __forceinline__ void skip_task(WorkShared& shared, const TaskSlot& slot, uint32_t& ticket) {
   uint32_t end = ticket;
@@ -114,6 +120,10 @@ __device__ __forceinline__ void skip_task(WorkShared& shared, const TaskSlot& sl
       end = params_of<RouterLogitsParams>(slot).format == RouterFormat::f32
                 ? end_of_router<F32Rows>(slot, ticket)
                 : end_of_router<Bf16Rows>(slot, ticket);
+      break;
+    case TaskBody::expert_down:
+      if (!slot.is_route_known) return;
+      end = end_of_expert_down(slot, ticket);
       break;
     default: return;
   }

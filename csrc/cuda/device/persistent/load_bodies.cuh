@@ -2,14 +2,19 @@
 // call.
 #pragma once
 
+#include "cuda/device/persistent/known_route.cuh"
 #include "cuda/device/persistent/task_units.cuh"
 
 namespace mimo_rt::cuda {
 
 /// Whether what is to be read is known, or written, only when the inputs are there.
-__device__ __forceinline__ bool loads_after_ready(TaskBody body) {
-  return body == TaskBody::attention || body == TaskBody::expert_gate_up ||
-         body == TaskBody::expert_down;
+__device__ __forceinline__ bool loads_after_ready(const TaskSlot& slot, const KnownRoute& route) {
+  switch (slot.operands.body) {
+    case TaskBody::attention:
+    case TaskBody::expert_gate_up: return true;
+    case TaskBody::expert_down: return !route.is_of(slot);
+    default: return false;
+  }
 }
 
 __device__ __forceinline__ void load_projection_task(WorkShared& shared, const TaskSlot& slot,
@@ -33,7 +38,7 @@ __device__ __forceinline__ void load_router_task(WorkShared& shared, const TaskS
   });
 }
 
-/// Loader warp; kinds of `loads_after_ready`: after it.
+/// Loader warp; where `loads_after_ready`, after it.
 __device__ __forceinline__ void load_task(WorkShared& shared, const TaskSlot& slot, uint32_t& ticket) {
   switch (slot.operands.body) {
     case TaskBody::projection:

@@ -3,8 +3,9 @@
 //
 // Leaving early. Only the waiter and the controller wait for other blocks. When such a wait fails,
 // the waiter marks this task and all after it as skipped, and the controller ends the list at the
-// next slot it fills. The loader does not look at the mark where it need not (dense weights), so the
-// compute warps give those back: nothing is on its way when the block ends.
+// next slot it fills. The loader does not look at the mark where it need not (dense weights, and
+// experts' of a route that it knows), so the compute warps give those back: nothing is on its way
+// when the block ends.
 #pragma once
 
 #include "cuda/device/persistent/compute_bodies.cuh"
@@ -117,6 +118,7 @@ __device__ __forceinline__ TaskStamps& stamps_of(const PersistentParams& p, cons
 __device__ __forceinline__ void run_waiter(PersistentShared& shared, const PersistentParams& p) {
   if (threadIdx.x % 32 != 0) return;
   bool is_skipped = false;
+  KnownRoute route;
   for (uint32_t use = 0;; ++use) {
     TaskSlot& slot = shared.slots.wait_full(use);
     if (slot.is_end) return;
@@ -128,6 +130,8 @@ __device__ __forceinline__ void run_waiter(PersistentShared& shared, const Persi
       is_skipped = !wait_for_task_input(p, wait.counter, expected, slot.task_idx, task);
     }
     slot.is_skipped = is_skipped;
+    slot.is_route_known = route.is_of(slot);
+    if (!is_skipped) route.learn(slot);
     ptx::mbarrier_arrive(&slot.ready);
   }
 }
@@ -135,14 +139,16 @@ __device__ __forceinline__ void run_waiter(PersistentShared& shared, const Persi
 /// Loader warp: weights first; only what the task's inputs decide or contain waits for them.
 __device__ __forceinline__ void run_loader(PersistentShared& shared) {
   uint32_t ticket = 0;
+  KnownRoute route;
   for (uint32_t use = 0;; ++use) {
     TaskSlot& slot = shared.slots.wait_full(use);
     if (slot.is_end) return;
     bool is_skipped = false;
-    if (loads_after_ready(slot.operands.body)) {
+    if (loads_after_ready(slot, route)) {
       if (use != 0) shared.slots.wait_done(use - 1);  // an edge from this block's own tasks
       shared.slots.wait_ready(use);
       is_skipped = slot.is_skipped != 0;
+      if (!is_skipped) route.learn(slot);
     }
     if (!is_skipped) load_task(shared.work, slot, ticket);
     ptx::sync_warp();

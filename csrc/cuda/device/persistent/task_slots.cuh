@@ -2,8 +2,8 @@
 // walks the same sequence.
 //
 // Contract. Slot use n is in slot n % kTaskSlots; its phase follows from n. The order of a use:
-// controller writes the task, `full`; waiter has waited for the task's inputs, writes `is_skipped`,
-// `ready`; all compute warps have done it, `done`; publisher has signalled and loader has loaded,
+// controller writes the task, `full`; waiter has waited for the task's inputs, writes `is_skipped`
+// and `is_route_known`, `ready`; all compute warps have done it, `done`; publisher has signalled and loader has loaded,
 // `is_free`. Then the controller overwrites it, and sees what was written in all of them.
 //
 // `ready` says nothing of the block's own earlier tasks: plans have no counter for those. The
@@ -25,6 +25,7 @@ struct TaskSlot {
   uint32_t task_idx, epoch;
   uint32_t is_end;      ///< nothing but the end of the launch: the other fields are not set
   uint32_t is_skipped;  ///< the launch is being left: no results, no signal
+  uint32_t is_route_known;  ///< expert_down: the loader has not waited for `ready`, see KnownRoute
   uint64_t full, ready, done, is_free;
 };
 

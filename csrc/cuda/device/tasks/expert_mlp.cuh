@@ -129,19 +129,30 @@ struct DownUnits {
   }
 };
 
-__device__ inline void load_expert_down(ExpertShared& shared, const ExpertDownParams& p,
-                                        UnitRange range, uint32_t& ticket) {
-  const uint64_t l2_policy = ptx::evict_first_policy();
+/// action(units, unit, first segment, segments, tickets) for every pass, in the order of tickets.
+template <typename Action>
+__device__ __forceinline__ void walk_expert_down(const ExpertDownParams& p, UnitRange range,
+                                                 uint32_t& ticket, const Action& action) {
   const DownUnits units(p);
   for (uint32_t u = range.first; u < range.limit(DownUnits::count(p)); u += range.stride)
     for (uint32_t first = 0; first < p.num_segments; first += units.segments_per_pass) {
       const uint32_t pass_size = units.pass_segments(p, first);
       const ItemTickets tickets = units.tickets(p, ticket, pass_size);
-      load_items<Mxfp4Tiles>(shared.ring, tickets, l2_policy, [&](uint32_t item) {
-        return units.run(p, u, item / pass_size, first + item % pass_size);
-      });
+      action(units, u, first, pass_size, tickets);
       ticket = tickets.end();
     }
+}
+
+__device__ inline void load_expert_down(ExpertShared& shared, const ExpertDownParams& p,
+                                        UnitRange range, uint32_t& ticket) {
+  const uint64_t l2_policy = ptx::evict_first_policy();
+  walk_expert_down(p, range, ticket,
+                   [&](const DownUnits& units, uint32_t u, uint32_t first, uint32_t pass_size,
+                       const ItemTickets& tickets) {
+                     load_items<Mxfp4Tiles>(shared.ring, tickets, l2_policy, [&](uint32_t item) {
+                       return units.run(p, u, item / pass_size, first + item % pass_size);
+                     });
+                   });
 }
 
 /// Lists the slots of each token, ascending. All compute threads; a compute barrier must follow.
