@@ -62,6 +62,16 @@ cuda::WaitSite site_of(const Params& p, uint32_t epoch, cuda::EdgeKind edge, uin
   return {blockIdx.x, epoch - p.first_epoch, 4, 17, edge, edge_idx};
 }
 
+/// One thread looks at the clock until the wait has taken a little more than the longest pause.
+__global__ void keep_waiting(uint64_t deadline_ns, uint32_t* num_looks) {
+  if (threadIdx.x != 0) return;
+  cuda::WaitClock clock;
+  for (*num_looks = 1; !clock.has_passed(deadline_ns); ++*num_looks) {
+    ++emulation::machine->progress;
+    ptx::sleep_ns(20);
+  }
+}
+
 /// Thread 0 waits, all threads get the answer.
 bool wait_in_block(const Params& p, uint32_t counter, uint32_t expected, uint32_t epoch) {
   if (threadIdx.x == 0)
@@ -265,6 +275,28 @@ TEST_CASE("an unfenced hand-over to a bulk copy is found") {
 
 TEST_CASE("a tag that comes before its payload is found") {
   CHECK(times_found(Fault::torn_word) != 0);
+}
+
+TEST_CASE("a wait counts no pause for more than 10 ms: under a debugger it is no hang") {
+  constexpr uint64_t kDeadlineNs = 3 * cuda::kMaxPauseNs;  // 30'000 rounds of a microsecond
+  const auto looks_with_pauses = [&](const std::vector<uint64_t>& pauses_ns) {
+    uint32_t num_looks = 0;
+    const emulation::LaunchOptions options;
+    emulation::Launch launch(options, [&] { keep_waiting(kDeadlineNs, &num_looks); });
+    for (const uint64_t pause_ns : pauses_ns) {
+      launch.advance(100);
+      launch.hold(pause_ns);
+    }
+    CHECK(launch.advance(~uint64_t{0}));
+    CHECK_EQ(launch.result().error, std::string());
+    return num_looks;
+  };
+  constexpr uint64_t kHourNs = 3'600'000'000'000;
+  const auto is_about = [](uint32_t looks, uint32_t expected) { return looks + 20 > expected && looks < expected + 20; };
+  CHECK(is_about(looks_with_pauses({}), 30'000));
+  CHECK(is_about(looks_with_pauses({5'000'000}), 25'000));
+  CHECK(is_about(looks_with_pauses({kHourNs}), 20'000));
+  CHECK(is_about(looks_with_pauses({kHourNs, 2 * kHourNs}), 10'000));
 }
 
 TEST_CASE("a signal that does not come ends all blocks with one report") {

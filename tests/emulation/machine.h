@@ -227,6 +227,7 @@ struct Machine {
   uint32_t num_idle = 0;    ///< rounds in a row in which nothing changed
   std::mt19937_64 random;
   Statistics statistics;
+  uint64_t held_ns = 0;  ///< for which nothing ran
 
   bool is_random() const { return options.seed != 0; }
   uint64_t draw(uint64_t below) { return random() % below; }

@@ -429,7 +429,7 @@ inline uint8_t* dynamic_shared_memory() { return emulation::this_lane().block->s
 
 /// A round of the scheduler counts as a microsecond.
 EMULATION_UNCHECKED inline uint64_t global_timer_ns() {
-  return emulation::machine->statistics.num_rounds * 1000;
+  return emulation::machine->statistics.num_rounds * 1000 + emulation::machine->held_ns;
 }
 
 inline void sleep_ns(uint32_t /*time_ns*/) { emulation::spin("sleep_ns"); }

@@ -229,6 +229,8 @@ class Launch {
     make_current(nullptr);
     return is_over;
   }
+  /// Stands still for so long, as under a debugger.
+  void hold(uint64_t time_ns) { machine_.held_ns += time_ns; }
   LaunchResult result() const { return {machine_.error, machine_.statistics}; }
 
  private:

@@ -1,7 +1,7 @@
 // Waiting for a phase of an mbarrier, with a deadline.
 #pragma once
 
-#include "cuda/device/ptx/ptx.cuh"
+#include "cuda/device/sync/wait_clock.cuh"
 
 namespace mimo_rt::cuda {
 
@@ -14,9 +14,9 @@ inline constexpr uint64_t kPhaseDeadlineNs = 10'000'000'000;
 /// every thread that has waited.
 __device__ __forceinline__ void wait_for_phase(uint64_t* barrier, uint32_t parity) {
   if (ptx::mbarrier_try_wait(barrier, parity)) return;
-  const uint64_t start_ns = ptx::global_timer_ns();
+  WaitClock clock;
   while (!ptx::mbarrier_try_wait(barrier, parity))
-    if (ptx::global_timer_ns() - start_ns > kPhaseDeadlineNs) ptx::trap();
+    if (clock.has_passed(kPhaseDeadlineNs)) ptx::trap();
 }
 
 }  // namespace mimo_rt::cuda

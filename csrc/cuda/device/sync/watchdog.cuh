@@ -8,15 +8,12 @@
 // are there runs, which is harmless.
 #pragma once
 
-#include "cuda/device/ptx/ptx.cuh"
+#include "cuda/device/sync/wait_clock.cuh"
 #include "cuda/hang_report.h"
 
 namespace mimo_rt::cuda {
 
 inline constexpr uint32_t kPollsPerClockRead = 32;
-// A debugger that holds the GPU must not look like a hang: no pause between two looks at the clock
-// counts for more than this.
-inline constexpr uint64_t kMaxPauseNs = 10'000'000;
 
 /// This thread gives up. Only the first to do so is heard.
 __device__ inline void report_hang(const Watchdog& watchdog, const WaitSite& site,
@@ -36,17 +33,14 @@ __device__ __forceinline__ bool wait_until(const Watchdog& watchdog, const WaitS
                                            uint32_t expected, Poll poll, IsMet is_met) {
   uint32_t seen = poll();
   if (is_met(seen)) return true;
-  uint64_t last_ns = ptx::global_timer_ns(), waited_ns = 0;
+  WaitClock clock;
   for (uint32_t polls = 1;; ++polls) {
     ptx::sleep_ns(20);
     seen = poll();
     if (is_met(seen)) return true;
     if (polls % kPollsPerClockRead != 0) continue;
     if (ptx::load_acquire_gpu(watchdog.stop) != kRunning) return false;
-    const uint64_t now_ns = ptx::global_timer_ns(), pause_ns = now_ns - last_ns;
-    waited_ns += pause_ns < kMaxPauseNs ? pause_ns : kMaxPauseNs;
-    last_ns = now_ns;
-    if (waited_ns < watchdog.deadline_ns) continue;
+    if (!clock.has_passed(watchdog.deadline_ns)) continue;
     report_hang(watchdog, site, expected, seen);
     return false;
   }
