@@ -6,6 +6,9 @@
 
 namespace mimo_rt::cuda {
 
+static_assert(kLaunchOutOfResources == cudaErrorLaunchOutOfResources);
+static_assert(kCooperativeLaunchTooLarge == cudaErrorCooperativeLaunchTooLarge);
+
 PersistentKernel::PersistentKernel() {
   const KernelCall call{"cuda.persistent", "what the device can hold"};
   check_device(call);
@@ -39,7 +42,10 @@ void PersistentKernel::launch(const PersistentParams& params, const LaunchOption
   config.stream = options.stream;
   config.attrs = &attribute;
   config.numAttrs = 1;
-  MIMO_RT_CUDA_CALL(cudaLaunchKernelEx(&config, persistent_kernel, params), call);
+  const cudaError_t status = cudaLaunchKernelEx(&config, persistent_kernel, params);
+  if (status != cudaSuccess) (void)cudaGetLastError();  // else the next call would find it
+  check_room(status, options.num_blocks);
+  check_cuda(status, "cudaLaunchKernelEx", call);
 }
 
 }  // namespace mimo_rt::cuda

@@ -18,6 +18,16 @@ void check_persistent(const PersistentParams& params, uint32_t num_blocks);
 /// @throws Error{unavailable}
 void check_resident(uint32_t num_blocks, uint32_t max_blocks, uint32_t num_sms);
 
+// How CUDA refuses a launch whose blocks cannot be resident at the same time. Without CUDA's headers,
+// so that it is tested on every machine; persistent.cu compares the numbers.
+inline constexpr int kLaunchOutOfResources = 701;       ///< cudaErrorLaunchOutOfResources
+inline constexpr int kCooperativeLaunchTooLarge = 720;  ///< cudaErrorCooperativeLaunchTooLarge
+
+/// That a launch was not refused because others hold multiprocessors just now, which check_resident
+/// cannot know. `status`: the cudaError_t of the launch; others than those above pass.
+/// @throws Error{unavailable}: nothing was launched, later launches may be
+void check_room(int status, uint32_t num_blocks);
+
 /// The kernel on one device, asked once what it can hold.
 class PersistentKernel {
  public:
@@ -28,8 +38,8 @@ class PersistentKernel {
   /// Checks, also that all blocks are resident at the same time (they wait for each other), then
   /// launches cooperatively on the same device, which is current, and returns at once.
   /// `options.num_blocks` is the number of workers in the lists: never 0.
-  /// @throws as the check; Error{unavailable} for fewer multiprocessors than blocks: nothing was
-  ///         launched; Error{device_lost} when CUDA refuses
+  /// @throws as the checks; Error{unavailable} for fewer multiprocessors than blocks, also such that
+  ///         others hold: nothing was launched; Error{device_lost} when CUDA refuses otherwise
   void launch(const PersistentParams& params, const LaunchOptions& options) const;
 
  private:

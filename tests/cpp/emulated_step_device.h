@@ -45,6 +45,7 @@ class EmulatedStepDevice : public HostDeviceMemory<cuda::StepDevice> {
   void launch(const cuda::PersistentParams& params, uint32_t num_blocks) override {
     cuda::check_persistent(params, num_blocks);
     cuda::check_resident(num_blocks, max_resident_blocks, num_sms);
+    cuda::check_room(launch_status, num_blocks);
     ++num_launches;
     num_epochs_launched += params.num_epochs;
     queue_.push_back([this, params, num_blocks] { begin(params, num_blocks); });
@@ -79,7 +80,8 @@ class EmulatedStepDevice : public HostDeviceMemory<cuda::StepDevice> {
   uint64_t num_launches = 0, num_epochs_launched = 0, num_bytes_received = 0;
   bool is_stuck = false;  ///< no step ends any more
   std::string loss;       ///< steps fail with this
-  uint32_t max_resident_blocks = 8;  ///< what other processes leave
+  uint32_t max_resident_blocks = 8;  ///< what limits of the device leave
+  int launch_status = 0;             ///< CUDA's answer to a launch
   std::string error;  ///< of the emulation
   emulation::Skip fault = emulation::Skip::none;  ///< planted into launches, see emulation::LaunchOptions::skip
   uint32_t fault_ordinal = 0;

@@ -128,6 +128,22 @@ TEST_CASE("a launch that was refused leaves the executor usable") {
   CHECK(session.generate(tokens, greedy(4)).token_ids == whole);
 }
 
+TEST_CASE("a launch for which others leave no room at the moment, and one that CUDA refuses for another reason") {
+  for (const int status : {cuda::kCooperativeLaunchTooLarge, cuda::kLaunchOutOfResources}) {
+    const auto device = open_test_device();
+    const Tokens tokens = random_tokens(model().config, 4, 2);
+    Session session(open_engine(device), kSmall);
+    const Tokens whole = session.generate(tokens, greedy(4)).token_ids;
+    device->launch_status = status;
+    const std::string needle =
+        "got 2, which CUDA refused (error " + std::to_string(status) + "). End the other processes that hold";
+    CHECK_THROWS(unavailable, needle, session.generate(tokens, greedy(4)));
+    device->launch_status = 0;
+    CHECK(session.generate(tokens, greedy(4)).token_ids == whole);
+  }
+  for (const int status : {0, 1, 700, 719}) cuda::check_room(status, 132);  // not for this check
+}
+
 TEST_CASE("a plan that the executor was not made for is refused, and those it was made for go on") {
   const Tokens tokens = random_tokens(model().config, 4, 2);
   StepRunner runner(model(), Plan::build(model().config, device_plan_options(2, 4, 4)));
