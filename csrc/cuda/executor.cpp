@@ -48,8 +48,8 @@ DeviceBuffer upload_block(const std::shared_ptr<StepDevice>& device,
 
 CudaExecutor::CudaExecutor(std::shared_ptr<const DeviceModel> model,
                            const ExecutorOptions& options)
-    : model_(std::move(model)), timeout_ms_(options.timeout_ms), inputs_(model_->device),
-      mail_(model_->device), trace_(model_->device) {
+    : model_(std::move(model)), timeout_ms_(options.timeout_ms), delay_seed_(options.delay_seed),
+      inputs_(model_->device), mail_(model_->device), trace_(model_->device) {
   report_ = DeviceBuffer(model_->device, sizeof(HangReport), DeviceBuffer::Place::pinned);
 }
 
@@ -119,6 +119,7 @@ PersistentParams CudaExecutor::launch_params(const StepBlock& block) {
   params.watchdog.report = &report();
   params.watchdog.deadline_ns = deadline_ns();
   params.stamps = trace_.begin();
+  params.delay_seed = delay_seed_;
   return params;
 }
 

@@ -55,7 +55,7 @@ class CudaExecutor final : public Executor {
 
   const std::shared_ptr<const DeviceModel> model_;
   const std::string backend_ = "cuda";
-  const uint32_t timeout_ms_;
+  const uint32_t timeout_ms_, delay_seed_;
   StepChecker checker_;
   StepInputs inputs_;
   RoundMail mail_;

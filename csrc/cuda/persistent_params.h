@@ -107,6 +107,7 @@ struct PersistentParams {
   const StepTables* step = nullptr;  ///< nullptr: all row counts are fixed
   Watchdog watchdog;
   TaskStamps* stamps = nullptr;  ///< of the same tasks, in the last epoch; nullptr: none are taken
+  uint32_t delay_seed = 0;  ///< for tests: tasks begin and signal late, see delays.cuh; 0: not
 };
 
 }  // namespace mimo_rt::cuda

@@ -5,6 +5,9 @@
 #include "engine/engine_impl.h"
 
 #include <algorithm>
+#include <charconv>
+#include <cstdlib>
+#include <string_view>
 
 namespace mimo_rt {
 namespace {
@@ -31,6 +34,19 @@ std::optional<DraftConfig> read_draft(const ModelConfig& config, const std::file
   note = concat("the draft of this model is not used: its blocks have ", draft.block_size,
                 " tokens, the CUDA engine verifies ", cuda::kMaxStepTokens);
   return std::nullopt;
+}
+
+/// For bench/gpu_bits.py, which is to find the same bits for all seeds: see ExecutorOptions::delay_seed.
+uint32_t delay_seed_of_environment() {
+  constexpr const char* kName = "MIMO_RT_CUDA_DELAY_SEED";
+  const char* value = std::getenv(kName);
+  if (!value) return 0;
+  const std::string_view text(value);
+  uint32_t seed = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), seed);
+  MIMO_RT_CHECK(error == std::errc{} && end == text.data() + text.size(), invalid_argument, kWhere, kName,
+                ": expected a number of 32 bits, got '", text, "'");
+  return seed;
 }
 
 }  // namespace
@@ -80,7 +96,8 @@ std::shared_ptr<Engine> open_cuda_engine(const Checkpoint& checkpoint, const Mod
   impl->executor =
       cuda::make_cuda_executor(std::move(device), std::move(weights), impl->config,
                                {&impl->decode_plan, &impl->prefill_plan, &*impl->round_plan},
-                               {.timeout_ms = options.timeout_ms}, std::move(draft));
+                               {.timeout_ms = options.timeout_ms, .delay_seed = delay_seed_of_environment()},
+                               std::move(draft));
   return Engine::Impl::assemble(std::move(impl));
 }
 

@@ -98,6 +98,7 @@ struct ExecutorOptions {
   bool yield_cores = false;       ///< cpu: fewer workers while other processes want cores; see cpu/team.h
   uint32_t max_job_us = 50'000;   ///< cpu: about so long after each other rounds run before the team may change
   uint32_t timeout_ms = 10'000;   ///< a step in which nothing moves for this long has hung
+  uint32_t delay_seed = 0;        ///< cuda, for tests: tasks begin and signal late by random times of this seed; 0: not
   Activations activations = Activations::bf16;
 };
 

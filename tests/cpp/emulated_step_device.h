@@ -48,6 +48,7 @@ class EmulatedStepDevice : public HostDeviceMemory<cuda::StepDevice> {
     cuda::check_room(launch_status, num_blocks);
     ++num_launches;
     num_epochs_launched += params.num_epochs;
+    delay_seed = params.delay_seed;
     queue_.push_back([this, params, num_blocks] { begin(params, num_blocks); });
   }
   void receive(void* pinned, const void* from, uint64_t num_bytes) override {
@@ -78,6 +79,7 @@ class EmulatedStepDevice : public HostDeviceMemory<cuda::StepDevice> {
   uint32_t num_sms = 8;
   uint64_t seed = 0;  ///< of the schedule
   uint64_t num_launches = 0, num_epochs_launched = 0, num_bytes_received = 0;
+  uint32_t delay_seed = 0;  ///< of the last launch
   bool is_stuck = false;  ///< no step ends any more
   std::string loss;       ///< steps fail with this
   uint32_t max_resident_blocks = 8;  ///< what limits of the device leave

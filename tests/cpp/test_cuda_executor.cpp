@@ -144,6 +144,24 @@ TEST_CASE("a launch for which others leave no room at the moment, and one that C
   for (const int status : {0, 1, 700, 719}) cuda::check_room(status, 132);  // not for this check
 }
 
+TEST_CASE("the seed of delays comes from the environment, and is a number") {
+  constexpr const char* kName = "MIMO_RT_CUDA_DELAY_SEED";
+  const auto seed_of_launch = [&] {
+    const auto device = open_test_device();
+    Session session(open_engine(device), kSmall);
+    session.generate(random_tokens(model().config, 3, 1), greedy(1));
+    return device->delay_seed;
+  };
+  CHECK_EQ(seed_of_launch(), 0u);
+  setenv(kName, "4000000007", 1);
+  CHECK_EQ(seed_of_launch(), 4'000'000'007u);
+  for (const char* wrong : {"", "x", "3 ", "-1", "4294967296"}) {
+    setenv(kName, wrong, 1);
+    CHECK_THROWS(invalid_argument, concat(kName, ": expected a number of 32 bits, got '", wrong, "'"), open_engine());
+  }
+  unsetenv(kName);
+}
+
 TEST_CASE("a plan that the executor was not made for is refused, and those it was made for go on") {
   const Tokens tokens = random_tokens(model().config, 4, 2);
   StepRunner runner(model(), Plan::build(model().config, device_plan_options(2, 4, 4)));

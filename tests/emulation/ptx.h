@@ -432,7 +432,9 @@ EMULATION_UNCHECKED inline uint64_t global_timer_ns() {
   return emulation::machine->statistics.num_rounds * 1000 + emulation::machine->held_ns;
 }
 
-inline void sleep_ns(uint32_t /*time_ns*/) { emulation::spin("sleep_ns"); }
+inline void sleep_ns(uint32_t time_ns) {
+  for (uint32_t i = 0; i <= time_ns / 1000; ++i) emulation::spin("sleep_ns");
+}
 
 [[noreturn]] inline void trap() { emulation::fail("trap"); }
 

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "cuda/device/persistent/compute_bodies.cuh"
+#include "cuda/device/persistent/delays.cuh"
 #include "cuda/device/persistent/load_bodies.cuh"
 #include "cuda/device/sync/counter.cuh"
 
@@ -129,6 +130,7 @@ __device__ __forceinline__ void run_waiter(PersistentShared& shared, const Persi
       const uint32_t expected = slot.epoch * p.counter_totals[wait.counter] + wait.value;
       is_skipped = !wait_for_task_input(p, wait.counter, expected, slot.task_idx, task);
     }
+    delay_role(p.delay_seed, DelayedRole::waiter, use);
     slot.is_skipped = is_skipped;
     slot.is_route_known = route.is_of(slot);
     if (!is_skipped) route.learn(slot);
@@ -196,6 +198,7 @@ __device__ __forceinline__ void run_publisher(PersistentShared& shared, const Pe
     TaskSlot& slot = shared.slots.wait_full(use);
     if (slot.is_end) return;
     shared.slots.wait_done(use);
+    delay_role(p.delay_seed, DelayedRole::publisher, use);
     if (!slot.is_skipped && slot.task.signal_counter != kNoCounter)
       signal_counter(&p.counters[slot.task.signal_counter]);
     ptx::mbarrier_arrive(&slot.is_free);
