@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,28 @@ class DraftStats:
             values[name] = tuple(values[name][: widest + 1])
         return cls(**values)
 
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, under the names of aiperf's acceptance record and of vLLM, where they have one.
+
+        ``acceptance_per_position``: of all drafted steps, how many accepted draft i + 1;
+        ``acceptance_when_verified``: of those that verified it.
+        """
+        num_drafted = [self.num_drafted_rounds] * len(self.accepted_at_pos)
+        return {
+            "mean_acceptance_length": round(self.acceptance_length, 4),
+            "draft_acceptance_rate": round(self.acceptance_rate, 4),
+            "acceptance_histogram": _counts(self.accepted_histogram),
+            "width_histogram": _counts(self.width_histogram),
+            "num_accepted_draft_tokens": self.num_accepted_tokens,
+            "num_draft_tokens": self.num_draft_tokens,
+            "num_spec_steps": self.num_rounds,
+            "num_drafted_steps": self.num_drafted_rounds,
+            "accepted_at_pos": list(self.accepted_at_pos),
+            "drafted_at_pos": list(self.drafted_at_pos),
+            "acceptance_per_position": _shares(self.accepted_at_pos, num_drafted),
+            "acceptance_when_verified": _shares(self.accepted_at_pos, self.drafted_at_pos),
+        }
+
 
 @dataclass(frozen=True)
 class GenerationStats:
@@ -73,6 +96,10 @@ class GenerationStats:
         """The extension module's numbers as a plain value."""
         values = {field.name: getattr(stats, field.name) for field in dataclasses.fields(cls)}
         return cls(**{**values, "draft": DraftStats.from_core(stats.draft)})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested dicts and lists, ready for JSON; ``draft`` as `DraftStats.to_dict` has it."""
+        return {**dataclasses.asdict(self), "draft": self.draft.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -127,7 +154,8 @@ class GenerationResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dicts and lists, ready for JSON."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        fields = {**dataclasses.asdict(self), "stats": self.stats.to_dict()}
+        return json.loads(json.dumps(fields))
 
 
 @dataclass(frozen=True)
@@ -194,7 +222,7 @@ class SessionStats:
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dicts, ready for JSON."""
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "last": self.last and self.last.to_dict()}
 
 
 def result_from_core(
@@ -232,3 +260,11 @@ def result_from_core(
 
 def _logprob(entry: Any) -> TokenLogprob:
     return TokenLogprob(entry.token_id, entry.logprob)
+
+
+def _counts(histogram: Sequence[int]) -> dict[str, int]:
+    return {str(n): count for n, count in enumerate(histogram)}
+
+
+def _shares(parts: Sequence[int], wholes: Sequence[int]) -> list[float]:
+    return [round(p / w, 4) if w else 0.0 for p, w in zip(parts, wholes, strict=True)]

@@ -7,7 +7,7 @@ import pytest
 
 from mimo_rt import _C
 from mimo_rt.bench import adversarial, draft_share
-from mimo_rt.bench.acceptance import Generation, add_up, draft_record, record, require_equal, run_prompts
+from mimo_rt.bench.acceptance import Generation, add_up, record, require_equal, run_prompts
 from mimo_rt.bench.prompts import DEFAULT_FILE, BenchPrompt, limit_per_category, read_prompts
 from mimo_rt.bench.summary import summarize
 from mimo_rt.checkpoints import write_tiny_checkpoint
@@ -102,7 +102,7 @@ def test_sums_equal_the_statistics_of_all_rounds_together():
 
 
 def test_record_has_the_common_names_and_agrees_with_itself():
-    line = draft_record(draft_stats([0, 3, 1, 0], [3, 3, 2, 0]))
+    line = draft_stats([0, 3, 1, 0], [3, 3, 2, 0]).to_dict()
     histogram = {int(n): count for n, count in line["acceptance_histogram"].items()}
     assert sum(histogram.values()) == line["num_spec_steps"] == 4
     assert sum(n * count for n, count in histogram.items()) == line["num_accepted_draft_tokens"] == 4

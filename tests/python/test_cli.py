@@ -54,6 +54,7 @@ def test_generate_streams_what_the_session_generates(model):
     record = json.loads(cli("generate", model, "-p", "Hello", *options, *FAST, "--json").stdout)
     assert record["token_ids"] == expected.token_ids and record["text"] == expected.text
     assert record["usage"]["completion_tokens"] == 12 and record["backend"].startswith("cpu-")
+    assert record["stats"]["draft"].keys() == expected.stats.draft.to_dict().keys()
     other = json.loads(cli("generate", model, "-p", "Hallo", *options, *FAST, "--json").stdout)
     assert other["token_ids"] != expected.token_ids
 

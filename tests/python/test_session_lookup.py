@@ -1,5 +1,7 @@
 """Drafts that are looked up in the text: which sessions have them, and that no text depends on it."""
 
+import json
+
 import pytest
 
 from mimo_rt import Session, errors
@@ -56,6 +58,21 @@ def test_the_reference_looks_up_when_it_is_told_to(model_dir):
         result = session.generate(PROMPT, **arguments)
         assert result.token_ids == plain.generate(PROMPT, **arguments).token_ids
         assert result.stats.draft.num_accepted_tokens > 5
+
+
+def test_every_result_carries_the_acceptance_record(model_dir):
+    with Session(model_dir, num_threads=1) as session:
+        result = session.generate(PROMPT, **REPETITIVE, temperature=0.0, draft_mode="fixed")
+        record, draft = result.to_dict()["stats"]["draft"], result.stats.draft
+        assert session.stats.to_dict()["last"]["draft"] == record == json.loads(json.dumps(draft.to_dict()))
+    histogram = {int(n): count for n, count in record["acceptance_histogram"].items()}
+    assert sum(histogram.values()) == record["num_spec_steps"] == draft.num_rounds
+    num_accepted = sum(n * count for n, count in histogram.items())
+    assert num_accepted == sum(record["accepted_at_pos"]) == record["num_accepted_draft_tokens"] > 20
+    assert record["mean_acceptance_length"] == pytest.approx(1 + num_accepted / draft.num_rounds, abs=1e-4)
+    assert 1 < record["mean_acceptance_length"] != pytest.approx(num_accepted / draft.num_rounds, abs=1e-4)  # control
+    one_fact = {"acceptance_length", "acceptance_rate", "num_rounds", "num_accepted_tokens", "accepted_histogram"}
+    assert not one_fact & record.keys()
 
 
 def test_an_unknown_name_is_taken_for_a_directory(model_dir):

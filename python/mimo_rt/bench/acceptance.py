@@ -1,11 +1,7 @@
 """How much of a draft is accepted, and what that is worth: the same prompts in several modes.
 
 The modes of a prompt run one after the other, and each prompt begins with another mode, so that
-none always meets the machine in the same state. Records use the names of vLLM and aiperf:
-
-  mean_acceptance_length   1 + accepted / steps: the token that each step adds is counted
-  draft_acceptance_rate    accepted / proposed: that token is not counted
-  num_spec_steps           verification steps, those without a draft included
+none always meets the machine in the same state. Records use the names of `DraftStats.to_dict`.
 """
 
 from __future__ import annotations
@@ -106,33 +102,13 @@ def record(generation: Generation, num_spec_tokens: int) -> dict[str, Any]:
         "id": generation.prompt.id,
         "mode": generation.mode,
         "num_spec_tokens": num_spec_tokens if generation.mode != PLAIN else 0,
-        **draft_record(stats.draft),
+        **stats.draft.to_dict(),
         "prompt_tokens": generation.result.usage.prompt_tokens,
         "completion_tokens": generation.result.usage.completion_tokens,
         "finish_reason": generation.result.finish_reason,
         "ttft_ms": round(stats.ttft_ms, 3),
         "tokens_per_s": round(stats.decode_tokens_per_s, 3),
         "equals_plain": generation.equals_plain,
-    }
-
-
-def draft_record(draft: DraftStats) -> dict[str, Any]:
-    """Counts and rates of `DraftStats` under their common names."""
-    return {
-        "mean_acceptance_length": round(draft.acceptance_length, 4),
-        "draft_acceptance_rate": round(draft.acceptance_rate, 4),
-        "acceptance_histogram": _counts(draft.accepted_histogram),
-        "width_histogram": _counts(draft.width_histogram),
-        "num_accepted_draft_tokens": draft.num_accepted_tokens,
-        "num_draft_tokens": draft.num_draft_tokens,
-        "num_spec_steps": draft.num_rounds,
-        "num_drafted_steps": draft.num_drafted_rounds,
-        # Of all drafted steps, how many accepted draft i + 1.
-        "acceptance_per_position": _shares(
-            draft.accepted_at_pos, [draft.num_drafted_rounds] * len(draft.accepted_at_pos)
-        ),
-        # Of the steps that verified draft i + 1, how many accepted it.
-        "acceptance_when_verified": _shares(draft.accepted_at_pos, draft.drafted_at_pos),
     }
 
 
@@ -160,11 +136,3 @@ def _columns(rows: Sequence[Sequence[int]]) -> tuple[int, ...]:
     """Sums of the columns; shorter rows end in zeros."""
     length = max(map(len, rows), default=0)
     return tuple(sum(row[i] for row in rows if i < len(row)) for i in range(length))
-
-
-def _counts(histogram: Sequence[int]) -> dict[str, int]:
-    return {str(n): count for n, count in enumerate(histogram)}
-
-
-def _shares(parts: Sequence[int], wholes: Sequence[int]) -> list[float]:
-    return [round(p / w, 4) if w else 0.0 for p, w in zip(parts, wholes, strict=True)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..results import DraftStats
-from .acceptance import PLAIN, Generation, add_up, draft_record
+from .acceptance import PLAIN, Generation, add_up
 from .measurement import spread
 
 ALL = "all"
@@ -48,7 +48,7 @@ class Summary:
             "n": self.num_prompts,
             "num_compared": self.num_compared,
             "num_equal": self.num_equal,
-            **draft_record(self.draft),
+            **self.draft.to_dict(),
             "tokens_per_s": round(self.tokens_per_s, 3),
         }
         # Of all steps together; above that, as aiperf has it, the mean over the prompts.
