@@ -63,6 +63,23 @@ def test_a_model_without_a_draft_says_so(tmp_path, capsys):
     assert code == 0 and "no model (MODEL/dflash)" in out
 
 
+def test_a_draft_beside_the_model(model, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(_draft_check, "_MIN_ACCEPTANCE_LENGTH", 1.0)
+    plain = write_tiny_checkpoint(tmp_path / "plain", seed=3)
+    draft = shutil.copytree(model / "dflash", tmp_path / "draft")
+    code, out = doctor(capsys, plain, "--draft", draft)
+    assert code == 0 and "draft logits      ok" in out and "greedy tokens equal plain decoding" in out
+    config = draft / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"acceptance_length": 5.0}))
+    code, out = doctor(capsys, model, "--draft", draft)  # before the model's own, which promises nothing
+    assert code == 1 and "5.00 promised" in out
+    code, out = doctor(capsys, plain, "--draft", tmp_path / "nowhere")
+    assert code == 1 and "draft             FAILED" in out and "nowhere" in out
+    with pytest.raises(SystemExit):
+        main(["doctor", "--draft", str(draft)])
+    assert "--draft needs MODEL" in capsys.readouterr().err
+
+
 def test_a_draft_of_a_part_of_the_vocabulary_passes_and_says_so(model, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(_draft_check, "_MIN_ACCEPTANCE_LENGTH", 1.0)
     part = shutil.copytree(model, tmp_path / "part")

@@ -16,18 +16,21 @@ _MAX_REFERENCE_BYTES = 4e9  # of packed weights: beyond it the plain loops of re
 _NUM_PROMPT_TOKENS = 24
 _NUM_OUTPUT_TOKENS = 48
 # Acceptance length under which a draft is not worth its weights, and the part of the promised one
-# (`acceptance_length` in dflash/config.json, where there is one) under which something is broken.
+# (`acceptance_length` in the draft's config.json, where there is one) under which something is broken.
 _MIN_ACCEPTANCE_LENGTH = 1.2
 _MIN_PART_OF_PROMISE = 0.6
 
 
-def has_draft(model: str) -> bool:
-    """Whether `Session` would load a draft."""
-    return (Path(model) / "dflash").is_dir()
+def draft_directory(args: argparse.Namespace) -> Path | None:
+    """The draft to check: that of --draft, else the one that `Session` would load."""
+    if args.draft is not None:
+        return args.draft
+    inside = Path(args.model) / "dflash"
+    return inside if inside.is_dir() else None
 
 
-def check_draft_config(model: str) -> str:
-    config = _C.DraftConfig.from_directory(str(Path(model) / "dflash"))
+def check_draft_config(model: str, draft: Path) -> str:
+    config = _C.DraftConfig.from_directory(str(draft))
     config.check_target(_C.ModelConfig.from_directory(model))
     return (
         f"{config.num_layers} layers, block {config.block_size}, "
@@ -36,14 +39,14 @@ def check_draft_config(model: str) -> str:
     )
 
 
-def check_draft_logits(model: str, args: argparse.Namespace) -> str:
+def check_draft_logits(model: str, draft: Path, args: argparse.Namespace) -> str:
     """Logits of one block on the serial reference and on the chosen backend must agree."""
     import numpy as np
 
     ids: list[int] | None = None
     logits: dict[str, Any] = {}
     for device in (args.device, "ref"):
-        with _open(model, args, device) as session:
+        with _open(model, draft, args, device) as session:
             if session.engine.weight_bytes > _MAX_REFERENCE_BYTES:
                 return f"not compared: more than {_MAX_REFERENCE_BYTES / 1e9:.0f} GB for ref"
             ids = ids or _prompts(session)[0][:_NUM_PROMPT_TOKENS]
@@ -62,10 +65,10 @@ def check_draft_logits(model: str, args: argparse.Namespace) -> str:
     return f"{name} against ref: relative error {error:.1e}"
 
 
-def check_acceptance(model: str, args: argparse.Namespace) -> str:
+def check_acceptance(model: str, draft: Path, args: argparse.Namespace) -> str:
     """Live acceptance, and that the draft changed no token."""
     num_rounds = num_accepted = 0
-    with _open(model, args, args.device) as session:
+    with _open(model, draft, args, args.device) as session:
         for ids in _prompts(session):
             options = {"max_tokens": _NUM_OUTPUT_TOKENS, "temperature": 0.0, "ignore_eos": True}
             drafted = session.generate(ids, draft_mode="fixed", **options)
@@ -77,7 +80,7 @@ def check_acceptance(model: str, args: argparse.Namespace) -> str:
             num_rounds += drafted.stats.draft.num_rounds
             num_accepted += drafted.stats.draft.num_accepted_tokens
     length = 1 + num_accepted / num_rounds
-    promised = _promised_length(model)
+    promised = _promised_length(draft)
     wanted = max(_MIN_ACCEPTANCE_LENGTH, _MIN_PART_OF_PROMISE * (promised or 0.0))
     told = f"{length:.2f}" + (f", {promised:.2f} promised" if promised else "")
     if length < wanted:
@@ -88,11 +91,11 @@ def check_acceptance(model: str, args: argparse.Namespace) -> str:
     return f"acceptance length {told}; greedy tokens equal plain decoding"
 
 
-def _open(model: str, args: argparse.Namespace, device: str) -> Any:
+def _open(model: str, draft: Path, args: argparse.Namespace, device: str) -> Any:
     from ..session import Session
 
     return Session(
-        model, device=device, num_threads=args.threads, pin_threads=not args.no_pin,
+        model, draft=draft, device=device, num_threads=args.threads, pin_threads=not args.no_pin,
         activations=args.activations,
         use_mmap=False if args.no_mmap else None, max_context=2048,
     )
@@ -111,7 +114,7 @@ def _text(content: Any) -> str:
     return content if isinstance(content, str) else content[-1]["content"]
 
 
-def _promised_length(model: str) -> float | None:
-    config = json.loads((Path(model) / "dflash" / "config.json").read_text(encoding="utf-8"))
+def _promised_length(draft: Path) -> float | None:
+    config = json.loads((draft / "config.json").read_text(encoding="utf-8"))
     value = config.get("acceptance_length")
     return float(value) if isinstance(value, (int, float)) and value >= 1 else None

@@ -30,11 +30,15 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
         "if given, check a checkpoint. Exit code 1 when a check fails.",
     )
     parser.add_argument("model", nargs="?", metavar="MODEL", help="checkpoint directory")
+    parser.add_argument("--draft", type=Path, metavar="DIR",
+                        help="check this DFlash draft for MODEL (default: MODEL/dflash)")
     add_backend_options(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, refuse=parser.error)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.draft is not None and not args.model:
+        args.refuse("--draft needs MODEL, the model that it drafts for.")
     report = _Report()
     _environment()
     report.section("backends")
@@ -58,11 +62,15 @@ def _check_model(report: _Report, args: argparse.Namespace) -> None:
             report.line(name, "skipped: no config")
         return
     sound = [report.check(name, functools.partial(check, model)) for name, check in checks.items()]
-    if not _draft_check.has_draft(model):
+    draft = _draft_check.draft_directory(args)
+    if draft is None:
         report.line("draft", "no model (MODEL/dflash); on CPUs drafts are looked up in the text")
-    elif report.check("draft", lambda: _draft_check.check_draft_config(model)) and all(sound):
-        report.check("draft logits", lambda: _draft_check.check_draft_logits(model, args))
-        report.check("acceptance", lambda: _draft_check.check_acceptance(model, args))
+        return
+    is_sound = report.check("draft", lambda: _draft_check.check_draft_config(model, draft))
+    if is_sound and all(sound):
+        for name, check in (("draft logits", _draft_check.check_draft_logits),
+                            ("acceptance", _draft_check.check_acceptance)):
+            report.check(name, functools.partial(check, model, draft, args))
 
 
 class _Report:
