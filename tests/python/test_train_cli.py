@@ -12,9 +12,9 @@ torch = pytest.importorskip("torch")
 
 import mimo_rt  # noqa: E402
 from mimo_rt.checkpoints import write_tiny_checkpoint  # noqa: E402
-from mimo_rt.cli import main  # noqa: E402
+from mimo_rt.cli import _draft_check, main  # noqa: E402
 from mimo_rt.train import generations, prompts, prompts_code  # noqa: E402
-from mimo_rt.train.draft_files import import_draft  # noqa: E402
+from mimo_rt.train.draft_files import export_draft, import_draft  # noqa: E402
 from mimo_rt.train.target import TargetModel  # noqa: E402
 
 TINY = {"preset": "pro_fp4", "num_hidden_layers": 2, "hybrid_layer_pattern": [0, 1], "moe_layer_freq": [0, 1],
@@ -130,6 +130,11 @@ def test_other_options_need_another_directory(model, data, prompt_file, capsys):
     assert "seed is 0 there, 5 now" in capsys.readouterr().err
 
 
+def promised_length(run):
+    """What doctor holds the draft of a run to."""
+    return _draft_check._promised_length(run / "dflash")
+
+
 def test_draft_in_two_calls(model, data, tmp_path, capsys):
     """A call that runs out of time leaves a checkpoint; the next one finishes; the draft can be read."""
     run = tmp_path / "run"
@@ -143,10 +148,24 @@ def test_draft_in_two_calls(model, data, tmp_path, capsys):
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log if "loss" in entry] == [0, 1, 2]
     assert all(1 <= entry["mean_acceptance_length"] <= 8 for entry in log if "mean_acceptance_length" in entry)
+    measured = [entry["mean_acceptance_length"] for entry in log if "mean_acceptance_length" in entry]
+    assert len(measured) == 2 and promised_length(run) == pytest.approx(measured[-1], abs=1e-4)
     whole = tmp_path / "whole"
     assert main(["train", "draft", str(model), str(data), str(whole), *DRAFT]) == 0
     assert all(torch.equal(value, import_draft(whole / "dflash").state_dict()[name])
                for name, value in draft.state_dict().items())
+
+
+def test_a_draft_promises_what_was_measured_on_held_out_answers_only(model, tmp_path, prompt_file):
+    few = tmp_path / "few.jsonl"  # too few prompts to hold one out: the training answers promise nothing
+    few.write_text("".join(line + "\n" for line in prompt_file.read_text().splitlines()[:3]))
+    assert generate(model, tmp_path / "data", few) == 0
+    run = tmp_path / "run"
+    assert main(["train", "draft", str(model), str(tmp_path / "data"), str(run), *DRAFT, "--steps", "1"]) == 0
+    assert "mean_acceptance_length" in (run / "log.jsonl").read_text() and promised_length(run) is None
+    export_draft(import_draft(run / "dflash"), run / "dflash", acceptance_length=3.25, overwrite=True)
+    assert promised_length(run) == 3.25  # control
+    mimo_rt.Session(model, draft=run / "dflash", threads=1).close()  # a field that the engine need not know
 
 
 def test_a_draft_starts_at_another(model, data, tmp_path, capsys):

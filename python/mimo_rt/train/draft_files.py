@@ -23,16 +23,29 @@ from .tensors import CheckpointTensors, read_config
 MASK_FILE = "mask_embedding.pt"
 
 
-def export_draft(model: DraftModel, directory: Path, *, overwrite: bool = False) -> Path:
+def export_draft(
+    model: DraftModel,
+    directory: Path,
+    *,
+    acceptance_length: float | None = None,
+    overwrite: bool = False,
+) -> Path:
     """Write ``directory`` (usually MODEL/dflash); weights are rounded to BF16.
 
     Files are at most 16 MiB each, unless a single tensor is larger.
+
+    Args:
+        acceptance_length: what was measured on held-out answers; `mimo-rt doctor` reads it in
+            config.json as what the draft promises.
     """
     shape = model.shape
     tensors = {name: value.detach().cpu().bfloat16() for name, value in model.state_dict().items()}
     mask = tensors.pop("mask_embedding")
+    promise = {}
+    if acceptance_length is not None:
+        promise["acceptance_length"] = round(acceptance_length, 4)
     with atomic_directory(Path(directory), overwrite=overwrite) as partial:
-        write_json(partial / "config.json", draft_config(shape))
+        write_json(partial / "config.json", draft_config(shape) | promise)
         torch.save({"mask_token_id": shape.mask_token_id, "embedding": mask}, partial / MASK_FILE)
         with CheckpointWriter(
             partial, draft_specs(shape), max_shard_bytes=MAX_SHARD_BYTES, stem=FILE_STEM

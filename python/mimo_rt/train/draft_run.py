@@ -121,7 +121,8 @@ def train_draft(
         start_dir: a finished draft to start at; None: random weights.
 
     Returns:
-        The draft's directory, or None when the time of this call was up first.
+        The draft's directory, or None when the time of this call was up first. Its config.json
+        has the acceptance length on the held-out answers, if any were held out.
 
     Raises:
         InvalidArgumentError: no usable answers, the run was begun with other options or another
@@ -156,4 +157,14 @@ def train_draft(
 
     if not run_training(trainer, run_dir, run, evaluate=evaluate, report=report):
         return None
-    return export_draft(trainer.averaged_draft(), run_dir / "dflash", overwrite=True)
+    return export_draft(
+        trainer.averaged_draft(), run_dir / "dflash",
+        acceptance_length=_last_acceptance_length(trainer.history) if validation else None,
+        overwrite=True,
+    )
+
+
+def _last_acceptance_length(history: Sequence[dict[str, Any]]) -> float:
+    """Of the evaluation that follows the last step."""
+    name = "mean_acceptance_length"
+    return next(entry[name] for entry in reversed(history) if name in entry)
