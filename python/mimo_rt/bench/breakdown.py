@@ -16,14 +16,15 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from .. import _C
 from ..errors import MimoRtError
 from .work import spread_prompt
 
+_Sample = TypeVar("_Sample")
 _WAITS = ("wait", "fetch")  # categories; of other slices the kind of task
 _MEASURED = 1  # the trace's process of measured times
 _WARM_UP_STEPS = 4
@@ -239,15 +240,40 @@ def measure_breakdown(
             f"[breakdown] expected room for {num_context + _WARM_UP_STEPS + _STEPS_PER_TRACE} tokens "
             f"or more, got {session.max_context}."
         )
-    timed = sorted(
-        zip(map(read_step, traces), intervals_us, strict=True), key=lambda t: t[0].step_us
-    )
-    quarter = len(timed) // 4
-    middle = timed[quarter : len(timed) - quarter]
+    timed = list(zip(map(read_step, traces), intervals_us, strict=True))
+    middle = _middle_half(timed, lambda t: t[0].step_us)
     host_us = None  # a round may give several tokens
     if engine.draft_config is None:
         host_us = statistics.fmean(interval - step.step_us for step, interval in middle)
     return Breakdown([step for step, _ in middle], host_us), traces[-1]
+
+
+def measure_step_breakdowns(
+    engine: Any, runs: Sequence[Callable[[], Any]], num_steps: int
+) -> list[Breakdown]:
+    """Of each run's last step ``num_steps`` traces, the middle half of them; runs take turns.
+
+    A run should have steps before its last, where they are short: the first one after a trace was
+    read starts with workers that sleep.
+    """
+    found: list[list[StepTimes]] = [[] for _ in runs]
+    engine.set_tracing(True)
+    try:
+        for run in runs:
+            run()  # warm-up
+        for _ in range(num_steps):
+            for run, steps in zip(runs, found, strict=True):
+                run()
+                steps.append(read_step(engine.trace_json()))
+    finally:
+        engine.set_tracing(False)
+    return [Breakdown(_middle_half(steps, lambda step: step.step_us)) for steps in found]
+
+
+def _middle_half(samples: Sequence[_Sample], step_us: Callable[[_Sample], float]) -> list[_Sample]:
+    """Without the quickest and the slowest quarter."""
+    quarter = len(samples) // 4
+    return sorted(samples, key=step_us)[quarter : len(samples) - quarter]
 
 
 def _generate(engine: Any, session: Any, num_context: int, on_token: Callable[..., bool]) -> None:

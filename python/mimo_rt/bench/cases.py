@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
 from .. import _C
 from ..errors import MimoRtError
-from .breakdown import Breakdown, measure_breakdown
+from .breakdown import measure_breakdown, measure_step_breakdowns
 from .contention import Competitors, fair_slowdown
 from .measurement import MIN_SAMPLES, Measurement, Roofs, repeat, take_turns
+from .rates import TracedStep
 from .sessions import NUM_TOKENS, ConcurrentSessions
-from .work import active_experts, spread_prompt, step_bytes, step_flops
+from .work import active_experts, spread_prompt, step_bytes, step_flops, step_work
 
 DECODE_ROWS = 8
 PREFILL_TOKENS = 512
@@ -25,6 +26,8 @@ _WARM_UP_STEPS = 4
 _STEPS_PER_PASS = 64
 _WINDOW_S = 0.5  # a reading takes up to 0.15 s
 _TRACED_STEPS = 32
+_TRACED_PREFILLS = 4
+_STEPS_PER_CALL = 4  # of `logits`: the first one has workers to wake
 _CONTENTION_ROUNDS = 4
 _SETTLE_S = 0.1  # a new process computes by then
 
@@ -123,9 +126,29 @@ class Bench:
         times = tuple((b - a) / 1e9 for a, b in pairwise(stamps))
         return times[_WARM_UP_STEPS:] or times, result.stats.weight_bytes_per_step
 
-    def breakdown(self) -> Breakdown:
+    def trace_decode(self) -> TracedStep:
         """Where the time of one-token steps goes. Tracing reads the clock three times a task."""
-        return measure_breakdown(self.engine, self._session, self._num_context, _TRACED_STEPS)[0]
+        breakdown, _ = measure_breakdown(
+            self.engine, self._session, self._num_context, _TRACED_STEPS
+        )
+        return TracedStep(1, breakdown, step_work(self.engine, 1, 1))
+
+    def trace_rows(self, rows: Sequence[int]) -> list[TracedStep]:
+        """The same of steps as in `verify`, widths taking turns."""
+        breakdowns = measure_step_breakdowns(
+            self.engine, [self._row_steps(n) for n in rows], _TRACED_STEPS
+        )
+        return [TracedStep(n, breakdown, step_work(self.engine, n, n))
+                for n, breakdown in zip(rows, breakdowns, strict=True)]
+
+    def trace_prefill(self) -> TracedStep:
+        """The same of the last chunk of `prefill`'s prompt."""
+        chunk = self.engine.prefill_plan.options.max_tokens
+        num_rows = (PREFILL_TOKENS - 1) % chunk + 1
+        (breakdown,) = measure_step_breakdowns(
+            self.engine, [self._prefill_once], _TRACED_PREFILLS
+        )
+        return TracedStep(num_rows, breakdown, step_work(self.engine, num_rows, 1))
 
     def _gather_workers(self) -> None:
         """Let all workers take part again, whatever the case before has taught the engine."""
@@ -176,26 +199,24 @@ class Bench:
         return self._rows(rows, "verify")
 
     def _rows(self, rows: Sequence[int], case: str) -> list[Measurement]:
-        num_steps = 4
         config = self.engine.config
-        limit = self._session.max_context // num_steps
+        limit = self._session.max_context // _STEPS_PER_CALL
         if max(rows) > limit:
             raise MimoRtError(f"[bench] rows: expected 1..{limit} here, got {max(rows)}.")
-
-        def steps(num_rows: int) -> Any:
-            ids = spread_prompt(config, num_steps * num_rows)
-            return lambda: self._session.logits(ids, num_rows)
-
-        all_times = take_turns([steps(num_rows) for num_rows in rows], self._seconds)
+        all_times = take_turns([self._row_steps(num_rows) for num_rows in rows], self._seconds)
         # The core does not report the routing of this call: count as if routing were uniform.
         return [
             Measurement(
-                f"{case}/ctx0/{num_rows}", tuple(t / num_steps for t in times), num_rows,
+                f"{case}/ctx0/{num_rows}", tuple(t / _STEPS_PER_CALL for t in times), num_rows,
                 step_bytes(self.engine, active_experts(config, num_rows)),
                 step_flops(config, num_rows, num_rows), is_bytes_estimated=True,
             )
             for num_rows, times in zip(rows, all_times, strict=True)
         ]
+
+    def _row_steps(self, num_rows: int) -> Callable[[], Any]:
+        ids = spread_prompt(self.engine.config, _STEPS_PER_CALL * num_rows)
+        return lambda: self._session.logits(ids, num_rows)
 
     def sessions(self, counts: Sequence[int] = SESSION_COUNTS) -> list[Measurement]:
         """A token for each of several sessions that decode at the same time; counts take turns.
@@ -229,16 +250,14 @@ class Bench:
     def prefill(self) -> Measurement:
         """A prompt of 512 tokens to its first output token."""
         config = self.engine.config
-        ids = spread_prompt(config, PREFILL_TOKENS)
-
-        def once() -> None:
-            self._session.reset()
-            self._session.generate(ids, greedy(1))
-
-        times = repeat(once, self._seconds, min_samples=3)
+        times = repeat(self._prefill_once, self._seconds, min_samples=3)
         num_bytes = step_bytes(self.engine, config.num_experts)
         flops = step_flops(config, PREFILL_TOKENS, 1)
         return Measurement(f"prefill/{PREFILL_TOKENS}", times, PREFILL_TOKENS, num_bytes, flops)
+
+    def _prefill_once(self) -> None:
+        self._session.reset()
+        self._session.generate(spread_prompt(self.engine.config, PREFILL_TOKENS), greedy(1))
 
 
 def greedy(max_tokens: int) -> Any:

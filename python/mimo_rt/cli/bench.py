@@ -12,12 +12,13 @@ from typing import Any
 from .. import _C
 from ..bench.cases import DECODE_ROWS, PREFILL_TOKENS, VERIFY_ROWS, Bench
 from ..bench.measurement import Measurement
+from ..bench.rates import DenseCost, TracedStep, dense_cost
 from ..bench.rounding import compare_logits, prompt_logits
 from ..bench.synthetic import synthetic_config
 from ..loading import engine_options, open_engine
 from . import _bench_acceptance, _bench_costs, _bench_files, _bench_startup
 from ._bench_report import print_measurements, records
-from ._breakdown import breakdown_text
+from ._breakdown import traced_step_text
 from ._options import add_backend_options, engine_arguments, window_width
 from ._output import note, print_json
 
@@ -52,7 +53,7 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
         if name in ("decode", "prefill", "sessions"):
             case.add_argument("--context", type=int, metavar="T",
                               help="tokens in the cache when decoding begins (default 16)")
-        if name == "decode":
+        if name in ("decode", "verify", "prefill"):
             case.add_argument("--breakdown", action="store_true",
                               help="also trace steps and say where their time goes")
         if name == "verify":
@@ -103,21 +104,25 @@ def run(args: argparse.Namespace) -> int:
         change = compare_logits(exact_logits, prompt_logits(bench.engine))
     bench.measure_bandwidth()
     hash_, measured = _measure(args, bench)
-    breakdown = bench.breakdown() if args.breakdown else None
+    traced, dense = _trace(args, bench)
     bench.measure_bandwidth()  # again at the end: the machine may have changed its mind
     command = shlex.join(args.command_line)
     common = {**(change.record() if change else {}), "logits_hash": hash_ or None,
               "repeat": command}
     lines = [{**record, **common} for record in records(args, bench, measured)]
-    if breakdown:
-        lines[0]["breakdown"] = breakdown.record()
+    if dense:
+        _line_of(lines, dense.num_rows).update(dense.record())
+    for step in traced:
+        _line_of(lines, step.num_rows)["breakdown"] = step.record(bench.roofs)
     if args.json:
         for line in lines:
             print_json(line)
     else:
         print_measurements(args, bench, measured)
-        if breakdown:
-            print(breakdown_text(breakdown))
+        if dense:
+            print(dense.text())
+        for step in traced:
+            print(traced_step_text(step, bench.roofs))
         if change:
             print(change.text())
         print(f"{f'logits #{hash_}  ' if hash_ else ''}repeat: {command}")
@@ -145,6 +150,28 @@ def _measure(args: argparse.Namespace, bench: Bench) -> tuple[str, list[Measurem
     if args.case == "prefill":
         return hash_, [bench.prefill(), decode]
     return hash_, [decode, bench.decode_rows()]
+
+
+def _trace(args: argparse.Namespace, bench: Bench) -> tuple[list[TracedStep], DenseCost | None]:
+    """The steps that --breakdown shows, and what `verify` always says of the dense products."""
+    if args.case == "verify":
+        widths = [n for n in args.rows if n == 1 or n == _traced_width(args.rows)]
+        steps = bench.trace_rows(widths)
+        dense = dense_cost(*steps) if len(steps) > 1 else None
+        return (steps if args.breakdown else []), dense
+    if not args.breakdown:
+        return [], None
+    return [bench.trace_prefill() if args.case == "prefill" else bench.trace_decode()], None
+
+
+def _traced_width(rows: tuple[int, ...]) -> int:
+    """The widest of those that rounds of a draft have."""
+    return max(n for n in rows if n <= DECODE_ROWS)
+
+
+def _line_of(lines: list[dict[str, Any]], num_rows: int) -> dict[str, Any]:
+    """The record of a step that wide; of a prompt in several chunks, the prompt's."""
+    return next((line for line in lines if line["tokens"] == num_rows), lines[0])
 
 
 def _open_engine(args: argparse.Namespace, **changes: Any) -> Any:
