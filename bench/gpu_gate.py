@@ -1,15 +1,17 @@
-"""Builds, tests and measures the CUDA kernels on a machine with a GPU, within ten minutes, without a network.
+"""Builds, tests and measures the CUDA kernels on a machine with a GPU, within nine minutes, without a network.
 
-    python bench/gpu_gate.py --collect wheels     where there is a network: what a bare machine needs
-    python bench/gpu_gate.py [--wheels wheels]    on the GPU machine
+    python bench/gpu_gate.py --collect wheels [--small]    where there is a network: what a bare machine needs, or
+                                                           (40 MB) one with a CUDA toolkit and PyTorch
+    python bench/gpu_gate.py [--wheels wheels]             on the GPU machine
 
 Stages: `build` (package and tests), `tests` (tests/cpp/native_cuda_*.cpp on the device), `engine` (mimo-rt doctor and
 bench/gpu_engine.py: sessions against the CPU engine's), `soak` (half a minute of bench/soak.py; by hand: --seconds 600),
 `sanitizer` (compute-sanitizer memcheck and racecheck, test by test, as far as its time goes), `kbench` (mimo-rt kbench,
 cold caches, results checked) and, on B200 and with CUTLASS, `cutlass`: a second build with its kernels, tested and
 measured, which takes nothing from the rest when it fails. Every step is one JSON line in
-bench/results/<date>-gpu-<device>.jsonl, written when it ends, so whatever stops the script leaves what was done. Exit
-codes: 0 all passed, 1 something failed, 2 wrong usage, 3 no GPU.
+bench/results/<date>-gpu-<device>.jsonl (of a second run <date>-gpu-<device>-2.jsonl), written when it ends, so whatever
+stops the script leaves what was done. Exit codes: 0 all passed, 1 something failed, 2 wrong usage or the machine lacks
+something, 3 no GPU.
 """
 
 from __future__ import annotations
@@ -19,27 +21,25 @@ import contextlib
 import ctypes
 import datetime
 import importlib.metadata
+import itertools
 import os
 import pathlib
 import re
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 
+from gate_needs import CUTLASS, collect, find_baselines, find_tool, has_nvcc, make_environment, missing
 from gate_steps import FAILED, LIMITS_S, NOT_RUN, PASSED, Log, Stage
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-NO_GPU = 3
+LACKING, NO_GPU = 2, 3
 NATIVE_TESTS = tuple(sorted(p.stem for p in (ROOT / "tests" / "cpp").glob("native_cuda_*.cpp")))
 KBENCH_SHAPES = ("pro-r8", "pro", "gpt-oss-120b", "flash")
 KBENCH = ("kbench", "--device", "cuda", "--seconds", "0.1", "--json")  # per kernel and tokens: hundreds of calls
 TOOLS = ("memcheck", "racecheck")
-WHEELS = ("scikit-build-core>=0.11", "pybind11>=2.13", "nlohmann-json==3.12.0", "cmake>=3.25", "ninja", "numpy",
-          "tokenizers", "jinja2", "cuda-toolkit[nvcc,nvvm,crt,cudart,cccl]==13.0.2",
-          "nvidia-cuda-sanitizer-api==13.0.85")
-CUTLASS = "nvidia-cutlass==4.2.0.0"  # headers alone, for the kernels of one architecture
+ARCHITECTURES = {"9.0": "90a-real", "10.0": "100a-real"}  # of the device alone: half the time to compile
 CUTLASS_DEVICE = "10.0"
 CUTLASS_TEST = "native_cuda_expert_mxfp8"
 CUTLASS_KBENCH = ("expert_gate_up_mxfp8", "expert_down_mxfp8")
@@ -73,13 +73,12 @@ def device_facts() -> dict[str, str]:
 def build(log: Log, args: argparse.Namespace) -> dict[str, str] | None:
     """The package and the native tests; where they lie, or None."""
     stage = Stage("build", log)
-    python = sys.executable
-    if args.wheels:
-        python = str(args.build / "venv" / "bin" / "python")
-        make = [sys.executable, "-m", "venv", "--system-site-packages", str(args.build / "venv")]
-        install = [python, "-m", "pip", "install", "-q", "--no-index", "--find-links", str(args.wheels), *WHEELS]
-        if not (stage.run("venv", make) and stage.run("wheels", install)):
-            return None
+    python = make_environment(stage, args.build / "venv", args.wheels)
+    if not python:
+        return None
+    baselines = find_baselines(python)
+    log.write({"stage": "baselines", **baselines})
+    print("baselines:", ", ".join(f"{name} {version or 'is not there'}" for name, version in baselines.items()))
     programs = make_programs(stage, args, python, NATIVE_TESTS)
     return {"tests": str(programs), "python": python} if programs else None
 
@@ -87,14 +86,20 @@ def build(log: Log, args: argparse.Namespace) -> dict[str, str] | None:
 def make_programs(stage: Stage, args: argparse.Namespace, python: str, targets: tuple[str, ...],
                   cutlass: str = "OFF") -> pathlib.Path | None:
     """Builds native tests and installs the package; the folder of the tests, or None."""
-    environment = {"PATH": f"{pathlib.Path(python).parent}:{os.environ.get('PATH', '')}", "MIMO_RT_CUDA": "ON",
-                   "MIMO_RT_CUTLASS": cutlass}
+    folders = (pathlib.Path(python).parent, pathlib.Path(sys.executable).parent, os.environ.get("PATH", ""))
+    environment = {"PATH": ":".join(map(str, folders)), "MIMO_RT_CUDA": "ON", "MIMO_RT_CUTLASS": cutlass}
+    if not has_nvcc():  # or an old one
+        environment["MIMO_RT_CUDA_FROM_PIP"] = "1"
+    if args.architecture:
+        environment["SKBUILD_CMAKE_DEFINE"] = f"MIMO_RT_CUDA_ARCHITECTURES={args.architecture}"
     if args.wheels:  # where CMake finds CUTLASS
         environment |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(args.wheels.resolve())}
     package = [python, "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps", "--no-index", "."]
     tests = args.build / "tests"
     configure = ["cmake", "-S", str(ROOT), "-B", str(tests), "-G", "Ninja", "-DMIMO_RT_BUILD_TESTS=ON",
                  "-DMIMO_RT_CUDA=ON", f"-DMIMO_RT_CUTLASS={cutlass}", f"-DPython_EXECUTABLE={python}"]
+    if args.architecture:
+        configure.append(f"-DMIMO_RT_CUDA_ARCHITECTURES={args.architecture}")
     compile_tests = ["cmake", "--build", str(tests), "--target", *targets]
     steps = (("configure tests", configure), ("tests", compile_tests), ("package", package))
     if not all([stage.run(step, command, environment, may_be_cut=cutlass == "ON") for step, command in steps]):
@@ -132,12 +137,9 @@ def run_tests(log: Log, programs: pathlib.Path) -> None:
 
 
 def find_sanitizer(python: str) -> str | None:
-    """compute-sanitizer of the machine or of the pip package."""
-    found = shutil.which("compute-sanitizer")
-    for path in () if found else pathlib.Path(python).parents[1].glob(
-            "lib/python3*/site-packages/nvidia/*/bin/compute-sanitizer"):
-        found = str(path)
-    return found
+    """compute-sanitizer of the machine or of the wheel."""
+    of_wheel = pathlib.Path(python).parents[1].glob("lib/python3*/site-packages/nvidia/*/bin/compute-sanitizer")
+    return find_tool("compute-sanitizer") or next(map(str, of_wheel), None)
 
 
 def run_sanitizer(log: Log, programs: pathlib.Path, sanitizer: str | None) -> None:
@@ -197,39 +199,45 @@ def print_summary(log: Log) -> None:
     print(f"\nwritten: {log.path}")
 
 
-def collect(directory: pathlib.Path) -> int:
-    codes = [subprocess.run([sys.executable, "-m", "pip", "download", "-d", str(directory), *wheels],
-                            check=False).returncode for wheels in (WHEELS, ("--no-deps", CUTLASS))]
-    return max(codes)
-
-
 def result_path(directory: pathlib.Path, device: str) -> pathlib.Path:
     name = re.sub(r"[^a-z0-9]+", "-", device.lower().removeprefix("nvidia ")).strip("-") or "unknown"
-    return directory / f"{datetime.date.today().isoformat()}-gpu-{name}.jsonl"
+    stem = f"{datetime.date.today().isoformat()}-gpu-{name}"
+    suffixes = itertools.chain(("",), (f"-{number}" for number in itertools.count(2)))
+    return next(path for path in (directory / f"{stem}{suffix}.jsonl" for suffix in suffixes) if not path.exists())
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--wheels", type=pathlib.Path, help="folder of wheels; without it, this Python has what it needs")
+    parser.add_argument("--wheels", type=pathlib.Path, help="folder of wheels, for what this machine lacks")
     parser.add_argument("--collect", type=pathlib.Path, metavar="DIR", help="download the wheels and stop")
+    parser.add_argument("--small", action="store_true", help="only those that a machine with nvcc and PyTorch lacks")
     parser.add_argument("--build", type=pathlib.Path, default=ROOT / "build" / "gpu-gate", help="build folder")
     parser.add_argument("--results", type=pathlib.Path, default=ROOT / "bench" / "results", help="folder of the result")
-    parser.add_argument("--seconds", type=float, default=600, help="for everything (default 600)")
+    parser.add_argument("--seconds", type=float, default=540, help="for everything (default 540)")
+    parser.set_defaults(architecture="")  # of the device, once it is known
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     if args.collect:
-        return collect(args.collect)
+        return collect(args.collect, args.small)
     if reason := find_gpu():
         print(f"gpu_gate: nothing was built or run: {reason}.", file=sys.stderr)
         return NO_GPU
+    if lacking := missing(args.wheels):
+        print(f"gpu_gate: nothing was built or run: this machine lacks {', '.join(lacking)}. Where there is a network, "
+              "`python bench/gpu_gate.py --collect DIR [--small]` downloads packages; bring DIR along as --wheels DIR.",
+              file=sys.stderr)
+        return LACKING
     facts = device_facts()
+    args.architecture = ARCHITECTURES.get(facts.get("compute_cap", ""), "")
     args.results.mkdir(parents=True, exist_ok=True)
     log = Log(result_path(args.results, facts["name"]), time.monotonic() + args.seconds)
-    commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True,
-                            check=False).stdout.strip()
+    commit = ""
+    with contextlib.suppress(OSError):  # without git
+        commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True,
+                                check=False).stdout.strip()
     log.write({"stage": "device", **facts, "commit": commit or None,
                "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")})
     try:

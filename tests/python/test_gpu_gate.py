@@ -43,6 +43,24 @@ def test_without_a_gpu_it_says_so_and_leaves_nothing(gate, root, tmp_path):
     assert done.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
+def test_what_a_machine_lacks_is_told_before_anything_is_built(gate, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(gate, "find_gpu", lambda: "")
+    monkeypatch.setattr(gate, "missing", lambda wheels: ["the package nlohmann-json==3.12.0", "a C++ compiler"])
+    code = gate.main(["--results", str(tmp_path / "r"), "--build", str(tmp_path / "b")])
+    assert code == gate.LACKING == 2 and not list(tmp_path.iterdir())
+    said = capsys.readouterr().err
+    assert "lacks the package nlohmann-json==3.12.0, a C++ compiler." in said and "--collect DIR" in said
+
+
+def test_a_second_run_of_a_day_has_a_file_of_its_own(gate, tmp_path):
+    names = []
+    for _ in range(3):
+        path = gate.result_path(tmp_path, "NVIDIA H200 NVL")
+        path.write_text("")
+        names.append(path.name.split("-gpu-")[1])
+    assert names == ["h200-nvl.jsonl", "h200-nvl-2.jsonl", "h200-nvl-3.jsonl"]
+
+
 def test_every_native_test_is_run(gate, root):
     assert len(gate.NATIVE_TESTS) >= 3
     built = (root / "tests" / "cpp" / "CMakeLists.txt").read_text()
@@ -96,6 +114,7 @@ def run_gate(gate, monkeypatch, tmp_path, record, test_code="pass", cmake_code=N
         (programs / "cmake").chmod(0o755)
         monkeypatch.setattr(gate, "has_cutlass", lambda log, args, facts: True)
     monkeypatch.setattr(gate, "find_gpu", lambda: "")
+    monkeypatch.setattr(gate, "missing", lambda wheels: [])
     monkeypatch.setattr(gate, "device_facts", lambda: {"name": "NVIDIA H200 NVL"})
     monkeypatch.setattr(gate, "build", lambda log, args: {"tests": str(programs), "python": str(fake_python)})
     monkeypatch.setattr(gate, "find_sanitizer", lambda python: str(sanitizer))
@@ -142,16 +161,34 @@ def test_cutlass_is_built_where_it_runs_and_its_headers_are(gate, log, root, tmp
 
 
 def test_the_first_build_is_one_without_cutlass(gate, log, monkeypatch, tmp_path):
+    configure, tests, package = commands_of_build(gate, log, monkeypatch, tmp_path)
+    assert configure.startswith("cmake OFF ") and "-DMIMO_RT_CUTLASS=OFF" in configure
+    assert gate.CUTLASS_TEST in tests and package.startswith("python OFF ") and "-m pip install" in package
+    assert "ARCHITECTURES" not in configure + package
+
+
+def commands_of_build(gate, log, monkeypatch, tmp_path, **options):
+    """Programs that the build would run, with their environment."""
     said = tmp_path / "said"
     for name in ("cmake", "python"):
-        (tmp_path / name).write_text(f'#!/bin/sh\necho "{name} $MIMO_RT_CUTLASS $*" >> "{said}"\n')
+        code = f'#!/bin/sh\necho "{name} $MIMO_RT_CUTLASS $SKBUILD_CMAKE_DEFINE $*" >> "{said}"\n'
+        (tmp_path / name).write_text(code)
         (tmp_path / name).chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    built = gate.build(log, gate.parse(["--build", str(tmp_path / "b")]))
+    monkeypatch.setattr(gate, "make_environment", lambda stage, directory, wheels: str(tmp_path / "python"))
+    monkeypatch.setattr(gate, "find_baselines", lambda python: {"torch": "2.9", "triton": None})
+    args = gate.parse(["--build", str(tmp_path / "b")])
+    vars(args).update(options)
+    built = gate.build(log, args)
     assert built == {"tests": str(tmp_path / "b" / "tests" / "tests" / "cpp"), "python": str(tmp_path / "python")}
-    configure, tests, package = said.read_text().splitlines()
-    assert configure.startswith("cmake OFF ") and "-DMIMO_RT_CUTLASS=OFF" in configure
-    assert gate.CUTLASS_TEST in tests and package.startswith("python OFF -m pip install")
+    return said.read_text().splitlines()
+
+
+def test_only_the_kernels_of_the_device_are_compiled(gate, log, monkeypatch, tmp_path, capsys):
+    configure, _, package = commands_of_build(gate, log, monkeypatch, tmp_path, architecture=gate.ARCHITECTURES["9.0"])
+    assert configure.endswith("-DMIMO_RT_CUDA_ARCHITECTURES=90a-real")
+    assert package.startswith("python OFF MIMO_RT_CUDA_ARCHITECTURES=90a-real -m pip install")
+    assert kept(log)[0] == {"stage": "baselines", "torch": "2.9", "triton": None}
+    assert "torch 2.9, triton is not there" in capsys.readouterr().out
 
 
 def test_a_build_with_cutlass_comes_last_and_takes_nothing_from_the_rest(gate, monkeypatch, tmp_path):
@@ -178,11 +215,10 @@ def test_kernels_of_cutlass_are_tested_and_measured(gate, monkeypatch, tmp_path)
 def test_a_build_that_fails_is_told(gate, monkeypatch, tmp_path):
     monkeypatch.setattr(gate, "find_gpu", lambda: "")
     monkeypatch.setattr(gate, "device_facts", lambda: {"name": "unknown"})
-    wheels = tmp_path / "wheels"
-    wheels.mkdir()
-    code = gate.main(["--results", str(tmp_path), "--build", str(tmp_path / "b"), "--wheels", str(wheels)])
+    monkeypatch.setattr(gate, "missing", lambda wheels: [])
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    code = gate.main(["--results", str(tmp_path), "--build", str(tmp_path / "b")])
     assert code == 1
     (path,) = tmp_path.glob("*.jsonl")
-    steps = [json.loads(line) for line in path.read_text().splitlines()][1:]
-    assert [step["step"] for step in steps] == ["venv", "wheels"] and steps[1]["status"] == "failed"
-    assert "scikit-build-core" in steps[1]["output"]
+    (step,) = [json.loads(line) for line in path.read_text().splitlines()][1:]
+    assert step["step"] == "venv" and step["status"] == "failed" and "/no/such/python" in step["output"]

@@ -1,0 +1,138 @@
+"""What bench/gpu_gate.py needs of a machine: found there, or brought along as wheels."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import pathlib
+import re
+import shutil
+import site
+import subprocess
+import sys
+import sysconfig
+
+from gate_steps import Stage
+
+# With all that they need here: they are installed without their other dependencies.
+SMALL = ("scikit-build-core>=0.11", "packaging", "pathspec", "pybind11>=2.13", "nlohmann-json==3.12.0", "cmake>=3.25",
+         "ninja", "tokenizers", *(("tomli", "exceptiongroup") if sys.version_info < (3, 11) else ()))
+WITH_TORCH = ("numpy", "jinja2", "markupsafe")  # what a machine with PyTorch has
+TOOLKIT = "cuda-toolkit[nvcc,nvvm,crt,cudart,cccl]==13.0.2"
+SANITIZER = "nvidia-cuda-sanitizer-api==13.0.85"
+CUTLASS = "nvidia-cutlass==4.2.0.0"  # headers alone, for the kernels of one architecture
+MIN_NVCC = (12, 8)
+
+
+def collect(directory: pathlib.Path, is_small: bool) -> int:
+    """Downloads wheels: all, or only what a machine with a CUDA toolkit and PyTorch lacks (40 MB). An exit code."""
+    downloads = [("--no-deps", *SMALL)]
+    if not is_small:
+        downloads = [("--no-deps", *SMALL, *WITH_TORCH, CUTLASS), (TOOLKIT, SANITIZER)]
+    return max(subprocess.run([sys.executable, "-m", "pip", "download", "-d", str(directory), *download],
+                              check=False).returncode for download in downloads)
+
+
+def is_installed(requirement: str) -> bool:
+    """Whether this Python has a package, of a version that will do."""
+    name, operator, wanted = re.fullmatch(r"([\w-]+)(?:\[.*\])?(?:(==|>=)(.*))?", requirement).groups()
+    try:
+        found = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return name in ("cmake", "ninja") and _runs(name, wanted)
+    return {None: True, "==": found == wanted, ">=": _numbers(found) >= _numbers(wanted)}[operator]
+
+
+def _numbers(version: str | None) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version or "")[:3]]
+
+
+def _runs(program: str, wanted: str | None) -> bool:
+    """Whether the machine has a program, of a version that will do."""
+    try:
+        done = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
+    except OSError:
+        return False
+    return done.returncode == 0 and _numbers(done.stdout) >= _numbers(wanted)
+
+
+def has_wheel(requirement: str, wheels: pathlib.Path | None) -> bool:
+    name = re.match(r"[\w-]+", requirement)[0].replace("-", "[-_.]")
+    return wheels is not None and any(re.match(f"{name}-\\d", path.name, re.IGNORECASE) for path in wheels.glob("*.whl"))
+
+
+def find_tool(name: str) -> str | None:
+    """A program of the CUDA toolkit: on the path, or where third_party/cmake/CudaToolchain.cmake looks for nvcc."""
+    homes = [os.environ.get(variable) for variable in ("CUDA_HOME", "CUDA_PATH")] + ["/usr/local/cuda"]
+    places = [str(pathlib.Path(home) / "bin") for home in homes if home]
+    if nvcc := os.environ.get("CUDACXX") or shutil.which("nvcc"):
+        places.append(str(pathlib.Path(nvcc).resolve().parent))
+    for folder in (*site.getsitepackages(), site.getusersitepackages()):
+        places += map(str, pathlib.Path(folder).glob("nvidia/*/bin"))
+    return shutil.which(name) or shutil.which(name, path=os.pathsep.join(places))
+
+
+def has_nvcc() -> bool:
+    """Whether this machine has a compiler that knows the architectures."""
+    if not (nvcc := find_tool("nvcc")):
+        return False
+    done = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False)
+    found = re.search(r"release (\d+)\.(\d+)", done.stdout)
+    return found is not None and tuple(map(int, found.groups())) >= MIN_NVCC
+
+
+def wanted_wheels(wheels: pathlib.Path | None) -> list[str]:
+    """What this Python lacks: requirements."""
+    wanted = [requirement for requirement in (*SMALL, *WITH_TORCH) if not is_installed(requirement)]
+    if not has_nvcc():
+        wanted.append(TOOLKIT)
+    if not find_tool("compute-sanitizer") and has_wheel(SANITIZER, wheels):  # the gate does without, too
+        wanted.append(SANITIZER)
+    return wanted
+
+
+def missing(wheels: pathlib.Path | None) -> list[str]:
+    """What is neither on this machine nor among the wheels: nothing can be built."""
+    lacking = [f"the package {wanted}" for wanted in wanted_wheels(wheels) if not has_wheel(wanted, wheels)]
+    lacking = [f"nvcc >= {'.'.join(map(str, MIN_NVCC))} (or {what})" if TOOLKIT in what else what for what in lacking]
+    if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "c++"))):
+        lacking.append("a C++ compiler")
+    if not (pathlib.Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
+        lacking.append(f"Python.h of {sys.executable}")
+    if not any(map(importlib.util.find_spec, ("pip", "ensurepip"))):
+        lacking.append(f"pip of {sys.executable}")
+    return lacking
+
+
+def make_environment(stage: Stage, directory: pathlib.Path, wheels: pathlib.Path | None) -> str | None:
+    """A virtual environment that has all that this Python has, PyTorch too, and the wheels that it lacks.
+
+    `--system-site-packages` would not do: where this Python is one of a virtual environment, it means another one's.
+
+    Returns:
+        Its Python, or None.
+    """
+    make = [sys.executable, "-m", "venv", "--clear", str(directory)]
+    if not stage.run("venv", make + (["--without-pip"] if importlib.util.find_spec("pip") else [])):
+        return None
+    own = next(directory.glob("lib/python3*/site-packages"))
+    folders = site.getsitepackages() + ([site.getusersitepackages()] if site.ENABLE_USER_SITE else [])
+    (own / "of_the_machine.pth").write_text("".join(f"import site; site.addsitedir({path!r})\n" for path in folders))
+    python = str(directory / "bin" / "python")
+    wanted = wanted_wheels(wheels)
+    toolkit = [requirement for requirement in wanted if requirement in (TOOLKIT, SANITIZER)]
+    install = [python, "-m", "pip", "install", "-q", "--no-index", "--find-links", str(wheels)]
+    for options, some in ((["--no-deps"], [name for name in wanted if name not in toolkit]), ([], toolkit)):
+        if some and not stage.run("wheels", [*install, *options, *some]):
+            return None
+    return python
+
+
+def find_baselines(python: str) -> dict[str, str | None]:
+    """Versions of what kbench can compare with, as the environment's Python sees them."""
+    code = ("import importlib.metadata as m\nfor name in ('torch', 'triton'):\n"
+            "    try: print(name, m.version(name))\n    except m.PackageNotFoundError: pass")
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
+    found = dict(line.split() for line in done.stdout.splitlines())
+    return {name: found.get(name) for name in ("torch", "triton")}
