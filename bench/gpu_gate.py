@@ -7,8 +7,9 @@
 Stages: `build` (package and tests), `tests` (tests/cpp/native_cuda_*.cpp on the device), `engine` (mimo-rt doctor and
 bench/gpu_engine.py: sessions against the CPU engine's), `soak` (half a minute of bench/soak.py; by hand: --seconds 600),
 `sanitizer` (compute-sanitizer memcheck and racecheck, test by test, as far as its time goes), `kbench` (mimo-rt kbench,
-cold caches, results checked) and, on B200 and with CUTLASS, `cutlass`: a second build with its kernels, tested and
-measured, which takes nothing from the rest when it fails. Every step is one JSON line in
+cold caches, results checked), `counters` (cuobjdump's registers of every kernel, Nsight Compute's counters of some, where
+these tools are) and, on B200 and with CUTLASS, `cutlass`: a second build with its kernels, tested and measured, which
+takes nothing from the rest when it fails. Every step is one JSON line in
 bench/results/<date>-gpu-<device>.jsonl (of a second run <date>-gpu-<device>-2.jsonl), written when it ends, so whatever
 stops the script leaves what was done. Exit codes: 0 all passed, 1 something failed, 2 wrong usage or the machine lacks
 something, 3 no GPU.
@@ -30,6 +31,7 @@ import sys
 import time
 from collections.abc import Iterator
 
+from gate_counters import run_counters, run_resources
 from gate_needs import CUTLASS, collect, find_baselines, find_tool, has_nvcc, make_environment, missing
 from gate_steps import FAILED, LIMITS_S, NOT_RUN, PASSED, Log, Stage
 
@@ -248,6 +250,8 @@ def main(argv: list[str] | None = None) -> int:
             run_soak(log, built["python"])
             run_sanitizer(log, programs, find_sanitizer(built["python"]))
             run_kbench(log, built["python"])
+            run_resources(log, built["python"])
+            run_counters(log, built["python"])
             if has_cutlass(log, args, facts):
                 run_cutlass(log, args, built["python"])
     finally:

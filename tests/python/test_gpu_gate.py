@@ -118,6 +118,8 @@ def run_gate(gate, monkeypatch, tmp_path, record, test_code="pass", cmake_code=N
     monkeypatch.setattr(gate, "device_facts", lambda: {"name": "NVIDIA H200 NVL"})
     monkeypatch.setattr(gate, "build", lambda log, args: {"tests": str(programs), "python": str(fake_python)})
     monkeypatch.setattr(gate, "find_sanitizer", lambda python: str(sanitizer))
+    monkeypatch.setattr(gate, "run_resources", lambda log, python: None)  # test_gate_counters.py has them
+    monkeypatch.setattr(gate, "run_counters", lambda log, python: None)
     code = gate.main(["--results", str(tmp_path), "--build", str(tmp_path / "b")])
     (path,) = pathlib.Path(tmp_path).glob("*.jsonl")
     assert path.name.endswith("-gpu-h200-nvl.jsonl")
