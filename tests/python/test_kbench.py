@@ -206,9 +206,7 @@ def test_baseline_is_the_faster_type_of_torch():
         torch.set_num_threads(before)
     assert torch.__version__ in baseline.name and "linear" in baseline.name
     assert len(baseline.run(3)) == 3 and min(baseline.run(3)) > 0
-    for kernel in ("attention", "select_experts", "sample"):
-        case = _C.KernelCase(kernel=kernel, format="bf16")
-        assert make_baseline(case, None, "cpu-generic") is None
+    assert make_baseline(_C.KernelCase(kernel="read", format="bf16"), None, "cpu-generic") is None
     router = _C.KernelCase(kernel="router_logits", format="f32", num_experts=64, hidden_size=64)
     assert "float32" in make_baseline(router, None, "cpu-generic").name
 

@@ -36,9 +36,9 @@ def torch(monkeypatch):
         make = getattr(kernel_baseline, name)
         monkeypatch.setattr(kernel_baseline, name, lambda torch, device, *more, make=make: make(torch, "cpu", *more))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    kernel_baseline._why_no_triton.cache_clear()
+    kernel_baseline._is_triton_right.cache_clear()
     yield torch
-    kernel_baseline._why_no_triton.cache_clear()
+    kernel_baseline._is_triton_right.cache_clear()
 
 
 def fake_triton(monkeypatch, **parts):

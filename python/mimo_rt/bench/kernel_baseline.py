@@ -1,4 +1,8 @@
-"""What PyTorch needs for the same product, on weights that were dequantised before, and Triton for MXFP4 experts."""
+"""What PyTorch needs for the same job, and Triton for MXFP4 experts.
+
+Products are of weights that were dequantised before; where the device multiplies FP8, of FP8
+weights, too.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from . import kernel_torch
 from .measurement import time_call
 
 # Calls walk through at least this much memory, as those of the kernel do.
 _ROTATION_BYTES = 128 << 20
+_TRITON = "Triton"
+_FP8_SCALES = {"one scale": False, "a scale per row": True}  # whether it is by row
+_CHOICES = {"select_experts": "sigmoid topk sort", "sample_best": "argmax",
+            "sample": "softmax multinomial", "sample_filtered": "topk softmax multinomial"}
 
 
 class Baseline:
@@ -50,11 +59,11 @@ class Baseline:
         return begin.elapsed_time(end) / 1e3
 
 
+Way = Callable[[int], Baseline]  # of the bytes to walk through
+
+
 def make_baseline(kernel_case: Any, work: Any, backend: str) -> Baseline | None:
-    """The fastest way of PyTorch and Triton; None without PyTorch or for a kernel that it does not have."""
-    is_expert = kernel_case.kernel.startswith("expert_")
-    if not is_expert and kernel_case.kernel not in ("gemm", "router_logits"):
-        return None  # no attention with sinks, no choices
+    """The fastest way of PyTorch and Triton; None without PyTorch or without such a kernel."""
     try:
         import torch
     except ImportError:
@@ -64,46 +73,83 @@ def make_baseline(kernel_case: Any, work: Any, backend: str) -> Baseline | None:
         return None
     if device == "cpu":
         torch.set_num_threads(1)  # as the kernel
-    dtypes = (torch.bfloat16,) if device == "cuda" else (torch.float32, torch.bfloat16)
-    if kernel_case.kernel == "router_logits":
-        dtypes = (torch.float32,)  # the choice of experts is not to change
-
-    ways = [partial(_make, torch, device, dtype, kernel_case, work) for dtype in dtypes]
-    note = ""
-    if device == "cuda" and is_expert:
-        make_triton = partial(_make_triton, torch, device, kernel_case, work)
-        note = _why_no_triton(torch, device) or _why_not(lambda: make_triton(0).run(3))
-        ways += [] if note else [make_triton]
+    ways, notes = _ways(torch, device, kernel_case, work), []
+    for what, way in _ways_that_may_fail(torch, device, kernel_case, work).items():
+        if note := _why_not(what, partial(_try, torch, device, what, way)):
+            notes.append(note)
+        else:
+            ways.append(way)
+    if not ways:
+        return None
     best = min(ways, key=lambda way: min(way(0).run(3)[1:])) if len(ways) > 1 else ways[0]
     baseline = best(_ROTATION_BYTES)
-    baseline.note = note
+    baseline.note = "; ".join(notes)
     return baseline
 
 
+def _ways(torch: Any, device: str, kernel_case: Any, work: Any) -> list[Way]:
+    """Ways that every PyTorch has; none for a kernel that it does not have."""
+    kernel = kernel_case.kernel
+    dtypes = _dtypes(torch, device)
+    if kernel == "attention":
+        return [partial(_make_attention, torch, device, dtype, "bmm", kernel_case)
+                for dtype in dtypes]
+    if kernel in _CHOICES:
+        return [partial(_make_choice, torch, device, kernel_case)]
+    if kernel == "router_logits":
+        dtypes = (torch.float32,)  # the choice of experts is not to change
+    elif kernel != "gemm" and not kernel.startswith("expert_"):
+        return []
+    return [partial(_make, torch, device, dtype, kernel_case, work) for dtype in dtypes]
+
+
+def _ways_that_may_fail(torch: Any, device: str, kernel_case: Any, work: Any) -> dict[str, Way]:
+    """Ways that depend on device and version, by what is missing without them."""
+    kernel = kernel_case.kernel
+    if kernel == "attention":
+        return {f"sdpa {_name(dtype)}":
+                partial(_make_attention, torch, device, dtype, "sdpa", kernel_case)
+                for dtype in _dtypes(torch, device)}
+    if device == "cuda" and kernel.startswith("expert_"):
+        return {_TRITON: partial(_make_triton, torch, device, kernel_case, work)}
+    if device == "cuda" and kernel == "gemm" and kernel_case.format == "fp8_e4m3":
+        return {f"FP8 products, {label}": partial(_make_fp8, torch, device, label, kernel_case)
+                for label in _FP8_SCALES}
+    return {}
+
+
+def _try(torch: Any, device: str, what: str, way: Way) -> None:
+    if what == _TRITON and not _is_triton_right(torch, device):
+        raise ArithmeticError("wrong results of a small case")
+    way(0).run(3)
+
+
+def _dtypes(torch: Any, device: str) -> tuple[Any, ...]:
+    return (torch.bfloat16,) if device == "cuda" else (torch.float32, torch.bfloat16)
+
+
+def _name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 @functools.cache
-def _why_no_triton(torch: Any, device: str) -> str:
-    """Why Triton is not measured on this device; empty when it is."""
+def _is_triton_right(torch: Any, device: str) -> bool:
+    from . import kernel_triton
 
-    def try_it() -> None:
-        from . import kernel_triton
-
-        if not kernel_triton.is_right(torch, device):
-            raise ArithmeticError("wrong results of a small case")
-
-    return _why_not(try_it)
+    return kernel_triton.is_right(torch, device)
 
 
-def _why_not(trial: Callable[[], Any]) -> str:
-    """Why Triton is left out; empty when ``trial`` of it works.
+def _why_not(what: str, trial: Callable[[], Any]) -> str:
+    """Why ``what`` is left out; empty when ``trial`` of it works.
 
-    It compiles for the device, with the host's compiler and Python's headers, and writes a cache:
-    whatever of that fails is no reason to measure nothing.
+    Triton compiles for the device, with the host's compiler and Python's headers, and writes a
+    cache: whatever of that fails is no reason to measure nothing.
     """
     try:
         trial()
     except Exception as error:
         first = next(iter(str(error).splitlines()), "")
-        return f"without Triton: {type(error).__name__}: {first}"
+        return f"without {what}: {type(error).__name__}: {first}"
     return ""
 
 
@@ -134,6 +180,32 @@ def _make_triton(
     return Baseline(torch, device, kernel_triton.NAME, call)
 
 
+def _make_attention(
+    torch: Any, device: str, dtype: Any, how: str, kernel_case: Any, rotation_bytes: int
+) -> Baseline:
+    attend = kernel_torch.attend_sdpa if how == "sdpa" else kernel_torch.attend_bmm
+    is_ring = device == "cpu" or bool(kernel_case.window_tokens)
+    call = kernel_torch.make_attention(
+        torch, device, dtype, attend, kernel_case, is_ring, rotation_bytes
+    )
+    name = f"torch {torch.__version__} {how} attention {_name(dtype)}"
+    return Baseline(torch, device, name, call)
+
+
+def _make_fp8(
+    torch: Any, device: str, label: str, kernel_case: Any, rotation_bytes: int
+) -> Baseline:
+    call = kernel_torch.make_fp8(torch, device, _FP8_SCALES[label], kernel_case, rotation_bytes)
+    name = f"torch {torch.__version__} _scaled_mm fp8_e4m3 x fp8_e4m3, {label}"
+    return Baseline(torch, device, name, call)
+
+
+def _make_choice(torch: Any, device: str, kernel_case: Any, rotation_bytes: int) -> Baseline:
+    call = kernel_torch.make_choice(torch, device, kernel_case, rotation_bytes)
+    name = f"torch {torch.__version__} {_CHOICES[kernel_case.kernel]} float32"
+    return Baseline(torch, device, name, call)
+
+
 def _make(
     torch: Any, device: str, dtype: Any, kernel_case: Any, work: Any, rotation_bytes: int
 ) -> Baseline:
@@ -145,9 +217,7 @@ def _make(
         shape = (kernel_case.num_experts, kernel_case.hidden_size)
         shape = shape if is_router else (kernel_case.rows, kernel_case.k)
         columns, product = kernel_case.num_tokens, "linear"
-    num_bytes = math.prod(shape) * torch.empty((), dtype=dtype).element_size()
-    weights = [torch.randn(shape, dtype=dtype, device=device)]
-    weights += [weights[0].clone() for _ in range(rotation_bytes // num_bytes)]
+    weights = kernel_torch.copies_of(torch.randn(shape, dtype=dtype, device=device), rotation_bytes)
     if product == "bmm":
         x = torch.randn((shape[0], shape[2], columns), dtype=dtype, device=device)
 
@@ -159,5 +229,5 @@ def _make(
         def call(index: int) -> Any:
             return torch.nn.functional.linear(x, weights[index % len(weights)])
 
-    name = f"torch {torch.__version__} {product} {str(dtype).removeprefix('torch.')}"
+    name = f"torch {torch.__version__} {product} {_name(dtype)}"
     return Baseline(torch, device, name, call)

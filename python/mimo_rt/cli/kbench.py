@@ -155,7 +155,7 @@ def _print_results(results: list[KernelResult]) -> None:
                        ("case", "median us", "p10..p90", "n", "MB", "GB/s", "%read", "GFLOP/s",
                         "error/bound", "rms error", "x baseline")))
     if names := sorted({r.baseline for r in results if r.baseline}):
-        print(f"baseline: {'; '.join(names)} (PyTorch's weights were dequantised beforehand)")
+        print(f"baseline: {'; '.join(names)} (linear and bmm: of weights dequantised beforehand)")
     for text in sorted({r.baseline_note for r in results if r.baseline_note}):
         print(f"baseline: {text}")
 

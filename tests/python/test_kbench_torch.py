@@ -1,0 +1,200 @@
+"""PyTorch as a baseline of ``mimo-rt kbench``: it does the kernel's job, and the fastest of its ways is taken."""
+
+import math
+
+import pytest
+
+from mimo_rt import _C
+from mimo_rt.bench import kernel_baseline, kernel_torch
+
+torch = pytest.importorskip("torch")
+
+ATTENTION = {"kernel": "attention", "format": "bf16", "num_tokens": 3, "num_kv_heads": 2, "num_q_per_kv": 4,
+             "qk_head_dim": 48, "v_head_dim": 32, "num_keys": 20}
+ROUTER = _C.KernelCase(kernel="select_experts", format="f32", num_tokens=5, num_experts=24, experts_per_token=3)
+FP8 = _C.KernelCase(kernel="gemm", format="fp8_e4m3", num_tokens=3, rows=64, k=128)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(1)
+
+
+def exact_attention(case, is_ring, q, keys, values, sink):
+    """float64, head by head and token by token."""
+    out = torch.zeros(*q.shape[:2], values.shape[2], dtype=torch.float64)
+    for head in range(case.num_kv_heads):
+        for row in range(q.shape[1]):
+            token = row % case.num_tokens
+            first = token if is_ring else 0
+            seen = slice(first, token + case.num_keys)
+            scores = keys[head, seen].double() @ q[head, row].double() / math.sqrt(case.qk_head_dim)
+            weights = scores.exp() / (scores.exp().sum() + math.exp(sink))
+            out[head, row] = weights @ values[head, seen].double()
+    return out
+
+
+@pytest.mark.parametrize("is_ring", [False, True])
+@pytest.mark.parametrize("attend", [kernel_torch.attend_sdpa, kernel_torch.attend_bmm])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_has_a_sink_and_sees_what_the_kernel_sees(attend, is_ring, dtype):
+    case = _C.KernelCase(**ATTENTION)
+    given = []
+
+    def keep(*arguments):
+        given[:] = arguments
+        return attend(*arguments)
+
+    call = kernel_torch.make_attention(torch, "cpu", dtype, keep, case, is_ring, 0)
+    out = call(0)
+    _, q, keys, values, mask = given
+    assert q.shape == (2, 12, 48) and keys.shape == (2, 23, 48) and values.shape == (2, 23, 32)
+    # Of the weights and the result; scores of float32 have 48 products of about 1.
+    bound = 1e-5 if dtype == torch.float32 else 4 * 2**-8
+
+    def error(sink, ring):
+        exact = exact_attention(case, ring, q, keys, values, sink)
+        return ((out.double() - exact).abs().max() / exact.abs().max()).item()
+
+    assert error(kernel_torch.SINK_LOGIT, is_ring) < bound
+    assert error(-math.inf, is_ring) > 2 * bound  # without a sink
+    assert error(kernel_torch.SINK_LOGIT, not is_ring) > 2 * bound
+
+
+@pytest.mark.parametrize("is_by_row", [False, True])
+def test_fp8_products_are_right(is_by_row):
+    x, weights = torch.randn(3, 128, dtype=torch.bfloat16), torch.randn(64, 128, dtype=torch.bfloat16)
+    weights[1] *= 30
+    rounded = [kernel_torch.to_fp8(torch, part, is_by_row) for part in (x, weights)]
+    for (codes, scale), part in zip(rounded, (x, weights), strict=True):
+        # 3 bits behind the point; below 2^-6 of a scale, steps of 2^-9.
+        step = torch.maximum(part.double().abs() / 16, scale.double() * 2**-10)
+        assert ((codes.double() * scale.double() - part.double()).abs() <= step * 1.001).all()
+    exact = (rounded[0][0].double() * rounded[0][1].double()) @ (rounded[1][0].double() * rounded[1][1].double()).T
+    try:
+        out = kernel_torch.multiply_fp8(torch, *rounded)
+    except RuntimeError as error:
+        pytest.skip(f"this PyTorch does not multiply FP8 on this CPU: {error}")
+    assert out.shape == (3, 64)
+    magnitude = (rounded[0][0].double() * rounded[0][1].double()).abs() @ (
+        rounded[1][0].double() * rounded[1][1].double()).abs().T
+    error = (out.double() - exact).abs()
+    assert (error <= 2**-8 * exact.abs() + 130 * 2**-24 * magnitude).all()
+    wrong = rounded[1][0], rounded[1][1] * 1.05
+    assert ((kernel_torch.multiply_fp8(torch, rounded[0], wrong).double() - exact).abs() > 2**-8 * exact.abs()).any()
+
+
+def test_experts_are_chosen_with_bias_and_weighed_without():
+    logits, bias = torch.randn(5, 24), torch.rand(24)
+    begin, token, weight = kernel_torch.select_experts(torch, logits, bias, 3)
+    sigma = 1 / (1 + (-logits.double()).exp())
+    chosen = [sorted(range(24), key=lambda e: -(sigma[t, e] + bias[e]).item())[:3] for t in range(5)]
+    assert begin[0] == 0 and begin[-1] == 15
+    for expert in range(24):
+        slots = range(begin[expert], begin[expert + 1])
+        assert [token[s].item() for s in slots] == [t for t in range(5) if expert in chosen[t]]
+        for s in slots:
+            t = token[s].item()
+            exact = (sigma[t, expert] / sigma[t, chosen[t]].sum()).item()
+            assert weight[s].item() == pytest.approx(exact, rel=20 * 2**-24)
+    unbiased = [sorted(range(24), key=lambda e: -sigma[t, e].item())[:3] for t in range(5)]
+    assert unbiased != chosen
+
+
+@pytest.mark.parametrize(("temperature", "top_k", "top_p"), [(1.0, 0, 1.0), (0.8, 7, 1.0), (0.8, 7, 0.6)])
+def test_tokens_are_drawn_from_what_the_filters_leave(temperature, top_k, top_p):
+    logits = torch.randn(4, 50)
+    p, tokens = kernel_torch.candidates(torch, logits, temperature, top_k, top_p)
+    for row in range(4):
+        exact = (logits[row].double() / temperature).exp()
+        order = exact.argsort(descending=True)[:top_k or 50]
+        share = exact[order] / exact[order].sum()
+        before = 0.0
+        kept = {}
+        for token, part in zip(order.tolist(), share.tolist(), strict=True):
+            if before >= top_p:
+                break
+            kept[token] = part
+            before += part
+        got = {(tokens[row, i].item() if top_k else i): x for i, x in enumerate(p[row].tolist()) if x}
+        assert got.keys() == kept.keys()
+        assert all(got[token] == pytest.approx(kept[token], rel=1e-5) for token in kept)
+        drawn = kernel_torch.sample(torch, logits.repeat(200, 1), temperature, top_k, top_p)[row::4]
+        assert set(drawn.tolist()) <= kept.keys() and len(set(drawn.tolist())) > 1
+    assert kernel_torch.sample(torch, logits, 0.0, 0, 1.0).tolist() == logits.argmax(1).tolist()
+
+
+# -- which way is taken
+
+
+@pytest.fixture
+def on_gpu(monkeypatch):
+    """`on_gpu(case, times)`: the baseline on this CPU, taken for a GPU; a way takes as long as the first key in its name."""
+
+    class TimedAs:
+        times = {}
+
+        def __init__(self, torch, device, name, call):
+            self.name, self.note, self._call = name, "", call
+
+        def run(self, num_calls):
+            for index in range(num_calls):
+                self._call(index)
+            return [next((t for key, t in self.times.items() if key in self.name), 9.0)] * num_calls
+
+    monkeypatch.setattr(kernel_baseline, "Baseline", TimedAs)
+    monkeypatch.setattr(kernel_baseline, "_ROTATION_BYTES", 1 << 16)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("_make", "_make_attention", "_make_fp8", "_make_choice"):
+        make = getattr(kernel_baseline, name)
+        monkeypatch.setattr(kernel_baseline, name, lambda torch, device, *more, make=make: make(torch, "cpu", *more))
+
+    def choose(case, times):
+        TimedAs.times = times
+        return kernel_baseline.make_baseline(case, None, "cuda")
+
+    return choose
+
+
+def test_fp8_weights_are_multiplied_as_fp8_where_that_is_faster(on_gpu, monkeypatch):
+    monkeypatch.setattr(kernel_torch, "multiply_fp8", lambda torch, x, weights: None)
+    assert "linear bfloat16" in on_gpu(FP8, {"linear": 1.0, "_scaled_mm": 2.0}).name
+    name = on_gpu(FP8, {"per row": 1.0, "_scaled_mm": 2.0}).name
+    assert name.endswith("_scaled_mm fp8_e4m3 x fp8_e4m3, a scale per row")
+    bf16 = _C.KernelCase(kernel="gemm", format="bf16", num_tokens=3, rows=64, k=128)
+    assert "linear bfloat16" in on_gpu(bf16, {"_scaled_mm": 1.0}).name
+
+
+def test_a_device_without_fp8_products_has_a_note(on_gpu, monkeypatch):
+    def refuse(torch, x, weights):
+        raise RuntimeError("torch._scaled_mm is only supported on CUDA devices with compute capability >= 9.0\nmore")
+
+    monkeypatch.setattr(kernel_torch, "multiply_fp8", refuse)
+    baseline = on_gpu(FP8, {"_scaled_mm": 1.0})
+    assert "linear bfloat16" in baseline.name
+    assert baseline.note.count("without FP8 products, ") == 2 and "compute capability" in baseline.note
+
+
+def test_attention_is_the_faster_of_two_ways(on_gpu, monkeypatch):
+    case = _C.KernelCase(**ATTENTION)
+    assert "sdpa attention bfloat16" in on_gpu(case, {"sdpa": 1.0}).name
+    assert "bmm attention bfloat16" in on_gpu(case, {"bmm": 1.0}).name
+    monkeypatch.delattr(kernel_torch, "attend_sdpa")
+    assert "without sdpa bfloat16: AttributeError" in on_gpu(case, {"sdpa": 1.0}).note
+
+
+@pytest.mark.parametrize(("kernel", "name"), [("sample_best", "argmax"), ("sample", "softmax multinomial"),
+                                              ("sample_filtered", "topk softmax multinomial")])
+def test_choices_have_a_baseline(on_gpu, kernel, name):
+    case = _C.KernelCase(kernel=kernel, format="f32", num_tokens=2, vocab_size=100)
+    assert on_gpu(case, {}).name == f"torch {torch.__version__} {name} float32"
+    assert "topk sort" in on_gpu(ROUTER, {}).name
+
+
+def test_attention_on_a_cpu_has_a_baseline():
+    before = torch.get_num_threads()
+    try:
+        baseline = kernel_baseline.make_baseline(_C.KernelCase(**ATTENTION), None, "cpu-generic")
+    finally:
+        torch.set_num_threads(before)
+    assert "attention" in baseline.name and min(baseline.run(3)) > 0
