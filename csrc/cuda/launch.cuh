@@ -6,25 +6,40 @@
 #include <string>
 
 #include "core/checks.h"
+#include "cuda/kernel_call.h"
 
 namespace mimo_rt::cuda {
 
-/// What is being launched, for error messages.
-struct KernelCall {
-  const char* where;   ///< "cuda.expert_down"
-  std::string shapes;  ///< "num_tokens 8, hidden_size 6144, width 256"
-};
+inline LastLaunch last_launch;
 
-/// Throws with the call's text, the kernel and the shapes, unless `status` is success.
+/// Whether an error is that of a kernel which ran, told by whatever call comes next.
+inline bool is_kernel_fault(cudaError_t status) {
+  switch (status) {
+    case cudaErrorIllegalAddress:
+    case cudaErrorLaunchTimeout:
+    case cudaErrorAssert:
+    case cudaErrorHardwareStackError:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc:
+    case cudaErrorLaunchFailure:
+    case cudaErrorECCUncorrectable: return true;
+    default: return false;
+  }
+}
+
+/// Throws with the call's text, the kernel and the shapes, unless `status` is success; for the fault
+/// of a kernel also with the last launch before.
 /// @throws Error{unavailable} without a driver or a device; else Error{device_lost}
 inline void check_cuda(cudaError_t status, const char* call, const KernelCall& kernel) {
   if (status == cudaSuccess) [[likely]]
     return;
   (void)cudaGetLastError();  // the error is sticky until it is read
   const bool is_missing = status == cudaErrorInsufficientDriver || status == cudaErrorNoDevice;
-  fail(is_missing ? ErrorCode::unavailable : ErrorCode::device_lost, kernel.where, call,
-       " failed: ", cudaGetErrorName(status), ", ", cudaGetErrorString(status), " (", kernel.shapes,
-       ")");
+  fail(is_missing ? ErrorCode::unavailable : ErrorCode::device_lost, kernel.where,
+       cuda_error_text(call, cudaGetErrorName(status), cudaGetErrorString(status), kernel,
+                       is_kernel_fault(status) ? last_launch.text() : std::string()));
 }
 #define MIMO_RT_CUDA_CALL(call, kernel) ::mimo_rt::cuda::check_cuda((call), #call, (kernel))
 
@@ -57,6 +72,7 @@ void launch_kernel(void (*function)(Params), const Params& params, uint32_t num_
                     kernel);
   function<<<num_blocks, num_threads, shared_bytes, stream>>>(params);
   MIMO_RT_CUDA_CALL(cudaGetLastError(), kernel);
+  last_launch.note(kernel);
 }
 
 }  // namespace mimo_rt::cuda

@@ -46,6 +46,7 @@ void PersistentKernel::launch(const PersistentParams& params, const LaunchOption
   if (status != cudaSuccess) (void)cudaGetLastError();  // else the next call would find it
   check_room(status, options.num_blocks);
   check_cuda(status, "cudaLaunchKernelEx", call);
+  last_launch.note(call);
 }
 
 }  // namespace mimo_rt::cuda

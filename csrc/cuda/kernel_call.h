@@ -1,0 +1,44 @@
+// What errors of CUDA say of the kernels they are about. No CUDA in here: tested on every machine.
+#pragma once
+
+#include <mutex>
+#include <string>
+
+#include "core/checks.h"
+
+namespace mimo_rt::cuda {
+
+/// What is being launched, for error messages.
+struct KernelCall {
+  const char* where;   ///< "cuda.expert_down"
+  std::string shapes;  ///< "num_tokens 8, hidden_size 6144, width 256"
+};
+
+/// The launch before the one that is being looked at. A kernel's fault is told by a later call,
+/// which may be another thread's: only the last launch is known. Thread-safe.
+class LastLaunch {
+ public:
+  void note(const KernelCall& call) {
+    const std::lock_guard lock(mutex_);
+    call_ = call;
+  }
+  /// "; after cuda.expert_down (…) or an earlier launch"; empty before the first.
+  std::string text() const {
+    const std::lock_guard lock(mutex_);
+    if (!call_.where) return {};
+    return concat("; after ", call_.where, " (", call_.shapes, ") or an earlier launch");
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  KernelCall call_{nullptr, {}};
+};
+
+/// Of a CUDA call that failed. `launch`: for the fault of a kernel, LastLaunch::text.
+inline std::string cuda_error_text(const char* call, const char* error_name,
+                                   const char* description, const KernelCall& kernel,
+                                   const std::string& launch) {
+  return concat(call, " failed: ", error_name, ", ", description, " (", kernel.shapes, ")", launch);
+}
+
+}  // namespace mimo_rt::cuda
