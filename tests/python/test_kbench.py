@@ -239,6 +239,19 @@ def test_compare(capsys, tmp_path, after, verdict, code):
     assert verdict in capsys.readouterr().out
 
 
+def test_compare_says_when_the_records_are_of_different_gpus(capsys, tmp_path):
+    files = []
+    for name in ("NVIDIA H100", "NVIDIA H200"):
+        files.append(tmp_path / name)
+        files[-1].write_text(json.dumps(record(100.0, device=name)) + "\n")
+    cli_main(["kbench", "compare", *map(str, files)])
+    shown = capsys.readouterr()
+    assert "device differs: NVIDIA H100 and NVIDIA H200" in shown.out + shown.err
+    cli_main(["kbench", "compare", str(files[0]), str(files[0])])
+    shown = capsys.readouterr()
+    assert "differs" not in shown.out + shown.err
+
+
 # -- bad input
 
 

@@ -22,7 +22,7 @@ MIN_SAMPLES = 3
 FASTER, SLOWER, SAME, UNDECIDED = "FASTER", "SLOWER", "SAME", "UNDECIDED"
 # Records of equal case are comparable when these agree.
 _KEY = ("case", "model", "backend", "num_workers", "activations", "temperature", "max_tokens")
-_MACHINE = ("machine", "num_usable_cores", "memory_bytes", "kernel")
+_MACHINE = ("machine", "device", "num_usable_cores", "memory_bytes", "kernel")
 _MEASURED = ("median_us", "p10_us", "p90_us", "n", "bandwidth_gbs", "bandwidth_fraction")
 _BANDWIDTH_TOLERANCE = 0.1
 
@@ -135,7 +135,7 @@ def unmatched(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> list
 
 
 def warnings(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> list[str]:
-    """What makes the numbers less comparable: another machine, another memory speed, edits."""
+    """What makes the numbers less comparable: another machine or GPU, another memory speed, edits."""
     found = []
     for name in _MACHINE:
         values = [_values(records, name) for records in (before, after)]
