@@ -25,12 +25,12 @@ PARALLEL_TESTS = {
                     "an exception of the caller's ends the rounds and leaves them resumable",
                     "a signal lost in a round is a timeout with a report, and the process goes on"],
 }
-EMULATED = ["test_emulation", "test_cuda_accept", "test_cuda_edges", "test_cuda_attention", "test_cuda_expert_gemm",
-            "test_cuda_experts", "test_cuda_projection_stores", "test_cuda_router", "test_cuda_sampling"]
+EMULATED = ["test_emulation", "test_cuda_accept", "test_cuda_edges", "test_cuda_attention", "test_cuda_expert_fp8",
+            "test_cuda_expert_gemm", "test_cuda_expert_mxfp8", "test_cuda_experts", "test_cuda_projection",
+            "test_cuda_projection_stores", "test_cuda_router", "test_cuda_sampling"]
 # Sanitizer -> programs; tests/conftest.py begins to build them when the run begins.
 PROGRAMS = {
-    "address,undefined": ["fuzz_checkpoint", *HOSTILE_FILE_TESTS, *EMULATED, "test_cuda_expert_fp8",
-                          "test_cuda_projection", "test_cuda_draft_rounds"],
+    "address,undefined": ["fuzz_checkpoint", *HOSTILE_FILE_TESTS, *EMULATED, "test_cuda_draft_rounds"],
     "thread": [*PARALLEL_TESTS, *EMULATED, "test_cuda_rounds"],
 }
 
@@ -112,6 +112,11 @@ def test_cuda_kernels_under_tsan(tsan_programs):
              ("test_cuda_edges", "a signal that does not come ends all blocks with one report"),
              ("test_cuda_expert_gemm", "with a residual the sums are added and rounded once"),
              ("test_cuda_experts", "partial sums that do not fit at once follow in passes, same bits"),
+             ("test_cuda_expert_fp8", "every E2M1 code is exact at every ratio of two neighbouring scales, up to 2^11"),
+             ("test_cuda_expert_fp8", "rows are rounded to the nearest codes of their scale; a row of zeros stays one"),
+             ("test_cuda_expert_mxfp8", "a token's results have the same bits alone, in any batch and schedule"),
+             ("test_cuda_projection", "the schedule of a projection does not change a bit"),
+             ("test_cuda_projection", "a fused norm multiplies rows that were rounded once"),
              ("test_cuda_projection_stores", "gate and up become columns of a gated MLP"),
              ("test_cuda_projection_stores", "the best column is the lowest of the largest, for any number of blocks")]
     commands = [tsan_command(tsan_programs / program, case) for program, case in clean]
