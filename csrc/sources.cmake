@@ -133,6 +133,7 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/cuda/draft_image.cpp
   csrc/cuda/draft_layout.cpp
   csrc/cuda/draft_operands.cpp
+  csrc/cuda/edge_relay_check.cpp
   csrc/cuda/executor.cpp
   csrc/cuda/executor_rounds.cpp
   csrc/cuda/expert_mlp_check.cpp
@@ -149,10 +150,13 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/cuda/trace_buffer.cpp
   csrc/kbench/attention_reference.cpp
   csrc/kbench/cold_walk.cpp
+  csrc/kbench/counter_relay.cpp
   csrc/kbench/cpu_attention.cpp
+  csrc/kbench/cpu_edges.cpp
   csrc/kbench/costs.cpp
   csrc/kbench/cpu_gemm.cpp
   csrc/kbench/cuda_attention.cpp
+  csrc/kbench/cuda_edges.cpp
   csrc/kbench/cuda_experts.cpp
   csrc/kbench/cuda_gemm.cpp
   csrc/kbench/cuda_router.cpp
@@ -189,6 +193,7 @@ set(MIMO_RT_CUDA_SOURCES
   csrc/cuda/attention.cu
   csrc/cuda/bench_device.cu
   csrc/cuda/cuda_devices.cu
+  csrc/cuda/edge_relay.cu
   csrc/cuda/expert_fp8.cu
   csrc/cuda/expert_gemm.cu
   csrc/cuda/expert_mlp.cu

@@ -8,6 +8,7 @@
 
 #include "cuda/attention.h"
 #include "cuda/cuda_memory.cuh"
+#include "cuda/edge_relay.h"
 #include "cuda/expert_fp8.h"
 #include "cuda/expert_gemm.h"
 #include "cuda/expert_mlp.h"
@@ -60,7 +61,7 @@ class Event {
 class CudaBenchDevice : public CudaMemory<BenchDevice> {
  public:
   CudaBenchDevice() : CudaMemory("KernelBench") {
-    num_blocks_ = static_cast<uint32_t>(properties().multiProcessorCount) * kReadBlocksPerSm;
+    num_blocks_ = num_multiprocessors() * kReadBlocksPerSm;
     const uint64_t step = uint64_t{num_blocks_} * kReadThreads * kReadUnroll * sizeof(uint4);
     constexpr uint64_t kLeast = uint64_t{1} << 30;
     const uint64_t wanted =
@@ -72,6 +73,9 @@ class CudaBenchDevice : public CudaMemory<BenchDevice> {
   }
 
   uint64_t read_bytes() const override { return read_bytes_; }
+  uint32_t num_multiprocessors() const override {
+    return static_cast<uint32_t>(properties().multiProcessorCount);
+  }
   void check_mxfp8() const override { check_block_scaled("KernelBench.open"); }
 
   void launch(const ExpertGateUpParams& params) override { launch_expert_gate_up(params); }
@@ -91,6 +95,9 @@ class CudaBenchDevice : public CudaMemory<BenchDevice> {
   void launch(const RouterLogitsParams& params) override { launch_router_logits(params); }
   void launch(const SelectExpertsParams& params) override { launch_select_experts(params); }
   void launch(const SampleParams& params) override { launch_sample(params); }
+  void launch(const EdgeRelayParams& params, uint32_t num_blocks) override {
+    launch_edge_relay(params, {.stream = nullptr, .num_blocks = num_blocks});
+  }
 
   // A read takes longer than the host needs for the launch behind it: the kernel never waits for
   // the host.

@@ -10,6 +10,7 @@
 
 #include "cuda/attention_params.h"
 #include "cuda/device_memory.h"
+#include "cuda/edge_relay_params.h"
 #include "cuda/expert_gemm_params.h"
 #include "cuda/expert_mlp_params.h"
 #include "cuda/expert_mxfp8_params.h"
@@ -24,6 +25,7 @@ class BenchDevice : public DeviceMemory {
   /// What a plain read goes through: several times the L2 cache, which it leaves without anything
   /// of the kernel that follows.
   virtual uint64_t read_bytes() const = 0;
+  virtual uint32_t num_multiprocessors() const = 0;
 
   virtual void launch(const ExpertGateUpParams& params) = 0;
   virtual void launch(const ExpertDownParams& params) = 0;
@@ -38,6 +40,7 @@ class BenchDevice : public DeviceMemory {
   virtual void launch(const RouterLogitsParams& params) = 0;
   virtual void launch(const SelectExpertsParams& params) = 0;
   virtual void launch(const SampleParams& params) = 0;
+  virtual void launch(const EdgeRelayParams& params, uint32_t num_blocks) = 0;
 
   /// Before memory is filled for the kernels with MXFP8 activations, which few devices have.
   /// @throws Error{unavailable}

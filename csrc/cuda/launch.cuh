@@ -75,4 +75,26 @@ void launch_kernel(void (*function)(Params), const Params& params, uint32_t num_
   last_launch.note(kernel);
 }
 
+/// The same for blocks that wait for each other: CUDA refuses what is not resident at the same time.
+/// The caller looks at the status.
+template <typename Params>
+[[nodiscard]] cudaError_t launch_cooperative_kernel(void (*function)(Params), const Params& params, uint32_t num_blocks,
+                               uint32_t num_threads, uint32_t shared_bytes, cudaStream_t stream,
+                               const KernelCall& kernel) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeCooperative;
+  attribute.val.cooperative = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(num_blocks);
+  config.blockDim = dim3(num_threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  const cudaError_t status = cudaLaunchKernelEx(&config, function, params);
+  if (status == cudaSuccess) last_launch.note(kernel);
+  else (void)cudaGetLastError();  // else the next call would find it
+  return status;
+}
+
 }  // namespace mimo_rt::cuda

@@ -32,21 +32,11 @@ void PersistentKernel::launch(const PersistentParams& params, const LaunchOption
   const KernelCall call{"cuda.persistent", concat("num_blocks ", options.num_blocks,
                                                   ", num_epochs ", params.num_epochs)};
   check_resident(options.num_blocks, max_blocks_, num_sms_);
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeCooperative;
-  attribute.val.cooperative = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(options.num_blocks);
-  config.blockDim = dim3(kPersistentThreads);
-  config.dynamicSmemBytes = sizeof(PersistentShared);
-  config.stream = options.stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  const cudaError_t status = cudaLaunchKernelEx(&config, persistent_kernel, params);
-  if (status != cudaSuccess) (void)cudaGetLastError();  // else the next call would find it
+  const cudaError_t status =
+      launch_cooperative_kernel(persistent_kernel, params, options.num_blocks, kPersistentThreads,
+                                sizeof(PersistentShared), options.stream, call);
   check_room(status, options.num_blocks);
   check_cuda(status, "cudaLaunchKernelEx", call);
-  last_launch.note(call);
 }
 
 }  // namespace mimo_rt::cuda

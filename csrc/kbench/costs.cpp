@@ -9,9 +9,9 @@
 #include <numeric>
 #include <vector>
 
-#include "cpu/counters.h"
 #include "cpu/dispatch.h"
 #include "cpu/worker_pool.h"
+#include "kbench/counter_relay.h"
 #include "kbench/cpu_subjects.h"
 #include "kbench/random_rows.h"
 #include "weights/arena.h"
@@ -24,7 +24,7 @@ using namespace kbench;
 constexpr uint32_t kNumCalls = 9;
 constexpr uint32_t kRows = 4096, kColumns = 2048;
 constexpr uint64_t kLeastRotation = uint64_t{8} << 20;
-constexpr uint32_t kNumEdges = 4000;
+constexpr uint32_t kNumEdges = 8192;  // more than workers, of which a plan has at most 4096
 
 /// The first quartile: what a piece costs when nothing interferes, but no lucky shot.
 double typical(std::vector<double> values) {
@@ -172,24 +172,9 @@ class CostMeter {
 
   /// Some workers signal, then all wait for them, again and again.
   double edge_ns(uint32_t num_signallers) {
+    CounterRelay relay(pool_, {kNumEdges, num_signallers, true});
     std::vector<double> samples;
-    for (uint32_t i = 0; i < kNumCalls; ++i) {
-      cpu::Counters counters(2);
-      cpu::WaitMonitor monitor(pool_.num_workers(), 10'000, pool_.is_oversubscribed() ? 0 : cpu::WaitMonitor::kSpinNs);
-      double begin = 0.0, end = 0.0;
-      const auto body = [&](uint32_t worker) {
-        for (uint32_t edge = 0; edge < kNumEdges; ++edge) {
-          if (worker == 0 && edge == 1) begin = now_ns();  // when all are there
-          const uint32_t counter = edge % 2;
-          if (worker < num_signallers) counters.signal(counter);
-          const uint64_t expected = uint64_t{edge / 2 + 1} * num_signallers;
-          if (!monitor.wait(counters, {worker, edge, counter, expected, nullptr, nullptr})) return;
-        }
-        if (worker == 0) end = now_ns();
-      };
-      OnAll(body).run(pool_);
-      samples.push_back((end - begin) / (kNumEdges - 1));
-    }
+    for (uint32_t i = 0; i < kNumCalls; ++i) samples.push_back(relay.run());
     return typical(std::move(samples));
   }
 

@@ -17,6 +17,10 @@ std::unique_ptr<Subject> make_cpu_attention(const KernelCase& kernel_case,
                                             const KernelBenchOptions& options,
                                             const cpu::Kernels& kernels);
 
+/// edge_counter or edge_gather: a token that pinned threads hand around; there are no plain reads.
+/// @throws Error{invalid_argument, capacity, unavailable}
+std::unique_ptr<Subject> make_cpu_edges(const KernelCase& kernel_case);
+
 /// `options.rotation_bytes`, or what its default says.
 uint64_t rotation_bytes(const KernelBenchOptions& options);
 

@@ -40,4 +40,10 @@ std::unique_ptr<Subject> make_cuda_sampling(const KernelCase& kernel_case,
                                             const KernelBenchOptions& options,
                                             std::unique_ptr<cuda::BenchDevice> device);
 
+/// edge_same_worker, edge_tag, edge_counter or edge_gather: a token that blocks hand around.
+/// @throws Error{invalid_argument, capacity, out_of_memory}
+std::unique_ptr<Subject> make_cuda_edges(const KernelCase& kernel_case,
+                                         const KernelBenchOptions& options,
+                                         std::unique_ptr<cuda::BenchDevice> device);
+
 }  // namespace mimo_rt::kbench

@@ -28,8 +28,10 @@ std::unique_ptr<Subject> make_cpu_subject(const KernelCase& c, const KernelBench
   MIMO_RT_CHECK(!options.is_hot, invalid_argument, kWhere, "is_hot: expected gemm, got '", c.kernel,
                 "'");
   if (c.kernel == "attention") return make_cpu_attention(c, options, kernels);
-  fail(ErrorCode::unavailable, kWhere, "kernel: expected gemm or attention on '", backend,
-       "', got '", c.kernel, "'");
+  if (c.kernel == "edge_counter" || c.kernel == "edge_gather") return make_cpu_edges(c);
+  fail(ErrorCode::unavailable, kWhere,
+       "kernel: expected gemm, attention, edge_counter or edge_gather on '", backend, "', got '",
+       c.kernel, "'");
 }
 
 struct CudaKernel {
@@ -53,6 +55,10 @@ constexpr CudaKernel kCudaKernels[] = {
     {"sample_best", make_cuda_sampling},
     {"sample", make_cuda_sampling},
     {"sample_filtered", make_cuda_sampling},
+    {"edge_same_worker", make_cuda_edges},
+    {"edge_tag", make_cuda_edges},
+    {"edge_counter", make_cuda_edges},
+    {"edge_gather", make_cuda_edges},
 };
 
 std::unique_ptr<Subject> make_cuda_subject(const KernelCase& c, const KernelBenchOptions& options,

@@ -25,7 +25,10 @@ void bind_kernel_bench(py::module_& m) {
       .def_readwrite("num_keys", &KernelCase::num_keys)
       .def_readwrite("window_tokens", &KernelCase::window_tokens)
       .def_readwrite("split_keys", &KernelCase::split_keys)
-      .def_readwrite("vocab_size", &KernelCase::vocab_size);
+      .def_readwrite("vocab_size", &KernelCase::vocab_size)
+      .def_readwrite("num_workers", &KernelCase::num_workers)
+      .def_readwrite("num_hops", &KernelCase::num_hops)
+      .def_readwrite("num_signallers", &KernelCase::num_signallers);
   py::class_<KernelBenchOptions>(m, "KernelBenchOptions", "Where a kernel runs; fields as in mimo_rt/kernel_bench.h.")
       .def(py::init(&from_kwargs<KernelBenchOptions>))
       .def_readwrite("backend", &KernelBenchOptions::backend)
@@ -37,7 +40,8 @@ void bind_kernel_bench(py::module_& m) {
       .def_readonly("bytes", &KernelWork::bytes)
       .def_readonly("flops", &KernelWork::flops)
       .def_readonly("read_bytes", &KernelWork::read_bytes)
-      .def_readonly("num_active_experts", &KernelWork::num_active_experts);
+      .def_readonly("num_active_experts", &KernelWork::num_active_experts)
+      .def_readonly("num_hops", &KernelWork::num_hops);
   py::class_<KernelTimes>(m, "KernelTimes", "Seconds of calls and of the plain reads between them.")
       .def_readonly("call_s", &KernelTimes::call_s)
       .def_readonly("read_s", &KernelTimes::read_s);

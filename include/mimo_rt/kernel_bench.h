@@ -12,14 +12,16 @@ namespace mimo_rt {
 
 /// What is measured. Fields that the kernel does not have stay 0.
 struct KernelCase {
-  /// "gemm", "attention"; on "cuda" also "expert_gate_up", "expert_down" (up to 64 tokens),
+  /// "gemm", "attention"; edges between tasks, timed by a token that workers hand around:
+  /// "edge_counter" (each signals the next), "edge_gather" (many signal, all wait); on "cuda" also
+  /// "edge_same_worker", "edge_tag", "expert_gate_up", "expert_down" (up to 64 tokens),
   /// "expert_gate_up_gemm", "expert_down_gemm" (many), "expert_gate_up_fp8", "expert_down_fp8"
   /// (activations rounded to E4M3), "expert_gate_up_mxfp8", "expert_down_mxfp8" (many; to MXFP8, for
   /// sm_100 in a build with CUTLASS), "router_logits", "select_experts", "sample_best" (temperature 0),
   /// "sample" (temperature 1), "sample_filtered" (temperature 0.8, top-k 50, top-p 0.95)
   std::string kernel;
   /// Of the weights: "mxfp4", "fp8_e4m3", "bf16", "f32"; of keys and values: "bf16"; of logits:
-  /// "f32".
+  /// "f32"; of edges: "u32".
   std::string format;
   uint32_t num_tokens = 1;
   uint32_t rows = 0, k = 0;                           ///< gemm
@@ -33,6 +35,9 @@ struct KernelCase {
   uint32_t window_tokens = 0;
   uint32_t split_keys = 0;     ///< on "cuda": keys that one block goes through, a multiple of 64
   uint32_t vocab_size = 0;     ///< sampling
+  // Edges. 0 workers: all multiprocessors or usable cores; 0 hops: some thousands; 0 signallers: all
+  // workers for edge_gather, else 1.
+  uint32_t num_workers = 0, num_hops = 0, num_signallers = 0;
 };
 
 struct KernelBenchOptions {
@@ -53,15 +58,16 @@ struct KernelWork {
   double flops = 0;       ///< 2 per multiply-add
   double read_bytes = 0;  ///< of the plain read that every call takes turns with
   uint32_t num_active_experts = 0;
+  uint32_t num_hops = 0;  ///< of an edge that are timed; 0: no edge
 };
 
 struct KernelTimes {
   std::vector<double> call_s;  ///< one call
-  std::vector<double> read_s;  ///< one plain read, just before it
+  std::vector<double> read_s;  ///< one plain read, just before it; empty for edges on a CPU
 };
 
 /// Owns all buffers; nothing is allocated between two calls. One thread at a time. A CPU kernel runs
-/// on the caller's thread.
+/// on the caller's thread, an edge on pinned threads of its own.
 class MIMO_RT_API KernelBench {
  public:
   /// @throws Error{invalid_argument, unsupported_shape} that names the field; Error{unavailable}

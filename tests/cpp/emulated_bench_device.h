@@ -6,6 +6,7 @@
 #include "cuda/bench_device.h"
 #include "cuda/attention.h"
 #include "cuda/device/tasks/attention_kernels.cuh"
+#include "cuda/device/tasks/edge_relay.cuh"
 #include "cuda/device/tasks/expert_fp8_kernels.cuh"
 #include "cuda/device/tasks/expert_gemm_kernels.cuh"
 #include "cuda/device/tasks/expert_kernels.cuh"
@@ -13,6 +14,7 @@
 #include "cuda/device/tasks/projection_kernels.cuh"
 #include "cuda/device/tasks/router_kernels.cuh"
 #include "cuda/device/tasks/sampling_kernels.cuh"
+#include "cuda/edge_relay.h"
 #include "cuda/expert_fp8.h"
 #include "cuda/expert_gemm.h"
 #include "cuda/expert_mlp.h"
@@ -40,6 +42,7 @@ class EmulatedBenchDevice : public HostDeviceMemory<cuda::BenchDevice> {
     (void)cuda::accept_kernel;
   }
   uint64_t read_bytes() const override { return 1000; }
+  uint32_t num_multiprocessors() const override { return 3; }
   void check_mxfp8() const override {}
 
   void launch(const cuda::ExpertGateUpParams& params) override {
@@ -111,6 +114,10 @@ class EmulatedBenchDevice : public HostDeviceMemory<cuda::BenchDevice> {
     if (params.rules.temperature != 0.0f)
       run(cuda::sample_weigh_kernel, params, sizeof(cuda::SliceShared), kComputeThreads);
     run(cuda::sample_draw_kernel, params, sizeof(cuda::DrawShared), kComputeThreads);
+  }
+  void launch(const cuda::EdgeRelayParams& params, uint32_t num_blocks) override {
+    cuda::check_edge_relay(params, num_blocks);
+    run(cuda::edge_relay_kernel, params, sizeof(cuda::RelayShared), cuda::kRelayThreads, num_blocks);
   }
 
   KernelTimes time(uint32_t num_calls, const std::function<void(uint32_t)>& call) override {

@@ -28,6 +28,7 @@ MAX_SHARED_BYTES = 227 * 1024  # dynamic, compute capability 9.0 and 10.0
 KERNELS = {
     "csrc/cuda/attention.cu": {"attention_kernel", "attention_combine_kernel"},
     "csrc/cuda/bench_device.cu": {"read_kernel"},
+    "csrc/cuda/edge_relay.cu": {"edge_relay_kernel"},
     "csrc/cuda/expert_fp8.cu": {"expert_round_x_kernel", "expert_round_act_kernel", "expert_gate_up_fp8_kernel",
                                 "expert_down_fp8_kernel"},
     "csrc/cuda/expert_gemm.cu": {"expert_pack_x_kernel", "expert_pack_act_kernel", "expert_gate_up_gemm_kernel",
@@ -214,5 +215,5 @@ def test_the_emulation_has_every_wrapper():
 
 def test_every_kernel_source_is_listed():
     with_kernels = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / "cuda").rglob("*.cu")
-                    if re.search(r"launch_kernel\(|cudaLaunchKernelEx\(|<<<", path.read_text())}
+                    if re.search(r"launch_(cooperative_)?kernel\(|<<<", path.read_text())}
     assert with_kernels == set(KERNELS) | {"csrc/cuda/gemm/block_scaled_sm100.cu"}  # test_cutlass.py has it

@@ -72,9 +72,10 @@ def test_a_rank_has_an_eighth_of_every_sharded_matrix():
 
 
 def test_names_are_unique_and_every_case_is_accepted_by_the_core():
-    assert len({s.name for s in SHAPES}) == len(SHAPES) and len(MODELS) == 4
+    assert len({s.name for s in SHAPES}) == len(SHAPES) and len(MODELS) == 5
     for shape in SHAPES:
         assert shape.is_on("cuda") or shape.format == "f32"
+        assert shape.is_edge == (shape.format == "u32") == (shape.model == "edges")
         for backend in filter(shape.is_on, ("cpu-generic", "cuda")):
             case = _C.KernelCase(**shape.kernel_case(backend, shape.tokens(backend)[0]))
             assert case.format == shape.format
@@ -84,6 +85,10 @@ def test_names_are_unique_and_every_case_is_accepted_by_the_core():
 def test_choosing_shapes():
     assert {s.op for s in choose(["mxfp4"], "flash") if s.fields} == {"expert_gate_up", "expert_down"}
     assert [s.name for s in choose([], "pro/qkv")] == ["pro/qkv"]
+    assert [s.name for s in choose(["edges"], "pro-r8")] == [
+        "edges/same_worker", "edges/tag", "edges/counter", "edges/gather"]
+    assert {s.name for s in choose(["edges", "qkv"], "pro")} > {"edges/tag", "pro/qkv"}
+    assert [s.op for s in choose([], "edges/tag")] == ["tag"]
     assert choose(["bf16"], "48x96")[0].kernel_case("cpu-avx2", 3) == {
         "kernel": "gemm", "format": "bf16", "num_tokens": 3, "rows": 48, "k": 96}
     for kernels, shape, needle in (([], "64x64", "name the formats"), (["qkv"], "64x64", "formats"),
@@ -146,6 +151,25 @@ def test_every_kind_of_kernel_runs_at_a_real_shape(capsys):
     assert [line["kernel_name"] for line in lines_of(capsys)] == ["gemm", "gemm", "attention"]
 
 
+def test_edges_are_timed_by_their_hops(capsys):
+    if _C.num_usable_cores() < 2:
+        pytest.skip("one core")
+    arguments = ["kbench", "edges", "--workers", "2", "--seconds", "0.01"]
+    assert cli_main([*arguments, "--json"]) == 0
+    lines = lines_of(capsys)  # a CPU has these two
+    assert [line["case"] for line in lines] == ["edges/counter/u32/t1", "edges/gather/u32/t1"]
+    for line in lines:
+        assert line["correct"] and line["num_workers"] == 2 and line["measured"]["num_hops"] == 4096
+        assert line["num_hops"] == 4096 - 3 and line["n"] >= 5
+        assert line["ns_per_hop"] == pytest.approx(1e3 * line["median_us"] / line["num_hops"], rel=0.01)
+        assert "gbs" not in line and "bandwidth_fraction" not in line and "tokens_per_s" not in line
+    assert cli_main(shlex.split(lines[1]["repeat"])[1:]) == 0
+    assert lines_of(capsys)[0]["case"] == lines[1]["case"]
+    assert cli_main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "ns per hop" in out and "right" in out and "GB/s" not in out.replace("GB/s measured", "")
+
+
 def test_a_kernel_that_is_not_there_is_skipped_unless_it_was_asked_for(capsys, monkeypatch):
     def measure(shape, *args, **more):
         if shape.op == "expert_down":
@@ -171,7 +195,7 @@ class WrongBench:
     def open(cls, kernel_case, options):
         bench = cls()
         bench.measured, bench.backend, bench.device = kernel_case, options.backend, ""
-        bench.work = type("Work", (), {"num_active_experts": 0})
+        bench.work = type("Work", (), {"num_active_experts": 0, "num_hops": 0})
         bench.relative_error = 0.0
         return bench
 
@@ -281,7 +305,10 @@ def test_a_gpu_that_is_not_there(capsys):
     (["--seconds", "0"], "--seconds"), (["--shape", "x"], "--shape"),
     (["nonsense"], "got 'nonsense'"), (["attention_full", "--hot"], "has no hot kernel"),
     (["sample"], "has no kernel for pro-r8/sample"),
-    (["--device", "tpu"], "device"),
+    (["--device", "tpu"], "device"), (["edges", "--hot"], "has no hot kernel"),
+    (["edges", "--workers", "1"], "num_workers: expected at least 2"), (["edges", "--workers", "0"], "--workers"),
+    (["edges", "qkv", "--workers", "2"], "expected edges alone"),
+    (["tag", "--shape", "edges"], "has no kernel for edges/tag"),
 ])
 def test_wrong_values(capsys, arguments, needle):
     assert cli_main(["kbench", *arguments]) == 1

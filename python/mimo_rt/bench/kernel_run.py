@@ -25,7 +25,8 @@ class KernelResult:
         error_over_bound: largest error of the checked results over its bound; above 1 is wrong.
         relative_error: root mean square of the errors over that of the values; 0: not measured.
         measurement: None for a wrong result, which is not timed.
-        read_gbs: the best of the plain reads between the calls.
+        read_gbs: the best of the plain reads between the calls; 0: there are none.
+        num_hops: timed hops of a call, for an edge; else 0.
         baseline_s: times of the baseline; empty without one.
         baseline_note: what was left out of the baseline, and why.
     """
@@ -45,6 +46,7 @@ class KernelResult:
     num_active_experts: int = 0
     relative_error: float = 0.0
     baseline_note: str = ""
+    num_hops: int = 0
 
     @property
     def is_correct(self) -> bool:
@@ -61,7 +63,9 @@ class KernelResult:
         """One JSON line. An infinite error is null."""
         is_finite = math.isfinite(self.error_over_bound)
         line: dict[str, Any] = {"case": self.case}
-        if self.measurement is not None:
+        if self.num_hops and self.measurement is not None:
+            line |= self._edge_record(self.measurement)
+        elif self.measurement is not None:
             line |= self.measurement.record(Roofs(self.read_gbs))
             line["read_gbs"] = line["bandwidth_gbs"] = round(self.read_gbs, 3)
         line |= {
@@ -78,6 +82,8 @@ class KernelResult:
             "clock": "device" if self.backend == "cuda" else "wall",
             "num_workers": None if self.backend == "cuda" else 1,
         }
+        if self.num_hops:
+            line["num_workers"] = self.measured.num_workers
         if self.relative_error and math.isfinite(self.relative_error):
             line["relative_error"] = float(f"{self.relative_error:.4g}")
         if self.num_active_experts:
@@ -95,6 +101,18 @@ class KernelResult:
             line["baseline_note"] = self.baseline_note
         return line
 
+    def _edge_record(self, measurement: Measurement) -> dict[str, Any]:
+        """An edge moves next to no bytes: only its time counts."""
+        low, high = measurement.quantiles_s()
+        return {
+            "median_us": round(measurement.median_s * 1e6, 2),
+            "p10_us": round(low * 1e6, 2),
+            "p90_us": round(high * 1e6, 2),
+            "n": len(measurement.times_s),
+            "num_hops": self.num_hops,
+            "ns_per_hop": round(measurement.median_s * 1e9 / self.num_hops, 2),
+        }
+
 
 def measure_kernel(
     shape: Shape, num_tokens: int, options: Any, seconds: float, *, with_baseline: bool = True
@@ -109,7 +127,8 @@ def measure_kernel(
     facts = {"case": case, "shape": shape, "measured": bench.measured, "backend": bench.backend,
              "device": bench.device, "error_over_bound": bench.worst_error(), "cache": cache,
              "relative_error": bench.relative_error, "activations": options.activations,
-             "num_active_experts": bench.work.num_active_experts}
+             "num_active_experts": bench.work.num_active_experts,
+             "num_hops": bench.work.num_hops}
     if not facts["error_over_bound"] <= 1:
         return KernelResult(**facts)
     baseline = None
@@ -120,7 +139,7 @@ def measure_kernel(
     return KernelResult(
         **facts,
         measurement=Measurement(case, tuple(calls), num_tokens, work.bytes, work.flops),
-        read_gbs=work.read_bytes / min(reads) / 1e9,
+        read_gbs=work.read_bytes / min(reads) / 1e9 if reads else 0.0,
         baseline=baseline.name if baseline else "",
         baseline_s=tuple(others),
         baseline_note=baseline.note if baseline else "",
@@ -135,7 +154,7 @@ def _take_turns(
     num_calls = _calls_per_turn(first.call_s[1])
     num_others = _calls_per_turn(baseline.run(2)[1]) if baseline else 0
     calls: list[float] = []
-    reads: list[float] = [first.read_s[1]]
+    reads: list[float] = first.read_s[1:]
     others: list[float] = []
     deadline = time.monotonic() + (2 * seconds if baseline else seconds)
     while len(calls) < MIN_SAMPLES or time.monotonic() < deadline and len(calls) < _MAX_SAMPLES:

@@ -1,7 +1,7 @@
 """The shapes that ``mimo-rt kbench`` measures: matrices and attention of published models.
 
 ``pro`` is MiMo-V2.5-Pro on one device, ``pro-r8`` the slice of one rank of eight (expert width 256),
-``flash`` MiMo-V2-Flash, ``gpt-oss-120b`` the experts of that model.
+``flash`` MiMo-V2-Flash, ``gpt-oss-120b`` the experts of that model, ``edges`` those between tasks.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ CUDA_TOKENS = (1, 2, 4, 8, 16, 32, 64)
 _STEP_TOKENS = (1, 8)  # where more tokens are more of the same
 _GEMM_TOKENS = (128, 512, 2048)
 _FP8_TOKENS = (8, 64)
+_EDGES = "edges"
+_CPU_EDGES = ("counter", "gather")
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Shape:
     """One operation of one model.
 
     Attributes:
-        fields: those of ``KernelCase`` for a gemm or an attention kernel; empty: not on a CPU.
+        fields: those of ``KernelCase`` for a gemm or an attention kernel; empty: not on a CPU. Of
+            an edge: the number of workers, if not all.
         cuda: all of ``KernelCase`` for a kernel that a GPU has instead, its name included.
     """
 
@@ -42,15 +45,23 @@ class Shape:
     def is_attention(self) -> bool:
         return "num_keys" in self.fields
 
+    @property
+    def is_edge(self) -> bool:
+        return self.model == _EDGES
+
     def kernel_case(self, backend: str, num_tokens: int) -> dict[str, Any]:
         """Fields of ``KernelCase``: a CPU multiplies one expert, a GPU all active ones."""
         common = {"format": self.format, "num_tokens": num_tokens}
+        if self.is_edge:
+            return {"kernel": f"edge_{self.op}", **common, **self.fields}
         if self.cuda and backend == "cuda":
             return {**common, **self.cuda}
         return {"kernel": "attention" if self.is_attention else "gemm", **common, **self.fields}
 
     def is_on(self, backend: str) -> bool:
         """Whether the backend has a kernel for it."""
+        if self.is_edge:
+            return backend == "cuda" or self.op in _CPU_EDGES
         if backend != "cuda":
             return bool(self.fields)
         return bool(self.cuda) or self.format in ("fp8_e4m3", "bf16")
@@ -61,6 +72,8 @@ class Shape:
 
     def tokens(self, backend: str) -> tuple[int, ...]:
         """How many tokens are usual."""
+        if self.is_edge:
+            return (1,)
         if self.op.endswith(("_gemm", "_mxfp8")):
             return _GEMM_TOKENS
         if self.op.endswith("_fp8"):
@@ -141,13 +154,14 @@ SHAPES: tuple[Shape, ...] = (
     *_replicated("flash", 256, 8, 4096, 152576),
     *_attention("flash", (64, 8), (64, 4)),
     *_experts("gpt-oss-120b", 128, 4, 2880, 2880),
+    *(Shape(_EDGES, op, "u32") for op in ("same_worker", "tag", *_CPU_EDGES)),
 )
 MODELS = tuple(dict.fromkeys(shape.model for shape in SHAPES))
 OPS = tuple(dict.fromkeys(shape.op for shape in SHAPES))
 
 
 def choose(kernels: Sequence[str], shape: str) -> list[Shape]:
-    """Shapes whose op or format is one of ``kernels`` (none: all of them).
+    """Shapes whose op or format is one of ``kernels`` (none: all of them); for "edges" all edges.
 
     Args:
         shape: a model, MODEL/OP, or ROWSxK for matrices of the formats in ``kernels``.
@@ -155,6 +169,10 @@ def choose(kernels: Sequence[str], shape: str) -> list[Shape]:
     Raises:
         ValueError: nothing of that name.
     """
+    if _EDGES in kernels:
+        edges = [s for s in SHAPES if s.is_edge]
+        others = [name for name in kernels if name != _EDGES]
+        return edges + (choose(others, shape) if others else [])
     if size := re.fullmatch(r"(\d{1,7})x(\d{1,7})", shape):
         if not kernels or set(kernels) - set(FORMATS):
             raise ValueError(f"--shape {shape}: name the formats as well, of {', '.join(FORMATS)}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..bench.compare import TOLERANCE, read_records
 from ..bench.kernel_run import KernelResult, measure_kernel
 from ..bench.kernel_shapes import FORMATS, MODELS, OPS, Shape, choose
 from ..errors import UnavailableError
+from ..value_checks import as_int
 from ._bench_files import run_compare
 from ._machine import machine_record
 from ._output import format_table, note, print_json
@@ -25,18 +27,23 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
         "kbench", parents=[common], help="measure single kernels", allow_abbrev=False,
         description="Times single kernels on random data outside the caches, beside a plain read "
         "of the same memory and beside PyTorch where it is installed (MXFP4 experts on a GPU: also "
-        "beside Triton, whichever is faster). Results are compared with float64 first: a wrong "
-        "one is not timed and makes the exit code 1. CPU kernels run on one thread. "
+        "beside Triton, whichever is faster). 'edges' hands a token from worker to worker: a hop "
+        "is what an edge between tasks costs. Results are compared with float64 first: a wrong "
+        "one is not timed and makes the exit code 1. CPU kernels run on one thread, edges on all. "
         "'mimo-rt kbench compare A.jsonl B.jsonl' judges two files of --json lines; exit code 1 "
         "when a case is SLOWER or wrong.",
     )
     parser.add_argument("kernels", nargs="*", metavar="KERNEL",
-                        help=f"of {', '.join((*OPS, *FORMATS))} (default: all of the shape)")
+                        help=f"edges, or of {', '.join((*OPS, *FORMATS))} (default: all of the "
+                        "shape)")
     parser.add_argument("--shape", metavar="NAME", default=_DEFAULT_SHAPE,
                         help=f"{', '.join(MODELS)}, MODEL/OP, or ROWSxK for formats "
                         f"(default {_DEFAULT_SHAPE})")
     parser.add_argument("--tokens", type=_token_list, metavar="LIST",
                         help="e.g. 1,8,64 (default: the usual numbers of the backend)")
+    parser.add_argument("--workers", type=int, metavar="N",
+                        help="of edges: blocks or threads that hand the token around (default: "
+                        "one per multiprocessor or core)")
     parser.add_argument("--device", "--backend", default="cpu", metavar="NAME",
                         help="cpu, cuda, or a CPU backend of 'mimo-rt doctor' (default cpu)")
     parser.add_argument("--seconds", type=float, default=0.3, metavar="S",
@@ -107,14 +114,24 @@ def _runnable(args: argparse.Namespace, shapes: list[Shape], backend: str) -> li
     if is_int8:
         usable = [shape for shape in usable if shape.takes_int8(backend)]
     if args.hot:
-        usable = [shape for shape in usable if backend != "cuda" and not shape.is_attention]
+        usable = [shape for shape in usable
+                  if backend != "cuda" and not shape.is_attention and not shape.is_edge]
     if not usable:
         raise ValueError(
             f"kbench: '{backend}' has no {'hot ' if args.hot else ''}"
             f"{'int8 ' if is_int8 else ''}kernel for "
             f"{', '.join(shape.name for shape in shapes)}."
         )
-    return usable
+    return [_with_workers(shape, args) for shape in usable]
+
+
+def _with_workers(shape: Shape, args: argparse.Namespace) -> Shape:
+    if args.workers is None:
+        return shape
+    num_workers = as_int("--workers", args.workers, 1, 4096, "kbench")
+    if not shape.is_edge:
+        raise ValueError(f"--workers: expected edges alone, got {shape.name} as well.")
+    return replace(shape, fields={"num_workers": num_workers})
 
 
 def _compare(args: argparse.Namespace) -> int:
@@ -140,6 +157,7 @@ def _repeat(result: KernelResult, args: argparse.Namespace) -> str:
     parts += ["--tokens", str(result.case.split("/t")[-1].split("/")[0]), "--device",
               result.backend, "--seconds", f"{args.seconds:g}"]
     parts += ["--activations", "int8"] if args.activations == "int8" else []
+    parts += ["--workers", str(args.workers)] if args.workers else []
     return shlex.join([*parts, *(["--hot"] if args.hot else []), "--json"])
 
 
@@ -151,13 +169,25 @@ def _print_results(results: list[KernelResult]) -> None:
     read = f", read {max(reads):.2f} GB/s measured" if reads else ""
     print(f"mimo_rt kbench {facts['version']} ({commit}{'+' if facts['dirty'] else ''})  "
           f"{results[0].backend}  {where}{read}  {facts['date']}")
-    print(format_table([_row(r) for r in results],
-                       ("case", "median us", "p10..p90", "n", "MB", "GB/s", "%read", "GFLOP/s",
-                        "error/bound", "rms error", "x baseline")))
+    if edges := [_edge_row(r) for r in results if r.num_hops]:
+        header = ("case", "workers", "hops", "ns per hop", "p10..p90", "n", "token")
+        print(format_table(edges, header))
+    if rows := [_row(r) for r in results if not r.num_hops]:
+        print(format_table(rows, ("case", "median us", "p10..p90", "n", "MB", "GB/s", "%read",
+                                  "GFLOP/s", "error/bound", "rms error", "x baseline")))
     if names := sorted({r.baseline for r in results if r.baseline}):
         print(f"baseline: {'; '.join(names)} (linear and bmm: of weights dequantised beforehand)")
     for text in sorted({r.baseline_note for r in results if r.baseline_note}):
         print(f"baseline: {text}")
+
+
+def _edge_row(result: KernelResult) -> tuple[str, ...]:
+    facts = (result.case, str(result.measured.num_workers), str(result.num_hops))
+    m = result.measurement
+    if m is None:
+        return (*facts, "-", "-", "-", "WRONG")
+    median, low, high = (1e9 * s / result.num_hops for s in (m.median_s, *m.quantiles_s()))
+    return (*facts, f"{median:.1f}", f"{low:.1f}..{high:.1f}", str(len(m.times_s)), "right")
 
 
 def _row(result: KernelResult) -> tuple[str, ...]:

@@ -1,0 +1,217 @@
+// The edges of `mimo-rt kbench edges`: the token comes through every hop in every schedule, launch
+// after launch; a relay with something wrong is not timed; what cannot be measured is refused. The
+// GPU's relay is its own source under emulation.
+#include "emulated_bench_device.h"
+#include "kbench/counter_relay.h"
+#include "kbench/cpu_subjects.h"
+#include "kbench/cuda_subjects.h"
+
+#include <mimo_rt/device.h>
+
+#include <cmath>
+#include <numeric>
+
+using namespace mimo_rt;
+using namespace fixture;
+using cuda::RelayEdge;
+
+namespace {
+
+constexpr const char* kEdges[] = {"edge_same_worker", "edge_tag", "edge_counter", "edge_gather"};
+
+KernelCase edge(const char* kernel, uint32_t num_workers, uint32_t num_hops = 7) {
+  KernelCase c;
+  c.kernel = kernel;
+  c.format = "u32";
+  c.num_workers = num_workers;
+  c.num_hops = num_hops;
+  return c;
+}
+
+std::unique_ptr<kbench::Subject> open_cuda(const KernelCase& c) {
+  return kbench::make_cuda_edges(c, {}, std::make_unique<EmulatedBenchDevice>());
+}
+
+/// Memory of a relay by itself.
+struct Relay {
+  static constexpr uint32_t kBlocks = 3;
+
+  Relay() { std::iota(token.begin(), token.begin() + cuda::kRelayThreads, 0u); }
+
+  /// The error of the emulation, or what is wrong with the token.
+  std::string run(RelayEdge edge, uint32_t num_hops, uint64_t seed,
+                  emulation::Skip skip = emulation::Skip::none, uint32_t skip_ordinal = 0) {
+    cuda::EdgeRelayParams p;
+    p.edge = edge;
+    p.first_hop = num_done;
+    p.num_hops = num_hops;
+    p.num_signallers = edge == RelayEdge::gather ? 2 : 1;
+    p.token = token.data();
+    p.words = words.data();
+    p.counter = &counter;
+    p.watchdog = {&stop, &report, 300'000};
+    cuda::check_edge_relay(p, kBlocks);
+    emulation::LaunchOptions options =
+        options_of({.num_blocks = kBlocks, .seed = seed}, cuda::kRelayThreads, sizeof(cuda::RelayShared));
+    options.skip = skip;
+    options.skip_ordinal = skip_ordinal;
+    const std::string error = emulation::launch(options, cuda::edge_relay_kernel, p).error;
+    num_done += num_hops;
+    if (!error.empty()) return error;
+    if (stop != cuda::kRunning) return "hang";
+    for (uint32_t i = 0; i < cuda::kRelayThreads; ++i) {
+      const uint32_t from = (i + 32 * num_done) % cuda::kRelayThreads;
+      if (token[num_done % 2 * cuda::kRelayThreads + i] != from + num_done) return "wrong token";
+    }
+    return "";
+  }
+
+  std::vector<uint32_t> token = std::vector<uint32_t>(2 * cuda::kRelayThreads);
+  std::vector<uint64_t> words = std::vector<uint64_t>(2 * cuda::kRelayThreads);
+  cuda::CounterCell counter{};
+  uint32_t stop = 0, num_done = 0;
+  cuda::HangReport report{};
+};
+
+/// Does something else than it is told.
+struct BrokenDevice : EmulatedBenchDevice {
+  enum class Fault { one_hop_less, missing_signal } fault;
+  explicit BrokenDevice(Fault what) : fault(what) {}
+  void launch(const cuda::EdgeRelayParams& params, uint32_t num_blocks) override {
+    cuda::EdgeRelayParams changed = params;
+    if (fault == Fault::one_hop_less) --changed.num_hops;
+    else ++changed.first_hop;
+    changed.watchdog.deadline_ns = 300'000;
+    EmulatedBenchDevice::launch(changed, num_blocks);
+  }
+};
+
+}  // namespace
+
+TEST_CASE("the token comes through every hop, launch after launch, in every schedule") {
+  for (const RelayEdge edge : {RelayEdge::same_worker, RelayEdge::tag, RelayEdge::counter, RelayEdge::gather})
+    for (uint64_t seed = 0; seed < 6; ++seed) {
+      Relay relay;
+      for (const uint32_t num_hops : {1u, 5u, 4u}) CHECK_EQ(relay.run(edge, num_hops, seed), std::string());
+      CHECK_EQ(relay.report.is_written, 0u);
+    }
+}
+
+TEST_CASE("a hop without its barrier or its wait is found") {
+  const auto is_found = [](RelayEdge edge, emulation::Skip skip) {
+    for (uint64_t seed = 1; seed < 10; ++seed)
+      for (uint32_t ordinal = 1; ordinal < 4; ++ordinal) {
+        Relay relay;
+        if (!relay.run(edge, 6, seed, skip, ordinal).empty()) return true;
+      }
+    return false;
+  };
+  CHECK(is_found(RelayEdge::same_worker, emulation::Skip::mbarrier_wait));
+  for (const RelayEdge edge : {RelayEdge::tag, RelayEdge::counter, RelayEdge::gather})
+    CHECK(is_found(edge, emulation::Skip::named_barrier));
+}
+
+TEST_CASE("CUDA edges pass their check and are timed; of a relay that stops early they do not") {
+  for (const char* kernel : kEdges) {
+    const auto subject = open_cuda(edge(kernel, 2));
+    CHECK_EQ(subject->worst_error(), 0.0);
+    CHECK_EQ(subject->run(2).call_s.size(), 2u);
+    CHECK_EQ(subject->worst_error(), 0.0);  // goes on where the last call ended
+    CHECK_EQ(subject->work().num_hops, 7u);
+    CHECK_EQ(subject->measured().num_signallers, kernel == std::string("edge_gather") ? 2u : 1u);
+    const auto broken = kbench::make_cuda_edges(
+        edge(kernel, 2), {}, std::make_unique<BrokenDevice>(BrokenDevice::Fault::one_hop_less));
+    CHECK(std::isinf(broken->worst_error()));
+  }
+  CHECK_EQ(open_cuda(edge("edge_gather", 0))->measured().num_workers, 3u);  // all of the device
+}
+
+TEST_CASE("a signal that does not come is an error that says who waited for what") {
+  for (const char* kernel : {"edge_tag", "edge_counter", "edge_gather"}) {
+    const auto hung = kbench::make_cuda_edges(
+        edge(kernel, 2), {}, std::make_unique<BrokenDevice>(BrokenDevice::Fault::missing_signal));
+    CHECK_THROWS(timeout, "waited a second at hop", hung->worst_error());
+    CHECK_THROWS(timeout, kernel, hung->run(1));
+  }
+}
+
+TEST_CASE("counters of a CPU hand the token on; too few workers and hops are refused by name") {
+  cpu::WorkerPool pool({.num_workers = 2});
+  for (const bool all_wait : {false, true}) {
+    kbench::CounterRelay relay(pool, {.num_hops = 50, .num_signallers = all_wait ? 2u : 1u, .all_wait = all_wait});
+    CHECK(!relay.is_right());  // control: nothing was handed on yet
+    CHECK(relay.run() > 0.0);
+    CHECK(relay.is_right());
+  }
+  if (num_usable_cores() < 2) return;
+  for (const char* kernel : {"edge_counter", "edge_gather"}) {
+    const auto subject = kbench::make_cpu_edges(edge(kernel, 2, 30));
+    CHECK_EQ(subject->worst_error(), 0.0);
+    CHECK_EQ(subject->work().num_hops, 27u);
+    const KernelTimes times = subject->run(3);
+    CHECK(times.call_s.size() == 3 && times.read_s.empty() && times.call_s[0] > 0.0);
+  }
+  CHECK_THROWS(invalid_argument, "num_hops: expected at least num_workers + 2, 4, got 3",
+               kbench::make_cpu_edges(edge("edge_counter", 2, 3)));
+}
+
+TEST_CASE("edges that nobody can measure are refused by name") {
+  const auto open = [](const char* kernel, const auto& change) {
+    KernelCase c = edge(kernel, 2);
+    change(c);
+    return open_cuda(c)->work().num_hops;
+  };
+  using C = KernelCase&;
+  for (const char* kernel : {"edge_tag", "edge_counter", "edge_gather"}) {
+    CHECK_THROWS(invalid_argument, "num_workers: expected at least 2, which wait for each other, got 1",
+                 open(kernel, [](C c) { c.num_workers = 1; }));
+    CHECK_THROWS(invalid_argument, "num_workers: expected at least 2", kbench::make_cpu_edges(edge(kernel, 1)));
+  }
+  CHECK_EQ(open("edge_same_worker", [](C c) { c.num_workers = 1; }), 7u);
+  CHECK_THROWS(capacity, "num_workers: expected at most 3, got 4", open("edge_tag", [](C c) { c.num_workers = 4; }));
+  CHECK_THROWS(capacity, "num_hops: expected at most 65536", open("edge_tag", [](C c) { c.num_hops = 65537; }));
+  CHECK_THROWS(capacity, "num_signallers: expected at most 2, got 3",
+               open("edge_gather", [](C c) { c.num_signallers = 3; }));
+  CHECK_THROWS(capacity, "num_signallers: expected at most 1, got 2",
+               open("edge_counter", [](C c) { c.num_signallers = 2; }));
+  CHECK_THROWS(invalid_argument, "format: expected u32 for edge_tag, got 'bf16'",
+               open("edge_tag", [](C c) { c.format = "bf16"; }));
+}
+
+TEST_CASE("parameters of a relay are refused by name") {
+  cuda::CounterCell counter{};
+  uint32_t word = 0;
+  uint64_t tagged = 0;
+  cuda::HangReport report{};
+  cuda::EdgeRelayParams good;
+  good.num_hops = 1;
+  good.token = &word;
+  good.words = &tagged;
+  good.counter = &counter;
+  good.watchdog = {&word, &report, 1};
+  cuda::check_edge_relay(good, 2);
+  const auto refuse = [&](ErrorCode code, const char* text, const auto& change, uint32_t num_blocks = 2) {
+    cuda::EdgeRelayParams p = good;
+    change(p);
+    try {
+      cuda::check_edge_relay(p, num_blocks);
+      CHECK(false);
+    } catch (const Error& error) {
+      CHECK(error.code() == code && std::string(error.what()).find(text) != std::string::npos);
+    }
+  };
+  using P = cuda::EdgeRelayParams&;
+  using enum ErrorCode;
+  refuse(invalid_argument, "num_blocks: expected at least 2", [](P) {}, 1);
+  refuse(invalid_argument, "num_hops: expected > 0", [](P p) { p.num_hops = 0; });
+  refuse(capacity, "first_hop + num_hops", [](P p) { p.first_hop = cuda::kMaxRelayHops; });
+  refuse(invalid_argument, "num_signallers: expected 1 .. 1, got 2", [](P p) { p.num_signallers = 2; });
+  refuse(invalid_argument, "edge", [](P p) { p.edge = static_cast<RelayEdge>(4); });
+  refuse(invalid_argument, "token", [](P p) { p.token = nullptr; });
+  refuse(invalid_argument, "counter", [](P p) { p.counter = nullptr; });
+  refuse(invalid_argument, "words", [](P p) { p.edge = RelayEdge::tag, p.words = nullptr; });
+  refuse(invalid_argument, "watchdog.stop", [](P p) { p.watchdog.stop = nullptr; });
+  refuse(invalid_argument, "watchdog.deadline_ns", [](P p) { p.watchdog.deadline_ns = 0; });
+}
+
+CHECK_MAIN()
