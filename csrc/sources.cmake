@@ -94,6 +94,7 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/engine/generation_clock.cpp
   csrc/engine/joint_steps.cpp
   csrc/engine/machine_notes.cpp
+  csrc/engine/measured_costs.cpp
   csrc/engine/ngram_lookup.cpp
   csrc/engine/options_check.cpp
   csrc/engine/round.cpp
@@ -156,6 +157,7 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/kbench/costs.cpp
   csrc/kbench/cpu_gemm.cpp
   csrc/kbench/cuda_attention.cpp
+  csrc/kbench/cuda_costs.cpp
   csrc/kbench/cuda_edges.cpp
   csrc/kbench/cuda_experts.cpp
   csrc/kbench/cuda_gemm.cpp

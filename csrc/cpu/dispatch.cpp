@@ -113,13 +113,13 @@ std::vector<CpuBackend> backends_for([[maybe_unused]] const CpuFeatures& feature
 #if defined(MIMO_RT_AVX512)
   if (has_bf16_kernels(f) && f.fast_bf16)
     list.push_back({"cpu-avx512", "AVX-512 F, BW, VL, DQ, BF16, VBMI, VNNI", kernels_avx512_bf16(),
-                    kernels_avx512_bf16_int8(), true});
+                    kernels_avx512_bf16_int8(), true, "bf16"});
   else if (has_bf16_kernels(f))
     list.push_back({"cpu-avx512", "AVX-512 F, BW, VL, DQ, VNNI; not BF16, which is slower here than FP32 FMA",
-                    kernels_avx512(), kernels_avx512_vnni_int8(), true});
+                    kernels_avx512(), kernels_avx512_vnni_int8(), true, "vnni"});
   else
     list.push_back({"cpu-avx512", "AVX-512 F, BW, VL, DQ", kernels_avx512(), kernels_avx512_int8(),
-                    has_avx512(f)});
+                    has_avx512(f), "base"});
 #else
   list.push_back({"cpu-avx512", "a build without sanitizers", nullptr, nullptr, false});
 #endif

@@ -28,6 +28,7 @@ struct CpuBackend {
   const Kernels* kernels;  ///< nullptr: not built for this processor family
   const Kernels* int8_kernels;
   bool supported;          ///< with these features
+  const char* kernel_set = "";  ///< which of its tables it stands for, where there are several
 };
 
 /// What a machine with these features can run. cpu-avx512 stands for the kernels with BF16, VBMI and

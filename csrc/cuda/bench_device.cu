@@ -91,6 +91,7 @@ class CudaBenchDevice : public CudaMemory<BenchDevice> {
   }
   void launch(const ExpertDownMxfp8Params& params) override { launch_expert_down_mxfp8(params); }
   void launch(const ProjectionParams& params) override { launch_projection(params); }
+  void launch(const RmsNormParams& params) override { launch_rms_norm(params); }
   void launch(const AttentionParams& params) override { launch_attention(params); }
   void launch(const RouterLogitsParams& params) override { launch_router_logits(params); }
   void launch(const SelectExpertsParams& params) override { launch_select_experts(params); }

@@ -3,6 +3,7 @@
 #include "core/checks.h"
 #include "cuda/executor.h"
 #include "engine/engine_impl.h"
+#include "engine/measured_costs.h"
 
 #include <algorithm>
 #include <charconv>
@@ -60,22 +61,41 @@ Backend cuda_backend(const CudaDevices& cuda) {
   return {"cuda", true, concat("one resident kernel on ", name, ", ", first.num_sms, " multiprocessors")};
 }
 
+PlanOptions cuda_plan_options() {
+  PlanOptions options;
+  options.fuse_norm = PlanOptions::FuseNorm::no;
+  options.whole_kv_heads = true;
+  options.max_tokens = cuda::kMaxStepTokens;
+  // An H200, from what is published, nothing of it measured here: 4.8 TB/s, of which a plain read gets about 90 %, over
+  // 132 multiprocessors; half of the 989 TFLOP/s of dense BF16 products; edges by counters take 1 to 2.6 us in other
+  // persistent kernels. A B200 has more of everything in about the same proportions, and proportions are what counts.
+  options.bytes_per_ns = 4300.0 / 132;
+  options.macs_per_ns = 0.5 * 989e3 / 2 / 132;
+  options.task_overhead_ns = 2000.0;
+  return options;
+}
+
 std::shared_ptr<Engine> open_cuda_engine(const Checkpoint& checkpoint, const ModelConfig& config, EngineOptions options,
                                          const std::filesystem::path& draft_dir,
                                          std::shared_ptr<cuda::StepDevice> device) {
   check_cuda_options(options, *device);
   options.max_decode_tokens = std::min(options.max_decode_tokens, cuda::kMaxStepTokens);
   options.prefill_chunk_tokens = std::min(options.prefill_chunk_tokens, cuda::kMaxStepTokens);
-  PlanOptions plan;
+  PlanOptions plan = cuda_plan_options();
   plan.num_workers = options.num_threads ? options.num_threads : device->num_multiprocessors();
-  plan.fuse_norm = PlanOptions::FuseNorm::no;
-  plan.whole_kv_heads = true;
   plan.is_round = true;  // many tokens per launch, also without a draft, then of one
   plan.max_tokens = 1;
-  std::string note;
+  std::string note, costs_note;
+  plan.costs = costs_for_plan({.backend = "cuda",
+                               .num_workers = plan.num_workers,
+                               .activations = options.activations,
+                               .kernel_set = {},
+                               .processor = device->name()},
+                              costs_note);
   const std::optional<DraftConfig> draft_config = read_draft(config, draft_dir, options.draft == "auto", note);
   auto impl = Engine::Impl::prepare(config, draft_config ? &*draft_config : nullptr, options, plan);
-  if (!note.empty()) impl->notes.push_back(note);
+  for (const std::string& text : {note, costs_note})
+    if (!text.empty()) impl->notes.push_back(text);
   if (options.packed_cache != "none")
     impl->notes.emplace_back("packed_cache is not used: the CUDA engine packs the weights at every start");
   std::optional<CudaDraftWeights> draft;

@@ -7,6 +7,7 @@
 #include "engine/bandwidth.h"
 #include "engine/cuda_engine.h"
 #include "engine/machine_notes.h"
+#include "engine/measured_costs.h"
 #include "engine/vector_peak.h"
 #include "engine/weight_readers.h"
 #include "plan/trace.h"
@@ -80,12 +81,7 @@ std::unique_ptr<Engine::Impl> prepare_engine(const ModelConfig& config, const Dr
   plan.is_round = has_lookup;
   plan.max_tokens = kNgramBlockSize;
   std::string note;
-  try {
-    const CostKey key{backend, plan.num_workers, options.activations};
-    if (backend != "ref") plan.costs = load_cost_table(key).value_or(CostTable{});
-  } catch (const Error& error) {  // costs speed, not answers
-    note = concat("costs not used: ", error.what());
-  }
+  if (backend != "ref") plan.costs = costs_for_plan(cost_key(backend, plan.num_workers, options.activations), note);
   auto impl = Engine::Impl::prepare(config, draft, options, plan);
   impl->has_lookup = has_lookup;
   if (!note.empty()) impl->notes.push_back(note);

@@ -1,4 +1,4 @@
-// Measures a cost table: every worker of a pool runs the same kernel on memory of its own.
+// Measures a cost table on a CPU: every worker of a pool runs the same kernel on memory of its own.
 #include <mimo_rt/costs.h>
 #include <mimo_rt/device.h>
 
@@ -11,8 +11,10 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/worker_pool.h"
+#include "kbench/cost_samples.h"
 #include "kbench/counter_relay.h"
 #include "kbench/cpu_subjects.h"
+#include "kbench/cuda_costs.h"
 #include "kbench/random_rows.h"
 #include "weights/arena.h"
 
@@ -21,17 +23,9 @@ namespace {
 
 using namespace kbench;
 
-constexpr uint32_t kNumCalls = 9;
 constexpr uint32_t kRows = 4096, kColumns = 2048;
 constexpr uint64_t kLeastRotation = uint64_t{8} << 20;
 constexpr uint32_t kNumEdges = 8192;  // more than workers, of which a plan has at most 4096
-
-/// The first quartile: what a piece costs when nothing interferes, but no lucky shot.
-double typical(std::vector<double> values) {
-  const size_t quarter = values.size() / 4;
-  std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(quarter), values.end());
-  return values[quarter];
-}
 
 double now_ns() {
   return std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -93,7 +87,7 @@ class CostMeter {
     table.norm_ns = norm_ns();
     table.prepare_ns = prepare_ns();
     tell();
-    measure_edges(table);
+    measure_edges(table, pool_.num_workers(), [&](uint32_t num_signallers) { return edge_ns(num_signallers); });
     if (progress) progress(1.0);
     return table;
   }
@@ -103,7 +97,7 @@ class CostMeter {
   double call_ns(const Make& make) {
     const auto body = [&](uint32_t worker) {
       const std::unique_ptr<Subject> subject = make();
-      KernelTimes times = subject->run(1 + kNumCalls);
+      KernelTimes times = subject->run(1 + kCostCalls);
       times.call_s.erase(times.call_s.begin());
       ns_[worker] = 1e9 * typical(std::move(times.call_s)) / units_of(*subject);
     };
@@ -136,7 +130,7 @@ class CostMeter {
     constexpr uint32_t kRepeats = 200;
     const auto body = [&](uint32_t worker) {
       std::vector<double> samples;
-      for (uint32_t i = 0; i < kNumCalls; ++i) {
+      for (uint32_t i = 0; i < kCostCalls; ++i) {
         const double begin = now_ns();
         for (uint32_t r = 0; r < kRepeats; ++r) call(worker);
         samples.push_back((now_ns() - begin) / kRepeats);
@@ -174,17 +168,8 @@ class CostMeter {
   double edge_ns(uint32_t num_signallers) {
     CounterRelay relay(pool_, {kNumEdges, num_signallers, true});
     std::vector<double> samples;
-    for (uint32_t i = 0; i < kNumCalls; ++i) samples.push_back(relay.run());
+    for (uint32_t i = 0; i < kCostCalls; ++i) samples.push_back(relay.run());
     return typical(std::move(samples));
-  }
-
-  void measure_edges(CostTable& table) {
-    const uint32_t num_workers = pool_.num_workers();
-    if (num_workers == 1) return;
-    table.edge_ns = edge_ns(2);
-    // Two workers: one signaller alone would wait for nobody.
-    table.edge_worker_ns =
-        num_workers == 2 ? table.edge_ns / 2 : std::max((edge_ns(num_workers) - table.edge_ns) / (num_workers - 2), 0.0);
   }
 
   double mean() const { return std::accumulate(ns_.begin(), ns_.end(), 0.0) / static_cast<double>(ns_.size()); }
@@ -198,8 +183,9 @@ class CostMeter {
 }  // namespace
 
 CostTable measure_costs(const CostKey& key, const std::function<void(double)>& progress) {
+  if (key.backend == "cuda") return measure_cuda_costs(key, cuda::open_bench_device, {}, progress);
   MIMO_RT_CHECK(key.backend.starts_with("cpu-"), unavailable, "measure_costs",
-                "backend: expected a CPU backend of list_backends, got '", key.backend, "'");
+                "backend: expected 'cuda' or a CPU backend of list_backends, got '", key.backend, "'");
   MIMO_RT_CHECK(key.activations == "bf16" || key.activations == "int8", invalid_argument, "measure_costs",
                 "activations: expected bf16 or int8, got '", key.activations, "'");
   return CostMeter(key).measure(progress);

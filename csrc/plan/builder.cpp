@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 namespace mimo_rt {
 namespace {
@@ -23,8 +24,10 @@ void check_options(const PlanOptions& options, const DraftConfig* draft) {
   in_range("num_workers", options.num_workers, kMaxWorkers);
   in_range("max_tokens", options.max_tokens, kMaxTokens);
   in_range("max_logit_rows", options.max_logit_rows, options.max_tokens);
-  MIMO_RT_CHECK(std::isfinite(options.bytes_per_ns) && options.bytes_per_ns > 0, invalid_argument, kWhere,
-                "bytes_per_ns: expected > 0, got ", options.bytes_per_ns);
+  for (const auto& [name, value] : {std::pair{"bytes_per_ns", options.bytes_per_ns},
+                                    {"macs_per_ns", options.macs_per_ns},
+                                    {"task_overhead_ns", options.task_overhead_ns}})
+    MIMO_RT_CHECK(std::isfinite(value) && value > 0, invalid_argument, kWhere, name, ": expected > 0, got ", value);
   MIMO_RT_CHECK(options.costs.is_sound(), invalid_argument, kWhere,
                 "costs: expected times from 0 to 1e9 ns, none of a matrix falling as tokens are added");
   if (draft) in_range("max_context_rows", options.max_context_rows, kMaxTokens);

@@ -42,6 +42,13 @@ std::string processor_name() {
 
 uint32_t workers_of(const CostKey& key) { return key.num_workers ? key.num_workers : num_usable_cores(); }
 
+std::string processor_of(const CostKey& key) { return key.processor.empty() ? processor_name() : key.processor; }
+
+/// What measures a table for the key again.
+std::string again(const CostKey& key) {
+  return concat("Measure again: mimo-rt bench costs", key.backend == "cuda" ? " --device cuda" : "");
+}
+
 double number_of(const Json& value, const std::string& where, const char* name) {
   MIMO_RT_CHECK(value.is_number(), bad_format, "load_cost_table", where, ": ", name, ": expected a number, got ",
                 value.type_name());
@@ -94,11 +101,12 @@ bool CostTable::is_sound() const {
 
 fs::path cost_table_path(const CostKey& key) {
   return cache_directory() / "costs" /
-         concat(key.backend, '-', key.activations, '-', workers_of(key), ".json");
+         concat(key.backend, '-', key.kernel_set, key.kernel_set.empty() ? "" : "-", key.activations, '-',
+                workers_of(key), ".json");
 }
 
 void save_cost_table(const CostKey& key, const CostTable& table) {
-  Json root = {{"version", kVersion}, {"processor", processor_name()}, {"tokens", CostTable::kTokens}};
+  Json root = {{"version", kVersion}, {"processor", processor_of(key)}, {"tokens", CostTable::kTokens}};
   for (size_t f = 0; f < CostTable::kFormats.size(); ++f)
     root["matrix_ns"][CostTable::kFormats[f]] = table.matrix_ns[f];
   for (const auto& [name, field] : kNumbers) root[name] = table.*field;
@@ -125,7 +133,10 @@ std::optional<CostTable> load_cost_table(const CostKey& key) {
   const std::string where = path.string();
   const Json& version = member(root, "version", where);
   const Json& processor = member(root, "processor", where);
-  if (version != kVersion || processor != processor_name()) return std::nullopt;
+  if (version != kVersion) return std::nullopt;
+  MIMO_RT_CHECK(processor == processor_of(key), unavailable, "load_cost_table", where, ": measured on ",
+                processor.is_string() ? concat("'", processor.get<std::string>(), "'") : "another processor",
+                ", this is '", processor_of(key), "'. ", again(key));
   return parse(root, where);
 }
 

@@ -8,8 +8,6 @@
 namespace mimo_rt {
 namespace {
 
-constexpr double kTaskOverheadNs = 300.0;  // waiting for the edge, reading the task, signalling
-constexpr double kMacsPerNs = 24.0;        // of one worker, all conversions included
 constexpr double kVisibleKeys = 1024.0;    // a context to assume; unknown when the plan is made
 constexpr uint32_t kFuseNormTokens = 16;   // up to here a redundant norm per worker is cheaper than one more edge
 constexpr double kExpertTilePairs = 1.0 / 16.0;  // what preparing the activations of a tile costs, in its pairs
@@ -43,7 +41,7 @@ CostModel::CostModel(const ModelConfig& config, const PlanOptions& options) : co
 }
 
 double CostModel::small_tile(double bytes, double macs) const {
-  return std::max(bytes / options_.bytes_per_ns, macs / kMacsPerNs);
+  return std::max(bytes / options_.bytes_per_ns, macs / options_.macs_per_ns);
 }
 
 double CostModel::matrix_tile(PackedFormat format, uint32_t k, double num_tokens) const {
@@ -84,7 +82,7 @@ double CostModel::expert_down_tile() const {
 }
 
 uint32_t CostModel::task_ns(double tile_ns, double num_tiles) const {
-  return static_cast<uint32_t>(std::min(kTaskOverheadNs + tile_ns * num_tiles, 4e9));
+  return static_cast<uint32_t>(std::min(options_.task_overhead_ns + tile_ns * num_tiles, 4e9));
 }
 
 uint32_t CostModel::choose_parts(double num_tiles, double tile_ns, uint32_t max_parts) const {
@@ -107,7 +105,7 @@ bool CostModel::should_fuse_norms() const {
 }
 
 double CostModel::expert_tile_price() const {
-  if (!table().is_measured()) return kExpertTilePairs;
+  if (!table().is_measured() || table().prepare_ns == 0.0) return kExpertTilePairs;  // a GPU prepares nothing
   const double rows = static_cast<double>(options_.max_tokens) * config_.experts_per_token / active_experts_;
   return rows * config_.hidden_size / 1024.0 * table().prepare_ns / expert_gate_up_pair();
 }

@@ -12,7 +12,9 @@ void bind_costs(py::module_& m) {
       .def(py::init(&from_kwargs<CostKey>))
       .def_readwrite("backend", &CostKey::backend)
       .def_readwrite("num_workers", &CostKey::num_workers)
-      .def_readwrite("activations", &CostKey::activations);
+      .def_readwrite("activations", &CostKey::activations)
+      .def_readwrite("kernel_set", &CostKey::kernel_set)
+      .def_readwrite("processor", &CostKey::processor);
   py::class_<CostTable> table(m, "CostTable", "Measured times, in ns; fields as in mimo_rt/costs.h.");
   table.def(py::init(&from_kwargs<CostTable>))
       .def_readwrite("matrix_ns", &CostTable::matrix_ns)
@@ -32,6 +34,8 @@ void bind_costs(py::module_& m) {
         return measure_costs(key, progress);
       },
       py::arg("key"), py::arg("progress") = std::function<void(double)>());
+  m.def("cost_key", &cost_key, py::arg("device"), py::arg("num_workers") = 0, py::arg("activations") = "bf16",
+        "The key of an engine that opens here; 0 workers: all usable cores, or the multiprocessors of the GPU.");
   m.def("cost_table_path", &cost_table_path, py::arg("key"));
   m.def("save_cost_table", &save_cost_table, py::arg("key"), py::arg("table"));
   m.def("load_cost_table", &load_cost_table, py::arg("key"));

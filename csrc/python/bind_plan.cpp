@@ -20,7 +20,10 @@ void bind_plan(py::module_& m) {
       .def_readwrite("is_round", &PlanOptions::is_round)
       .def_readwrite("max_context_rows", &PlanOptions::max_context_rows)
       .def_readwrite("costs", &PlanOptions::costs)
-      .def_readwrite("bytes_per_ns", &PlanOptions::bytes_per_ns);
+      .def_readwrite("bytes_per_ns", &PlanOptions::bytes_per_ns)
+      .def_readwrite("macs_per_ns", &PlanOptions::macs_per_ns)
+      .def_readwrite("task_overhead_ns", &PlanOptions::task_overhead_ns);
+  m.def("cuda_plan_options", &cuda_plan_options, "What every plan for the CUDA engine has.");
   py::class_<BufferInfo>(m, "BufferInfo")
       .def_readonly("name", &BufferInfo::name)
       .def_readonly("rows", &BufferInfo::rows)

@@ -9,6 +9,7 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <string_view>
 
 namespace mimo_rt {
 
@@ -22,7 +23,7 @@ struct CostTable {
   std::array<std::array<double, kTokens.size()>, kFormats.size()> matrix_ns{};
   double attention_ns = 0.0;    ///< per 1024 multiply-adds of attention over keys and values in memory
   double norm_ns = 0.0;         ///< RMSNorm of 1024 elements
-  double prepare_ns = 0.0;      ///< reordering 1024 activations for an MXFP4 product
+  double prepare_ns = 0.0;      ///< reordering 1024 activations for an MXFP4 product; a GPU takes them as they are: 0
   double edge_ns = 0.0;         ///< from the last signal of two workers until both go on; one worker: 0
   double edge_worker_ns = 0.0;  ///< what each worker more that signals adds to that, all workers waiting
 
@@ -34,23 +35,32 @@ struct CostTable {
 
 /// Whose costs a table holds.
 struct CostKey {
-  std::string backend;              ///< a CPU backend of `list_backends`, e.g. "cpu-avx2"
+  std::string backend;              ///< a CPU backend of `list_backends`, e.g. "cpu-avx2", or "cuda"
   uint32_t num_workers = 0;         ///< 0: all usable cores
   std::string activations = "bf16"; ///< see EngineOptions
+  std::string kernel_set = {};      ///< which of its kernels the backend stands for, where it has several
+  std::string processor = {};       ///< name of the CPU or GPU; empty: this machine's CPU
 };
 
-/// Runs the backend's kernels on as many threads as the engine has workers: some ten seconds; memory of four times the
-/// last-level cache or 256 MB, and 8 MB per worker.
+/// The key of an engine that opens here. `device` and `activations`: as in EngineOptions; `num_workers` 0: all usable
+/// cores, or the multiprocessors of the GPU.
+/// @throws Error{invalid_argument, unavailable} as resolve_backend
+MIMO_RT_API CostKey cost_key(std::string_view device, uint32_t num_workers = 0,
+                             const std::string& activations = "bf16");
+
+/// Runs the backend's kernels. On a CPU on as many threads as the engine has workers: some ten seconds; memory of four
+/// times the last-level cache or 256 MB, and 8 MB per worker. On "cuda" on all multiprocessors: some ten seconds, most
+/// of them to pack weights; 2 GB of the GPU's memory.
 /// `progress`: called with 0 .. 1 now and then; it may throw to stop.
-/// @throws Error{invalid_argument, unavailable, out_of_memory}
+/// @throws Error{invalid_argument, unavailable, out_of_memory}; on "cuda" also Error{device_lost, timeout}
 MIMO_RT_API CostTable measure_costs(const CostKey& key, const std::function<void(double)>& progress = {});
 
 /// Where the table for this machine lies: in `cache_directory()`.
 MIMO_RT_API std::filesystem::path cost_table_path(const CostKey& key);
 /// @throws Error{io}
 MIMO_RT_API void save_cost_table(const CostKey& key, const CostTable& table);
-/// The saved table; nothing when there is none or when it is of another processor or another version of the library.
-/// @throws Error{bad_format} for a file that is not such a table
+/// The saved table; nothing when there is none or when it is of another version of the library.
+/// @throws Error{unavailable} for one of another processor, Error{bad_format} for a file that is not such a table
 MIMO_RT_API std::optional<CostTable> load_cost_table(const CostKey& key);
 
 }  // namespace mimo_rt

@@ -30,8 +30,15 @@ struct PlanOptions {
   /// more workers than there are kv heads have work.
   bool whole_kv_heads = false;
   CostTable costs;              ///< measured for num_workers workers; they share out work by it
-  double bytes_per_ns = 10.0;   ///< weight bytes per ns and worker that estimates assume where nothing was measured
+  // What estimates assume of a worker where nothing was measured; the defaults are those of a core of a CPU.
+  double bytes_per_ns = 10.0;       ///< weights
+  double macs_per_ns = 24.0;        ///< multiply-adds, all conversions included
+  double task_overhead_ns = 300.0;  ///< waiting for the edge, reading the task, signalling
 };
+
+/// What every plan for the CUDA engine has: how its kernels want the work to be cut, the most rows of a step, estimates
+/// of a multiprocessor.
+MIMO_RT_API PlanOptions cuda_plan_options();
 
 /// The shapes that a plan depends on: with them Plan::verify() needs no config.
 struct PlanShape {

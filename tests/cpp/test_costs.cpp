@@ -1,4 +1,5 @@
 // Measured costs: their file, and what they change in a plan.
+#include "cpu/dispatch.h"
 #include "plan/builder.h"
 #include "plan/costs.h"
 #include "plan/task.h"
@@ -14,6 +15,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <set>
 #include <sstream>
 #include <stdexcept>
 
@@ -100,7 +102,7 @@ TEST_CASE("a file that is no table is refused by name; one of another processor 
   write(good);
   CHECK(load_cost_table(key).has_value());
   write(replaced("\"processor\": \"", "\"processor\": \"another "));
-  CHECK(!load_cost_table(key));
+  CHECK_THROWS(unavailable, "measured on 'another ", load_cost_table(key));
   write(replaced("mimo_rt costs 1", "mimo_rt costs 2"));
   CHECK(!load_cost_table(key));
   for (const auto& [from, to, why] : std::initializer_list<std::array<const char*, 3>>{
@@ -125,6 +127,36 @@ TEST_CASE("a file that is no table is refused by name; one of another processor 
   std::ofstream(cache.path / "file") << "no directory";
   setenv("MIMO_RT_CACHE", (cache.path / "file").c_str(), 1);
   CHECK_THROWS(io, "costs: cannot be made", save_cost_table(key, simple_table(1, 1)));
+}
+
+TEST_CASE("kernel sets of a backend have tables of their own") {
+  const Cache cache;
+  cpu::CpuFeatures features;
+  features.avx2 = features.fma = true;
+  features.avx512f = features.avx512bw = features.avx512vl = features.avx512dq = true;
+  std::set<std::string> paths, sets;
+  const auto add = [&] {
+    const cpu::CpuBackend backend = cpu::backends_for(features).back();
+    if (!backend.supported) return;  // a build without AVX-512
+    const CostKey key{.backend = backend.name, .num_workers = 2, .kernel_set = backend.kernel_set};
+    CHECK(!load_cost_table(key));
+    save_cost_table(key, simple_table(250, 50));
+    CHECK(load_cost_table(key).has_value());
+    paths.insert(cost_table_path(key));
+    sets.insert(backend.kernel_set);
+  };
+  add();
+  features.avx512bf16 = features.avx512vbmi = features.avx512vnni = true;
+  add();
+  features.fast_bf16 = true;
+  add();
+  CHECK_EQ(paths.size(), sets.size());
+  CHECK(sets.empty() || sets.size() == 3);
+  const CostKey key = cost_key("cpu-generic", 3, "int8");
+  CHECK(key.backend == "cpu-generic" && key.num_workers == 3 && key.activations == "int8" && key.kernel_set.empty());
+  const cpu::CpuBackend& widest = cpu::cpu_backends().back();
+  CHECK_EQ(cost_key("cpu").kernel_set, std::string(widest.supported ? widest.kernel_set : ""));
+  CHECK_THROWS(invalid_argument, "device", cost_key("tpu"));
 }
 
 TEST_CASE("times between the measured numbers of tokens are interpolated") {
@@ -233,7 +265,7 @@ TEST_CASE("measuring stops when its caller throws, and refuses what it cannot me
   }
   CHECK(was_stopped);
   CHECK_EQ(num_calls, 2);
-  CHECK_THROWS(unavailable, "expected a CPU backend", measure_costs({.backend = "cuda"}));
+  CHECK_THROWS(unavailable, "expected 'cuda' or a CPU backend", measure_costs({.backend = "ref"}));
   CHECK_THROWS(invalid_argument, "activations: expected bf16 or int8",
                measure_costs({.backend = "cpu-generic", .num_workers = 1, .activations = "fp8"}));
 }

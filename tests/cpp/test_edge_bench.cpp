@@ -4,6 +4,7 @@
 #include "emulated_bench_device.h"
 #include "kbench/counter_relay.h"
 #include "kbench/cpu_subjects.h"
+#include "kbench/cuda_costs.h"
 #include "kbench/cuda_subjects.h"
 
 #include <mimo_rt/device.h>
@@ -133,6 +134,20 @@ TEST_CASE("a signal that does not come is an error that says who waited for what
     CHECK_THROWS(timeout, "waited a second at hop", hung->worst_error());
     CHECK_THROWS(timeout, kernel, hung->run(1));
   }
+}
+
+TEST_CASE("a cost table is measured with the kernels themselves") {
+  kbench::CudaCostSizes sizes;
+  sizes.rows = 96, sizes.k = 96;
+  sizes.num_experts = 3, sizes.expert_width = 32;
+  sizes.router_experts = 12, sizes.router_k = 64;
+  sizes.split_keys = 64, sizes.qk_head_dim = 48, sizes.v_head_dim = 32, sizes.num_q_per_kv = 2;
+  sizes.num_hops = 4;
+  const auto open = [] { return std::make_unique<EmulatedBenchDevice>(); };
+  const CostTable table = kbench::measure_cuda_costs({.backend = "cuda", .num_workers = 3}, open, sizes, {});
+  CHECK(table.is_measured() && table.is_sound());
+  for (const auto& times : table.matrix_ns) CHECK(times.front() > 0.0 && times.back() > times.front());
+  for (const double ns : {table.attention_ns, table.norm_ns, table.edge_ns}) CHECK(std::isfinite(ns) && ns > 0.0);
 }
 
 TEST_CASE("counters of a CPU hand the token on; too few workers and hops are refused by name") {

@@ -8,6 +8,7 @@ import mimo_rt
 import pytest
 from mimo_rt import _C
 from mimo_rt.checkpoints import write_tiny_checkpoint
+from mimo_rt.cli import main as cli_main
 
 
 def run_mimo_rt(*arguments, code=0):
@@ -30,7 +31,8 @@ def cache(tmp_path, monkeypatch):
 
 def test_table_is_kept_used_and_forgotten(cache, tmp_path):
     record = json.loads(costs("--threads", "1", "--json").stdout)
-    key = _C.CostKey(backend=record["backend"], num_workers=1)
+    key = _C.cost_key(record["backend"], 1)
+    assert (record["kernel_set"] or "") == key.kernel_set and record["device"] is None
     assert record["file"] == str(_C.cost_table_path(key)) and record["file"].startswith(str(cache))
     table = _C.load_cost_table(key)
     assert table.is_measured and table.edge_ns == 0  # one worker has nobody to wait for
@@ -55,7 +57,7 @@ def test_table_is_kept_used_and_forgotten(cache, tmp_path):
 def test_broken_table_costs_no_answer(cache, tmp_path):
     model = write_tiny_checkpoint(tmp_path / "model")
     backend = _C.resolve_backend("cpu")
-    path = _C.cost_table_path(_C.CostKey(backend=backend, num_workers=1))
+    path = _C.cost_table_path(_C.cost_key(backend, 1))
     path.parent.mkdir(parents=True)
     path.write_text("{}")
     with mimo_rt.Session(model, device=backend, num_threads=1) as session:
@@ -63,6 +65,37 @@ def test_broken_table_costs_no_answer(cache, tmp_path):
         assert session.generate([1, 2, 3], max_tokens=2).token_ids
     with mimo_rt.Session(model, device=backend, num_threads=2) as session:
         assert not any("costs not used" in text for text in session.notes)  # control: another table
+
+
+@pytest.mark.usefixtures("cache")
+def test_plans_for_a_gpu_follow_its_table(tmp_path, capsys, monkeypatch):
+    model = str(write_tiny_checkpoint(tmp_path / "model"))
+
+    def planned(*arguments):
+        assert cli_main(["plan", model, "--device", "cuda", "--workers", "4", "--json", *arguments]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    plain = planned("--verify")  # no GPU is needed
+    assert plain["num_workers"] == 4 and plain["verified"] and plain["round"]["verified"]
+    assert planned("--max-tokens", "64")["hash"] == plain["hash"]  # a step of the engine has 8 rows
+    key = _C.CostKey(backend="cuda", num_workers=4, processor="a GPU")
+    monkeypatch.setattr(_C, "cost_key", lambda device, num_workers: key)
+    assert planned()["hash"] == plain["hash"]
+    times = [[100.0] * len(_C.CostTable.tokens)] * len(_C.CostTable.formats)
+    _C.save_cost_table(key, _C.CostTable(matrix_ns=times, edge_ns=1e4, edge_worker_ns=1e5))
+    assert planned()["hash"] != plain["hash"]
+    key.processor = "another GPU"
+    assert planned()["hash"] == plain["hash"]
+
+
+def test_a_gpu_that_is_not_there_is_named(cache, tmp_path):
+    cuda = next(b for b in _C.list_backends() if b.name == "cuda")
+    if cuda.available:
+        pytest.skip("there is a GPU")
+    assert "backend 'cuda'" in costs("--device", "cuda", code=1).stderr
+    model = str(write_tiny_checkpoint(tmp_path / "model"))
+    assert "backend 'cuda'" in run_mimo_rt("plan", model, "--device", "cuda", code=1).stderr
+    assert "device" in run_mimo_rt("plan", model, "--device", "tpu", code=1).stderr
 
 
 @pytest.mark.usefixtures("cache")

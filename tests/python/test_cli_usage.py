@@ -56,7 +56,6 @@ def run_here(capsys, *arguments):
         (("generate", "m", "-p", "x", "--logprobs", "2"), "--logprobs needs --json"),
         (("chat", "m", "--logprobs", "2"), "unrecognized arguments: --logprobs"),
         (("plan", "m", "--workers", "2", "--threads", "2"), "give one"),
-        (("plan", "m", "--device", "ref"), "need --trace"),
         (("plan", "m", "--no-pin"), "need --trace"),
         (("bench", "decode", "--model", "m", "--layers", "3"), "--layers"),
         (("plan", "m", "--no-mmap"), "need --trace"),

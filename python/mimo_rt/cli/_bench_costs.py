@@ -20,8 +20,8 @@ def add_parsers(cases: Any, common: argparse.ArgumentParser) -> None:
     parser = cases.add_parser(
         "costs", parents=[common], help=text, allow_abbrev=False,
         description=f"{text}. Takes some ten seconds; measure on a machine that does nothing else. "
-        "The table is kept in the cache directory, one per backend, number of workers and "
-        "activations.",
+        "The table is kept in the cache directory, one per backend and set of kernels, number of "
+        "workers and activations; that of another processor or GPU is not used.",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument("--forget", action="store_true",
@@ -34,8 +34,7 @@ def run(args: argparse.Namespace) -> int:
     if args.no_pin or args.no_mmap:
         args.refuse("--no-pin and --no-mmap mean nothing here.")
     num_workers = 0 if args.threads is None else as_int("--threads", args.threads, 1, 4096, "bench")
-    key = _C.CostKey(backend=_C.resolve_backend(args.device), num_workers=num_workers,
-                     activations=args.activations)
+    key = _C.cost_key(args.device, num_workers, args.activations)
     path = _C.cost_table_path(key)
     if args.forget:
         was_there = path.is_file()
@@ -49,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
         line.close()
     _C.save_cost_table(key, table)
     if args.json:
-        print_json({**machine_record(), "backend": key.backend, "num_workers": args.threads,
+        print_json({**machine_record(), "backend": key.backend, "device": key.processor or None,
+                    "kernel_set": key.kernel_set or None, "num_workers": key.num_workers or None,
                     "activations": key.activations, "file": str(path), **_record(table)})
     else:
         print(_text(table))
@@ -76,9 +76,10 @@ def _text(table: Any) -> str:
         rows.append([name, *(f"{ns:.1f}" for ns in times), f"{gbs:.1f}", f"{gflops:.0f}"])
     header = ("ns per 1024 weights", *(f"{n} tok" for n in table.tokens), "GB/s at 1",
               f"GFLOP/s at {table.tokens[-1]}")
+    preparing = f" and preparing {table.prepare_ns:.0f}" if table.prepare_ns else ""
     kernels = (
         f"attention {table.attention_ns:.1f} ns per 1024 multiply-adds, RMSNorm "
-        f"{table.norm_ns:.0f} and preparing {table.prepare_ns:.0f} ns per 1024 elements"
+        f"{table.norm_ns:.0f}{preparing} ns per 1024 elements"
     )
     edges = (
         f"an edge between two workers {table.edge_ns:.0f} ns, each worker more "

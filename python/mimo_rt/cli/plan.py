@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
         "plan", parents=[common], help="show and prove the task plan", allow_abbrev=False,
         description="Build the plan of a model's step and, when it has a draft, of a round "
         "(draft, verify, accept). A config.json alone is enough, except for --trace, which runs "
-        "a real step.",
+        "a real step. --device cuda: as that engine plans; with --workers no GPU is needed.",
     )
     parser.add_argument("model", metavar="MODEL", help="checkpoint directory or config.json")
     parser.add_argument("--workers", type=int, metavar="N",
@@ -53,7 +54,9 @@ def run(args: argparse.Namespace) -> int:
     if engine is None:
         draft = read_draft(args, config)
         block_size = _block_size(args, draft)
-        plan, round_plan = build_plans(config, draft, block_size, num_workers, max_tokens)
+        plan, round_plan = build_plans(
+            config, draft, block_size, num_workers, max_tokens, args.device
+        )
     else:  # made with the costs measured on this machine, or for a GPU's multiprocessors
         plan, round_plan = engine.decode_plan, engine.round_plan
     plans = [plan] if round_plan is None else [plan, round_plan]
@@ -75,44 +78,51 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _block_size(args: argparse.Namespace, draft: Any) -> int:
-    """Tokens of a round as an engine on the default device has them; 0: it has none."""
+    """Tokens of a round as an engine on the device has them; 0: it has none."""
     if draft:
         return draft.block_size
-    looks_up = args.draft == "auto" and _C.resolve_backend("auto").startswith("cpu")
+    if _is_cuda(args.device):
+        return 1  # many tokens per launch, also without a draft
+    looks_up = args.draft == "auto" and _C.resolve_backend(args.device).startswith("cpu")
     return _C.NGRAM_BLOCK_SIZE if looks_up or args.draft == "ngram" else 0
 
 
+def _is_cuda(device: str) -> bool:
+    """Whether an engine on the device would be the CUDA engine; asks for no GPU."""
+    return "cuda" in (device, os.environ.get("MIMO_RT_BACKEND") if device == "auto" else None)
+
+
 def build_plans(
-    config: Any, draft: Any, block_size: int, num_workers: int, max_tokens: int
+    config: Any, draft: Any, block_size: int, num_workers: int, max_tokens: int,
+    device: str = "auto",
 ) -> tuple[Any, Any]:
     """The plans of a step and of a round (None without a block size), as an engine builds them."""
 
-    costs = _measured_costs(num_workers)
+    costs = _measured_costs(device, num_workers)
+    longest_step = max(max_tokens, _C.EngineOptions().prefill_chunk_tokens)
+    if _is_cuda(device):
+        limit = _C.cuda_plan_options().max_tokens
+        max_tokens, longest_step = min(max_tokens, limit), limit
 
     def build(tokens: int, is_round: bool) -> Any:
-        longest_step = max(max_tokens, _C.EngineOptions().prefill_chunk_tokens)
-        options = _C.PlanOptions(
-            num_workers=num_workers,
-            max_tokens=tokens,
-            max_logit_rows=min(tokens, _MAX_LOGIT_ROWS),
-            max_context_rows=max(longest_step, draft.block_size) if draft else 0,
-            is_round=is_round,
-            costs=costs,
-        )
+        options = _C.cuda_plan_options() if _is_cuda(device) else _C.PlanOptions()
+        options.num_workers = num_workers
+        options.max_tokens = tokens
+        options.max_logit_rows = min(tokens, _MAX_LOGIT_ROWS)
+        options.max_context_rows = max(longest_step, draft.block_size) if draft else 0
+        options.is_round = is_round
+        options.costs = costs
         return _C.Plan.build(config, options, draft)
 
     return build(max_tokens, False), build(block_size, True) if block_size else None
 
 
-def _measured_costs(num_workers: int) -> Any:
-    """Those that an engine on the default device would plan with."""
-    backend = _C.resolve_backend("auto")
-    if not backend.startswith("cpu-"):
-        return _C.CostTable()
+def _measured_costs(device: str, num_workers: int) -> Any:
+    """Those that an engine on the device would plan with."""
     try:
-        key = _C.CostKey(backend=backend, num_workers=num_workers)
+        key = _C.cost_key(device, num_workers)
         return _C.load_cost_table(key) or _C.CostTable()
-    except MimoRtError:  # the engine says so when it opens
+    except MimoRtError:  # no such device here; or a file of which the engine says so when it opens
         return _C.CostTable()
 
 
@@ -120,16 +130,20 @@ def _checked_workers(args: argparse.Namespace) -> int | None:
     """The number of workers, after refusing options that would be ignored; None: the engine's."""
     if args.workers is not None and args.threads is not None:
         args.refuse("--workers and --threads are the same here: give one.")
-    runs_only = (args.device != "auto" or args.no_pin or args.no_mmap
-                 or args.activations != "bf16" or args.packed_cache != "none")
+    runs_only = (args.no_pin or args.no_mmap or args.activations != "bf16"
+                 or args.packed_cache != "none")
     if runs_only and not args.trace:
-        args.refuse("--device, --activations, --no-pin, --no-mmap and --packed-cache need --trace: "
+        args.refuse("--activations, --no-pin, --no-mmap and --packed-cache need --trace: "
                     "without it nothing runs.")
+    if not _is_cuda(args.device):
+        _C.resolve_backend(args.device)
     if args.json and args.dump:
         args.refuse("--dump is text: not together with --json.")
     chosen = args.threads if args.workers is None else args.workers
     if chosen is None:
-        return None if args.trace else _C.num_usable_cores()
+        if args.trace:
+            return None
+        return _C.cost_key("cuda").num_workers if _is_cuda(args.device) else _C.num_usable_cores()
     return as_int("--workers", chosen, 1, 4096, "plan")
 
 
