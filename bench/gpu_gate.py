@@ -4,8 +4,9 @@
                                                            (40 MB) one with a CUDA toolkit and PyTorch
     python bench/gpu_gate.py [--wheels wheels]             on the GPU machine
 
-Stages: `build` (package and tests), `tests` (tests/cpp/native_cuda_*.cpp on the device), `engine` (mimo-rt doctor and
-bench/gpu_engine.py: sessions against the CPU engine's), `soak` (half a minute of bench/soak.py; by hand: --seconds 600),
+Stages: `build` (package and tests), `tests` (tests/cpp/native_cuda_*.cpp on the device), `costs` (mimo-rt kbench
+edges and bench costs: the table by which engines plan then), `engine` (mimo-rt doctor and bench/gpu_engine.py:
+sessions against the CPU engine's), `soak` (half a minute of bench/soak.py; by hand: --seconds 600),
 `sanitizer` (compute-sanitizer memcheck and racecheck, test by test, as far as its time goes), `kbench` (mimo-rt kbench,
 cold caches, results checked), `counters` (cuobjdump's registers of every kernel, Nsight Compute's counters of some, where
 these tools are) and, on B200 and with CUTLASS, `cutlass`: a second build with its kernels, tested and measured, which
@@ -164,6 +165,13 @@ def test_cases(programs: pathlib.Path) -> Iterator[tuple[str, str]]:
             yield name, case
 
 
+def run_costs(log: Log, python: str) -> None:
+    """Edges, then the cost table of this GPU, by which the engines of the stages that follow plan."""
+    stage = Stage("costs", log)
+    for step, command in (("edges", [*KBENCH, "edges"]), ("costs", ["bench", "costs", "--device", "cuda", "--json"])):
+        stage.run(step, [python, "-m", "mimo_rt", *command], on_line=log.keep_record)
+
+
 def run_engine(log: Log, python: str) -> None:
     """Whole sessions: what `doctor` checks, then tokens and logits beside the CPU engine's."""
     stage = Stage("engine", log)
@@ -196,6 +204,7 @@ def print_summary(log: Log) -> None:
         print(f"\n{'case':<40} {'median us':>10} {'GB/s':>8} {'%read':>6} {'x base':>7}")
     for r in records:
         share = f"{100 * r['bandwidth_fraction']:.1f}" if r.get("bandwidth_fraction") else "WRONG"
+        share = "-" if r.get("ns_per_hop") else share
         base = f"{r['times_baseline']:.2f}" if r.get("times_baseline") else "-"
         print(f"{r['case']:<40} {r.get('median_us', '-'):>10} {r.get('gbs', '-'):>8} {share:>6} {base:>7}")
     print(f"\nwritten: {log.path}")
@@ -246,6 +255,7 @@ def main(argv: list[str] | None = None) -> int:
         if built := build(log, args):
             programs = pathlib.Path(built["tests"])
             run_tests(log, programs)
+            run_costs(log, built["python"])
             run_engine(log, built["python"])
             run_soak(log, built["python"])
             run_sanitizer(log, programs, find_sanitizer(built["python"]))

@@ -133,17 +133,20 @@ RECORD = {"case": "pro-r8/qkv/fp8_e4m3/t1", "median_us": 5.5, "gbs": 3900.0, "ba
 def test_a_whole_gate_leaves_device_steps_and_records(gate, monkeypatch, tmp_path, capsys):
     code, lines = run_gate(gate, monkeypatch, tmp_path, RECORD)
     assert code == 0 and lines[0]["name"] == "NVIDIA H200 NVL" and lines[0]["date"]
-    num_tests, num_shapes, num_sessions = len(gate.NATIVE_TESTS), len(gate.KBENCH_SHAPES), 3
+    num_tests, num_shapes, num_sessions, num_costs = len(gate.NATIVE_TESTS), len(gate.KBENCH_SHAPES), 3, 2
     steps = [line for line in lines if "status" in line]
-    assert len(steps) == num_tests + 2 * num_tests + num_sessions + num_shapes and {s["status"] for s in steps} == {"passed"}
-    assert sum("case" in line for line in lines) == num_shapes + 2  # of gpu_engine.py and soak.py, too
+    assert len(steps) == num_tests + 2 * num_tests + num_sessions + num_costs + num_shapes
+    assert {s["status"] for s in steps} == {"passed"}
+    order = list(dict.fromkeys(s["stage"] for s in steps))
+    assert order == ["tests", "costs", "engine", "soak", "sanitizer", "kbench"]
+    assert sum("case" in line for line in lines) == num_shapes + num_costs + 2  # of gpu_engine.py and soak.py, too
     out = capsys.readouterr().out
     assert "sanitizer" in out and "5.5" in out and "90.0" in out and "written:" in out
 
 
 def test_a_failed_test_fails_the_gate_but_not_the_rest(gate, monkeypatch, tmp_path):
     code, lines = run_gate(gate, monkeypatch, tmp_path, RECORD, "sys.exit('worst error 3')")
-    assert code == 1 and sum("case" in line for line in lines) == len(gate.KBENCH_SHAPES) + 2
+    assert code == 1 and sum("case" in line for line in lines) == len(gate.KBENCH_SHAPES) + 4
     failed = [line for line in lines if line.get("status") == "failed"]
     assert [line["step"] for line in failed] == list(gate.NATIVE_TESTS)
     assert "worst error 3" in failed[0]["output"]
@@ -200,7 +203,7 @@ def test_a_build_with_cutlass_comes_last_and_takes_nothing_from_the_rest(gate, m
     assert code == 1 and steps[-3:] == optional and {s["status"] for s in steps[:-3]} == {"passed"}
     assert [(s["step"], s["status"]) for s in optional] == [("configure tests", "failed"), ("tests", "failed"),
                                                             ("package", "passed")]
-    assert sum("case" in line for line in lines) == len(gate.KBENCH_SHAPES) + 2
+    assert sum("case" in line for line in lines) == len(gate.KBENCH_SHAPES) + 4
 
 
 def test_kernels_of_cutlass_are_tested_and_measured(gate, monkeypatch, tmp_path):
@@ -211,7 +214,7 @@ def test_kernels_of_cutlass_are_tested_and_measured(gate, monkeypatch, tmp_path)
     code, lines = run_gate(gate, monkeypatch, tmp_path, RECORD, cmake_code=0)
     steps = [line["step"] for line in lines if line.get("stage") == "cutlass"]
     assert code == 0 and steps == ["configure tests", "tests", "package", gate.CUTLASS_TEST, "kbench"]
-    assert sum("case" in line for line in lines) == len(gate.KBENCH_SHAPES) + 3
+    assert sum("case" in line for line in lines) == len(gate.KBENCH_SHAPES) + 5
 
 
 def test_a_build_that_fails_is_told(gate, monkeypatch, tmp_path):
