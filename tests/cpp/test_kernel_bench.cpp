@@ -442,7 +442,7 @@ TEST_CASE("cases that no kernel can take are refused by name") {
   CHECK_THROWS(unsupported_shape, "rows: expected a multiple of 16, got 17", open(gemm("bf16", 17, 32, 1)));
   CHECK_THROWS(unsupported_shape, "k: expected a multiple of 32, got 33", open(gemm("bf16", 16, 33, 1)));
   CHECK_THROWS(invalid_argument, "num_tokens: expected > 0", open(gemm("bf16", 16, 32, 0)));
-  CHECK_THROWS(unavailable, "expected gemm or attention", open(experts("expert_down", 1)));
+  CHECK_THROWS(unavailable, "expected gemm, attention, edge_counter or edge_gather", open(experts("expert_down", 1)));
   CHECK_THROWS(invalid_argument, "backend", open(gemm("bf16", 16, 32, 1), "cpu-none"));
   const auto open_with = [](const KernelCase& kernel_case, const char* activations) {
     KernelBenchOptions options = small();
