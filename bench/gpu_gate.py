@@ -3,14 +3,17 @@
     python bench/gpu_gate.py --collect wheels [--small]    where there is a network: what a bare machine needs, or
                                                            (40 MB) one with a CUDA toolkit and PyTorch
     python bench/gpu_gate.py [--wheels wheels]             on the GPU machine
+    python bench/gpu_gate.py --soak-seconds 600            with ten minutes of soak, which come on top
 
 Stages: `build` (package and tests), `tests` (tests/cpp/native_cuda_*.cpp on the device), `costs` (mimo-rt kbench
 edges and bench costs: the table by which engines plan then), `engine` (mimo-rt doctor and bench/gpu_engine.py:
-sessions against the CPU engine's), `soak` (half a minute of bench/soak.py; by hand: --seconds 600),
-`sanitizer` (compute-sanitizer memcheck and racecheck, test by test, as far as its time goes), `kbench` (mimo-rt kbench,
-cold caches, results checked), `counters` (cuobjdump's registers of every kernel, Nsight Compute's counters of some, where
-these tools are) and, on B200 and with CUTLASS, `cutlass`: a second build with its kernels, tested and measured, which
-takes nothing from the rest when it fails. Every step is one JSON line in
+sessions against the CPU engine's), `bits` (bench/gpu_bits.py: 100 runs of any steps and launches, quiet and with
+delays planted into the kernel, give the same bits), `kill` (bench/gpu_kill.py: a process that is killed leaves a
+usable GPU), `soak` (half a minute of bench/soak.py, or --soak-seconds), `sanitizer` (compute-sanitizer memcheck and
+racecheck, test by test, as far as its time goes), `kbench` (mimo-rt kbench, cold caches, results checked), `counters`
+(cuobjdump's registers of every kernel, Nsight Compute's counters of some, where these tools are) and, on B200 and with
+CUTLASS, `cutlass`: a second build with its kernels, tested and measured, which takes nothing from the rest when it
+fails. Every step is one JSON line in
 bench/results/<date>-gpu-<device>.jsonl (of a second run <date>-gpu-<device>-2.jsonl), written when it ends, so whatever
 stops the script leaves what was done. Exit codes: 0 all passed, 1 something failed, 2 wrong usage or the machine lacks
 something, 3 no GPU.
@@ -38,6 +41,7 @@ from gate_steps import FAILED, LIMITS_S, NOT_RUN, PASSED, Log, Stage
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LACKING, NO_GPU = 2, 3
+SECONDS, SOAK_S = 540, 30
 NATIVE_TESTS = tuple(sorted(p.stem for p in (ROOT / "tests" / "cpp").glob("native_cuda_*.cpp")))
 KBENCH_SHAPES = ("pro-r8", "pro", "gpt-oss-120b", "flash")
 KBENCH = ("kbench", "--device", "cuda", "--seconds", "0.1", "--json")  # per kernel and tokens: hundreds of calls
@@ -179,10 +183,21 @@ def run_engine(log: Log, python: str) -> None:
     stage.run("sessions", [python, str(ROOT / "bench" / "gpu_engine.py")], on_line=log.keep_record)
 
 
-def run_soak(log: Log, python: str) -> None:
+def run_bits(log: Log, python: str) -> None:
+    """The same bits for all launches and delays; ends in time by itself."""
+    command = [python, str(ROOT / "bench" / "gpu_bits.py"), "--seconds", str(LIMITS_S["bits"] - 10)]
+    Stage("bits", log).run("sessions", command, on_line=log.keep_record)
+
+
+def run_kill(log: Log, python: str) -> None:
+    Stage("kill", log).run("processes", [python, str(ROOT / "bench" / "gpu_kill.py"), "--times", "2"],
+                           on_line=log.keep_record)
+
+
+def run_soak(log: Log, python: str, seconds: float) -> None:
     """The same tokens and bits again and again, while requests are cancelled."""
-    command = [python, str(ROOT / "bench" / "soak.py"), "--device", "cuda", "--seconds", "30"]
-    Stage("soak", log).run("sessions", command, on_line=log.keep_record)
+    command = [python, str(ROOT / "bench" / "soak.py"), "--device", "cuda", "--seconds", f"{seconds:g}"]
+    Stage("soak", log, limit_s=LIMITS_S["soak"] + seconds - SOAK_S).run("sessions", command, on_line=log.keep_record)
 
 
 def run_kbench(log: Log, python: str) -> None:
@@ -224,9 +239,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--small", action="store_true", help="only those that a machine with nvcc and PyTorch lacks")
     parser.add_argument("--build", type=pathlib.Path, default=ROOT / "build" / "gpu-gate", help="build folder")
     parser.add_argument("--results", type=pathlib.Path, default=ROOT / "bench" / "results", help="folder of the result")
-    parser.add_argument("--seconds", type=float, default=540, help="for everything (default 540)")
+    parser.add_argument("--soak-seconds", type=float, default=SOAK_S, metavar="S", help=f"of soak (default {SOAK_S})")
+    parser.add_argument("--seconds", type=float, help=f"for everything (default {SECONDS}, and a longer soak)")
     parser.set_defaults(architecture="")  # of the device, once it is known
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.seconds is None:
+        args.seconds = SECONDS + max(0, args.soak_seconds - SOAK_S)
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -257,7 +276,9 @@ def main(argv: list[str] | None = None) -> int:
             run_tests(log, programs)
             run_costs(log, built["python"])
             run_engine(log, built["python"])
-            run_soak(log, built["python"])
+            run_bits(log, built["python"])
+            run_kill(log, built["python"])
+            run_soak(log, built["python"], args.soak_seconds)
             run_sanitizer(log, programs, find_sanitizer(built["python"]))
             run_kbench(log, built["python"])
             run_resources(log, built["python"])

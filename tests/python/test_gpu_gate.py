@@ -126,6 +126,7 @@ def run_gate(gate, monkeypatch, tmp_path, record, test_code="pass", cmake_code=N
     return code, [json.loads(line) for line in path.read_text().splitlines()]
 
 
+NUM_SCRIPTS = 6  # that leave a record, too: gpu_engine.py, gpu_bits.py, gpu_kill.py, soak.py, two of `costs`
 RECORD = {"case": "pro-r8/qkv/fp8_e4m3/t1", "median_us": 5.5, "gbs": 3900.0, "bandwidth_fraction": 0.9,
           "times_baseline": 2.0}
 
@@ -133,20 +134,33 @@ RECORD = {"case": "pro-r8/qkv/fp8_e4m3/t1", "median_us": 5.5, "gbs": 3900.0, "ba
 def test_a_whole_gate_leaves_device_steps_and_records(gate, monkeypatch, tmp_path, capsys):
     code, lines = run_gate(gate, monkeypatch, tmp_path, RECORD)
     assert code == 0 and lines[0]["name"] == "NVIDIA H200 NVL" and lines[0]["date"]
-    num_tests, num_shapes, num_sessions, num_costs = len(gate.NATIVE_TESTS), len(gate.KBENCH_SHAPES), 3, 2
+    num_tests, num_shapes, num_sessions, num_costs = len(gate.NATIVE_TESTS), len(gate.KBENCH_SHAPES), 5, 2
     steps = [line for line in lines if "status" in line]
     assert len(steps) == num_tests + 2 * num_tests + num_sessions + num_costs + num_shapes
     assert {s["status"] for s in steps} == {"passed"}
     order = list(dict.fromkeys(s["stage"] for s in steps))
-    assert order == ["tests", "costs", "engine", "soak", "sanitizer", "kbench"]
-    assert sum("case" in line for line in lines) == num_shapes + num_costs + 2  # of gpu_engine.py and soak.py, too
+    assert order == ["tests", "costs", "engine", "bits", "kill", "soak", "sanitizer", "kbench"]
+    assert sum("case" in line for line in lines) == num_shapes + NUM_SCRIPTS
     out = capsys.readouterr().out
     assert "sanitizer" in out and "5.5" in out and "90.0" in out and "written:" in out
 
 
+def test_a_longer_soak_takes_its_time_from_nobody(gate, log, monkeypatch):
+    assert gate.parse([]).seconds == 540 and gate.parse([]).soak_seconds == gate.SOAK_S < gate.LIMITS_S["soak"]
+    args = gate.parse(["--soak-seconds", "600"])
+    assert args.seconds == 540 + 600 - gate.SOAK_S and gate.parse(["--soak-seconds", "10"]).seconds == 540
+    assert gate.parse(["--soak-seconds", "600", "--seconds", "50"]).seconds == 50
+    log.deadline = time.monotonic() + args.seconds
+    left = []
+    monkeypatch.setattr(gate.Stage, "run", lambda stage, *_, **__: left.append(stage.until - time.monotonic()))
+    gate.run_soak(log, "python", args.soak_seconds)
+    gate.run_bits(log, "python")
+    assert 605 < left[0] <= 610 and left[1] <= gate.LIMITS_S["bits"]
+
+
 def test_a_failed_test_fails_the_gate_but_not_the_rest(gate, monkeypatch, tmp_path):
     code, lines = run_gate(gate, monkeypatch, tmp_path, RECORD, "sys.exit('worst error 3')")
-    assert code == 1 and sum("case" in line for line in lines) == len(gate.KBENCH_SHAPES) + 4
+    assert code == 1 and sum("case" in line for line in lines) == len(gate.KBENCH_SHAPES) + NUM_SCRIPTS
     failed = [line for line in lines if line.get("status") == "failed"]
     assert [line["step"] for line in failed] == list(gate.NATIVE_TESTS)
     assert "worst error 3" in failed[0]["output"]
@@ -203,7 +217,7 @@ def test_a_build_with_cutlass_comes_last_and_takes_nothing_from_the_rest(gate, m
     assert code == 1 and steps[-3:] == optional and {s["status"] for s in steps[:-3]} == {"passed"}
     assert [(s["step"], s["status"]) for s in optional] == [("configure tests", "failed"), ("tests", "failed"),
                                                             ("package", "passed")]
-    assert sum("case" in line for line in lines) == len(gate.KBENCH_SHAPES) + 4
+    assert sum("case" in line for line in lines) == len(gate.KBENCH_SHAPES) + NUM_SCRIPTS
 
 
 def test_kernels_of_cutlass_are_tested_and_measured(gate, monkeypatch, tmp_path):
@@ -214,7 +228,7 @@ def test_kernels_of_cutlass_are_tested_and_measured(gate, monkeypatch, tmp_path)
     code, lines = run_gate(gate, monkeypatch, tmp_path, RECORD, cmake_code=0)
     steps = [line["step"] for line in lines if line.get("stage") == "cutlass"]
     assert code == 0 and steps == ["configure tests", "tests", "package", gate.CUTLASS_TEST, "kbench"]
-    assert sum("case" in line for line in lines) == len(gate.KBENCH_SHAPES) + 5
+    assert sum("case" in line for line in lines) == len(gate.KBENCH_SHAPES) + NUM_SCRIPTS + 1
 
 
 def test_a_build_that_fails_is_told(gate, monkeypatch, tmp_path):
