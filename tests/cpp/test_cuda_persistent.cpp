@@ -1,13 +1,18 @@
 // The persistent kernel, its own source under the emulated GPU: epochs of a small layer give the
 // bits of the single kernels launched one after the other, in every schedule and for every number
 // of blocks; an edge that is missing is found; a signal that does not come ends all blocks.
+// native_cuda_persistent.cpp builds the same tests for a real GPU.
+#if !defined(MIMO_RT_TEST_ON_GPU)
 #define MIMO_RT_HOST_EMULATION
-#include "check.h"
 #include "cuda/device/persistent/roles.cuh"
 #include "cuda/device/tasks/expert_kernels.cuh"
 #include "cuda/device/tasks/projection_kernels.cuh"
+#endif
+
+#include "cuda/expert_mlp.h"
 #include "cuda/persistent.h"
-#include "emulation/schedule.h"
+#include "cuda/projection.h"
+#include "kernel_launch.h"
 #include "projection_fixture.h"
 
 using namespace mimo_rt;
@@ -17,8 +22,6 @@ namespace {
 
 constexpr uint32_t kTokens = 3, kHidden = 96, kWidth = 64, kEpochs = 3;
 constexpr uint32_t kNumStages = 6, kGateUp = 2, kDown = 3, kGate = 5, kNone = kNumStages;
-[[maybe_unused]] constexpr auto kNotOfThisTest = &cuda::argmax_combine_kernel;
-
 /// h = norm(x), q = W1 h, act = experts' gate_up(q), sums = their down(act), x += W2 q, and a norm
 /// of x that closes the epoch: counter s is that of stage s.
 struct Layer {
@@ -91,31 +94,45 @@ struct Layer {
   }
 };
 
-template <typename Params>
-void launch_alone(void (*kernel)(Params), const std::type_identity_t<Params>& params) {
-  emulation::LaunchOptions options;
-  options.num_threads = cuda::kBlockThreads;
-  options.shared_bytes = std::max(sizeof(cuda::ProjectionShared), sizeof(cuda::ExpertShared));
-  CHECK_EQ(emulation::launch(options, kernel, params).error, std::string());
-}
+// The single kernels.
+#if defined(MIMO_RT_TEST_ON_GPU)
+constexpr uint64_t kHangNs = 200'000'000;
+void run_alone(const cuda::RmsNormParams& params) { cuda::launch_rms_norm(params); }
+void run_alone(const cuda::ProjectionParams& params) { cuda::launch_projection(params); }
+void run_alone(const cuda::ExpertGateUpParams& params) { cuda::launch_expert_gate_up(params); }
+void run_alone(const cuda::ExpertDownParams& params) { cuda::launch_expert_down(params); }
+#else
+constexpr uint64_t kHangNs = 800'000;  // less than the emulator's patience
+[[maybe_unused]] constexpr auto kNotOfThisTest = &cuda::argmax_combine_kernel;
 
-void launch_norm(const cuda::RmsNormParams& params) {
-  emulation::LaunchOptions options;
-  options.num_threads = cuda::kComputeWarps * 32;
-  CHECK_EQ(emulation::launch(options, cuda::rms_norm_kernel, params).error, std::string());
+template <typename Params>
+void emulate(void (*kernel)(Params), const std::type_identity_t<Params>& params,
+             uint32_t num_threads = cuda::kBlockThreads) {
+  const size_t shared_bytes = std::max(sizeof(cuda::ProjectionShared), sizeof(cuda::ExpertShared));
+  run_emulated(kernel, params, options_of({.num_blocks = 1}, num_threads, shared_bytes));
 }
+void run_alone(const cuda::RmsNormParams& params) {
+  emulate(cuda::rms_norm_kernel, params, cuda::kComputeWarps * 32);
+}
+void run_alone(const cuda::ProjectionParams& params) { emulate(cuda::projection_kernel(params), params); }
+void run_alone(const cuda::ExpertGateUpParams& params) { emulate(cuda::expert_gate_up_kernel, params); }
+void run_alone(const cuda::ExpertDownParams& params) { emulate(cuda::expert_down_kernel, params); }
+#endif
 
 const Layer& expected() {
   static Layer layer;
   static const bool is_done = [] {
     for (uint32_t epoch = 0; epoch < kEpochs; ++epoch) {
-      launch_norm(layer.norm(layer.h));
-      launch_alone(cuda::projection_kernel(layer.project_q()), layer.project_q());
-      launch_alone(cuda::expert_gate_up_kernel, layer.gate_up());
-      launch_alone(cuda::expert_down_kernel, layer.down());
-      launch_alone(cuda::projection_kernel(layer.project_x()), layer.project_x());
-      launch_norm(layer.norm(layer.last));
+      run_alone(layer.norm(layer.h));
+      run_alone(layer.project_q());
+      run_alone(layer.gate_up());
+      run_alone(layer.down());
+      run_alone(layer.project_x());
+      run_alone(layer.norm(layer.last));
     }
+#if defined(MIMO_RT_TEST_ON_GPU)
+    finish();
+#endif
     return true;
   }();
   (void)is_done;
@@ -133,10 +150,10 @@ struct Change {
 
 /// The lists of all workers: every stage is shared by all, but for the last.
 struct Program {
-  std::vector<Task> tasks;
-  std::vector<cuda::TaskOperands> operands;
-  std::vector<uint32_t> operand_idx;
-  std::vector<uint32_t> worker_begin{0}, totals;
+  KernelVector<Task> tasks;
+  KernelVector<cuda::TaskOperands> operands;
+  KernelVector<uint32_t> operand_idx;
+  KernelVector<uint32_t> worker_begin{0}, totals;
 
   Program(Layer& layer, uint32_t num_workers, const Change& change) {
     totals.assign(kNumStages, num_workers);
@@ -208,12 +225,50 @@ struct Outcome {
   bool found() const { return !error.empty() || !is_right || stop != cuda::kRunning; }
 };
 
+#if defined(MIMO_RT_TEST_ON_GPU)
+std::string launch(const cuda::PersistentParams& params, uint32_t num_blocks, uint64_t, Layer&,
+                   ExpertCopies&) {
+  static const cuda::PersistentKernel kernel;
+  kernel.launch(params, {.num_blocks = num_blocks});
+  const cudaError_t status = cudaDeviceSynchronize();
+  return status == cudaSuccess ? "" : cudaGetErrorString(status);
+}
+#else
+std::string launch(const cuda::PersistentParams& params, uint32_t num_blocks, uint64_t seed, Layer& layer,
+                   ExpertCopies& copies) {
+  emulation::LaunchOptions options =
+      options_of({num_blocks, seed}, cuda::kPersistentThreads, sizeof(cuda::PersistentShared));
+  options.on_copy = [&](const emulation::BulkCopy& copy) {
+    const auto is_of = [&](const KernelVector<uint8_t>& tiles) {
+      return copy.source >= tiles.data() && copy.source < tiles.data() + tiles.size();
+    };
+    // The block has not signalled `stage` of this epoch: so many epochs are over.
+    const auto is_early = [&](uint32_t stage, uint32_t source) {
+      const uint32_t epochs_done = params.counters[stage].value / params.counter_totals[stage];
+      return params.counters[source].value < (epochs_done + 1) * params.counter_totals[source];
+    };
+    if (is_of(layer.experts.gate_up_tiles)) {
+      ++copies.num_gate_up;
+      copies.num_early_gate_up += is_early(kGateUp, kGateUp - 1);
+    }
+    if (is_of(layer.experts.down_tiles)) {
+      const bool is_other = copy.block->block_idx.x != 0;
+      ++copies.num_down[is_other];
+      copies.num_early_down[is_other] += is_early(kDown, kGateUp);
+    }
+  };
+  return emulation::launch(options, cuda::persistent_kernel, params).error;
+}
+#endif
+
 Outcome run(uint32_t num_blocks, uint64_t seed, const Change& change = {}) {
   Layer layer;
   const Program program(layer, num_blocks, change);
-  std::vector<cuda::CounterCell> counters(kNumStages);
+  KernelVector<cuda::CounterCell> counters(kNumStages);
   for (uint32_t c = 0; c < kNumStages; ++c)
     counters[c].value = change.first_epoch * program.totals[c];
+  KernelVector<uint32_t> stop(1);
+  KernelVector<cuda::HangReport> report(1);
   Outcome outcome;
   cuda::PersistentParams params;
   params.tasks = program.tasks.data();
@@ -225,36 +280,14 @@ Outcome run(uint32_t num_blocks, uint64_t seed, const Change& change = {}) {
   params.gate_counter = kGate;
   params.first_epoch = change.first_epoch;
   params.delay_seed = change.delay_seed;
-  params.watchdog = {&outcome.stop, &outcome.report, 800'000};
-  emulation::LaunchOptions options;
-  options.num_blocks = num_blocks;
-  options.num_threads = cuda::kPersistentThreads;
-  options.shared_bytes = sizeof(cuda::PersistentShared);
-  options.seed = seed;
-  options.on_copy = [&](const emulation::BulkCopy& copy) {
-    const auto is_of = [&](const KernelVector<uint8_t>& tiles) {
-      return copy.source >= tiles.data() && copy.source < tiles.data() + tiles.size();
-    };
-    // The block has not signalled `stage` of this epoch: so many epochs are over.
-    const auto is_early = [&](uint32_t stage, uint32_t source) {
-      const uint32_t epochs_done = counters[stage].value / program.totals[stage];
-      return counters[source].value < (epochs_done + 1) * program.totals[source];
-    };
-    if (is_of(layer.experts.gate_up_tiles)) {
-      ++outcome.copies.num_gate_up;
-      outcome.copies.num_early_gate_up += is_early(kGateUp, kGateUp - 1);
-    }
-    if (is_of(layer.experts.down_tiles)) {
-      const bool is_other = copy.block->block_idx.x != 0;
-      ++outcome.copies.num_down[is_other];
-      outcome.copies.num_early_down[is_other] += is_early(kDown, kGateUp);
-    }
-  };
+  params.watchdog = {stop.data(), report.data(), kHangNs};
   for (const uint32_t num_epochs : change.epochs) {
     params.num_epochs = num_epochs;
-    outcome.error += emulation::launch(options, cuda::persistent_kernel, params).error;
+    outcome.error += launch(params, num_blocks, seed, layer, outcome.copies);
     params.first_epoch += num_epochs;
   }
+  outcome.stop = stop[0];
+  outcome.report = report[0];
   outcome.is_right = layer == expected();
   return outcome;
 }
@@ -277,9 +310,13 @@ TEST_CASE("the bits are the same for every number of blocks") {
 
 TEST_CASE("a launch may run any number of epochs, and counters may wrap around") {
   check_clean(run(2, 1, {.epochs = {1, 2}}));
-  check_clean(run(2, 2, {.epochs = {2, 0, 1}, .first_epoch = 0xfffffffeu}));
+  check_clean(run(2, 2, {.epochs = {2, 1}, .first_epoch = 0xfffffffeu}));
+#if !defined(MIMO_RT_TEST_ON_GPU)  // the check before a launch refuses none
+  check_clean(run(2, 2, {.epochs = {2, 0, 1}}));
+#endif
 }
 
+#if !defined(MIMO_RT_TEST_ON_GPU)  // where luck has it
 TEST_CASE("an edge that is left out is found") {
   for (const uint32_t stage : {1, 2, 3, 5}) {
     uint32_t num_found = 0;
@@ -291,10 +328,13 @@ TEST_CASE("an edge that is left out is found") {
   }
 }
 
+#endif
+
 TEST_CASE("tasks that are late change no bit; in the order of a quiet GPU they find a missing edge") {
   constexpr uint32_t kNumSeeds = 8;
   for (uint32_t delay_seed = 1; delay_seed <= kNumSeeds; ++delay_seed)
     check_clean(run(3, delay_seed / 5, {.delay_seed = delay_seed}));
+#if !defined(MIMO_RT_TEST_ON_GPU)
   for (const uint32_t stage : {1, 2, 3, 5}) {
     uint32_t num_found = 0;
     for (uint32_t delay_seed = 1; delay_seed <= kNumSeeds; ++delay_seed)
@@ -303,6 +343,7 @@ TEST_CASE("tasks that are late change no bit; in the order of a quiet GPU they f
                 run(3, 0, {.no_wait = stage}).found(), num_found, kNumSeeds);
     CHECK(num_found != 0);
   }
+#endif
 }
 
 TEST_CASE("a signal that does not come ends all blocks, with a report and no copy on its way") {
@@ -321,6 +362,7 @@ TEST_CASE("a signal that does not come ends all blocks, with a report and no cop
   }
 }
 
+#if !defined(MIMO_RT_TEST_ON_GPU)  // where nobody sees the copies
 TEST_CASE("weights of experts wait for the route alone") {
   for (uint64_t seed = 0; seed <= 4; ++seed) {
     const Outcome outcome = run(3, seed);
@@ -332,12 +374,16 @@ TEST_CASE("weights of experts wait for the route alone") {
   }
 }
 
+#endif
+
 TEST_CASE("a block that has no expert_gate_up knows the route when expert_down's inputs are there") {
   for (uint64_t seed = 0; seed <= 4; ++seed) {
     const Outcome outcome = run(3, seed, {.one_gate_up = true});
     check_clean(outcome);
+#if !defined(MIMO_RT_TEST_ON_GPU)
     CHECK(outcome.copies.num_early_down[0] != 0 && outcome.copies.num_down[1] != 0);
     CHECK_EQ(outcome.copies.num_early_down[1], 0u);
+#endif
   }
 }
 
@@ -356,10 +402,12 @@ TEST_CASE("a signal lost among the experts: weights that have not waited are giv
         const uint32_t num_signals = one_gate_up && stage == kGateUp ? 1 : 2;  // of an epoch
         CHECK_EQ(outcome.report.expected, num_signals * (first_epoch + 1));
         CHECK_EQ(outcome.report.seen, outcome.report.expected - 1);
+#if !defined(MIMO_RT_TEST_ON_GPU)
         // Where the route is known, weights come for a task that never becomes ready.
         const ExpertCopies& copies = outcome.copies;
         CHECK_EQ(copies.num_down[0] != 0, stage >= kGateUp);
         CHECK_EQ(copies.num_down[1] != 0, stage == kDown || (stage == kGateUp && !one_gate_up));
+#endif
       }
 }
 
