@@ -7,6 +7,7 @@
 
 #if !defined(MIMO_RT_TEST_ON_GPU)
 #include "cuda/device/tasks/expert_fp8_kernels.cuh"
+#include "planted_faults.h"
 #endif
 #include "cuda/expert_fp8.h"
 
@@ -249,4 +250,51 @@ TEST_CASE("arguments that the kernels cannot take are refused by name") {
                cuda::check_expert_down_fp8({}));
 }
 
+#if !defined(MIMO_RT_TEST_ON_GPU)
+TEST_CASE("every barrier and every wait that is left out is found") {
+  using emulation::Skip;
+  // 8 tiles of K are one for each warp; a block does several units (test_cuda_experts.cpp).
+  const ExpertShape shape{512, 32, 2}, down_shape{64, 512, 2};
+  Experts experts(shape, Weights::random, 71), down_experts(down_shape, Weights::random, 72);
+  Route route = Route::random(3, 1, 2, 3);
+  AlignedRows<bf16_t> x(3, 512, 0), act(3, 32, 0);
+  AlignedRows<float> sums(3, 64, 0);
+  Rounded rounded(3, 512);
+  fill_normal(x, 512, 1);
+  const std::vector<bf16_t> right_act = gate_up_fp8(experts, route, x);
+  auto params = layer_params<cuda::ExpertGateUpParams>(experts.gate_up_tiles, shape, route);
+  params.x = {x.data, x.stride};
+  params.act = {act.data, act.stride};
+  const cuda::ExpertGateUpFp8Params call{params, rounded.view()};
+  run_emulated(cuda::expert_round_x_kernel, call, round_options({}));
+  const KnownLaunch gate_up_launch{
+      expert_options({.num_blocks = 1}),
+      [&](const emulation::LaunchOptions& options) {
+        std::fill_n(act.data, right_act.size(), kUntouched);
+        return emulation::launch(options, cuda::expert_gate_up_fp8_kernel, call).error;
+      },
+      [&] { return std::equal(right_act.begin(), right_act.end(), act.data); }};
+  gate_up_launch.expect_seen(Skip::named_barrier, {0, 1, 2, 3});
+  gate_up_launch.expect_seen(Skip::mbarrier_wait, {0, 1, 3});
+
+  const std::vector<float> right_sums = down_fp8(down_experts, route, x, 8);
+  auto down_params = layer_params<cuda::ExpertDownParams>(down_experts.down_tiles, down_shape, route);
+  down_params.act = {x.data, x.stride};
+  down_params.sums = {sums.data, sums.stride};
+  down_params.num_segments = 8;
+  const cuda::ExpertDownFp8Params down_call{down_params, rounded.view()};
+  run_emulated(cuda::expert_round_act_kernel, down_call, round_options({}));
+  const KnownLaunch down_launch{
+      expert_options({.num_blocks = 1}),
+      [&](const emulation::LaunchOptions& options) {
+        std::fill_n(sums.data, right_sums.size(), NAN);
+        return emulation::launch(options, cuda::expert_down_fp8_kernel, down_call).error;
+      },
+      [&] { return std::equal(right_sums.begin(), right_sums.end(), sums.data); }};
+  down_launch.expect_seen(Skip::named_barrier, {0, 2, 3});
+  down_launch.expect_seen(Skip::mbarrier_wait, {0, 1, 3});
+}
+#endif
+
 CHECK_MAIN()
+

@@ -6,6 +6,7 @@
 
 #if !defined(MIMO_RT_TEST_ON_GPU)
 #include "cuda/device/tasks/expert_gemm_kernels.cuh"
+#include "planted_faults.h"
 #endif
 #include "cuda/expert_gemm.h"
 
@@ -307,43 +308,74 @@ TEST_CASE("a route with more slots than the call allows stops the kernels") {
 }
 
 TEST_CASE("every fence, commit and wait that is left out is found") {
-  const ExpertShape shape{448, 32, 1};
-  Experts experts(shape, Weights::random, 61);
-  Route route = Route::random(68, 1, 1, 2);
-  AlignedRows<bf16_t> x(68, shape.hidden_size, 0), act(68, shape.width, 0);
-  fill_normal(x, shape.hidden_size, 5);
-  const std::vector<bf16_t> expected = gate_up_gemm(experts, route, x);
+  using emulation::Skip;
+  // 7 tiles of K in 8 segments: the first is empty, then each product has a segment of its own.
+  constexpr uint32_t kTokens = 68;
+  const ExpertShape shape{448, 32, 1}, down_shape{32, 448, 1};
+  Experts experts(shape, Weights::random, 61), down_experts(down_shape, Weights::random, 62);
+  Route route = Route::random(kTokens, 1, 1, 2);
+  AlignedRows<bf16_t> x(kTokens, 448, 0), act(kTokens, 32, 0);
+  fill_normal(x, 448, 5);
+  const auto expect_seen = [&](const KnownLaunch& launch) {
+    launch.expect_seen(Skip::named_barrier, {0});
+    launch.expect_seen(Skip::wgmma_fence, {0, 1, 6});
+    launch.expect_seen(Skip::wgmma_commit, {0, 1, 6});
+    launch.expect_seen(Skip::wgmma_wait, {2, 4});
+    launch.expect_seen(Skip::mbarrier_wait, {0, 1, 3});
+  };
+  const std::vector<bf16_t> right_act = gate_up_gemm(experts, route, x);
   auto params = layer_params<cuda::ExpertGateUpParams>(experts.gate_up_tiles, shape, route);
-  Packed packed(68, 1, shape.hidden_size);
+  Packed packed(kTokens, 1, 448), down_packed(kTokens, 1, 448);
   params.x = {x.data, x.stride};
   params.act = {act.data, act.stride};
   const cuda::ExpertGateUpGemmParams call{params, packed.data(), 1};
   run_emulated(cuda::expert_pack_x_kernel, call, other_options({}));
-  using emulation::Skip;
-  const auto is_found = [&](Skip skip, uint32_t ordinal, uint64_t seed) {
-    std::fill_n(act.data, expected.size(), kUntouched);
-    emulation::LaunchOptions options = gemm_options({.num_blocks = 1, .seed = seed});
-    options.skip = skip;
-    options.skip_ordinal = ordinal;
-    options.max_copy_delay = 40;  // a copy that comes late shows a missing wait
-    const std::string error =
-        emulation::launch(options, cuda::expert_gate_up_gemm_kernel, call).error;
-    return !error.empty() || std::memcmp(act.data, expected.data(), expected.size() * 2) != 0;
-  };
-  const auto is_ever_found = [&](Skip skip, uint32_t ordinal) {
-    for (uint64_t seed = 1; seed <= 30; ++seed)
-      if (is_found(skip, ordinal, seed)) return true;
-    return false;
-  };
-  for (uint64_t seed = 1; seed <= 3; ++seed) CHECK(!is_found(Skip::none, 0, seed));
-  CHECK(is_ever_found(Skip::named_barrier, 0));
-  // 7 tiles of K in 8 segments: the first is empty, then each product has a segment of its own.
-  for (const uint32_t ordinal : {0u, 1u, 6u}) {
-    CHECK(is_ever_found(Skip::wgmma_fence, ordinal));
-    CHECK(is_ever_found(Skip::wgmma_commit, ordinal));
-  }
-  for (const uint32_t ordinal : {2u, 4u}) CHECK(is_ever_found(Skip::wgmma_wait, ordinal));
-  for (const uint32_t ordinal : {0u, 1u, 3u}) CHECK(is_ever_found(Skip::mbarrier_wait, ordinal));
+  expect_seen({gemm_options({.num_blocks = 1}),
+               [&](const emulation::LaunchOptions& options) {
+                 std::fill_n(act.data, right_act.size(), kUntouched);
+                 return emulation::launch(options, cuda::expert_gate_up_gemm_kernel, call).error;
+               },
+               [&] { return std::equal(right_act.begin(), right_act.end(), act.data); }});
+
+  auto down_params = layer_params<cuda::ExpertDownParams>(down_experts.down_tiles, down_shape, route);
+  AlignedRows<float> partials(8 * kTokens, 32, NAN), sums(kTokens, 32, NAN);
+  down_params.act = {x.data, x.stride};
+  down_params.sums = {sums.data, sums.stride};
+  down_params.num_segments = 8;
+  const cuda::ExpertDownGemmParams down_call{down_params, down_packed.data(), partials.data, 1};
+  run_gemm(down_call, {}, true);
+  const std::vector<float> right_partials(partials.data, partials.data + 8 * kTokens * 32);
+  expect_seen({gemm_options({.num_blocks = 1}),
+               [&](const emulation::LaunchOptions& options) {
+                 std::fill_n(partials.data, right_partials.size(), NAN);
+                 return emulation::launch(options, cuda::expert_down_gemm_kernel, down_call).error;
+               },
+               [&] { return std::equal(right_partials.begin(), right_partials.end(), partials.data); }});
+}
+
+TEST_CASE("a barrier of the combination that is left out is found") {
+  const ExpertShape shape{160, 64, 3};  // more columns than a warp has
+  Experts experts(shape, Weights::random, 63);
+  Route route = Route::random(3, 2, 3, 4);
+  AlignedRows<bf16_t> act(route.num_slots(), 64, 0);
+  fill_normal(act, 64, 6);
+  Packed packed(route.num_slots(), 3, 64);
+  const AlignedRows<float> partials(route.num_slots(), 160, NAN), sums(3, 160, NAN);
+  auto params = layer_params<cuda::ExpertDownParams>(experts.down_tiles, shape, route);
+  params.act = {act.data, act.stride};
+  params.sums = {sums.data, sums.stride};
+  const cuda::ExpertDownGemmParams call{params, packed.data(), partials.data, 3};
+  run_gemm(call, {}, true);
+  const std::vector<float> right(sums.data, sums.data + 3 * 160);
+  const KnownLaunch launch{
+      other_options({.num_blocks = 1}),
+      [&](const emulation::LaunchOptions& options) {
+        std::fill_n(sums.data, right.size(), NAN);
+        return emulation::launch(options, cuda::expert_combine_kernel, call).error;
+      },
+      [&] { return std::equal(right.begin(), right.end(), sums.data); }};
+  // Before the second token's list, and after it. (Without the first list there are slots anywhere.)
+  launch.expect_seen(emulation::Skip::named_barrier, {1, 2});
 }
 #endif
 

@@ -3,6 +3,9 @@
 // native_cuda_expert_mxfp8.cpp builds the same tests for a real GPU, with the real ones.
 #include "expert_errors.h"
 #include "expert_mxfp8_run.h"
+#if !defined(MIMO_RT_TEST_ON_GPU)
+#include "planted_faults.h"
+#endif
 
 using namespace mimo_rt;
 using namespace fixture;
@@ -327,6 +330,34 @@ TEST_CASE("a route with more slots or experts than the call allows stops the ker
   CHECK_EQ(error_of(4, 2), "");
   CHECK(error_of(3, 2).find("trap") != std::string::npos);
   CHECK(error_of(4, 1).find("trap") != std::string::npos);
+}
+
+TEST_CASE("a barrier of the combination that is left out is found") {
+  // The only kernel here whose warps meet. More columns than a warp has; the second token's list.
+  const ExpertShape shape{160, 64, 3};
+  Experts experts(shape, Weights::random, 63);
+  MxExperts packed(experts);
+  Route route = Route::random(3, 2, 3, 4);
+  AlignedRows<bf16_t> act(route.num_slots(), 64, 0);
+  const AlignedRows<float> sums(3, 160, NAN);
+  fill_normal(act, 64, 6);
+  auto params = layer_params<cuda::ExpertDownParams>(experts.down_tiles, shape, route);
+  MxScratch scratch(route.num_slots(), 3, 64, 160);
+  params.act = {act.data, act.stride};
+  params.sums = {sums.data, sums.stride};
+  cuda::ExpertDownMxfp8Params call{{params, scratch.packed.data(), scratch.products.data(), 3},
+                                   scratch.workspace.data()};
+  call.tiles = packed.down.data();
+  run(call, {});
+  const std::vector<float> right(sums.data, sums.data + 3 * 160);
+  const KnownLaunch launch{
+      mxfp8_options({.num_blocks = 1}),
+      [&](const emulation::LaunchOptions& options) {
+        std::fill_n(sums.data, right.size(), NAN);
+        return emulation::launch(options, cuda::expert_combine_mxfp8_kernel, call).error;
+      },
+      [&] { return std::equal(right.begin(), right.end(), sums.data); }};
+  launch.expect_seen(emulation::Skip::named_barrier, {1, 2});
 }
 #endif
 

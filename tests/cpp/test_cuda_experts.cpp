@@ -3,6 +3,9 @@
 // batch, number of blocks and schedule. native_cuda_experts.cpp builds the same tests for a real
 // GPU.
 #include "expert_run.h"
+#if !defined(MIMO_RT_TEST_ON_GPU)
+#include "planted_faults.h"
+#endif
 
 using namespace mimo_rt;
 using namespace fixture;
@@ -270,5 +273,48 @@ TEST_CASE("arguments that the kernels cannot take are refused by name") {
   CHECK_THROWS(unsupported_shape, "[cuda.expert_gate_up] hidden_size",
                cuda::check_expert_gate_up(gate_up));
 }
+
+#if !defined(MIMO_RT_TEST_ON_GPU)
+TEST_CASE("every barrier and every wait that is left out is found") {
+  using emulation::Skip;
+  // 8 tiles of K are one for each warp. Barriers: of the ring; after the products of a unit; before
+  // the next unit's. A block does several units.
+  const ExpertShape shape{512, 32, 2}, down_shape{64, 512, 2};
+  Experts experts(shape, Weights::random, 71), down_experts(down_shape, Weights::random, 72);
+  Route route = Route::random(3, 1, 2, 3);
+  AlignedRows<bf16_t> x(3, 512, 0), act(3, 32, 0), rows(3, 512, 0);
+  AlignedRows<float> sums(3, 64, 0);
+  fill_normal(x, 512, 1);
+  fill_normal(rows, 512, 2);
+  const std::vector<bf16_t> right_act = gate_up(experts, route, x);
+  auto params = layer_params<cuda::ExpertGateUpParams>(experts.gate_up_tiles, shape, route);
+  params.x = {x.data, x.stride};
+  params.act = {act.data, act.stride};
+  const KnownLaunch gate_up_launch{
+      expert_options({.num_blocks = 1}),
+      [&](const emulation::LaunchOptions& options) {
+        std::fill_n(act.data, right_act.size(), kUntouched);
+        return emulation::launch(options, cuda::expert_gate_up_kernel, params).error;
+      },
+      [&] { return std::equal(right_act.begin(), right_act.end(), act.data); }};
+  gate_up_launch.expect_seen(Skip::named_barrier, {0, 1, 2, 3});
+  gate_up_launch.expect_seen(Skip::mbarrier_wait, {0, 1, 3});
+
+  const std::vector<float> right_sums = down(down_experts, route, rows, 8);
+  auto down_params = layer_params<cuda::ExpertDownParams>(down_experts.down_tiles, down_shape, route);
+  down_params.act = {rows.data, rows.stride};
+  down_params.sums = {sums.data, sums.stride};
+  down_params.num_segments = 8;
+  const KnownLaunch down_launch{
+      expert_options({.num_blocks = 1}),
+      [&](const emulation::LaunchOptions& options) {
+        std::fill_n(sums.data, right_sums.size(), NAN);
+        return emulation::launch(options, cuda::expert_down_kernel, down_params).error;
+      },
+      [&] { return std::equal(right_sums.begin(), right_sums.end(), sums.data); }};
+  down_launch.expect_seen(Skip::named_barrier, {0, 2, 3});
+  down_launch.expect_seen(Skip::mbarrier_wait, {0, 1, 3});
+}
+#endif
 
 CHECK_MAIN()

@@ -3,6 +3,9 @@
 // every batch, number of blocks and schedule. native_cuda_projection.cpp builds the same tests for
 // a real GPU.
 #include "projection_run.h"
+#if !defined(MIMO_RT_TEST_ON_GPU)
+#include "planted_faults.h"
+#endif
 
 using namespace mimo_rt;
 using namespace fixture;
@@ -242,5 +245,36 @@ TEST_CASE("a fused norm multiplies rows that were rounded once") {
         CHECK(worst_error(dense, exact, project(params), input_error) > 1.0);
       }
 }
+
+#if !defined(MIMO_RT_TEST_ON_GPU)
+TEST_CASE("every barrier and every wait that is left out is found") {
+  using emulation::Skip;
+  for (const PackedFormat format : kFormats)
+    for (const uint32_t num_tokens : {2u, 9u}) {  // rows kept in shared memory, and rows measured there
+      constexpr uint32_t kRows = 48, kWidth = 1024;
+      Dense dense(format, kRows, kWidth, 15);
+      AlignedRows<bf16_t> x(num_tokens, kWidth, 0);
+      AlignedRows<float> out(num_tokens, kRows, 0);
+      fill_rows(x, kWidth, 16);
+      const NormWeights weights(kWidth);
+      ProjectionParams params = dense.params(x, num_tokens);
+      params.norm_weight = weights.data;
+      const std::vector<float> right = project(params);
+      params.store = ProjectionStore::f32;
+      params.out_f32 = {out.data, out.stride};
+      const KnownLaunch launch{
+          projection_options({.num_blocks = 1}, cuda::kBlockThreads),
+          [&](const emulation::LaunchOptions& options) {
+            std::fill_n(out.data, right.size(), NAN);
+            return emulation::launch(options, cuda::projection_kernel(params), params).error;
+          },
+          [&] { return std::equal(right.begin(), right.end(), out.data); }};
+      // Of the ring; of the rows; after the products of a unit; before the next unit's. (Without that
+      // of the rows' places they are read from address 0.)
+      launch.expect_seen(Skip::named_barrier, {0, 2, 3, 4, 5});
+      launch.expect_seen(Skip::mbarrier_wait, {0, 1, 2});
+    }
+}
+#endif
 
 CHECK_MAIN()
