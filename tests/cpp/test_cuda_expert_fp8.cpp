@@ -109,11 +109,38 @@ struct Case {
   Route route;
 };
 
+/// One token; experts without any; all tokens to one expert; ragged last tiles; an odd number of
+/// active experts; nothing to do at all.
 std::vector<Case> awkward_cases() {
   return {{{64, 32, 3}, Route::random(1, 1, 3, 1)},
           {{288, 96, 4}, Route::random(9, 3, 4, 4)},
           {{160, 32, 2}, Route::random(64, 1, 1, 5, 1)},
-          {{96, 352, 7}, Route::random(11, 2, 4, 3, 2)}};
+          {{96, 352, 7}, Route::random(11, 2, 4, 3, 2)},
+          {{32, 32, 6}, Route(3, {{1, 2, 0.5f}, {3, 0, 1.0f}, {4, 2, 0.25f}})},
+          {{64, 32, 2}, Route(2, {})}};
+}
+
+/// Integers up to 3 and one 7 in each row: its scale is 1 / 64 and every code exact.
+AlignedRows<bf16_t> integer_rows(uint32_t num_rows, uint32_t k, int least, uint32_t seed) {
+  AlignedRows<bf16_t> rows(std::max(num_rows, 1u), k, 0);
+  fill_integers(rows, k, least, 3, seed);
+  for (uint32_t row = 0; row < rows.rows; ++row)
+    rows.at(row, (row * 37 + seed) % k) = f32_to_bf16(least < 0 && row % 2 ? -7.0f : 7.0f);
+  return rows;
+}
+
+/// The product of such a row, of which nothing is rounded. `unit`: what all products of weights and
+/// integers are multiples of; the 64 of a tile are added with 13 bits.
+double exact_product(const StoredMatrix& matrix, uint32_t row, const bf16_t* x, double unit) {
+  double sum = 0, magnitude = 0;
+  for (uint32_t k = 0; k < matrix.source.k; ++k) {
+    if (k % 64 == 0) magnitude = 0;
+    const double product = Experts::value(matrix, row, k) * double{bf16_to_f32(x[k])};
+    sum += product;
+    magnitude += std::abs(product);
+    CHECK(magnitude < 0x1p+13 * unit);
+  }
+  return sum;
 }
 
 }  // namespace
@@ -122,11 +149,15 @@ TEST_CASE("results are within the bound of float64, a few percent off; swapped e
   for (Case& c : awkward_cases()) {
     Experts experts(c.shape, Weights::random, c.shape.hidden_size);
     AlignedRows<bf16_t> x(c.route.num_tokens, c.shape.hidden_size + 8, kUntouched);
-    AlignedRows<bf16_t> act(c.route.num_slots(), c.shape.width + 8, kUntouched);
+    AlignedRows<bf16_t> act(std::max(c.route.num_slots(), 1u), c.shape.width + 8, kUntouched);
     fill_normal(x, c.shape.hidden_size, 3);
     fill_normal(act, c.shape.width, 4);
     const std::vector<bf16_t> got = gate_up_fp8(experts, c.route, x);
     const std::vector<float> sums = down_fp8(experts, c.route, act, 2);
+    if (c.route.num_slots() == 0) {
+      for (const float sum : sums) CHECK_EQ(sum, 0.0f);
+      continue;
+    }
     const Errors of_act = errors_of_act(experts, c.route, x, got);
     const Errors of_sums = errors_of_sums(experts, c.route, act, sums);
     CHECK(of_act.worst <= 1.0 && of_sums.worst <= 1.0);
@@ -139,6 +170,39 @@ TEST_CASE("results are within the bound of float64, a few percent off; swapped e
     std::swap(experts.down[e], experts.down[other]);
     CHECK(errors_of_act(experts, c.route, x, got).worst > 1.0);
     CHECK(errors_of_sums(experts, c.route, act, sums).worst > 1.0);
+  }
+}
+
+TEST_CASE("results are exact where activations need no rounding; one activation changes them") {
+  for (Case& c : awkward_cases()) {
+    const uint32_t hidden_size = c.shape.hidden_size, width = c.shape.width;
+    Experts experts(c.shape, Weights::exact_positive, 9);
+    AlignedRows<bf16_t> x = integer_rows(c.route.num_tokens, hidden_size, 1, 5);
+    AlignedRows<bf16_t> act = integer_rows(c.route.num_slots(), width, -3, 6);
+    const auto count_different = [&](const std::vector<bf16_t>& got, const std::vector<float>& sums) {
+      uint32_t num_different = 0;
+      std::vector<double> exact(sums.size());
+      for (uint32_t s = 0; s < c.route.num_slots(); ++s) {
+        const auto& [expert, token, weight] = c.route.slots[s];
+        for (uint32_t i = 0; i < width; ++i) {
+          const double gate = exact_product(*experts.gate[expert], i, &x.at(token, 0), 0.5);
+          const double up = exact_product(*experts.up[expert], i, &x.at(token, 0), 0.25);
+          CHECK(gate >= 20.0);  // silu(gate) == gate in FP32
+          num_different += got[s * width + i] != f32_to_bf16(static_cast<float>(gate) * static_cast<float>(up));
+        }
+        for (uint32_t i = 0; i < hidden_size; ++i)
+          exact[token * hidden_size + i] +=
+              double{weight} * exact_product(*experts.down[expert], i, &act.at(s, 0), 0.25);
+      }
+      for (size_t i = 0; i < sums.size(); ++i) num_different += sums[i] != exact[i];
+      return num_different;
+    };
+    const std::vector<bf16_t> got = gate_up_fp8(experts, c.route, x);
+    const std::vector<float> sums = down_fp8(experts, c.route, act, 2);
+    CHECK_EQ(count_different(got, sums), 0u);
+    if (c.route.num_slots() == 0) continue;
+    act.at(0, width - 1) = f32_to_bf16(5.0f);
+    CHECK(count_different(got, sums) > 0);
   }
 }
 
@@ -297,4 +361,3 @@ TEST_CASE("every barrier and every wait that is left out is found") {
 #endif
 
 CHECK_MAIN()
-
