@@ -10,6 +10,7 @@
 
 #include "cuda/device_memory.h"
 #include "cuda/launch.cuh"
+#include "cuda/memory_place.h"
 
 namespace mimo_rt::cuda {
 
@@ -32,6 +33,16 @@ class CurrentDevice {
   const int device_;
   int before_ = 0;
 };
+
+inline MemoryPlace place_of(const cudaPointerAttributes& attributes) {
+  using enum MemoryPlace::Kind;
+  switch (attributes.type) {
+    case cudaMemoryTypeDevice: return {device, attributes.device};
+    case cudaMemoryTypeManaged: return {managed};
+    case cudaMemoryTypeHost: return {pinned};
+    default: return {host};
+  }
+}
 
 /// `Base`: DeviceMemory or an interface that extends it. Holds the device that is current when it is
 /// made.
@@ -86,6 +97,13 @@ class CudaMemory : public Base {
     const CurrentDevice current(device_);
     MIMO_RT_CUDA_CALL(cudaDeviceSynchronize(), call_);
     MIMO_RT_CUDA_CALL(cudaMemcpy(to, from, num_bytes, cudaMemcpyDeviceToHost), call_);
+  }
+
+  void check_operand(const char* where, const char* name, const void* pointer) const override {
+    const CurrentDevice current(device_);
+    cudaPointerAttributes attributes{};
+    MIMO_RT_CUDA_CALL(cudaPointerGetAttributes(&attributes, pointer), call_);
+    check_place(where, name, place_of(attributes), device_);
   }
 
  protected:

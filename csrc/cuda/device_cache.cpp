@@ -27,6 +27,7 @@ DeviceCache::DeviceCache(std::shared_ptr<const DeviceModel> model, const KvCache
   check_free(*model_->device, num_bytes, "keys and values and the memory of a session's steps",
              "Lower max_context, or close other sessions and programs.");
   memory_ = DeviceBuffer(model_->device, layout_.bytes());
+  const PlaceChecks places(*model_->device);
   for (const auto& block : blocks_) {
     block->memory = DeviceBuffer(model_->device, block->plan.layout().bytes);
     block->addresses = {model_->memory.data(), model_->draft_memory.data(), memory_.data(),

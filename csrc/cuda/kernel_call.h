@@ -1,4 +1,4 @@
-// What errors of CUDA say of the kernels they are about. No CUDA in here: tested on every machine.
+// Which devices kernels run on, and what errors of CUDA say of kernels. No CUDA in here: tested on every machine.
 #pragma once
 
 #include <mutex>
@@ -33,6 +33,13 @@ class LastLaunch {
   mutable std::mutex mutex_;
   KernelCall call_{nullptr, {}};
 };
+
+/// The binaries in this library are of sm_90a and sm_100a: nothing else runs them.
+/// @throws Error{unavailable}
+inline void check_compute_capability(const char* where, int major, int minor) {
+  MIMO_RT_CHECK((major == 9 || major == 10) && minor == 0, unavailable, where,
+                "device: expected compute capability 9.0 or 10.0, got ", major, '.', minor);
+}
 
 /// Of a CUDA call that failed. `launch`: for the fault of a kernel, LastLaunch::text.
 inline std::string cuda_error_text(const char* call, const char* error_name,

@@ -50,12 +50,11 @@ inline int device_attribute(cudaDeviceAttr attribute, const KernelCall& kernel) 
   return value;
 }
 
-/// The binaries in this library are of sm_90a and sm_100a: nothing else runs them.
+/// Of the current device, as check_compute_capability says.
 inline void check_device(const KernelCall& kernel) {
   const int major = device_attribute(cudaDevAttrComputeCapabilityMajor, kernel);
   const int minor = device_attribute(cudaDevAttrComputeCapabilityMinor, kernel);
-  MIMO_RT_CHECK((major == 9 || major == 10) && minor == 0, unavailable, kernel.where,
-                "device: expected compute capability 9.0 or 10.0, got ", major, '.', minor);
+  check_compute_capability(kernel.where, major, minor);
 }
 
 /// Launches `function(params)` with `shared_bytes` of dynamic shared memory. `num_blocks` 0: one

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/checks.h"
+#include "cuda/device_memory.h"
 #include "cuda/kernel_params.h"
 
 namespace mimo_rt::cuda {
@@ -30,6 +31,7 @@ inline void check_pointer(const char* where, const char* name, const void* point
   MIMO_RT_CHECK(address % alignment == 0, invalid_argument, where, name,
                 ": expected an address that is a multiple of ", alignment, ", got one that is ",
                 address % alignment, " beyond");
+  PlaceChecks::check(where, name, pointer);
 }
 
 template <typename T>

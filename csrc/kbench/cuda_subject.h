@@ -27,6 +27,7 @@ struct Bounded {
 class CudaSubject : public Subject {
  public:
   double worst_error() override {
+    const cuda::PlaceChecks places(*device_);
     const double first = worst_error_at(0);
     return num_places_ == 1 ? first : std::max(first, worst_error_at(num_places_ - 1));
   }

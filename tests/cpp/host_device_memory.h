@@ -8,6 +8,7 @@
 
 #include "core/checks.h"
 #include "cuda/device_memory.h"
+#include "cuda/memory_place.h"
 
 namespace fixture {
 
@@ -46,6 +47,17 @@ class HostDeviceMemory : public Base {
     std::memcpy(to, from, num_bytes);
   }
 
+  /// What nobody has allocated here is the host's.
+  void check_operand(const char* where, const char* name, const void* pointer) const override {
+    using Kind = mimo_rt::cuda::MemoryPlace::Kind;
+    ++num_places_checked;
+    auto after = blocks_.upper_bound(const_cast<void*>(pointer));
+    const bool is_here =
+        after != blocks_.begin() && pointer <= static_cast<uint8_t*>((--after)->first) + after->second;
+    mimo_rt::cuda::check_place(where, name, {is_here ? Kind::device : Kind::host}, 0);
+  }
+
+  mutable uint64_t num_places_checked = 0;
   uint64_t free_bytes_left = uint64_t{1} << 40;
 
  protected:

@@ -97,6 +97,25 @@ TEST_CASE("memory: what is missing and what to lower; all of it comes back") {
   CHECK_EQ(device->free_bytes_left, all);
 }
 
+TEST_CASE("where operands lie is asked once per session; those of another GPU are refused by name") {
+  const auto device = open_test_device();
+  const auto engine = open_engine(device);
+  CHECK_EQ(device->num_places_checked, 0u);
+  Session session(engine, kSmall);
+  const uint64_t of_session = device->num_places_checked;
+  CHECK(of_session > 0);
+  session.generate(random_tokens(model().config, 3, 1), greedy(2));
+  CHECK_EQ(device->num_places_checked, of_session);
+
+  struct Elsewhere : EmulatedStepDevice {
+    void check_operand(const char* where, const char* name, const void*) const override {
+      cuda::check_place(where, name, {cuda::MemoryPlace::Kind::device, 1}, 0);
+    }
+  };
+  const auto other = open_engine(std::make_shared<Elsewhere>());
+  CHECK_THROWS(invalid_argument, ": expected memory of device 0, got memory of device 1", Session(other, kSmall));
+}
+
 TEST_CASE("a step that does not come back, or that the device loses, stops the executor") {
   const auto device = open_test_device();
   const Tokens tokens = random_tokens(model().config, 4, 2);
