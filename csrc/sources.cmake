@@ -157,12 +157,17 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/kbench/costs.cpp
   csrc/kbench/cpu_gemm.cpp
   csrc/kbench/cuda_attention.cpp
+  csrc/kbench/cuda_best.cpp
   csrc/kbench/cuda_costs.cpp
   csrc/kbench/cuda_edges.cpp
   csrc/kbench/cuda_experts.cpp
   csrc/kbench/cuda_gemm.cpp
+  csrc/kbench/cuda_norm.cpp
+  csrc/kbench/cuda_qkv.cpp
+  csrc/kbench/cuda_route.cpp
   csrc/kbench/cuda_router.cpp
   csrc/kbench/cuda_sampling.cpp
+  csrc/kbench/dense_operands.cpp
   csrc/kbench/expert_routes.cpp
   csrc/kbench/kernel_bench.cpp
   csrc/kbench/random_rows.cpp)

@@ -91,6 +91,7 @@ class CudaBenchDevice : public CudaMemory<BenchDevice> {
   }
   void launch(const ExpertDownMxfp8Params& params) override { launch_expert_down_mxfp8(params); }
   void launch(const ProjectionParams& params) override { launch_projection(params); }
+  void launch(const ArgmaxCombineParams& params) override { launch_argmax_combine(params); }
   void launch(const RmsNormParams& params) override { launch_rms_norm(params); }
   void launch(const AttentionParams& params) override { launch_attention(params); }
   void launch(const RouterLogitsParams& params) override { launch_router_logits(params); }
@@ -99,6 +100,7 @@ class CudaBenchDevice : public CudaMemory<BenchDevice> {
   void launch(const EdgeRelayParams& params, uint32_t num_blocks) override {
     launch_edge_relay(params, {.stream = nullptr, .num_blocks = num_blocks});
   }
+  void launch(const AcceptParams& params) override { launch_accept(params); }
 
   // A read takes longer than the host needs for the launch behind it: the kernel never waits for
   // the host.

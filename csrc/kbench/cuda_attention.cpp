@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <numeric>
@@ -27,7 +28,8 @@ uint32_t position_of(const KernelCase& c) {
   return c.window_tokens ? c.num_keys + c.window_tokens * 5 / 2 : c.num_keys - 1;
 }
 
-/// Consecutive tokens of one sequence. Places are copies of the cache of one layer.
+/// Consecutive tokens of one sequence, causal or ("attention_draft") a draft's block, all of which
+/// every token sees. Places are copies of the cache of one layer.
 class CudaAttention final : public RowsSubject<cuda::AttentionParams, uint16_t> {
  public:
   CudaAttention(const KernelCase& c, const KernelBenchOptions& options,
@@ -53,6 +55,9 @@ class CudaAttention final : public RowsSubject<cuda::AttentionParams, uint16_t> 
 
  private:
   uint32_t num_heads() const { return measured_.num_kv_heads * measured_.num_q_per_kv; }
+  bool is_draft() const { return measured_.kernel == "attention_draft"; }
+  /// Keys in the cache; those of a draft's tokens lie beside it.
+  uint32_t num_cached() const { return is_draft() ? measured_.num_keys - 1 : num_stored_; }
 
   /// The cache as it lies on the device; NaN where no row looks.
   std::vector<uint8_t> make_cache() const {
@@ -60,7 +65,7 @@ class CudaAttention final : public RowsSubject<cuda::AttentionParams, uint16_t> 
     const cuda::KvView kv = layout_.view(0, nullptr, pages_.data());
     std::vector<uint8_t> cache(layout_.bytes(), 0xff);
     for (uint32_t head = 0; head < c.num_kv_heads; ++head)
-      for (uint32_t j = 0; j < num_stored_; ++j) {
+      for (uint32_t j = 0; j < num_cached(); ++j) {
         const uint32_t pos = first_key_ + j;
         const uint64_t page = kv.pages ? kv.pages[pos / kv.block_rows] : 0;
         const uint64_t row = uint64_t{head} * kv.block_rows + pos % kv.block_rows;
@@ -69,6 +74,27 @@ class CudaAttention final : public RowsSubject<cuda::AttentionParams, uint16_t> 
         std::memcpy(block + kv.v_begin + 2 * row * kv.v_stride, value(head, j), 2 * c.v_head_dim);
       }
     return cache;
+  }
+  /// A draft's block as it lies on the device; NaN beyond its rows.
+  void set_block() {
+    const KernelCase& c = measured_;
+    cuda::KvView& block = params_.block;
+    block.block_rows = (c.num_tokens + cuda::kTileKeys - 1) / cuda::kTileKeys * cuda::kTileKeys;
+    block.k_stride = c.qk_head_dim + 8;
+    block.v_stride = c.v_head_dim + 8;
+    const uint64_t num_rows = uint64_t{c.num_kv_heads} * block.block_rows;
+    block.v_begin = (2 * num_rows * block.k_stride + 15) / 16 * 16;
+    block.block_bytes = (block.v_begin + 2 * num_rows * block.v_stride + 15) / 16 * 16;
+    std::vector<uint8_t> bytes(block.block_bytes, 0xff);
+    for (uint32_t head = 0; head < c.num_kv_heads; ++head)
+      for (uint32_t token = 0; token < c.num_tokens; ++token) {
+        const uint64_t row = uint64_t{head} * block.block_rows + token;
+        const uint32_t j = num_cached() + token;
+        std::memcpy(&bytes[2 * row * block.k_stride], key(head, j), 2 * c.qk_head_dim);
+        std::memcpy(&bytes[block.v_begin + 2 * row * block.v_stride], value(head, j), 2 * c.v_head_dim);
+      }
+    block.blocks = upload(bytes);
+    params_.num_block_rows = c.num_tokens;
   }
   const bf16_t* key(uint32_t head, uint32_t j) const {
     return keys_.data() + (uint64_t{head} * num_stored_ + j) * measured_.qk_head_dim;
@@ -92,8 +118,14 @@ class CudaAttention final : public RowsSubject<cuda::AttentionParams, uint16_t> 
     params_.window_tokens = c.window_tokens;
     params_.split_keys = c.split_keys;
     params_.max_context = layout_.options().max_context;
+    if (is_draft()) set_block();
     params_.partials = static_cast<float*>(
         device_->allocate(cuda::attention_partial_floats(params_) * sizeof(float)));
+  }
+
+  /// Stored keys up to the last that a token sees.
+  uint32_t num_seen(uint32_t token) const {
+    return is_draft() ? num_stored_ : measured_.num_keys + token;
   }
 
   void aim(uint32_t at) override { params_.kv = layout_.view(0, place(at), device_pages_); }
@@ -106,11 +138,11 @@ class CudaAttention final : public RowsSubject<cuda::AttentionParams, uint16_t> 
     constexpr double kPower = 0x1p-22;
     const KernelCase& c = measured_;
     const uint32_t head = column / c.v_head_dim, kv_head = head / c.num_q_per_kv;
-    const uint32_t first = c.window_tokens ? token : 0;
+    const uint32_t first = c.window_tokens ? std::min(token, num_cached()) : 0;
     if (const uint32_t row = token * num_heads() + head; row != reference_row_) {
       reference_row_ = row;
       reference_ = ReferenceHead(q_.data() + uint64_t{row} * c.qk_head_dim, key(kv_head, first),
-                                 c.num_keys + token - first, c.qk_head_dim,
+                                 num_seen(token) - first, c.qk_head_dim,
                                  double{params_.scale}, double{kSinkLogit});
     }
     const ReferenceHead& r = reference_;

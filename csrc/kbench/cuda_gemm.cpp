@@ -1,81 +1,110 @@
-#include <algorithm>
+#include <cmath>
 
-#include "kbench/cuda_subject.h"
 #include "kbench/cuda_subjects.h"
-#include "weights/pack_cuda_dense.h"
+#include "kbench/dense_operands.h"
 
 namespace mimo_rt::kbench {
 namespace {
 
+using cuda::ProjectionStore;
+
+/// "gemm", and with a fused norm "gemm_normed".
 class CudaGemm final : public RowsSubject<cuda::ProjectionParams, float> {
  public:
   CudaGemm(const KernelCase& c, const KernelBenchOptions& options,
            std::unique_ptr<cuda::BenchDevice> device)
       : RowsSubject(c, std::move(device)),
-        shape_{format_of(c.format), c.rows, c.k},
-        x_(random_bf16(uint64_t{c.num_tokens} * c.k, options.seed ^ 1)) {
-    num_places_ = static_cast<uint32_t>(
-        std::max<uint64_t>(cuda_rotation_bytes(options) / shape_.bytes(), 1));
-    upload_weights(options.seed);
-    params_.num_tokens = c.num_tokens;
-    params_.rows = params_.num_columns = c.rows;
-    params_.k = c.k;
-    params_.format =
-        shape_.is_fp8() ? cuda::ProjectionFormat::fp8_e4m3 : cuda::ProjectionFormat::bf16;
-    params_.x = {upload(x_), c.k};
+        operands_(c, c.rows, c.kernel == "gemm_normed", cuda_rotation_bytes(options), options.seed,
+                  *device_) {
+    num_places_ = operands_.num_places();
+    params_ = operands_.params();
     params_.out_f32 = make_out(c.num_tokens, c.rows);
-    work_.bytes = static_cast<double>(shape_.bytes());
-    work_.flops = 2.0 * c.rows * c.k * c.num_tokens;
+    operands_.add_work(work_);
   }
 
  private:
-  void upload_weights(uint64_t seed) {
-    const uint32_t num_groups = shape_.num_row_groups() * num_places_;
-    const uint32_t num_distinct = std::min(num_groups, kDistinctPieces);
-    host_tiles_.resize(num_distinct * shape_.group_bytes());
-    for (uint32_t group = 0; group < num_distinct; ++group) {
-      const RandomRows random(shape_.format, shape_.k, seed + group);
-      pack_cuda_dense_rows(shape_, random.rows(), host_tiles_.data() + group * shape_.group_bytes());
-    }
-    tiles_ = static_cast<uint8_t*>(device_->allocate(num_groups * shape_.group_bytes()));
-    device_->upload(tiles_, host_tiles_.data(), host_tiles_.size());
-    for (uint32_t done = num_distinct; done < num_groups; done += num_distinct)
-      device_->copy(tiles_ + done * shape_.group_bytes(), tiles_,
-                    std::min(num_distinct, num_groups - done) * shape_.group_bytes());
-  }
-
-  void aim(uint32_t place) override { params_.tiles = tiles_ + place * shape_.bytes(); }
-
-  /// k additions of exact products, one FMA per scale block, the parts of K.
+  void aim(uint32_t place) override { params_.tiles = operands_.tiles(place); }
   Bounded expected(uint32_t place, uint32_t token, uint32_t row) override {
-    const auto num_distinct = static_cast<uint32_t>(host_tiles_.size() / shape_.group_bytes());
-    const uint32_t group = (place * shape_.num_row_groups() + row / kTileRows) % num_distinct;
-    const UnpackedRow unpacked =
-        unpack_cuda_dense_row(shape_, host_tiles_.data(), group * kTileRows + row % kTileRows);
-    const Product p = dot(row_values(shape_.format, unpacked, shape_.k),
-                          x_.data() + uint64_t{token} * shape_.k);
-    const double n = shape_.k + shape_.tiles_per_group() + 2.0 * 8;
-    return {p.value, rounding_of(n, kProductSumUnit) * p.magnitude + 0x1p-120};
+    return operands_.product(place, token, row);
   }
 
-  const CudaDenseShape shape_;
-  const std::vector<bf16_t> x_;
-  uint8_t* tiles_ = nullptr;
-  std::vector<uint8_t> host_tiles_;  // the distinct groups
+  const DenseOperands operands_;
+};
+
+/// "gemm_gate_up": silu(gate) * up, of 8 rows each of a row group.
+class GateUpGemm final : public RowsSubject<cuda::ProjectionParams, uint16_t> {
+ public:
+  GateUpGemm(const KernelCase& c, const KernelBenchOptions& options,
+             std::unique_ptr<cuda::BenchDevice> device)
+      : RowsSubject(c, std::move(device)),
+        operands_(c, c.rows, false, cuda_rotation_bytes(options), options.seed, *device_) {
+    num_places_ = operands_.num_places();
+    params_ = operands_.params();
+    params_.store = ProjectionStore::gate_up;
+    params_.num_columns = c.rows / 2;
+    params_.out_bf16 = make_out(c.num_tokens, c.rows / 2);
+    operands_.add_work(work_);
+  }
+
+ private:
+  void aim(uint32_t place) override { params_.tiles = operands_.tiles(place); }
+
+  /// |silu'| < 1.1; expf, the sigmoid and two products: 8 roundings.
+  Bounded expected(uint32_t place, uint32_t token, uint32_t column) override {
+    const uint32_t row = column / 8 * kTileRows + column % 8;
+    const Bounded gate = operands_.product(place, token, row);
+    const Bounded up = operands_.product(place, token, row + 8);
+    const double silu = gate.value / (1.0 + std::exp(-gate.value)), exact = silu * up.value;
+    return rounded({exact, 1.1 * gate.bound * (std::abs(up.value) + up.bound) +
+                               std::abs(silu) * up.bound +
+                               rounding_of(8, kF32Unit) * std::abs(exact)});
+  }
+
+  const DenseOperands operands_;
+};
+
+/// "gemm_residual": added to rows, in place.
+class ResidualGemm final : public RowsSubject<cuda::ProjectionParams, uint16_t> {
+ public:
+  ResidualGemm(const KernelCase& c, const KernelBenchOptions& options,
+               std::unique_ptr<cuda::BenchDevice> device)
+      : RowsSubject(c, std::move(device)),
+        operands_(c, c.rows, false, cuda_rotation_bytes(options), options.seed, *device_),
+        residual_(random_bf16(uint64_t{c.num_tokens} * c.rows, options.seed ^ 3)) {
+    num_places_ = operands_.num_places();
+    params_ = operands_.params();
+    params_.store = ProjectionStore::add_residual;
+    params_.out_bf16 = make_out(c.num_tokens, c.rows);
+    operands_.add_work(work_);
+  }
+
+ private:
+  void aim(uint32_t place) override { params_.tiles = operands_.tiles(place); }
+  void fill(std::vector<uint16_t>& out) override { out.assign(residual_.begin(), residual_.end()); }
+
+  /// One addition.
+  Bounded expected(uint32_t place, uint32_t token, uint32_t row) override {
+    const Bounded y = operands_.product(place, token, row);
+    const double before = double{bf16_to_f32(residual_[uint64_t{token} * measured_.rows + row])};
+    const double sum = before + y.value;
+    return rounded({sum, y.bound + kF32Unit * (std::abs(sum) + y.bound)});
+  }
+
+  const DenseOperands operands_;
+  const std::vector<bf16_t> residual_;
 };
 
 }  // namespace
 
-std::unique_ptr<Subject> make_cuda_gemm(const KernelCase& kernel_case,
-                                        const KernelBenchOptions& options,
+std::unique_ptr<Subject> make_cuda_gemm(const KernelCase& c, const KernelBenchOptions& options,
                                         std::unique_ptr<cuda::BenchDevice> device) {
-  const PackedFormat format = format_of(kernel_case.format);
-  MIMO_RT_CHECK(format == PackedFormat::fp8_e4m3 || format == PackedFormat::bf16, unavailable,
-                kWhere, "format: expected fp8_e4m3 or bf16 for gemm on cuda, got '",
-                kernel_case.format, "'");
-  check_matrix(kernel_case);
-  check_at_most("num_tokens", kernel_case.num_tokens, cuda::kMaxTokens);
-  return std::make_unique<CudaGemm>(kernel_case, options, std::move(device));
+  check_projection_case(c);
+  check_matrix(c);
+  if (c.kernel == "gemm_gate_up")
+    return std::make_unique<GateUpGemm>(c, options, std::move(device));
+  if (c.kernel == "gemm_residual")
+    return std::make_unique<ResidualGemm>(c, options, std::move(device));
+  return std::make_unique<CudaGemm>(c, options, std::move(device));
 }
 
 }  // namespace mimo_rt::kbench

@@ -5,6 +5,7 @@
 
 #include "kbench/cuda_subject.h"
 #include "kbench/cuda_subjects.h"
+#include "kbench/router_matrix.h"
 #include "weights/random_fill.h"
 
 namespace mimo_rt::kbench {
@@ -14,45 +15,26 @@ class RouterLogits final : public RowsSubject<cuda::RouterLogitsParams, float> {
  public:
   RouterLogits(const KernelCase& c, const KernelBenchOptions& options,
                std::unique_ptr<cuda::BenchDevice> device)
-      : RowsSubject(c, std::move(device)),
-        weights_(random_bf16(uint64_t{c.num_experts} * c.hidden_size, options.seed)),
-        x_(random_bf16(uint64_t{c.num_tokens} * c.hidden_size, options.seed ^ 1)) {
+      : RowsSubject(c, std::move(device)), matrix_(c, options.seed) {
     const bool is_f32 = c.format == "f32";
-    if (is_f32) {
-      const std::vector<bf16_t> low = random_bf16(weights_.size(), options.seed ^ 2);
-      for (size_t i = 0; i < weights_.size(); ++i)
-        f32_.push_back(bf16_to_f32(weights_[i]) + 0x1p-10f * bf16_to_f32(low[i]));
-      upload_places(f32_, options);
-    } else {
-      upload_places(weights_, options);
-    }
-    params_.x = {upload(x_), c.hidden_size};
+    if (is_f32) upload_places(matrix_.f32_weights(), options);
+    else upload_places(matrix_.bf16_weights(), options);
+    params_.x = {upload(matrix_.x()), c.hidden_size};
     params_.logits = make_out(c.num_tokens, c.num_experts);
     params_.format = is_f32 ? cuda::RouterFormat::f32 : cuda::RouterFormat::bf16;
     params_.num_tokens = c.num_tokens;
     params_.num_experts = c.num_experts;
     params_.hidden_size = c.hidden_size;
-    work_.bytes = static_cast<double>(weights_.size()) * (is_f32 ? 4 : 2);
-    work_.flops = 2.0 * static_cast<double>(weights_.size()) * c.num_tokens;
+    matrix_.add_work(work_, c.num_tokens);
   }
 
  private:
   void aim(uint32_t at) override { params_.weights = place(at); }
-
-  /// hidden_size FMAs, 5 levels of the tree, 8 segments.
   Bounded expected(uint32_t /*place*/, uint32_t token, uint32_t expert) override {
-    const uint32_t k = measured_.hidden_size;
-    std::vector<double> row(k);
-    for (uint32_t i = 0; i < k; ++i) {
-      const uint64_t at = uint64_t{expert} * k + i;
-      row[i] = double{f32_.empty() ? bf16_to_f32(weights_[at]) : f32_[at]};
-    }
-    const Product logit = dot(row, x_.data() + uint64_t{token} * k);
-    return {logit.value, rounding_of(k + 13.0, kF32Unit) * logit.magnitude};
+    return matrix_.logit(token, expert);
   }
 
-  const std::vector<bf16_t> weights_, x_;
-  std::vector<float> f32_;  // empty: the weights are BF16
+  const RouterMatrix matrix_;
 };
 
 /// Logits and biases are coarse: there are ties and no near misses, so the choice is exact.
@@ -149,36 +131,39 @@ class SelectExperts final : public CudaSubject {
   cuda::SelectExpertsParams params_;
 };
 
-void check_common(const KernelCase& c) {
+}  // namespace
+
+void check_router_case(const KernelCase& c, bool has_matrix) {
+  MIMO_RT_CHECK(c.format == "f32" || (has_matrix && c.format == "bf16"), invalid_argument, kWhere,
+                "format: expected f32", has_matrix ? " or bf16" : " logits", " for ", c.kernel,
+                ", got '", c.format, "'");
   check_positive("num_tokens", c.num_tokens);
   check_positive("num_experts", c.num_experts);
   check_at_most("num_tokens", c.num_tokens, cuda::kMaxTokens);
   check_at_most("num_experts", c.num_experts, cuda::kMaxExperts);
+  if (has_matrix) check_multiple("hidden_size", c.hidden_size, kBlockK);
 }
 
-}  // namespace
+void check_selection_case(const KernelCase& c) {
+  check_positive("experts_per_token", c.experts_per_token);
+  check_at_most("experts_per_token", c.experts_per_token,
+                std::min(c.num_experts, cuda::kMaxExpertsPerToken));
+  check_at_most("num_tokens * experts_per_token", c.num_tokens * c.experts_per_token,
+                cuda::kMaxExpertSlots);
+}
 
 std::unique_ptr<Subject> make_cuda_router_logits(const KernelCase& c,
                                                  const KernelBenchOptions& options,
                                                  std::unique_ptr<cuda::BenchDevice> device) {
-  MIMO_RT_CHECK(c.format == "f32" || c.format == "bf16", invalid_argument, kWhere,
-                "format: expected f32 or bf16 for router_logits, got '", c.format, "'");
-  check_common(c);
-  check_multiple("hidden_size", c.hidden_size, kBlockK);
+  check_router_case(c, true);
   return std::make_unique<RouterLogits>(c, options, std::move(device));
 }
 
 std::unique_ptr<Subject> make_cuda_select_experts(const KernelCase& c,
                                                   const KernelBenchOptions& options,
                                                   std::unique_ptr<cuda::BenchDevice> device) {
-  MIMO_RT_CHECK(c.format == "f32", invalid_argument, kWhere,
-                "format: expected f32 logits for select_experts, got '", c.format, "'");
-  check_common(c);
-  check_positive("experts_per_token", c.experts_per_token);
-  check_at_most("experts_per_token", c.experts_per_token,
-                std::min(c.num_experts, cuda::kMaxExpertsPerToken));
-  check_at_most("num_tokens * experts_per_token", c.num_tokens * c.experts_per_token,
-                cuda::kMaxExpertSlots);
+  check_router_case(c, false);
+  check_selection_case(c);
   return std::make_unique<SelectExperts>(c, options, std::move(device));
 }
 

@@ -96,6 +96,11 @@ class RowsSubject : public CudaSubject {
   /// Makes `params_` those of a place.
   virtual void aim(uint32_t place) = 0;
   virtual Bounded expected(uint32_t place, uint32_t row, uint32_t column) = 0;
+  /// What the rows hold before a call: NaN, for every element must be written.
+  virtual void fill(std::vector<T>& out) {
+    constexpr T kNan = std::is_same_v<T, float> ? std::numeric_limits<T>::quiet_NaN() : T(0x7fc1);
+    std::fill(out.begin(), out.end(), kNan);
+  }
 
   void call(uint32_t place) override {
     aim(place);
@@ -105,8 +110,7 @@ class RowsSubject : public CudaSubject {
   /// Every element must have been written; a sample of them is compared.
   double worst_error_at(uint32_t place) override {
     constexpr uint32_t kCheckedRows = 8, kCheckedColumns = 64;
-    constexpr T kNan = std::is_same_v<T, float> ? std::numeric_limits<T>::quiet_NaN() : T(0x7fc1);
-    std::fill(out_.begin(), out_.end(), kNan);
+    fill(out_);
     device_->upload(device_out_, out_.data(), out_.size() * sizeof(T));
     call(place);
     device_->download(out_.data(), device_out_, out_.size() * sizeof(T));

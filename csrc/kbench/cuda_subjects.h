@@ -13,19 +13,33 @@ std::unique_ptr<Subject> make_cuda_experts(const KernelCase& kernel_case,
                                            const KernelBenchOptions& options,
                                            std::unique_ptr<cuda::BenchDevice> device);
 
-/// A projection, FP8 or BF16, without fused parts.
+/// A projection, FP8 or BF16: plain, with a fused norm (gemm_normed), as a gated MLP (gemm_gate_up) or
+/// added to rows (gemm_residual); that of q, k and v (gemm_qkv: rows follow from the heads); the best
+/// column of each row (gemm_best).
 /// @throws Error{invalid_argument, unsupported_shape, capacity, out_of_memory}
 std::unique_ptr<Subject> make_cuda_gemm(const KernelCase& kernel_case,
                                         const KernelBenchOptions& options,
                                         std::unique_ptr<cuda::BenchDevice> device);
+std::unique_ptr<Subject> make_cuda_qkv(const KernelCase& kernel_case,
+                                       const KernelBenchOptions& options,
+                                       std::unique_ptr<cuda::BenchDevice> device);
+std::unique_ptr<Subject> make_cuda_best(const KernelCase& kernel_case,
+                                        const KernelBenchOptions& options,
+                                        std::unique_ptr<cuda::BenchDevice> device);
 
-/// Attention of a few tokens over a ring or over pages.
+/// A norm on its own.
+/// @throws Error{invalid_argument, unsupported_shape, capacity, out_of_memory}
+std::unique_ptr<Subject> make_cuda_norm(const KernelCase& kernel_case,
+                                        const KernelBenchOptions& options,
+                                        std::unique_ptr<cuda::BenchDevice> device);
+
+/// Attention of a few tokens, causal or of a draft's block, over a ring or over pages.
 /// @throws Error{invalid_argument, unsupported_shape, capacity, out_of_memory}
 std::unique_ptr<Subject> make_cuda_attention(const KernelCase& kernel_case,
                                              const KernelBenchOptions& options,
                                              std::unique_ptr<cuda::BenchDevice> device);
 
-/// The router's matrix; and the choice of the experts from its logits.
+/// The router's matrix; the choice of the experts from its logits; and both.
 /// @throws Error{invalid_argument, unsupported_shape, capacity, out_of_memory}
 std::unique_ptr<Subject> make_cuda_router_logits(const KernelCase& kernel_case,
                                                  const KernelBenchOptions& options,
@@ -33,8 +47,12 @@ std::unique_ptr<Subject> make_cuda_router_logits(const KernelCase& kernel_case,
 std::unique_ptr<Subject> make_cuda_select_experts(const KernelCase& kernel_case,
                                                   const KernelBenchOptions& options,
                                                   std::unique_ptr<cuda::BenchDevice> device);
+std::unique_ptr<Subject> make_cuda_route(const KernelCase& kernel_case,
+                                         const KernelBenchOptions& options,
+                                         std::unique_ptr<cuda::BenchDevice> device);
 
-/// sample_best, sample or sample_filtered: tokens from rows of logits, without a draft.
+/// sample_best, sample or sample_filtered: tokens from rows of logits, without a draft; sample_verify:
+/// with drawn drafts, and how many of them stay.
 /// @throws Error{invalid_argument, capacity, out_of_memory}
 std::unique_ptr<Subject> make_cuda_sampling(const KernelCase& kernel_case,
                                             const KernelBenchOptions& options,

@@ -17,8 +17,12 @@ struct KernelCase {
   /// "edge_same_worker", "edge_tag", "expert_gate_up", "expert_down" (up to 64 tokens),
   /// "expert_gate_up_gemm", "expert_down_gemm" (many), "expert_gate_up_fp8", "expert_down_fp8"
   /// (activations rounded to E4M3), "expert_gate_up_mxfp8", "expert_down_mxfp8" (many; to MXFP8, for
-  /// sm_100 in a build with CUTLASS), "router_logits", "select_experts", "sample_best" (temperature 0),
-  /// "sample" (temperature 1), "sample_filtered" (temperature 0.8, top-k 50, top-p 0.95)
+  /// sm_100 in a build with CUTLASS), "router_logits", "select_experts", "route" (both), "sample_best"
+  /// (temperature 0), "sample" (temperature 1), "sample_filtered" (temperature 0.8, top-k 50, top-p 0.95),
+  /// "sample_verify" (a block's drawn drafts, and how many stay), "attention_draft" (of a block that all
+  /// tokens see), "rms_norm", and gemm with what goes before or after it: "gemm_normed" (a norm),
+  /// "gemm_gate_up" (gated MLP), "gemm_residual", "gemm_qkv" (RoPE of a third of qk_head_dim, value
+  /// scale, k and v to the cache; rows follow from the heads), "gemm_best" (the best column)
   std::string kernel;
   /// Of the weights: "mxfp4", "fp8_e4m3", "bf16", "f32"; of keys and values: "bf16"; of logits:
   /// "f32"; of edges: "u32".
@@ -26,7 +30,7 @@ struct KernelCase {
   uint32_t num_tokens = 1;
   uint32_t rows = 0, k = 0;                           ///< gemm
   uint32_t num_experts = 0, experts_per_token = 0;    ///< experts, router
-  uint32_t hidden_size = 0, width = 0;                ///< experts, router_logits
+  uint32_t hidden_size = 0, width = 0;                ///< experts, router_logits, rms_norm
   uint32_t num_segments = 1;                          ///< expert_down…: parts of K, 8 / number of ranks
   uint32_t num_kv_heads = 0, num_q_per_kv = 0;        ///< attention
   uint32_t qk_head_dim = 0, v_head_dim = 0;

@@ -36,12 +36,8 @@ using namespace mimo_rt;
 
 class EmulatedBenchDevice : public HostDeviceMemory<cuda::BenchDevice> {
  public:
-  EmulatedBenchDevice() {
-    (void)cuda::argmax_combine_kernel;  // kernels of the header that no benchmark runs
-    (void)cuda::accept_kernel;
-  }
   uint64_t read_bytes() const override { return 1000; }
-  uint32_t num_multiprocessors() const override { return 3; }
+  uint32_t num_multiprocessors() const override { return kMultiprocessors; }
   void check_mxfp8() const override {}
 
   void launch(const cuda::ExpertGateUpParams& params) override {
@@ -94,6 +90,10 @@ class EmulatedBenchDevice : public HostDeviceMemory<cuda::BenchDevice> {
     tiles.push_back(params.tiles);
     run(cuda::projection_kernel(params), params, sizeof(cuda::ProjectionShared));
   }
+  void launch(const cuda::ArgmaxCombineParams& params) override {
+    cuda::check_argmax_combine(params);
+    run(cuda::argmax_combine_kernel, params, 0, cuda::kBlockThreads, 1);
+  }
   void launch(const cuda::RmsNormParams& params) override {
     cuda::check_rms_norm(params);
     run(cuda::rms_norm_kernel, params, 0, kComputeThreads);
@@ -118,6 +118,10 @@ class EmulatedBenchDevice : public HostDeviceMemory<cuda::BenchDevice> {
       run(cuda::sample_weigh_kernel, params, sizeof(cuda::SliceShared), kComputeThreads);
     run(cuda::sample_draw_kernel, params, sizeof(cuda::DrawShared), kComputeThreads);
   }
+  void launch(const cuda::AcceptParams& params) override {
+    cuda::check_accept(params);
+    run(cuda::accept_kernel, params, 0, 32, 1);
+  }
   void launch(const cuda::EdgeRelayParams& params, uint32_t num_blocks) override {
     cuda::check_edge_relay(params, num_blocks);
     run(cuda::edge_relay_kernel, params, sizeof(cuda::RelayShared), cuda::kRelayThreads, num_blocks);
@@ -140,11 +144,12 @@ class EmulatedBenchDevice : public HostDeviceMemory<cuda::BenchDevice> {
   std::vector<std::vector<uint32_t>> active;
 
  private:
+  static constexpr uint32_t kMultiprocessors = 3;  ///< each has a block
   static constexpr uint32_t kComputeThreads = cuda::kComputeWarps * 32;
 
   template <typename Params>
   static void run(void (*kernel)(Params), const Params& params, size_t shared_bytes,
-                  uint32_t num_threads = cuda::kBlockThreads, uint32_t num_blocks = 2) {
+                  uint32_t num_threads = cuda::kBlockThreads, uint32_t num_blocks = kMultiprocessors) {
     run_emulated(kernel, params, options_of({.num_blocks = num_blocks}, num_threads, shared_bytes));
   }
 };

@@ -15,7 +15,8 @@ from mimo_rt.bench.kernel_shapes import MODELS, SHAPES, choose
 from mimo_rt.cli import main as cli_main
 from mimo_rt.errors import UnavailableError
 
-SAMPLERS = ("sample_best", "sample", "sample_filtered")
+SAMPLERS = ("sample_best", "sample", "sample_filtered", "sample_verify")
+REPLICATED = ("router", "select_experts", "route", "rms_norm", *SAMPLERS)
 SMALL = ["kbench", "bf16", "mxfp4", "--shape", "64x128", "--seconds", "0.01", "--no-baseline"]
 
 
@@ -47,6 +48,13 @@ def test_shapes_of_the_pro_model_follow_from_its_config(root):
     assert shape_of("pro/o_proj").fields == o_proj
     assert shape_of("pro/lm_head").fields == {"rows": config.vocab_size, "k": config.hidden_size}
     assert shape_of("pro/router").fields == {"rows": config.num_experts, "k": config.hidden_size}
+    for name, of in (("qkv_normed", "qkv"), ("o_proj_residual", "o_proj"), ("lm_head_best", "lm_head"),
+                     ("dense_act", "dense_gate_up")):
+        fused = shape_of(f"pro/{name}").cuda
+        assert {"rows": fused["rows"], "k": fused["k"]} == shape_of(f"pro/{of}").fields
+    stored, window = shape_of("pro/qkv_stored").cuda, shape_of("pro/attention_window").fields
+    assert stored["k"] == config.hidden_size and all(
+        stored[name] == window[name] for name in ("num_kv_heads", "num_q_per_kv", "qk_head_dim", "v_head_dim"))
     router = shape_of("pro/router").cuda
     assert (router["num_experts"], router["hidden_size"]) == (config.num_experts, config.hidden_size)
     assert shape_of("pro/sample").cuda["vocab_size"] == config.vocab_size
@@ -64,11 +72,12 @@ def test_shapes_of_the_pro_model_follow_from_its_config(root):
 def test_a_rank_has_an_eighth_of_every_sharded_matrix():
     for slice_ in choose([], "pro-r8"):
         whole = shape_of(f"pro/{slice_.op}")
-        is_replicated = slice_.op in ("router", "select_experts", *SAMPLERS)
+        is_replicated = slice_.op in REPLICATED
         size = math.prod(whole.fields.values()) / math.prod(slice_.fields.values())
         assert size == (1 if is_replicated or not slice_.fields else 8), slice_.name
         assert whole.cuda.get("width", 0) == 8 * slice_.cuda.get("width", 0)
         assert slice_.cuda == whole.cuda or not is_replicated
+        assert slice_.cuda != whole.cuda or is_replicated or not slice_.cuda
 
 
 def test_names_are_unique_and_every_case_is_accepted_by_the_core():
@@ -79,7 +88,9 @@ def test_names_are_unique_and_every_case_is_accepted_by_the_core():
         for backend in filter(shape.is_on, ("cpu-generic", "cuda")):
             case = _C.KernelCase(**shape.kernel_case(backend, shape.tokens(backend)[0]))
             assert case.format == shape.format
-            assert case.num_tokens == {"_gemm": 128, "_mxfp8": 128, "_fp8": 8}.get(shape.op[shape.op.rfind("_"):], 1)
+            suffix = shape.op[shape.op.rfind("_"):]
+            usual = {"_gemm": 128, "_mxfp8": 128, "_fp8": 8, "_draft": 8, "_verify": 8}.get(suffix, 1)
+            assert case.num_tokens == usual
 
 
 def test_choosing_shapes():

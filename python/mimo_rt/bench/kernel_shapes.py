@@ -17,6 +17,7 @@ CUDA_TOKENS = (1, 2, 4, 8, 16, 32, 64)
 _STEP_TOKENS = (1, 8)  # where more tokens are more of the same
 _GEMM_TOKENS = (128, 512, 2048)
 _FP8_TOKENS = (8, 64)
+_BLOCK_TOKENS = (8,)  # of a draft
 _EDGES = "edges"
 _CPU_EDGES = ("counter", "gather")
 
@@ -78,6 +79,8 @@ class Shape:
             return _GEMM_TOKENS
         if self.op.endswith("_fp8"):
             return _FP8_TOKENS
+        if self.op in ("attention_draft", "sample_verify"):
+            return _BLOCK_TOKENS
         if self.is_attention or not self.fields:
             return _STEP_TOKENS
         return CUDA_TOKENS if backend == "cuda" else CPU_TOKENS
@@ -100,6 +103,44 @@ def _experts(
 
 def _gemm(model: str, op: str, format_: str, rows: int, k: int) -> Shape:
     return Shape(model, op, format_, {"rows": rows, "k": k})
+
+
+def _fused(
+    model: str, hidden: int, heads: tuple[int, int], o_proj: int, vocab_size: int, dense: int = 0
+) -> list[Shape]:
+    """Matrices with what a GPU does before and after their products, and the norm alone.
+
+    Args:
+        heads: q heads and kv heads.
+        o_proj: its k.
+        vocab_size: rows of ``lm_head``.
+        dense: width of the gated MLP; 0: none.
+    """
+
+    def one(op: str, format_: str, kernel: str, **cuda: int) -> Shape:
+        return Shape(model, op, format_, {}, {"kernel": kernel, **cuda})
+
+    num_q_heads, num_kv_heads = heads
+    qkv = (num_q_heads + num_kv_heads) * 192 + num_kv_heads * 128
+    shapes = [
+        one("qkv_normed", "fp8_e4m3", "gemm_normed", rows=qkv, k=hidden),
+        one("qkv_stored", "fp8_e4m3", "gemm_qkv", k=hidden, num_kv_heads=num_kv_heads,
+            num_q_per_kv=num_q_heads // num_kv_heads, qk_head_dim=192, v_head_dim=128),
+        one("o_proj_residual", "bf16", "gemm_residual", rows=hidden, k=o_proj),
+        one("lm_head_best", "bf16", "gemm_best", rows=vocab_size, k=hidden),
+        one("rms_norm", "bf16", "rms_norm", hidden_size=hidden),
+    ]
+    if dense:
+        shapes.append(one("dense_act", "fp8_e4m3", "gemm_gate_up", rows=2 * dense, k=hidden))
+    return shapes
+
+
+def _draft(model: str, num_kv_heads: int) -> Shape:
+    """Attention of a draft's block: all of it, and a window of the text before."""
+    return Shape(model, "attention_draft", "bf16", {}, {
+        "kernel": "attention_draft", "num_kv_heads": num_kv_heads, "num_q_per_kv": 16,
+        "qk_head_dim": 128, "v_head_dim": 128, "num_keys": 1024, "window_tokens": 1024,
+        "split_keys": 64})
 
 
 def _attention(
@@ -125,8 +166,9 @@ def _replicated(
         Shape(model, "router", "f32", {"rows": num_experts, "k": hidden},
               {"kernel": "router_logits", "num_experts": num_experts, "hidden_size": hidden}),
         Shape(model, "select_experts", "f32", {}, {"kernel": "select_experts", **choice}),
+        Shape(model, "route", "f32", {}, {"kernel": "route", "hidden_size": hidden, **choice}),
         *(Shape(model, name, "f32", {}, {"kernel": name, "vocab_size": vocab_size})
-          for name in ("sample_best", "sample", "sample_filtered")),
+          for name in ("sample_best", "sample", "sample_filtered", "sample_verify")),
     ]
 
 
@@ -139,6 +181,8 @@ SHAPES: tuple[Shape, ...] = (
     _gemm("pro", "lm_head", "bf16", 152576, 6144),
     *_replicated("pro", 384, 8, 6144, 152576),
     *_attention("pro", (128, 8), (128, 8)),
+    *_fused("pro", 6144, (128, 8), 16384, 152576, 16384),
+    _draft("pro", 8),
     *_experts("pro-r8", 384, 8, 6144, 256, segments=1),
     _gemm("pro-r8", "qkv", "fp8_e4m3", 3392, 6144),
     _gemm("pro-r8", "o_proj", "bf16", 6144, 2048),
@@ -147,12 +191,15 @@ SHAPES: tuple[Shape, ...] = (
     _gemm("pro-r8", "lm_head", "bf16", 19072, 6144),
     *_replicated("pro-r8", 384, 8, 6144, 152576),
     *_attention("pro-r8", (16, 1), (16, 1)),
+    *_fused("pro-r8", 6144, (16, 1), 2048, 19072, 2048),
+    _draft("pro-r8", 1),
     *_experts("flash", 256, 8, 4096, 2048),
     _gemm("flash", "qkv", "fp8_e4m3", 13568, 4096),  # of a full layer: 64 q heads, 4 kv heads
     _gemm("flash", "o_proj", "bf16", 4096, 8192),
     _gemm("flash", "lm_head", "bf16", 152576, 4096),
     *_replicated("flash", 256, 8, 4096, 152576),
     *_attention("flash", (64, 8), (64, 4)),
+    *_fused("flash", 4096, (64, 4), 8192, 152576),
     *_experts("gpt-oss-120b", 128, 4, 2880, 2880),
     *(Shape(_EDGES, op, "u32") for op in ("same_worker", "tag", *_CPU_EDGES)),
 )
