@@ -215,6 +215,45 @@ TEST_CASE("the schedule and the number of blocks do not change a bit") {
   }
 }
 
+TEST_CASE("any size of the groups of pairs gives the same bits") {
+  for (const AttentionShape& shape :
+       {AttentionShape{11, 16, 1, 48, 32, 200, 128, 64}.with_ring(144).with_sinks(),
+        AttentionShape{8, 16, 2, 32, 16, 70, 30, 64}.with_ring(48).as_draft()}) {
+    Attention call(shape, Values::random, 51);
+    const std::vector<bf16_t> whole = attend(call);
+    AlignedRows<bf16_t> out(shape.num_rows, shape.num_q_heads * shape.v_head_dim, kUntouched);
+    cuda::AttentionParams params = call.params(out);
+    for (uint32_t shift = cuda::kMinGroupShift; shift <= cuda::kMaxGroupShift; ++shift) {
+      std::fill_n(out.data, whole.size(), kUntouched);
+      params.group_shift = shift;  // a launch on a GPU chooses its own, by its blocks
+      run(params, {.num_blocks = 1u << (cuda::kMaxGroupShift - shift), .seed = shift});
+      CHECK(std::equal(whole.begin(), whole.end(), out.data));
+    }
+    call.q.data[1] ^= 0x40;  // control
+    run(params, {});
+    CHECK(!std::equal(whole.begin(), whole.end(), out.data));
+  }
+}
+
+TEST_CASE("groups are as small as it takes to give most multiprocessors keys") {
+  const auto shift_of = [](uint32_t num_rows, uint32_t num_kv_heads, uint32_t window_tokens,
+                           uint32_t split_keys, uint32_t max_context = 1u << 20) {
+    cuda::AttentionParams p;
+    p.num_rows = num_rows;
+    p.num_kv_heads = num_kv_heads;
+    p.num_q_heads = 16 * num_kv_heads;
+    p.window_tokens = window_tokens;
+    p.split_keys = split_keys;
+    p.max_context = max_context;
+    return cuda::choose_group_shift(p, 132);
+  };
+  CHECK_EQ(shift_of(8, 1, 128, 64), 4u);         // a window of a rank of eight: 32 units, not 4
+  CHECK_EQ(shift_of(8, 8, 128, 64), 5u);         // of the whole model: 128 units, not 32
+  CHECK_EQ(shift_of(64, 8, 128, 64), 7u);        // many rows: 256 units
+  CHECK_EQ(shift_of(8, 1, 0, 256, 8192), 5u);    // all keys: 128 units
+  CHECK_EQ(shift_of(8, 1, 0, 256), 7u);          // of a long context: thousands
+}
+
 TEST_CASE("arguments that the kernels cannot take are refused by name") {
   Attention call({2, 4, 2, 32, 16, 100, 0, 64}, Values::random, 1);
   AlignedRows<bf16_t> out(2, 64, 0);
@@ -233,6 +272,7 @@ TEST_CASE("arguments that the kernels cannot take are refused by name") {
           [](P p) { p.num_q_heads = 3; });
   refused(unsupported_shape, "num_q_heads", [](P p) { p.num_kv_heads = 0; });
   refused(invalid_argument, "q: expected an address", [](P p) { ++p.q.data; });
+  refused(invalid_argument, "group_shift: expected 4 .. 7, got 3", [](P p) { p.group_shift = 3; });
   refused(invalid_argument, "q.stride: expected at least 128", [](P p) { p.q.stride = 120; });
   refused(invalid_argument, "out.stride", [](P p) { p.out.stride = 56; });
   refused(invalid_argument, "position: expected memory, got null",

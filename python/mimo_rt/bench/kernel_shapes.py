@@ -153,7 +153,7 @@ def _attention(
                   "qk_head_dim": 192, "v_head_dim": 128, "num_keys": num_keys}
         return Shape(model, op, "bf16", fields, {"kernel": "attention", **fields, **cuda})
 
-    return [one("attention_window", window_heads, 128, window_tokens=128, split_keys=4096),
+    return [one("attention_window", window_heads, 128, window_tokens=128, split_keys=64),
             one("attention_full", full_heads, 4096, split_keys=256)]
 
 

@@ -65,7 +65,7 @@ struct AttentionCall {
         cache.first < cache.end ? (cache.end - 1) / p.split_keys + 1 - first_split : 0;
     num_splits = num_cache_splits + (p.block.blocks ? 1 : 0);
     num_pairs = p.num_rows * (p.num_q_heads / p.num_kv_heads);
-    num_groups = (num_pairs + kGroupRows - 1) / kGroupRows;
+    num_groups = ((num_pairs - 1) >> p.group_shift) + 1;
   }
   __device__ uint32_t num_units(const AttentionParams& p) const {
     return num_groups * num_splits * p.num_kv_heads;
@@ -98,9 +98,9 @@ struct AttentionUnit {
   __device__ AttentionUnit(const AttentionParams& p, const AttentionCall& call, uint32_t unit) {
     kv_head = unit % p.num_kv_heads;
     split = unit / p.num_kv_heads % call.num_splits;
-    first_pair = unit / p.num_kv_heads / call.num_splits * kGroupRows;
-    const uint32_t rest = call.num_pairs - first_pair;
-    num_pairs = rest < kGroupRows ? rest : kGroupRows;
+    first_pair = unit / p.num_kv_heads / call.num_splits << p.group_shift;
+    const uint32_t rest = call.num_pairs - first_pair, most = 1u << p.group_shift;
+    num_pairs = rest < most ? rest : most;
     is_block = split == call.num_cache_splits;
     const uint32_t begin = (call.first_split + split) * p.split_keys, end = begin + p.split_keys;
     keys = {begin > call.cache.first ? begin : call.cache.first,
