@@ -1,9 +1,10 @@
-"""The CUDA part with the compiler of the pip package: found, made complete, and used.
+"""The CUDA part as it is built: without a compiler, with the machine's, with that of the pip package.
 
 The package is played by the machine's own toolkit, laid out as the package lays it out: `lib`
 instead of `lib64`, no `libcudart.so`.
 """
 
+import json
 import os
 import pathlib
 import re
@@ -13,7 +14,10 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.skipif(not shutil.which("nvcc"), reason="needs nvcc")
+import mimo_rt
+from mimo_rt import _C
+
+needs_nvcc = pytest.mark.skipif(not shutil.which("nvcc"), reason="needs nvcc")
 
 
 def toolkit_root(tmp_path):
@@ -36,26 +40,89 @@ def play_package(site, toolkit, *, with_runtime=True):
             (root / "lib" / path.name).symlink_to(path)
 
 
-def configure(root, build, site):
-    environment = {**os.environ, "PYTHONPATH": str(site), "MIMO_RT_CUDA_FROM_PIP": "1"}
-    environment.pop("CUDACXX", None)
-    command = ["cmake", "-S", str(root), "-B", str(build), "-G", "Ninja", "-DMIMO_RT_CUDA=ON",
-               f"-DPython_EXECUTABLE={sys.executable}"]
+def configure(root, build, site, *options, cuda="ON", **variables):
+    environment = {**os.environ, "PYTHONPATH": str(site), **variables}
+    for name in ("CUDACXX", "CUDA_HOME", "CUDA_PATH"):
+        environment.pop(name, None)
+    command = ["cmake", "-S", str(root), "-B", str(build), "-G", "Ninja", f"-DMIMO_RT_CUDA={cuda}",
+               f"-DPython_EXECUTABLE={sys.executable}", *options]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
+def commands_of(build):
+    """Source -> the command that compiles it."""
+    return {pathlib.Path(entry["file"]).name: entry["command"]
+            for entry in json.loads((build / "compile_commands.json").read_text())}
+
+
+@needs_nvcc
 def test_the_compiler_of_the_package_is_used(root, tmp_path):
     play_package(tmp_path / "site", toolkit_root(tmp_path))
-    done = configure(root, tmp_path / "build", tmp_path / "site")
+    done = configure(root, tmp_path / "build", tmp_path / "site", MIMO_RT_CUDA_FROM_PIP="1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"nvcc of the pip package in {tmp_path / 'site'}" in done.stdout
     assert "CUDA ON" in done.stdout
     cache = (tmp_path / "build" / "CMakeCache.txt").read_text()
     compiler = re.search(r"^CMAKE_CUDA_COMPILER:\w+=(.*)$", cache, re.MULTILINE)[1]
     assert compiler == str(tmp_path / "build" / "cuda-toolkit" / "bin" / "nvcc")
+    kernels = commands_of(tmp_path / "build")["persistent.cu"]
+    assert "arch=compute_90a,code=[sm_90a]" in kernels and "arch=compute_100a,code=[sm_100a]" in kernels
 
 
+@needs_nvcc
 def test_a_package_without_its_runtime_is_told(root, tmp_path):
     play_package(tmp_path / "site", toolkit_root(tmp_path), with_runtime=False)
-    done = configure(root, tmp_path / "build", tmp_path / "site")
+    done = configure(root, tmp_path / "build", tmp_path / "site", MIMO_RT_CUDA_FROM_PIP="1")
     assert done.returncode != 0 and "no lib/libcudart.so" in done.stderr
+
+
+def configure_without_nvcc(root, tmp_path, cuda):
+    """Where neither path, toolkit nor Python's packages have a compiler for CUDA."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("cmake", "ninja", "c++", "g++", "gcc", "cc", "ar", "ranlib", "ld", "as", "nm", "git", "sh", "uname"):
+        if found := shutil.which(name):
+            (tools / name).symlink_to(found)
+    site = tmp_path / "site"
+    (site / "nvidia").mkdir(parents=True)
+    (site / "nvidia" / "__init__.py").write_text("")  # hides packages of that name
+    no_others = ("-DCMAKE_IGNORE_PATH=/usr/local/cuda/bin", "-DCMAKE_FIND_USE_CMAKE_SYSTEM_PATH=OFF")
+    return configure(root, tmp_path / "build", site, *no_others, cuda=cuda, PATH=str(tools))
+
+
+def test_without_a_compiler_auto_builds_for_the_cpu(root, tmp_path):
+    done = configure_without_nvcc(root, tmp_path, "AUTO")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "CUDA OFF" in done.stdout
+    commands = commands_of(tmp_path / "build")
+    assert "cuda_devices.cpp" in commands and "cuda_devices.cu" not in commands
+
+
+def test_without_a_compiler_on_says_what_to_do(root, tmp_path):
+    done = configure_without_nvcc(root, tmp_path, "ON")
+    assert done.returncode != 0
+    assert ("MIMO_RT_CUDA=ON, but no CUDA compiler was found. Install CUDA >= 12.8, set CUDACXX, or build with "
+            "MIMO_RT_CUDA_FROM_PIP=1.") in " ".join(done.stderr.split())
+
+
+def needed(library):
+    """Libraries that a shared library or a program asks for."""
+    done = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=True)
+    return re.findall(r"\(NEEDED\).*\[(.*)\]", done.stdout)
+
+
+def sections(path):
+    done = subprocess.run(["readelf", "-SW", path], capture_output=True, text=True, check=True)
+    return set(re.findall(r"^ *\[ *\d+\] (\S+)", done.stdout, re.MULTILINE))
+
+
+@needs_nvcc
+def test_the_installed_library_asks_for_no_driver_and_no_runtime():
+    package = pathlib.Path(mimo_rt.__file__).parent
+    for library in (_C.__file__, package / "lib" / "libmimo_rt.so"):
+        names = needed(library)
+        assert any(name.startswith("libc.so") for name in names)
+        assert not [name for name in names if "cuda" in name or "nv" in name], library
+    (cuda,) = [backend for backend in mimo_rt.list_backends() if backend.name == "cuda"]
+    has_kernels = ".nv_fatbin" in sections(package / "lib" / "libmimo_rt.so")
+    assert has_kernels == ("not built" not in cuda.reason)

@@ -79,22 +79,45 @@ def test_kernels_keep_everything_in_registers(source, architecture, tmp_path, ca
         assert all(found["registers"] == registers for mangled, found in resources.items() if name in mangled)
 
 
+def shared_structs() -> dict[str, str]:
+    """What lies in shared memory, in whole or as a part of another: its name and its header."""
+    found = {}
+    for path in sorted((ROOT / "csrc" / "cuda" / "device").rglob("*.cuh")):
+        names = re.findall(r"^(?:struct|union) (\w+Shared) \{", path.read_text(), re.MULTILINE)
+        found |= dict.fromkeys(names, str(path.relative_to(ROOT / "csrc")))
+    return found
+
+
+def sizes_of(structs: dict[str, str], architecture: str, out: pathlib.Path) -> dict[str, int]:
+    """Bytes of structs of namespace mimo_rt::cuda, as the device's compiler lays them out."""
+    source = out / "shared.cu"
+    source.write_text("".join(f'#include "{header}"\n' for header in dict.fromkeys(structs.values())) +
+                      "".join(f"__device__ char bytes_of_{name}[sizeof(mimo_rt::cuda::{name})];\n" for name in structs))
+    subprocess.run(["nvcc", "-std=c++20", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'include'}", "-I", str(out),
+                    f"-arch=compute_{architecture}", "-ptx", "-o", str(out / "shared.ptx"), str(source)], check=True)
+    found = re.findall(r"\bbytes_of_(\w+)\[(\d+)\]", (out / "shared.ptx").read_text())
+    return {name: int(size) for name, size in found}
+
+
 @needs_nvcc
-@pytest.mark.parametrize("struct, header", [("AttentionShared", "attention.cuh"),
-                                            ("ExpertGemmShared", "expert_gemm.cuh"),
-                                            ("ExpertShared", "expert_stream.cuh"),
-                                            ("ProjectionShared", "projection.cuh"),
-                                            ("RouterShared", "router.cuh"),
-                                            ("DrawShared", "select_tokens.cuh")])
-def test_shared_memory_fits_a_block(struct, header, tmp_path, capsys):
-    source = tmp_path / "shared.cu"  # the size of a struct, as ptxas counts global memory
-    source.write_text(f'#include "cuda/device/tasks/{header}"\n'
-                      f"__device__ char storage[sizeof(mimo_rt::cuda::{struct})];\n")
-    done = compile_with_nvcc(source, "90a", tmp_path)
-    num_bytes = int(re.search(r"(\d+) bytes gmem", done)[1])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_shared_memory_fits_a_block(architecture, tmp_path, capsys):
+    (tmp_path / "large.cuh").write_text("namespace mimo_rt::cuda { struct LargeShared { char bytes[300 << 10]; }; }\n")
+    structs = shared_structs()
+    sizes = sizes_of({**structs, "LargeShared": "large.cuh"}, architecture, tmp_path)
+    assert sizes.pop("LargeShared") == 300 * 1024 > MAX_SHARED_BYTES
     with capsys.disabled():
-        print(f"\n  {struct}: {num_bytes} bytes of dynamic shared memory", end="")
-    assert 0 < num_bytes <= MAX_SHARED_BYTES
+        for name, num_bytes in sizes.items():
+            print(f"\n  sm_{architecture} {name}: {num_bytes} bytes of dynamic shared memory", end="")
+    assert sizes.keys() == structs.keys() and 0 < min(sizes.values()) and max(sizes.values()) <= MAX_SHARED_BYTES
+
+
+def test_every_struct_in_shared_memory_is_listed():
+    launched = set()
+    for path in (ROOT / "csrc" / "cuda").glob("*.cu"):
+        launched |= set(re.findall(r"sizeof\((\w+)\),\s+options\.stream", path.read_text()))
+        launched |= set(re.findall(r"dynamicSmemBytes = sizeof\((\w+)\)", path.read_text()))
+    assert {"PersistentShared", "SelectShared", "SliceShared"} <= launched <= shared_structs().keys()
 
 
 def fused_float64(source: pathlib.Path, out: pathlib.Path) -> int:
