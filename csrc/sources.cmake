@@ -196,6 +196,10 @@ set(MIMO_RT_AVX512_SOURCES
 set(MIMO_RT_AVX512_FLAGS ${MIMO_RT_KERNEL_OPTIMISATION} -mfma -mavx512f -mavx512bw -mavx512vl -mavx512dq
   -Wno-maybe-uninitialized -Wno-uninitialized)  # false positives inside gcc 12 intrinsics
 set(MIMO_RT_AVX512_BF16_FLAGS -mavx512bf16 -mavx512vbmi -mavx512vnni)  # a second time, for processors that have these too
+set(MIMO_RT_NO_CUDA_SOURCES  # in place of those below
+  csrc/no_cuda/bench_device.cpp
+  csrc/no_cuda/cuda_devices.cpp
+  csrc/no_cuda/step_device.cpp)
 set(MIMO_RT_CUDA_SOURCES
   csrc/cuda/attention.cu
   csrc/cuda/bench_device.cu

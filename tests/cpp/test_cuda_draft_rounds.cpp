@@ -116,6 +116,7 @@ Tokens run_steps(const Wanted& wanted) {
 
 bool is_same(const DraftStats& a, const DraftStats& b) { return !std::memcmp(&a, &b, sizeof a); }
 
+#if !defined(MIMO_RT_TEST_ON_GPU)
 /// As DraftConfig::from_directory reads it.
 std::string to_json(const DraftConfig& c) {
   std::ostringstream out;
@@ -135,6 +136,7 @@ std::string to_json(const DraftConfig& c) {
   out << "]}";
   return out.str();
 }
+#endif
 
 /// Drafts that are often right, and tokens that are not always theirs.
 Wanted often_right() {

@@ -1,9 +1,10 @@
-"""The CUDA part as it is built: without a compiler, with the machine's, with that of the pip package.
+"""The CUDA part as it is built: with the machine's compiler, with that of the pip package, and for tests on a GPU.
 
 The package is played by the machine's own toolkit, laid out as the package lays it out: `lib`
 instead of `lib64`, no `libcudart.so`.
 """
 
+import ctypes
 import json
 import os
 import pathlib
@@ -13,6 +14,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import test_case_names as case_names
 
 import mimo_rt
 from mimo_rt import _C
@@ -126,3 +128,49 @@ def test_the_installed_library_asks_for_no_driver_and_no_runtime():
     (cuda,) = [backend for backend in mimo_rt.list_backends() if backend.name == "cuda"]
     has_kernels = ".nv_fatbin" in sections(package / "lib" / "libmimo_rt.so")
     assert has_kernels == ("not built" not in cuda.reason)
+
+
+@needs_nvcc
+def test_no_device_code_is_left_to_link(root, native_tests, tmp_path):
+    objects = list((root / "build" / "tests-release" / "CMakeFiles" / "mimo_rt_cuda.dir").rglob("*.cu.o"))
+    assert len(objects) >= 12 and not [path for path in objects if "__nv_relfatbin" in sections(path)]
+    source = tmp_path / "control.cu"
+    source.write_text("__global__ void nothing() {}\n")
+    subprocess.run(["nvcc", "-rdc=true", "-c", "-o", tmp_path / "control.o", source], check=True)
+    assert "__nv_relfatbin" in sections(tmp_path / "control.o")
+
+
+def has_driver():
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def native_tests(root, cpp_builder):
+    """Programs of bench/gpu_gate.py, built as it builds them, but for what no GPU here would run."""
+    names = sorted(path.stem for path in (root / "tests" / "cpp").glob("native_cuda_*.cpp"))
+    programs = cpp_builder(names)
+    return [programs / name for name in names]
+
+
+@needs_nvcc
+def test_tests_for_a_gpu_are_built_and_start_without_a_driver(root, native_tests):
+    assert len(native_tests) >= 16
+    for program in native_tests:
+        done = subprocess.run([program, "--list"], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, (program, done.stderr)
+        emulated = root / "tests" / "cpp" / f"{program.name.replace('native_', 'test_')}.cpp"
+        cases = done.stdout.splitlines()
+        assert cases and set(cases) <= set(case_names(emulated.read_text())), program
+
+
+@needs_nvcc
+def test_tests_for_a_gpu_fail_without_one(native_tests):
+    if has_driver():
+        pytest.skip("there may be a GPU")
+    for program in native_tests:
+        done = subprocess.run([program], capture_output=True, text=True, check=False, timeout=600)
+        assert done.returncode == 1 and "FAIL" in done.stdout, (program, done.stdout, done.stderr)

@@ -11,11 +11,19 @@ import shutil
 import subprocess
 import time
 
+import ptxas_report
 import pytest
-from ptxas_report import Resources, built_report, compile_kernels, compile_with_nvcc, is_current, parse_resources
+from ptxas_report import (
+    ARCHITECTURES,
+    Resources,
+    built_report,
+    compile_kernels,
+    compile_with_nvcc,
+    is_current,
+    parse_resources,
+)
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-ARCHITECTURES = ("90a", "100a")
 MAX_REGISTERS = 168  # a block has 9 warps: one of the 4 register files of 16384 holds 3 of them
 
 # A block shares out with setmaxnreg only what it was launched with: kLaunchRegisters of persistent_params.h, and
@@ -203,6 +211,17 @@ def test_no_report_is_believed_of_a_source_edited_during_the_compile(tmp_path, b
     build("edit")
     assert (tmp_path / "source").stat().st_mtime_ns <= (tmp_path / "x.o").stat().st_mtime_ns
     assert (tmp_path / "x.o.ptxas").is_file() and not is_current(tmp_path, "x.o")
+
+
+def test_only_a_report_of_all_architectures_is_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(ptxas_report, "ROOT", tmp_path)
+    monkeypatch.setattr(ptxas_report, "is_current", lambda build, target: True)
+    for build, architectures in (("tests-release", ARCHITECTURES[:1]), ("wheel", ARCHITECTURES)):
+        assert built_report("x.cu") is None
+        report = tmp_path / "build" / build / "CMakeFiles" / "mimo_rt_cuda.dir" / "x.cu.o.ptxas"
+        report.parent.mkdir(parents=True)
+        report.write_text("".join(f"Compiling entry function 'k' for 'sm_{name}'\n" for name in architectures))
+    assert built_report("x.cu") == report.read_text()
 
 
 @needs_nvcc
