@@ -1,4 +1,4 @@
-"""For the account of what limits each kernel: what the compiler gave it, and what Nsight Compute counts while it runs."""
+"""For the account of what limits each kernel: what the compiler gave it, and what Nsight Compute counts in a call."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHAPE = "pro-r8"
 
 
 def parse_resources(text: str) -> list[dict[str, int | str]]:
-    """Of each kernel in what `cuobjdump --dump-resource-usage` says: registers, and bytes of stack, shared and local memory."""
+    """Registers and bytes of memory of each kernel, from what `cuobjdump --dump-resource-usage` says."""
     found = []
     architecture = ""
     for line in text.splitlines():
@@ -65,7 +65,7 @@ def run_resources(log: Log, python: str) -> None:
 
 
 def run_counters(log: Log, python: str) -> None:
-    """One call of some kernels under Nsight Compute: the third, with empty caches as in kbench, and at the usual clocks."""
+    """One call of some kernels under Nsight Compute: the third, with empty caches as in kbench, at the usual clocks."""
     tool = find_tool("ncu")
     if not tool:
         log.add("counters", "ncu", NOT_RUN, 0.0, reason="not on this machine")

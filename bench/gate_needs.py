@@ -59,7 +59,8 @@ def _runs(program: str, wanted: str | None) -> bool:
 
 def has_wheel(requirement: str, wheels: pathlib.Path | None) -> bool:
     name = re.match(r"[\w-]+", requirement)[0].replace("-", "[-_.]")
-    return wheels is not None and any(re.match(f"{name}-\\d", path.name, re.IGNORECASE) for path in wheels.glob("*.whl"))
+    names = [path.name for path in wheels.glob("*.whl")] if wheels else []
+    return any(re.match(f"{name}-\\d", found, re.IGNORECASE) for found in names)
 
 
 def find_tool(name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Counters of the GPU gate, from tools that are played: read, kept, and no reason to fail where they are not to be had."""
+"""Counters of the GPU gate, from tools that are played: read, kept, and no reason to fail where there are none."""
 
 import importlib
 import json

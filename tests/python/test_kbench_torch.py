@@ -129,7 +129,7 @@ def test_tokens_are_drawn_from_what_the_filters_leave(temperature, top_k, top_p)
 
 @pytest.fixture
 def on_gpu(monkeypatch):
-    """`on_gpu(case, times)`: the baseline on this CPU, taken for a GPU; a way takes as long as the first key in its name."""
+    """`on_gpu(case, times)`: the baseline on this CPU, taken for a GPU; the first key in a way's name has its time."""
 
     class TimedAs:
         times = {}
