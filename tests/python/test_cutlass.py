@@ -129,18 +129,19 @@ def test_a_wheel_that_is_not_the_pinned_one_is_refused(root, tmp_path):
 
 
 @needs_nvcc
-def test_the_layouts_are_those_of_cute(root, cutlass, cpp_builder, tmp_path):
+@pytest.mark.parametrize(("name", "num_cases"), [("cute_layouts", 3), ("list_groups", 2)])
+def test_operands_are_what_cutlass_reads(root, cutlass, cpp_builder, tmp_path, name, num_cases):
     library = cpp_builder(["mimo_rt_testable"]) / "libmimo_rt_testable.a"
     toolkit = re.search(r"^#\$ TOP=(.*)$", subprocess.run(["nvcc", "--dryrun", "-c", "-x", "cu", os.devnull, "-o", os.devnull],
                                                          capture_output=True, text=True, check=True).stderr, re.MULTILINE)[1]
     own = [f"-I{root / folder}" for folder in ("csrc", "include", "tests/cpp")]
     others = [f"-isystem{folder}" for folder in (cutlass, f"{toolkit}/include", f"{toolkit}/include/cccl")]
-    program = tmp_path / "cute_layouts"
+    program = tmp_path / name
     subprocess.run(["g++", "-std=c++20", "-O1", "-w", *own, *others, "-o", str(program),
-                    str(root / "tests" / "cutlass" / "cute_layouts.cpp"), str(library), "-lpthread"], check=True)
+                    str(root / "tests" / "cutlass" / f"{name}.cpp"), str(library), "-lpthread"], check=True)
     done = subprocess.run([program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 cases" in done.stdout
+    assert f"{num_cases} cases" in done.stdout
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@
 #include <cutlass/gemm/group_array_problem_shape.hpp>
 #include <cutlass/gemm/kernel/gemm_universal.hpp>
 
+#include "cuda/gemm/block_scaled_groups.h"
 #include "cuda/launch.cuh"
-#include "weights/cuda_mx.h"
 
 namespace mimo_rt::cuda {
 namespace {
@@ -27,8 +27,7 @@ using cutlass::layout::ColumnMajor, cutlass::layout::RowMajor;
 
 using GemmTile = cute::Shape<cute::_128, cute::_64, cute::_128>;
 using GemmCluster = cute::Shape<cute::_1, cute::_1, cute::_1>;
-using GemmShape = cute::Shape<int, int, int>;  ///< rows, slots, k
-using GemmShapes = gemm::GroupProblemShape<GemmShape>;
+using GemmShapes = gemm::GroupProblemShape<GroupShape>;
 
 // Both operands lie along k; 128 codes is what the copies of FP4 codes align to. Results lie along
 // the rows.
@@ -44,94 +43,28 @@ using Mainloop = gemm::collective::CollectiveBuilder<
     gemm::KernelPtrArrayTmaWarpSpecialized1SmMxf8f6f4Sm100>::CollectiveOp;
 using Kernel = gemm::kernel::GemmUniversal<GemmShapes, Mainloop, Epilogue>;
 using Gemm = gemm::device::GemmUniversalAdapter<Kernel>;
-using ScaleConfig = Mainloop::Sm1xxBlkScaledConfig;
 
-using Weight = Mainloop::ArrayElementA;
-using Activation = Mainloop::ArrayElementB;
-using Scale = Kernel::ElementSF;
-
-/// What CUTLASS reads of each group: arrays with one element per group.
-struct Groups {
-  GemmShape* shapes;
-  const Weight** weights;
-  const Activation** codes;
-  const Scale **weight_scales, **scales;
-  float** out;
-  Kernel::InternalStrideA* weight_strides;
-  Kernel::InternalStrideB* code_strides;
-  Kernel::InternalStrideD* out_strides;
-  Mainloop::InternalLayoutSFA* weight_scale_layouts;
-  Mainloop::InternalLayoutSFB* scale_layouts;
-};
-
-/// Arrays in the workspace, one behind the other.
-class WorkspaceParts {
- public:
-  explicit WorkspaceParts(uint8_t* memory) : memory_(memory) {}
-  template <typename T>
-  void add(T*& part, uint32_t count) {
-    constexpr uint64_t kAlignment = 16;
-    part = reinterpret_cast<T*>(memory_ + bytes_);
-    bytes_ += (uint64_t{count} * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
-  }
-  uint64_t bytes() const { return bytes_; }
-
- private:
-  uint8_t* memory_;
-  uint64_t bytes_ = 0;
-};
-
-/// Behind the descriptors. @return bytes of both
-uint64_t place_groups(const BlockScaledGemm& p, Groups& groups) {
-  WorkspaceParts parts(p.workspace + kDescriptorBytes);
-  parts.add(groups.shapes, p.num_experts);
-  parts.add(groups.weights, p.num_experts);
-  parts.add(groups.codes, p.num_experts);
-  parts.add(groups.weight_scales, p.num_experts);
-  parts.add(groups.scales, p.num_experts);
-  parts.add(groups.out, p.num_experts);
-  parts.add(groups.weight_strides, p.num_experts);
-  parts.add(groups.code_strides, p.num_experts);
-  parts.add(groups.out_strides, p.num_experts);
-  parts.add(groups.weight_scale_layouts, p.num_experts);
-  parts.add(groups.scale_layouts, p.num_experts);
-  return kDescriptorBytes + parts.bytes();
-}
+// What block_scaled_groups.h lists is what CUTLASS reads.
+static_assert(std::is_same_v<ScaleConfig, Mainloop::Sm1xxBlkScaledConfig> &&
+              std::is_same_v<ScaleConfig::LayoutSF, Mainloop::InternalLayoutSFA> &&
+              std::is_same_v<ScaleConfig::LayoutSF, Mainloop::InternalLayoutSFB>);
+static_assert(std::is_same_v<AlongK, Kernel::InternalStrideA> &&
+              std::is_same_v<AlongK, Kernel::InternalStrideB> &&
+              std::is_same_v<AlongRows, Kernel::InternalStrideD>);
+static_assert(std::is_same_v<cutlass::float_e2m1_t, Mainloop::ArrayElementA> &&
+              std::is_same_v<cutlass::float_e4m3_t, Mainloop::ArrayElementB> &&
+              std::is_same_v<cutlass::float_ue8m0_t, Kernel::ElementSF>);
 
 struct ListGroupsParams {
   BlockScaledGemm gemm;
   Groups groups;
 };
 
-/// Group i is the i-th active expert; those beyond have no slots and so no tiles.
 __global__ void __launch_bounds__(128)
     list_groups_kernel(const __grid_constant__ ListGroupsParams params) {
-  const BlockScaledGemm& p = params.gemm;
-  const Groups& groups = params.groups;
-  const uint32_t num_active = *p.route.num_active;
-  const CudaMxShape matrix{p.rows, p.k};
   const uint32_t first = blockIdx.x * blockDim.x + threadIdx.x;
-  for (uint32_t i = first; i < p.num_experts; i += gridDim.x * blockDim.x) {
-    const bool is_active = i < num_active;
-    const uint32_t begin = is_active ? p.route.slot_begin[i] : 0;
-    const uint32_t end = is_active ? p.route.slot_begin[i + 1] : 0;
-    const uint32_t expert = is_active ? p.route.active_experts[i] : 0;
-    const uint8_t* weights = p.weights + expert * matrix.bytes();
-    const GemmShape shape{static_cast<int>(p.rows), static_cast<int>(end - begin),
-                          static_cast<int>(p.k)};
-    groups.shapes[i] = shape;
-    groups.weights[i] = reinterpret_cast<const Weight*>(weights);
-    groups.weight_scales[i] = reinterpret_cast<const Scale*>(weights + matrix.code_bytes());
-    groups.codes[i] = reinterpret_cast<const Activation*>(p.codes + uint64_t{begin} * p.k);
-    groups.scales[i] = reinterpret_cast<const Scale*>(
-        p.scales + cuda_mx_scale_offset(cuda_mx_scale_row(begin, i), 0, p.k));
-    groups.out[i] = p.out + uint64_t{begin} * p.rows;
-    cute::get<0>(groups.weight_strides[i]) = p.k;
-    cute::get<0>(groups.code_strides[i]) = p.k;
-    cute::get<1>(groups.out_strides[i]) = p.rows;
-    groups.weight_scale_layouts[i] = ScaleConfig::tile_atom_to_shape_SFA(shape);
-    groups.scale_layouts[i] = ScaleConfig::tile_atom_to_shape_SFB(shape);
-  }
+  for (uint32_t i = first; i < params.gemm.num_experts; i += gridDim.x * blockDim.x)
+    list_group(params.gemm, params.groups, i);
 }
 
 Gemm::Arguments arguments_of(const BlockScaledGemm& p, const Groups& groups,
