@@ -7,7 +7,8 @@ engines run the same case one after the other, every second round in reverse ord
 median over the rounds, so a machine that changes speed hits both sides. Peers that are not there
 are reported as skipped.
 
-  mimo_rt        this library on MODEL_DIR
+  mimo_rt        this library on MODEL_DIR, without drafts
+  mimo_rt_drafts the same with drafts: of MODEL_DIR/dflash, else looked up in the text
   llama_cpp      the package llama-cpp-python on the GGUF file; --llama-library PATH makes it load
                  that libllama.so
   xllamacpp      the package xllamacpp (llama.cpp's server as a wheel) on the GGUF file; times are
@@ -19,7 +20,10 @@ are reported as skipped.
   transformers   transformers on MODEL_DIR, a plain transformer in disguise (the demo model), BF16;
                  transformers_f32: twice the bytes, but faster where the machine has no BF16 units
 
-`convert.py` makes the GGUF file.
+`convert.py` makes the GGUF file. Where engines say their logits after the prompt (cases decode and
+text), records have the relative L2 difference from ours: some percent are roundings, more is
+another model, such as a wrong field of the GGUF file. The case textN is what users see: 128 greedy
+tokens after each of N real prompts.
 """
 
 from __future__ import annotations
@@ -31,36 +35,70 @@ import statistics
 import sys
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from mimo_rt import MimoRtError
 from mimo_rt.bench.measurement import spread
+from mimo_rt.bench.prompts import read_prompts
 from mimo_rt.cli._machine import machine_record
 from mimo_rt.cli._output import format_table
-from peers import ENGINES, Case, Peer, Skipped, open_peer
+from mimo_rt.text import ModelText
+from peers import ENGINES, MAX_CONTEXT, TEXT_TOKENS, Case, Output, Peer, Skipped, open_peer
 
 BASE = "mimo_rt"
+_NUMBERS = {"decode": 1, "rows": 8, "prefill": 512, "text": 8}
+_PROMPTS = Path(__file__).resolve().parents[1] / "prompts" / "coding.jsonl"
 
 
 def parse_cases(text: str) -> list[Case]:
-    """"decode,rows8,prefill512" as cases."""
+    """"decode,rows8,prefill512,text8" as cases."""
     cases = []
     for word in text.split(","):
         name = word.rstrip("0123456789")
-        number = int(word[len(name):] or {"decode": 1, "rows": 8, "prefill": 512}.get(name, 0))
-        if name not in ("decode", "rows", "prefill") or number < 1:
-            raise argparse.ArgumentTypeError(f"expected decode, rowsN or prefillN, got '{word}'")
+        number = int(word[len(name):] or _NUMBERS.get(name, 0))
+        if name not in _NUMBERS or number < 1:
+            raise argparse.ArgumentTypeError(
+                f"expected decode, rowsN, prefillN or textN, got '{word}'"
+            )
         cases.append(Case(name, 1 if name == "decode" else number))
     return cases
 
 
-def take_rounds(peers: Sequence[Peer], case: Case, num_rounds: int) -> list[list[float]]:
-    """Seconds per step of every peer, one value per round; all have run the case before."""
+def with_prompts(case: Case, model: Path, prompts: Path) -> list[Case]:
+    """``text`` once for each of its prompts; any other case as it is.
+
+    Raises:
+        MimoRtError: no tokenizer, too few prompts, or one that is too long.
+    """
+    if case.kind != "text":
+        return [case]
+    text = ModelText(model)
+    cases = []
+    for prompt in read_prompts([prompts])[: case.num_rows]:
+        ids = tuple(int(i) for i in text.prompt_ids(prompt.content))
+        if len(ids) + TEXT_TOKENS > MAX_CONTEXT:
+            raise MimoRtError(
+                f"[{prompts}] prompt '{prompt.id}': expected at most {MAX_CONTEXT - TEXT_TOKENS} "
+                f"tokens, got {len(ids)}."
+            )
+        cases.append(replace(case, prompt_ids=ids))
+    if len(cases) < case.num_rows:
+        raise MimoRtError(f"[{prompts}] expected {case.num_rows} prompts, got {len(cases)}.")
+    return cases
+
+
+def take_rounds(
+    peers: Sequence[Peer], cases: Sequence[Case], num_rounds: int
+) -> list[list[float]]:
+    """Seconds per step of every peer, one value per round; rounds go through the cases in turn."""
     order = list(range(len(peers)))
     times: list[list[float]] = [[] for _ in peers]
-    for _ in range(num_rounds):
+    for number in range(num_rounds):
         for i in order:
-            times[i].append(peers[i].run(case))
+            times[i].append(peers[i].run(cases[number % len(cases)]))
         order.reverse()
     return times
 
@@ -76,12 +114,12 @@ def case_records(
         record = {
             "case": f"peers/{case.label}/{name}",
             "engine": name,
-            "tokens": case.num_rows,
+            "tokens": case.tokens_per_step,
             "median_us": round(statistics.median(samples) * 1e6, 2),
             "p10_us": round(low * 1e6, 2),
             "p90_us": round(high * 1e6, 2),
             "n": len(samples),
-            "tokens_per_s": round(case.num_rows / statistics.median(samples), 3),
+            "tokens_per_s": round(case.tokens_per_step / statistics.median(samples), 3),
         }
         if ours is not None:
             ratios = [theirs / mine for theirs, mine in zip(samples, ours, strict=True)]
@@ -96,12 +134,13 @@ def run_case(case: Case, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure one case with every engine that can run it."""
     peers: list[Peer] = []
     skipped = []
+    cases = with_prompts(case, args.model, args.prompts)
     try:
         for name in args.engines:
             try:
                 peer = open_peer(name, case, args)
                 peers.append(peer)
-                peer.run(case)  # warm-up
+                peer.run(cases[0])  # warm-up
             except (Skipped, RuntimeError) as reason:
                 if name == BASE:
                     raise
@@ -109,26 +148,47 @@ def run_case(case: Case, args: argparse.Namespace) -> list[dict[str, Any]]:
                     peers.pop().close()
                 skipped.append({"case": f"peers/{case.label}/{name}", "engine": name,
                                 "skipped": str(reason)})
-        times = take_rounds(peers, case, args.rounds)
+        times = take_rounds(peers, cases, args.rounds)
         records = case_records(case, [peer.name for peer in peers], times)
         for record, peer in zip(records, peers, strict=True):
             record |= peer.facts
-        _note_agreement(records)
+        ours = next((peer.outputs for peer in peers if peer.name == BASE), {})
+        for record, peer in zip(records, peers, strict=True):
+            record |= agreement(ours, peer.outputs)
         return records + skipped
     finally:
         for peer in peers:
             peer.close()
 
 
-def _note_agreement(records: list[dict[str, Any]]) -> None:
-    """How many tokens of greedy decoding equal ours before the first difference."""
-    ours = next((r["token_ids"] for r in records if r["engine"] == BASE and "token_ids" in r), None)
-    for record in records:
-        theirs = record.pop("token_ids", None)
-        if ours and theirs:
-            pairs = enumerate(zip(ours, theirs, strict=False))
-            record["equal_tokens"] = next((i for i, (a, b) in pairs if a != b), len(ours))
-            record["compared_tokens"] = len(ours)
+def agreement(
+    ours: dict[tuple[int, ...], Output], theirs: dict[tuple[int, ...], Output]
+) -> dict[str, Any]:
+    """How many greedy tokens equal ours before the first difference, all prompts together, and the
+    largest relative L2 difference of the logits after a prompt."""
+    pairs = [(output, theirs[prompt]) for prompt, output in ours.items() if prompt in theirs]
+    if not pairs:
+        return {}
+    record: dict[str, Any] = {
+        "equal_tokens": sum(_num_equal(a.token_ids, b.token_ids) for a, b in pairs),
+        "compared_tokens": sum(len(a.token_ids) for a, _ in pairs),
+    }
+    if all(output.logits is not None for pair in pairs for output in pair):
+        record["logits_difference"] = round(max(_difference(*pair) for pair in pairs), 6)
+    return record
+
+
+def _difference(ours: Output, theirs: Output) -> float:
+    a, b = ours.logits, theirs.logits
+    if a.shape != b.shape:
+        raise RuntimeError(f"expected logits of {len(a)} tokens as ours, got {len(b)}: it is "
+                           "another model. Convert it anew.")
+    return float(np.linalg.norm(b - a) / np.linalg.norm(a))
+
+
+def _num_equal(ours: Sequence[int], theirs: Sequence[int]) -> int:
+    pairs = enumerate(zip(ours, theirs, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(ours), len(theirs)))
 
 
 def main() -> None:
@@ -139,7 +199,10 @@ def main() -> None:
                         metavar="LIST", help=f"default: {','.join(ENGINES)}")
     parser.add_argument("--cases", type=parse_cases, default=parse_cases("decode,rows8,prefill512"),
                         metavar="LIST", help="default: decode,rows8,prefill512")
-    parser.add_argument("--rounds", type=int, default=20, metavar="N")
+    parser.add_argument("--prompts", type=Path, default=_PROMPTS, metavar="FILE.jsonl",
+                        help="of the case text (default: bench/prompts/coding.jsonl)")
+    parser.add_argument("--rounds", type=int, default=20, metavar="N",
+                        help="turns of every engine, for text with one prompt each (default 20)")
     parser.add_argument("--threads", type=int, metavar="N", help="default: all usable cores")
     parser.add_argument("--llama-library", type=Path, metavar="libllama.so")
     parser.add_argument("--llama-bench", type=Path, metavar="PATH")
@@ -154,7 +217,7 @@ def main() -> None:
               "repeat": shlex.join(["python", *sys.argv])}
     try:
         records = [record for case in args.cases for record in run_case(case, args)]
-    except RuntimeError as error:
+    except (RuntimeError, MimoRtError) as error:
         sys.exit(f"arena: {error}")
     if args.json:
         for record in records:
@@ -162,13 +225,13 @@ def main() -> None:
         return
     print(format_table([_row(record) for record in records],
                        ("case", "median ms", "p10..p90", "n", "tok/s", "time / mimo_rt",
-                        "tokens as ours")))
+                        "tokens as ours", "logits from ours")))
 
 
 def _row(record: dict[str, Any]) -> tuple[str, ...]:
     if "skipped" in record:
         reason = textwrap.shorten(record["skipped"], 60, placeholder="…")  # --json has all of it
-        return (record["case"], "skipped", reason, "-", "-", "-", "-")
+        return (record["case"], "skipped", reason, *["-"] * 5)
     ratio = record.get("over_mimo_rt")
     return (record["case"], f"{record['median_us'] / 1e3:.3f}",
             f"{record['p10_us'] / 1e3:.3f}..{record['p90_us'] / 1e3:.3f}", str(record["n"]),
@@ -176,7 +239,8 @@ def _row(record: dict[str, Any]) -> tuple[str, ...]:
             "-" if ratio is None else f"{ratio:.3f} ({record['over_mimo_rt_p10']:.3f}.."
             f"{record['over_mimo_rt_p90']:.3f})",
             f"{record['equal_tokens']} of {record['compared_tokens']}"
-            if "equal_tokens" in record else "-")
+            if "equal_tokens" in record else "-",
+            f"{100 * record['logits_difference']:.2f} %" if "logits_difference" in record else "-")
 
 
 if __name__ == "__main__":

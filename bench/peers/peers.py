@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import os
 import subprocess
@@ -12,11 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 _ON_GGUF = ("llama_cpp", "xllamacpp", "llama_sync", "ik_llama", "llama_bench")
-ENGINES = ("mimo_rt", *_ON_GGUF, "transformers", "transformers_f32")
+WITH_DRAFTS = "mimo_rt_drafts"
+ENGINES = ("mimo_rt", WITH_DRAFTS, *_ON_GGUF, "transformers", "transformers_f32")
 CONTEXT_TOKENS = 16
 DECODE_STEPS = 16
 ROW_STEPS = 4
+TEXT_TOKENS = 128
+MAX_CONTEXT = 1024
 
 
 class Skipped(Exception):
@@ -26,19 +32,35 @@ class Skipped(Exception):
 @dataclass(frozen=True)
 class Case:
     """``decode``: one token per step after a short prompt. ``rows``: ``num_rows`` tokens per step,
-    logits of all. ``prefill``: a prompt of ``num_rows`` tokens, logits of the last."""
+    logits of all. ``prefill``: a prompt of ``num_rows`` tokens, logits of the last. ``text``: the
+    `TEXT_TOKENS` greedy tokens after one of ``num_rows`` real prompts, the first not timed."""
 
     kind: str
     num_rows: int
+    prompt_ids: tuple[int, ...] = ()  # of ``text``
 
     @property
     def label(self) -> str:
         return self.kind if self.kind == "decode" else f"{self.kind}{self.num_rows}"
 
+    @property
+    def tokens_per_step(self) -> int:
+        return 1 if self.kind == "text" else self.num_rows
+
+
+@dataclass(frozen=True)
+class Output:
+    """What an engine made of a prompt: greedy tokens, and the logits after the prompt, where the
+    engine says them."""
+
+    token_ids: list[int]
+    logits: np.ndarray | None
+
 
 class Peer(Protocol):
     name: str
     facts: dict[str, Any]  # for the records
+    outputs: dict[tuple[int, ...], Output]  # of `decode` and `text`, by `Case.prompt_ids`
 
     def run(self, case: Case) -> float:
         """Seconds per step."""
@@ -58,7 +80,11 @@ def open_peer(name: str, case: Case, args: argparse.Namespace) -> Peer:
             raise Skipped("needs --llama-bench")
         if case.kind == "rows":
             raise Skipped("llama-bench computes one row of logits only")
+        if case.kind == "text":
+            raise Skipped("llama-bench takes no prompts")
         return LlamaBench(args.llama_bench, args.gguf, args.threads)
+    if name == WITH_DRAFTS and case.kind != "text":
+        raise Skipped("drafts change no step: see the case text")
     model = args.gguf if name in _ON_GGUF else args.model
     return Worker(name, model, case, args.threads, args.llama_library)
 
@@ -70,6 +96,7 @@ class Worker:
         self, name: str, model: Path, case: Case, threads: int, llama_library: Path | None = None
     ) -> None:
         self.name = name
+        self.outputs: dict[tuple[int, ...], Output] = {}
         environment = dict(os.environ)
         for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
             environment[variable] = str(threads)
@@ -90,11 +117,14 @@ class Worker:
 
     def run(self, case: Case) -> float:
         assert self._process.stdin is not None
-        self._process.stdin.write("run\n")
+        is_new = case.prompt_ids not in self.outputs
+        question = {"prompt_ids": case.prompt_ids, "wants_logits": is_new}
+        self._process.stdin.write(json.dumps(question) + "\n")
         self._process.stdin.flush()
         answer = self._answer()
-        if answer["token_ids"]:
-            self.facts["token_ids"] = answer["token_ids"]
+        if is_new and answer["token_ids"]:
+            logits = answer["logits"] and np.frombuffer(base64.b64decode(answer["logits"]), "<f4")
+            self.outputs[case.prompt_ids] = Output(answer["token_ids"], logits)
         return float(answer["seconds"])
 
     def _answer(self) -> dict[str, Any]:
@@ -124,6 +154,7 @@ class LlamaBench:
             raise Skipped(f"no file {program}")
         self._head = [str(program), "-m", str(model), "-t", str(threads), "-r", "1", "-o", "jsonl"]
         self.facts: dict[str, Any] = {}
+        self.outputs: dict[tuple[int, ...], Output] = {}
 
     def run(self, case: Case) -> float:
         prompt, output = (0, DECODE_STEPS) if case.kind == "decode" else (case.num_rows, 0)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from peers import MAX_CONTEXT
 
-CONTEXT = 1024
 BATCH = 512
 
 
@@ -24,6 +24,9 @@ class Stepper(Protocol):
     def best(self) -> int:
         """The most likely next token."""
 
+    def logits(self) -> np.ndarray:
+        """Of the last token, float32 ``[vocab_size]``."""
+
 
 class LlamaCppPython:
     """The package llama-cpp-python."""
@@ -31,9 +34,10 @@ class LlamaCppPython:
     def __init__(self, model: Path, threads: int, wants_all_logits: bool) -> None:
         import llama_cpp
 
+        self._api = llama_cpp
         self.version = llama_cpp.__version__
         self._llama = llama_cpp.Llama(
-            model_path=str(model), n_ctx=CONTEXT, n_batch=BATCH, n_ubatch=BATCH,
+            model_path=str(model), n_ctx=MAX_CONTEXT, n_batch=BATCH, n_ubatch=BATCH,
             n_threads=threads, n_threads_batch=threads, logits_all=wants_all_logits,
             verbose=False,
         )
@@ -48,6 +52,10 @@ class LlamaCppPython:
     def best(self) -> int:
         return self._llama.sample(temp=0.0)
 
+    def logits(self) -> np.ndarray:
+        pointer = self._api.llama_get_logits_ith(self._llama.ctx, -1)
+        return np.array(np.ctypeslib.as_array(pointer, (self.vocab_size,)))
+
 
 class _NativeLlama:
     """llama.h through bindings that offer its functions by name."""
@@ -55,6 +63,7 @@ class _NativeLlama:
     _api: Any
     _context: Any
     vocab_size: int
+    logits: Any  # a method of the bindings below
 
     def __init__(self) -> None:
         self._position = 0
@@ -74,6 +83,9 @@ class _NativeLlama:
         if code:
             raise RuntimeError(f"llama_decode: {code}")
         self._position += count
+
+    def best(self) -> int:
+        return int(np.argmax(self.logits()))
 
 
 class IkLlama(_NativeLlama):
@@ -96,7 +108,7 @@ class IkLlama(_NativeLlama):
             raise RuntimeError(f"cannot load {model}")
         self.vocab_size = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model))
         options = api.llama_context_default_params()
-        options.n_ctx, options.n_batch, options.n_ubatch = CONTEXT, BATCH, BATCH
+        options.n_ctx, options.n_batch, options.n_ubatch = MAX_CONTEXT, BATCH, BATCH
         options.n_threads = options.n_threads_batch = threads
         self._context = api.llama_init_from_model(self._model, options)
         if not self._context:
@@ -106,9 +118,9 @@ class IkLlama(_NativeLlama):
         self._api.llama_kv_cache_clear(self._context)
         self._position = 0
 
-    def best(self) -> int:
-        logits = self._api.llama_get_logits_ith(self._context, -1)
-        return int(np.argmax(np.ctypeslib.as_array(logits, (self.vocab_size,))))
+    def logits(self) -> np.ndarray:
+        pointer = self._api.llama_get_logits_ith(self._context, -1)
+        return np.ctypeslib.as_array(pointer, (self.vocab_size,))
 
 
 class LlamaSync(_NativeLlama):
@@ -130,7 +142,7 @@ class LlamaSync(_NativeLlama):
         vocab = self._api.llama_model_get_vocab(self._model)
         self.vocab_size = self._api.llama_vocab_n_tokens(vocab)
         options = self._api.llama_context_default_params()
-        options.n_ctx, options.n_batch, options.n_ubatch = CONTEXT, BATCH, BATCH
+        options.n_ctx, options.n_batch, options.n_ubatch = MAX_CONTEXT, BATCH, BATCH
         options.n_threads = options.n_threads_batch = threads
         self._context = self._api.llama_init_from_model(self._model, options)
         if self._context == self._ffi.NULL:
@@ -140,10 +152,9 @@ class LlamaSync(_NativeLlama):
         self._api.llama_memory_clear(self._api.llama_get_memory(self._context), True)
         self._position = 0
 
-    def best(self) -> int:
-        logits = self._api.llama_get_logits_ith(self._context, -1)
-        values = np.frombuffer(self._ffi.buffer(logits, 4 * self.vocab_size), np.float32)
-        return int(np.argmax(values))
+    def logits(self) -> np.ndarray:
+        pointer = self._api.llama_get_logits_ith(self._context, -1)
+        return np.frombuffer(self._ffi.buffer(pointer, 4 * self.vocab_size), np.float32)
 
 
 class Transformers:
@@ -173,3 +184,6 @@ class Transformers:
 
     def best(self) -> int:
         return int(self._logits[0, -1].argmax())
+
+    def logits(self) -> np.ndarray:
+        return self._logits[0, -1].float().numpy()

@@ -25,6 +25,7 @@ import gguf_blocks  # noqa: E402
 import gguf_models  # noqa: E402
 import peers  # noqa: E402
 import synthetic  # noqa: E402
+import worker  # noqa: E402
 from stored import Linear, StoredCheckpoint  # noqa: E402
 
 del sys.path[:2]
@@ -248,7 +249,7 @@ class FakePeer:
         self.name, self.seconds, self.log, self.facts = name, seconds, log, {"engine_version": "1"}
 
     def run(self, case):
-        self.log.append(self.name)
+        self.log.append(self.name + str(case.prompt_ids[0] if case.prompt_ids else ""))
         return self.seconds
 
     def close(self):
@@ -258,7 +259,7 @@ class FakePeer:
 def test_rounds_alternate_and_ratios_are_paired():
     log = []
     case = peers.Case("rows", 8)
-    times = arena.take_rounds([FakePeer("mimo_rt", 0.02, log), FakePeer("b", 0.03, log)], case, 2)
+    times = arena.take_rounds([FakePeer("mimo_rt", 0.02, log), FakePeer("b", 0.03, log)], [case], 2)
     assert log == ["mimo_rt", "b", "b", "mimo_rt"]
     ours, theirs = arena.case_records(case, ["mimo_rt", "b"], times)
     assert theirs["over_mimo_rt"] == 1.5 and ours["over_mimo_rt"] == 1.0 and theirs["n"] == 2
@@ -266,9 +267,69 @@ def test_rounds_alternate_and_ratios_are_paired():
     assert "over_mimo_rt" not in arena.case_records(case, ["b"], times[1:])[0]
 
 
+def test_prompts_take_turns_and_count_single_tokens():
+    log = []
+    cases = [peers.Case("text", 2, (i,)) for i in (5, 6)]
+    times = arena.take_rounds([FakePeer("a", 0.02, log), FakePeer("b", 0.01, log)], cases, 3)
+    assert log == ["a5", "b5", "b6", "a6", "a5", "b5"]
+    (record, _) = arena.case_records(cases[0], ["a", "b"], times)
+    assert record["case"] == "peers/text2/a" and record["tokens"] == 1 and record["tokens_per_s"] == 50.0
+
+
+def test_agreement_counts_tokens_and_compares_logits():
+    def output(token_ids, *logits):
+        return peers.Output(token_ids, np.array(logits, np.float32))
+
+    ours = {(1,): output([1, 2, 3], 3.0, 4.0), (2,): output([4, 5, 6], 0.0, 2.0)}
+    theirs = {(1,): output([1, 2, 9], 3.0, 4.0), (2,): output([9, 5, 6], 0.0, 2.5), (3,): output([0], 9.0, 9.0)}
+    assert arena.agreement(ours, theirs) == {"equal_tokens": 2, "compared_tokens": 6, "logits_difference": 0.25}
+    assert arena.agreement(ours, ours)["logits_difference"] == 0.0
+    theirs[1,] = peers.Output([1, 2, 3], None)  # a server that does not say them
+    assert arena.agreement(ours, theirs) == {"equal_tokens": 3, "compared_tokens": 6}
+    assert arena.agreement({}, theirs) == {}
+    with pytest.raises(RuntimeError, match="logits of 2 tokens as ours, got 3"):
+        arena.agreement(ours, {(1,): output([1], 1.0, 1.0, 1.0)})
+
+
+def test_logits_tell_the_same_weights_from_others(plain_model, tmp_path):
+    """transformers in float32 against ours: BF16 roundings of activations, or another model."""
+    pytest.importorskip("transformers")
+    config = json.loads((plain_model / "config.json").read_text())
+    wrong = tmp_path / "wrong"
+    wrong.mkdir()
+    for path in plain_model.iterdir():
+        os.symlink(path, wrong / path.name)
+    (wrong / "config.json").unlink()
+    (wrong / "config.json").write_text(json.dumps(config | {"rope_theta": 100.0, "swa_rope_theta": 100.0}))
+    sys.path.insert(0, str(BENCH / "peers"))
+    found = {}
+    for name, model in (("mimo_rt", plain_model), ("transformers_f32", plain_model), ("wrong", wrong)):
+        _, run = worker.OPENERS["transformers_f32" if name == "wrong" else name](model, "text", 1, 1)
+        outcome = run(IDS, True)
+        assert len(outcome.token_ids) == peers.TEXT_TOKENS and outcome.seconds > 0
+        found[name] = {(): peers.Output(outcome.token_ids, outcome.logits)}
+    sys.path.pop(0)
+    assert arena.agreement(found["mimo_rt"], found["transformers_f32"])["logits_difference"] < 0.05
+    assert arena.agreement(found["mimo_rt"], found["wrong"])["logits_difference"] > 0.2
+
+
+def test_prompts_are_read_and_checked(tiny, tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("ab", "cde", "x" * 2000)))
+    cases = arena.with_prompts(peers.Case("text", 2), tiny, path)
+    assert [case.label for case in cases] == ["text2"] * 2 and len({case.prompt_ids for case in cases}) == 2
+    for count, needle in ((3, "p-3': expected at most 896"), (4, "p-3': expected at most 896")):
+        with pytest.raises(arena.MimoRtError, match=needle):
+            arena.with_prompts(peers.Case("text", count), tiny, path)
+    path.write_text(json.dumps({"text": "ab"}) + "\n")
+    with pytest.raises(arena.MimoRtError, match="expected 2 prompts, got 1"):
+        arena.with_prompts(peers.Case("text", 2), tiny, path)
+    assert arena.with_prompts(peers.Case("rows", 8), tiny, path) == [peers.Case("rows", 8)]
+
+
 def test_cases_are_parsed():
-    assert [c.label for c in arena.parse_cases("decode,rows4,rows,prefill64")] == [
-        "decode", "rows4", "rows8", "prefill64"]
+    assert [c.label for c in arena.parse_cases("decode,rows4,rows,prefill64,text,text3")] == [
+        "decode", "rows4", "rows8", "prefill64", "text8", "text3"]
     for bad in ("rows0", "walk", "4"):
         with pytest.raises(argparse.ArgumentTypeError):
             arena.parse_cases(bad)
@@ -302,20 +363,24 @@ def test_arena_runs_what_is_there_and_names_what_is_not(tiny, tmp_path):
 
 
 FAKE_LLAMA_CPP = """
-import os
+import ctypes, os
 print("noise on stdout")
+VOCAB_SIZE = int(os.environ.get("FAKE_VOCAB_SIZE", "100"))
+def llama_get_logits_ith(ctx, i):
+    assert ctx == "ctx" and i == -1
+    return (ctypes.c_float * VOCAB_SIZE)(*[1.0] * VOCAB_SIZE)
 __version__ = os.environ["LLAMA_CPP_LIB_PATH"]
 class Llama:
     def __init__(self, *, model_path, n_ctx, n_batch, n_ubatch, n_threads, n_threads_batch, logits_all, verbose):
         assert n_threads == n_threads_batch == 3 and os.path.isfile(model_path)
-        self.tokens, self.logits_all = None, logits_all
+        self.tokens, self.logits_all, self.ctx = None, logits_all, "ctx"
     def n_vocab(self):
-        return 100
+        return VOCAB_SIZE
     def reset(self):
         self.tokens = []
     def eval(self, tokens):
         self.tokens += tokens
-        assert all(0 <= token < 100 for token in tokens) and len(self.tokens) <= 1024
+        assert all(0 <= token < VOCAB_SIZE for token in tokens) and len(self.tokens) <= 1024
     def sample(self, temp):
         assert temp == 0.0 and self.tokens and not self.logits_all
         return 7
@@ -334,6 +399,25 @@ def test_arena_runs_llama_cpp_python_with_a_given_library(tiny, tmp_path):
     lines = [json.loads(line) for line in out.splitlines()]
     assert [line["case"] for line in lines] == [f"peers/{c}/llama_cpp" for c in ("decode", "rows4", "prefill64")]
     assert all(line["median_us"] > 0 and line["engine_version"] == str(tmp_path) for line in lines)
+
+
+def test_real_prompts_with_and_without_drafts(tiny, tmp_path):
+    (tmp_path / "llama_cpp.py").write_text(FAKE_LLAMA_CPP)
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    (tmp_path / "p.jsonl").write_text('{"text": "def f(x):"}\n{"text": "a b c a b c"}\n')
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    code, out, err = run_arena(
+        "--model", tiny, "--gguf", tmp_path / "m.gguf", "--prompts", tmp_path / "p.jsonl", "--rounds", 2, "--threads", 3,
+        "--engines", "mimo_rt,mimo_rt_drafts,llama_cpp", "--cases", "text2,rows2", "--json", PYTHONPATH=path,
+        FAKE_VOCAB_SIZE="515", LLAMA_CPP_LIB_PATH="none")
+    assert code == 0, err
+    lines = {line["case"]: line for line in map(json.loads, out.splitlines())}
+    ours, drafts, other = (lines[f"peers/text2/{name}"] for name in ("mimo_rt", "mimo_rt_drafts", "llama_cpp"))
+    assert drafts["equal_tokens"] == drafts["compared_tokens"] == ours["compared_tokens"] == 256
+    assert drafts["logits_difference"] == 0.0 and drafts["tokens"] == 1 and drafts["n"] == 2
+    assert other["logits_difference"] > 0.5 and other["equal_tokens"] < 256  # control: it is no model
+    assert "drafts change no step" in lines["peers/rows2/mimo_rt_drafts"]["skipped"]
+    assert "logits_difference" not in lines["peers/rows2/mimo_rt"]
 
 
 def test_a_peer_that_fails_does_not_stop_the_others(tiny, tmp_path):
