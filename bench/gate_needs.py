@@ -23,15 +23,39 @@ TOOLKIT = "cuda-toolkit[nvcc,nvvm,crt,cudart,cccl]==13.0.2"
 SANITIZER = "nvidia-cuda-sanitizer-api==13.0.85"
 CUTLASS = "nvidia-cutlass==4.2.0.0"  # headers alone, for the kernels of one architecture
 MIN_NVCC = (12, 8)
+MODELS = "models"  # beside the wheels: a cache as `mimo-rt demo` has it
 
 
 def collect(directory: pathlib.Path, is_small: bool) -> int:
-    """Downloads wheels: all, or only what a machine with a CUDA toolkit and PyTorch lacks (40 MB). An exit code."""
+    """Downloads wheels: all, with the demo model, or only what a machine with a CUDA toolkit and PyTorch lacks (40 MB).
+
+    Returns:
+        An exit code.
+    """
     downloads = [("--no-deps", *SMALL)]
     if not is_small:
         downloads = [("--no-deps", *SMALL, *WITH_TORCH, CUTLASS), (TOOLKIT, SANITIZER)]
-    return max(subprocess.run([sys.executable, "-m", "pip", "download", "-d", str(directory), *download],
-                              check=False).returncode for download in downloads)
+    codes = [subprocess.run([sys.executable, "-m", "pip", "download", "-d", str(directory), *download],
+                            check=False).returncode for download in downloads]
+    return max(codes) if is_small else max(*codes, collect_demo_model(directory / MODELS))
+
+
+def model_environment(wheels: pathlib.Path | None) -> dict[str, str]:
+    """Where the package finds the demo model that was collected with the wheels."""
+    models = wheels and (wheels / MODELS).resolve()
+    return {"MIMO_RT_CACHE": str(models)} if models and models.is_dir() else {}
+
+
+def collect_demo_model(directory: pathlib.Path) -> int:
+    """Copies the demo model, converted first if need be, for bench/gpu_engine.py. An exit code."""
+    code = ("import pathlib, shutil, sys\nfrom mimo_rt.checkpoints import ensure_demo_model\n"
+            "model = ensure_demo_model()\n"
+            "shutil.copytree(model, pathlib.Path(sys.argv[1]) / model.name, dirs_exist_ok=True)")
+    done = subprocess.run([sys.executable, "-c", code, str(directory)], check=False)
+    if done.returncode:
+        print("gpu_gate: the demo model was not collected. It needs this package here: pip install '.[demo]'.",
+              file=sys.stderr)
+    return done.returncode
 
 
 def is_installed(requirement: str) -> bool:

@@ -5,9 +5,10 @@
 Without --model: a tiny random model with every feature and, if it was converted before, the demo model. One JSON line
 per model: whether the logits agree within the rounding of BF16 activations, have the same bits for steps of one and of
 all rows, whether greedy tokens are equal (at the first other one, the CPU's logits of both must be as close as the
-logits of both devices), and whether a draft beside the model changes no token of the device's own; then what a step is
-made of: for each kind of task its number, the mean time of one and what of it was spent waiting for weights, and the mean
-time of a worker by what it did. Exit code 1: something is wrong.
+logits of both devices), and whether drafts (of the model's dflash/, and where the device has them looked up in the
+text) change no token of the device's own, with tokens/s of plain decoding and of both; then what a step is made of: for
+each kind of task its number, the mean time of one and what of it was spent waiting for weights, and the mean time of a
+worker by what it did. Exit code 1: something is wrong.
 """
 
 from __future__ import annotations
@@ -17,17 +18,19 @@ import json
 import pathlib
 import sys
 import tempfile
-import time
 from typing import Any
 
 import numpy as np
 from mimo_rt import _C, Session
 from mimo_rt.bench.breakdown import PARTS, measure_breakdown
+from mimo_rt.bench.prompts import read_prompts
 from mimo_rt.checkpoints import demo, write_tiny_checkpoint, write_tiny_draft
 from mimo_rt.loading import open_engine
 
 MAX_RELATIVE_ERROR = 2.0**-5  # of logits, L2: `mimo-rt doctor` says what 2**-7 against ref means
 NUM_IDS, NUM_TOKENS = 24, 32
+NUM_TIMED_TOKENS = 128
+PROMPTS = pathlib.Path(__file__).with_name("prompts") / "coding.jsonl"
 NUM_TRACED_STEPS = 16
 
 
@@ -42,15 +45,37 @@ def is_tie(cpu_logits: np.ndarray, gpu_logits: np.ndarray, cpu_id: int, gpu_id: 
     return float(cpu_logits[cpu_id] - cpu_logits[gpu_id]) <= 2 * distance
 
 
-def drafted(model_dir: pathlib.Path, device: str, ids: list[int], plain_ids: list[int], greedy: dict[str, Any]
-            ) -> dict[str, Any]:
-    """The same tokens in rounds of draft, verify and accept; nothing without a draft."""
-    if not (model_dir / "dflash").is_dir():
-        return {}
-    with Session(model_dir, device=device) as session:
-        result = session.generate(ids, draft_mode="fixed", **greedy)
-    return {"draft_changes_nothing": list(result.token_ids) == plain_ids, "num_rounds": result.stats.draft.num_rounds,
-            "acceptance_length": round(result.stats.draft.acceptance_length, 3)}
+def draft_kinds(model_dir: pathlib.Path, device: str) -> dict[str, str]:
+    """Name in the record -> argument of Session: the model's own draft, and lookups, which only CPUs have."""
+    kinds = {"dflash": str(model_dir / "dflash")} if (model_dir / "dflash").is_dir() else {}
+    return kinds if _C.resolve_backend(device) == "cuda" else {**kinds, "ngram": "ngram"}
+
+
+def timed_runs(model_dir: pathlib.Path, device: str) -> dict[str, Any]:
+    """Tokens/s of greedy decoding after a real prompt, plain and with each kind of draft, and whether these changed a
+    token."""
+    greedy = {"max_tokens": NUM_TIMED_TOKENS, "temperature": 0.0, "ignore_eos": True}
+    (prompt,) = read_prompts([PROMPTS], limit=1)
+
+    def run(session: Session, **options: Any) -> tuple[Any, float]:
+        ids = session.encode(prompt.content) if session.has_tokenizer else list(range(1, NUM_IDS + 1))
+        for _ in range(2):  # the first one also warms up
+            session.reset()
+            result = session.generate(ids, **greedy, **options)
+        return result, round(result.stats.decode_tokens_per_s, 1)
+
+    with Session(model_dir, device=device, draft=None) as session:
+        plain, plain_tokens_per_s = run(session)
+    drafts: dict[str, Any] = {}
+    for kind, draft in draft_kinds(model_dir, device).items():
+        with Session(model_dir, device=device, draft=draft) as session:
+            results = {mode: run(session, draft_mode=mode) for mode in ("fixed", "adaptive")}
+        fixed, _ = results["fixed"]
+        drafts[kind] = {"changes_nothing": all(r.token_ids == plain.token_ids for r, _ in results.values()),
+                        "num_rounds": fixed.stats.draft.num_rounds,
+                        "acceptance_length": round(fixed.stats.draft.acceptance_length, 3),
+                        "tokens_per_s": {mode: speed for mode, (_, speed) in results.items()}}
+    return {"tokens_per_s": plain_tokens_per_s, "drafts": drafts}
 
 
 def task_times(trace: str) -> dict[str, dict[str, float]]:
@@ -81,10 +106,7 @@ def compare(model_dir: pathlib.Path, device: str) -> dict[str, Any]:
     with Session(model_dir, draft=None) as cpu, Session(model_dir, device=device, draft=None) as gpu:
         expected, logits = cpu.logits(ids), gpu.logits(ids)
         cpu_ids = list(cpu.generate(ids, **greedy).token_ids)
-        gpu.generate(ids, **greedy)  # the first one also warms up
-        begin = time.perf_counter()
         gpu_ids = list(gpu.generate(ids, **greedy).token_ids)
-        seconds = time.perf_counter() - begin
         same_bits = np.array_equal(logits, gpu.logits(ids, step_tokens=1))
         place = first_difference(cpu_ids, gpu_ids)
         tie = False
@@ -92,13 +114,13 @@ def compare(model_dir: pathlib.Path, device: str) -> dict[str, Any]:
             common = ids + cpu_ids[:place]
             tie = is_tie(cpu.logits(common)[-1], gpu.logits(common)[-1], cpu_ids[place], gpu_ids[place])
         backends = (cpu.backend, gpu.backend)
-    draft = drafted(model_dir, device, ids, gpu_ids, greedy)
+    timed = timed_runs(model_dir, device)
     error = float(np.linalg.norm(logits - expected) / np.linalg.norm(expected))
     passed = error <= MAX_RELATIVE_ERROR and bool(same_bits) and (place is None or tie)
-    passed = passed and draft.get("draft_changes_nothing", True)
+    passed = passed and all(draft["changes_nothing"] for draft in timed["drafts"].values())
     return {"model": model_dir.name, "backends": backends, "passed": passed, "relative_error": error,
             "same_bits": bool(same_bits), "num_equal_tokens": NUM_TOKENS if place is None else place,
-            "ended_by_tie": tie, "num_tokens": NUM_TOKENS, "tokens_per_s": round(NUM_TOKENS / seconds, 1), **draft,
+            "ended_by_tie": tie, "num_tokens": NUM_TOKENS, **timed,
             **step_times(model_dir, device)}
 
 

@@ -36,7 +36,8 @@ import time
 from collections.abc import Iterator
 
 from gate_counters import run_counters, run_resources
-from gate_needs import CUTLASS, collect, find_baselines, find_tool, has_nvcc, make_environment, missing
+from gate_needs import (CUTLASS, collect, find_baselines, find_tool, has_nvcc, make_environment, missing,
+                        model_environment)
 from gate_steps import FAILED, LIMITS_S, NOT_RUN, PASSED, Log, Stage
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -176,11 +177,12 @@ def run_costs(log: Log, python: str) -> None:
         stage.run(step, [python, "-m", "mimo_rt", *command], on_line=log.keep_record)
 
 
-def run_engine(log: Log, python: str) -> None:
+def run_engine(log: Log, python: str, wheels: pathlib.Path | None) -> None:
     """Whole sessions: what `doctor` checks, then tokens and logits beside the CPU engine's."""
     stage = Stage("engine", log)
     stage.run("doctor", [python, "-m", "mimo_rt", "doctor", "--device", "cuda"])
-    stage.run("sessions", [python, str(ROOT / "bench" / "gpu_engine.py")], on_line=log.keep_record)
+    stage.run("sessions", [python, str(ROOT / "bench" / "gpu_engine.py")], model_environment(wheels),
+              on_line=log.keep_record)
 
 
 def run_bits(log: Log, python: str) -> None:
@@ -235,7 +237,7 @@ def result_path(directory: pathlib.Path, device: str) -> pathlib.Path:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wheels", type=pathlib.Path, help="folder of wheels, for what this machine lacks")
-    parser.add_argument("--collect", type=pathlib.Path, metavar="DIR", help="download the wheels and stop")
+    parser.add_argument("--collect", type=pathlib.Path, metavar="DIR", help="download wheels and demo model and stop")
     parser.add_argument("--small", action="store_true", help="only those that a machine with nvcc and PyTorch lacks")
     parser.add_argument("--build", type=pathlib.Path, default=ROOT / "build" / "gpu-gate", help="build folder")
     parser.add_argument("--results", type=pathlib.Path, default=ROOT / "bench" / "results", help="folder of the result")
@@ -275,7 +277,7 @@ def main(argv: list[str] | None = None) -> int:
             programs = pathlib.Path(built["tests"])
             run_tests(log, programs)
             run_costs(log, built["python"])
-            run_engine(log, built["python"])
+            run_engine(log, built["python"], args.wheels)
             run_bits(log, built["python"])
             run_kill(log, built["python"])
             run_soak(log, built["python"], args.soak_seconds)

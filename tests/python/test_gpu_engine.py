@@ -47,22 +47,32 @@ def test_times_of_tasks_by_kind(script):
                                         "router": {"num": 1, "us": 1.0, "weights_us": 0.0}}
 
 
-def test_a_draft_changes_nothing(script, capsys, tmp_path, monkeypatch):
+def test_drafts_change_nothing_and_are_timed(script, capsys, tmp_path, monkeypatch):
     from mimo_rt.checkpoints import write_tiny_checkpoint, write_tiny_draft
 
     model_dir = write_tiny_checkpoint(tmp_path / "drafted", seed=1)
     write_tiny_draft(model_dir, seed=2)
     arguments = ("--device", "cpu", "--model", str(model_dir))
     code, (record,) = run(script, capsys, *arguments)
-    assert code == 0 and record["draft_changes_nothing"] and record["num_rounds"] > 0
+    assert code == 0 and record["tokens_per_s"] > 0 and record["drafts"].keys() == {"dflash", "ngram"}
+    for draft in record["drafts"].values():
+        assert draft["changes_nothing"] and draft["num_rounds"] > 0 and draft["acceptance_length"] >= 1
+        assert draft["tokens_per_s"].keys() == {"fixed", "adaptive"} and min(draft["tokens_per_s"].values()) > 0
 
     class Session(script.Session):
         def generate(self, ids, **options):
-            return super().generate(ids[::-1] if "draft_mode" in options else ids, **options)
+            return super().generate(ids[::-1] if options.get("draft_mode") == "adaptive" else ids, **options)
 
     monkeypatch.setattr(script, "Session", Session)
     code, (record,) = run(script, capsys, *arguments)
-    assert code == 1 and not record["draft_changes_nothing"] and not record["passed"]
+    assert code == 1 and not record["passed"]
+    assert not any(draft["changes_nothing"] for draft in record["drafts"].values())
+
+
+def test_lookups_are_the_cpus(script, model_dir, monkeypatch):
+    assert script.draft_kinds(model_dir, "cpu") == {"ngram": "ngram"}
+    monkeypatch.setattr(script._C, "resolve_backend", lambda device: device)
+    assert script.draft_kinds(model_dir, "cuda") == {}
 
 
 def test_other_weights_are_seen(script, capsys, model_dir, tmp_path, monkeypatch):

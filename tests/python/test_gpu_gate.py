@@ -241,3 +241,30 @@ def test_a_build_that_fails_is_told(gate, monkeypatch, tmp_path):
     (path,) = tmp_path.glob("*.jsonl")
     (step,) = [json.loads(line) for line in path.read_text().splitlines()][1:]
     assert step["step"] == "venv" and step["status"] == "failed" and "/no/such/python" in step["output"]
+
+
+def test_the_demo_model_comes_along(gate, monkeypatch, tmp_path):
+    """Collected from a cache, found by the package on the other machine; not with --small."""
+    from mimo_rt.checkpoints import demo
+
+    kept_model = tmp_path / "cache" / demo.MODEL_NAME
+    kept_model.mkdir(parents=True)
+    (kept_model / "config.json").write_text("{}")
+    monkeypatch.setenv("MIMO_RT_CACHE", str(kept_model.parent))
+    real_run = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda command, **options: real_run(
+        [sys.executable, "-c", ""] if "download" in command else command, **options))
+    wheels, small = tmp_path / "wheels", tmp_path / "small"
+    assert gate.collect(wheels, False) == 0 and gate.collect(small, True) == 0
+    assert not small.exists() and gate.model_environment(small) == {} == gate.model_environment(None)
+    monkeypatch.setenv("MIMO_RT_CACHE", gate.model_environment(wheels)["MIMO_RT_CACHE"])
+    found = demo.cache_directory() / demo.MODEL_NAME
+    assert found == wheels / "models" / demo.MODEL_NAME and (found / "config.json").read_text() == "{}"
+
+
+def test_a_demo_model_that_cannot_be_collected_is_told(gate, monkeypatch, tmp_path, capsys):
+    import gate_needs
+
+    monkeypatch.setattr(gate_needs.sys, "executable", "/bin/false")
+    assert gate.collect(tmp_path / "wheels", False) == 1
+    assert "the demo model was not collected" in capsys.readouterr().err
