@@ -177,12 +177,11 @@ def run_costs(log: Log, python: str) -> None:
         stage.run(step, [python, "-m", "mimo_rt", *command], on_line=log.keep_record)
 
 
-def run_engine(log: Log, python: str, wheels: pathlib.Path | None) -> None:
+def run_engine(log: Log, python: str) -> None:
     """Whole sessions: what `doctor` checks, then tokens and logits beside the CPU engine's."""
     stage = Stage("engine", log)
     stage.run("doctor", [python, "-m", "mimo_rt", "doctor", "--device", "cuda"])
-    stage.run("sessions", [python, str(ROOT / "bench" / "gpu_engine.py")], model_environment(wheels),
-              on_line=log.keep_record)
+    stage.run("sessions", [python, str(ROOT / "bench" / "gpu_engine.py")], on_line=log.keep_record)
 
 
 def run_bits(log: Log, python: str) -> None:
@@ -263,6 +262,7 @@ def main(argv: list[str] | None = None) -> int:
               file=sys.stderr)
         return LACKING
     facts = device_facts()
+    os.environ |= model_environment(args.wheels)  # the cache of all stages: cost tables must be found, too
     args.architecture = ARCHITECTURES.get(facts.get("compute_cap", ""), "")
     args.results.mkdir(parents=True, exist_ok=True)
     log = Log(result_path(args.results, facts["name"]), time.monotonic() + args.seconds)
@@ -277,7 +277,7 @@ def main(argv: list[str] | None = None) -> int:
             programs = pathlib.Path(built["tests"])
             run_tests(log, programs)
             run_costs(log, built["python"])
-            run_engine(log, built["python"], args.wheels)
+            run_engine(log, built["python"])
             run_bits(log, built["python"])
             run_kill(log, built["python"])
             run_soak(log, built["python"], args.soak_seconds)

@@ -112,8 +112,9 @@ def test_the_small_collection_is_what_a_machine_with_torch_and_nvcc_lacks(needs,
     (command,) = commands
     assert "nlohmann-json==3.12.0" in command and "--no-deps" in command
     assert not {"numpy", needs.TOOLKIT, needs.CUTLASS, needs.SANITIZER} & set(command)
-    assert needs.collect(tmp_path, is_small=False) == 3
-    both = commands[1] + commands[2]
+    assert needs.collect(tmp_path, is_small=False) == 4
+    both, demo = commands[1] + commands[2], commands[3]
+    assert demo[-1] == str(tmp_path / needs.MODELS)
     assert {"numpy", needs.TOOLKIT, needs.CUTLASS, needs.SANITIZER} <= set(both)
     project = (root / "pyproject.toml").read_text()
     assert needs.TOOLKIT in project and all(f'"{need}"' in project for need in ("nlohmann-json==3.12.0", "numpy"))
