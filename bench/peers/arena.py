@@ -50,6 +50,7 @@ from peers import ENGINES, MAX_CONTEXT, TEXT_TOKENS, Case, Output, Peer, Skipped
 
 BASE = "mimo_rt"
 _NUMBERS = {"decode": 1, "rows": 8, "prefill": 512, "text": 8}
+_MAX_ROUNDING = 0.2  # of logits: 8-bit activations move those of random weights by 4 %
 _PROMPTS = Path(__file__).resolve().parents[1] / "prompts" / "coding.jsonl"
 
 
@@ -240,7 +241,14 @@ def _row(record: dict[str, Any]) -> tuple[str, ...]:
             f"{record['over_mimo_rt_p90']:.3f})",
             f"{record['equal_tokens']} of {record['compared_tokens']}"
             if "equal_tokens" in record else "-",
-            f"{100 * record['logits_difference']:.2f} %" if "logits_difference" in record else "-")
+            _logits_text(record.get("logits_difference")))
+
+
+def _logits_text(difference: float | None) -> str:
+    if difference is None:
+        return "-"
+    doubt = "" if difference <= _MAX_ROUNDING else ": another model?"
+    return f"{100 * difference:.2f} %{doubt}"
 
 
 if __name__ == "__main__":

@@ -287,6 +287,8 @@ def test_agreement_counts_tokens_and_compares_logits():
     theirs[1,] = peers.Output([1, 2, 3], None)  # a server that does not say them
     assert arena.agreement(ours, theirs) == {"equal_tokens": 3, "compared_tokens": 6}
     assert arena.agreement({}, theirs) == {}
+    shown = [arena._logits_text(difference) for difference in (None, 0.0366, 0.6594)]
+    assert shown == ["-", "3.66 %", "65.94 %: another model?"]
     with pytest.raises(RuntimeError, match="logits of 2 tokens as ours, got 3"):
         arena.agreement(ours, {(1,): output([1], 1.0, 1.0, 1.0)})
 
