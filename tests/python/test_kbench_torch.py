@@ -5,13 +5,14 @@ import math
 import pytest
 
 from mimo_rt import _C
-from mimo_rt.bench import kernel_baseline, kernel_torch
+from mimo_rt.bench import kernel_baseline, kernel_torch, kernel_torch_fused
 
 torch = pytest.importorskip("torch")
 
 ATTENTION = {"kernel": "attention", "format": "bf16", "num_tokens": 3, "num_kv_heads": 2, "num_q_per_kv": 4,
              "qk_head_dim": 48, "v_head_dim": 32, "num_keys": 20}
 ROUTER = _C.KernelCase(kernel="select_experts", format="f32", num_tokens=5, num_experts=24, experts_per_token=3)
+ROUTE = {"num_experts": 8, "experts_per_token": 3, "hidden_size": 16}
 FP8 = _C.KernelCase(kernel="gemm", format="fp8_e4m3", num_tokens=3, rows=64, k=128)
 
 
@@ -26,19 +27,21 @@ def exact_attention(case, is_ring, q, keys, values, sink):
     for head in range(case.num_kv_heads):
         for row in range(q.shape[1]):
             token = row % case.num_tokens
-            first = token if is_ring else 0
-            seen = slice(first, token + case.num_keys)
-            scores = keys[head, seen].double() @ q[head, row].double() / math.sqrt(case.qk_head_dim)
+            is_draft = case.kernel == "attention_draft"
+            first = min(token, case.num_keys - 1 if is_draft else token) if is_ring else 0
+            seen = slice(first, None if is_draft else token + case.num_keys)
+            scores = keys[head, :-1][seen].double() @ q[head, row].double() / math.sqrt(case.qk_head_dim)
             weights = scores.exp() / (scores.exp().sum() + math.exp(sink))
-            out[head, row] = weights @ values[head, seen].double()
+            out[head, row] = weights @ values[head, :-1][seen].double()
     return out
 
 
+@pytest.mark.parametrize("kernel", ["attention", "attention_draft"])
 @pytest.mark.parametrize("is_ring", [False, True])
 @pytest.mark.parametrize("attend", [kernel_torch.attend_sdpa, kernel_torch.attend_bmm])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_attention_has_a_sink_and_sees_what_the_kernel_sees(attend, is_ring, dtype):
-    case = _C.KernelCase(**ATTENTION)
+def test_attention_has_a_sink_and_sees_what_the_kernel_sees(attend, is_ring, dtype, kernel):
+    case = _C.KernelCase(**ATTENTION | {"kernel": kernel})
     given = []
 
     def keep(*arguments):
@@ -124,6 +127,57 @@ def test_tokens_are_drawn_from_what_the_filters_leave(temperature, top_k, top_p)
     assert kernel_torch.sample(torch, logits, 0.0, 0, 1.0).tolist() == logits.argmax(1).tolist()
 
 
+@pytest.mark.parametrize("is_by_row", [None, False, True])
+@pytest.mark.parametrize("kernel", list(kernel_torch_fused.FUSED))
+def test_what_surrounds_a_product_is_right(kernel, is_by_row):
+    case = _C.KernelCase(kernel=kernel, format="bf16", num_tokens=3, rows=64, k=128)
+    torch.manual_seed(2)
+    call = kernel_torch_fused.make_fused(torch, "cpu", torch.bfloat16, is_by_row, case, 0)
+    try:
+        out = call(0)
+    except RuntimeError as error:
+        if is_by_row is None:
+            raise
+        pytest.skip(f"this PyTorch does not multiply FP8 on this CPU: {error}")
+    torch.manual_seed(2)
+    x, norm, residual, weights = (torch.randn(shape, dtype=torch.bfloat16).double()
+                                  for shape in ((3, 128), (128,), (3, 64), (64, 128)))
+    plain = x @ weights.T
+    if kernel == "gemm_normed":
+        x = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * norm
+    y = x @ weights.T
+    exact = {"gemm_normed": y, "gemm_residual": y + residual, "gemm_best": y.argmax(-1),
+             "gemm_gate_up": y[:, :32] / (1 + (-y[:, :32]).exp()) * y[:, 32:]}[kernel]
+    if kernel == "gemm_best":
+        best = y.gather(1, out[:, None])[:, 0]
+        assert (y.amax(-1) - best <= (0.01 if is_by_row is None else 0.1) * y.amax(-1)).all()
+        return
+    # BF16: a few roundings of 2^-9. FP8: two factors off by 2^-4 at most, 0.026 on average. Gate and up: both.
+    bound = (0.01 if is_by_row is None else 0.05) * (2 if kernel == "gemm_gate_up" else 1) * exact.norm()
+    assert out.shape == exact.shape and (out.double() - exact).norm() < bound
+    assert (out.double() - plain[:, :exact.shape[1]]).norm() > 1.5 * bound  # the product alone
+
+
+def test_the_norm_and_the_whole_route_are_right(monkeypatch):
+    norm = _C.KernelCase(kernel="rms_norm", format="bf16", num_tokens=3, hidden_size=64)
+    torch.manual_seed(3)
+    out = kernel_torch_fused.make_norm(torch, "cpu", torch.float32, norm, 0)(0)
+    torch.manual_seed(3)
+    x, weight = torch.randn(3, 64).double(), torch.randn(64).double()
+    exact = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight
+    assert (out.double() - exact).abs().max() < 1e-5 * exact.abs().max()
+
+    given = []
+    monkeypatch.setattr(kernel_torch, "select_experts", lambda *arguments: given.extend(arguments))
+    case = _C.KernelCase(kernel="route", format="f32", num_tokens=2, **ROUTE)
+    torch.manual_seed(4)
+    kernel_torch.make_choice(torch, "cpu", case, 0)(0)
+    torch.manual_seed(4)
+    x, bias, rows = torch.randn(2, 16), torch.randn(8), torch.randn(8, 16)
+    assert (given[1].double() - x.double() @ rows.double().T).abs().max() < 1e-5
+    assert torch.equal(given[2], bias) and given[3] == 3
+
+
 # -- which way is taken
 
 
@@ -145,7 +199,7 @@ def on_gpu(monkeypatch):
     monkeypatch.setattr(kernel_baseline, "Baseline", TimedAs)
     monkeypatch.setattr(kernel_baseline, "_ROTATION_BYTES", 1 << 16)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for name in ("_make", "_make_attention", "_make_fp8", "_make_choice"):
+    for name in ("_make", "_make_attention", "_make_fp8", "_make_choice", "_make_fused", "_make_norm"):
         make = getattr(kernel_baseline, name)
         monkeypatch.setattr(kernel_baseline, name, lambda torch, device, *more, make=make: make(torch, "cpu", *more))
 
@@ -189,6 +243,22 @@ def test_choices_have_a_baseline(on_gpu, kernel, name):
     case = _C.KernelCase(kernel=kernel, format="f32", num_tokens=2, vocab_size=100)
     assert on_gpu(case, {}).name == f"torch {torch.__version__} {name} float32"
     assert "topk sort" in on_gpu(ROUTER, {}).name
+
+
+def test_products_with_something_around_them_have_a_baseline(on_gpu, monkeypatch):
+    monkeypatch.setattr(kernel_torch_fused, "multiply_fp8", lambda torch, x, weights: torch.zeros(3, 64))
+    fp8 = {"num_tokens": 3, "rows": 64, "k": 128, "format": "fp8_e4m3"}
+    for kernel, what in kernel_torch_fused.FUSED.items():
+        case = _C.KernelCase(kernel=kernel, **fp8)
+        assert f" {what} and linear bfloat16" in on_gpu(case, {"linear": 1.0}).name
+        name = on_gpu(case, {"one scale": 1.0}).name
+        assert f" {what} and _scaled_mm" in name and "rounded in the call" in name
+    norm = _C.KernelCase(kernel="rms_norm", format="bf16", num_tokens=3, hidden_size=64)
+    assert "rms_norm bfloat16" in on_gpu(norm, {}).name
+    route = _C.KernelCase(kernel="route", format="f32", num_tokens=2, **ROUTE)
+    assert "linear sigmoid topk sort" in on_gpu(route, {}).name
+    qkv = _C.KernelCase(kernel="gemm_qkv", format="fp8_e4m3", num_tokens=2, k=128)
+    assert kernel_baseline.make_baseline(qkv, None, "cuda") is None
 
 
 def test_attention_on_a_cpu_has_a_baseline():

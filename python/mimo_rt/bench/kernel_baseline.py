@@ -13,14 +13,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from . import kernel_torch
+from . import kernel_torch, kernel_torch_fused
 from .measurement import time_call
 
 # Calls walk through at least this much memory, as those of the kernel do.
 _ROTATION_BYTES = 128 << 20
 _TRITON = "Triton"
 _FP8_SCALES = {"one scale": False, "a scale per row": True}  # whether it is by row
-_CHOICES = {"select_experts": "sigmoid topk sort", "sample_best": "argmax",
+_ATTENTION = ("attention", "attention_draft")
+_CHOICES = {"select_experts": "sigmoid topk sort", "route": "linear sigmoid topk sort",
+            "sample_best": "argmax",
             "sample": "softmax multinomial", "sample_filtered": "topk softmax multinomial"}
 
 
@@ -91,11 +93,15 @@ def _ways(torch: Any, device: str, kernel_case: Any, work: Any) -> list[Way]:
     """Ways that every PyTorch has; none for a kernel that it does not have."""
     kernel = kernel_case.kernel
     dtypes = _dtypes(torch, device)
-    if kernel == "attention":
+    if kernel in _ATTENTION:
         return [partial(_make_attention, torch, device, dtype, "bmm", kernel_case)
                 for dtype in dtypes]
     if kernel in _CHOICES:
         return [partial(_make_choice, torch, device, kernel_case)]
+    if kernel == "rms_norm":
+        return [partial(_make_norm, torch, device, dtype, kernel_case) for dtype in dtypes]
+    if kernel in kernel_torch_fused.FUSED:
+        return [partial(_make_fused, torch, device, dtype, None, kernel_case) for dtype in dtypes]
     if kernel == "router_logits":
         dtypes = (torch.float32,)  # the choice of experts is not to change
     elif kernel != "gemm" and not kernel.startswith("expert_"):
@@ -106,14 +112,19 @@ def _ways(torch: Any, device: str, kernel_case: Any, work: Any) -> list[Way]:
 def _ways_that_may_fail(torch: Any, device: str, kernel_case: Any, work: Any) -> dict[str, Way]:
     """Ways that depend on device and version, by what is missing without them."""
     kernel = kernel_case.kernel
-    if kernel == "attention":
+    if kernel in _ATTENTION:
         return {f"sdpa {_name(dtype)}":
                 partial(_make_attention, torch, device, dtype, "sdpa", kernel_case)
                 for dtype in _dtypes(torch, device)}
     if device == "cuda" and kernel.startswith("expert_"):
         return {_TRITON: partial(_make_triton, torch, device, kernel_case, work)}
-    if device == "cuda" and kernel == "gemm" and kernel_case.format == "fp8_e4m3":
-        return {f"FP8 products, {label}": partial(_make_fp8, torch, device, label, kernel_case)
+    if device == "cuda" and kernel_case.format == "fp8_e4m3":
+        make = partial(_make_fp8, torch, device)
+        if kernel in kernel_torch_fused.FUSED:
+            make = partial(_make_fused, torch, device, torch.bfloat16)
+        elif kernel != "gemm":
+            return {}
+        return {f"FP8 products, {label}": partial(make, label, kernel_case)
                 for label in _FP8_SCALES}
     return {}
 
@@ -198,6 +209,28 @@ def _make_fp8(
     call = kernel_torch.make_fp8(torch, device, _FP8_SCALES[label], kernel_case, rotation_bytes)
     name = f"torch {torch.__version__} _scaled_mm fp8_e4m3 x fp8_e4m3, {label}"
     return Baseline(torch, device, name, call)
+
+
+def _make_fused(
+    torch: Any, device: str, dtype: Any, label: str | None, kernel_case: Any, rotation_bytes: int
+) -> Baseline:
+    """``label``: of FP8 scales; None without FP8."""
+    is_by_row = None if label is None else _FP8_SCALES[label]
+    call = kernel_torch_fused.make_fused(
+        torch, device, dtype, is_by_row, kernel_case, rotation_bytes
+    )
+    product = f"linear {_name(dtype)}"
+    if label is not None:
+        product = f"_scaled_mm fp8_e4m3 x fp8_e4m3, {label}, activations rounded in the call"
+    name = f"torch {torch.__version__} {kernel_torch_fused.FUSED[kernel_case.kernel]} and {product}"
+    return Baseline(torch, device, name, call)
+
+
+def _make_norm(
+    torch: Any, device: str, dtype: Any, kernel_case: Any, rotation_bytes: int
+) -> Baseline:
+    call = kernel_torch_fused.make_norm(torch, device, dtype, kernel_case, rotation_bytes)
+    return Baseline(torch, device, f"torch {torch.__version__} rms_norm {_name(dtype)}", call)
 
 
 def _make_choice(torch: Any, device: str, kernel_case: Any, rotation_bytes: int) -> Baseline:

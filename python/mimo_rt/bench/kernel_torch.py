@@ -45,12 +45,16 @@ def attention_mask(torch: Any, kernel_case: Any, is_ring: bool, dtype: Any, devi
     The sink is the last key: its key and its value are 0.
 
     Args:
-        is_ring: every token sees as many keys; else all that are before it.
+        is_ring: every token sees as many keys; else all that are before it. A draft's tokens see
+            all that come after their window's first.
     """
     tokens, num_keys = kernel_case.num_tokens, kernel_case.num_keys
     token = torch.arange(tokens, device=device)[:, None]
     key = torch.arange(num_keys + tokens - 1, device=device)[None]
-    is_seen = (key < token + num_keys) & (key >= token * is_ring)
+    if kernel_case.kernel == "attention_draft":
+        is_seen = key >= token.clamp(max=num_keys - 1) * is_ring
+    else:
+        is_seen = (key < token + num_keys) & (key >= token * is_ring)
     mask = torch.full((tokens, key.shape[1] + 1), SINK_LOGIT, dtype=dtype, device=device)
     mask[:, :-1] = torch.where(is_seen, 0.0, -math.inf)
     return mask.repeat(kernel_case.num_q_per_kv, 1)
@@ -149,8 +153,15 @@ def sample(torch: Any, logits: Any, temperature: float, top_k: int, top_p: float
 
 
 def make_choice(torch: Any, device: str, kernel_case: Any, rotation_bytes: int) -> Call:
-    """A call of ``select_experts`` or ``sample`` on random logits."""
+    """A call of ``select_experts``, with the router's product for "route", or of ``sample``."""
     c = kernel_case
+    if c.kernel == "route":
+        x, bias = (torch.randn(size, device=device)
+                   for size in ((c.num_tokens, c.hidden_size), c.num_experts))
+        rows = copies_of(torch.randn((c.num_experts, c.hidden_size), device=device), rotation_bytes)
+        return lambda index: select_experts(
+            torch, torch.nn.functional.linear(x, rows[index % len(rows)]), bias, c.experts_per_token
+        )
     is_router = c.kernel == "select_experts"
     size = c.num_experts if is_router else c.vocab_size
     logits = copies_of(3 * torch.randn((c.num_tokens, size), device=device), rotation_bytes)
