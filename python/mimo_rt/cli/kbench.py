@@ -164,7 +164,9 @@ def _repeat(result: KernelResult, args: argparse.Namespace) -> str:
 def _print_results(results: list[KernelResult]) -> None:
     facts = machine_record()
     commit = facts["commit"] or "no commit"
-    where = results[0].device or f"{facts['machine']}, 1 thread"
+    num_threads = results[0].measured.num_workers or 1
+    threads = "1 thread" if num_threads == 1 else f"{num_threads} threads"
+    where = results[0].device or f"{facts['machine']}, {threads}"
     reads = [r.read_gbs for r in results if r.read_gbs]
     read = f", read {max(reads):.2f} GB/s measured" if reads else ""
     print(f"mimo_rt kbench {facts['version']} ({commit}{'+' if facts['dirty'] else ''})  "
