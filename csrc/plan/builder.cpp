@@ -235,7 +235,6 @@ void PlanBuilder::add_phase(TaskKind kind, uint16_t layer_idx, const std::vector
   const bool captures = ends_layer && capture_index(plan_.shape_, layer_idx) >= 0;
   const bool from_block = kind == TaskKind::embed && plan_.options_.is_round;
   std::vector<bool> producers(lists_.size(), false);
-  const auto num_last = std::count(last_producers_.begin(), last_producers_.end(), true);
   for (const Share& share : shares) {
     Task task{};
     task.kind = kind;
@@ -248,21 +247,26 @@ void PlanBuilder::add_phase(TaskKind kind, uint16_t layer_idx, const std::vector
     const TaskFields fields = expected_fields(task);
     task.input = fields.input, task.input2 = fields.input2;
     task.output = fields.output, task.output2 = fields.output2;
-    task.waits[0] = task.waits[1] = {kNoCounter, 0};
-    std::vector<Task>& list = lists_[share.worker_idx];
-    if (list.empty()) task.waits[task.num_waits++] = {plan_.gate_counter_, 0};
-    // Its own earlier tasks need no counter: a worker runs its list in order.
-    const bool only_own = num_last == 1 && last_producers_[share.worker_idx];
-    if (last_counter_ != kNoCounter && !only_own)
-      task.waits[task.num_waits++] = {last_counter_, plan_.counters_[last_counter_].total};
+    add_waits(share.worker_idx, task);
     task.signal_counter = counter;
     task.cost_ns = costs_.task_ns(tile_ns, share.num_tiles);
-    list.push_back(task);
+    lists_[share.worker_idx].push_back(task);
     producers[share.worker_idx] = true;
   }
   plan_.counters_.push_back({stage_name({kind, layer_idx, mlp_norm}), static_cast<uint32_t>(shares.size())});
-  last_counter_ = counter;
-  last_producers_ = std::move(producers);
+  sources_ = {{counter, std::move(producers)}};
+}
+
+void PlanBuilder::add_waits(uint32_t worker_idx, Task& task) const {
+  task.waits[0] = task.waits[1] = {kNoCounter, 0};
+  if (lists_[worker_idx].empty()) task.waits[task.num_waits++] = {plan_.gate_counter_, 0};
+  for (const Source& source : sources_) {
+    const CounterInfo& info = plan_.counters_[source.counter];
+    // Its own earlier tasks need no counter: a worker runs its list in order. Words of a tag edge it reads like others.
+    const bool only_own =
+        source.producers[worker_idx] && std::count(source.producers.begin(), source.producers.end(), true) == 1;
+    if (info.kind == CounterInfo::Kind::tag || !only_own) task.waits[task.num_waits++] = {source.counter, info.total};
+  }
 }
 
 void PlanBuilder::add_norm(uint16_t layer_idx, bool mlp_norm) {
@@ -274,9 +278,17 @@ void PlanBuilder::add_norm(uint16_t layer_idx, bool mlp_norm) {
 void PlanBuilder::add_moe(uint16_t layer_idx) {
   const PlanShape& shape = plan_.shape_;
   const uint32_t tokens = plan_.options_.max_tokens;
+  const Source before = sources_.front();
   add_contiguous(TaskKind::router, layer_idx, costs_.matrix_tile(PackedFormat::f32, config_.hidden_size, tokens));
   const double logits = static_cast<double>(tokens) * shape.num_experts;
   add_phase(TaskKind::select_experts, layer_idx, one_worker(), costs_.small_tile(4.0 * logits, 32.0 * logits));
+  const Source route = sources_.front();
+  const bool has_tags = plan_.options_.tag_edges && has_room_for_tags();
+  if (has_tags) {
+    plan_.counters_.back().kind = CounterInfo::Kind::tag;
+    plan_.counters_.back().buffer = kRoute;
+    sources_ = {before, route};  // rows, and `act` free of its last readers
+  }
   const uint32_t num_pairs = num_tiles(shape, TaskKind::expert_gate_up, layer_idx);
   const uint32_t max_active = max_active_experts(shape, tokens);
   if (!num_expert_shares_)
@@ -284,7 +296,13 @@ void PlanBuilder::add_moe(uint16_t layer_idx) {
         choose_expert_shares(num_pairs, plan_.options_.num_workers, max_active, costs_.expert_tile_price());
   add_strided(TaskKind::expert_gate_up, layer_idx, num_expert_shares_, max_active, costs_.expected_active_experts(),
               costs_.expert_gate_up_pair() * num_pairs / num_expert_shares_);
+  if (has_tags) sources_.push_back(route);
   add_contiguous(TaskKind::expert_down, layer_idx, costs_.expert_down_tile());
+}
+
+/// The first task of a worker waits for the gate: a task has no room for two phases more.
+bool PlanBuilder::has_room_for_tags() const {
+  return std::ranges::none_of(lists_, [](const std::vector<Task>& list) { return list.empty(); });
 }
 
 void PlanBuilder::add_dense(uint16_t layer_idx) {
@@ -330,7 +348,6 @@ Plan PlanBuilder::build() {
   check_shape();
   make_buffers();
   lists_.resize(options.num_workers);
-  last_producers_.assign(options.num_workers, false);
   plan_.counters_.push_back({"step", 1});  // the gate
   plan_.gate_counter_ = 0;
 

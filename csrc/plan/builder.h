@@ -1,5 +1,8 @@
 // Makes plans. A step is a sequence of phases, one per op; every phase splits its tiles over the workers once and for
 // all, and each of its tasks adds 1 to the phase's counter. A task of the next phase waits for the full count.
+//
+// A tag edge orders only the buffer that it brings. So the tasks behind one wait for two phases: that of the buffer, and
+// the last one from which everything else follows.
 #pragma once
 
 #include "plan/costs.h"
@@ -20,6 +23,11 @@ class PlanBuilder {
   Plan build();
 
  private:
+  /// A phase that tasks wait for.
+  struct Source {
+    uint32_t counter;
+    std::vector<bool> producers;  ///< [num_workers] who has a task in it
+  };
   /// One worker's part of a phase.
   struct Share {
     uint32_t worker_idx, tile_first, tile_stride, tile_end;
@@ -42,9 +50,10 @@ class PlanBuilder {
   /// A phase of matrix `kind` of the draft: rows of `k` weights, `rows_per_tile` of them a tile, for `num_rows` rows.
   void add_draft_matrix(TaskKind kind, uint16_t layer_idx, uint32_t k, double rows_per_tile, uint32_t num_rows);
 
-  /// Adds one task per share. The tasks wait for the previous phase.
+  /// Adds one task per share. The tasks wait for `sources_`, which is this phase alone afterwards.
   void add_phase(TaskKind kind, uint16_t layer_idx, const std::vector<Share>& shares, double tile_ns,
                  bool mlp_norm = false);
+  void add_waits(uint32_t worker_idx, Task& task) const;
   std::vector<Share> one_worker() const;
   std::vector<Share> contiguous(uint32_t num_tiles, double tile_ns) const;
   std::vector<Share> strided(uint32_t tiles_per_row, uint32_t max_rows, double expected_rows, double tile_ns) const;
@@ -52,6 +61,7 @@ class PlanBuilder {
   /// `tiles_per_row` tiles of each of up to `max_rows` rows.
   void add_strided(TaskKind kind, uint16_t layer_idx, uint32_t tiles_per_row, uint32_t max_rows, double expected_rows,
                    double tile_ns, bool mlp_norm = false);
+  bool has_room_for_tags() const;
   void finish();
 
   const ModelConfig& config_;
@@ -61,8 +71,7 @@ class PlanBuilder {
   bool fuse_norms_ = false;
   uint32_t num_expert_shares_ = 0;        ///< tiles per expert; the same in all MoE layers
   std::vector<std::vector<Task>> lists_;  ///< [num_workers]
-  uint32_t last_counter_ = kNoCounter;    ///< of the previous phase
-  std::vector<bool> last_producers_;      ///< [num_workers] who has a task in the previous phase
+  std::vector<Source> sources_;           ///< what the next phase waits for
 };
 
 /// @throws Error{unsupported_shape} for a draft that no plan can hold, or not one for this target

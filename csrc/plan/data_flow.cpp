@@ -4,6 +4,7 @@
 #include "plan/buffers.h"
 
 #include <algorithm>
+#include <span>
 
 namespace mimo_rt {
 namespace {
@@ -92,10 +93,7 @@ void DataFlow::read(const Actor& actor, const Access& access) {
              written ? concat("what ", task_name(plan_, piece.writer_worker, piece.writer_task), " wrote")
                      : std::string("nothing written in this epoch"),
              " at col ", slab->first);
-      if (piece.writer_task >= actor.before[piece.writer_worker])
-        fail(ErrorCode::plan_invalid, kWhere, task_name(plan_, actor.worker_idx, actor.task_idx), " reads ",
-             region(access), " but may start before its writer ",
-             task_name(plan_, piece.writer_worker, piece.writer_task), " has finished");
+      check_arrival(actor, access, piece);
       ++num_ordered_pairs_;
       if (access.mode == AccessMode::update) continue;  // overwrites what it read: no reader is left behind
       // Marks the whole piece as read, though a part of it may not be: asks for more order, never for less.
@@ -103,6 +101,28 @@ void DataFlow::read(const Actor& actor, const Access& access) {
     }
     if (wanted == RowSets::kAll && access.mode == AccessMode::read) mark_read(slab->second.readers, actor);
   }
+}
+
+void DataFlow::check_arrival(const Actor& actor, const Access& access, const Piece& piece) const {
+  const uint32_t signal = plan_.tasks(piece.writer_worker)[piece.writer_task].signal_counter;
+  const auto reader = [&] { return task_name(plan_, actor.worker_idx, actor.task_idx); };
+  const auto writer = [&] { return task_name(plan_, piece.writer_worker, piece.writer_task); };
+  const auto is_tag = [&](uint32_t counter) {
+    const CounterInfo& info = plan_.counters()[counter];
+    return info.kind == CounterInfo::Kind::tag && info.buffer == access.buffer;
+  };
+  const std::span<const Wait> waits(actor.task.waits, actor.task.num_waits);
+  for (const Wait& wait : waits)
+    MIMO_RT_CHECK(!is_tag(wait.counter) || wait.counter == signal, plan_invalid, kWhere, reader(), " waits for '",
+                  plan_.counters()[wait.counter].name, "' but reads ", region(access), " of ", writer());
+  if (signal == kNoCounter || !is_tag(signal)) {
+    MIMO_RT_CHECK(piece.writer_task < actor.before[piece.writer_worker], plan_invalid, kWhere, reader(), " reads ",
+                  region(access), " but may start before its writer ", writer(), " has finished");
+    return;
+  }
+  MIMO_RT_CHECK(std::ranges::any_of(waits, [&](const Wait& wait) { return wait.counter == signal; }), plan_invalid,
+                kWhere, reader(), " reads ", region(access), ", tagged words of ", writer(), ": expected a wait for '",
+                plan_.counters()[signal].name, "' itself");
 }
 
 void DataFlow::read_earlier(const Actor& actor, const Access& access) {

@@ -4,6 +4,9 @@
 // must be certain to have completed (by the clock); pairs of conflicting tasks are thereby ordered in every run. In
 // addition each read must find exactly the value that the model's data flow asks for (`source_stage`), so nothing is
 // missing, stale, written twice or overwritten early.
+//
+// What a tag edge brings is not in memory: its readers must each wait for it, whatever the clock says. Who overwrites it
+// must come after its readers like everywhere; with that no reader finds a newer tag than its own.
 #pragma once
 
 #include "plan/accesses.h"
@@ -66,6 +69,8 @@ class DataFlow {
   void read(const Actor& actor, const Access& access);
   void read_earlier(const Actor& actor, const Access& access);  ///< all rows
   void write(const Actor& actor, const Access& access);
+  /// That the writer has finished before the reader starts; or, if its words are tagged, that the reader waits for them.
+  void check_arrival(const Actor& actor, const Access& access, const Piece& piece) const;
   void mark_read(Clock& readers, const Actor& actor) const;
   void check_writer(const Actor& actor, const Access& access, const Piece& piece);
   void check_readers(const Actor& actor, const Access& access, const Clock& readers);

@@ -48,9 +48,10 @@ void EpochOrder::join_guaranteed(const Counter& counter, uint32_t total, uint32_
 
 void EpochOrder::absorb_waits(const Task& task, Clock& clock) const {
   for (const Wait& wait : waits_of(task)) {
-    if (wait.value == 0) continue;  // earlier epochs only
+    const CounterInfo& info = plan_.counters()[wait.counter];
+    if (wait.value == 0 || info.kind == CounterInfo::Kind::tag) continue;  // earlier epochs only, or words only
     const Counter& counter = counters_[wait.counter];
-    const uint32_t total = plan_.counters()[wait.counter].total;
+    const uint32_t total = info.total;
     if (wait.value == total) join(clock, counter.all);
     else join_guaranteed(counter, total, wait.value, clock);
   }

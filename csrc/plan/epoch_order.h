@@ -10,6 +10,9 @@
 // may come first, whatever the greedy run visits first. Then total - m < v proves that s has happened. (Signals of
 // other workers that need s in turn are not counted: fewer guarantees, never false ones.)
 // With v == total, as the planner writes it, every signal is guaranteed.
+//
+// A tag edge passes when its producer has published, so it counts here like any other. But a word releases nothing but
+// itself: nothing else that came before the producer's end is certain for who has read it (DataFlow knows of the words).
 #pragma once
 
 #include <mimo_rt/plan.h>
@@ -41,7 +44,9 @@ class EpochOrder {
   ///
   /// (a) One task signals the gate, and all other tasks of the epoch have completed before it starts. (b) Every
   /// worker's first task waits for the gate of all earlier epochs. By induction no task of epoch e + 1 starts before
-  /// every task of epoch e has completed, so within an epoch all counts are its own, as run() assumes.
+  /// every task of epoch e has completed, so within an epoch all counts are its own, as run() assumes. It also means
+  /// that nobody writes the words that a tag edge has in epoch e + 1, let alone those of e + 2 in the same place, before
+  /// all readers of epoch e have read.
   void check_gate() const;
 
  private:

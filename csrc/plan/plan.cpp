@@ -36,6 +36,10 @@ const char* space_name(BufferInfo::Space space) {
   return kNames[static_cast<size_t>(space)];
 }
 
+std::string edge_name(const CounterInfo& info) {
+  return info.kind == CounterInfo::Kind::tag ? info.name + " (tag)" : info.name;
+}
+
 void dump_task(std::ostream& out, const Plan& plan, const Task& task) {
   out << stage_name(stage_of(task)) << (task.flags & kFusedNorm ? " +norm" : "")
       << (task.flags & kCapture ? " +capture" : "") << (task.flags & kFromBlock ? " +block" : "") << " tiles "
@@ -43,8 +47,8 @@ void dump_task(std::ostream& out, const Plan& plan, const Task& task) {
   constexpr const char* kPer[] = {"", " per token", " per active expert", " per context row", " per draft row"};
   out << kPer[static_cast<size_t>(trip_count(task.kind))];
   for (uint32_t i = 0; i < task.num_waits; ++i)
-    out << (i ? ", " : " | waits ") << plan.counters()[task.waits[i].counter].name << " >= " << task.waits[i].value;
-  if (task.signal_counter != kNoCounter) out << " | signals " << plan.counters()[task.signal_counter].name;
+    out << (i ? ", " : " | waits ") << edge_name(plan.counters()[task.waits[i].counter]) << " >= " << task.waits[i].value;
+  if (task.signal_counter != kNoCounter) out << " | signals " << edge_name(plan.counters()[task.signal_counter]);
   out << " | " << task.cost_ns << " ns\n";
 }
 
@@ -75,7 +79,7 @@ uint64_t Plan::hash() const {
   hash.ints(counters_.size(), gate_counter_, arena_bytes_);
   for (const CounterInfo& info : counters_) {
     hash.text(info.name);
-    hash.ints(info.total);
+    hash.ints(info.total, info.kind, info.buffer);
   }
   for (uint32_t begin : worker_begin_) hash.ints(begin);
   hash.bytes(tasks_->data(), tasks_->size() * sizeof(Task));

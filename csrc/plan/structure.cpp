@@ -9,6 +9,7 @@
 #include <mimo_rt/draft.h>
 
 #include <algorithm>
+#include <span>
 
 namespace mimo_rt {
 namespace {
@@ -143,6 +144,31 @@ uint32_t required_flags(const Plan& plan, const Task& task) {
   return ends_layer && capture_index(plan.shape(), task.layer_idx) >= 0 ? kCapture : 0u;
 }
 
+bool is_tag(const Plan& plan, uint32_t counter) { return plan.counters()[counter].kind == CounterInfo::Kind::tag; }
+
+/// A tag edge brings one task's output to tasks that read it.
+void check_tag_waits(const Plan& plan, const Task& task, const std::string& who) {
+  for (const Wait& wait : std::span(task.waits, task.num_waits)) {
+    const CounterInfo& info = plan.counters()[wait.counter];
+    MIMO_RT_CHECK(!is_tag(plan, wait.counter) ||
+                      (wait.value == info.total && (task.input == info.buffer || task.input2 == info.buffer)),
+                  plan_invalid, kWhere, who, "waits for the tags of '", info.name, "' to reach ", wait.value,
+                  ": expected ", info.total, ", by a task that reads buffer ", info.buffer);
+  }
+  if (task.signal_counter == kNoCounter || !is_tag(plan, task.signal_counter)) return;
+  const CounterInfo& info = plan.counters()[task.signal_counter];
+  MIMO_RT_CHECK(task.output == info.buffer || task.output2 == info.buffer, plan_invalid, kWhere, who,
+                "signals the tag edge '", info.name, "': expected a task that writes its buffer ", info.buffer);
+}
+
+void check_tag(const Plan& plan, uint32_t counter) {
+  const CounterInfo& info = plan.counters()[counter];
+  MIMO_RT_CHECK(info.total == 1 && counter != plan.gate_counter(), plan_invalid, kWhere, "tag edge '", info.name,
+                "': expected one task that signals it, and not the gate, got ", info.total, " signals");
+  MIMO_RT_CHECK(info.buffer < plan.buffers().size() && plan.buffers()[info.buffer].space == BufferInfo::Space::arena,
+                plan_invalid, kWhere, "tag edge '", info.name, "' buffer: expected one in the arena, got ", info.buffer);
+}
+
 /// A task must have something to do in the largest step, and nothing outside of it.
 bool tiles_fit(const Plan& plan, const Task& task) {
   if (task.tile_stride < 1 || task.tile_end < 1) return false;
@@ -191,6 +217,7 @@ void check_task(const Plan& plan, uint32_t worker_idx, uint32_t task_idx) {
   }
   MIMO_RT_CHECK(task.signal_counter == kNoCounter || task.signal_counter < counters.size(), plan_invalid, kWhere,
                 who(), "signals counter ", task.signal_counter, ": expected < ", counters.size());
+  check_tag_waits(plan, task, who());
 }
 
 void check_counters(const Plan& plan) {
@@ -206,6 +233,8 @@ void check_counters(const Plan& plan) {
                   "' total: expected ", signals[c], " (the tasks that signal it), got ", counters[c].total);
   MIMO_RT_CHECK(counters[plan.gate_counter()].total == 1, plan_invalid, kWhere,
                 "gate counter total: expected 1, got ", counters[plan.gate_counter()].total);
+  for (uint32_t c = 0; c < counters.size(); ++c)
+    if (is_tag(plan, c)) check_tag(plan, c);
 }
 
 }  // namespace

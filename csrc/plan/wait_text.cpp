@@ -14,8 +14,10 @@ std::string wait_text(const Plan& plan, uint32_t worker_idx, uint32_t task_idx, 
     const std::string layer = task.layer_idx == kNoLayer ? "" : concat(", layer ", task.layer_idx);
     who = concat("task ", task_idx, " (", task_kind_name(task.kind), layer, ")");
   }
-  return concat("worker ", worker_idx, " ", who, " waits for counter '",
-                plan.counters()[counter].name, "': expected >= ", expected, ", saw ", seen);
+  const CounterInfo& info = plan.counters()[counter];
+  const bool is_tag = info.kind == CounterInfo::Kind::tag;
+  return concat("worker ", worker_idx, " ", who, " waits for ", is_tag ? "tag edge '" : "counter '",
+                info.name, is_tag ? "': expected " : "': expected >= ", expected, ", saw ", seen);
 }
 
 }  // namespace mimo_rt

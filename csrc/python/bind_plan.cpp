@@ -17,6 +17,7 @@ void bind_plan(py::module_& m) {
       .def_readwrite("max_logit_rows", &PlanOptions::max_logit_rows)
       .def_readwrite("fuse_norm", &PlanOptions::fuse_norm)
       .def_readwrite("whole_kv_heads", &PlanOptions::whole_kv_heads)
+      .def_readwrite("tag_edges", &PlanOptions::tag_edges)
       .def_readwrite("is_round", &PlanOptions::is_round)
       .def_readwrite("max_context_rows", &PlanOptions::max_context_rows)
       .def_readwrite("costs", &PlanOptions::costs)
@@ -31,9 +32,14 @@ void bind_plan(py::module_& m) {
       .def_readonly("element_bytes", &BufferInfo::element_bytes)
       .def_readonly("offset", &BufferInfo::offset)
       .def_readonly("num_bytes", &BufferInfo::bytes);
-  py::class_<CounterInfo>(m, "CounterInfo")
-      .def_readonly("name", &CounterInfo::name)
-      .def_readonly("total", &CounterInfo::total);
+  py::class_<CounterInfo> counter(m, "CounterInfo");
+  py::enum_<CounterInfo::Kind>(counter, "Kind")
+      .value("counter", CounterInfo::Kind::counter)
+      .value("tag", CounterInfo::Kind::tag);
+  counter.def_readonly("name", &CounterInfo::name)
+      .def_readonly("total", &CounterInfo::total)
+      .def_readonly("kind", &CounterInfo::kind)
+      .def_readonly("buffer", &CounterInfo::buffer);
   py::class_<VerifyReport>(m, "VerifyReport", "What Plan.verify() proved, in numbers.")
       .def_readonly("num_tasks", &VerifyReport::num_tasks)
       .def_readonly("num_waits", &VerifyReport::num_waits)

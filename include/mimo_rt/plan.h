@@ -29,6 +29,9 @@ struct PlanOptions {
   /// Attention is shared out by kv heads with all their q heads, as the CUDA kernels want it; else by q heads, so that
   /// more workers than there are kv heads have work.
   bool whole_kv_heads = false;
+  /// The route comes to the expert tasks by tag edges, as the CUDA kernel is fastest with: in MoE layers before which
+  /// every worker has a task.
+  bool tag_edges = false;
   CostTable costs;              ///< measured for num_workers workers; they share out work by it
   // What estimates assume of a worker where nothing was measured; the defaults are those of a core of a CPU.
   double bytes_per_ns = 10.0;       ///< weights
@@ -72,6 +75,10 @@ struct BufferInfo {
 struct CounterInfo {
   std::string name;    ///< "layer 3 o_proj"
   uint32_t total = 0;  ///< signals per epoch
+  /// What the CUDA kernel makes of it. tag: one task's `buffer` reaches those that wait for it as words that carry the
+  /// epoch; it orders nothing else, and nobody counts. Other executors count both kinds.
+  enum class Kind : uint8_t { counter, tag } kind = Kind::counter;
+  uint16_t buffer = 0xffff;  ///< tag: the id of the buffer that the task writes
 };
 
 /// What Plan::verify() proved, in numbers.

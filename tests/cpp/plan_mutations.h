@@ -408,7 +408,7 @@ inline bool split_task(PlanMutator& m, Random& random) {
     const uint32_t rows = counts[static_cast<size_t>(trip_count(first.kind))];
     if (second.tile_first >= second.tile_end * rows) return false;
   }
-  if (random.coin()) second.num_waits = 0, second.waits[0] = second.waits[1] = {kNoCounter, 0};
+  if (random.coin() && !m.tag_wait(first)) second.num_waits = 0, second.waits[0] = second.waits[1] = {kNoCounter, 0};
   insert(m, place->worker, place->index + 1, second);
   m.repair_counters();
   return true;
@@ -423,7 +423,7 @@ inline bool add_known_wait(PlanMutator& m, Random& random) {  // for something t
   Task& task = at(m, place);
   if (task.num_waits == 2 || place.index == 0) return false;
   const Task& earlier = m.lists[place.worker][random.below(place.index)];
-  if (!earlier.num_waits) return false;
+  if (!earlier.num_waits || m.tag_wait(earlier)) return false;
   task.waits[task.num_waits++] = earlier.waits[random.below(earlier.num_waits)];
   return true;
 }

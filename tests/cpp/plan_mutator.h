@@ -42,6 +42,16 @@ struct PlanMutator {
     for (size_t c = 0; c < counters.size(); ++c) counters[c].total = signals[c];
   }
 
+  bool is_tag(uint32_t counter) const {
+    return counter < counters.size() && counters[counter].kind == CounterInfo::Kind::tag;
+  }
+  /// The tag edge that a task waits for, or nullptr.
+  const Wait* tag_wait(const Task& task) const {
+    for (uint32_t i = 0; i < task.num_waits; ++i)
+      if (is_tag(task.waits[i].counter)) return &task.waits[i];
+    return nullptr;
+  }
+
   Plan plan;
   std::vector<BufferInfo>& buffers;
   std::vector<CounterInfo>& counters;

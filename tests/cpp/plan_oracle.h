@@ -8,9 +8,15 @@
 // that do not depend on it. For two conflicting tasks without an order between them, freezing one and running all
 // others makes them run in one order, freezing the other one in the other order; one of the two is wrong. So freezing
 // every task in turn tries all orders that matter.
+//
+// What goes by a tag edge is not in memory: it lies with the edge, two rows for even and odd epochs, marked with the
+// epoch. Who waits for the edge finds it there, everybody else finds memory. What tags do not order shows
+// plan_oracle_order.h.
 #pragma once
 
 #include <mimo_rt/plan.h>
+
+#include "plan_oracle_order.h"
 
 #include "plan/buffers.h"
 #include "plan/route_table.h"
@@ -32,10 +38,6 @@
 namespace plan_oracle {
 
 using namespace mimo_rt;
-
-struct Violation : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
 
 inline uint64_t mix(uint64_t a, uint64_t b) {
   a ^= b + 0x9e3779b97f4a7c15u + (a << 6) + (a >> 2);
@@ -87,7 +89,10 @@ class Machine {
     }
   }
 
-  void execute(const Task& task, uint32_t epoch) {
+  /// `seen`: checks each access to memory.
+  void execute(const Task& task, uint32_t epoch, SeenOrder* seen = nullptr) {
+    task_ = &task;
+    seen_ = seen;
     epoch_ = epoch;
     num_tokens_ = scenario_.num_tokens[epoch];
     num_context_ = scenario_.num_context[epoch];
@@ -110,6 +115,7 @@ class Machine {
   /// What the step leaves behind: logits, samples, KV rows.
   uint64_t outputs() {
     uint64_t hash = 1;
+    task_ = nullptr, seen_ = nullptr;
     for (epoch_ = 0; epoch_ < kNumEpochs; ++epoch_) {
       const uint32_t n = scenario_.num_tokens[epoch_];
       for (uint32_t r = 0; r < n; ++r) {
@@ -144,6 +150,10 @@ class Machine {
   struct Slot {
     uint32_t token, expert;
   };
+  struct TaggedWord {
+    uint64_t value = 0;
+    uint32_t epoch = kNumEpochs;
+  };
 
   static uint16_t kv_id(uint32_t layer) { return static_cast<uint16_t>(kFirstKv + layer); }
   uint32_t kv_cols(uint32_t layer) const {
@@ -166,12 +176,40 @@ class Machine {
   }
   uint64_t get(uint16_t id, uint32_t r, uint32_t c) { return row(id, r, c, c + 1); }
   void put(uint16_t id, uint32_t r, uint32_t c, uint64_t value) {
-    for (uint64_t& granule : granules(id, r, c, c + 1, epoch_)) granule = value;
+    if (is_tag_of(task_->signal_counter, id)) {
+      tags_[{task_->signal_counter, epoch_ % 2}][{r, c}] = {value, epoch_};
+      return;
+    }
+    for (uint64_t& granule : granules(id, r, c, c + 1, epoch_)) {
+      if (seen_) seen_->write(&granule);
+      granule = value;
+    }
+  }
+  bool is_tag_of(uint32_t counter, uint16_t id) const {
+    return is_tag(plan_, counter) && plan_.counters()[counter].buffer == id;
+  }
+  /// The words of a row, if the task waits for some.
+  std::optional<uint64_t> tagged_row(uint16_t id, uint32_t r, uint32_t begin, uint32_t end) {
+    for (uint32_t i = 0; task_ && i < std::min<uint32_t>(task_->num_waits, 2); ++i) {
+      if (!is_tag_of(task_->waits[i].counter, id)) continue;
+      uint64_t hash = 2;
+      for (uint32_t c = begin; c < end; ++c) {
+        const TaggedWord& word = tags_[{task_->waits[i].counter, epoch_ % 2}][{r, c}];
+        if (word.epoch != epoch_) throw Violation("waits for a word of " + plan_.buffers()[id].name + " for ever");
+        for (uint32_t g = 0; g < plan_.buffers()[id].element_bytes / 2; ++g) hash = mix(hash, word.value);
+      }
+      return hash;
+    }
+    return std::nullopt;
   }
   uint64_t row(uint16_t id, uint32_t r, uint32_t begin, uint32_t end) { return row_of(id, r, begin, end, epoch_); }
   uint64_t row_of(uint16_t id, uint32_t r, uint32_t begin, uint32_t end, uint32_t epoch) {
+    if (const auto words = tagged_row(id, r, begin, end)) return *words;
     uint64_t hash = 2;
-    for (uint64_t granule : granules(id, r, begin, end, epoch)) hash = mix(hash, granule);
+    for (const uint64_t& granule : granules(id, r, begin, end, epoch)) {
+      if (seen_) seen_->read(&granule);
+      hash = mix(hash, granule);
+    }
     return hash;
   }
 
@@ -445,6 +483,10 @@ class Machine {
   const Scenario scenario_;
   std::vector<uint64_t> arena_;
   std::array<std::vector<std::vector<uint64_t>>, kNumEpochs> external_;  ///< [epoch][buffer]
+  using Pair = std::pair<uint32_t, uint32_t>;
+  std::map<Pair, std::map<Pair, TaggedWord>> tags_;  ///< [counter, epoch % 2][row, column]
+  const Task* task_ = nullptr;  ///< at hand
+  SeenOrder* seen_ = nullptr;
   uint32_t epoch_ = 0, num_tokens_ = 0, num_context_ = 0, num_draft_ = 0;
   std::map<uint32_t, std::vector<QkvTile>> qkv_tiles_;
   std::vector<uint32_t> experts_;  ///< active, ascending

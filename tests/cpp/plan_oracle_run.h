@@ -135,12 +135,15 @@ inline Order order_of(const Plan& plan, const std::optional<Frozen>& frozen) {
   return order;
 }
 
-inline uint64_t run_plan(const Plan& plan, const Scenario& scenario, const Order& order) {
+inline uint64_t run_plan(const Plan& plan, const Scenario& scenario, const Order& order, SeenOrder* seen = nullptr) {
   Machine machine(plan, scenario);
   std::vector<uint32_t> num_run(plan.num_workers(), 0);
   for (const uint32_t w : order) {
     const auto num_tasks = static_cast<uint32_t>(plan.tasks(w).size());
-    machine.execute(plan.tasks(w)[num_run[w] % num_tasks], num_run[w] / num_tasks);
+    const Task& task = plan.tasks(w)[num_run[w] % num_tasks];
+    if (seen) seen->begin(w, task);
+    machine.execute(task, num_run[w] / num_tasks, seen);
+    if (seen) seen->end(task);
     ++num_run[w];
   }
   return machine.outputs();
@@ -148,11 +151,14 @@ inline uint64_t run_plan(const Plan& plan, const Scenario& scenario, const Order
 
 /// What is wrong with the plan, or an empty string. The scenarios hold the right outputs.
 inline std::string find_fault(const Plan& plan, const std::vector<Scenario>& scenarios) {
-  std::set<Order> seen;  // many frozen workers make the same one
+  bool has_tags = false;
+  for (uint32_t c = 0; c < plan.counters().size(); ++c) has_tags |= is_tag(plan, c);
+  std::set<Order> orders;  // many frozen workers make the same one
   const auto is_right = [&](const std::optional<Frozen>& frozen) {
-    const auto [order, is_new] = seen.insert(order_of(plan, frozen));
+    const auto [order, is_new] = orders.insert(order_of(plan, frozen));
     return !is_new || std::ranges::all_of(scenarios, [&](const Scenario& scenario) {
-      return run_plan(plan, scenario, *order) == scenario.expected;
+      SeenOrder seen(plan);
+      return run_plan(plan, scenario, *order, has_tags && !frozen ? &seen : nullptr) == scenario.expected;
     });
   };
   try {

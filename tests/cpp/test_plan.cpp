@@ -17,6 +17,7 @@
 #include <ctime>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <map>
 #include <set>
 #include <sstream>
@@ -394,6 +395,56 @@ TEST_CASE("a violation is reported with worker, task, op, layer and buffer") {
   PlanMutator stuck(Plan::build(test_configs::tiny(), make_options(3, 4)));
   std::swap(stuck.lists[0].front(), stuck.lists[0].back());
   CHECK_THROWS(plan_invalid, "can never start: expected counter", stuck.finish().verify());
+}
+
+TEST_CASE("the route comes by a tag edge in MoE layers before which every worker has a task") {
+  const auto num_tags = [](const Plan& plan) {
+    return std::ranges::count(plan.counters(), CounterInfo::Kind::tag, &CounterInfo::kind);
+  };
+  const ModelConfig config = test_configs::mimo_v2_5_pro_fp4();
+  PlanOptions options = make_options(132, 8, FuseNorm::no);
+  options.whole_kv_heads = true;
+  const Plan counted = Plan::build(config, options);
+  options.tag_edges = true;
+  const Plan tagged = Plan::build(config, options);
+  CHECK_EQ(num_tags(counted), 0);
+  CHECK_EQ(num_tags(tagged), std::ranges::count(config.layers, true, &LayerConfig::is_moe));
+  CHECK(tagged.hash() != counted.hash());
+  CHECK_EQ(tagged.num_tasks(), counted.num_tasks());
+  CHECK_EQ(tagged.verify().num_tasks, counted.verify().num_tasks);
+  CHECK(tagged.dump().find(">= 8, layer 1 select_experts (tag) >= 1") != std::string::npos);
+  CHECK(tagged.dump().find("| signals layer 1 select_experts (tag)") != std::string::npos);
+  options.num_workers = 64;  // more than a small model's first layers have tasks for
+  const Plan small = Plan::build(test_configs::tiny_all_moe(), options);
+  CHECK(num_tags(small) < std::ranges::count(test_configs::tiny_all_moe().layers, true, &LayerConfig::is_moe));
+  small.verify();
+}
+
+TEST_CASE("a violation of a tag edge is reported with the edge") {
+  PlanOptions options = make_options(3, 4);
+  options.tag_edges = true;
+  const Plan plan = Plan::build(test_configs::tiny(), options);
+  const auto refused = [&](const char* needle, const std::function<void(Task&, PlanMutator&)>& change) {
+    PlanMutator m(plan);
+    for (auto& list : m.lists)
+      for (Task& task : list) change(task, m);
+    CHECK_THROWS(plan_invalid, needle, m.finish().verify());
+  };
+  refused("reads 'route' rows 0 step 1, cols [0, 30), tagged words of worker 0", [](Task& task, PlanMutator& m) {
+    if (task.kind == TaskKind::expert_down && m.tag_wait(task)) --task.num_waits;
+  });
+  refused("(expert_down, layer 2) waits for 'layer 1 select_experts' but reads", [](Task& task, PlanMutator& m) {
+    if (task.kind != TaskKind::expert_down || task.layer_idx != 2) return;
+    for (uint32_t c = 0; c < m.counters.size(); ++c)
+      if (m.counters[c].name == "layer 1 select_experts") task.waits[0] = {c, 1};
+  });
+  refused("by a task that reads buffer 6", [](Task& task, PlanMutator& m) {
+    for (uint32_t c = 0; task.kind == TaskKind::o_proj && c < m.counters.size(); ++c)
+      if (m.is_tag(c)) task.waits[0] = {c, 1};
+  });
+  refused("expected a task that writes its buffer 1", [](Task& task, PlanMutator& m) {
+    if (m.is_tag(task.signal_counter)) m.counters[task.signal_counter].buffer = kX;
+  });
 }
 
 TEST_CASE("dump prints one task per line") {

@@ -1,8 +1,8 @@
 // Corrupts sound plans in many ways. Plan::verify() must refuse every plan that a brute-force machine (plan_oracle.h)
 // can make go wrong, and accept every plan that was changed in a way that keeps its meaning.
 #include "check.h"
-#include "plan_mutations.h"
 #include "plan_oracle_run.h"
+#include "plan_tag_mutations.h"
 #include "test_configs.h"
 
 #include <cstdlib>
@@ -19,24 +19,24 @@ struct Sound {
   std::vector<plan_oracle::Scenario> scenarios;
 };
 
-enum class PlanKind { plain, step_with_draft, round, round_without_draft };
+enum class PlanKind { plain, step_with_draft, round, round_without_draft, tagged };
 
 std::vector<plan_oracle::Scenario> scenarios_of(PlanKind kind, uint32_t n) {
   if (kind == PlanKind::round_without_draft) return {{{n, n - 1}, 2}, {{n, 1}, 3}, {{1, n}, 7}};
-  if (kind == PlanKind::plain) return {{{n, n - 1}, 2}, {{n, n}, 3}, {{1, n}, 7}};
+  if (kind == PlanKind::plain || kind == PlanKind::tagged) return {{{n, n - 1}, 2}, {{n, n}, 3}, {{1, n}, 7}};
   if (kind == PlanKind::step_with_draft)
     return {{{n, n - 1}, 2, 0, {2, n}}, {{1, n}, 3, 0, {n, 1}}, {{n, n}, 7, 0, {0, n}}};
   return {{{n, n - 1}, 2, 0, {2, 3}}, {{n, 1}, 3, 0, {1, 2}, {true, false}}, {{1, n}, 7, 0, {0, 3}, {false, true}}};
 }
 
-/// Plans of all tiny models: without a draft, steps with a draft, rounds with and without one.
+/// Plans of all tiny models: without a draft, steps with a draft, rounds with and without one, steps with tag edges.
 std::vector<Sound> sound_plans() {
   std::vector<Sound> plans;
   uint64_t seed = 1;
   for (const auto& [name, config] : test_configs::tiny_configs())
     for (const auto& [num_workers, kind] : std::initializer_list<std::pair<uint32_t, PlanKind>>{
              {2, PlanKind::plain}, {3, PlanKind::plain}, {5, PlanKind::plain}, {3, PlanKind::step_with_draft},
-             {2, PlanKind::round}, {3, PlanKind::round}, {3, PlanKind::round_without_draft}}) {
+             {2, PlanKind::round}, {3, PlanKind::round}, {3, PlanKind::round_without_draft}, {3, PlanKind::tagged}}) {
       const bool fused = (seed++ / 2) % 2;
       PlanOptions options;
       options.num_workers = num_workers;
@@ -44,10 +44,11 @@ std::vector<Sound> sound_plans() {
       options.fuse_norm = fused ? PlanOptions::FuseNorm::yes : PlanOptions::FuseNorm::no;
       const bool has_draft = kind == PlanKind::step_with_draft || kind == PlanKind::round;
       options.is_round = kind == PlanKind::round || kind == PlanKind::round_without_draft;
+      options.tag_edges = kind == PlanKind::tagged;
       options.max_context_rows = has_draft ? options.max_tokens : 0;
       const uint32_t n = options.max_tokens;
       const DraftConfig draft = test_configs::tiny_draft(config, n);
-      const char* kind_names[] = {"", " with draft", " round", " round without draft"};
+      const char* kind_names[] = {"", " with draft", " round", " round without draft", " with tag edges"};
       Sound sound{name + kind_names[static_cast<int>(kind)] + " w" + std::to_string(num_workers) +
                       (fused ? " fused" : ""),
                   Plan::build(config, options, has_draft ? &draft : nullptr), scenarios_of(kind, n)};
@@ -169,6 +170,7 @@ TEST_CASE("no corrupted plan is accepted") {
   };
   std::vector<NamedMutation> harmful(std::begin(kHarmful), std::end(kHarmful));
   harmful.insert(harmful.end(), std::begin(kHarmfulToDrafts), std::end(kHarmfulToDrafts));
+  harmful.insert(harmful.end(), std::begin(kHarmfulToTags), std::end(kHarmfulToTags));
   std::map<std::string, Count> counts;
   uint64_t seed = 0;
   for (const Sound& sound : sound_plans())
@@ -207,9 +209,11 @@ TEST_CASE("no corrupted plan is accepted") {
 
 TEST_CASE("a plan changed without harm is accepted") {
   uint64_t seed = 1u << 20;
+  std::vector<NamedMutation> harmless(std::begin(kHarmless), std::end(kHarmless));
+  harmless.insert(harmless.end(), std::begin(kHarmlessToTags), std::end(kHarmlessToTags));
   std::map<std::string, uint32_t> counts;
   for (const Sound& sound : sound_plans())
-    for (const NamedMutation& mutation : kHarmless)
+    for (const NamedMutation& mutation : harmless)
       for (uint32_t round = 0; round < num_rounds(); ++round) {
         Random random(++seed);
         PlanMutator m(sound.plan);
@@ -224,7 +228,7 @@ TEST_CASE("a plan changed without harm is accepted") {
         ++counts[mutation.name];
       }
   for (const auto& [name, count] : counts) std::printf("%-20s %6u accepted\n", name.c_str(), count);
-  CHECK_EQ(counts.size(), std::size(kHarmless));
+  CHECK_EQ(counts.size(), harmless.size());
 }
 
 CHECK_MAIN()

@@ -81,6 +81,7 @@ def print_json(value: Any) -> None:
 def public_fields(value: Any) -> dict[str, Any]:
     """The plain attributes of an extension object, for JSON."""
     fields = {name: getattr(value, name) for name in dir(value) if not name.startswith("_")}
+    fields = {name: field for name, field in fields.items() if not isinstance(field, type)}
     return {
         name: getattr(field, "name", field)
         for name, field in fields.items()

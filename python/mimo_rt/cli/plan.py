@@ -208,6 +208,7 @@ def _print_summary(model: str, config: Any, plan: Any, report: Any) -> None:
         ("tokens per round" if is_round else "tokens per step", f"1 to {plan.options.max_tokens}"),
         ("tasks", plan.num_tasks),
         ("counters", len(plan.counters)),
+        ("tag edges among them", sum(counter.kind.name == "tag" for counter in plan.counters)),
         ("buffers", len(plan.buffers)),
         ("activation arena", format_bytes(plan.arena_bytes)),
         ("hash", f"{plan.hash():016x}"),
