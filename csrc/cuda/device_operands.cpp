@@ -29,6 +29,14 @@ RouteTable OperandMaker::route(uint32_t layer_idx) const {
   return table;
 }
 
+RouteEdge OperandMaker::route_edge(uint32_t layer_idx) const {
+  const uint32_t counter = layout_.route_counters[layer_idx];
+  if (counter == kNoCounter) return {};
+  const uint64_t row_bytes = sizeof(TaggedWord) * layout_.route_words;
+  return {step<TaggedWord>(layout_.route_rows + 2 * row_bytes * layer_idx), counter,
+          plan_.options().max_tokens * config_.experts_per_token};
+}
+
 TaskOperands OperandMaker::make(const Task& task) const {
   const bool is_in_layer = task.layer_idx != kNoLayer;
   const CudaLayerWeights* layer = is_in_layer ? &weights_.layer(task.layer_idx) : nullptr;
@@ -187,7 +195,12 @@ TaskOperands OperandMaker::select_experts(const Task& task) const {
   p.norm_topk_prob = config_.norm_topk_prob;
   p.routed_scaling_factor = static_cast<float>(config_.routed_scaling_factor);
   check_select_experts(p);
-  return pack_tokens(TaskBody::select_experts, p);
+  const RouteEdge edge = route_edge(task.layer_idx);
+  if (!edge.rows) return pack_tokens(TaskBody::select_experts, p);
+  TaskOperands operands = pack_operands(TaskBody::publish_route, PublishRouteParams{p, p.route.num_active},
+                                        RowCount::tokens, offsetof(SelectExpertsParams, num_tokens));
+  operands.route = edge;
+  return operands;
 }
 
 template <typename Params>
@@ -207,7 +220,9 @@ TaskOperands OperandMaker::expert_gate_up(const Task& task) const {
   set_route(task, p);
   p.width = matrices.shape.rows / 2;
   check_expert_gate_up(p);
-  return pack_tokens(TaskBody::expert_gate_up, p);
+  TaskOperands operands = pack_tokens(TaskBody::expert_gate_up, p);
+  operands.route = route_edge(task.layer_idx);
+  return operands;
 }
 
 TaskOperands OperandMaker::expert_down(const Task& task) const {
@@ -221,7 +236,9 @@ TaskOperands OperandMaker::expert_down(const Task& task) const {
   p.num_segments = num_segments();
   p.capture = capture(task);
   check_expert_down(p);
-  return pack_tokens(TaskBody::expert_down, p);
+  TaskOperands operands = pack_tokens(TaskBody::expert_down, p);
+  operands.route = route_edge(task.layer_idx);
+  return operands;
 }
 
 /// Where a layer that the draft sees is stored once more.

@@ -86,6 +86,8 @@ class OperandMaker {
   }
   /// The plan's buffer, but for the number of active experts, which each layer keeps.
   RouteTable route(uint32_t layer_idx) const;
+  /// The tag edge by which it comes; without rows: it is in memory.
+  RouteEdge route_edge(uint32_t layer_idx) const;
   /// What both expert kernels are told of the tokens and their routes.
   template <typename Params>
   void set_route(const Task& task, Params& p) const;

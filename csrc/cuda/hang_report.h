@@ -15,7 +15,7 @@ struct WaitSite {
   uint32_t kind;       ///< TaskKind
   uint32_t layer_idx;  ///< as in the task
   EdgeKind edge;
-  uint32_t edge_idx;  ///< the counter, or the first word of the tagged row
+  uint32_t edge_idx;  ///< the plan's counter, of both kinds
 };
 
 /// In pinned host memory, zero before the launch. Written once, by the thread that gives up first.

@@ -42,6 +42,7 @@ enum class TaskBody : uint32_t {
   select_experts,  ///< one tile
   expert_gate_up,  ///< a tile is a share of an expert's pairs of row groups (plan/task.h)
   expert_down,     ///< a tile is a row group
+  publish_route,   ///< select_experts, and the route goes out by a tag edge
   sample,          ///< one tile
   accept,          ///< one tile
   context_norm,    ///< a tile is a row of a draft's context
@@ -56,10 +57,37 @@ enum class RowCount : uint32_t {
   draft_logit_rows,  ///< of the block, but for the anchor's
 };
 
+/// See device/sync/tagged.cuh. Low half: payload; high half: tag.
+using TaggedWord = uint64_t;
+
+/// The tag edge by which the route of a layer comes to its readers. Its words are a RouteTable with
+/// as many experts as slots: more are not active.
+struct RouteEdge {
+  TaggedWord* rows = nullptr;     ///< two rows of num_words(max_slots); nullptr: none, the route is in memory
+  uint32_t counter = kNoCounter;  ///< the plan's, which the producer signals and readers wait for
+  uint32_t max_slots = 0;
+
+#if defined(__CUDACC__)
+  __host__ __device__
+#endif
+  static constexpr uint32_t num_words(uint32_t max_slots) {
+    return 4 * max_slots + 2;
+  }
+};
+static_assert(4 * RouteEdge::num_words(5) == RouteTable::bytes(5, 5));
+inline constexpr uint32_t kMaxRouteWords = RouteEdge::num_words(kMaxStepTokens * kMaxExpertsPerToken);
+
+/// For a task that publishes: its table is the block's own, so it says here how many are active.
+struct PublishRouteParams {
+  SelectExpertsParams select;
+  uint32_t* num_active = nullptr;
+};
+
 /// What the tasks of a stage work on, as bytes, so that it travels with the task word.
 struct alignas(16) TaskOperands {
-  static constexpr uint32_t kBytes = 240;
+  static constexpr uint32_t kBytes = 224;
   uint8_t params[kBytes];  ///< EmbedParams, RmsNormParams, ProjectionParams, …
+  RouteEdge route;         ///< of select_experts and of the expert tasks
   TaskBody body;
   RowCount row_count;      ///< goes to the word at `row_count_at` of params; 0: nothing to do
   uint32_t row_count_at;
@@ -71,7 +99,7 @@ static_assert(sizeof(RmsNormParams) <= TaskOperands::kBytes);
 static_assert(sizeof(ProjectionParams) <= TaskOperands::kBytes);
 static_assert(sizeof(AttendRowsParams) <= TaskOperands::kBytes);
 static_assert(sizeof(RouterLogitsParams) <= TaskOperands::kBytes);
-static_assert(sizeof(SelectExpertsParams) <= TaskOperands::kBytes);
+static_assert(sizeof(PublishRouteParams) <= TaskOperands::kBytes);
 static_assert(sizeof(ExpertGateUpParams) <= TaskOperands::kBytes);
 static_assert(sizeof(ExpertDownParams) <= TaskOperands::kBytes);
 static_assert(sizeof(SampleRowsParams) <= TaskOperands::kBytes);

@@ -21,6 +21,17 @@ void check_draft(const Plan& plan, const char* where) {
                 plan.options().max_context_rows);
 }
 
+/// Of each layer the tag edge that its select_experts task signals.
+std::vector<uint32_t> tagged_routes(const Plan& plan) {
+  std::vector<uint32_t> counters(plan.shape().layers.size(), kNoCounter);
+  for (uint32_t w = 0; w < plan.num_workers(); ++w)
+    for (const Task& task : plan.tasks(w))
+      if (task.kind == TaskKind::select_experts && task.signal_counter != kNoCounter &&
+          plan.counters()[task.signal_counter].kind == CounterInfo::Kind::tag)
+        counters[task.layer_idx] = task.signal_counter;
+  return counters;
+}
+
 }  // namespace
 
 void check_device_plan(const Plan& plan) {
@@ -31,6 +42,9 @@ void check_device_plan(const Plan& plan) {
                 plan.options().max_tokens);
   MIMO_RT_CHECK(plan.shape().vocab_size <= kMaxVocabSize, unsupported_shape, kWhere,
                 "vocab_size: expected at most ", kMaxVocabSize, ", got ", plan.shape().vocab_size);
+  for (const CounterInfo& counter : plan.counters())
+    MIMO_RT_CHECK(counter.kind != CounterInfo::Kind::tag || counter.buffer == kRoute, unsupported_shape, kWhere,
+                  "tag edge '", counter.name, "': expected that of a route, got buffer ", counter.buffer);
   for (uint32_t w = 0; w < plan.num_workers(); ++w)
     for (const Task& task : plan.tasks(w)) {
       const auto where = [&] { return concat("worker ", w, ", ", task_kind_name(task.kind)); };
@@ -130,6 +144,10 @@ StepLayout::StepLayout(const Plan& plan, const CudaWeights& weights, const CudaD
   counters = block.add(sizeof(CounterCell) * plan.counters().size());
   counter_totals = block.add(4 * plan.counters().size());
   stop = block.add(4);
+  route_counters = tagged_routes(plan);
+  const bool has_tags = std::ranges::any_of(route_counters, [](uint32_t c) { return c != kNoCounter; });
+  if (has_tags) route_words = RouteEdge::num_words(static_cast<uint32_t>(max_tokens) * plan.shape().experts_per_token);
+  route_rows = block.add(sizeof(TaggedWord) * 2 * route_words * num_layers);
 }
 
 }  // namespace mimo_rt::cuda

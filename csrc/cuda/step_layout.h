@@ -64,6 +64,9 @@ struct StepLayout {
   // The program.
   uint64_t tasks, worker_begin, operand_idx, operands;
   uint64_t counters, counter_totals, stop;
+  std::vector<uint32_t> route_counters;  ///< [num_layers] of the tag edge with the layer's route; kNoCounter: none
+  uint64_t route_rows;                   ///< TaggedWord [num_layers, 2, route_words]
+  uint32_t route_words = 0;              ///< 0: no layer has a tag edge
 };
 
 /// The stages of a plan: tasks of one have the same operands.

@@ -17,9 +17,12 @@ struct RouteTable {
   uint32_t* slot_token;      ///< [max_slots]
   float* slot_weight;        ///< [max_slots]
 
-  static uint64_t bytes(uint32_t num_experts, uint32_t max_slots) {
+  static constexpr uint64_t bytes(uint32_t num_experts, uint32_t max_slots) {
     return 4 * (uint64_t{1} + num_experts + num_experts + 1 + max_slots + max_slots);
   }
+#if defined(__CUDACC__)
+  __host__ __device__
+#endif
   static RouteTable view(uint8_t* buffer, uint32_t num_experts, uint32_t max_slots) {
     auto* words = reinterpret_cast<uint32_t*>(buffer);
     RouteTable table{};

@@ -15,6 +15,7 @@ using namespace mimo_rt;
 struct MissingEdge {
   Plan plan;
   std::string name;
+  bool is_tag;  ///< the edge is a tag edge
 };
 
 /// A random one of the tasks that `wanted` picks.
@@ -29,14 +30,17 @@ inline MissingEdge drop_edge(const Plan& plan, uint32_t seed,
     if (!wanted(task) || (!is_signal && task.num_waits == 0)) continue;
     std::string name = std::string(is_signal ? "signal of " : "wait of ") +
                        task_kind_name(task.kind) + ", layer " + std::to_string(task.layer_idx);
+    uint32_t counter = task.signal_counter;
     if (is_signal) {
       task.signal_counter = kNoCounter;
     } else {
       const uint32_t dropped = random() % task.num_waits;
+      counter = task.waits[dropped].counter;
       if (dropped == 0) task.waits[0] = task.waits[1];
       task.waits[--task.num_waits] = {kNoCounter, 0};
     }
-    return {changed.finish(), std::move(name)};
+    const bool is_tag = counter != kNoCounter && plan.counters()[counter].kind == CounterInfo::Kind::tag;
+    return {changed.finish(), std::move(name), is_tag};
   }
 }
 

@@ -79,6 +79,7 @@ inline PlanOptions plan_options(uint32_t num_workers, uint32_t max_tokens, uint3
 inline PlanOptions device_plan_options(uint32_t num_workers, uint32_t max_tokens, uint32_t max_logit_rows) {
   PlanOptions options = plan_options(num_workers, max_tokens, max_logit_rows, PlanOptions::FuseNorm::no);
   options.whole_kv_heads = true;
+  options.tag_edges = true;
   return options;
 }
 

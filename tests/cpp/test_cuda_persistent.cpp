@@ -1,17 +1,20 @@
 // The persistent kernel, its own source under the emulated GPU: epochs of a small layer give the
 // bits of the single kernels launched one after the other, in every schedule and for every number
-// of blocks; an edge that is missing is found; a signal that does not come ends all blocks.
+// of blocks, with the route by a counter or by a tag edge; an edge that is missing is found; a signal
+// or a word that does not come ends all blocks.
 // native_cuda_persistent.cpp builds the same tests for a real GPU.
 #if !defined(MIMO_RT_TEST_ON_GPU)
 #define MIMO_RT_HOST_EMULATION
 #include "cuda/device/persistent/roles.cuh"
 #include "cuda/device/tasks/expert_kernels.cuh"
 #include "cuda/device/tasks/projection_kernels.cuh"
+#include "cuda/device/tasks/router_kernels.cuh"
 #endif
 
 #include "cuda/expert_mlp.h"
 #include "cuda/persistent.h"
 #include "cuda/projection.h"
+#include "cuda/router.h"
 #include "kernel_launch.h"
 #include "projection_fixture.h"
 
@@ -21,18 +24,21 @@ using namespace fixture;
 namespace {
 
 constexpr uint32_t kTokens = 3, kHidden = 96, kWidth = 64, kEpochs = 3;
-constexpr uint32_t kNumStages = 6, kGateUp = 2, kDown = 3, kGate = 5, kNone = kNumStages;
-/// h = norm(x), q = W1 h, act = experts' gate_up(q), sums = their down(act), x += W2 q, and a norm
-/// of x that closes the epoch: counter s is that of stage s.
+constexpr uint32_t kExperts = 4, kExpertsPerToken = 2, kMaxSlots = kTokens * kExpertsPerToken;
+constexpr uint32_t kRouteWords = cuda::RouteEdge::num_words(kMaxSlots);
+constexpr uint32_t kNumStages = 7, kGateUp = 2, kDown = 3, kGate = 5, kSelect = 6, kNone = kNumStages;
+/// h = norm(x), q = W1 h, route = that of q as logits, act = experts' gate_up(q), sums = their
+/// down(act), x += W2 q, and a norm of x that closes the epoch: counter s is that of stage s.
 struct Layer {
   Dense w1{PackedFormat::fp8_e4m3, kHidden, kHidden, 1};
   Dense w2{PackedFormat::bf16, kHidden, kHidden, 2};
-  Experts experts{{kHidden, kWidth, 4}, Weights::random, 3};
-  Route route = Route::random(kTokens, 2, 4, 4);
+  Experts experts{{kHidden, kWidth, kExperts}, Weights::random, 3};
+  KernelVector<uint32_t> route_words = KernelVector<uint32_t>(RouteTable::bytes(kExperts, kMaxSlots) / 4);
+  KernelVector<uint32_t> num_active{0};  // what the host reads, as in StepLayout::active_experts
   AlignedRows<float> norm_weight{1, kHidden, 1.5f};
   AlignedRows<bf16_t> x{kTokens, kHidden, 0}, h{kTokens, kHidden, 0x7fc1};
   AlignedRows<bf16_t> q{kTokens, kHidden, 0x7fc1}, last{kTokens, kHidden, 0x7fc1};
-  AlignedRows<bf16_t> act{route.num_slots(), kWidth, 0x7fc1};
+  AlignedRows<bf16_t> act{kMaxSlots, kWidth, 0x7fc1};
   AlignedRows<float> sums{kTokens, kHidden, -77.0f};
 
   Layer() { fill_rows(x, kHidden, 5); }
@@ -62,9 +68,22 @@ struct Layer {
   template <typename Params>
   void set_sizes(Params& p) const {
     p.num_tokens = kTokens;
-    p.max_slots = route.num_slots();
+    p.max_slots = kMaxSlots;
     p.hidden_size = kHidden;
     p.width = kWidth;
+  }
+  RouteTable route() {
+    RouteTable table = RouteTable::view(reinterpret_cast<uint8_t*>(route_words.data()), kExperts, kMaxSlots);
+    table.num_active = num_active.data();
+    return table;
+  }
+  /// The end of rows of q, which changes from epoch to epoch, as if it were logits in FP32.
+  cuda::SelectExpertsParams select() {
+    cuda::SelectExpertsParams p;
+    p.logits = {reinterpret_cast<const float*>(q.data + kHidden - 16), q.stride / 2};
+    p.route = route();
+    p.num_tokens = kTokens, p.num_experts = kExperts, p.experts_per_token = kExpertsPerToken;
+    return p;
   }
   cuda::ExpertGateUpParams gate_up() {
     cuda::ExpertGateUpParams p;
@@ -72,7 +91,7 @@ struct Layer {
     p.tiles = Experts::aligned(experts.gate_up_tiles);
     p.x = {q.data, q.stride};
     p.act = {act.data, act.stride};
-    p.route = route.table();
+    p.route = route();
     return p;
   }
   cuda::ExpertDownParams down() {
@@ -81,7 +100,7 @@ struct Layer {
     p.tiles = Experts::aligned(experts.down_tiles);
     p.act = {act.data, act.stride};
     p.sums = {sums.data, sums.stride};
-    p.route = route.table();
+    p.route = route();
     p.num_segments = 2;
     return p;
   }
@@ -90,7 +109,7 @@ struct Layer {
       return !std::memcmp(a.data, b.data, uint64_t{a.rows} * a.stride * sizeof a.data[0]);
     };
     return same(x, other.x) && same(last, other.last) && same(act, other.act) &&
-           same(sums, other.sums);
+           same(sums, other.sums) && num_active == other.num_active;
   }
 };
 
@@ -101,6 +120,7 @@ void run_alone(const cuda::RmsNormParams& params) { cuda::launch_rms_norm(params
 void run_alone(const cuda::ProjectionParams& params) { cuda::launch_projection(params); }
 void run_alone(const cuda::ExpertGateUpParams& params) { cuda::launch_expert_gate_up(params); }
 void run_alone(const cuda::ExpertDownParams& params) { cuda::launch_expert_down(params); }
+void run_alone(const cuda::SelectExpertsParams& params) { cuda::launch_select_experts(params); }
 #else
 constexpr uint64_t kHangNs = 800'000;  // less than the emulator's patience
 [[maybe_unused]] constexpr auto kNotOfThisTest = &cuda::argmax_combine_kernel;
@@ -117,6 +137,9 @@ void run_alone(const cuda::RmsNormParams& params) {
 void run_alone(const cuda::ProjectionParams& params) { emulate(cuda::projection_kernel(params), params); }
 void run_alone(const cuda::ExpertGateUpParams& params) { emulate(cuda::expert_gate_up_kernel, params); }
 void run_alone(const cuda::ExpertDownParams& params) { emulate(cuda::expert_down_kernel, params); }
+void run_alone(const cuda::SelectExpertsParams& params) {
+  emulate(cuda::select_experts_kernel, params, cuda::kComputeWarps * 32);
+}
 #endif
 
 const Layer& expected() {
@@ -125,6 +148,7 @@ const Layer& expected() {
     for (uint32_t epoch = 0; epoch < kEpochs; ++epoch) {
       run_alone(layer.norm(layer.h));
       run_alone(layer.project_q());
+      run_alone(layer.select());
       run_alone(layer.gate_up());
       run_alone(layer.down());
       run_alone(layer.project_x());
@@ -146,6 +170,8 @@ struct Change {
   uint32_t first_epoch = 0;
   bool one_gate_up = false;  ///< expert_gate_up is worker 0's alone
   uint32_t delay_seed = 0;
+  bool has_tag = true;    ///< the route comes by a tag edge
+  bool no_words = false;  ///< it goes where nobody looks
 };
 
 /// The lists of all workers: every stage is shared by all, but for the last.
@@ -154,22 +180,28 @@ struct Program {
   KernelVector<cuda::TaskOperands> operands;
   KernelVector<uint32_t> operand_idx;
   KernelVector<uint32_t> worker_begin{0}, totals;
+  KernelVector<cuda::TaggedWord> route_rows, other_rows;
+  const Change change;
 
-  Program(Layer& layer, uint32_t num_workers, const Change& change) {
+  Program(Layer& layer, uint32_t num_workers, const Change& given)
+      : route_rows(2 * kRouteWords), other_rows(2 * kRouteWords), change(given) {
     totals.assign(kNumStages, num_workers);
-    totals[kGate] = 1;
+    totals[kGate] = totals[kSelect] = 1;
     if (change.one_gate_up) totals[kGateUp] = 1;
+    for (uint32_t age = 0; change.first_epoch != 0 && age < 2; ++age) {  // what earlier epochs have left
+      const uint64_t tag = change.first_epoch - age;
+      std::fill_n(route_rows.data() + tag % 2 * kRouteWords, kRouteWords, tag << 32 | 0x7fffffff);
+    }
     for (uint32_t w = 0; w < num_workers; ++w) {
       add(TaskKind::rms_norm, 0, w, kTokens, layer.norm(layer.h), cuda::TaskBody::rms_norm);
       add(TaskKind::qkv_proj, 1, w, kHidden / 16, layer.project_q(), cuda::TaskBody::projection);
+      if (w == 0) add_select(layer);
       if (w < totals[kGateUp])
         add(TaskKind::expert_gate_up, kGateUp, w, kWidth / 16, layer.gate_up(),
             cuda::TaskBody::expert_gate_up);
       add(TaskKind::expert_down, kDown, w, kHidden / 16, layer.down(), cuda::TaskBody::expert_down);
       add(TaskKind::o_proj, 4, w, kHidden / 16, layer.project_x(), cuda::TaskBody::projection);
-      if (w == 0)
-        add(TaskKind::rms_norm, kGate, w, kTokens, layer.norm(layer.last),
-            cuda::TaskBody::rms_norm);
+      if (w == 0) add(TaskKind::rms_norm, kGate, w, kTokens, layer.norm(layer.last), cuda::TaskBody::rms_norm);
       worker_begin.push_back(static_cast<uint32_t>(tasks.size()));
     }
     for (Task& task : tasks) {
@@ -187,11 +219,16 @@ struct Program {
     }
   }
 
+  void add_select(Layer& layer) {
+    add(TaskKind::select_experts, kSelect, 0, 1, cuda::PublishRouteParams{layer.select(), layer.num_active.data()},
+        change.has_tag ? cuda::TaskBody::publish_route : cuda::TaskBody::select_experts);
+  }
+
   template <typename Params>
   void add(TaskKind kind, uint32_t stage, uint32_t worker, uint32_t tile_end, const Params& params,
            cuda::TaskBody body) {
     // Stage 4 needs stage 1, and is after stage 3 in the list, which has waited for more.
-    constexpr uint32_t kWaitsFor[kNumStages] = {kNone, 0, 1, 2, kNone, 3};
+    constexpr uint32_t kWaitsFor[kNumStages] = {kNone, 0, 1, 2, kNone, 3, 1};
     Task task{};
     task.kind = kind;
     task.layer_idx = 7;
@@ -201,10 +238,13 @@ struct Program {
     const uint32_t source = kWaitsFor[stage];
     if (source != kNone) task.waits[task.num_waits++] = {source, totals[source]};
     if (stage == kGate) task.waits[task.num_waits++] = {4, totals[4]};
+    if (stage == kGateUp || stage == kDown) task.waits[task.num_waits++] = {kSelect, 1};
     tasks.push_back(task);
     cuda::TaskOperands of_task{};
     std::memcpy(of_task.params, &params, sizeof params);
     of_task.body = body;
+    if (change.has_tag && (stage == kGateUp || stage == kDown || stage == kSelect))
+      of_task.route = {(stage == kSelect && change.no_words ? other_rows : route_rows).data(), kSelect, kMaxSlots};
     operand_idx.push_back(static_cast<uint32_t>(operands.size()));
     operands.push_back(of_task);
   }
@@ -302,15 +342,17 @@ void check_clean(const Outcome& outcome) {
 
 TEST_CASE("the bits are those of the single kernels, in every schedule") {
   for (uint64_t seed = 0; seed <= 6; ++seed) check_clean(run(3, seed));
+  for (uint64_t seed = 0; seed <= 2; ++seed) check_clean(run(3, seed, {.has_tag = false}));
 }
 
 TEST_CASE("the bits are the same for every number of blocks") {
   for (const uint32_t num_blocks : {1, 2, 7}) check_clean(run(num_blocks, num_blocks));
 }
 
-TEST_CASE("a launch may run any number of epochs, and counters may wrap around") {
+TEST_CASE("a launch may run any number of epochs, counters and tags may wrap around") {
   check_clean(run(2, 1, {.epochs = {1, 2}}));
-  check_clean(run(2, 2, {.epochs = {2, 1}, .first_epoch = 0xfffffffeu}));
+  for (const uint32_t first_epoch : {0xfffffffdu, 0xfffffffeu, 0xffffffffu})
+    check_clean(run(2, 2, {.epochs = {2, 1}, .first_epoch = first_epoch}));
 #if !defined(MIMO_RT_TEST_ON_GPU)  // the check before a launch refuses none
   check_clean(run(2, 2, {.epochs = {2, 0, 1}}));
 #endif
@@ -318,7 +360,7 @@ TEST_CASE("a launch may run any number of epochs, and counters may wrap around")
 
 #if !defined(MIMO_RT_TEST_ON_GPU)  // where luck has it
 TEST_CASE("an edge that is left out is found") {
-  for (const uint32_t stage : {1, 2, 3, 5}) {
+  for (const uint32_t stage : {1u, 2u, 3u, 5u, kSelect}) {
     uint32_t num_found = 0;
     for (uint64_t seed = 1; seed <= 8; ++seed)
       num_found += run(3, seed, {.no_wait = stage}).found();
@@ -335,7 +377,7 @@ TEST_CASE("tasks that are late change no bit; in the order of a quiet GPU they f
   for (uint32_t delay_seed = 1; delay_seed <= kNumSeeds; ++delay_seed)
     check_clean(run(3, delay_seed / 5, {.delay_seed = delay_seed}));
 #if !defined(MIMO_RT_TEST_ON_GPU)
-  for (const uint32_t stage : {1, 2, 3, 5}) {
+  for (const uint32_t stage : {1u, 2u, 3u, 5u, kSelect}) {
     uint32_t num_found = 0;
     for (uint32_t delay_seed = 1; delay_seed <= kNumSeeds; ++delay_seed)
       num_found += run(3, 0, {.no_wait = stage, .delay_seed = delay_seed}).found();
@@ -409,6 +451,18 @@ TEST_CASE("a signal lost among the experts: weights that have not waited are giv
         CHECK_EQ(copies.num_down[1] != 0, stage == kDown || (stage == kGateUp && !one_gate_up));
 #endif
       }
+}
+
+TEST_CASE("words that do not come end all blocks, with a report") {
+  for (uint64_t seed = 0; seed <= 4; ++seed) {
+    const Outcome outcome = run(2, seed, {.no_words = true});
+    CHECK_EQ(outcome.error, std::string());
+    CHECK_EQ(outcome.stop, cuda::kHung);
+    const auto& [is_written, site, tag, seen] = outcome.report;
+    CHECK(is_written == 1 && site.edge == cuda::EdgeKind::tag && site.edge_idx == kSelect);
+    CHECK_EQ(site.kind, static_cast<uint32_t>(TaskKind::expert_gate_up));
+    CHECK(tag == 1 && seen == 0);
+  }
 }
 
 TEST_CASE("bad arguments are refused before a launch") {

@@ -31,7 +31,7 @@ EMULATED = ["test_emulation", "test_cuda_accept", "test_cuda_edges", "test_cuda_
 # Sanitizer -> programs; tests/conftest.py begins to build them when the run begins.
 PROGRAMS = {
     "address,undefined": ["fuzz_checkpoint", *HOSTILE_FILE_TESTS, *EMULATED, "test_cuda_draft_rounds"],
-    "thread": [*PARALLEL_TESTS, *EMULATED, "test_cuda_rounds"],
+    "thread": [*PARALLEL_TESTS, *EMULATED, "test_cuda_persistent", "test_cuda_rounds"],
 }
 
 
@@ -110,6 +110,7 @@ def test_cuda_kernels_under_tsan(tsan_programs):
              ("test_cuda_router", "the route is that of a sort, ties to the lower expert, in every schedule"),
              ("test_cuda_edges", "every edge hands over the right values in every schedule"),
              ("test_cuda_edges", "a signal that does not come ends all blocks with one report"),
+             ("test_cuda_persistent", "a launch may run any number of epochs, counters and tags may wrap around"),
              ("test_cuda_expert_gemm", "with a residual the sums are added and rounded once"),
              ("test_cuda_experts", "partial sums that do not fit at once follow in passes, same bits"),
              ("test_cuda_expert_fp8", "every E2M1 code is exact at every ratio of two neighbouring scales, up to 2^11"),

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/device/persistent/task_units.cuh"
+#include "cuda/device/sync/tagged.cuh"
 #include "cuda/device/tasks/draft_rows.cuh"
 #include "cuda/device/tasks/rms_norm.cuh"
 
@@ -30,6 +31,19 @@ __device__ __forceinline__ void compute_router_task(WorkShared& shared, const Ta
   });
 }
 
+/// The table is in shared memory (see set_route). Its rows beyond the slots there are go out as well.
+__device__ __forceinline__ void publish_route(PublishShared& shared, const TaskSlot& slot) {
+  const auto& p = params_of<PublishRouteParams>(slot);
+  select_experts(shared.select, p.select);
+  compute_barrier();
+  const uint32_t* words = p.select.route.num_active;  // the first
+  const uint32_t num_words = RouteEdge::num_words(slot.operands.route.max_slots);
+  TaggedWord* row = tagged_row(slot.operands.route.rows, num_words, slot.tag());
+  for (uint32_t i = threadIdx.x; i < num_words; i += kComputeWarps * 32)
+    publish_tagged(&row[i], words[i], slot.tag());
+  if (threadIdx.x == 0) *p.num_active = *words;
+}
+
 /// Compute warps, after `ready`.
 __device__ __forceinline__ void compute_task(WorkShared& shared, const TaskSlot& slot, uint32_t& ticket) {
   switch (slot.operands.body) {
@@ -49,7 +63,8 @@ __device__ __forceinline__ void compute_task(WorkShared& shared, const TaskSlot&
                                    slot.task, ticket);
     case TaskBody::router: return compute_router_task(shared, slot, ticket);
     case TaskBody::select_experts:
-      return select_experts(shared.select.rest, params_of<SelectExpertsParams>(slot));
+      return select_experts(shared.select.rest.select, params_of<SelectExpertsParams>(slot));
+    case TaskBody::publish_route: return publish_route(shared.select.rest, slot);
     case TaskBody::expert_gate_up:
       return for_each_expert_tile(slot, [&](uint32_t t) {
         compute_expert_gate_up<kMaxStepTokens>(shared.expert, params_of<ExpertGateUpParams>(slot),

@@ -61,6 +61,7 @@ __device__ __forceinline__ void load_task(WorkShared& shared, const TaskSlot& sl
     case TaskBody::embed:
     case TaskBody::rms_norm:
     case TaskBody::select_experts:
+    case TaskBody::publish_route:
     case TaskBody::sample:
     case TaskBody::accept:
     case TaskBody::context_norm:

@@ -15,20 +15,52 @@
 
 namespace mimo_rt::cuda {
 
+/// The route that is in PersistentShared::route. The waiter's.
+struct HeldRoute {
+  uint32_t counter, tag;
+  uint32_t end_use;  ///< after the last task that reads it, or reads what was there before; 0: none does
+};
+
 struct PersistentShared {
   WorkShared work;
   TaskSlots slots;
+  uint32_t route[kMaxRouteWords];  ///< what has come by the last tag edge; at first no expert is active
+  HeldRoute held;
   uint32_t tickets[kComputeWarps];  ///< of the ring: where each compute warp is, between tasks
+  uint32_t uses[kComputeWarps];     ///< of the slots: the same
   uint32_t ring_ns[kComputeWarps];  ///< with stamps: waits in the ring, of each compute warp's task
 };
 static_assert(sizeof(PersistentShared) <= kMaxSharedBytes);
 
-__device__ __forceinline__ bool wait_for_task_input(const PersistentParams& p, uint32_t counter,
-                                                    uint32_t expected, uint32_t task_idx,
-                                                    const Task& task) {
-  return wait_for_counter(p.watchdog, &p.counters[counter], expected,
-                          {blockIdx.x, task_idx, static_cast<uint32_t>(task.kind), task.layer_idx,
-                           EdgeKind::counter, counter});
+__device__ __forceinline__ WaitSite wait_site(const TaskSlot& slot, EdgeKind edge, uint32_t counter) {
+  return {blockIdx.x, slot.task_idx, static_cast<uint32_t>(slot.task.kind), slot.task.layer_idx, edge,
+          counter};
+}
+
+/// One lane.
+__device__ __forceinline__ bool wait_for_signals(const PersistentParams& p, const TaskSlot& slot,
+                                                 const Wait& wait) {
+  return wait_for_counter(p.watchdog, &p.counters[wait.counter],
+                          slot.epoch * p.counter_totals[wait.counter] + wait.value,
+                          wait_site(slot, EdgeKind::counter, wait.counter));
+}
+
+/// Waiter, all lanes: a route by a tag edge, once for all tasks of the block that read it.
+__device__ __forceinline__ bool wait_for_route(PersistentShared& shared, const PersistentParams& p,
+                                               const TaskSlot& slot) {
+  const RouteEdge& edge = slot.operands.route;
+  const HeldRoute& held = shared.held;
+  if (held.counter == edge.counter && held.tag == slot.tag()) return true;
+  const uint32_t next_use = held.end_use + kTaskSlots - 1;  // of the last reader's slot
+  if (held.end_use != 0 && static_cast<int32_t>(next_use - slot.use) > 0) shared.slots.wait_free(next_use);
+  const uint32_t num_words = RouteEdge::num_words(edge.max_slots);
+  const TaggedWord* row = tagged_row(edge.rows, num_words, slot.tag());
+  uint32_t is_met = receive_tagged(p.watchdog, row, num_words, slot.tag(),
+                                   wait_site(slot, EdgeKind::tag, edge.counter), shared.route);
+  for (uint32_t mask = 16; mask != 0; mask /= 2) is_met &= ptx::shuffle_xor(is_met, mask);
+  ptx::sync_warp();  // all have read what was held
+  if (threadIdx.x % 32 == 0) shared.held = {edge.counter, slot.tag(), held.end_use};
+  return is_met != 0;
 }
 
 __device__ inline uint32_t rows_of_step(const StepTables& step, RowCount row_count) {
@@ -52,9 +84,23 @@ __device__ inline void set_row_count(const PersistentParams& p, TaskOperands& op
   if (num_rows == 0) operands.body = TaskBody::nothing;
 }
 
+/// One lane: tasks on a tag edge have their route in shared memory.
+__device__ inline void set_route(PersistentShared& shared, TaskOperands& operands) {
+  if (!operands.route.rows) return;
+  const bool publishes = operands.body == TaskBody::publish_route;
+  uint32_t* words = publishes ? shared.work.select.rest.route : shared.route;
+  const RouteTable route = RouteTable::view(reinterpret_cast<uint8_t*>(words),
+                                            operands.route.max_slots, operands.route.max_slots);
+  if (publishes) reinterpret_cast<PublishRouteParams*>(operands.params)->select.route = route;
+  if (operands.body == TaskBody::expert_gate_up)
+    reinterpret_cast<ExpertGateUpParams*>(operands.params)->route = route;
+  if (operands.body == TaskBody::expert_down)
+    reinterpret_cast<ExpertDownParams*>(operands.params)->route = route;
+}
+
 /// All lanes: brings a task into the slot. The `is_end` slot has no task.
-__device__ inline void fill_slot(const PersistentParams& p, TaskSlot& slot, uint32_t use,
-                                 uint32_t task_idx, uint32_t epoch) {
+__device__ inline void fill_slot(PersistentShared& shared, const PersistentParams& p, TaskSlot& slot,
+                                 uint32_t use, uint32_t task_idx, uint32_t epoch) {
   const uint32_t lane_idx = threadIdx.x % 32;
   const uint64_t global_idx = p.worker_begin[blockIdx.x] + task_idx;
   const auto* task = reinterpret_cast<const uint32_t*>(p.tasks + global_idx);
@@ -67,6 +113,7 @@ __device__ inline void fill_slot(const PersistentParams& p, TaskSlot& slot, uint
   ptx::sync_warp();
   if (lane_idx == 0) {
     set_row_count(p, slot.operands);
+    set_route(shared, slot.operands);
     slot.use = use;
     slot.task_idx = task_idx;
     slot.epoch = epoch;
@@ -99,7 +146,7 @@ __device__ __forceinline__ void run_controller(PersistentShared& shared, const P
       goes_on = slot.is_skipped == 0;
       if (!goes_on) break;
       ptx::sync_warp();
-      fill_slot(p, slot, use, i, epoch);
+      fill_slot(shared, p, slot, use, i, epoch);
       if (lane_idx == 0) slot.is_end = 0;
       ptx::sync_warp();
       if (lane_idx == 0) ptx::mbarrier_arrive(&slot.full);
@@ -115,21 +162,26 @@ __device__ __forceinline__ TaskStamps& stamps_of(const PersistentParams& p, cons
   return p.stamps[p.worker_begin[blockIdx.x] + slot.task_idx];
 }
 
-/// One lane: waits for the inputs of one task after the other.
+/// Waiter warp: waits for the inputs of one task after the other.
 __device__ __forceinline__ void run_waiter(PersistentShared& shared, const PersistentParams& p) {
-  if (threadIdx.x % 32 != 0) return;
-  bool is_skipped = false;
+  const uint32_t lane_idx = threadIdx.x % 32;
+  uint32_t is_skipped = 0;
   KnownRoute route;
   for (uint32_t use = 0;; ++use) {
     TaskSlot& slot = shared.slots.wait_full(use);
     if (slot.is_end) return;
-    if (p.stamps) stamps_of(p, slot).fetched_ns = ptx::global_timer_ns();
-    const Task& task = slot.task;
-    for (uint32_t i = 0; i < task.num_waits && !is_skipped; ++i) {
-      const Wait& wait = task.waits[i];
-      const uint32_t expected = slot.epoch * p.counter_totals[wait.counter] + wait.value;
-      is_skipped = !wait_for_task_input(p, wait.counter, expected, slot.task_idx, task);
+    if (p.stamps && lane_idx == 0) stamps_of(p, slot).fetched_ns = ptx::global_timer_ns();
+    for (uint32_t i = 0; i < slot.task.num_waits && !is_skipped; ++i) {
+      const Wait& wait = slot.task.waits[i];
+      if (wait.counter == slot.operands.route.counter)
+        is_skipped = !wait_for_route(shared, p, slot);
+      else if (lane_idx == 0)
+        is_skipped = !wait_for_signals(p, slot, wait);
+      is_skipped = ptx::shuffle(is_skipped, 0);
     }
+    if (lane_idx == 0 && slot.operands.route.rows) shared.held.end_use = use + 1;
+    ptx::sync_warp();  // what has come is there, and the slot is not looked at any more
+    if (lane_idx != 0) continue;
     delay_role(p.delay_seed, DelayedRole::waiter, use);
     slot.is_skipped = is_skipped;
     slot.is_route_known = route.is_of(slot);
@@ -169,8 +221,8 @@ __device__ __forceinline__ void stamp_end(PersistentShared& shared, TaskStamps& 
 /// Compute warps. Between tasks a warp's state lies in shared memory: the products need the
 /// registers, and ptxas would spill it.
 __device__ __forceinline__ void run_compute(PersistentShared& shared, const PersistentParams& p) {
-  uint32_t& first_ticket = shared.tickets[threadIdx.x / 32];
-  for (uint32_t use = 0;;) {
+  uint32_t &first_ticket = shared.tickets[threadIdx.x / 32], &use = shared.uses[threadIdx.x / 32];
+  for (;;) {
     TaskSlot& slot = shared.slots.wait_full(use);
     if (slot.is_end) return;
     shared.slots.wait_ready(use);
@@ -181,7 +233,7 @@ __device__ __forceinline__ void run_compute(PersistentShared& shared, const Pers
       skip_task(shared.work, slot, ticket);
     else
       compute_task(shared.work, slot, ticket);
-    use = slot.use + 1;
+    if (threadIdx.x % 32 == 0) use = slot.use + 1;
     ptx::sync_warp();
     if (threadIdx.x % 32 != 0) continue;
     first_ticket = ticket;  // all lanes read it after the next barrier
@@ -199,8 +251,9 @@ __device__ __forceinline__ void run_publisher(PersistentShared& shared, const Pe
     if (slot.is_end) return;
     shared.slots.wait_done(use);
     delay_role(p.delay_seed, DelayedRole::publisher, use);
-    if (!slot.is_skipped && slot.task.signal_counter != kNoCounter)
-      signal_counter(&p.counters[slot.task.signal_counter]);
+    const uint32_t counter = slot.task.signal_counter;
+    if (!slot.is_skipped && counter != kNoCounter && counter != slot.operands.route.counter)
+      signal_counter(&p.counters[counter]);
     ptx::mbarrier_arrive(&slot.is_free);
   }
 }
@@ -211,9 +264,12 @@ __global__ void __launch_bounds__(kPersistentThreads, 1)
   if (threadIdx.x == kPersistentThreads - 1) {
     shared.work.projection.ring.init(params.stamps ? shared.ring_ns : nullptr);
     shared.slots.init();
+    shared.held = {kNoCounter, 0, 0};
     for (uint32_t& ticket : shared.tickets) ticket = 0;
+    for (uint32_t& use : shared.uses) use = 0;
     for (uint32_t& ring_ns : shared.ring_ns) ring_ns = 0;
   }
+  for (uint32_t i = threadIdx.x; i < kMaxRouteWords; i += kPersistentThreads) shared.route[i] = 0;
   ptx::named_barrier_sync(0, kPersistentThreads);
   const uint32_t warp_idx = threadIdx.x / 32;
   if (warp_idx < kComputeWarps) {

@@ -27,6 +27,8 @@ struct TaskSlot {
   uint32_t is_skipped;  ///< the launch is being left: no results, no signal
   uint32_t is_route_known;  ///< expert_down: the loader has not waited for `ready`, see KnownRoute
   uint64_t full, ready, done, is_free;
+
+  __device__ uint32_t tag() const { return epoch + 1; }  ///< of tag edges: memory begins as zeros
 };
 
 struct TaskSlots {

@@ -20,13 +20,18 @@ struct BesideRing {
   Shared rest;
 };
 
+struct PublishShared {
+  SelectShared select;
+  uint32_t route[kMaxRouteWords];  ///< before it goes out
+};
+
 /// One ring for all kinds: all begin with it. What is behind it belongs to the task at hand.
 union WorkShared {
   AttendRowsShared attention;
   ExpertShared expert;
   ProjectionShared projection;
   RouterShared router;
-  BesideRing<SelectShared> select;
+  BesideRing<PublishShared> select;
   BesideRing<SampleRowsShared> sample;
   BesideRing<AcceptShared> accept;
 };

@@ -10,15 +10,15 @@
 //   older tag means not yet. A newer one means that the word was overwritten while a reader was
 //   pending: the wait ends with a report, not with a wrong value.
 // - So that this cannot happen, a value has two rows, used by even and odd epochs, and the plan
-//   proves that no producer is two epochs ahead of a reader.
+//   proves that no producer is two epochs ahead of a reader (EpochOrder::check_gate: not even one).
+// - All words of a row are written in every epoch: then no tag is 2^32 epochs old.
 // - Generic proxy on both sides. Never ld.global.nc, never a bulk copy: a copy may tear a word.
 #pragma once
 
 #include "cuda/device/sync/watchdog.cuh"
+#include "cuda/persistent_params.h"
 
 namespace mimo_rt::cuda {
-
-using TaggedWord = uint64_t;  ///< low half: payload; high half: epoch
 
 /// Row of `num_words` that epoch `epoch` uses of the two rows at `rows`.
 template <typename Word>
@@ -43,6 +43,40 @@ __device__ __forceinline__ bool wait_for_tagged(const Watchdog& watchdog, const 
         return static_cast<uint32_t>(both >> 32);
       },
       [&](uint32_t tag) { return tag == epoch; });
+}
+
+/// Words that a lane asks for together: one trip to L2. With the first ones 288 for a warp; the route
+/// of 8 tokens with 8 experts each has 258.
+inline constexpr uint32_t kWordsPerTrip = 8;
+
+/// All lanes of a warp: brings the row of `epoch` to `payloads`, [num_words]. Of each lane the first
+/// word is polled alone: the others mostly come with it. @return of the lane's words: false: leave
+__device__ __forceinline__ bool receive_tagged(const Watchdog& watchdog, const TaggedWord* row,
+                                               uint32_t num_words, uint32_t epoch,
+                                               const WaitSite& site, uint32_t* payloads) {
+  uint32_t trip_words = 1;
+  for (uint32_t first = threadIdx.x % 32; first < num_words;) {
+    const auto is_asked = [&](uint32_t i) { return i < trip_words && first + 32 * i < num_words; };
+    const auto poll = [&] {
+      TaggedWord words[kWordsPerTrip];
+#pragma unroll
+      for (uint32_t i = 0; i < kWordsPerTrip; ++i)
+        if (is_asked(i)) words[i] = ptx::load_relaxed_gpu(row + first + 32 * i);
+      uint32_t seen = epoch;
+#pragma unroll
+      for (uint32_t i = 0; i < kWordsPerTrip; ++i) {
+        if (!is_asked(i)) continue;
+        payloads[first + 32 * i] = static_cast<uint32_t>(words[i]);
+        if (const auto tag = static_cast<uint32_t>(words[i] >> 32); tag != epoch) seen = tag;
+      }
+      return seen;
+    };
+    if (!wait_until(watchdog, site, epoch, poll, [&](uint32_t tag) { return tag == epoch; }))
+      return false;
+    first += 32 * trip_words;
+    trip_words = kWordsPerTrip;
+  }
+  return true;
 }
 
 }  // namespace mimo_rt::cuda

@@ -23,9 +23,9 @@ namespace mimo_rt::cuda {
 inline constexpr uint32_t kNoRow = 0xffffffffu;
 inline constexpr uint32_t kMaxProjectionPartials = kProjectionParts * kMaxTokens;
 
-// Elements of rows in shared memory: what is left of it, and by the persistent kernel's task slots.
-// 3 rows of 6144, 8 of 2560.
-inline constexpr uint32_t kKeptElements = 20544;
+// Elements of rows in shared memory: what is left of it, and by the persistent kernel's task slots
+// and route. 3 rows of 6144, 8 of 2299.
+inline constexpr uint32_t kKeptElements = 18456;
 
 struct ProjectionShared {
   WeightRing ring;
