@@ -164,9 +164,11 @@ void CpuExecutor::run_rounds(const Plan& plan, KvCache& cache, RoundState& round
     const uint32_t num_before = rounds.num_rounds;
     const uint64_t num_rows_before = rounds.num_rows;
     pool_.run(*this, call_poll);
-    for (const auto& worker : workers_) rounds.active_experts += worker->num_active_experts;
-    state.count_epochs();
     const uint32_t num_rounds = rounds.num_rounds - num_before;
+    uint64_t num_active = 0;
+    for (const auto& worker : workers_) num_active += worker->num_active_experts;
+    rounds.count_experts(num_active, num_rounds);
+    state.count_epochs();
     const auto num_rows = static_cast<uint32_t>((rounds.num_rows - num_rows_before) / std::max(num_rounds, 1u));
     watch_team(plan, std::max(num_rows, 1u), num_rounds);
   }

@@ -38,7 +38,6 @@ void apply_record(RoundState& rounds, const RoundRecord& record, const float* lo
                 internal, kWhere, "round ", record.number, " at position ", rounds.position,
                 ": expected 1..", kMaxStepTokens, " rows and no more tokens, got ",
                 record.num_tokens, " and ", record.num_emitted);
-  rounds.active_experts += record.num_active_experts;
   replay_round(rounds, {.tokens = {record.tokens, record.num_emitted},
                         .logits = logits,
                         .stride = stride,
@@ -47,6 +46,7 @@ void apply_record(RoundState& rounds, const RoundRecord& record, const float* lo
                         .last_was_drafted = record.last_was_drafted != 0,
                         .has_bad_logits = record.has_bad_logits != 0,
                         .ns = record.ns});
+  rounds.count_experts(record.num_active_experts, 1);
   const bool is_asked = rounds.end == RoundEnd::requested && rounds.stop_requested;
   MIMO_RT_CHECK(record.has_ended ? ends_text(rounds.end) || is_asked : !ends_text(rounds.end),
                 internal, kWhere, "round ", record.number, " at position ",

@@ -174,6 +174,10 @@ class Generation {
     request.max_context = session_.sequence.cache().max_context();
     request.max_context_rows = engine_.round_plan->options().max_context_rows;
     request.proposal = options_.draft.proposal;
+    if (options_.want_rounds) {
+      result_.rounds.reserve(std::min(limit_, request.max_context));  // nothing is allocated between two rounds
+      request.rounds = &result_.rounds;
+    }
     if (engine_.has_lookup) request.lookup = &*session_.lookup;
     return request;
   }

@@ -89,6 +89,13 @@ void RoundState::begin() {
   round_begin_ns = steady_ns();
 }
 
+void RoundState::count_experts(uint64_t num_active, uint32_t num_last) {
+  active_experts += num_active;
+  if (!request.rounds) return;
+  for (RoundStats& round : std::span(*request.rounds).last(num_last))
+    round.num_active_experts = static_cast<double>(num_active) / num_last;
+}
+
 RoundEnd RoundState::limit_reached() const {
   if (num_output >= request.max_tokens) return RoundEnd::max_tokens;
   if (position >= request.max_context) return RoundEnd::context;
@@ -188,12 +195,14 @@ void RoundTasks::replay(const RoundReport& report) {
 /// `ns`: of the round; 0: not measured.
 void RoundTasks::finish(const Emitted& emitted, uint64_t ns) {
   const uint64_t now = steady_ns();
+  if (ns == 0) ns = now - state.round_begin_ns;
+  if (state.request.rounds) state.request.rounds->push_back({ns, state.input.num_tokens, emitted.num_tokens});
   // A token that ends the text is the round's own even if it was drafted: every round emits 1 + accepted tokens.
   state.width.observe(
       {.num_drafts = state.input.num_tokens - 1,
        .num_accepted = emitted.num_tokens ? emitted.num_tokens - 1 : 0,
        .num_context_rows = state.input.num_context_rows,
-       .ns = ns ? ns : now - state.round_begin_ns,
+       .ns = ns,
        .is_cut = emitted.end == RoundEnd::bad_logits || emitted.last_was_drafted,
        .scores = {&state.scores_[1], state.narrows_ || state.request.lookup ? state.input.num_tokens - 1 : 0},
        .had_drafts = !state.request.lookup || state.num_found_ != 0});

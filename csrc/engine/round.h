@@ -15,12 +15,14 @@
 #include "sampling/speculative.h"
 
 #include <mimo_rt/draft.h>
+#include <mimo_rt/stats.h>
 
 #include <array>
 #include <atomic>
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <vector>
 
 namespace mimo_rt {
 
@@ -55,6 +57,7 @@ struct RoundRequest {
   uint32_t max_context_rows = 0;            ///< of the plan: rows of draft context that one round can make; 0: no draft model
   NgramLookup* lookup = nullptr;            ///< without a draft model: proposes; holds the text, the anchor included
   DraftOptions::Proposal proposal = DraftOptions::Proposal::argmax;
+  std::vector<RoundStats>* rounds = nullptr;  ///< gets every round, if not nullptr
 };
 
 /// Why rounds ended.
@@ -86,7 +89,7 @@ struct RoundState {
   uint64_t round_begin_ns = 0;                 ///< steady clock; when the running round began
   uint32_t num_rounds = 0;                     ///< of this run_rounds
   uint64_t num_rows = 0;                       ///< that they verified, anchors included
-  uint64_t active_experts = 0;                 ///< of this run_rounds, summed by the executor
+  uint64_t active_experts = 0;                 ///< of this run_rounds, by `count_experts`
 
   /// The step of the running round; arrays below.
   StepInput input;
@@ -97,6 +100,8 @@ struct RoundState {
   /// active_experts and stop_requested.
   /// When a limit is reached already, it sets `end` and leaves `input` empty: then no round may run.
   void begin();
+  /// By the executor, once per round or per job of several: `num_active` experts in the last `num_last` rounds.
+  void count_experts(uint64_t num_active, uint32_t num_last);
 
  private:
   RoundEnd limit_reached() const;

@@ -97,7 +97,8 @@ void bind_options(py::module_& m) {
       .def_readwrite("stop_token_ids", &GenerateOptions::stop_token_ids)
       .def_readwrite("ignore_eos", &GenerateOptions::ignore_eos)
       .def_readwrite("stop", &GenerateOptions::stop)
-      .def_readwrite("include_stop_str_in_output", &GenerateOptions::include_stop_str_in_output);
+      .def_readwrite("include_stop_str_in_output", &GenerateOptions::include_stop_str_in_output)
+      .def_readwrite("want_rounds", &GenerateOptions::want_rounds);
 }
 
 void bind_results(py::module_& m) {
@@ -132,6 +133,11 @@ void bind_results(py::module_& m) {
       .def_readonly("decode_gbs", &GenerationStats::decode_gbs)
       .def_readonly("bandwidth_fraction", &GenerationStats::bandwidth_fraction)
       .def_readonly("draft", &GenerationStats::draft);
+  py::class_<RoundStats>(m, "RoundStats", "One round of draft, verify and accept; fields as in mimo_rt/stats.h.")
+      .def_readonly("ns", &RoundStats::ns)
+      .def_readonly("num_rows", &RoundStats::num_rows)
+      .def_readonly("num_tokens", &RoundStats::num_tokens)
+      .def_readonly("num_active_experts", &RoundStats::num_active_experts);
   py::class_<GenerateResult>(m, "GenerateResult")
       .def_readonly("token_ids", &GenerateResult::token_ids)
       .def_readonly("text", &GenerateResult::text)
@@ -140,6 +146,7 @@ void bind_results(py::module_& m) {
       .def_readonly("stop_token_id", &GenerateResult::stop_token_id)
       .def_readonly("stop_string", &GenerateResult::stop_string)
       .def_readonly("logprobs", &GenerateResult::logprobs)
+      .def_readonly("rounds", &GenerateResult::rounds)
       .def_readonly("stats", &GenerateResult::stats);
 }
 

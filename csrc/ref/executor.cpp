@@ -108,7 +108,7 @@ void RefExecutor::run_rounds(const Plan& plan, KvCache& cache, RoundState& round
   while (rounds.end == RoundEnd::running) {
     StepOutput output;
     run_epoch(state, cache, rounds.input, output);
-    rounds.active_experts += output.active_experts;
+    rounds.count_experts(output.active_experts, 1);
     if (poll) poll();
   }
 }

@@ -26,6 +26,7 @@ struct GenerateOptions {
   bool ignore_eos = false;              ///< stop only at stop_token_ids, stop, max_tokens
   std::vector<std::string> stop;        ///< stop strings, at most 16, each 1..1024 bytes; need a vocabulary
   bool include_stop_str_in_output = false;
+  bool want_rounds = false;             ///< GenerateResult.rounds
 };
 
 enum class FinishReason : uint8_t { stop, length, abort };
@@ -52,6 +53,7 @@ struct GenerateResult {
   int32_t stop_token_id = -1;              ///< the token that stopped it, or -1
   std::string stop_string;                 ///< the string that stopped it, or empty
   std::vector<TokenLogprobs> logprobs;     ///< [token_ids.size()] when asked for
+  std::vector<RoundStats> rounds;          ///< in turn, when asked for; not of tokens that were decoded without rounds
   GenerationStats stats;
 };
 

@@ -29,6 +29,14 @@ struct DraftStats {
   }
 };
 
+/// One round of draft, verify and accept.
+struct RoundStats {
+  uint64_t ns = 0;                  ///< since the round before; on a GPU by its own clock, but for the first of a launch
+  uint32_t num_rows = 0;            ///< verified: the anchor and drafts
+  uint32_t num_tokens = 0;          ///< emitted
+  double num_active_experts = 0.0;  ///< summed over the layers; CPU backends: the mean of rounds that ran as one job
+};
+
 /// Of one generation. TTFT, TPOT: definitions of vLLM (queue included; TPOT = (e2e - TTFT) / (output tokens - 1)).
 struct GenerationStats {
   uint64_t num_prompt_tokens = 0;

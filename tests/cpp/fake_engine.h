@@ -103,7 +103,7 @@ class FakeExecutor : public Executor {
         store(cache, input);
         make_logits(cache, input);
         accept_round(state, {logits_.data(), kVocab});
-        state.active_experts += 3;
+        state.count_experts(3, 1);
         poll();
       }
     } catch (...) {

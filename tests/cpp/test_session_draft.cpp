@@ -229,6 +229,32 @@ TEST_CASE("nothing runs past a token at which the caller stops") {
   CHECK(session.num_cached_tokens() < 12 + 9 + kBlock);
 }
 
+TEST_CASE("rounds are told of when asked for: rows, tokens, experts and time") {
+  const Tokens prompt = iota_tokens(10);
+  for (const bool has_callback : {false, true}) {  // with one, rounds run one at a time
+    Fixture f = with_draft();
+    Session session(f.engine);
+    GenerateOptions options = fixed(greedy(60));
+    options.want_rounds = true;
+    TokenCallback callback;
+    if (has_callback) callback = [](const TokenEvent&) { return true; };
+    const GenerateResult result = session.generate(prompt, options, callback);
+    CHECK_EQ(result.rounds.size(), stats_of(result).num_rounds);
+    uint64_t num_tokens = 1;
+    std::array<uint64_t, DraftStats::kMaxDrafts + 1> widths{};
+    for (const RoundStats& round : result.rounds) {
+      num_tokens += round.num_tokens;
+      ++widths[round.num_rows - 1];
+      CHECK_EQ(round.num_active_experts, 3.0);
+    }
+    CHECK_EQ(num_tokens, 60u);
+    CHECK(widths == stats_of(result).width_histogram);
+    options.want_rounds = false;
+    session.reset();
+    CHECK(session.generate(prompt, options).rounds.empty());
+  }
+}
+
 TEST_CASE("draft options are checked") {
   Fixture f = with_draft();
   Session session(f.engine);
