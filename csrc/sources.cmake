@@ -71,7 +71,9 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/weights/packed_file.cpp
   csrc/weights/page_placement.cpp
   csrc/weights/qkv_tiles.cpp
+  csrc/weights/random_checkpoint.cpp
   csrc/weights/random_fill.cpp
+  csrc/weights/random_values.cpp
   csrc/weights/rank_slice.cpp
   csrc/weights/synthetic.cpp
   csrc/weights/weights.cpp

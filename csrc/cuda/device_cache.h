@@ -21,9 +21,9 @@ struct DeviceModel {
   ModelConfig config;
   std::vector<Plan> plans;
   CudaWeights weights;   ///< where things are; the bytes themselves are on the device
-  DeviceBuffer memory;   ///< CudaWeights::block()
+  DeviceBuffer memory;   ///< CudaWeights::image()
   std::optional<CudaDraftWeights> draft = {};
-  DeviceBuffer draft_memory = {};  ///< CudaDraftWeights::block()
+  DeviceBuffer draft_memory = {};  ///< CudaDraftWeights::image()
 
   const CudaDraftWeights* draft_weights() const { return draft ? &*draft : nullptr; }
   const DraftConfig* draft_config() const { return draft ? &draft->config() : nullptr; }

@@ -15,8 +15,8 @@ namespace mimo_rt::cuda {
 
 /// Where things are on the device.
 struct DeviceAddresses {
-  const uint8_t* weights = nullptr;  ///< CudaWeights::block()
-  const uint8_t* draft = nullptr;    ///< CudaDraftWeights::block()
+  const uint8_t* weights = nullptr;  ///< CudaWeights::image()
+  const uint8_t* draft = nullptr;    ///< CudaDraftWeights::image()
   uint8_t* kv = nullptr;             ///< KvLayout::bytes()
   uint8_t* step = nullptr;           ///< StepLayout::bytes
 };

@@ -36,11 +36,14 @@ bool brings_logits(const StepInput& input) {
   });
 }
 
-DeviceBuffer upload_block(const std::shared_ptr<StepDevice>& device,
-                          std::span<const uint8_t> block) {
-  check_free_for_weights(*device, block.size());
-  DeviceBuffer memory(device, block.size());
-  device->upload(memory.data(), block.data(), block.size());
+DeviceBuffer upload_block(const std::shared_ptr<StepDevice>& device, const CudaBlockImage& image) {
+  check_free_for_weights(*device, image.num_bytes);
+  DeviceBuffer memory(device, image.num_bytes);
+  uint8_t* block = memory.data();
+  for (const CudaBlockImage::Piece& piece : image.uploads)
+    device->upload(block + piece.to, image.packed.data() + piece.from, piece.num_bytes);
+  for (const CudaBlockImage::Piece& piece : image.copies)
+    device->copy(block + piece.to, block + piece.from, piece.num_bytes);
   return memory;
 }
 
@@ -225,10 +228,10 @@ std::unique_ptr<Executor> make_cuda_executor(std::shared_ptr<StepDevice> device,
     check_operands(*plan, config, weights, draft ? &*draft : nullptr);
     if (find_plan(copies, *plan) == copies.size()) copies.push_back(*plan);
   }
-  DeviceBuffer memory = upload_block(device, weights.block()), draft_memory;
+  DeviceBuffer memory = upload_block(device, weights.image()), draft_memory;
   weights.drop_block();
   if (draft) {
-    draft_memory = upload_block(device, draft->block());
+    draft_memory = upload_block(device, draft->image());
     draft->drop_block();
   }
   auto model = std::make_shared<DeviceModel>(

@@ -1,19 +1,24 @@
 #include "engine/cuda_engine.h"
 
+#include "checkpoint/draft_tensors.h"
 #include "core/checks.h"
 #include "cuda/executor.h"
 #include "engine/engine_impl.h"
 #include "engine/measured_costs.h"
+#include "weights/random_checkpoint.h"
 
 #include <algorithm>
 #include <charconv>
 #include <cstdlib>
 #include <string_view>
+#include <utility>
 
 namespace mimo_rt {
 namespace {
 
 constexpr const char* kWhere = "Engine.open";
+/// Of random weights, in every layer: as many as a token usually has, so that those of one add up as if all differed.
+constexpr uint32_t kDistinctExperts = 8;
 
 void check_cuda_options(const EngineOptions& options, const cuda::StepDevice& device) {
   MIMO_RT_CHECK(options.activations == "bf16", unavailable, kWhere,
@@ -27,13 +32,13 @@ void check_cuda_options(const EngineOptions& options, const cuda::StepDevice& de
 
 /// The draft to use. One that was found beside the model, and whose blocks are too large, is left out with a note.
 std::optional<DraftConfig> read_draft(const ModelConfig& config, const std::filesystem::path& draft_dir, bool was_found,
-                                      std::string& note) {
+                                      std::vector<std::string>& notes) {
   if (draft_dir.empty()) return std::nullopt;
   DraftConfig draft = DraftConfig::from_directory(draft_dir);
   draft.check_target(config);
   if (!was_found || draft.block_size <= cuda::kMaxStepTokens) return draft;
-  note = concat("the draft of this model is not used: its blocks have ", draft.block_size,
-                " tokens, the CUDA engine verifies ", cuda::kMaxStepTokens);
+  notes.push_back(concat("the draft of this model is not used: its blocks have ", draft.block_size,
+                         " tokens, the CUDA engine verifies ", cuda::kMaxStepTokens));
   return std::nullopt;
 }
 
@@ -76,9 +81,17 @@ PlanOptions cuda_plan_options() {
   return options;
 }
 
-std::shared_ptr<Engine> open_cuda_engine(const Checkpoint& checkpoint, const ModelConfig& config, EngineOptions options,
-                                         const std::filesystem::path& draft_dir,
-                                         std::shared_ptr<cuda::StepDevice> device) {
+namespace {
+
+/// What an engine is packed from.
+struct Sources {
+  const Checkpoint& model;
+  const Checkpoint* draft = nullptr;
+  uint32_t num_packed_experts = 0;  ///< see CudaWeights::Options
+};
+
+std::shared_ptr<Engine> build_engine(const Sources& sources, const ModelConfig& config, const DraftConfig* draft_config,
+                                     EngineOptions options, std::shared_ptr<cuda::StepDevice> device) {
   check_cuda_options(options, *device);
   options.max_decode_tokens = std::min(options.max_decode_tokens, cuda::kMaxStepTokens);
   options.prefill_chunk_tokens = std::min(options.prefill_chunk_tokens, cuda::kMaxStepTokens);
@@ -86,33 +99,29 @@ std::shared_ptr<Engine> open_cuda_engine(const Checkpoint& checkpoint, const Mod
   plan.num_workers = options.num_threads ? options.num_threads : device->num_multiprocessors();
   plan.is_round = true;  // many tokens per launch, also without a draft, then of one
   plan.max_tokens = 1;
-  std::string note, costs_note;
+  std::string costs_note;
   plan.costs = costs_for_plan({.backend = "cuda",
                                .num_workers = plan.num_workers,
                                .activations = options.activations,
                                .kernel_set = {},
                                .processor = device->name()},
                               costs_note);
-  const std::optional<DraftConfig> draft_config = read_draft(config, draft_dir, options.draft == "auto", note);
-  auto impl = Engine::Impl::prepare(config, draft_config ? &*draft_config : nullptr, options, plan);
-  for (const std::string& text : {note, costs_note})
-    if (!text.empty()) impl->notes.push_back(text);
-  if (options.packed_cache != "none")
-    impl->notes.emplace_back("packed_cache is not used: the CUDA engine packs the weights at every start");
+  auto impl = Engine::Impl::prepare(config, draft_config, options, plan);
+  if (!costs_note.empty()) impl->notes.push_back(costs_note);
   std::optional<CudaDraftWeights> draft;
   const auto check_room = [&](uint64_t num_bytes) {  // the draft is packed by then, and goes to the GPU as well
-    cuda::check_free_for_weights(*device, num_bytes + (draft ? draft->block().size() : 0));
+    cuda::check_free_for_weights(*device, num_bytes + (draft ? draft->image().num_bytes : 0));
   };
   if (draft_config)  // small, so without progress of its own, and first: a bad one fails at once
-    draft.emplace(CudaDraftWeights::load(draft_dir, *draft_config, {checkpoint, config},
-                                         {.progress = nullptr, .check_room = check_room},
-                                         {.use_mmap = options.use_mmap}));
+    draft.emplace(CudaDraftWeights::load(*sources.draft, *draft_config, {sources.model, config},
+                                         {.progress = nullptr, .check_room = check_room}));
   if (draft && draft->lm_head()) {
     const auto* ids = reinterpret_cast<const int32_t*>(draft->block().data() + draft->vocab_ids());
     impl->draft_ids.assign(ids, ids + draft_config->draft_vocab_size);
   }
   CudaWeights weights = CudaWeights::load(
-      checkpoint, config, {.rank = {}, .pack = {.progress = options.progress, .check_room = check_room}});
+      sources.model, config, {.rank = {}, .pack = {.progress = options.progress, .check_room = check_room},
+                              .num_packed_experts = sources.num_packed_experts});
   impl->weight_bytes = count_weight_bytes(weights, draft ? &*draft : nullptr, config);
   impl->executor =
       cuda::make_cuda_executor(std::move(device), std::move(weights), impl->config,
@@ -120,6 +129,32 @@ std::shared_ptr<Engine> open_cuda_engine(const Checkpoint& checkpoint, const Mod
                                {.timeout_ms = options.timeout_ms, .delay_seed = delay_seed_of_environment()},
                                std::move(draft));
   return Engine::Impl::assemble(std::move(impl));
+}
+
+}  // namespace
+
+std::shared_ptr<Engine> open_cuda_engine(const Checkpoint& checkpoint, const ModelConfig& config, EngineOptions options,
+                                         const std::filesystem::path& draft_dir,
+                                         std::shared_ptr<cuda::StepDevice> device) {
+  std::vector<std::string> notes;
+  const std::optional<DraftConfig> draft = read_draft(config, draft_dir, options.draft == "auto", notes);
+  if (options.packed_cache != "none")
+    notes.emplace_back("packed_cache is not used: the CUDA engine packs the weights at every start");
+  std::optional<Checkpoint> draft_files;
+  if (draft) draft_files.emplace(open_draft(draft_dir, {.use_mmap = options.use_mmap}));
+  auto engine = build_engine({checkpoint, draft_files ? &*draft_files : nullptr}, config, draft ? &*draft : nullptr,
+                             std::move(options), std::move(device));
+  for (std::string& note : notes) engine->impl().notes.push_back(std::move(note));
+  return engine;
+}
+
+std::shared_ptr<Engine> synthetic_cuda_engine(const ModelConfig& config, uint64_t seed, const EngineOptions& options,
+                                              const DraftConfig* draft, std::shared_ptr<cuda::StepDevice> device) {
+  const Checkpoint checkpoint = random_checkpoint(config, seed);
+  std::optional<Checkpoint> draft_checkpoint;
+  if (draft) draft_checkpoint.emplace(random_checkpoint(*draft, seed + 1));
+  const Sources sources{checkpoint, draft_checkpoint ? &*draft_checkpoint : nullptr, kDistinctExperts};
+  return build_engine(sources, config, draft, options, std::move(device));
 }
 
 }  // namespace mimo_rt

@@ -23,4 +23,10 @@ std::shared_ptr<Engine> open_cuda_engine(const Checkpoint& checkpoint, const Mod
                                          const std::filesystem::path& draft_dir,
                                          std::shared_ptr<cuda::StepDevice> device);
 
+/// The rest of Engine::synthetic for this device. Of every layer's experts the host packs a few, which the device
+/// repeats; all else differs from layer to layer, so that routing is as even as if all experts differed.
+/// @throws as Engine::synthetic
+std::shared_ptr<Engine> synthetic_cuda_engine(const ModelConfig& config, uint64_t seed, const EngineOptions& options,
+                                              const DraftConfig* draft, std::shared_ptr<cuda::StepDevice> device);
+
 }  // namespace mimo_rt

@@ -197,12 +197,11 @@ std::shared_ptr<Engine> Engine::synthetic(const ModelConfig& config, uint64_t se
                                           const DraftConfig* draft) {
   check_options(options);
   const std::string backend = pick_backend(options);
-  MIMO_RT_CHECK(backend != "cuda", unavailable, "Engine.synthetic",
-                "device: expected a CPU backend or ref for random weights, got cuda");
   ModelConfig adjusted = config;
   for (LayerConfig& layer : adjusted.layers)
     if (layer.window_tokens && options.window_tokens) layer.window_tokens = options.window_tokens;
   if (draft) draft->check_target(adjusted);
+  if (backend == "cuda") return synthetic_cuda_engine(adjusted, seed, options, draft, cuda::open_step_device());
   auto impl = prepare_engine(adjusted, draft, !draft && options.draft == kNgramDraft, options, backend);
   const PagePlacement placement = weight_placement(*impl, backend);
   impl->weights = std::make_unique<Weights>(Weights::synthetic(adjusted, seed, &placement));

@@ -33,7 +33,7 @@ WeightBytes count_weight_bytes(const CudaWeights& weights, const CudaDraftWeight
   const uint64_t norm_bytes = sizeof(float) * uint64_t{config.hidden_size};
   const auto table_bytes = [](const CudaTable& table) { return uint64_t{table.rows} * table.k * dtype_bits(table.dtype) / 8; };
   WeightBytes bytes;
-  bytes.total = weights.block().size();
+  bytes.total = weights.image().num_bytes;
   bytes.dense_per_step = weights.lm_head().shape.bytes() + norm_bytes;
   for (uint32_t i = 0; i < config.num_layers; ++i) {
     const CudaLayerWeights& layer = weights.layer(i);
@@ -47,8 +47,8 @@ WeightBytes count_weight_bytes(const CudaWeights& weights, const CudaDraftWeight
     bytes.per_expert = layer.expert_gate_up.shape.bytes() + layer.expert_down.shape.bytes();
   }
   if (draft) {
-    bytes.total += draft->block().size();
-    bytes.per_draft = draft->block().size();
+    bytes.total += draft->image().num_bytes;
+    bytes.per_draft = draft->image().num_bytes;
     if (!draft->lm_head()) bytes.per_draft += weights.lm_head().shape.bytes();
   }
   return bytes;

@@ -16,14 +16,41 @@ constexpr uint64_t kPartAlignment = 256;
 constexpr uint64_t kMaxTotalBytes = uint64_t{1} << 46;
 constexpr uint64_t kUnitRangeBytes = uint64_t{1} << 20;  // packed by a thread before it looks for more
 
+uint64_t aligned(uint64_t num_bytes) {
+  return (num_bytes + kPartAlignment - 1) / kPartAlignment * kPartAlignment;
+}
+
+/// Neighbours on both sides become one piece.
+void add_upload(std::vector<CudaBlockImage::Piece>& uploads, const CudaBlockImage::Piece& piece) {
+  if (!uploads.empty()) {
+    CudaBlockImage::Piece& last = uploads.back();
+    if (piece.to == last.to + last.num_bytes && piece.from == last.from + last.num_bytes) {
+      last.num_bytes += piece.num_bytes;
+      return;
+    }
+  }
+  uploads.push_back(piece);
+}
+
+/// [begin, begin + total) repeats its first `done` bytes. Every copy doubles what is there, so that few do.
+void add_copies(std::vector<CudaBlockImage::Piece>& copies, uint64_t begin, uint64_t done, uint64_t total) {
+  while (done < total) {
+    const uint64_t num_bytes = std::min(done, total - done);
+    copies.push_back({begin + done, begin, num_bytes});
+    done += num_bytes;
+  }
+}
+
 }  // namespace
 
-uint64_t CudaBlock::add(uint64_t num_units, uint64_t unit_bytes, PackUnit pack) {
+uint64_t CudaBlock::add(uint64_t num_units, uint64_t unit_bytes, PackUnit pack, uint64_t num_packed) {
   const uint64_t offset = bytes_, num_bytes = num_units * unit_bytes;
   MIMO_RT_CHECK(num_bytes <= kMaxTotalBytes - offset, unsupported_shape, where_,
                 "expected at most ", kMaxTotalBytes, " bytes of packed weights, got more");
-  bytes_ += (num_bytes + kPartAlignment - 1) / kPartAlignment * kPartAlignment;
-  parts_.push_back({offset, num_units, unit_bytes, std::move(pack)});
+  parts_.push_back({offset, packed_bytes_, num_units, std::min(num_units, std::max<uint64_t>(num_packed, 1)),
+                    unit_bytes, std::move(pack)});
+  bytes_ += aligned(num_bytes);
+  packed_bytes_ += aligned(parts_.back().packed_bytes());
   return offset;
 }
 
@@ -65,11 +92,23 @@ uint64_t CudaBlock::add_bytes(std::vector<uint8_t> bytes) {
   });
 }
 
-/// The parts, each cut into ranges of units of about `kUnitRangeBytes`.
-Arena CudaBlock::pack(const CudaPackOptions& options) const {
+CudaBlockImage CudaBlock::pack(const CudaPackOptions& options) const {
   if (options.check_room) options.check_room(bytes_);
-  check_memory(bytes_, available_memory_bytes(), where_);
-  Arena arena(bytes_, where_);
+  check_memory(packed_bytes_, available_memory_bytes(), where_);
+  CudaBlockImage image{.num_bytes = bytes_, .packed = Arena(packed_bytes_, where_), .uploads = {}, .copies = {}};
+  for (const Part& part : parts_) {
+    const bool repeats = part.num_packed < part.num_units;
+    const uint64_t num_bytes = part.packed_bytes();
+    if (num_bytes)
+      add_upload(image.uploads, {part.offset, part.packed_offset, repeats ? num_bytes : aligned(num_bytes)});
+    if (repeats) add_copies(image.copies, part.offset, num_bytes, part.num_units * part.unit_bytes);
+  }
+  pack_parts(options, image.packed.data());
+  return image;
+}
+
+/// The parts, each cut into ranges of units of about `kUnitRangeBytes`.
+void CudaBlock::pack_parts(const CudaPackOptions& options, uint8_t* packed) const {
   struct Range {
     const Part* part;
     uint64_t begin, end;
@@ -79,22 +118,21 @@ Arena CudaBlock::pack(const CudaPackOptions& options) const {
   for (const Part& part : parts_) {
     const uint64_t step =
         std::max<uint64_t>(kUnitRangeBytes / std::max<uint64_t>(part.unit_bytes, 1), 1);
-    for (uint64_t begin = 0; begin < part.num_units; begin += step)
-      ranges.push_back({&part, begin, std::min(begin + step, part.num_units)});
-    work.total_bytes += part.num_units * part.unit_bytes;
+    for (uint64_t begin = 0; begin < part.num_packed; begin += step)
+      ranges.push_back({&part, begin, std::min(begin + step, part.num_packed)});
+    work.total_bytes += part.packed_bytes();
   }
   work.num_items = ranges.size();
   work.run = [&](uint64_t item_idx) {
     const auto& [part, begin, end] = ranges[item_idx];
     for (uint64_t unit = begin; unit < end; ++unit)
-      part->pack(unit, arena.data() + part->offset + unit * part->unit_bytes);
+      part->pack(unit, packed + part->packed_offset + unit * part->unit_bytes);
     return (end - begin) * part->unit_bytes;
   };
   work.progress = options.progress;
   work.num_threads = options.num_threads;
   work.where = where_;
   run_work_items(work);
-  return arena;
 }
 
 }  // namespace mimo_rt

@@ -1,5 +1,6 @@
 // A block of memory packed for the CUDA kernels, to be copied to a GPU as it is: first parts are given
-// their places, then all are packed in parallel, unit by unit.
+// their places, then all are packed in parallel, unit by unit. Parts of random weights may repeat their
+// first units; the GPU makes those copies, so that the host holds and packs a fraction of the block.
 #pragma once
 
 #include <mimo_rt/checkpoint.h>
@@ -36,6 +37,17 @@ struct CudaPackOptions {
   std::function<void(uint64_t num_bytes)> check_room = {};
 };
 
+/// What a block is made of. Without parts that repeat, `packed` is the block.
+struct CudaBlockImage {
+  struct Piece {
+    uint64_t to = 0, from = 0, num_bytes = 0;  ///< `to`: in the block
+  };
+  uint64_t num_bytes = 0;      ///< of the block
+  Arena packed;
+  std::vector<Piece> uploads;  ///< `from`: in `packed`
+  std::vector<Piece> copies;   ///< `from`: in the block, where earlier pieces have been
+};
+
 /// Parts refer to what they are packed from: the checkpoint must outlive `pack`.
 class CudaBlock {
  public:
@@ -44,9 +56,9 @@ class CudaBlock {
   /// `where`: the public operation, for errors.
   explicit CudaBlock(const char* where) : where_(where) {}
 
-  /// Equal units, one behind the other. Returns the offset.
+  /// Equal units, one behind the other. Returns the offset. Units from `num_packed` on repeat the first ones.
   /// @throws Error{unsupported_shape} when the block becomes too large
-  uint64_t add(uint64_t num_units, uint64_t unit_bytes, PackUnit pack);
+  uint64_t add(uint64_t num_units, uint64_t unit_bytes, PackUnit pack, uint64_t num_packed = ~uint64_t{0});
   /// @throws as cuda_dense_shape
   CudaDenseMatrix add_dense(PackJob job, ColumnSlice columns);
   /// @throws Error{unsupported_shape} unless BF16 or F32
@@ -61,18 +73,21 @@ class CudaBlock {
   }
 
   /// @throws Error{out_of_memory, cancelled, bad_format}, and what check_room throws
-  Arena pack(const CudaPackOptions& options) const;
+  CudaBlockImage pack(const CudaPackOptions& options) const;
 
  private:
   struct Part {
-    uint64_t offset, num_units, unit_bytes;
+    uint64_t offset, packed_offset, num_units, num_packed, unit_bytes;
     PackUnit pack;
+
+    uint64_t packed_bytes() const { return num_packed * unit_bytes; }
   };
+  void pack_parts(const CudaPackOptions& options, uint8_t* packed) const;
   uint64_t add_bytes(std::vector<uint8_t> bytes);
 
   const char* const where_;
   std::vector<Part> parts_;
-  uint64_t bytes_ = 0;
+  uint64_t bytes_ = 0, packed_bytes_ = 0;
 };
 
 }  // namespace mimo_rt

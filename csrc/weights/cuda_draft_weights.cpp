@@ -17,7 +17,7 @@ struct Data {
   std::vector<CudaDraftLayerWeights> layers;
   CudaDenseMatrix fc, context_kv, lm_head;
   uint64_t hidden_norm = 0, final_norm = 0, mask_embedding = 0, vocab_ids = 0;
-  Arena arena;
+  CudaBlockImage image;
 };
 
 class Loader {
@@ -35,7 +35,7 @@ class Loader {
     for (uint32_t i = 0; i < config_.num_layers; ++i) add_layer(i, data_.layers[i]);
     data_.final_norm = add_norm(VectorKind::final_norm, 0, config_.hidden_size);
     if (config_.draft_vocab_size) add_head();
-    data_.arena = block_.pack(options);
+    data_.image = block_.pack(options);
     for (const TensorInfo& tensor : draft_.tensors()) draft_.release_pages(tensor);
   }
 
@@ -131,11 +131,15 @@ CudaDraftWeights::~CudaDraftWeights() = default;
 CudaDraftWeights CudaDraftWeights::load(const std::filesystem::path& draft_dir, const DraftConfig& config,
                                         const Target& target, const CudaPackOptions& options,
                                         const Checkpoint::Options& file_options) {
-  const Checkpoint checkpoint = open_draft(draft_dir, file_options);
-  check_tensors(checkpoint, expected_draft_tensors(config, &checkpoint), kWhere);
+  return load(open_draft(draft_dir, file_options), config, target, options);
+}
+
+CudaDraftWeights CudaDraftWeights::load(const Checkpoint& draft, const DraftConfig& config, const Target& target,
+                                        const CudaPackOptions& options) {
+  check_tensors(draft, expected_draft_tensors(config, &draft), kWhere);
   auto impl = std::make_unique<Impl>();
   impl->config = config;
-  Loader(checkpoint, target, *impl).load(options);
+  Loader(draft, target, *impl).load(options);
   return CudaDraftWeights(std::move(impl));
 }
 
@@ -150,7 +154,7 @@ const CudaDenseMatrix* CudaDraftWeights::lm_head() const {
   return impl_->config.draft_vocab_size ? &impl_->lm_head : nullptr;
 }
 uint64_t CudaDraftWeights::vocab_ids() const { return impl_->vocab_ids; }
-std::span<const uint8_t> CudaDraftWeights::block() const { return {impl_->arena.data(), impl_->arena.size_bytes()}; }
-void CudaDraftWeights::drop_block() noexcept { impl_->arena = Arena(); }
+const CudaBlockImage& CudaDraftWeights::image() const { return impl_->image; }
+void CudaDraftWeights::drop_block() noexcept { impl_->image.packed = Arena(); }
 
 }  // namespace mimo_rt

@@ -35,6 +35,9 @@ class CudaDraftWeights {
   static CudaDraftWeights load(const std::filesystem::path& draft_dir, const DraftConfig& config,
                                const Target& target, const CudaPackOptions& options,
                                const Checkpoint::Options& file_options = {});
+  /// The same, of a draft that is open. @throws as above
+  static CudaDraftWeights load(const Checkpoint& draft, const DraftConfig& config, const Target& target,
+                               const CudaPackOptions& options);
 
   CudaDraftWeights(CudaDraftWeights&&) noexcept;
   ~CudaDraftWeights();
@@ -49,7 +52,8 @@ class CudaDraftWeights {
   uint64_t mask_embedding() const;  ///< offset of BF16 [hidden_size]
   const CudaDenseMatrix* lm_head() const;  ///< [draft_vocab_size]; nullptr: the target's
   uint64_t vocab_ids() const;       ///< offset of int32 [draft_vocab_size], with a head of its own
-  std::span<const uint8_t> block() const;
+  const CudaBlockImage& image() const;
+  std::span<const uint8_t> block() const { return {image().packed.data(), image().packed.size_bytes()}; }
   /// Frees the bytes, once they are on the device. All else stays.
   void drop_block() noexcept;
 

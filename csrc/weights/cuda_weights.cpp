@@ -16,7 +16,7 @@ struct Data {
   CudaTable embed;
   CudaDenseMatrix lm_head;
   uint64_t final_norm = 0;
-  Arena arena;
+  CudaBlockImage image;
 };
 
 class Loader {
@@ -32,7 +32,7 @@ class Loader {
     data_.final_norm = add_vector(VectorKind::final_norm, 0, 0, config_.hidden_size);
     const uint32_t vocab = share_of_rank("vocab_size", config_.vocab_size, rank(), 1);
     data_.lm_head = add_rows({source(MatrixKind::lm_head)}, RowOrder::plain, vocab);
-    data_.arena = block_.pack(options_.pack);
+    data_.image = block_.pack(options_.pack);
     for (const TensorInfo& tensor : checkpoint_.tensors()) checkpoint_.release_pages(tensor);
   }
 
@@ -121,6 +121,7 @@ void Loader::add_experts(uint32_t i, CudaLayerWeights& layer) {
   const auto rows = [this, i, columns](MatrixKind kind, uint64_t expert) {
     return slice_rows(source(kind, i, static_cast<uint32_t>(expert)), columns.first, columns.count);
   };
+  const uint64_t num_packed = options_.num_packed_experts ? options_.num_packed_experts : config_.num_experts;
   using Kind = MatrixKind;
   layer.expert_gate_up.shape =
       cuda_gate_up_shape(rows(Kind::expert_gate_proj, 0), rows(Kind::expert_up_proj, 0));
@@ -129,14 +130,14 @@ void Loader::add_experts(uint32_t i, CudaLayerWeights& layer) {
           [rows](uint64_t expert, uint8_t* out) {
             pack_cuda_gate_up(rows(Kind::expert_gate_proj, expert),
                               rows(Kind::expert_up_proj, expert), out);
-          });
+          }, num_packed);
   layer.expert_down.shape = cuda_down_shape(source(Kind::expert_down_proj, i), columns);
   layer.expert_down.offset =
       block_.add(config_.num_experts, layer.expert_down.shape.bytes(),
           [this, i, columns](uint64_t expert, uint8_t* out) {
             pack_cuda_down(source(Kind::expert_down_proj, i, static_cast<uint32_t>(expert)),
                            columns, out);
-          });
+          }, num_packed);
 }
 
 }  // namespace
@@ -165,9 +166,7 @@ const CudaLayerWeights& CudaWeights::layer(uint32_t layer_idx) const {
 const CudaTable& CudaWeights::embed() const { return impl_->embed; }
 const CudaDenseMatrix& CudaWeights::lm_head() const { return impl_->lm_head; }
 uint64_t CudaWeights::final_norm() const { return impl_->final_norm; }
-std::span<const uint8_t> CudaWeights::block() const {
-  return {impl_->arena.data(), impl_->arena.size_bytes()};
-}
-void CudaWeights::drop_block() noexcept { impl_->arena = Arena(); }
+const CudaBlockImage& CudaWeights::image() const { return impl_->image; }
+void CudaWeights::drop_block() noexcept { impl_->image.packed = Arena(); }
 
 }  // namespace mimo_rt

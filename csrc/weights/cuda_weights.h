@@ -43,6 +43,8 @@ class CudaWeights {
   struct Options {
     Rank rank;
     CudaPackOptions pack;
+    /// For random weights: of every layer, experts from this one on repeat the first ones. 0: none does.
+    uint32_t num_packed_experts = 0;
   };
   /// Packs the rank's share of `checkpoint` in parallel. Codes never change.
   /// @throws Error{invalid_argument} for a rank that is none; Error{unsupported_shape} for formats
@@ -59,7 +61,9 @@ class CudaWeights {
   const CudaTable& embed() const;          ///< all rows
   const CudaDenseMatrix& lm_head() const;  ///< the rank's part of the vocabulary
   uint64_t final_norm() const;             ///< offset of float [hidden_size]
-  std::span<const uint8_t> block() const;
+  const CudaBlockImage& image() const;
+  /// Its bytes, unless experts repeat.
+  std::span<const uint8_t> block() const { return {image().packed.data(), image().packed.size_bytes()}; }
   /// Frees the bytes, once they are on the device. All else stays.
   void drop_block() noexcept;
 

@@ -177,10 +177,8 @@ DraftWeights DraftWeights::synthetic(const DraftConfig& config, uint64_t seed) {
   fill_random({layout, impl->arena, seed, kWhere, valid_lanes, wanted_rms});
   // Of order one, as the rows of a synthetic embedding are.
   Random random(seed ^ Random::mix(layout.total_bytes + 1));
-  for (uint32_t i = 0; i < config.hidden_size; ++i) {
-    const float unit = static_cast<float>(random.next() >> 40) * 0x1p-23f - 1.0f;  // [-1, 1)
-    impl->mask_embedding.push_back(f32_to_bf16(unit * 1.75f));
-  }
+  for (uint32_t i = 0; i < config.hidden_size; ++i)
+    impl->mask_embedding.push_back(f32_to_bf16(random.near(0.0f, 1.75f)));
   for (uint64_t i = 0; i < config.draft_vocab_size; ++i)
     impl->vocab_ids.push_back(static_cast<int32_t>(i * config.vocab_size / config.draft_vocab_size));
   return DraftWeights(std::move(impl));

@@ -3,27 +3,12 @@
 #pragma once
 
 #include "weights/layout.h"
+#include "weights/random_values.h"
 
 #include <cstdint>
 #include <functional>
 
 namespace mimo_rt {
-
-/// A counter through a bijective 64-bit mixer (finalizer of MurmurHash3, constants of variant 13).
-class Random {
- public:
-  explicit Random(uint64_t seed) : state_(mix(seed)) {}
-  uint64_t next() { return mix(state_ += 0x9e3779b97f4a7c15u); }
-
-  static uint64_t mix(uint64_t bits) {
-    bits = (bits ^ bits >> 30) * 0xbf58476d1ce4e5b9u;
-    bits = (bits ^ bits >> 27) * 0x94d049bb133111ebu;
-    return bits ^ bits >> 31;
-  }
-
- private:
-  uint64_t state_;
-};
 
 struct RandomFill {
   const WeightsLayout& layout;
