@@ -1,4 +1,4 @@
-"""The model that benchmarks make in memory, and a random draft for it."""
+"""The models that benchmarks make in memory, and random drafts for them."""
 
 from __future__ import annotations
 
@@ -8,20 +8,23 @@ from ..checkpoints.draft_layout import DraftShape, default_target_layer_ids, dra
 from ..checkpoints.presets import quantization_fields
 
 
-def synthetic_config(num_layers: int = 16) -> dict[str, Any]:
-    """config.json of the benchmark model: MiMo-V2.5-Pro-FP4 with a third of its width."""
-    # One full layer at each end and every sixth; the rest see 128 keys. Layer 0 is dense.
-    is_window = [0 if i == 0 or (i + 1) % 6 == 0 else 1 for i in range(num_layers)]
-    heads = {"num_attention_heads": 16, "num_key_value_heads": 4, "head_dim": 192,
+SLICE_LAYERS, SLICE_EXPERTS = 70, 384
+_FULL_LAYERS = (0, 7, 15, 23, 31, 39, 47, 55, 62, 69)  # of MiMo-V2.5-Pro; the others see 128 keys
+_FEATURE_LAYERS = (0, 15, 31, 47, 69)  # what its draft sees of it
+
+
+def _mimo_config(is_window: list[int], num_kv_heads: int, **sizes: int) -> dict[str, Any]:
+    """config.json of a model of MiMo-V2.5-Pro-FP4's form: layer 0 is dense, all others have experts."""
+    heads = {"num_attention_heads": 16, "num_key_value_heads": num_kv_heads, "head_dim": 192,
              "v_head_dim": 128}
     config: dict[str, Any] = {
         "architectures": ["MiMoV2ForCausalLM"],
         "model_type": "mimo_v2",
         "attention_projection_layout": "fused_qkv",
-        "hidden_size": 2048,
-        "num_hidden_layers": num_layers,
+        "num_hidden_layers": len(is_window),
         "hybrid_layer_pattern": is_window,
-        "moe_layer_freq": [0, *[1] * (num_layers - 1)],
+        "moe_layer_freq": [0, *[1] * (len(is_window) - 1)],
+        **sizes,
         **heads,
         **{f"swa_{name}": value for name, value in heads.items()},
         "sliding_window": 128,
@@ -34,10 +37,6 @@ def synthetic_config(num_layers: int = 16) -> dict[str, Any]:
         "swa_rope_theta": 10000,
         "layernorm_epsilon": 1e-5,
         "hidden_act": "silu",
-        "intermediate_size": 8192,
-        "moe_intermediate_size": 1024,
-        "n_routed_experts": 64,
-        "num_experts_per_tok": 4,
         "n_shared_experts": None,
         "scoring_func": "sigmoid",
         "topk_method": "noaux_tc",
@@ -45,13 +44,55 @@ def synthetic_config(num_layers: int = 16) -> dict[str, Any]:
         "topk_group": 1,
         "norm_topk_prob": True,
         "routed_scaling_factor": None,
-        "vocab_size": 32768,
         "tie_word_embeddings": False,
         "max_position_embeddings": 1 << 20,
         "eos_token_id": 0,
         "torch_dtype": "bfloat16",
     }
     return config | quantization_fields(config, "fp8", "mxfp4")
+
+
+def synthetic_config(num_layers: int = 16) -> dict[str, Any]:
+    """config.json of the benchmark model: MiMo-V2.5-Pro-FP4 with a third of its width."""
+    # One full layer at each end and every sixth.
+    is_window = [0 if i == 0 or (i + 1) % 6 == 0 else 1 for i in range(num_layers)]
+    return _mimo_config(is_window, num_kv_heads=4, hidden_size=2048, intermediate_size=8192,
+                        moe_intermediate_size=1024, n_routed_experts=64, num_experts_per_tok=4,
+                        vocab_size=32768)
+
+
+def slice_config(num_layers: int = SLICE_LAYERS, num_experts: int = SLICE_EXPERTS) -> dict[str, Any]:
+    """config.json of what one of eight ranks holds of MiMo-V2.5-Pro-FP4, as a model of its own.
+
+    An eighth of the heads, of the width of every expert and of the vocabulary: the bytes of 48 whole experts per layer.
+    """
+    is_window = [0 if i in _FULL_LAYERS else 1 for i in range(num_layers)]
+    return _mimo_config(is_window, num_kv_heads=1, hidden_size=6144, intermediate_size=2048,
+                        moe_intermediate_size=256, n_routed_experts=num_experts,
+                        num_experts_per_tok=8, vocab_size=19072)
+
+
+def slice_draft_config(config: dict[str, Any]) -> dict[str, Any]:
+    """dflash/config.json of the same rank's draft for `slice_config`: an eighth of heads and widths, all of fc."""
+    last = config["num_hidden_layers"] - 1
+    ids = [i * last // (SLICE_LAYERS - 1) for i in _FEATURE_LAYERS]
+    return draft_config(
+        DraftShape(
+            hidden_size=config["hidden_size"],
+            intermediate_size=2048,
+            num_layers=5,
+            num_q_heads=16,
+            num_kv_heads=1,
+            qk_head_dim=128,
+            v_head_dim=128,
+            rotary_dim=64,
+            target_layer_ids=tuple(dict.fromkeys(ids)),
+            mask_token_id=config["vocab_size"] - 1,
+            num_target_layers=last + 1,
+            vocab_size=config["vocab_size"],
+            value_scale=0.612,
+        )
+    )
 
 
 def synthetic_draft_config(config: dict[str, Any], block_size: int = 8) -> dict[str, Any]:
