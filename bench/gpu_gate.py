@@ -9,14 +9,14 @@ Stages: `build` (package and tests), `tests` (tests/cpp/native_cuda_*.cpp on the
 edges and bench costs: the table by which engines plan then), `engine` (mimo-rt doctor and bench/gpu_engine.py:
 sessions against the CPU engine's), `bits` (bench/gpu_bits.py: 100 runs of any steps and launches, quiet and with
 delays planted into the kernel, give the same bits), `kill` (bench/gpu_kill.py: a process that is killed leaves a
-usable GPU), `soak` (half a minute of bench/soak.py, or --soak-seconds), `sanitizer` (compute-sanitizer memcheck and
+usable GPU), `soak` (half a minute of bench/soak.py, or --soak-seconds), `slice` (bench/gpu_slice.py: rounds of the rank
+slice of MiMo-V2.5-Pro-FP4, where 80 GB are free), `sanitizer` (compute-sanitizer memcheck and
 racecheck, test by test, as far as its time goes), `kbench` (mimo-rt kbench, cold caches, results checked), `counters`
 (cuobjdump's registers of every kernel, Nsight Compute's counters of some, where these tools are) and, on B200 and with
 CUTLASS, `cutlass`: a second build with its kernels, tested and measured, which takes nothing from the rest when it
-fails. Every step is one JSON line in
-bench/results/<date>-gpu-<device>.jsonl (of a second run <date>-gpu-<device>-2.jsonl), written when it ends, so whatever
-stops the script leaves what was done. Exit codes: 0 all passed, 1 something failed, 2 wrong usage or the machine lacks
-something, 3 no GPU.
+fails. Every step is one JSON line in bench/results/<date>-gpu-<device>.jsonl (of a second run
+<date>-gpu-<device>-2.jsonl), written when it ends, so whatever stops the script leaves what was done. Exit codes: 0 all
+passed, 1 something failed, 2 wrong usage or the machine lacks something, 3 no GPU.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from collections.abc import Iterator
 from gate_counters import run_counters, run_resources
 from gate_needs import (CUTLASS, collect, find_baselines, find_tool, has_nvcc, make_environment, missing,
                         model_environment)
+from gate_slice import run_slice
 from gate_steps import FAILED, LIMITS_S, NOT_RUN, PASSED, Log, Stage
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -281,6 +282,7 @@ def main(argv: list[str] | None = None) -> int:
             run_bits(log, built["python"])
             run_kill(log, built["python"])
             run_soak(log, built["python"], args.soak_seconds)
+            run_slice(log, built["python"])
             run_sanitizer(log, programs, find_sanitizer(built["python"]))
             run_kbench(log, built["python"])
             run_resources(log, built["python"])

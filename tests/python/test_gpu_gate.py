@@ -118,6 +118,7 @@ def run_gate(gate, monkeypatch, tmp_path, record, test_code="pass", cmake_code=N
     monkeypatch.setattr(gate, "device_facts", lambda: {"name": "NVIDIA H200 NVL"})
     monkeypatch.setattr(gate, "build", lambda log, args: {"tests": str(programs), "python": str(fake_python)})
     monkeypatch.setattr(gate, "find_sanitizer", lambda python: str(sanitizer))
+    monkeypatch.setattr(sys.modules["gate_slice"], "lacks_room", lambda: "")
     monkeypatch.setattr(gate, "run_resources", lambda log, python: None)  # test_gate_counters.py has them
     monkeypatch.setattr(gate, "run_counters", lambda log, python: None)
     code = gate.main(["--results", str(tmp_path), "--build", str(tmp_path / "b")])
@@ -126,7 +127,7 @@ def run_gate(gate, monkeypatch, tmp_path, record, test_code="pass", cmake_code=N
     return code, [json.loads(line) for line in path.read_text().splitlines()]
 
 
-NUM_SCRIPTS = 6  # that leave a record, too: gpu_engine.py, gpu_bits.py, gpu_kill.py, soak.py, two of `costs`
+NUM_SCRIPTS = 7  # that leave a record, too: gpu_engine, gpu_bits, gpu_kill, soak and gpu_slice.py, two of `costs`
 RECORD = {"case": "pro-r8/qkv/fp8_e4m3/t1", "median_us": 5.5, "gbs": 3900.0, "bandwidth_fraction": 0.9,
           "times_baseline": 2.0}
 
@@ -134,12 +135,12 @@ RECORD = {"case": "pro-r8/qkv/fp8_e4m3/t1", "median_us": 5.5, "gbs": 3900.0, "ba
 def test_a_whole_gate_leaves_device_steps_and_records(gate, monkeypatch, tmp_path, capsys):
     code, lines = run_gate(gate, monkeypatch, tmp_path, RECORD)
     assert code == 0 and lines[0]["name"] == "NVIDIA H200 NVL" and lines[0]["date"]
-    num_tests, num_shapes, num_sessions, num_costs = len(gate.NATIVE_TESTS), len(gate.KBENCH_SHAPES), 5, 2
+    num_tests, num_shapes, num_sessions, num_costs = len(gate.NATIVE_TESTS), len(gate.KBENCH_SHAPES), 6, 2
     steps = [line for line in lines if "status" in line]
     assert len(steps) == num_tests + 2 * num_tests + num_sessions + num_costs + num_shapes
     assert {s["status"] for s in steps} == {"passed"}
     order = list(dict.fromkeys(s["stage"] for s in steps))
-    assert order == ["tests", "costs", "engine", "bits", "kill", "soak", "sanitizer", "kbench"]
+    assert order == ["tests", "costs", "engine", "bits", "kill", "soak", "slice", "sanitizer", "kbench"]
     assert sum("case" in line for line in lines) == num_shapes + NUM_SCRIPTS
     out = capsys.readouterr().out
     assert "sanitizer" in out and "5.5" in out and "90.0" in out and "written:" in out
@@ -156,6 +157,19 @@ def test_a_longer_soak_takes_its_time_from_nobody(gate, log, monkeypatch):
     gate.run_soak(log, "python", args.soak_seconds)
     gate.run_bits(log, "python")
     assert 605 < left[0] <= 610 and left[1] <= gate.LIMITS_S["bits"]
+
+
+def test_a_slice_that_does_not_fit_is_not_run(gate, log, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    gate.run_slice(log, "/no/such/python")
+    tool = tmp_path / "nvidia-smi"
+    for free_mib in (40_000, 90_000):
+        tool.write_text(f"#!/bin/sh\necho {free_mib}\n")
+        tool.chmod(0o755)
+        gate.run_slice(log, "/no/such/python")
+    unknown, small, large = kept(log)
+    assert unknown["status"] == small["status"] == "not run" and "nvidia-smi" in unknown["reason"]
+    assert small["reason"] == "80000 MiB needed, 40000 are free" and large["exit_code"] == 127
 
 
 def test_a_failed_test_fails_the_gate_but_not_the_rest(gate, monkeypatch, tmp_path):
