@@ -165,6 +165,7 @@ void check_equal(const Wanted& wanted, RoundEnd end, uint32_t max_rounds = ~0u, 
   CHECK_EQ(rounds.state->position, 7 + expected.size());
 }
 
+#if !defined(MIMO_RT_TEST_ON_GPU)
 /// The tasks of `kind` run without what they wait for.
 Plan without_waits(TaskKind kind) {
   PlanMutator mutator(make_plan(true));
@@ -173,6 +174,7 @@ Plan without_waits(TaskKind kind) {
       if (task.kind == kind) task.num_waits = 0;
   return mutator.finish();
 }
+#endif
 
 Plan without_signal(TaskKind kind) {
   PlanMutator mutator(make_plan(true));
