@@ -26,6 +26,7 @@ struct PersistentShared {
   TaskSlots slots;
   uint32_t route[kMaxRouteWords];  ///< what has come by the last tag edge; at first no expert is active
   HeldRoute held;
+  KnownRoute known;  ///< the waiter's: polls need the registers
   uint32_t tickets[kComputeWarps];  ///< of the ring: where each compute warp is, between tasks
   uint32_t uses[kComputeWarps];     ///< of the slots: the same
   uint32_t ring_ns[kComputeWarps];  ///< with stamps: waits in the ring, of each compute warp's task
@@ -166,7 +167,6 @@ __device__ __forceinline__ TaskStamps& stamps_of(const PersistentParams& p, cons
 __device__ __forceinline__ void run_waiter(PersistentShared& shared, const PersistentParams& p) {
   const uint32_t lane_idx = threadIdx.x % 32;
   uint32_t is_skipped = 0;
-  KnownRoute route;
   for (uint32_t use = 0;; ++use) {
     TaskSlot& slot = shared.slots.wait_full(use);
     if (slot.is_end) return;
@@ -184,8 +184,8 @@ __device__ __forceinline__ void run_waiter(PersistentShared& shared, const Persi
     if (lane_idx != 0) continue;
     delay_role(p.delay_seed, DelayedRole::waiter, use);
     slot.is_skipped = is_skipped;
-    slot.is_route_known = route.is_of(slot);
-    if (!is_skipped) route.learn(slot);
+    slot.is_route_known = shared.known.is_of(slot);
+    if (!is_skipped) shared.known.learn(slot);
     ptx::mbarrier_arrive(&slot.ready);
   }
 }
@@ -265,6 +265,7 @@ __global__ void __launch_bounds__(kPersistentThreads, 1)
     shared.work.projection.ring.init(params.stamps ? shared.ring_ns : nullptr);
     shared.slots.init();
     shared.held = {kNoCounter, 0, 0};
+    shared.known = {};
     for (uint32_t& ticket : shared.tickets) ticket = 0;
     for (uint32_t& use : shared.uses) use = 0;
     for (uint32_t& ring_ns : shared.ring_ns) ring_ns = 0;
