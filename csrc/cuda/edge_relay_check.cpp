@@ -19,8 +19,8 @@ void check_edge_relay(const EdgeRelayParams& p, uint32_t num_blocks) {
   const uint32_t most = p.edge == RelayEdge::gather ? num_blocks : 1;
   MIMO_RT_CHECK(p.num_signallers >= 1 && p.num_signallers <= most, invalid_argument, kWhere,
                 "num_signallers: expected 1 .. ", most, ", got ", p.num_signallers);
-  check_pointer(kWhere, "token", p.token, 4);
   if (p.edge == RelayEdge::tag) check_pointer(kWhere, "words", p.words, 8);
+  else check_pointer(kWhere, "token", p.token, 4);
   if (p.edge >= RelayEdge::counter)
     check_pointer(kWhere, "counter", p.counter, alignof(CounterCell));
   if (!is_between_blocks) return;

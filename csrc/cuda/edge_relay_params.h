@@ -25,11 +25,11 @@ struct EdgeRelayParams {
   uint32_t num_hops = 0;        ///< of this launch
   uint32_t first_hop = 0;       ///< hops that earlier launches have made on this memory
   uint32_t num_signallers = 1;  ///< of a hop; for any edge but gather 1
-  /// [2, kRelayThreads], used by even and odd hops: value i of the row of hop 0 before the first
-  /// launch, of the row of hop first_hop + num_hops after this one.
+  /// [2, kRelayThreads], used by even and odd hops: the row of hop 0 before the first launch, that
+  /// of hop first_hop + num_hops after this one. Not for tags.
   uint32_t* token = nullptr;
-  uint64_t* words = nullptr;        ///< [2, kRelayThreads] tagged words; zeroed before the first launch
-  CounterCell* counter = nullptr;   ///< zeroed before the first launch
+  uint64_t* words = nullptr;       ///< the same for tags, as tagged words; row 1 is zeroed at first
+  CounterCell* counter = nullptr;  ///< zeroed before the first launch
   Watchdog watchdog;
 };
 

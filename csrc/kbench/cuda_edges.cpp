@@ -25,7 +25,9 @@ class CudaEdges final : public CudaSubject {
     params_.num_hops = c.num_hops;
     params_.num_signallers = c.num_signallers;
     params_.token = upload(start_);
-    params_.words = upload(std::vector<uint64_t>(2 * cuda::kRelayThreads));
+    std::vector<uint64_t> words(start_.begin(), start_.begin() + cuda::kRelayThreads);  // tag 0
+    words.resize(start_.size());
+    params_.words = upload(words);
     params_.counter = upload(std::vector<cuda::CounterCell>(1));
     params_.watchdog = {upload(std::vector<uint32_t>{cuda::kRunning}),
                         upload(std::vector<cuda::HangReport>(1)), kDeadlineNs};
@@ -48,12 +50,24 @@ class CudaEdges final : public CudaSubject {
   double worst_error_at(uint32_t place) override {
     call(place);
     check_running();
-    std::vector<uint32_t> token(start_.size());
-    device_->download(token.data(), params_.token, token.size() * sizeof(uint32_t));
+    const std::vector<uint32_t> token = download_token();
     const uint32_t begin = params_.first_hop % 2 * cuda::kRelayThreads;
     for (uint32_t i = begin; i < begin + cuda::kRelayThreads; ++i)
       if (token[i] != start_[i] + params_.first_hop) return std::numeric_limits<double>::infinity();
     return 0;
+  }
+
+  /// Both rows.
+  std::vector<uint32_t> download_token() {
+    std::vector<uint32_t> token(start_.size());
+    if (params_.edge != cuda::RelayEdge::tag) {
+      device_->download(token.data(), params_.token, token.size() * sizeof(uint32_t));
+      return token;
+    }
+    std::vector<uint64_t> words(start_.size());
+    device_->download(words.data(), params_.words, words.size() * sizeof(uint64_t));
+    for (size_t i = 0; i < words.size(); ++i) token[i] = static_cast<uint32_t>(words[i]);  // the payload
+    return token;
   }
 
   void check_running() {

@@ -25,9 +25,9 @@ PARALLEL_TESTS = {
                     "an exception of the caller's ends the rounds and leaves them resumable",
                     "a signal lost in a round is a timeout with a report, and the process goes on"],
 }
-EMULATED = ["test_emulation", "test_cuda_accept", "test_cuda_edges", "test_cuda_attention", "test_cuda_expert_fp8",
-            "test_cuda_expert_gemm", "test_cuda_expert_mxfp8", "test_cuda_experts", "test_cuda_projection",
-            "test_cuda_projection_stores", "test_cuda_router", "test_cuda_sampling"]
+EMULATED = ["test_emulation", "test_cuda_accept", "test_cuda_edges", "test_cuda_edge_relay", "test_cuda_attention",
+            "test_cuda_expert_fp8", "test_cuda_expert_gemm", "test_cuda_expert_mxfp8", "test_cuda_experts",
+            "test_cuda_projection", "test_cuda_projection_stores", "test_cuda_router", "test_cuda_sampling"]
 # Sanitizer -> programs; tests/conftest.py begins to build them when the run begins.
 PROGRAMS = {
     "address,undefined": ["fuzz_checkpoint", *HOSTILE_FILE_TESTS, *EMULATED, "test_cuda_draft_rounds"],
@@ -111,6 +111,7 @@ def test_cuda_kernels_under_tsan(tsan_programs):
              ("test_cuda_edges", "every edge hands over the right values in every schedule"),
              ("test_cuda_edges", "a signal that does not come ends all blocks with one report"),
              ("test_cuda_persistent", "a launch may run any number of epochs, counters and tags may wrap around"),
+             ("test_cuda_edge_relay", "the token comes through every hop, launch after launch, in every schedule"),
              ("test_cuda_expert_gemm", "with a residual the sums are added and rounded once"),
              ("test_cuda_experts", "partial sums that do not fit at once follow in passes, same bits"),
              ("test_cuda_expert_fp8", "every E2M1 code is exact at every ratio of two neighbouring scales, up to 2^11"),

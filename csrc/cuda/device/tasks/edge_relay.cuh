@@ -53,26 +53,28 @@ __device__ inline void relay_by_counter(RelayShared& shared, const EdgeRelayPara
   }
 }
 
-/// Epoch h is the token after h hops. The barrier makes a task of the threads: none hands a value on
-/// before all have theirs, so no word is overwritten while its reader is pending. A thread whose
-/// wait has failed hands nothing on and goes on to the end, where the barriers are.
+/// Epoch h is the token after h hops. It is nowhere else: this edge orders no other memory. The
+/// barrier makes a task of the threads: none hands a value on before all have theirs, so no word is
+/// overwritten while its reader is pending. A thread whose wait has failed hands nothing on, and
+/// stays for the barriers.
 __device__ inline void relay_by_tag(const EdgeRelayParams& p) {
   for (uint32_t i = 0; i < p.num_hops; ++i) {
     const uint32_t hop = p.first_hop + i;
     if (hop % gridDim.x != blockIdx.x) continue;
-    uint32_t value = relay_row(p.token, 0)[relay_source()];
+    uint32_t value = 0;
     const TaggedWord* word = tagged_row(p.words, kRelayThreads, hop) + relay_source();
-    const bool is_met = hop == 0 || wait_for_tagged(p.watchdog, word, hop,
-                                                    relay_site(EdgeKind::tag, hop), value);
+    const bool is_met =
+        wait_for_tagged(p.watchdog, word, hop, relay_site(EdgeKind::tag, hop), value);
     ptx::named_barrier_sync(0, kRelayThreads);
     if (!is_met) continue;
     publish_tagged(tagged_row(p.words, kRelayThreads, hop + 1) + threadIdx.x, value + 1, hop + 1);
-    if (i + 1 == p.num_hops) relay_row(p.token, hop + 1)[threadIdx.x] = value + 1;
   }
 }
 
 __device__ inline void relay_in_block(RelayShared& shared, const EdgeRelayParams& p) {
-  shared.token[0][threadIdx.x] = relay_row(p.token, p.first_hop)[threadIdx.x];
+  uint32_t first = 0;  // of a block that only keeps its multiprocessor busy
+  if (blockIdx.x == 0) first = relay_row(p.token, p.first_hop)[threadIdx.x];
+  shared.token[0][threadIdx.x] = first;
   if (threadIdx.x == 0) {
     ptx::mbarrier_init(&shared.done, kComputeWarps);
     ptx::fence_mbarrier_init();
