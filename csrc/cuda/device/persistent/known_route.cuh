@@ -7,7 +7,9 @@
 // then on it may read the route, and load what expert_down of the same layer and epoch needs. In a
 // block without such a task, expert_down itself is the first to say that the route is there.
 //
-// What it reads cannot be of a later layer or epoch, though all share one table. Whoever writes the
+// What it reads cannot be of a later layer or epoch, though all share one table. (A route that came
+// by a tag edge lies in the block's shared memory: there the waiter lets the slot of its last reader,
+// an expert_down, become free before it brings the next; see wait_for_route.) Whoever writes the
 // table next comes after every expert_down of this layer (Plan::verify: readers of `route`), also
 // this block's; and that task does not end before its compute warps have had all of its tickets,
 // which the loader fills from the route. In a launch that is being left neither: a skipped
