@@ -59,7 +59,7 @@ def run_resources(log: Log, python: str) -> None:
     libraries = pathlib.Path(python).parents[1].glob("lib/python3*/site-packages/mimo_rt/lib/libmimo_rt.so")
     lines: list[str] = []
     command = [tool, "--dump-resource-usage", str(next(libraries, "libmimo_rt.so"))]
-    if Stage("counters", log).run("cuobjdump", command, on_line=lines.append):
+    if Stage("counters", log, limit_s=10).run("cuobjdump", command, on_line=lines.append):
         for resources in parse_resources("".join(lines)):
             log.write({"stage": "counters", "resources": resources})
 

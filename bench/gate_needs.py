@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import importlib.util
 import os
@@ -24,6 +25,31 @@ SANITIZER = "nvidia-cuda-sanitizer-api==13.0.85"
 CUTLASS = "nvidia-cutlass==4.2.0.0"  # headers alone, for the kernels of one architecture
 MIN_NVCC = (12, 8)
 MODELS = "models"  # beside the wheels: a cache as `mimo-rt demo` has it
+
+
+def find_gpu() -> str:
+    """Why there is no GPU; empty when there is one."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "the driver library libcuda.so.1 is not on this machine"
+    count = ctypes.c_int()
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
+        return "the driver finds no device"
+    return ""
+
+
+def device_facts() -> dict[str, str]:
+    """What nvidia-smi says about the first device."""
+    names = ("name", "driver_version", "memory.total", "clocks.max.sm", "clocks.max.memory", "ecc.mode.current",
+             "power.limit", "mig.mode.current", "compute_cap")
+    try:
+        done = subprocess.run(["nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader"],
+                              capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return {"name": "unknown"}
+    values = done.stdout.splitlines()[0].split(", ")
+    return dict(zip(names, values, strict=False))
 
 
 def collect(directory: pathlib.Path, is_small: bool) -> int:

@@ -3,7 +3,7 @@
     python bench/gpu_bits.py [--device cuda] [--model DIR] [--runs 100] [--delay-seeds 0 1 2] [--seconds S]
 
 One prompt; what plain decoding and steps of one row made of it in the first run must come again to the last bit:
-logits in steps of 1, 8 and 64 rows (the CUDA engine does 64 as 8 steps of 8), greedy tokens in one go (launches of 64
+logits in steps of 1, 8 and 64 rows (or as many as the engine takes: on CUDA 64 rows are 8 steps of 8), greedy tokens in one go (launches of 64
 rounds and of the rest), in pieces of 7 (a launch each), with logprobs (launches of one round), and in rounds with a
 draft. All of it `--runs` times for each delay seed: with one other than 0 the CUDA kernel's tasks begin and signal
 late by random times (the environment variable MIMO_RT_CUDA_DELAY_SEED, read when an engine opens; CPU engines do not
@@ -38,6 +38,11 @@ PIECE = 7
 MAX_DIFFERENCES = 10  # more tell nothing new
 
 
+def step_rows(session: Session) -> list[int]:
+    """Rows of a step that the engine takes."""
+    return sorted({min(rows, session.engine.options.prefill_chunk_tokens) for rows in STEP_ROWS})
+
+
 def generate(session: Session, ids: list[int], piece: int = NUM_TOKENS, **more: Any) -> list[int]:
     """Greedy tokens, so many in one go."""
     tokens: list[int] = []
@@ -60,7 +65,7 @@ class Bits:
 
     def run(self, session: Session, place: str) -> None:
         """Everything once."""
-        for rows in STEP_ROWS:
+        for rows in step_rows(session):
             self._check_logits(session.logits(self.ids, step_tokens=rows), f"{place}, logits in steps of {rows}")
         plain = {"draft_mode": "off"} if self.has_draft else {}
         self._check_tokens(generate(session, self.ids, **plain), f"{place}, in one go")
@@ -106,9 +111,9 @@ def delayed_sessions(model_dir: pathlib.Path, args: argparse.Namespace) -> Itera
 def compare(model_dir: pathlib.Path, args: argparse.Namespace) -> dict[str, Any]:
     """All runs of one model."""
     bits = Bits(list(range(1, NUM_IDS + 1)), has_draft=(model_dir / "dflash").is_dir())
-    begin, backend, num_runs = time.monotonic(), "", [0] * len(args.delay_seeds)
+    begin, backend, rows, num_runs = time.monotonic(), "", [], [0] * len(args.delay_seeds)
     for place, (seed, session) in enumerate(delayed_sessions(model_dir, args)):
-        backend = session.backend
+        backend, rows = session.backend, step_rows(session)
         until = begin + args.seconds * (place + 1) / len(args.delay_seeds)
         while num_runs[place] < args.runs and (not num_runs[place] or time.monotonic() < until):
             if len(bits.differences) >= MAX_DIFFERENCES:
@@ -116,7 +121,7 @@ def compare(model_dir: pathlib.Path, args: argparse.Namespace) -> dict[str, Any]
             bits.run(session, f"delay seed {seed}, run {num_runs[place]}")
             num_runs[place] += 1
     return {"bits": model_dir.name, "backend": backend, "passed": not bits.differences,
-            "delay_seeds": args.delay_seeds, "num_runs": num_runs, "step_rows": STEP_ROWS,
+            "delay_seeds": args.delay_seeds, "num_runs": num_runs, "step_rows": rows,
             "has_draft": bits.has_draft, "num_compared": bits.num_compared, "differences": bits.differences,
             "seconds": round(time.monotonic() - begin, 1), **machine_record()}
 

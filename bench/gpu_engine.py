@@ -103,7 +103,7 @@ def compare(model_dir: pathlib.Path, device: str) -> dict[str, Any]:
     """What both devices make of one prompt."""
     ids = list(range(1, NUM_IDS + 1))
     greedy = {"max_tokens": NUM_TOKENS, "temperature": 0.0, "ignore_eos": True}
-    with Session(model_dir, draft=None) as cpu, Session(model_dir, device=device, draft=None) as gpu:
+    with Session(model_dir, device="cpu", draft=None) as cpu, Session(model_dir, device=device, draft=None) as gpu:
         expected, logits = cpu.logits(ids), gpu.logits(ids)
         cpu_ids = list(cpu.generate(ids, **greedy).token_ids)
         gpu_ids = list(gpu.generate(ids, **greedy).token_ids)

@@ -10,9 +10,8 @@ edges and bench costs: the table by which engines plan then), `engine` (mimo-rt 
 sessions against the CPU engine's), `bits` (bench/gpu_bits.py: 100 runs of any steps and launches, quiet and with
 delays planted into the kernel, give the same bits), `kill` (bench/gpu_kill.py: a process that is killed leaves a
 usable GPU), `soak` (half a minute of bench/soak.py, or --soak-seconds), `slice` (bench/gpu_slice.py: rounds of the rank
-slice of MiMo-V2.5-Pro-FP4, where 80 GB are free), `sanitizer` (compute-sanitizer memcheck and
-racecheck, test by test, as far as its time goes), `kbench` (mimo-rt kbench, cold caches, results checked), `counters`
-(cuobjdump's registers of every kernel, Nsight Compute's counters of some, where these tools are) and, on B200 and with
+slice of MiMo-V2.5-Pro-FP4, where 80 GB are free), `kbench` (mimo-rt kbench, cold caches, results checked),
+`sanitizer` (compute-sanitizer memcheck and racecheck, test by test, as far as its time goes), `counters` (cuobjdump's registers of every kernel, Nsight Compute's counters of some, where these tools are) and, on B200 and with
 CUTLASS, `cutlass`: a second build with its kernels, tested and measured, which takes nothing from the rest when it
 fails. Every step is one JSON line in bench/results/<date>-gpu-<device>.jsonl (of a second run
 <date>-gpu-<device>-2.jsonl), written when it ends, so whatever stops the script leaves what was done. Exit codes: 0 all
@@ -23,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import datetime
 import importlib.metadata
 import itertools
@@ -36,8 +34,8 @@ import time
 from collections.abc import Iterator
 
 from gate_counters import run_counters, run_resources
-from gate_needs import (CUTLASS, collect, find_baselines, find_tool, has_nvcc, make_environment, missing,
-                        model_environment)
+from gate_needs import (CUTLASS, collect, device_facts, find_baselines, find_gpu, find_tool, has_nvcc, make_environment,
+                        missing, model_environment)
 from gate_slice import run_slice
 from gate_steps import FAILED, LIMITS_S, NOT_RUN, PASSED, Log, Stage
 
@@ -54,31 +52,6 @@ CUTLASS_TEST = "native_cuda_expert_mxfp8"
 CUTLASS_KBENCH = ("expert_gate_up_mxfp8", "expert_down_mxfp8")
 
 
-def find_gpu() -> str:
-    """Why there is no GPU; empty when there is one."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return "the driver library libcuda.so.1 is not on this machine"
-    count = ctypes.c_int()
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
-        return "the driver finds no device"
-    return ""
-
-
-def device_facts() -> dict[str, str]:
-    """What nvidia-smi says about the first device."""
-    names = ("name", "driver_version", "memory.total", "clocks.max.sm", "clocks.max.memory", "ecc.mode.current",
-             "power.limit", "mig.mode.current", "compute_cap")
-    try:
-        done = subprocess.run(["nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader"],
-                              capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return {"name": "unknown"}
-    values = done.stdout.splitlines()[0].split(", ")
-    return dict(zip(names, values, strict=False))
-
-
 def build(log: Log, args: argparse.Namespace) -> dict[str, str] | None:
     """The package and the native tests; where they lie, or None."""
     stage = Stage("build", log)
@@ -89,7 +62,10 @@ def build(log: Log, args: argparse.Namespace) -> dict[str, str] | None:
     log.write({"stage": "baselines", **baselines})
     print("baselines:", ", ".join(f"{name} {version or 'is not there'}" for name, version in baselines.items()))
     programs = make_programs(stage, args, python, NATIVE_TESTS)
-    return {"tests": str(programs), "python": python} if programs else None
+    own = "import mimo_rt as m, sys; sys.exit(None if m.__file__.startswith(sys.prefix) else m.__file__ + ' comes first')"
+    if not programs or not stage.run("import", [python, "-c", own]):  # an editable install of the machine's Python would
+        return None
+    return {"tests": str(programs), "python": python}
 
 
 def make_programs(stage: Stage, args: argparse.Namespace, python: str, targets: tuple[str, ...],
@@ -103,7 +79,8 @@ def make_programs(stage: Stage, args: argparse.Namespace, python: str, targets: 
         environment["SKBUILD_CMAKE_DEFINE"] = f"MIMO_RT_CUDA_ARCHITECTURES={args.architecture}"
     if args.wheels:  # where CMake finds CUTLASS
         environment |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(args.wheels.resolve())}
-    package = [python, "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps", "--no-index", "."]
+    package = [python, "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps", "--no-index",
+               f"--config-settings=build-dir={args.build / 'package'}", "."]
     tests = args.build / "tests"
     configure = ["cmake", "-S", str(ROOT), "-B", str(tests), "-G", "Ninja", "-DMIMO_RT_BUILD_TESTS=ON",
                  "-DMIMO_RT_CUDA=ON", f"-DMIMO_RT_CUTLASS={cutlass}", f"-DPython_EXECUTABLE={python}"]
@@ -245,6 +222,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help=f"for everything (default {SECONDS}, and a longer soak)")
     parser.set_defaults(architecture="")  # of the device, once it is known
     args = parser.parse_args(argv)
+    for name in ("wheels", "collect", "build", "results"):  # steps run elsewhere
+        if path := getattr(args, name):
+            setattr(args, name, path.resolve())
     if args.seconds is None:
         args.seconds = SECONDS + max(0, args.soak_seconds - SOAK_S)
     return args
@@ -283,15 +263,16 @@ def main(argv: list[str] | None = None) -> int:
             run_kill(log, built["python"])
             run_soak(log, built["python"], args.soak_seconds)
             run_slice(log, built["python"])
-            run_sanitizer(log, programs, find_sanitizer(built["python"]))
             run_kbench(log, built["python"])
+            run_sanitizer(log, programs, find_sanitizer(built["python"]))
             run_resources(log, built["python"])
             run_counters(log, built["python"])
             if has_cutlass(log, args, facts):
                 run_cutlass(log, args, built["python"])
     finally:
         print_summary(log)
-    return int(any(step["status"] == FAILED for step in log.steps) or not any("case" in r for r in log.records))
+    has_kernels = any("kernel_name" in record and "ns_per_hop" not in record for record in log.records)
+    return int(any(step["status"] == FAILED for step in log.steps) or not has_kernels)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python bench/gpu_kill.py [--device cuda] [--model DIR] [--times 3]
 
-A process of its own generates, is killed (SIGKILL) after some tokens, while its kernel runs, and a new process then has
-to give the tokens that an undisturbed one gave, in time. Without --model: a tiny random model. One JSON line; exit code
-1: something went wrong.
+A process of its own begins a long generation, without events, so that a GPU stays in launches of 64 rounds; it is killed
+(SIGKILL) some time later, and a new process then has to give the tokens that an undisturbed one gave, in time. Without
+--model: a tiny random model. One JSON line; exit code 1: something went wrong.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from typing import Any
 
@@ -25,16 +26,17 @@ from mimo_rt.cli._machine import machine_record
 
 IDS = list(range(1, 25))
 NUM_TOKENS = 64       # of a process that is left alone
-LONG_TOKENS = 30_000  # of one that is killed: more than it gets to
-LIMIT_S = 60          # of a process; opening a GPU takes seconds
+LONG_TOKENS = 100_000  # of one that is killed: more than it gets to
+LIMIT_S = 12           # of a process; opening a GPU takes seconds
+FIRST_PAUSE_S, MORE_PAUSE_S = 0.05, 0.15  # after the beginning of a generation; every kill comes later than the last
 
 
 def child(device: str, model_dir: pathlib.Path, num_tokens: int) -> int:
-    """One process: a line for each event of a generation, then its end."""
+    """One process: a line when the generation begins, one with its tokens when it has ended."""
     with Session(model_dir, device=device, draft=None, max_context=len(IDS) + num_tokens) as session:
-        for event in session.stream(IDS, max_tokens=num_tokens, temperature=0.0, ignore_eos=True):
-            print(json.dumps(list(event.token_ids)), flush=True)
-    print("end", flush=True)
+        print("begin", flush=True)
+        result = session.generate(IDS, max_tokens=num_tokens, temperature=0.0, ignore_eos=True)
+    print(json.dumps(list(result.token_ids)), flush=True)
     return 0
 
 
@@ -47,23 +49,26 @@ def run_whole(args: argparse.Namespace, model_dir: pathlib.Path) -> list[int]:
     done = subprocess.run(command(args, model_dir, NUM_TOKENS), capture_output=True, text=True, timeout=LIMIT_S,
                           check=False)
     lines = done.stdout.splitlines()
-    if done.returncode or lines[-1:] != ["end"]:
+    if done.returncode or lines[:1] != ["begin"]:
         raise RuntimeError(f"a process ended with code {done.returncode}: {(done.stdout + done.stderr)[-1000:]}")
-    return [token for line in lines[:-1] for token in json.loads(line)]
+    return json.loads(lines[1])
 
 
-def kill_one(args: argparse.Namespace, model_dir: pathlib.Path, num_events: int) -> None:
-    """Kills a process when it has told of so many events."""
+def kill_one(args: argparse.Namespace, model_dir: pathlib.Path, pause_s: float) -> None:
+    """Kills a process so long after its generation has begun."""
     longest = json.loads((model_dir / "config.json").read_text())["max_position_embeddings"] - len(IDS)
     wanted = min(LONG_TOKENS, longest)
     with subprocess.Popen(command(args, model_dir, wanted), stdout=subprocess.PIPE, text=True) as process:
-        lines = [process.stdout.readline() for _ in range(num_events)]
+        late = threading.Timer(LIMIT_S, process.kill)  # one that hangs before it begins
+        late.start()
+        begun = process.stdout.readline() == "begin\n"
+        late.cancel()
+        time.sleep(pause_s if begun else 0.0)
         process.send_signal(signal.SIGKILL)
-        lines += process.stdout.readlines()
-    num_tokens = sum(len(json.loads(line)) for line in lines if line.endswith("]\n"))
-    if process.returncode != -signal.SIGKILL or num_tokens >= wanted:
-        raise RuntimeError(f"expected a process to be killed while it generates {wanted} tokens, it ended with code "
-                           f"{process.returncode} after {num_tokens}")
+        rest = process.stdout.read()
+    if process.returncode != -signal.SIGKILL or rest or not begun:
+        happened = "it had ended by itself" if rest else "it never began" if not begun else f"code {process.returncode}"
+        raise RuntimeError(f"expected a process to be killed while it generates {wanted} tokens: {happened}")
 
 
 def check(args: argparse.Namespace, model_dir: pathlib.Path) -> dict[str, Any]:
@@ -72,7 +77,7 @@ def check(args: argparse.Namespace, model_dir: pathlib.Path) -> dict[str, Any]:
     try:
         expected = run_whole(args, model_dir)
         for place in range(args.times):
-            kill_one(args, model_dir, 1 + 20 * place)
+            kill_one(args, model_dir, FIRST_PAUSE_S + MORE_PAUSE_S * place)
             num_killed += 1
             if run_whole(args, model_dir) != expected:
                 raise RuntimeError(f"other tokens after {num_killed} kills")

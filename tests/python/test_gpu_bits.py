@@ -41,6 +41,20 @@ def test_equal_runs_pass(script, capsys, monkeypatch):
     assert record["num_compared"] == 2 * (len(script.STEP_ROWS) + 4)
 
 
+def test_an_engine_of_small_steps_is_asked_for_no_more(script, capsys, monkeypatch):
+    class Session(script.Session):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, prefill_chunk_tokens=8, max_decode_tokens=8, **options)
+
+    monkeypatch.setattr(script, "Session", Session)
+    code, record = run(script, capsys, "--runs", "1", "--delay-seeds", "0")
+    assert code == 0 and record["step_rows"] == [1, 8] and record["num_compared"] == 2 + 4
+    with script.tempfile.TemporaryDirectory() as parent:  # control: more are refused
+        model = script.write_tiny_checkpoint(script.pathlib.Path(parent) / "tiny", seed=1)
+        with Session(model, device="cpu") as session, pytest.raises(errors.InvalidArgumentError, match="step_tokens"):
+            session.logits([1, 2], step_tokens=9)
+
+
 def test_one_other_bit_is_seen(script, capsys, monkeypatch):
     class Session(script.Session):
         def logits(self, ids, *, step_tokens=0):

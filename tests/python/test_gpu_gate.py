@@ -92,7 +92,10 @@ def test_a_step_beyond_its_limit_is_cut_off_with_its_children(gate, log, monkeyp
     assert late["status"] == "not run" and late["reason"] == "no time left"
     log.deadline = time.monotonic() + 2  # of the whole gate
     assert not gate.Stage("tests", log).run("test", python("import time; time.sleep(50)"))
-    assert kept(log)[-1]["status"] == "failed"
+    assert kept(log)[-1]["status"] == "not run"
+    log.deadline = time.monotonic() + 60
+    assert not gate.Stage("tests", log, limit_s=2).run("test", python("import time; time.sleep(50)"))
+    assert kept(log)[-1]["status"] == "failed"  # what hangs in its own time
 
 
 def run_gate(gate, monkeypatch, tmp_path, record, test_code="pass", cmake_code=None):
@@ -128,7 +131,7 @@ def run_gate(gate, monkeypatch, tmp_path, record, test_code="pass", cmake_code=N
 
 
 NUM_SCRIPTS = 7  # that leave a record, too: gpu_engine, gpu_bits, gpu_kill, soak and gpu_slice.py, two of `costs`
-RECORD = {"case": "pro-r8/qkv/fp8_e4m3/t1", "median_us": 5.5, "gbs": 3900.0, "bandwidth_fraction": 0.9,
+RECORD = {"case": "pro-r8/qkv/fp8_e4m3/t1", "kernel_name": "qkv", "median_us": 5.5, "gbs": 3900.0, "bandwidth_fraction": 0.9,
           "times_baseline": 2.0}
 
 
@@ -140,7 +143,7 @@ def test_a_whole_gate_leaves_device_steps_and_records(gate, monkeypatch, tmp_pat
     assert len(steps) == num_tests + 2 * num_tests + num_sessions + num_costs + num_shapes
     assert {s["status"] for s in steps} == {"passed"}
     order = list(dict.fromkeys(s["stage"] for s in steps))
-    assert order == ["tests", "costs", "engine", "bits", "kill", "soak", "slice", "sanitizer", "kbench"]
+    assert order == ["tests", "costs", "engine", "bits", "kill", "soak", "slice", "kbench", "sanitizer"]
     assert sum("case" in line for line in lines) == num_shapes + NUM_SCRIPTS
     out = capsys.readouterr().out
     assert "sanitizer" in out and "5.5" in out and "90.0" in out and "written:" in out
@@ -180,6 +183,11 @@ def test_a_failed_test_fails_the_gate_but_not_the_rest(gate, monkeypatch, tmp_pa
     assert "worst error 3" in failed[0]["output"]
 
 
+def test_a_gate_without_a_measured_kernel_fails(gate, monkeypatch, tmp_path):
+    code, lines = run_gate(gate, monkeypatch, tmp_path, {"case": "edges", "kernel_name": "edge_tag", "ns_per_hop": 900.0})
+    assert code == 1 and {line["status"] for line in lines if "status" in line} == {"passed"}
+
+
 def test_cutlass_is_built_where_it_runs_and_its_headers_are(gate, log, root, tmp_path):
     args = gate.parse(["--wheels", str(tmp_path)])
     assert not gate.has_cutlass(log, args, {"compute_cap": "9.0"}) and not log.steps
@@ -213,7 +221,9 @@ def commands_of_build(gate, log, monkeypatch, tmp_path, **options):
     vars(args).update(options)
     built = gate.build(log, args)
     assert built == {"tests": str(tmp_path / "b" / "tests" / "tests" / "cpp"), "python": str(tmp_path / "python")}
-    return said.read_text().splitlines()
+    *commands, check = said.read_text().splitlines()
+    assert "import mimo_rt" in check
+    return commands
 
 
 def test_only_the_kernels_of_the_device_are_compiled(gate, log, monkeypatch, tmp_path, capsys):

@@ -28,10 +28,14 @@ def test_a_killed_process_harms_no_other(script, capsys):
 
 def test_a_process_that_ends_before_it_is_killed_is_told(script, capsys, monkeypatch):
     monkeypatch.setattr(script, "LONG_TOKENS", 1)
+    monkeypatch.setattr(script, "FIRST_PAUSE_S", 1.0)
     monkeypatch.setattr(script, "run_whole", lambda args, model_dir: [1])
     code, record = run(script, capsys)
     assert code == 1 and record["num_killed"] == 0
-    assert "killed while it generates 1 tokens, it ended with code -9 after 1" in record["error"]
+    assert "killed while it generates 1 tokens: it had ended by itself" in record["error"]
+    monkeypatch.setattr(script, "command", lambda *_: [sys.executable, "-c", "pass"])
+    code, record = run(script, capsys)
+    assert code == 1 and "it never began" in record["error"]
 
 
 def test_other_tokens_after_a_kill_are_told(script, capsys, monkeypatch):
