@@ -90,6 +90,7 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/engine/cuda_engine.cpp
   csrc/engine/device.cpp
   csrc/engine/draft_confidence.cpp
+  csrc/engine/draft_learning.cpp
   csrc/engine/draft_width.cpp
   csrc/engine/engine.cpp
   csrc/engine/generate.cpp

@@ -8,9 +8,7 @@ namespace {
 
 // Time is counted in plain rounds.
 constexpr double kLossRate = 0.02;    // of the time: what drafting may lose in the long run
-constexpr double kGrantRate = 0.01;   // of the tokens asked for: to find out what an unknown draft is worth,
-constexpr double kMaxGranted = 4.0;   // at most
-constexpr double kMaxCredit = 10.0;   // for streaks of bad luck; also what a sudden change may cost
+constexpr double kGrantRate = 0.01;   // of the tokens asked for
 
 constexpr double kFirstAcceptance = 0.7;  // before anything is known
 constexpr double kPriorWeight = 1.0;      // of a draft's predecessor in the estimate of its acceptance
@@ -93,11 +91,12 @@ void DraftWidth::set_options(const DraftOptions& options, uint32_t block_size) {
   if (mode_ == DraftOptions::Mode::off) max_drafts_ = 0;
 }
 
-void DraftWidth::begin(uint64_t max_tokens) {
+void DraftWidth::begin(uint64_t max_tokens, const DraftBudget& budget) {
   stats_ = {};
-  const double grant = std::min(kGrantRate * static_cast<double>(max_tokens), kMaxGranted - granted_);
-  credit_ += grant;
-  granted_ += grant;
+  const double grant =
+      std::min(kGrantRate * static_cast<double>(max_tokens), DraftBudget::kMaxGranted - budget.granted);
+  budget_.credit = std::min(budget.credit + grant, DraftBudget::kMaxCredit);
+  budget_.granted = budget.granted + grant;
 }
 
 uint32_t DraftWidth::choose(uint32_t limit) const {
@@ -128,11 +127,11 @@ uint32_t DraftWidth::choose_adaptive(uint32_t limit) const {
     all_accepted *= acceptance;
     num_tokens += all_accepted;
     const double rate = num_tokens / cost(n);
-    if (rate <= best_rate || cost(n) - 1.0 > credit_) continue;
+    if (rate <= best_rate || cost(n) - 1.0 > budget_.credit) continue;
     best = n;
     best_rate = rate;
   }
-  if (narrowed_spent_ >= kMinNarrowed) best = !narrowing_pays() ? 0 : std::max(best, cost(1) - 1.0 <= credit_ ? 1u : 0u);
+  if (narrowed_spent_ >= kMinNarrowed) best = !narrowing_pays() ? 0 : std::max(best, cost(1) - 1.0 <= budget_.credit ? 1u : 0u);
   return best ? best : choose_probe(limit);
 }
 
@@ -153,7 +152,7 @@ uint32_t DraftWidth::best_width(std::span<const float> scores, uint32_t least) c
     all_accepted *= confidence_.acceptance(scores[n - 1]);
     num_tokens += all_accepted;
     const double gain = num_tokens - rate * cost(n);
-    if (gain <= best_gain || (n > least && cost(n) - 1.0 > credit_)) continue;
+    if (gain <= best_gain || (n > least && cost(n) - 1.0 > budget_.credit)) continue;
     best = n;
     best_gain = gain;
   }
@@ -164,7 +163,7 @@ uint32_t DraftWidth::best_width(std::span<const float> scores, uint32_t least) c
 uint32_t DraftWidth::choose_probe(uint32_t limit) const {
   if (num_idle_rounds_ < probe_gap_) return 0;
   for (uint32_t n = 1; n <= limit; ++n)
-    if (n + 1.0 > kProbeMargin * cost(n)) return cost(n) - 1.0 <= credit_ ? n : 0;
+    if (n + 1.0 > kProbeMargin * cost(n)) return cost(n) - 1.0 <= budget_.credit ? n : 0;
   return 0;
 }
 
@@ -206,7 +205,7 @@ bool DraftWidth::is_surprise(const RoundOutcome& outcome) const {
 void DraftWidth::learn_acceptance(const RoundOutcome& outcome) {
   if (outcome.is_cut && outcome.num_accepted == 0) return;
   const double decay = std::max(kIdleDecay, std::pow(kDecay, num_idle_rounds_ + 1.0));
-  for (uint32_t i = 0; i < max_drafts_; ++i) {
+  for (uint32_t i = 0; i < DraftStats::kMaxDrafts; ++i) {  // also what the options leave out at the moment
     accepted_[i] *= decay;
     tried_[i] *= decay;
   }
@@ -228,7 +227,7 @@ void DraftWidth::learn_confidence(const RoundOutcome& outcome) {
 
 /// `spent`: what the round cost by the estimates, not by the clock: one interrupted round shall not end drafting.
 void DraftWidth::settle(const RoundOutcome& outcome, double spent) {
-  credit_ += kLossRate * spent;
+  budget_.credit += kLossRate * spent;
   if (!outcome.scores.empty() || source_ == DraftSource::ngram_lookup) {
     if (outcome.num_drafts == 0) {  // rounds that draft decay it where they learn
       narrowed_tokens_ *= kDecay;
@@ -239,10 +238,10 @@ void DraftWidth::settle(const RoundOutcome& outcome, double spent) {
   }
   if (outcome.num_drafts) {
     const double gain = 1.0 + outcome.num_accepted - spent;
-    credit_ += gain;
+    budget_.credit += gain;
     probe_gap_ = gain > 0.0 ? 0 : std::clamp(2 * probe_gap_, kFirstProbeGap, kMaxProbeGap);
   }
-  credit_ = std::min(credit_, kMaxCredit);
+  budget_.credit = std::min(budget_.credit, DraftBudget::kMaxCredit);
 }
 
 void DraftWidth::count(const RoundOutcome& outcome) {

@@ -7,9 +7,9 @@
 // there before the round: `choose_among` decides once, from their scores.
 //
 // Adaptive widths are chosen by expected tokens / time, under a budget: drafting may lose 2 % of the time against plain
-// decoding, kMaxCredit plain rounds at most at once, and before anything is known 1 % of the tokens asked for. What drafting
-// gains fills the budget up again. So a draft that is useless, or becomes useless, or alternates, cannot cost more,
-// whatever the estimates say.
+// decoding, kMaxCredit plain rounds at most at once, and in advance, before anything is known, 1 % of the tokens asked for
+// (kMaxGranted plain rounds in all). What drafting gains fills the budget up again. So a draft that is useless, or becomes
+// useless, or alternates, cannot cost more, whatever the estimates say.
 #pragma once
 
 #include "engine/draft_confidence.h"
@@ -59,15 +59,27 @@ class RoundTimes {
   uint64_t num_rounds_ = 0;
 };
 
+/// What drafting may lose, in plain rounds.
+struct DraftBudget {
+  static constexpr double kMaxCredit = 10.0;  ///< for streaks of bad luck; also what a sudden change may cost
+  static constexpr double kMaxGranted = 4.0;
+  double credit = 0.0;
+  double granted = 0.0;  ///< so far in advance, to find out what an unknown draft is worth
+};
+
 class DraftWidth {
  public:
   /// `num_draft_tokens` at most: block_size - 1, or less when the options say so. Mode off: always 0.
   DraftWidth(const DraftOptions& options, uint32_t block_size, DraftSource source = DraftSource::model);
-  /// With what `before` has learnt about cost and acceptance of the same drafts, and its budget.
+  /// With what `before` has learnt about cost and acceptance of the same drafts.
   DraftWidth(const DraftOptions& options, uint32_t block_size, const DraftWidth& before);
 
-  /// A generation begins: its statistics begin at zero, what was learnt stays. `max_tokens`: that it may emit.
-  void begin(uint64_t max_tokens);
+  /// A generation begins: its statistics begin at zero, what was learnt stays. `max_tokens`: that it may emit, for
+  /// which `budget` grows if not all has been granted.
+  void begin(uint64_t max_tokens, const DraftBudget& budget);
+  const DraftBudget& budget() const { return budget_; }
+  /// Whether rounds of this generation have taught it anything.
+  bool has_learnt() const { return mode_ == DraftOptions::Mode::adaptive && stats_.num_rounds != 0; }
 
   /// Drafts to verify in the next round, 0..min(max, limit). 0: the round does not draft at all.
   uint32_t choose(uint32_t limit) const;
@@ -108,8 +120,7 @@ class DraftWidth {
   DraftConfidence confidence_;
   /// Decayed sums over narrowed rounds, of a lookup over all: tokens emitted, and their cost in plain rounds.
   double narrowed_tokens_ = 0.0, narrowed_spent_ = 0.0;
-  double credit_ = 0.0;            ///< plain rounds that drafting may lose
-  double granted_ = 0.0;           ///< of it, in advance
+  DraftBudget budget_;
   uint32_t num_idle_rounds_ = 0;   ///< since the last that drafted
   uint32_t probe_gap_;             ///< idle rounds before a probe
   uint32_t num_drafted_rounds_ = 0;  ///< since the last that did not draft

@@ -3,7 +3,7 @@
 
 #include <mimo_rt/engine.h>
 
-#include "engine/draft_width.h"
+#include "engine/draft_learning.h"
 #include "engine/joint_steps.h"
 #include "engine/step.h"
 #include "engine/step_queue.h"
@@ -14,7 +14,6 @@
 
 #include <atomic>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <vector>
 
@@ -48,8 +47,7 @@ struct Engine::Impl {
   std::vector<std::string> notes;       ///< known since the load
   std::atomic<double> bandwidth_gbs = 0.0;  ///< 0: not measured
 
-  std::mutex width_mutex;
-  std::optional<DraftWidth> width;      ///< what the last generation that could draft has learnt: new sessions go on with it
+  DraftLearning draft_learning;
   std::atomic<uint32_t> num_decoding = 0;   ///< generations that are past their prompt and not in their callback
   JointSteps joint_steps;              ///< takes `steps` itself
   StepQueue steps;                     ///< guards what follows

@@ -121,33 +121,16 @@ class Generation {
 
   void decode_rounds() {
     const uint32_t block_size = engine_.block_size();
-    begin_width();
+    DraftLearning::Loan drafting(engine_.draft_learning, options_.draft, block_size, engine_.draft_source(), limit_);
     if (engine_.has_lookup) begin_lookup();
-    RoundState state(round_request(), *session_.width, engine_.config.vocab_size, block_size);
+    RoundState state(round_request(), drafting.width, engine_.config.vocab_size, block_size);
     while (!finished_ && !stop_when_cancelled()) {
       if (engine_.joins_steps() && engine_.num_decoding > 1) decode_step();
       else run_rounds(state);
     }
     if (block_size == 1) return;
-    end_width();
+    result_.stats.draft = drafting.width.stats();
     clock_.count_drafts(engine_.weight_bytes, result_.stats.draft.num_drafted_rounds);
-  }
-
-  void begin_width() {
-    const uint32_t block_size = engine_.block_size();
-    if (!session_.width) {
-      const std::lock_guard lock(engine_.width_mutex);
-      session_.width = engine_.width;
-    }
-    if (session_.width) session_.width.emplace(options_.draft, block_size, DraftWidth(*session_.width));
-    else session_.width.emplace(options_.draft, block_size, engine_.draft_source());
-    session_.width->begin(limit_);
-  }
-
-  void end_width() {
-    result_.stats.draft = session_.width->stats();
-    const std::lock_guard lock(engine_.width_mutex);
-    engine_.width = session_.width;
   }
 
   void begin_lookup() {

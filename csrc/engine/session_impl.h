@@ -29,7 +29,6 @@ struct SessionState {
   uint64_t sequence_id;
   Sequence sequence;
   std::optional<Vocabulary> vocabulary;
-  std::optional<DraftWidth> width;              ///< what this session has learnt about drafting
   std::optional<NgramLookup> lookup;            ///< in the text of the last generation that could draft
   std::vector<uint32_t> token_counts;           ///< for the repetition penalty
   std::vector<std::max_align_t> sample_scratch;

@@ -108,7 +108,7 @@ class DraftRun {
     request.max_tokens = 1u << 20;
     request.max_context = options.max_context;
     request.max_context_rows = options.chunk;
-    width.begin(request.max_tokens);
+    width.begin(request.max_tokens, {});
     state = std::make_unique<RoundState>(request, width, config.vocab_size, draft_config.block_size);
     state->seq_idx.fill(seq);
   }

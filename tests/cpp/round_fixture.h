@@ -84,7 +84,7 @@ struct Rounds {
     request.max_context = start.max_context;
     request.max_context_rows = 64;
     request.proposal = options.proposal;
-    width.begin(request.max_tokens);
+    width.begin(request.max_tokens, {});
     state = std::make_unique<RoundState>(request, width, toy.vocab_size, block_size);
     state->position = start.position;
     state->num_context = start.position;

@@ -44,7 +44,7 @@ struct HostState {
     request.max_context = g.max_context;
     request.max_context_rows = g.max_context_rows;
     request.proposal = g.draft.proposal;
-    width.begin(request.max_tokens);
+    width.begin(request.max_tokens, {});
     state = std::make_unique<RoundState>(request, width, kVocab, g.block_size);
     state->position = 30;
     state->num_context = g.num_context;

@@ -1,6 +1,7 @@
 // The adaptive width in simulation: no clocks, all times given by a model. References: plain decoding and the best
 // fixed width of the same model.
 #include "check.h"
+#include "draft_simulation.h"
 #include "engine/draft_width.h"
 
 #include <cmath>
@@ -11,86 +12,9 @@
 #include <vector>
 
 using namespace mimo_rt;
+using namespace fixture;
 
 namespace {
-
-constexpr DraftOptions kAdaptive{};
-constexpr DraftOptions kFixed{.mode = DraftOptions::Mode::fixed};
-
-struct Random {
-  uint64_t state;
-  double uniform() {
-    state = state * 6364136223846793005ull + 1442695040888963407ull;
-    return double(state >> 11) * 0x1p-53;
-  }
-};
-
-/// What a round costs and how good the draft is.
-struct World {
-  std::function<double(uint32_t num_drafts)> ns;
-  std::function<double(uint64_t num_tokens, uint32_t draft)> acceptance;  ///< given that those before were accepted
-  double noise = 0.0;          ///< +- relative
-  double outlier_rate = 0.0;   ///< rounds that take 20 times as long, in the measurement and in truth
-  /// The lead of a draft and its acceptance, instead of `acceptance`: rounds then narrow.
-  std::function<std::pair<float, double>(Random& random)> told = nullptr;
-};
-
-struct Result {
-  double ns = 0;
-  uint64_t num_tokens = 0, num_rounds = 0;
-  std::vector<uint32_t> widths;
-  std::vector<uint64_t> tokens_before;
-  double ns_per_token() const { return ns / double(num_tokens); }
-};
-
-Result simulate(DraftWidth& width, const World& world, uint64_t num_tokens, uint64_t seed = 1) {
-  Random random{seed};
-  Result result;
-  uint32_t context_rows = 0;
-  width.begin(num_tokens);
-  while (result.num_tokens < num_tokens) {
-    const auto limit = uint32_t(std::min<uint64_t>(num_tokens - result.num_tokens, kMaxBlockSize)) - 1;
-    RoundOutcome round;
-    round.num_drafts = width.choose(limit);
-    CHECK(round.num_drafts <= limit);
-    std::vector<float> scores;
-    std::vector<double> chances;
-    if (world.told && round.num_drafts && width.narrows()) {
-      for (uint32_t i = 0; i < std::min(limit, width.max_drafts()); ++i) {
-        const auto [lead, chance] = world.told(random);
-        scores.push_back(lead);
-        chances.push_back(chance);
-      }
-      round.num_drafts = width.narrow(scores);
-      CHECK(round.num_drafts >= 1 && round.num_drafts <= scores.size());
-      round.scores = {scores.data(), round.num_drafts};
-    }
-    const auto chance = [&](uint32_t draft) {
-      return scores.empty() ? world.acceptance(result.num_tokens, draft) : chances[draft];
-    };
-    while (round.num_accepted < round.num_drafts && random.uniform() < chance(round.num_accepted))
-      ++round.num_accepted;
-    double ns = world.ns(round.num_drafts) * (1.0 + world.noise * (2.0 * random.uniform() - 1.0));
-    if (random.uniform() < world.outlier_rate) ns *= 20;
-    round.ns = uint64_t(ns);
-    if (round.num_drafts) round.num_context_rows = std::exchange(context_rows, 0);
-    context_rows += 1 + round.num_accepted;
-    width.observe(round);
-    result.ns += ns;
-    result.widths.push_back(round.num_drafts);
-    result.tokens_before.push_back(result.num_tokens);
-    result.num_tokens += 1 + round.num_accepted;
-    ++result.num_rounds;
-  }
-  return result;
-}
-
-/// Round times: a draft costs `draft`, a row `row`, in plain rounds of 10 ms.
-std::function<double(uint32_t)> affine(double draft, double row) {
-  return [=](uint32_t n) { return 1e7 * (n ? 1.0 + draft + row * n : 1.0); };
-}
-const std::function<double(uint32_t)> kCosts[] = {affine(0.05, 0.01), affine(0.1, 0.1), affine(0.15, 0.25),
-                                                  affine(0.5, 0.5),   affine(0.3, 0.02), affine(3.0, 0.01)};
 
 /// Rounds of a lookup, most of which find nothing: matches of some lengths are right as often as `chance` says.
 Result simulate_lookup(DraftWidth& width, const std::function<double(uint32_t)>& ns, const std::function<double(float)>& chance,
@@ -99,7 +23,7 @@ Result simulate_lookup(DraftWidth& width, const std::function<double(uint32_t)>&
   Random random{seed};
   Result result;
   std::vector<float> scores;
-  width.begin(num_rounds);
+  width.begin(num_rounds, width.budget());
   for (; result.num_rounds < num_rounds; ++result.num_rounds) {
     scores.clear();
     if (random.uniform() < 0.6) {
@@ -122,8 +46,6 @@ Result simulate_lookup(DraftWidth& width, const std::function<double(uint32_t)>&
   return result;
 }
 
-double never(uint64_t, uint32_t) { return 0.0; }
-double always(uint64_t, uint32_t) { return 1.0; }
 
 /// ns per token of the best fixed width, plain decoding included, for one conditional acceptance at all positions.
 double best_fixed(const World& world, uint32_t max_drafts) {
@@ -172,31 +94,6 @@ TEST_CASE("useless drafts: adaptive stays within 3 % of plain decoding, whatever
         DraftWidth fixed(kFixed, block_size);  // control: drafting all the time is not
         CHECK(simulate(fixed, world, 1000).ns_per_token() / cost(0) > 1.04);
       }
-}
-
-TEST_CASE("useless drafts and short generations: within 3 % together, and each but for a drafted round") {
-  for (const auto& cost : kCosts)
-    for (const uint64_t num_tokens : {32, 64, 128, 256}) {
-      const double plain_ns = double(num_tokens) * cost(0);
-      double all_ns = 0;
-      std::optional<DraftWidth> learnt;
-      for (uint64_t i = 0; i < 50; ++i) {
-        DraftWidth width = learnt ? DraftWidth(kAdaptive, 8, *learnt) : DraftWidth(kAdaptive, 8);
-        const double ns = simulate(width, {cost, never}, num_tokens).ns;
-        const int num_spare = i == 0 ? 2 : 1;  // the very first may be slower than is believed
-        CHECK(ns < 1.03 * plain_ns + num_spare * (cost(7) - cost(0)));
-        all_ns += ns;
-        learnt.emplace(width);
-      }
-      CHECK(all_ns < 1.03 * 50.0 * plain_ns);
-    }
-  // Control: who begins anew every time pays for it every time.
-  double forgetful_ns = 0;
-  for (uint64_t i = 0; i < 50; ++i) {
-    DraftWidth width(kAdaptive, 8);
-    forgetful_ns += simulate(width, {kCosts[3], never}, 64).ns;
-  }
-  CHECK(forgetful_ns > 1.03 * 50.0 * 64.0 * kCosts[3](0));
 }
 
 TEST_CASE("what was learnt serves other options: drafting is off for a while, then limited") {
@@ -428,7 +325,7 @@ TEST_CASE("statistics of the next generation begin at zero, what was learnt stay
   simulate(width, world, 500);
   CHECK(width.stats().num_rounds > 0);
   CHECK(width.stats().acceptance_length() > 6);
-  width.begin(500);
+  width.begin(500, width.budget());
   CHECK_EQ(width.stats().num_rounds, 0u);
   CHECK_EQ(width.choose(15), 7u);
   DraftWidth fresh(kAdaptive, 8);

@@ -122,7 +122,7 @@ TEST_CASE("adaptive rounds narrow while workers run, and emit the tokens of plai
           for (uint32_t n = 1; n < 8; ++n)
             run.width.observe({.num_drafts = n, .num_accepted = n, .ns = 1'000'000'000 + 350'000'000ull * n});
         for (int i = 0; i < 5; ++i) run.width.observe({.ns = 1'000'000'000});
-        run.width.begin(40);
+        run.width.begin(40, run.width.budget());
         CHECK(run.decode_rounds(plain.anchor, 40) == plain.tokens);
         for (uint32_t n = 1; n < 7; ++n) num_narrow_rounds += run.width.stats().width_histogram[n];
       }
