@@ -3,9 +3,9 @@
   python bench/peers/arena.py --model MODEL_DIR --gguf MODEL.gguf [--llama-bench PATH] [--json]
 
 Every engine lives in a process of its own that waits while another one works. In each round all
-engines run the same case one after the other, every second round in reverse order; the ratio is the
-median over the rounds, so a machine that changes speed hits both sides. Peers that are not there
-are reported as skipped.
+engines run the same case one after the other, every second round (of prompts: every second pass
+over all of them) in reverse order; the ratio is the median over the rounds, so a machine that
+changes speed hits both sides. Peers that are not there are reported as skipped.
 
   mimo_rt        this library on MODEL_DIR, without drafts
   mimo_rt_drafts the same with drafts: of MODEL_DIR/dflash, else looked up in the text
@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shlex
 import statistics
 import sys
@@ -94,12 +95,17 @@ def with_prompts(case: Case, model: Path, prompts: Path) -> list[Case]:
 def take_rounds(
     peers: Sequence[Peer], cases: Sequence[Case], num_rounds: int
 ) -> list[list[float]]:
-    """Seconds per step of every peer, one value per round; rounds go through the cases in turn."""
+    """Seconds per step of every peer, one value per round.
+
+    Rounds go through the cases in turn, all equally often: ``num_rounds`` or somewhat more. The
+    order of the peers changes from pass to pass, so that no case has an order of its own.
+    """
     order = list(range(len(peers)))
     times: list[list[float]] = [[] for _ in peers]
-    for number in range(num_rounds):
-        for i in order:
-            times[i].append(peers[i].run(cases[number % len(cases)]))
+    for _ in range(math.ceil(num_rounds / len(cases))):
+        for case in cases:
+            for i in order:
+                times[i].append(peers[i].run(case))
         order.reverse()
     return times
 
@@ -203,7 +209,8 @@ def main() -> None:
     parser.add_argument("--prompts", type=Path, default=_PROMPTS, metavar="FILE.jsonl",
                         help="of the case text (default: bench/prompts/coding.jsonl)")
     parser.add_argument("--rounds", type=int, default=20, metavar="N",
-                        help="turns of every engine, for text with one prompt each (default 20)")
+                        help="turns of every engine (default 20), for text with one prompt each "
+                        "and as many more as the last pass over the prompts needs")
     parser.add_argument("--threads", type=int, metavar="N", help="default: all usable cores")
     parser.add_argument("--llama-library", type=Path, metavar="libllama.so")
     parser.add_argument("--llama-bench", type=Path, metavar="PATH")

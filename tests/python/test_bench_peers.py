@@ -267,11 +267,12 @@ def test_rounds_alternate_and_ratios_are_paired():
     assert "over_mimo_rt" not in arena.case_records(case, ["b"], times[1:])[0]
 
 
-def test_prompts_take_turns_and_count_single_tokens():
+def test_prompts_take_turns_in_either_order_and_count_single_tokens():
     log = []
     cases = [peers.Case("text", 2, (i,)) for i in (5, 6)]
     times = arena.take_rounds([FakePeer("a", 0.02, log), FakePeer("b", 0.01, log)], cases, 3)
-    assert log == ["a5", "b5", "b6", "a6", "a5", "b5"]
+    assert log == ["a5", "b5", "a6", "b6", "b5", "a5", "b6", "a6"]  # whole passes: four rounds for three
+    assert [len(samples) for samples in times] == [4, 4]
     (record, _) = arena.case_records(cases[0], ["a", "b"], times)
     assert record["case"] == "peers/text2/a" and record["tokens"] == 1 and record["tokens_per_s"] == 50.0
 
