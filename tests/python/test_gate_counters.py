@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import sys
 import time
 
@@ -94,11 +95,20 @@ def test_counters_of_each_case_are_kept(counters, log, monkeypatch, tmp_path):
     assert "-m mimo_rt kbench expert_gate_up --shape pro-r8 --tokens 8 --device cuda" in calls[0]
 
 
-def test_cases_are_kernels_of_kbench_and_of_the_sources(counters, root):
-    sources = "".join(path.read_text() for path in (root / "csrc" / "cuda").glob("*.cu"))
-    sources += "".join(path.read_text() for path in (root / "csrc" / "cuda" / "device" / "tasks").glob("*.cuh"))
-    for kernel, (function, _) in counters.CASES.items():
-        assert choose([kernel], counters.SHAPE) and function in sources
+def test_cases_are_kernels_of_kbench_and_select_those_of_the_sources(counters, root):
+    sources = "".join(path.read_text() for path in sorted((root / "csrc" / "cuda").rglob("*.cu*")))
+    kernels = re.findall(r"__global__\s+void\s+(?:__launch_bounds__\([^()]*\)\s+)?(\w+)\(", sources)
+    assert len(kernels) == sources.count("__global__ ") and "persistent_kernel" in kernels
+    selected = {kernel: {name for name in kernels if re.search(function, name)}
+                for kernel, (function, _) in counters.CASES.items()}
+    assert selected == {
+        "expert_gate_up": {"expert_gate_up_kernel"}, "expert_down": {"expert_down_kernel"},
+        "qkv": {"projection_fp8_kernel", "projection_fp8_normed_kernel"},
+        "o_proj": {"projection_bf16_kernel", "projection_bf16_normed_kernel"},
+        "attention_window": {"attention_kernel"}, "router": {"router_logits_f32_kernel", "router_logits_bf16_kernel"},
+        "select_experts": {"select_experts_kernel"}, "sample_best": {"sample_best_kernel"},
+    }
+    assert all(choose([kernel], counters.SHAPE) for kernel in counters.CASES)
 
 
 @pytest.mark.parametrize(("output", "num_tries"), [("==ERROR== ERR_NVGPUCTRPERM - no permission", 1),
