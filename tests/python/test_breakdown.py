@@ -162,7 +162,10 @@ def test_wide_steps_take_turns_and_each_gets_its_own_trace():
         seen.append(num_rows)
         session.logits([1] * 2 * num_rows, num_rows)
 
-    one, eight = measure_step_breakdowns(engine, [lambda: run(1), lambda: run(8)], 4)
+    runs = [lambda: run(1), lambda: run(8)]
+    assert len(measure_step_breakdowns(engine, runs, 6, 3600.0)[1].steps) == 4 and seen == [1, 8] * 7
+    seen.clear()
+    one, eight = measure_step_breakdowns(engine, runs, 1000, 0.0)  # no time: few traces all the same
     assert seen == [1, 8] * 5 and len(one.steps) == len(eight.steps) == 2
     for breakdown in (one, eight):
         parts = (sum(breakdown.mean(part, name, 0) for name in breakdown.names())

@@ -28,6 +28,7 @@ _Sample = TypeVar("_Sample")
 _WAITS = ("wait", "fetch")  # categories; of other slices the kind of task
 _MEASURED = 1  # the trace's process of measured times
 _WARM_UP_STEPS = 4
+_MIN_TRACES = 4
 _STEPS_PER_TRACE = 4  # a step after a trace was read starts with workers that sleep
 PARTS = ("busy", "weights", "others_busy", "seen_late")
 GAPS = ("start", "between", "end")
@@ -249,19 +250,22 @@ def measure_breakdown(
 
 
 def measure_step_breakdowns(
-    engine: Any, runs: Sequence[Callable[[], Any]], num_steps: int
+    engine: Any, runs: Sequence[Callable[[], Any]], num_steps: int, seconds: float
 ) -> list[Breakdown]:
-    """Of each run's last step ``num_steps`` traces, the middle half of them; runs take turns.
+    """Of each run's last step some traces, the middle half of them; runs take turns.
 
-    A run should have steps before its last, where they are short: the first one after a trace was
-    read starts with workers that sleep.
+    As many traces as ``seconds`` allow, from 4 to ``num_steps``. A run should have steps before its
+    last, where they are short: the first one after a trace was read starts with workers that sleep.
     """
     found: list[list[StepTimes]] = [[] for _ in runs]
     engine.set_tracing(True)
     try:
         for run in runs:
             run()  # warm-up
-        for _ in range(num_steps):
+        deadline = time.monotonic() + seconds
+        for number in range(num_steps):
+            if number >= _MIN_TRACES and time.monotonic() >= deadline:
+                break
             for run, steps in zip(runs, found, strict=True):
                 run()
                 steps.append(read_step(engine.trace_json()))

@@ -134,9 +134,9 @@ class Bench:
         return TracedStep(1, breakdown, step_work(self.engine, 1, 1))
 
     def trace_rows(self, rows: Sequence[int]) -> list[TracedStep]:
-        """The same of steps as in `verify`, widths taking turns."""
+        """The same of steps as in `verify`, widths taking turns, for as long as a case."""
         breakdowns = measure_step_breakdowns(
-            self.engine, [self._row_steps(n) for n in rows], _TRACED_STEPS
+            self.engine, [self._row_steps(n) for n in rows], _TRACED_STEPS, self._seconds
         )
         return [TracedStep(n, breakdown, step_work(self.engine, n, n))
                 for n, breakdown in zip(rows, breakdowns, strict=True)]
@@ -146,7 +146,7 @@ class Bench:
         chunk = self.engine.prefill_plan.options.max_tokens
         num_rows = (PREFILL_TOKENS - 1) % chunk + 1
         (breakdown,) = measure_step_breakdowns(
-            self.engine, [self._prefill_once], _TRACED_PREFILLS
+            self.engine, [self._prefill_once], _TRACED_PREFILLS, self._seconds
         )
         return TracedStep(num_rows, breakdown, step_work(self.engine, num_rows, 1))
 

@@ -60,7 +60,7 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
             case.add_argument("--rows", type=_row_list, metavar="LIST", default=VERIFY_ROWS,
                               help="widths, e.g. 1-8,16 (the default)")
         case.add_argument("--seconds", type=float, default=4.0, metavar="S",
-                          help="time per case (default 4)")
+                          help="time per case, and of the traces of verify (default 4)")
         case.add_argument("--json", action="store_true", help="one JSON object per case and line")
         add_backend_options(case)
         case.add_argument("--window-tokens", type=window_width, metavar="N",
