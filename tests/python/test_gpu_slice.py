@@ -4,6 +4,7 @@ import importlib.util
 import json
 
 import pytest
+from fake_cuda import fake_torch
 from mimo_rt import _C, errors
 from mimo_rt.bench import torch_round
 from mimo_rt.bench.rank_slice import ACCEPTED, SliceRounds, count_allreduces, project, round_bytes
@@ -139,7 +140,6 @@ def test_torch_multiplies_every_product(monkeypatch):
                 Product("mxfp4", 32, 64, 2, 5), Product("mxfp4", 32, 64, 2, 5)]
     seen = []
 
-
     def multiply_experts(codes, scales, x, y):
         seen.append((codes.shape, scales.shape, x.shape))
 
@@ -149,6 +149,13 @@ def test_torch_multiplies_every_product(monkeypatch):
     assert len(round_.times(2)) == 2 and len(seen) == 6  # one round before them
     assert seen[0] == ((5, 32, 32), (5, 32, 2), (5, 2, 64))
     assert TorchRound(torch, "cpu", products)._calls[3]().shape == (5, 2, 32)  # dequantised
+
+
+def test_a_round_as_a_graph_is_timed_behind_another_one():
+    torch = fake_torch({"replay": 0.25})
+    round_ = TorchRound(torch, "cuda", [])
+    assert not torch.log and round_.times(2) == [0.25] * 2
+    assert torch.log == ["replay", "event", "replay", "event", "wait"] * 3  # never an event on an idle GPU
 
 
 def test_weights_take_turns_unless_they_are_larger_than_caches(monkeypatch):

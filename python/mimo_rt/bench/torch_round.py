@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from .cuda_timing import capture, time_on_gpu
+
 _ROTATION_BYTES = 128 << 20  # between two uses of the same weights: more than caches hold
 _BYTES = {"fp8": 1.0, "bf16": 2.0, "f32": 4.0, "mxfp4": 17 / 32}
 
@@ -74,7 +76,7 @@ class TorchRound:
         self._inputs: dict[Product, Any] = {}
         self._num_used: dict[tuple[str, int, int, int], int] = {}
         self._calls = [self._make(product) for product in products]
-        self._graph = self._capture() if device == "cuda" else None
+        self._graph = capture(torch, self._run_plainly) if device == "cuda" else None
 
     def times(self, num_rounds: int) -> list[float]:
         """Seconds of each of ``num_rounds`` rounds, after one that is not counted."""
@@ -89,24 +91,7 @@ class TorchRound:
         return time.perf_counter() - begin
 
     def _run_graph(self) -> float:
-        begin, end = (self._torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        self._graph.replay()
-        end.record()
-        end.synchronize()
-        return begin.elapsed_time(end) / 1e3
-
-    def _capture(self) -> Any:
-        cuda = self._torch.cuda
-        stream = cuda.Stream()
-        stream.wait_stream(cuda.current_stream())
-        with cuda.stream(stream):  # chooses algorithms, allocates workspaces
-            self._run_plainly()
-        cuda.current_stream().wait_stream(stream)
-        graph = cuda.CUDAGraph()
-        with cuda.graph(graph):
-            self._run_plainly()
-        return graph
+        return time_on_gpu(self._torch, self._graph.replay, self._graph.replay)  # the first one is not timed
 
     def _next_weights(self, product: Product) -> Any:
         """Those of the same shape take turns, so that none is in a cache when its turn comes."""
