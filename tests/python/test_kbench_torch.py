@@ -127,6 +127,15 @@ def test_tokens_are_drawn_from_what_the_filters_leave(temperature, top_k, top_p)
     assert kernel_torch.sample(torch, logits, 0.0, 0, 1.0).tolist() == logits.argmax(1).tolist()
 
 
+def test_tokens_are_drawn_as_often_as_they_are_probable():
+    p, num_draws = torch.tensor([0.5, 0.3, 0.15, 0.05]).double(), 20_000
+    drawn = kernel_torch.sample(torch, p.log().repeat(num_draws, 1), 1.0, 0, 1.0)
+    counts = torch.bincount(drawn, minlength=4).double()
+    spread = (num_draws * p * (1 - p)).sqrt()
+    assert ((counts - num_draws * p).abs() < 5 * spread).all()
+    assert ((counts - num_draws * p.flip(0)).abs() > 5 * spread).all()  # control
+
+
 @pytest.mark.parametrize("is_by_row", [None, False, True])
 @pytest.mark.parametrize("kernel", list(kernel_torch_fused.FUSED))
 def test_what_surrounds_a_product_is_right(kernel, is_by_row):
@@ -237,8 +246,8 @@ def test_attention_is_the_faster_of_two_ways(on_gpu, monkeypatch):
     assert "without sdpa bfloat16: AttributeError" in on_gpu(case, {"sdpa": 1.0}).note
 
 
-@pytest.mark.parametrize(("kernel", "name"), [("sample_best", "argmax"), ("sample", "softmax multinomial"),
-                                              ("sample_filtered", "topk softmax multinomial")])
+@pytest.mark.parametrize(("kernel", "name"), [("sample_best", "argmax"), ("sample", "softmax exponential argmax"),
+                                              ("sample_filtered", "topk softmax exponential argmax")])
 def test_choices_have_a_baseline(on_gpu, kernel, name):
     case = _C.KernelCase(kernel=kernel, format="f32", num_tokens=2, vocab_size=100)
     assert on_gpu(case, {}).name == f"torch {torch.__version__} {name} float32"

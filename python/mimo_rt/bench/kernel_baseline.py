@@ -23,7 +23,8 @@ _FP8_SCALES = {"one scale": False, "a scale per row": True}  # whether it is by 
 _ATTENTION = ("attention", "attention_draft")
 _CHOICES = {"select_experts": "sigmoid topk sort", "route": "linear sigmoid topk sort",
             "sample_best": "argmax",
-            "sample": "softmax multinomial", "sample_filtered": "topk softmax multinomial"}
+            "sample": "softmax exponential argmax",
+            "sample_filtered": "topk softmax exponential argmax"}
 
 
 class Baseline:

@@ -139,16 +139,20 @@ def candidates(
         logits, tokens = torch.topk(logits, top_k)
     p = torch.softmax(logits / temperature, -1)
     if top_p < 1:
-        p = torch.where(p.cumsum(-1) - p < top_p, p, 0.0)
+        p = p.masked_fill(p.cumsum(-1) - p >= top_p, 0.0)
     return p, tokens
 
 
 def sample(torch: Any, logits: Any, temperature: float, top_k: int, top_p: float) -> Any:
-    """A token of every row of ``[rows, vocab]``."""
+    """A token of every row of ``[rows, vocab]``.
+
+    ``torch.multinomial`` would draw as well, but waits for the GPU. Of exponential times with rates
+    ``p`` each is the first with probability ``p``.
+    """
     if temperature == 0:
         return logits.argmax(-1)
     p, tokens = candidates(torch, logits, temperature, top_k, top_p)
-    drawn = torch.multinomial(p, 1)
+    drawn = (p / torch.empty_like(p).exponential_()).argmax(-1, keepdim=True)
     return (drawn if tokens is None else tokens.gather(1, drawn))[:, 0]
 
 
