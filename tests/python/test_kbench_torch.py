@@ -1,8 +1,10 @@
 """PyTorch as a baseline of ``mimo-rt kbench``: it does the kernel's job, and the fastest of its ways is taken."""
 
 import math
+import weakref
 
 import pytest
+from fake_cuda import fake_torch
 
 from mimo_rt import _C
 from mimo_rt.bench import kernel_baseline, kernel_torch, kernel_torch_fused
@@ -188,6 +190,35 @@ def test_the_norm_and_the_whole_route_are_right(monkeypatch):
 
 
 # -- which way is taken
+
+
+def make_gpu_baseline(gpu):
+    """Of calls that the stream shows, and what reached the stream while it was made."""
+    baseline = kernel_baseline.Baseline(gpu, "cuda", "torch 2 linear", lambda index: gpu.log.append("call"))
+    before = gpu.log.copy()
+    gpu.log.clear()
+    return baseline, before
+
+
+def test_calls_on_a_gpu_are_timed_as_a_graph_behind_what_empties_its_cache():
+    baseline, before = make_gpu_baseline(gpu := fake_torch({"replay": 0.5}))
+    assert before == ["call"] + ["flush", "event", "call", "event", "wait"] * 3 + [
+        "flush", "event", "replay", "event", "wait"] * 3
+    assert baseline.run(2) == [0.5] * 2 and gpu.log == ["flush", "event", "replay", "event", "wait"] * 2
+    assert baseline.name == "torch 2 linear, CUDA graph" and baseline.note == ""
+    freed = weakref.ref(baseline)
+    del baseline
+    assert freed() is None  # at once, with the gigabyte that empties the cache
+
+
+def test_calls_on_a_gpu_are_plain_where_a_graph_is_slower_or_cannot_be():
+    baseline, _ = make_gpu_baseline(gpu := fake_torch({"call": 0.5}))
+    assert baseline.run(1) == [0.5] and gpu.log == ["flush", "event", "call", "event", "wait"]
+    assert baseline.name == "torch 2 linear" and baseline.note == ""
+    baseline, _ = make_gpu_baseline(gpu := fake_torch({"replay": 0.5}, can_capture=False))
+    assert baseline.run(1) == [1.0] and gpu.log == ["flush", "event", "call", "event", "wait"]
+    assert baseline.name == "torch 2 linear"
+    assert baseline.note == "not as a CUDA graph: RuntimeError: operation failed due to a previous error during capture"
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from . import kernel_torch, kernel_torch_fused
+from .cuda_timing import capture, time_on_gpu
 from .measurement import time_call
 
 # Calls walk through at least this much memory, as those of the kernel do.
@@ -30,36 +31,42 @@ _CHOICES = {"select_experts": "sigmoid topk sort", "route": "linear sigmoid topk
 class Baseline:
     """Times of one product on one device, each with weights from outside the caches.
 
+    On a GPU the faster of plain calls and of a CUDA graph, for which the host launches all kernels of
+    a call at once.
+
     Attributes:
-        name: library, version, function and type of the weights.
-        note: what was left out, and why; empty when nothing was.
+        name: library, version, function and type of the weights; whether it is a graph.
+        note: why it cannot be a graph; empty where it can.
     """
 
     def __init__(self, torch: Any, device: str, name: str, call: Callable[[int], Any]) -> None:
         self.name, self.note = name, ""
-        self._torch, self._call = torch, call
-        self._time = self._time_on_gpu if device == "cuda" else self._time_on_cpu
-        self._index = itertools.count()
-        self._flush = (
-            torch.ones(1 << 28, dtype=torch.float32, device=device) if device == "cuda" else None
-        )
+        self._call, self._index = call, itertools.count()
+        self._graph: Any = None
+        self._time: Callable[[Callable[[], Any]], float] = time_call
+        if device == "cuda":
+            flush = torch.ones(1 << 28, dtype=torch.float32, device=device)  # empties the L2 cache
+            self._time = partial(time_on_gpu, torch, flush.sum)
+            self._try_graph(torch)
 
     def run(self, num_calls: int) -> list[float]:
         """Seconds of each of ``num_calls`` calls."""
-        return [self._time() for _ in range(num_calls)]
+        launch = self._graph.replay if self._graph else self._call_next
+        return [self._time(launch) for _ in range(num_calls)]
 
-    def _time_on_cpu(self) -> float:
-        index = next(self._index)
-        return time_call(lambda: self._call(index))
-
-    def _time_on_gpu(self) -> float:
-        begin, end = (self._torch.cuda.Event(enable_timing=True) for _ in range(2))
-        self._flush.sum()  # empties the L2 cache, and gives the host time for the launch
-        begin.record()
+    def _call_next(self) -> None:
         self._call(next(self._index))
-        end.record()
-        end.synchronize()
-        return begin.elapsed_time(end) / 1e3
+
+    def _try_graph(self, torch: Any) -> None:
+        try:
+            graph = capture(torch, self._call_next)
+        except Exception as error:
+            self.note = f"not as a CUDA graph: {_reason(error)}"
+            return
+        plain_s, graph_s = (min(self._time(launch) for _ in range(3))
+                            for launch in (self._call_next, graph.replay))
+        if graph_s < plain_s:
+            self.name, self._graph = f"{self.name}, CUDA graph", graph
 
 
 Way = Callable[[int], Baseline]  # of the bytes to walk through
@@ -86,7 +93,7 @@ def make_baseline(kernel_case: Any, work: Any, backend: str) -> Baseline | None:
         return None
     best = min(ways, key=lambda way: min(way(0).run(3)[1:])) if len(ways) > 1 else ways[0]
     baseline = best(_ROTATION_BYTES)
-    baseline.note = "; ".join(notes)
+    baseline.note = "; ".join(filter(None, (*notes, baseline.note)))
     return baseline
 
 
@@ -160,9 +167,12 @@ def _why_not(what: str, trial: Callable[[], Any]) -> str:
     try:
         trial()
     except Exception as error:
-        first = next(iter(str(error).splitlines()), "")
-        return f"without {what}: {type(error).__name__}: {first}"
+        return f"without {what}: {_reason(error)}"
     return ""
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 
 
 def _expert_shape(kernel_case: Any, work: Any) -> tuple[int, int, int, int]:
