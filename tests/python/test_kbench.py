@@ -236,20 +236,20 @@ def test_baseline_is_the_faster_type_of_torch():
     case = _C.KernelCase(kernel="gemm", format="mxfp4", rows=512, k=512, num_tokens=2)
     before = torch.get_num_threads()
     try:
-        baseline = make_baseline(case, None, "cpu-generic")
+        baseline, note = make_baseline(case, None, "cpu-generic")
     finally:
         torch.set_num_threads(before)
     assert torch.__version__ in baseline.name and "linear" in baseline.name
-    assert len(baseline.run(3)) == 3 and min(baseline.run(3)) > 0
-    assert make_baseline(_C.KernelCase(kernel="read", format="bf16"), None, "cpu-generic") is None
+    assert len(baseline.run(3)) == 3 and min(baseline.run(3)) > 0 and note == ""
+    assert make_baseline(_C.KernelCase(kernel="read", format="bf16"), None, "cpu-generic") == (None, "")
     router = _C.KernelCase(kernel="router_logits", format="f32", num_experts=64, hidden_size=64)
-    assert "float32" in make_baseline(router, None, "cpu-generic").name
+    assert "float32" in make_baseline(router, None, "cpu-generic")[0].name
 
 
 def test_without_torch_there_is_no_baseline(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     case = _C.KernelCase(kernel="gemm", format="bf16", rows=32, k=32)
-    assert make_baseline(case, None, "cpu-generic") is None
+    assert make_baseline(case, None, "cpu-generic") == (None, "")
 
 
 # -- compare

@@ -59,8 +59,8 @@ def raising(error):
 
 def test_a_triton_that_works_is_measured(torch, monkeypatch):
     fake_triton(monkeypatch)
-    baseline = kernel_baseline.make_baseline(CASE, WORK, "cuda")
-    assert baseline.name == "fake triton" and baseline.note == ""
+    baseline, note = kernel_baseline.make_baseline(CASE, WORK, "cuda")
+    assert baseline.name == "fake triton" and note == ""
 
 
 @pytest.mark.parametrize("part", ["is_right", "random_experts", "multiply_experts"])
@@ -69,22 +69,22 @@ def test_a_triton_that_works_is_measured(torch, monkeypatch):
     RuntimeError("out of resource: shared memory\nmore"), type("CompilationError", (Exception,), {})(), KeyError("sm_100")])
 def test_whatever_fails_in_triton_leaves_pytorch_and_a_note(torch, monkeypatch, part, error):
     fake_triton(monkeypatch, **{part: raising(error)})
-    baseline = kernel_baseline.make_baseline(CASE, WORK, "cuda")
+    baseline, note = kernel_baseline.make_baseline(CASE, WORK, "cuda")
     assert "torch" in baseline.name
-    assert baseline.note.startswith(f"without Triton: {type(error).__name__}: ") and "\n" not in baseline.note
+    assert note.startswith(f"without Triton: {type(error).__name__}: ") and "\n" not in note
 
 
 def test_a_triton_that_multiplies_wrong_is_left_out(torch, monkeypatch):
     fake_triton(monkeypatch, is_right=lambda torch, device: False)
-    assert "wrong results" in kernel_baseline.make_baseline(CASE, WORK, "cuda").note
+    assert "wrong results" in kernel_baseline.make_baseline(CASE, WORK, "cuda")[1]
 
 
 def test_without_triton_experts_have_pytorch_alone(torch, monkeypatch):
     monkeypatch.delattr(bench, "kernel_triton", raising=False)
     monkeypatch.delitem(sys.modules, "mimo_rt.bench.kernel_triton", raising=False)
     monkeypatch.setitem(sys.modules, "triton", None)
-    baseline = kernel_baseline.make_baseline(CASE, WORK, "cuda")
-    assert "torch" in baseline.name and "without Triton: ModuleNotFoundError" in baseline.note
+    baseline, note = kernel_baseline.make_baseline(CASE, WORK, "cuda")
+    assert "torch" in baseline.name and "without Triton: ModuleNotFoundError" in note
     assert kernel_baseline._expert_shape(CASE, WORK) == (11, 96, 64, 3)
 
 

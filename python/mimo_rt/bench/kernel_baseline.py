@@ -17,9 +17,8 @@ from . import kernel_torch, kernel_torch_fused
 from .cuda_timing import capture, time_on_gpu
 from .measurement import time_call
 
-# Calls walk through at least this much memory, as those of the kernel do.
+# On a CPU calls walk through at least this much memory, as those of the kernel do.
 _ROTATION_BYTES = 128 << 20
-_TRITON = "Triton"
 _FP8_SCALES = {"one scale": False, "a scale per row": True}  # whether it is by row
 _ATTENTION = ("attention", "attention_draft")
 _CHOICES = {"select_experts": "sigmoid topk sort", "route": "linear sigmoid topk sort",
@@ -31,8 +30,8 @@ _CHOICES = {"select_experts": "sigmoid topk sort", "route": "linear sigmoid topk
 class Baseline:
     """Times of one product on one device, each with weights from outside the caches.
 
-    On a GPU the faster of plain calls and of a CUDA graph, for which the host launches all kernels of
-    a call at once.
+    On a GPU the faster of plain calls and of a CUDA graph, for which the host launches all kernels
+    of a call at once.
 
     Attributes:
         name: library, version, function and type of the weights; whether it is a graph.
@@ -72,75 +71,74 @@ class Baseline:
 Way = Callable[[int], Baseline]  # of the bytes to walk through
 
 
-def make_baseline(kernel_case: Any, work: Any, backend: str) -> Baseline | None:
-    """The fastest way of PyTorch and Triton; None without PyTorch or without such a kernel."""
+def make_baseline(kernel_case: Any, work: Any, backend: str) -> tuple[Baseline | None, str]:
+    """The fastest way of PyTorch and Triton, and which others were left out, and why.
+
+    None without PyTorch, without such a kernel, and where no way works. Versions lack functions,
+    devices memory; Triton compiles with the host's compiler and Python's headers, and writes a
+    cache: whatever of that fails is no reason to measure nothing.
+    """
     try:
         import torch
     except ImportError:
-        return None
+        return None, ""
     device = "cuda" if backend == "cuda" else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
-        return None
+        return None, ""
     if device == "cpu":
         torch.set_num_threads(1)  # as the kernel
-    ways, notes = _ways(torch, device, kernel_case, work), []
-    for what, way in _ways_that_may_fail(torch, device, kernel_case, work).items():
-        if note := _why_not(what, partial(_try, torch, device, what, way)):
-            notes.append(note)
-        else:
-            ways.append(way)
-    if not ways:
-        return None
-    best = min(ways, key=lambda way: min(way(0).run(3)[1:])) if len(ways) > 1 else ways[0]
-    baseline = best(_ROTATION_BYTES)
-    baseline.note = "; ".join(filter(None, (*notes, baseline.note)))
-    return baseline
+    best: Baseline | None = None
+    best_s, notes = math.inf, []
+    for what, way in _ways(torch, device, kernel_case, work).items():
+        try:
+            baseline = way(0 if device == "cuda" else _ROTATION_BYTES)
+            fastest_s = min(baseline.run(3)[1:])
+        except Exception as error:
+            notes.append(f"without {what}: {_reason(error)}")
+            continue
+        if fastest_s < best_s:
+            best, best_s = baseline, fastest_s
+    if best is not None and best.note:
+        notes.append(best.note)
+    return best, "; ".join(notes)
 
 
-def _ways(torch: Any, device: str, kernel_case: Any, work: Any) -> list[Way]:
-    """Ways that every PyTorch has; none for a kernel that it does not have."""
+def _ways(torch: Any, device: str, kernel_case: Any, work: Any) -> dict[str, Way]:
+    """By what is missing without them; none for a kernel that PyTorch does not have."""
     kernel = kernel_case.kernel
     dtypes = _dtypes(torch, device)
     if kernel in _ATTENTION:
-        return [partial(_make_attention, torch, device, dtype, "bmm", kernel_case)
-                for dtype in dtypes]
+        return {f"{how} {_name(dtype)}":
+                partial(_make_attention, torch, device, dtype, how, kernel_case)
+                for how in ("bmm", "sdpa") for dtype in dtypes}
     if kernel in _CHOICES:
-        return [partial(_make_choice, torch, device, kernel_case)]
+        return {_CHOICES[kernel]: partial(_make_choice, torch, device, kernel_case)}
     if kernel == "rms_norm":
-        return [partial(_make_norm, torch, device, dtype, kernel_case) for dtype in dtypes]
+        return {f"rms_norm {_name(dtype)}": partial(_make_norm, torch, device, dtype, kernel_case)
+                for dtype in dtypes}
     if kernel in kernel_torch_fused.FUSED:
-        return [partial(_make_fused, torch, device, dtype, None, kernel_case) for dtype in dtypes]
+        plain = {f"linear {_name(dtype)}":
+                 partial(_make_fused, torch, device, dtype, None, kernel_case) for dtype in dtypes}
+        make_fp8 = partial(_make_fused, torch, device, torch.bfloat16)
+        return plain | _fp8_ways(make_fp8, device, kernel_case)
     if kernel == "router_logits":
         dtypes = (torch.float32,)  # the choice of experts is not to change
     elif kernel != "gemm" and not kernel.startswith("expert_"):
-        return []
-    return [partial(_make, torch, device, dtype, kernel_case, work) for dtype in dtypes]
-
-
-def _ways_that_may_fail(torch: Any, device: str, kernel_case: Any, work: Any) -> dict[str, Way]:
-    """Ways that depend on device and version, by what is missing without them."""
-    kernel = kernel_case.kernel
-    if kernel in _ATTENTION:
-        return {f"sdpa {_name(dtype)}":
-                partial(_make_attention, torch, device, dtype, "sdpa", kernel_case)
-                for dtype in _dtypes(torch, device)}
+        return {}
+    plain = {f"products in {_name(dtype)}": partial(_make, torch, device, dtype, kernel_case, work)
+             for dtype in dtypes}
+    if kernel == "gemm":
+        return plain | _fp8_ways(partial(_make_fp8, torch, device), device, kernel_case)
     if device == "cuda" and kernel.startswith("expert_"):
-        return {_TRITON: partial(_make_triton, torch, device, kernel_case, work)}
-    if device == "cuda" and kernel_case.format == "fp8_e4m3":
-        make = partial(_make_fp8, torch, device)
-        if kernel in kernel_torch_fused.FUSED:
-            make = partial(_make_fused, torch, device, torch.bfloat16)
-        elif kernel != "gemm":
-            return {}
-        return {f"FP8 products, {label}": partial(make, label, kernel_case)
-                for label in _FP8_SCALES}
-    return {}
+        plain["Triton"] = partial(_make_triton, torch, device, kernel_case, work)
+    return plain
 
 
-def _try(torch: Any, device: str, what: str, way: Way) -> None:
-    if what == _TRITON and not _is_triton_right(torch, device):
-        raise ArithmeticError("wrong results of a small case")
-    way(0).run(3)
+def _fp8_ways(make: Callable[..., Baseline], device: str, kernel_case: Any) -> dict[str, Way]:
+    """With weights as the checkpoint has them, on GPUs alone."""
+    if device != "cuda" or kernel_case.format != "fp8_e4m3":
+        return {}
+    return {f"FP8 products, {label}": partial(make, label, kernel_case) for label in _FP8_SCALES}
 
 
 def _dtypes(torch: Any, device: str) -> tuple[Any, ...]:
@@ -156,19 +154,6 @@ def _is_triton_right(torch: Any, device: str) -> bool:
     from . import kernel_triton
 
     return kernel_triton.is_right(torch, device)
-
-
-def _why_not(what: str, trial: Callable[[], Any]) -> str:
-    """Why ``what`` is left out; empty when ``trial`` of it works.
-
-    Triton compiles for the device, with the host's compiler and Python's headers, and writes a
-    cache: whatever of that fails is no reason to measure nothing.
-    """
-    try:
-        trial()
-    except Exception as error:
-        return f"without {what}: {_reason(error)}"
-    return ""
 
 
 def _reason(error: Exception) -> str:
@@ -189,6 +174,8 @@ def _make_triton(
 ) -> Baseline:
     from . import kernel_triton
 
+    if not _is_triton_right(torch, device):
+        raise ArithmeticError("wrong results of a small case")
     batch, rows, k, columns = _expert_shape(kernel_case, work)
     first = kernel_triton.random_experts(torch, (batch, rows, k), device)
     copies = rotation_bytes // sum(part.numel() for part in first)

@@ -131,9 +131,9 @@ def measure_kernel(
              "num_hops": bench.work.num_hops}
     if not facts["error_over_bound"] <= 1:
         return KernelResult(**facts)
-    baseline = None
+    baseline, note = None, ""
     if with_baseline and not options.is_hot:
-        baseline = make_baseline(bench.measured, bench.work, bench.backend)
+        baseline, note = make_baseline(bench.measured, bench.work, bench.backend)
     calls, reads, others = _take_turns(bench, baseline, seconds)
     work = bench.work
     return KernelResult(
@@ -142,7 +142,7 @@ def measure_kernel(
         read_gbs=work.read_bytes / min(reads) / 1e9 if reads else 0.0,
         baseline=baseline.name if baseline else "",
         baseline_s=tuple(others),
-        baseline_note=baseline.note if baseline else "",
+        baseline_note=note,
     )
 
 
