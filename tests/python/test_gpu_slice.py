@@ -58,8 +58,8 @@ def test_a_round_reads_an_eighth_of_the_model_but_for_router_and_fc():
 def test_the_projection_is_that_of_the_bandwidth_bound_and_adds_all_reduces():
     assert count_allreduces(70, 5) == 150
     without = project(3.083e-3, 0.0)  # the bound of 4.8 TB/s
-    assert [p.tokens_per_s for p in without] == pytest.approx([2044, 1804, 1392], rel=1e-3)
-    assert [p.accepted for p in without] == list(ACCEPTED) == [6.30, 5.56, 4.29]
+    assert [p.tokens_per_s for p in without] == pytest.approx([2044, 1804, 1392, 1031], rel=1e-3)
+    assert [p.accepted for p in without] == list(ACCEPTED) == [6.30, 5.56, 4.29, 3.18]
     with_them = project(3.083e-3, 150 * 5e-6)
     assert [p.without_allreduce for p in with_them] == [p.tokens_per_s for p in without]
     assert with_them[0].tokens_per_s == pytest.approx(6.30 / 3.833e-3)
@@ -105,7 +105,13 @@ def test_the_whole_slice_is_projected(script, capsys, monkeypatch):
     monkeypatch.setattr(script, "SLICE_EXPERTS", 24)
     code, out = run(script, capsys, "--torch-rounds", "0", "--allreduce-us", "7")
     assert code == 0 and "16 all-reduces of 7 us (assumed, not measured)" in out.out
-    assert "6.30 tokens accepted" in out.out and "of the bound of" in out.out
+    assert "6.30 tokens accepted" in out.out and "3.18 tokens accepted" in out.out and "of the bound of" in out.out
+    assert "without the exchanges of the embeddings and the two lm_heads" in out.out
+    rounds = SliceRounds((1e-3, 1e-3, 4e-3), (6e6,) * 3, (8.0,) * 3, 8.0, 8, 0)  # 2 ms on average
+    monkeypatch.setattr(script, "measure_rounds", lambda *_: rounds)
+    code, out = run(script, capsys, "--torch-rounds", "0", "--json")
+    found = [p["without_allreduce"] for p in json.loads(out.out)["projection"]]
+    assert code == 0 and found == [3150.0, 2780.0, 2145.0, 1590.0]
     code, out = run(script, capsys, "--torch-rounds", "0", "--experts", "16")
     assert code == 0 and "no projection" in out.out and "tokens accepted" not in out.out
 
