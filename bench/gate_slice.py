@@ -14,7 +14,7 @@ def run_slice(log: Log, python: str) -> None:
         log.add("slice", "rounds", NOT_RUN, 0.0, reason=reason)
     else:
         command = [python, str(ROOT / "bench" / "gpu_slice.py"), "--json"]
-        Stage("slice", log).run("rounds", command, on_line=log.keep_record)
+        Stage("slice", log).run("rounds", command, on_line=log.keep_record, may_be_cut=True)
 
 
 def lacks_room() -> str:

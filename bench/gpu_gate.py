@@ -197,9 +197,10 @@ def print_summary(log: Log) -> None:
     if records:
         print(f"\n{'case':<40} {'median us':>10} {'GB/s':>8} {'%read':>6} {'x base':>7}")
     for r in records:
-        share = f"{100 * r['bandwidth_fraction']:.1f}" if r.get("bandwidth_fraction") else "WRONG"
-        share = "-" if r.get("ns_per_hop") else share
+        share = f"{100 * r['bandwidth_fraction']:.1f}" if r.get("bandwidth_fraction") else "-"
+        share = "WRONG" if r.get("correct") is False else share
         base = f"{r['times_baseline']:.2f}" if r.get("times_baseline") else "-"
+        base = "FAILED" if r.get("baseline_failed") else base
         print(f"{r['case']:<40} {r.get('median_us', '-'):>10} {r.get('gbs', '-'):>8} {share:>6} {base:>7}")
     print(f"\nwritten: {log.path}")
 

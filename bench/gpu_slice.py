@@ -3,11 +3,11 @@
     python bench/gpu_slice.py [--json] [--allreduce-us 5] [--layers N] [--experts M] [--device cuda]
 
 The slice is an eighth of the heads, of every expert's width and of the vocabulary in all 70 layers, with the same share
-of the draft (whose fc every rank has whole): 72 GB of random weights, made on the GPU from a few packed experts. Routers
-differ from layer to layer. A round drafts 7 tokens and verifies 8. Its bytes are those of the experts that it really
-used. Beside it, where torch is: its matrix products alone, in a CUDA graph. The projection of a node of eight GPUs adds
-all-reduces, which one GPU does not have, as a stated cost: two per layer of target and draft, --allreduce-us each, but
-leaves out what ranks exchange for the embeddings and the lm_heads. It is that of the mean time of a round.
+of the draft (whose fc every rank has whole): 72 GB of random weights, made on the GPU from a few packed experts.
+Routers differ from layer to layer. A round drafts 7 tokens and verifies 8. Its bytes are those of the experts that it
+really used. Then, as a record of its own, where torch is: its matrix products alone, in a CUDA graph. The projection of
+a node of eight GPUs takes the mean time of a round and adds all-reduces, which one GPU does not have, as a stated cost:
+two per layer of target and draft, --allreduce-us each. What ranks exchange for embeddings and lm_heads is left out.
 --layers and --experts shrink the slice, for a GPU with less memory or for --device cpu; then nothing is projected.
 Exit codes: 0 measured, 1 it does not fit or cannot run, 2 wrong usage.
 """
@@ -18,7 +18,7 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mimo_rt import _C, list_backends
@@ -26,7 +26,7 @@ from mimo_rt.bench.measurement import Roofs
 from mimo_rt.bench.rank_slice import (NOT_COUNTED, NUM_RANKS, Projection, SliceRounds, count_allreduces, measure_rounds,
                                       project)
 from mimo_rt.bench.synthetic import SLICE_EXPERTS, SLICE_LAYERS, slice_config, slice_draft_config
-from mimo_rt.bench.torch_round import TorchResult, measure_torch, round_products
+from mimo_rt.bench.torch_round import TorchResult, has_failed, measure_torch, round_products
 from mimo_rt.cli._machine import machine_record
 from mimo_rt.errors import MimoRtError, OutOfMemoryError
 from mimo_rt.loading import engine_options
@@ -59,25 +59,33 @@ def measure_baselines(args: argparse.Namespace, engine: Any, rounds: SliceRounds
     return measure_torch("cuda" if engine.backend == "cuda" else "cpu", products, args.torch_rounds)
 
 
-def make_record(args: argparse.Namespace, engine: Any, rounds: SliceRounds, roofs: Roofs, torch: Sequence[TorchResult],
+def make_record(args: argparse.Namespace, engine: Any, rounds: SliceRounds, roofs: Roofs,
                 projections: Sequence[Projection]) -> dict[str, Any]:
-    """One JSON line."""
+    """The first JSON line: the rounds."""
     case = f"slice/L{args.layers}/E{args.experts}/t{rounds.num_rows}"
     record = rounds.measurement(case).record(roofs)
     record |= {"bandwidth_gbs": round(roofs.bandwidth_gbs, 3), "weight_bytes": engine.weight_bytes,
                "context": args.context, "backend": engine.backend, "num_workers": engine.num_workers,
                "device": next(b.reason for b in list_backends() if b.name == engine.backend)}
-    baselines = {t.name: round(statistics.median(t.times_s) * 1e6, 2) for t in torch if t.times_s}
-    if baselines:
-        record |= {"baselines_us": baselines, "baseline": min(baselines, key=baselines.__getitem__)}
-        record["times_baseline"] = round(baselines[record["baseline"]] / record["median_us"], 4)
-    record["baseline_notes"] = [f"without {t.name}: {t.note}" for t in torch if t.note]
     if projections:
         record |= {"allreduce_us_assumed": args.allreduce_us, "allreduces": num_allreduces(engine),
                    "exchanges_not_counted": NOT_COUNTED,
                    "projection": [{"accepted": p.accepted, "tokens_per_s": round(p.tokens_per_s, 1),
                                    "without_allreduce": round(p.without_allreduce, 1)} for p in projections]}
     return record | machine_record()
+
+
+def make_baseline_record(record: dict[str, Any], torch: Sequence[TorchResult]) -> dict[str, Any]:
+    """The second JSON line: torch beside the rounds of the first one."""
+    line = {"case": f"{record['case']}/torch", "round_us": record["median_us"]}
+    baselines = {t.name: round(statistics.median(t.times_s) * 1e6, 2) for t in torch if t.times_s}
+    if baselines:
+        line |= {"baselines_us": baselines, "baseline": min(baselines, key=baselines.__getitem__)}
+        line["times_baseline"] = round(baselines[line["baseline"]] / record["median_us"], 4)
+    if has_failed(torch):
+        line["baseline_failed"] = True
+    line["baseline_notes"] = [f"without {t.name}: {t.note}" for t in torch if t.note]
+    return line | machine_record()
 
 
 def num_allreduces(engine: Any) -> int:
@@ -96,10 +104,6 @@ def print_report(record: dict[str, Any]) -> None:
           f"{100 * record['bandwidth_fraction']:.1f} % of the bound of {record['bound_us'] / 1e3:.3f} ms")
     print(f"active experts     {record['active_experts']:.1f} per layer ({record['active_experts_p10']:.1f}.."
           f"{record['active_experts_p90']:.1f}; {record['active_experts_uniform']:.1f} if routing were uniform)")
-    for name, us in record.get("baselines_us", {}).items():
-        print(f"products alone in {name}  {us / 1e3:.3f} ms, x {us / record['median_us']:.2f}")
-    for note in record["baseline_notes"]:
-        print(note)
     if "projection" not in record:
         print(f"no projection: this is not the whole slice of {SLICE_LAYERS} layers and {SLICE_EXPERTS} experts")
         return
@@ -110,6 +114,13 @@ def print_report(record: dict[str, Any]) -> None:
     for p in record["projection"]:
         print(f"  {p['accepted']:.2f} tokens accepted  {p['tokens_per_s']:.0f} tok/s  "
               f"({p['without_allreduce']:.0f} without all-reduces)")
+
+
+def print_baselines(line: dict[str, Any]) -> None:
+    for name, us in line.get("baselines_us", {}).items():
+        print(f"products alone in {name}  {us / 1e3:.3f} ms, x {us / line['round_us']:.2f}")
+    for note in line["baseline_notes"]:
+        print(note)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -138,19 +149,29 @@ def main(argv: list[str] | None = None) -> int:
     try:
         engine = open_engine(args)
         rounds, roofs = measure(args, engine)
-        torch = measure_baselines(args, engine, rounds) if args.torch_rounds else []
     except MimoRtError as error:
         print(f"gpu_slice: {error}", file=sys.stderr)
         return 1
     is_whole = (args.layers, args.experts) == (SLICE_LAYERS, SLICE_EXPERTS)
     allreduce_s = num_allreduces(engine) * args.allreduce_us / 1e6
     projections = project(statistics.fmean(rounds.times_s), allreduce_s) if is_whole else []
-    record = make_record(args, engine, rounds, roofs, torch, projections)
-    if args.json:
-        print(json.dumps(record), flush=True)
-    else:
-        print_report(record)
+    record = make_record(args, engine, rounds, roofs, projections)
+    show(args, record, print_report)  # now: whoever stops what follows has the rounds
+    if args.torch_rounds:
+        line = make_baseline_record(record, measure_baselines(args, engine, rounds))
+        show(args, line, print_baselines)
+        if "baseline_failed" in line:
+            print("gpu_slice: NO BASELINE: torch is there, but no way of it works: "
+                  f"{'; '.join(line['baseline_notes'])}.", file=sys.stderr)
     return 0
+
+
+def show(args: argparse.Namespace, record: dict[str, Any], print_text: Callable[[dict[str, Any]], None]) -> None:
+    if args.json:
+        print(json.dumps(record))
+    else:
+        print_text(record)
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -175,6 +175,22 @@ def test_a_slice_that_does_not_fit_is_not_run(gate, log, monkeypatch, tmp_path):
     assert small["reason"] == "80000 MiB needed, 40000 are free" and large["exit_code"] == 127
 
 
+def test_a_slice_that_is_cut_off_keeps_its_rounds_and_fails_nothing(gate, log, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys.modules["gate_slice"], "lacks_room", lambda: "")
+    monkeypatch.setitem(gate.LIMITS_S, "slice", 2)
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\necho '{\"case\": \"slice\", \"median_us\": 7.25, \"bandwidth_fraction\": 0.5}'\n"
+                       "echo '{\"case\": \"slice/torch\", \"baseline_failed\": true}'\nsleep 50\n")
+    program.chmod(0o755)
+    gate.run_slice(log, str(program))
+    rounds, baseline, step = kept(log)
+    assert rounds["median_us"] == 7.25 and step["status"] == "not run" and "cut off" in step["reason"]
+    gate.print_summary(log)
+    shown = {words[0]: words[1:] for words in map(str.split, capsys.readouterr().out.splitlines()) if words}
+    assert shown["slice"][-4:] == ["7.25", "-", "50.0", "-"] and shown["slice/torch"][-1] == "FAILED"
+    assert shown["slice/torch"][-2] == "-" and baseline["gate"]
+
+
 def test_a_failed_test_fails_the_gate_but_not_the_rest(gate, monkeypatch, tmp_path):
     code, lines = run_gate(gate, monkeypatch, tmp_path, RECORD, "sys.exit('worst error 3')")
     assert code == 1 and sum("case" in line for line in lines) == len(gate.KBENCH_SHAPES) + NUM_SCRIPTS

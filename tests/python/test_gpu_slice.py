@@ -9,7 +9,7 @@ from mimo_rt import _C, errors
 from mimo_rt.bench import torch_round
 from mimo_rt.bench.rank_slice import ACCEPTED, SliceRounds, count_allreduces, project, round_bytes
 from mimo_rt.bench.synthetic import slice_config, slice_draft_config
-from mimo_rt.bench.torch_round import Product, TorchRound, round_products
+from mimo_rt.bench.torch_round import Product, TorchResult, TorchRound, round_products
 from mimo_rt.bench.work import active_experts
 
 SMALL = {"hidden_size": 256, "vocab_size": 512, "intermediate_size": 256, "moe_intermediate_size": 64}
@@ -77,13 +77,15 @@ def test_medians_of_rounds_and_the_spread_of_their_experts():
 def test_a_shrunk_slice_on_the_cpu(script, capsys):
     pytest.importorskip("torch")
     code, out = run(script, capsys, "--json", "--torch-rounds", "2")
-    record = json.loads(out.out)
+    record, baseline = map(json.loads, out.out.splitlines())
     assert code == 0 and record["case"] == "slice/L3/E24/t8" and record["backend"].startswith("cpu")
     assert 8 <= record["active_experts_min"] <= record["active_experts"] <= record["active_experts_max"] <= 24
     assert record["gbs"] == pytest.approx(record["bytes"] / record["median_us"] / 1e3, rel=1e-3)
     assert record["bandwidth_fraction"] == pytest.approx(record["gbs"] / record["bandwidth_gbs"], abs=2e-4)
-    assert record["times_baseline"] > 0 and "bf16 experts" in record["baseline"]
-    assert record["baseline_notes"] == ["without Triton: needs a GPU"]
+    assert baseline["case"] == "slice/L3/E24/t8/torch" and "bf16 experts" in baseline["baseline"]
+    torch_us = baseline["baselines_us"][baseline["baseline"]]
+    assert baseline["times_baseline"] == pytest.approx(torch_us / record["median_us"], abs=1e-3)
+    assert baseline["baseline_notes"] == ["without Triton: needs a GPU"] and "baseline_failed" not in baseline
     assert "projection" not in record and "commit" in record and "dirty" in record and record["machine"]
     target, draft = configs(3, 24, **SMALL)
     products = round_products(target, draft, 8, 1)
@@ -114,6 +116,30 @@ def test_the_whole_slice_is_projected(script, capsys, monkeypatch):
     assert code == 0 and found == [3150.0, 2780.0, 2145.0, 1590.0]
     code, out = run(script, capsys, "--torch-rounds", "0", "--experts", "16")
     assert code == 0 and "no projection" in out.out and "tokens accepted" not in out.out
+
+
+def test_the_rounds_are_there_before_the_baselines(script, capsys, monkeypatch):
+    def cut_off(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script, "measure_baselines", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        run(script, capsys, "--json")
+    assert json.loads(capsys.readouterr().out)["median_us"] > 0
+
+
+def test_a_torch_that_only_fails_is_told_loudly(script, capsys, monkeypatch):
+    failed = TorchResult("torch 2", note="AttributeError: replay")
+    for results, is_told in (([failed, failed], True), ([failed, TorchResult("Triton", (1e-3,))], False),
+                             ([TorchResult("torch", note="No module named 'torch'", is_there=False)], False)):
+        monkeypatch.setattr(script, "measure_baselines", lambda *_, results=results: results)
+        code, out = run(script, capsys, "--json")
+        line = json.loads(out.out.splitlines()[1])
+        assert code == 0 and ("NO BASELINE" in out.err) == is_told == line.get("baseline_failed", False)
+        assert any("without torch" in note for note in line["baseline_notes"])
+        code, out = run(script, capsys)
+        assert code == 0 and ("without torch 2: AttributeError: replay" in out.err) == is_told
+        assert ("products alone in Triton  1.000 ms" in out.out) == (len(results) == 2 and not is_told)
 
 
 def test_what_does_not_fit_or_run_is_told(script, capsys, monkeypatch):

@@ -139,11 +139,17 @@ class TorchRound:
 
 @dataclass(frozen=True)
 class TorchResult:
-    """Times of all rounds of one way; ``note``: why there are none."""
+    """Times of all rounds of one way; ``note``: why there are none; ``is_there``: False without torch."""
 
     name: str
     times_s: tuple[float, ...] = ()
     note: str = ""
+    is_there: bool = True
+
+
+def has_failed(results: Sequence[TorchResult]) -> bool:
+    """Whether torch is there and no way of it has times: something is wrong with it, or with this file."""
+    return any(r.is_there for r in results) and not any(r.times_s for r in results)
 
 
 def measure_torch(device: str, products: Sequence[Product], num_rounds: int) -> list[TorchResult]:
@@ -151,7 +157,7 @@ def measure_torch(device: str, products: Sequence[Product], num_rounds: int) -> 
     try:
         import torch
     except ImportError as error:
-        return [TorchResult("torch", note=str(error))]
+        return [TorchResult("torch", note=str(error), is_there=False)]
     if device == "cuda" and not torch.cuda.is_available():
         return [TorchResult("torch", note=f"torch {torch.__version__} finds no GPU")]
     name = f"torch {torch.__version__}"
