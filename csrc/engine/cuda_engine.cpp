@@ -17,7 +17,8 @@ namespace mimo_rt {
 namespace {
 
 constexpr const char* kWhere = "Engine.open";
-/// Of random weights, in every layer: as many as a token usually has, so that those of one add up as if all differed.
+/// Of random weights, in every layer; expert i is a copy of i modulo this. So experts of a token may have the same
+/// weights: of 8 drawn evenly from many, 5.3 different ones in the mean. Each lies in memory of its own.
 constexpr uint32_t kDistinctExperts = 8;
 
 void check_cuda_options(const EngineOptions& options, const cuda::StepDevice& device) {

@@ -158,7 +158,7 @@ class Generation {
     request.max_context_rows = engine_.round_plan->options().max_context_rows;
     request.proposal = options_.draft.proposal;
     if (options_.want_rounds) {
-      result_.rounds.reserve(std::min(limit_, request.max_context));  // nothing is allocated between two rounds
+      result_.rounds.reserve(limit_);  // nothing is allocated between two rounds
       request.rounds = &result_.rounds;
     }
     if (engine_.has_lookup) request.lookup = &*session_.lookup;

@@ -64,7 +64,6 @@ struct DraftOptions {
     sampled,  ///< a draw from the draft, accepted by the ratio test; distributed as plain decoding. The draws depend on
               ///< the widths of the rounds: a seed repeats the output in Mode::fixed only
   } proposal = Proposal::argmax;
-
 };
 
 inline constexpr uint32_t kMaxBlockSize = 16;

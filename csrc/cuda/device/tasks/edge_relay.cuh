@@ -1,5 +1,6 @@
 // A token that tasks hand around by one kind of edge, and that nothing else holds up: the time of a
-// hop is what the edge costs. The waits and signals are those of the persistent kernel.
+// hop is what the edge costs. Counters are waited for and signalled as in the persistent kernel. By tag
+// each of 256 threads waits for one word of its own; there one warp brings all (receive_tagged).
 //
 // The row that a hop writes is not read any more: its readers were those of the hop before the last
 // one, and the hop that was waited for came after them. Launches go on where the last one ended.
