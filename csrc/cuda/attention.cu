@@ -15,12 +15,7 @@ void launch_attention(const AttentionParams& params, const LaunchOptions& option
                                params.num_kv_heads, " of ", params.qk_head_dim, '/',
                                params.v_head_dim, ", window_tokens ", params.window_tokens,
                                ", split_keys ", params.split_keys)};
-  const uint32_t num_blocks =
-      options.num_blocks ? options.num_blocks
-                         : static_cast<uint32_t>(device_attribute(cudaDevAttrMultiProcessorCount, call));
-  AttentionParams grouped = params;
-  grouped.group_shift = choose_group_shift(params, num_blocks);
-  launch_kernel(attention_kernel, grouped, options.num_blocks, kBlockThreads,
+  launch_kernel(attention_kernel, params, options.num_blocks, kBlockThreads,
                 sizeof(AttentionShared), options.stream, call);
   launch_kernel(attention_combine_kernel, params, options.num_blocks, kComputeWarps * 32, 0,
                 options.stream, call);

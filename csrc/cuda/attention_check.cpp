@@ -89,9 +89,6 @@ void check_attention(const AttentionParams& p) {
                 p.max_context);
   MIMO_RT_CHECK(p.window_tokens <= kMaxContext, unsupported_shape, kWhere,
                 "window_tokens: expected at most ", kMaxContext, ", got ", p.window_tokens);
-  MIMO_RT_CHECK(p.group_shift >= kMinGroupShift && p.group_shift <= kMaxGroupShift,
-                invalid_argument, kWhere, "group_shift: expected ", kMinGroupShift, " .. ",
-                kMaxGroupShift, ", got ", p.group_shift);
   check_kv("kv", p.kv, p);
   check_visible(p);
 }

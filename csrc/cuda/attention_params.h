@@ -27,8 +27,8 @@ inline constexpr uint32_t kChunkKeys = 64;  ///< keys of one softmax; begins at 
 inline constexpr uint32_t kMaxQkHeadDim = 256;
 inline constexpr uint32_t kMaxVHeadDim = 128;
 inline constexpr uint32_t kMaxKvStride = kStageBytes / kTileKeys / 2;
-/// (row, q head) pairs of one kv head that a block holds at most: one product tile of 16 per compute
-/// warp.
+/// A unit is up to 2^shift (row, q head) pairs of one kv head; any shift gives the same bits. A block
+/// holds one product tile of 16 per compute warp.
 inline constexpr uint32_t kMinGroupShift = 4, kMaxGroupShift = 7;
 inline constexpr uint32_t kGroupRows = 1u << kMaxGroupShift;
 static_assert(kGroupRows == 16 * kComputeWarps);
@@ -64,8 +64,6 @@ struct AttentionParams {
   /// of the result's definition: a constant of the layer.
   uint32_t split_keys = 0;
   uint32_t max_context = 0;             ///< no row is at this position or beyond
-  /// A unit is up to 2^this pairs of a kv head, kMinGroupShift .. kMaxGroupShift; any gives the same bits.
-  uint32_t group_shift = kMaxGroupShift;
 };
 
 /// Most splits that the rows of a call can touch.
@@ -75,18 +73,6 @@ inline uint32_t max_attention_splits(const AttentionParams& p) {
   const uint32_t touched = (seen + p.split_keys - 1) / p.split_keys + 1;
   const uint32_t of_cache = p.window_tokens != 0 && touched < splits ? touched : splits;
   return of_cache + (p.block.blocks != nullptr ? 1 : 0);
-}
-
-/// The largest groups of pairs with which three quarters of the blocks have a unit. Small ones read the
-/// keys from L2 more often, but share the products of few rows out among the multiprocessors.
-inline uint32_t choose_group_shift(const AttentionParams& p, uint32_t num_blocks) {
-  const uint32_t num_pairs = p.num_rows * (p.num_q_heads / p.num_kv_heads);
-  uint32_t shift = kMaxGroupShift;
-  const auto num_units = [&] {
-    return (((num_pairs - 1) >> shift) + 1) * max_attention_splits(p) * p.num_kv_heads;
-  };
-  while (shift > kMinGroupShift && 4 * num_units() < 3 * num_blocks) --shift;
-  return shift;
 }
 
 /// Per split and (row, q head): sums of the values, then largest score and sum of the weights.

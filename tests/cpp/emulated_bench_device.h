@@ -100,9 +100,7 @@ class EmulatedBenchDevice : public HostDeviceMemory<cuda::BenchDevice> {
   }
   void launch(const cuda::AttentionParams& params) override {
     cuda::check_attention(params);
-    cuda::AttentionParams grouped = params;
-    grouped.group_shift = cuda::choose_group_shift(params, num_multiprocessors());
-    run(cuda::attention_kernel, grouped, sizeof(cuda::AttentionShared));
+    run(cuda::attention_kernel, params, sizeof(cuda::AttentionShared));
     run(cuda::attention_combine_kernel, params, 0, kComputeThreads);
   }
   void launch(const cuda::RouterLogitsParams& params) override {

@@ -40,6 +40,15 @@ void run(const cuda::AttentionParams& params, const Launch& launch) {
   cuda::check_attention(params);
   expect_none(run_both(params, attention_options(launch)));
 }
+
+struct GroupShiftProbe {
+  cuda::AttentionParams params;
+  uint32_t* shift;
+};
+void keep_group_shift(GroupShiftProbe probe) {
+  if (blockIdx.x == 0 && threadIdx.x == 0)
+    *probe.shift = cuda::AttentionCall(probe.params).group_shift;
+}
 #endif
 
 /// out[num_rows, num_q_heads * v_head_dim]
@@ -222,11 +231,10 @@ TEST_CASE("any size of the groups of pairs gives the same bits") {
     Attention call(shape, Values::random, 51);
     const std::vector<bf16_t> whole = attend(call);
     AlignedRows<bf16_t> out(shape.num_rows, shape.num_q_heads * shape.v_head_dim, kUntouched);
-    cuda::AttentionParams params = call.params(out);
-    for (uint32_t shift = cuda::kMinGroupShift; shift <= cuda::kMaxGroupShift; ++shift) {
+    const cuda::AttentionParams params = call.params(out);
+    for (const uint32_t num_blocks : {2u, 10u, 20u, 40u}) {  // all sizes, the largest first
       std::fill_n(out.data, whole.size(), kUntouched);
-      params.group_shift = shift;  // a launch on a GPU chooses its own, by its blocks
-      run(params, {.num_blocks = 1u << (cuda::kMaxGroupShift - shift), .seed = shift});
+      run(params, {.num_blocks = num_blocks, .seed = num_blocks});
       CHECK(std::equal(whole.begin(), whole.end(), out.data));
     }
     call.q.data[1] ^= 0x40;  // control
@@ -235,24 +243,30 @@ TEST_CASE("any size of the groups of pairs gives the same bits") {
   }
 }
 
-TEST_CASE("groups are as small as it takes to give most multiprocessors keys") {
+#if !defined(MIMO_RT_TEST_ON_GPU)
+TEST_CASE("groups are as small as it takes to give most blocks keys") {
   const auto shift_of = [](uint32_t num_rows, uint32_t num_kv_heads, uint32_t window_tokens,
-                           uint32_t split_keys, uint32_t max_context = 1u << 20) {
+                           uint32_t split_keys, uint32_t position) {
     cuda::AttentionParams p;
     p.num_rows = num_rows;
     p.num_kv_heads = num_kv_heads;
     p.num_q_heads = 16 * num_kv_heads;
     p.window_tokens = window_tokens;
     p.split_keys = split_keys;
-    p.max_context = max_context;
-    return cuda::choose_group_shift(p, 132);
+    p.max_context = 1u << 20;
+    p.position = &position;
+    uint32_t shift = 0;
+    run_emulated(keep_group_shift, {p, &shift}, options_of({.num_blocks = 132}, 32, 0));
+    return shift;
   };
-  CHECK_EQ(shift_of(8, 1, 128, 64), 4u);         // a window of a rank of eight: 32 units, not 4
-  CHECK_EQ(shift_of(8, 8, 128, 64), 5u);         // of the whole model: 128 units, not 32
-  CHECK_EQ(shift_of(64, 8, 128, 64), 7u);        // many rows: 256 units
-  CHECK_EQ(shift_of(8, 1, 0, 256, 8192), 5u);    // all keys: 128 units
-  CHECK_EQ(shift_of(8, 1, 0, 256), 7u);          // of a long context: thousands
+  CHECK_EQ(shift_of(8, 1, 128, 64, 1020), 4u);    // a window of a rank of eight: 32 units, not 4
+  CHECK_EQ(shift_of(8, 8, 128, 64, 1020), 5u);    // of the whole model: 128 units, not 32
+  CHECK_EQ(shift_of(64, 8, 128, 64, 1020), 7u);   // many rows: 256 units
+  CHECK_EQ(shift_of(8, 1, 0, 256, 8184), 5u);     // all keys: 128 units
+  CHECK_EQ(shift_of(8, 1, 0, 256, 1000), 4u);     // of a short text, however long it may grow: 32
+  CHECK_EQ(shift_of(8, 1, 0, 256, 1000000), 7u);  // of a long one: thousands
 }
+#endif
 
 TEST_CASE("arguments that the kernels cannot take are refused by name") {
   Attention call({2, 4, 2, 32, 16, 100, 0, 64}, Values::random, 1);
@@ -272,7 +286,6 @@ TEST_CASE("arguments that the kernels cannot take are refused by name") {
           [](P p) { p.num_q_heads = 3; });
   refused(unsupported_shape, "num_q_heads", [](P p) { p.num_kv_heads = 0; });
   refused(invalid_argument, "q: expected an address", [](P p) { ++p.q.data; });
-  refused(invalid_argument, "group_shift: expected 4 .. 7, got 3", [](P p) { p.group_shift = 3; });
   refused(invalid_argument, "q.stride: expected at least 128", [](P p) { p.q.stride = 120; });
   refused(invalid_argument, "out.stride", [](P p) { p.out.stride = 56; });
   refused(invalid_argument, "position: expected memory, got null",

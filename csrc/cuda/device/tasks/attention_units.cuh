@@ -48,13 +48,24 @@ __device__ __forceinline__ uint32_t first_seen(const AttentionParams& p, uint32_
   return p.window_tokens != 0 && end > p.window_tokens ? end - p.window_tokens : 0;
 }
 
+/// The largest groups of pairs with which three quarters of the blocks have a unit; `num_spans`: splits
+/// that hold keys, of all kv heads. Small groups read the keys from L2 more often, but share the
+/// products of few rows out among the multiprocessors.
+__device__ __forceinline__ uint32_t choose_group_shift(uint32_t num_pairs, uint32_t num_spans,
+                                                       uint32_t num_blocks) {
+  uint32_t shift = kMaxGroupShift;
+  while (shift > kMinGroupShift && 4 * (((num_pairs - 1) >> shift) + 1) * num_spans < 3 * num_blocks)
+    --shift;
+  return shift;
+}
+
 /// What a call looks like once the position is known.
 struct AttentionCall {
   uint32_t position;
   KeySpan cache;               ///< positions of the cache that some row sees
   uint32_t first_split, num_cache_splits, num_splits;
   uint32_t num_pairs;          ///< (row, q head) pairs of a kv head
-  uint32_t num_groups;
+  uint32_t group_shift, num_groups;
 
   __device__ explicit AttentionCall(const AttentionParams& p) : position(*p.position) {
     if (position >= p.max_context || p.num_rows > p.max_context - position) ptx::trap();
@@ -65,7 +76,8 @@ struct AttentionCall {
         cache.first < cache.end ? (cache.end - 1) / p.split_keys + 1 - first_split : 0;
     num_splits = num_cache_splits + (p.block.blocks ? 1 : 0);
     num_pairs = p.num_rows * (p.num_q_heads / p.num_kv_heads);
-    num_groups = ((num_pairs - 1) >> p.group_shift) + 1;
+    group_shift = choose_group_shift(num_pairs, num_splits * p.num_kv_heads, gridDim.x);
+    num_groups = ((num_pairs - 1) >> group_shift) + 1;
   }
   __device__ uint32_t num_units(const AttentionParams& p) const {
     return num_groups * num_splits * p.num_kv_heads;
@@ -98,8 +110,8 @@ struct AttentionUnit {
   __device__ AttentionUnit(const AttentionParams& p, const AttentionCall& call, uint32_t unit) {
     kv_head = unit % p.num_kv_heads;
     split = unit / p.num_kv_heads % call.num_splits;
-    first_pair = unit / p.num_kv_heads / call.num_splits << p.group_shift;
-    const uint32_t rest = call.num_pairs - first_pair, most = 1u << p.group_shift;
+    first_pair = unit / p.num_kv_heads / call.num_splits << call.group_shift;
+    const uint32_t rest = call.num_pairs - first_pair, most = 1u << call.group_shift;
     num_pairs = rest < most ? rest : most;
     is_block = split == call.num_cache_splits;
     const uint32_t begin = (call.first_split + split) * p.split_keys, end = begin + p.split_keys;
