@@ -14,19 +14,19 @@ struct KernelCall {
   std::string shapes;  ///< "num_tokens 8, hidden_size 6144, width 256"
 };
 
-/// The launch before the one that is being looked at. A kernel's fault is told by a later call,
-/// which may be another thread's: only the last launch is known. Thread-safe.
+/// The launch before the one that is being looked at, of whatever thread, device and stream of the
+/// process: a kernel's fault is told by a later call, which may be another thread's. Thread-safe.
 class LastLaunch {
  public:
   void note(const KernelCall& call) {
     const std::lock_guard lock(mutex_);
     call_ = call;
   }
-  /// "; after cuda.expert_down (…) or an earlier launch"; empty before the first.
+  /// "; after cuda.expert_down (…) or an earlier launch, of any device"; empty before the first.
   std::string text() const {
     const std::lock_guard lock(mutex_);
     if (!call_.where) return {};
-    return concat("; after ", call_.where, " (", call_.shapes, ") or an earlier launch");
+    return concat("; after ", call_.where, " (", call_.shapes, ") or an earlier launch, of any device");
   }
 
  private:

@@ -21,7 +21,7 @@ TEST_CASE("a fault that a later call tells names the last launch and its shapes"
   launch.note({"cuda.projection", "num_tokens 8, rows 64"});
   launch.note({"cuda.expert_down", "num_tokens 8, width 256"});
   CHECK_EQ(text(),
-           plain + "; after cuda.expert_down (num_tokens 8, width 256) or an earlier launch");
+           plain + "; after cuda.expert_down (num_tokens 8, width 256) or an earlier launch, of any device");
 }
 
 TEST_CASE("devices without binaries in this library are refused") {
