@@ -18,13 +18,14 @@ void check_persistent(const PersistentParams& params, uint32_t num_blocks);
 /// @throws Error{unavailable}
 void check_resident(uint32_t num_blocks, uint32_t max_blocks, uint32_t num_sms);
 
-// How CUDA refuses a launch whose blocks cannot be resident at the same time. Without CUDA's headers,
-// so that it is tested on every machine; persistent.cu compares the numbers.
+// How CUDA refuses a launch whose blocks cannot be resident at the same time; 701 is also that of a block
+// with too many registers or threads. Without CUDA's headers, so that it is tested on every machine;
+// persistent.cu compares the numbers.
 inline constexpr int kLaunchOutOfResources = 701;       ///< cudaErrorLaunchOutOfResources
 inline constexpr int kCooperativeLaunchTooLarge = 720;  ///< cudaErrorCooperativeLaunchTooLarge
 
-/// That a launch was not refused because others hold multiprocessors just now, which check_resident
-/// cannot know. `status`: the cudaError_t of the launch; others than those above pass.
+/// That a launch was not refused, as it may be when others hold multiprocessors just now, which
+/// check_resident cannot know. `status`: the cudaError_t of the launch; others than those above pass.
 /// @throws Error{unavailable}: nothing was launched, later launches may be
 void check_room(int status, uint32_t num_blocks);
 

@@ -33,11 +33,15 @@ void check_resident(uint32_t num_blocks, uint32_t max_blocks, uint32_t num_sms) 
 
 void check_room(int status, uint32_t num_blocks) {
   const bool is_crowded = status == kCooperativeLaunchTooLarge || status == kLaunchOutOfResources;
+  const char* other_cause = status == kLaunchOutOfResources
+                                ? ". If it comes back without such processes, a block takes more registers or threads "
+                                  "than the device has, and this is a bug"
+                                : "";
   MIMO_RT_CHECK(!is_crowded, unavailable, "cuda.persistent",
                 "num_blocks: expected as many as the device holds at the same time beside what others run on it, got ",
                 num_blocks, ", which CUDA refused (error ", status,
                 "). End the other processes that hold multiprocessors (MPS clients, other persistent kernels) "
-                "and try again, or make a plan with fewer workers.");
+                "and try again, or make a plan with fewer workers", other_cause, '.');
 }
 
 }  // namespace mimo_rt::cuda
