@@ -15,6 +15,7 @@ CostKey cost_key(std::string_view device, uint32_t num_workers, const std::strin
     key.processor = first.name;
     if (num_workers == 0) key.num_workers = first.num_sms;
   }
+  if (key.num_workers == 0) key.num_workers = num_usable_cores();
   for (const cpu::CpuBackend& backend : cpu::cpu_backends())
     if (key.backend == backend.name) key.kernel_set = backend.kernel_set;
   return key;

@@ -134,9 +134,14 @@ class CudaCostMeter {
 
 CostTable measure_cuda_costs(const CostKey& key, const OpenDevice& open_device, const CudaCostSizes& sizes,
                              const std::function<void(double)>& progress) {
-  const uint32_t num_workers = open_device()->num_multiprocessors();
+  const auto [num_workers, name] = [&] {
+    const std::unique_ptr<cuda::BenchDevice> device = open_device();
+    return std::pair{device->num_multiprocessors(), device->name()};
+  }();
   MIMO_RT_CHECK(key.activations == "bf16", unavailable, "measure_costs",
                 "activations: expected bf16 on 'cuda', got ", key.activations);
+  MIMO_RT_CHECK(key.processor == name, invalid_argument, "measure_costs", "processor: expected '", name,
+                "', the GPU that would be measured, got '", key.processor, "'. cost_key(\"cuda\") fills it in.");
   MIMO_RT_CHECK(key.num_workers == num_workers, invalid_argument, "measure_costs", "num_workers: expected ",
                 num_workers, ", all multiprocessors: the kernels run on all of them, got ", key.num_workers);
   const CostTable table = CudaCostMeter(open_device, sizes, num_workers).measure(progress);

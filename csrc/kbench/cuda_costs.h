@@ -21,7 +21,7 @@ struct CudaCostSizes {
 
 using OpenDevice = std::function<std::unique_ptr<cuda::BenchDevice>()>;
 
-/// `key.num_workers`: as many as the device has multiprocessors. `open_device` gives the same device
+/// `key`: the device's name and as many workers as it has multiprocessors. `open_device` gives the same device
 /// every time. Progress as in measure_costs.
 /// @throws Error{invalid_argument, unavailable, out_of_memory, device_lost, timeout}
 CostTable measure_cuda_costs(const CostKey& key, const OpenDevice& open_device,

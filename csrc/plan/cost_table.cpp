@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
+#include <cctype>
 #include <cerrno>
 #include <cstring>
 #include <fstream>
@@ -43,6 +44,18 @@ std::string processor_name() {
 uint32_t workers_of(const CostKey& key) { return key.num_workers ? key.num_workers : num_usable_cores(); }
 
 std::string processor_of(const CostKey& key) { return key.processor.empty() ? processor_name() : key.processor; }
+
+/// Two GPUs may have as many multiprocessors; a CPU is the only one of its machine.
+std::string gpu_in_file_name(const CostKey& key) {
+  if (key.backend != "cuda") return {};
+  MIMO_RT_CHECK(!key.processor.empty() && key.num_workers != 0, invalid_argument, "cost_table_path",
+                "key: expected the processor and num_workers of a GPU, got '", key.processor, "' and ", key.num_workers,
+                ". cost_key(\"cuda\") fills them in.");
+  std::string name = key.processor + '-';
+  const auto is_plain = [](char c) { return std::isalnum(static_cast<unsigned char>(c)) || c == '-'; };
+  std::ranges::replace_if(name, [&](char c) { return !is_plain(c); }, '_');
+  return name;
+}
 
 /// What measures a table for the key again.
 std::string again(const CostKey& key) {
@@ -101,8 +114,8 @@ bool CostTable::is_sound() const {
 
 fs::path cost_table_path(const CostKey& key) {
   return cache_directory() / "costs" /
-         concat(key.backend, '-', key.kernel_set, key.kernel_set.empty() ? "" : "-", key.activations, '-',
-                workers_of(key), ".json");
+         concat(key.backend, '-', gpu_in_file_name(key), key.kernel_set, key.kernel_set.empty() ? "" : "-",
+                key.activations, '-', workers_of(key), ".json");
 }
 
 void save_cost_table(const CostKey& key, const CostTable& table) {

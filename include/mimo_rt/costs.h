@@ -33,13 +33,13 @@ struct CostTable {
   bool operator==(const CostTable&) const = default;
 };
 
-/// Whose costs a table holds.
+/// Whose costs a table holds. `cost_key` fills in what this machine has; of a GPU that has no defaults.
 struct CostKey {
   std::string backend;              ///< a CPU backend of `list_backends`, e.g. "cpu-avx2", or "cuda"
-  uint32_t num_workers = 0;         ///< 0: all usable cores
+  uint32_t num_workers = 0;         ///< 0: all usable cores; "cuda": 1 or more, for measuring all multiprocessors
   std::string activations = "bf16"; ///< see EngineOptions
   std::string kernel_set = {};      ///< which of its kernels the backend stands for, where it has several
-  std::string processor = {};       ///< name of the CPU or GPU; empty: this machine's CPU
+  std::string processor = {};       ///< name of the CPU or GPU; empty: this machine's CPU; "cuda": never empty
 };
 
 /// The key of an engine that opens here. `device` and `activations`: as in EngineOptions; `num_workers` 0: all usable
@@ -50,12 +50,13 @@ MIMO_RT_API CostKey cost_key(std::string_view device, uint32_t num_workers = 0,
 
 /// Runs the backend's kernels. On a CPU on as many threads as the engine has workers: some ten seconds; memory of four
 /// times the last-level cache or 256 MB, and 8 MB per worker. On "cuda" on all multiprocessors: some ten seconds, most
-/// of them to pack weights; 2 GB of the GPU's memory.
+/// of them to pack weights; 2 GB of the GPU's memory, which has to be the one that the key names.
 /// `progress`: called with 0 .. 1 now and then; it may throw to stop.
 /// @throws Error{invalid_argument, unavailable, out_of_memory}; on "cuda" also Error{device_lost, timeout}
 MIMO_RT_API CostTable measure_costs(const CostKey& key, const std::function<void(double)>& progress = {});
 
-/// Where the table for this machine lies: in `cache_directory()`.
+/// Where the table lies: in `cache_directory()`, each GPU's in a file of its own.
+/// @throws Error{invalid_argument} for a key of "cuda" without processor or workers, as the two below
 MIMO_RT_API std::filesystem::path cost_table_path(const CostKey& key);
 /// @throws Error{io}
 MIMO_RT_API void save_cost_table(const CostKey& key, const CostTable& table);

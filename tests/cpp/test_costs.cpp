@@ -156,6 +156,7 @@ TEST_CASE("kernel sets of a backend have tables of their own") {
   CHECK(key.backend == "cpu-generic" && key.num_workers == 3 && key.activations == "int8" && key.kernel_set.empty());
   const cpu::CpuBackend& widest = cpu::cpu_backends().back();
   CHECK_EQ(cost_key("cpu").kernel_set, std::string(widest.supported ? widest.kernel_set : ""));
+  CHECK_EQ(cost_key("cpu-generic").num_workers, num_usable_cores());
   CHECK_THROWS(invalid_argument, "device", cost_key("tpu"));
 }
 

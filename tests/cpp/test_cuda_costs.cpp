@@ -87,6 +87,7 @@ CudaCostSizes small_sizes() {
 CostTable measure(uint32_t num_sms, CostKey key = {.backend = "cuda"},
                   const std::function<void(double)>& progress = {}) {
   if (key.num_workers == 0) key.num_workers = num_sms;
+  if (key.processor.empty()) key.processor = ClockDevice(num_sms).name();
   const auto open = [&] { return std::make_unique<ClockDevice>(num_sms); };
   return kbench::measure_cuda_costs(key, open, small_sizes(), progress);
 }
@@ -154,6 +155,8 @@ TEST_CASE("a table of a GPU is of all its multiprocessors, and of BF16 activatio
                measure(3, {.backend = "cuda", .num_workers = 2}));
   CHECK_THROWS(unavailable, "activations: expected bf16 on 'cuda', got int8",
                measure(3, {.backend = "cuda", .activations = "int8"}));
+  CHECK_THROWS(invalid_argument, "processor: expected 'emulated', the GPU that would be measured, got 'another'",
+               measure(3, {.backend = "cuda", .processor = "another"}));
   struct StoppedClock : ClockDevice {
     using ClockDevice::ClockDevice;
     KernelTimes time(uint32_t num_calls, const std::function<void(uint32_t)>&) override {
@@ -161,8 +164,24 @@ TEST_CASE("a table of a GPU is of all its multiprocessors, and of BF16 activatio
     }
   };
   const auto open = [] { return std::make_unique<StoppedClock>(2u); };
-  CHECK_THROWS(device_lost, "clock",
-               kbench::measure_cuda_costs({.backend = "cuda", .num_workers = 2}, open, small_sizes(), {}));
+  const CostKey key{.backend = "cuda", .num_workers = 2, .processor = "emulated"};
+  CHECK_THROWS(device_lost, "clock", kbench::measure_cuda_costs(key, open, small_sizes(), {}));
+}
+
+TEST_CASE("every GPU has a table of its own, and a key that names none has none") {
+  const Cache cache;
+  const CostKey h100 = key_of("NVIDIA H100", 132), h200 = key_of("NVIDIA H200", 132);
+  save_cost_table(h100, table_with(1.0));
+  save_cost_table(h200, table_with(2.0));
+  CHECK(load_cost_table(h100) == table_with(1.0) && load_cost_table(h200) == table_with(2.0));
+  CHECK_EQ(cost_table_path(h200).filename().string(), "cuda-NVIDIA_H200-bf16-132.json");
+  CHECK_EQ(cost_table_path(key_of("../a\n/b")).filename().string(), "cuda-___a__b-bf16-2.json");
+  for (const CostKey& key : {key_of(""), key_of("NVIDIA H100", 0)}) {
+    constexpr const char* kText = "key: expected the processor and num_workers of a GPU";
+    CHECK_THROWS(invalid_argument, kText, cost_table_path(key));
+    CHECK_THROWS(invalid_argument, kText, save_cost_table(key, table_with(1.0)));
+    CHECK_THROWS(invalid_argument, kText, load_cost_table(key));
+  }
 }
 
 TEST_CASE("an engine plans by the table of its device: other shares, the same tokens") {
@@ -198,7 +217,10 @@ TEST_CASE("the table of another device and a damaged file are not used, and the 
     CHECK_EQ(session.generate(Tokens{1, 2, 3}, greedy(2)).token_ids.size(), 2u);
   };
   engine_with("");  // there is none
-  save_cost_table(key_of("another " + name), table_with(1.0));
+  const CostKey another = key_of("another " + name);
+  save_cost_table(another, table_with(1.0));
+  engine_with("");
+  fs::rename(cost_table_path(another), cost_table_path(key_of(name)));
   engine_with("measured on 'another " + name + "', this is '" + name + "'");
   std::ofstream(cost_table_path(key_of(name)), std::ios::trunc) << "{\"version\": 1";
   engine_with(cost_table_path(key_of(name)).string());

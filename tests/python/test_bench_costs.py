@@ -33,6 +33,7 @@ def test_table_is_kept_used_and_forgotten(cache, tmp_path):
     record = json.loads(costs("--threads", "1", "--json").stdout)
     key = _C.cost_key(record["backend"], 1)
     assert (record["kernel_set"] or "") == key.kernel_set and record["device"] is None
+    assert record["num_workers"] == 1 and _C.cost_key(record["backend"]).num_workers == _C.num_usable_cores()
     assert record["file"] == str(_C.cost_table_path(key)) and record["file"].startswith(str(cache))
     table = _C.load_cost_table(key)
     assert table.is_measured and table.edge_ns == 0  # one worker has nobody to wait for

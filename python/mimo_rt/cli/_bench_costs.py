@@ -20,8 +20,8 @@ def add_parsers(cases: Any, common: argparse.ArgumentParser) -> None:
     parser = cases.add_parser(
         "costs", parents=[common], help=text, allow_abbrev=False,
         description=f"{text}. Takes some ten seconds; measure on a machine that does nothing else. "
-        "The table is kept in the cache directory, one per backend and set of kernels, number of "
-        "workers and activations; that of another processor or GPU is not used.",
+        "The table is kept in the cache directory, one per backend and set of kernels, GPU, number "
+        "of workers and activations; that of another processor is not used.",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument("--forget", action="store_true",
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     _C.save_cost_table(key, table)
     if args.json:
         print_json({**machine_record(), "backend": key.backend, "device": key.processor or None,
-                    "kernel_set": key.kernel_set or None, "num_workers": key.num_workers or None,
+                    "kernel_set": key.kernel_set or None, "num_workers": key.num_workers,
                     "activations": key.activations, "file": str(path), **_record(table)})
     else:
         print(_text(table))
