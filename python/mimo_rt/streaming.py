@@ -224,8 +224,8 @@ def call_interruptibly(call: Callable[[], T], interrupt: Callable[[], None]) -> 
             outbox.put((None, error))
 
     thread = threading.Thread(target=main, name="mimo_rt-call", daemon=False)
-    thread.start()
     try:
+        thread.start()
         value, error = outbox.get()
     except BaseException:
         while thread.is_alive():

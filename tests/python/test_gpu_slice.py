@@ -1,13 +1,23 @@
 """bench/gpu_slice.py without a GPU: the slice's bytes, the projection, and a shrunk slice on the CPU."""
 
+import _thread
 import importlib.util
 import json
+import threading
+from types import SimpleNamespace
 
 import pytest
 from fake_cuda import fake_torch
 from mimo_rt import _C, errors
 from mimo_rt.bench import torch_round
-from mimo_rt.bench.rank_slice import ACCEPTED, SliceRounds, count_allreduces, project, round_bytes
+from mimo_rt.bench.rank_slice import (
+    ACCEPTED,
+    SliceRounds,
+    count_allreduces,
+    measure_rounds,
+    project,
+    round_bytes,
+)
 from mimo_rt.bench.synthetic import slice_config, slice_draft_config
 from mimo_rt.bench.torch_round import Product, TorchResult, TorchRound, round_products
 from mimo_rt.bench.work import active_experts
@@ -208,3 +218,25 @@ def test_a_baseline_that_fails_is_a_note(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     bf16, triton = torch_round.measure_torch("cuda", products, 2)  # there is no such device
     assert not bf16.times_s and bf16.note and not triton.times_s and "Error" in triton.note
+
+
+def test_ctrl_c_ends_the_generation_at_hand(monkeypatch):
+    cancelled = threading.Event()
+
+    class LongGeneration:
+        def __init__(self, engine, max_context):
+            pass
+
+        def generate(self, prompt, options):
+            _thread.interrupt_main()
+            assert cancelled.wait(60)
+            return SimpleNamespace(rounds=[])
+
+        def cancel(self):
+            cancelled.set()
+
+    monkeypatch.setattr(_C, "Session", LongGeneration)
+    engine = SimpleNamespace(config=configs()[0], max_draft_tokens=7)
+    with pytest.raises(KeyboardInterrupt):
+        measure_rounds(engine, 8, 0.1)
+    assert cancelled.is_set()

@@ -6,9 +6,11 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from .. import _C
+from ..streaming import call_interruptibly
 from .measurement import MIN_SAMPLES, Measurement, spread
 from .work import active_experts, spread_prompt
 
@@ -102,7 +104,8 @@ def measure_rounds(engine: Any, num_context: int, seconds: float) -> SliceRounds
     rounds: list[Any] = []
     num_all, deadline = 0, time.monotonic() + seconds
     while len(rounds) < MIN_SAMPLES or time.monotonic() < deadline:
-        result = session.generate(spread_prompt(config, num_context, num_all), options)
+        generate = partial(session.generate, spread_prompt(config, num_context, num_all), options)
+        result = call_interruptibly(generate, session.cancel)
         num_all += len(result.rounds)
         rounds += [r for r in result.rounds[_WARM_UP_ROUNDS:] if r.num_rows == num_rows]
     num_moe = sum(layer.is_moe for layer in config.layers)
