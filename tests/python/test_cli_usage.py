@@ -59,6 +59,7 @@ def run_here(capsys, *arguments):
         (("plan", "m", "--no-pin"), "need --trace"),
         (("bench", "decode", "--model", "m", "--layers", "3"), "--layers"),
         (("plan", "m", "--no-mmap"), "need --trace"),
+        (("plan", "m", "--device", "cuda", "--draft", "ngram"), "--draft: expected auto, none or a directory"),
         (("plan", "m", "--json", "--dump"), "--dump"),
         (("doctor", "--window-tokens", "128"), "unrecognized arguments: --window-tokens"),
         (("bench", "decode", "--no-mmap"), "need --model"),
@@ -338,6 +339,27 @@ def test_plan_shows_the_plans_of_a_model_with_a_draft(capsys, tmp_path):
     assert " accept tiles" in text and "+capture" in text
     code, err = run_here(capsys, "plan", str(model), "--draft", str(tmp_path / "absent"))
     assert code == 1 and "absent" in err
+
+
+def test_plan_for_a_gpu_leaves_out_the_draft_that_its_engine_leaves_out(capsys, tmp_path):
+    model = write_tiny_checkpoint(tmp_path / "tiny", seed=6)
+
+    def shown(*extra):
+        assert cli_main(["plan", str(model), "--device", "cuda", "--workers", "2", "--json", *extra]) == 0
+        captured = capsys.readouterr()
+        record = json.loads(captured.out)
+        return (record["hash"], record["round"]["hash"]), captured.err
+
+    without = shown("--draft", "none")
+    assert shown() == without and not without[1]
+    draft = write_tiny_draft(model, block_size=8)
+    fitting = shown()
+    assert fitting == shown("--draft", str(draft)) and not fitting[1] and fitting[0] != without[0]  # control
+    write_tiny_draft(model, block_size=9, overwrite=True)
+    plans, note = shown()
+    assert plans == without[0] and "is not used: its blocks have 9 tokens, the CUDA engine verifies 8" in note
+    code, err = run_here(capsys, "plan", str(model), "--device", "cuda", "--workers", "2", "--draft", str(draft))
+    assert code == 1 and "draft block_size: expected at most 8 on device 'cuda', got 9" in err
 
 
 def test_doctor_skips_what_needs_the_config(capsys, tmp_path):

@@ -137,6 +137,8 @@ def _checked_workers(args: argparse.Namespace) -> int | None:
                     "without it nothing runs.")
     if not _is_cuda(args.device):
         _C.resolve_backend(args.device)
+    elif args.draft == "ngram":
+        args.refuse("--draft: expected auto, none or a directory on device 'cuda', got ngram.")
     if args.json and args.dump:
         args.refuse("--dump is text: not together with --json.")
     chosen = args.threads if args.workers is None else args.workers
@@ -163,7 +165,7 @@ def read_config(path: Path, window_tokens: int = 0) -> Any:
 
 
 def read_draft(args: argparse.Namespace, config: Any) -> Any:
-    """The draft's config, checked against the target's; None without a draft model."""
+    """The draft's config, checked against the target's; None where an engine on the device has no draft model."""
     if args.draft in ("none", "ngram"):
         return None
     folder = Path(args.model) / "dflash" if args.draft == "auto" else Path(args.draft)
@@ -171,7 +173,14 @@ def read_draft(args: argparse.Namespace, config: Any) -> Any:
         return None
     draft = _C.DraftConfig.from_directory(str(folder))
     draft.check_target(config)
-    return draft
+    limit = _C.cuda_plan_options().max_tokens
+    if not _is_cuda(args.device) or draft.block_size <= limit:
+        return draft
+    if args.draft == "auto":
+        note(f"the draft of this model is not used: its blocks have {draft.block_size} tokens, "
+             f"the CUDA engine verifies {limit}")
+        return None
+    raise ValueError(f"draft block_size: expected at most {limit} on device 'cuda', got {draft.block_size}.")
 
 
 def _open_engine(args: argparse.Namespace) -> Any:
