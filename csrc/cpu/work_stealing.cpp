@@ -60,12 +60,15 @@ class PhaseOrder {
   }
 
  private:
-  /// Whether no worker begins before the epoch before has ended.
+  /// Whether no worker begins before the epoch before has ended: all wait for the gate, or for
+  /// signals of their own epoch.
   bool begins_at_gate() const {
     for (uint32_t w = 0; w < plan_.num_workers(); ++w) {
       const std::span<const Task> tasks = plan_.tasks(w);
-      const auto is_gate = [&](const Wait& wait) { return wait.counter == plan_.gate_counter(); };
-      if (!tasks.empty() && std::ranges::none_of(waits_of(tasks[0]), is_gate)) return false;
+      const auto is_gated = [&](const Wait& wait) {
+        return wait.value != 0 || wait.counter == plan_.gate_counter();
+      };
+      if (!tasks.empty() && std::ranges::none_of(waits_of(tasks[0]), is_gated)) return false;
     }
     return true;
   }

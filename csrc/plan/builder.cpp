@@ -259,7 +259,7 @@ void PlanBuilder::add_phase(TaskKind kind, uint16_t layer_idx, const std::vector
 
 void PlanBuilder::add_waits(uint32_t worker_idx, Task& task) const {
   task.waits[0] = task.waits[1] = {kNoCounter, 0};
-  if (lists_[worker_idx].empty()) task.waits[task.num_waits++] = {plan_.gate_counter_, 0};
+  if (sources_.empty()) task.waits[task.num_waits++] = {plan_.gate_counter_, 0};
   for (const Source& source : sources_) {
     const CounterInfo& info = plan_.counters_[source.counter];
     // Its own earlier tasks need no counter: a worker runs its list in order. Words of a tag edge it reads like others.
@@ -283,11 +283,13 @@ void PlanBuilder::add_moe(uint16_t layer_idx) {
   const double logits = static_cast<double>(tokens) * shape.num_experts;
   add_phase(TaskKind::select_experts, layer_idx, one_worker(), costs_.small_tile(4.0 * logits, 32.0 * logits));
   const Source route = sources_.front();
-  const bool has_tags = plan_.options_.tag_edges && has_room_for_tags();
+  const bool has_tags = plan_.options_.tag_edges;
   if (has_tags) {
     plan_.counters_.back().kind = CounterInfo::Kind::tag;
     plan_.counters_.back().buffer = kRoute;
-    sources_ = {before, route};  // rows, and `act` free of its last readers
+    // Rows, and `act` free of its last readers. What came before the route, the router's reads among it, the list of
+    // worker 0 orders: it publishes, and has a share of the experts.
+    sources_ = {before, route};
   }
   const uint32_t num_pairs = num_tiles(shape, TaskKind::expert_gate_up, layer_idx);
   const uint32_t max_active = max_active_experts(shape, tokens);
@@ -298,11 +300,6 @@ void PlanBuilder::add_moe(uint16_t layer_idx) {
               costs_.expert_gate_up_pair() * num_pairs / num_expert_shares_);
   if (has_tags) sources_.push_back(route);
   add_contiguous(TaskKind::expert_down, layer_idx, costs_.expert_down_tile());
-}
-
-/// The first task of a worker waits for the gate: a task has no room for two phases more.
-bool PlanBuilder::has_room_for_tags() const {
-  return std::ranges::none_of(lists_, [](const std::vector<Task>& list) { return list.empty(); });
 }
 
 void PlanBuilder::add_dense(uint16_t layer_idx) {

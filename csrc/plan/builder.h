@@ -1,6 +1,8 @@
 // Makes plans. A step is a sequence of phases, one per op; every phase splits its tiles over the workers once and for
 // all, and each of its tasks adds 1 to the phase's counter. A task of the next phase waits for the full count.
 //
+// Tasks of the first phase wait for the gate; all others begin after them, by the counters of their own epoch.
+//
 // A tag edge orders only the buffer that it brings. So the tasks behind one wait for two phases: that of the buffer, and
 // the last one from which everything else follows.
 #pragma once
@@ -61,7 +63,6 @@ class PlanBuilder {
   /// `tiles_per_row` tiles of each of up to `max_rows` rows.
   void add_strided(TaskKind kind, uint16_t layer_idx, uint32_t tiles_per_row, uint32_t max_rows, double expected_rows,
                    double tile_ns, bool mlp_norm = false);
-  bool has_room_for_tags() const;
   void finish();
 
   const ModelConfig& config_;

@@ -4,6 +4,8 @@
 #include "plan/kinds.h"
 #include "plan/task.h"
 
+#include <algorithm>
+
 namespace mimo_rt {
 namespace {
 
@@ -109,10 +111,13 @@ void EpochOrder::check_gate() const {
     const uint32_t last = static_cast<uint32_t>(list.size()) - 1;
     MIMO_RT_CHECK(gate_clock_[w] > last, plan_invalid, kWhere, task_name(plan_, w, last),
                   " may still run when the gate opens the next epoch: expected the gate's signal after it");
-    bool gated = false;
-    for (const Wait& wait : waits_of(list[0])) gated |= wait.counter == plan_.gate_counter() && wait.value == 0;
-    MIMO_RT_CHECK(gated, plan_invalid, kWhere, task_name(plan_, w, 0), " is the first of its worker: expected a wait ",
-                  "for the gate counter with value 0, or it may start before the previous epoch has ended");
+    const auto is_gated = [&](const Wait& wait) {
+      if (wait.value == 0) return wait.counter == plan_.gate_counter();
+      return plan_.counters()[wait.counter].kind == CounterInfo::Kind::counter;
+    };
+    MIMO_RT_CHECK(std::ranges::any_of(waits_of(list[0]), is_gated), plan_invalid, kWhere, task_name(plan_, w, 0),
+                  " is the first of its worker: expected a wait for the gate counter with value 0, or for a counter's ",
+                  "signals of its own epoch, or it may start before the previous epoch has ended");
   }
 }
 

@@ -29,8 +29,7 @@ struct PlanOptions {
   /// Attention is shared out by kv heads with all their q heads, as the CUDA kernels want it; else by q heads, so that
   /// more workers than there are kv heads have work.
   bool whole_kv_heads = false;
-  /// The route comes to the expert tasks by tag edges, as the CUDA kernel is fastest with: in MoE layers before which
-  /// every worker has a task.
+  /// The route comes to the expert tasks by tag edges, as the CUDA kernel is fastest with.
   bool tag_edges = false;
   CostTable costs;              ///< measured for num_workers workers; they share out work by it
   // What estimates assume of a worker where nothing was measured; the defaults are those of a core of a CPU.

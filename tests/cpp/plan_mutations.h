@@ -447,11 +447,12 @@ inline bool pad_buffer(PlanMutator& m, Random& random) {
   m.arena_bytes += (info.bytes + 63) / 64 * 64;
   return true;
 }
-// A phase's task goes next to another one of its phase.
+// A phase's task goes next to another one of its phase. Not what reads tagged words: such a task of the producer's
+// worker orders for all others what came before the producer.
 inline bool move_to_free_worker(PlanMutator& m, Random& random) {
   const Place from = pick(m, random);
   const Task task = at(m, from);
-  if (task.signal_counter == m.gate_counter || from.index == 0) return false;
+  if (task.signal_counter == m.gate_counter || from.index == 0 || m.tag_wait(task)) return false;
   for (uint32_t w = 0; w < m.lists.size(); ++w)
     for (uint32_t i = 0; i < m.lists[w].size(); ++i)
       if (w != from.worker && m.lists[w][i].signal_counter == task.signal_counter) {

@@ -224,6 +224,41 @@ TEST_CASE("plans follow the table, and stay sound") {
   CHECK_EQ(build(6, 4, dear).hash(), build(6, 4, dear).hash());
 }
 
+/// An eighth of the model's heads, widths and vocabulary, in a few of its layers.
+static ModelConfig rank_slice() {
+  ModelConfig config = test_configs::mimo_v2_5_pro_fp4();
+  config.num_layers = 4;
+  config.layers.resize(config.num_layers);
+  for (LayerConfig& layer : config.layers) layer.num_q_heads /= 8, layer.num_kv_heads /= 8;
+  config.intermediate_size /= 8, config.expert_intermediate_size /= 8, config.vocab_size /= 8;
+  return config;
+}
+
+TEST_CASE("routes come by tag edges also where the table leaves workers without early tasks") {
+  const ModelConfig config = rank_slice();
+  CostTable table = simple_table(1000, 20);
+  for (auto& times : table.matrix_ns)
+    for (double& ns : times) ns /= 5;
+  table.prepare_ns = 0;
+  for (const uint32_t num_workers : {132u, 148u})
+    for (const uint32_t max_tokens : {1u, 8u}) {
+      PlanOptions options = device_plan_options(num_workers, max_tokens, max_tokens);
+      options.costs = table;
+      const auto num_tags = [](const Plan& plan) {
+        return std::ranges::count(plan.counters(), CounterInfo::Kind::tag, &CounterInfo::kind);
+      };
+      const Plan plan = Plan::build(config, options);
+      plan.verify();
+      CHECK_EQ(num_tags(plan), std::ranges::count(config.layers, true, &LayerConfig::is_moe));
+      uint32_t num_late = 0;
+      for (uint32_t w = 0; w < num_workers; ++w)
+        num_late += std::ranges::none_of(plan.tasks(w), [](const Task& task) { return task.layer_idx == 0; });
+      CHECK(num_late > 0);  // the case at hand
+      options.tag_edges = false;
+      CHECK_EQ(num_tags(Plan::build(config, options)), 0);
+    }
+}
+
 TEST_CASE("a table gives the logits of any other plan, bit for bit") {
   const ModelConfig config = small_quantised();
   const Weights weights = Weights::synthetic(config, 11);

@@ -36,7 +36,8 @@ std::vector<Sound> sound_plans() {
   for (const auto& [name, config] : test_configs::tiny_configs())
     for (const auto& [num_workers, kind] : std::initializer_list<std::pair<uint32_t, PlanKind>>{
              {2, PlanKind::plain}, {3, PlanKind::plain}, {5, PlanKind::plain}, {3, PlanKind::step_with_draft},
-             {2, PlanKind::round}, {3, PlanKind::round}, {3, PlanKind::round_without_draft}, {3, PlanKind::tagged}}) {
+             {2, PlanKind::round}, {3, PlanKind::round}, {3, PlanKind::round_without_draft}, {3, PlanKind::tagged},
+             {13, PlanKind::tagged}}) {
       const bool fused = (seed++ / 2) % 2;
       PlanOptions options;
       options.num_workers = num_workers;
