@@ -53,7 +53,9 @@ enum class TaskBody : uint32_t {
 
 /// How many rows a task has is known when its epoch begins.
 enum class RowCount : uint32_t {
-  fixed, tokens, logit_rows, sampled_rows, context_rows, draft_rows,
+  fixed,
+  tokens,  ///< never 0: DevicePlan::tables wants 1 or more, accept_round sets up an anchor
+  logit_rows, sampled_rows, context_rows, draft_rows,
   draft_logit_rows,  ///< of the block, but for the anchor's
 };
 

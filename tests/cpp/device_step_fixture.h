@@ -7,6 +7,7 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "check.h"
@@ -86,8 +87,11 @@ class StepRunner {
  public:
   StepRunner(const DeviceModel& model, const Plan& given, uint32_t num_seqs = 1, uint64_t seed = 0,
              uint32_t timeout_ms = 10'000)
+      : StepRunner(model, given, num_seqs, open_test_device(seed), timeout_ms) {}
+  StepRunner(const DeviceModel& model, const Plan& given, uint32_t num_seqs, std::shared_ptr<cuda::StepDevice> device,
+             uint32_t timeout_ms)
       : plan(given), cache(model.config, {kMaxContext, given.options().max_tokens, num_seqs}) {
-    executor = cuda::make_cuda_executor(open_test_device(seed), model.pack(), model.config, {&plan},
+    executor = cuda::make_cuda_executor(std::move(device), model.pack(), model.config, {&plan},
                                         {.timeout_ms = timeout_ms});
     for (uint32_t s = 0; s < num_seqs; ++s) cache.reserve(s, kMaxContext);
   }

@@ -3,6 +3,8 @@
 
 #include "emulated_step_device.h"
 
+#include <algorithm>
+
 namespace fixture {
 
 void EmulatedStepDevice::begin(const cuda::PersistentParams& given, uint32_t num_blocks) {
@@ -19,6 +21,12 @@ void EmulatedStepDevice::begin(const cuda::PersistentParams& given, uint32_t num
     options.host_memory.emplace_back(static_cast<uint8_t*>(memory), size);
   options.skip = fault;
   options.skip_ordinal = fault_ordinal;
+  if (overwrites_routes)
+    options.skip_wait = [](uint32_t warp_idx, const uint64_t* mbarrier) {
+      auto& shared = *reinterpret_cast<cuda::PersistentShared*>(ptx::dynamic_shared_memory());
+      const auto is_it = [&](const cuda::TaskSlot& slot) { return mbarrier == &slot.is_free; };
+      return warp_idx == cuda::kComputeWarps + 2 && std::ranges::any_of(shared.slots.slots, is_it);
+    };
   running_ = std::make_unique<emulation::Launch>(options, [params] { cuda::persistent_kernel(params); });
 }
 

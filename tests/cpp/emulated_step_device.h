@@ -87,6 +87,7 @@ class EmulatedStepDevice : public HostDeviceMemory<cuda::StepDevice> {
   std::string error;  ///< of the emulation
   emulation::Skip fault = emulation::Skip::none;  ///< planted into launches, see emulation::LaunchOptions::skip
   uint32_t fault_ordinal = 0;
+  bool overwrites_routes = false;  ///< planted: no waiter lets the readers of a route end before it brings another
 
  private:
   void begin(const cuda::PersistentParams& params, uint32_t num_blocks);

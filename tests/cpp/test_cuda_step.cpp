@@ -234,6 +234,46 @@ TEST_CASE("a tag edge that is missing is refused by the verifier; the emulation 
   };
   check_missing_edges(is_on_tag, 4);
 }
+
+/// Worker 2 has nothing but expert tasks, its others are worker 1's. It polls for the route first, so that its waiter
+/// comes to the next layer's while it reads this one's.
+Plan plan_with_experts_alone() {
+  PlanMutator m(make_plan(3, 4));
+  std::vector<Task> own;
+  for (const Task& task : m.lists[2]) (m.tag_wait(task) ? own : m.lists[1]).push_back(task);
+  std::ranges::stable_sort(m.lists[1], {}, &Task::signal_counter);  // phases have them in order
+  for (Task& task : own) std::swap(task.waits[0], task.waits[1]);
+  m.lists[2] = own;
+  return m.finish();
+}
+
+TEST_CASE("a block that is soon at the next route lets the readers of the last one end; that it does not is found") {
+  const std::vector<int32_t> tokens = random_tokens(model().config, 4, 13);
+  const Plan plan = plan_with_experts_alone();
+  plan.verify();
+  CHECK_EQ(plan.tasks(2).size(), 6u);
+  CHECK_EQ(plan.num_tasks(), make_plan(3, 4).num_tasks());
+  const std::vector<float> right = run_device(3, 4, tokens, 0, false);
+  const auto is_right = [&](uint64_t seed, bool overwrites_routes) {
+    const auto device = open_test_device(seed);
+    device->overwrites_routes = overwrites_routes;
+    StepRunner engine(model(), plan, 1, device, overwrites_routes ? kHangTimeoutMs : 10'000);
+    const StepRows rows(tokens, 0, 0, 4);
+    if (!engine.run(rows.input)) {
+      if (!overwrites_routes) check::report(__FILE__, __LINE__, engine.error);
+      return false;
+    }
+    const uint32_t vocab = model().config.vocab_size;
+    return !std::memcmp(engine.logits(3), right.data() + 3 * vocab, vocab * sizeof(float));
+  };
+  uint32_t num_found = 0;
+  for (uint64_t seed = 0; seed <= 4; ++seed) {
+    CHECK(is_right(seed, false));
+    num_found += !is_right(seed, true);
+  }
+  std::printf("  found %u of 5\n", num_found);
+  CHECK(num_found != 0);
+}
 #endif
 
 TEST_CASE("plans that the kernel does not run are refused") {
@@ -260,7 +300,9 @@ TEST_CASE("plans that the kernel does not run are refused") {
   refused("lm_head: expected neighbouring tiles, got stride 2", strided.finish());
   const Plan plan = make_plan(2, 4);
   const cuda::DevicePlan device_plan(plan, m.config, weights, nullptr, kv);
-  CHECK_THROWS(invalid_argument, "num_tokens: expected 1..4, got 5", device_plan.tables({}, 5, 0, false));
+  for (const uint32_t num_tokens : {0u, 5u})
+    CHECK_THROWS(invalid_argument, "num_tokens: expected 1..4, got " + std::to_string(num_tokens),
+                 device_plan.tables({}, num_tokens, 0, false));
   CHECK_THROWS(invalid_argument, "num_logit_rows: expected at most 4, got 5", device_plan.tables({}, 1, 5, false));
   CHECK_THROWS(invalid_argument, "max_context: expected > 0",
                cuda::KvLayout(m.config.layers, {0, 1, 1}));

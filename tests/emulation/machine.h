@@ -203,6 +203,8 @@ struct LaunchOptions {
   /// A planted fault: every lane leaves out its operation `skip_ordinal` (from 0) of this kind.
   Skip skip = Skip::none;
   uint32_t skip_ordinal = 0;
+  /// Another one: whether a warp leaves out its waits on an mbarrier.
+  std::function<bool(uint32_t warp_idx, const uint64_t* mbarrier)> skip_wait;
   /// Called for every bulk copy when it is issued.
   std::function<void(const BulkCopy&)> on_copy;
   /// The name of the object at an offset of shared memory, for reports.
@@ -235,6 +237,11 @@ struct Machine {
 
 inline Machine* machine = nullptr;  ///< that of the launch at hand
 EMULATION_UNCHECKED inline Lane& this_lane() { return *machine->lane; }
+
+/// Whether the lane leaves out its waits on this mbarrier.
+EMULATION_UNCHECKED inline bool skips_wait(const uint64_t* mbarrier) {
+  return machine->options.skip_wait && machine->options.skip_wait(this_lane().warp_idx, mbarrier);
+}
 
 /// Whether the lane leaves out the operation it has come to.
 EMULATION_UNCHECKED inline bool is_skipped(Skip skip) {

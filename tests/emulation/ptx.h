@@ -45,6 +45,7 @@ inline void mbarrier_arrive_expect_tx(uint64_t* barrier, uint32_t num_bytes) {
 inline bool mbarrier_try_wait(uint64_t* barrier, uint32_t parity) {
   using emulation::MBarrierState;
   if (emulation::is_skipped(emulation::Skip::mbarrier_wait)) return true;
+  if (emulation::skips_wait(barrier)) return true;
   const emulation::Unchecked unchecked;
   if (!MBarrierState::is_valid(*barrier))
     emulation::fail("wait on mbarrier " +

@@ -7,13 +7,16 @@
 // then on it may read the route, and load what expert_down of the same layer and epoch needs. In a
 // block without such a task, expert_down itself is the first to say that the route is there.
 //
-// What it reads cannot be of a later layer or epoch, though all share one table. (A route that came
-// by a tag edge lies in the block's shared memory: there the waiter lets the slot of its last reader,
-// an expert_down, become free before it brings the next; see wait_for_route.) Whoever writes the
-// table next comes after every expert_down of this layer (Plan::verify: readers of `route`), also
-// this block's; and that task does not end before its compute warps have had all of its tickets,
-// which the loader fills from the route. In a launch that is being left neither: a skipped
-// expert_down signals nothing, so nobody gets to write the table.
+// What it reads cannot be of a later layer or epoch, though all share one table:
+// - Without tag edges the table is in memory. Whoever writes it next comes after every expert_down
+//   of this layer (Plan::verify: readers of `route`), also this block's; and that task does not end
+//   before its compute warps have had all of its tickets, which the loader fills from the route. In
+//   a launch that is being left neither: a skipped expert_down signals nothing, so nobody gets to
+//   write the table.
+// - With tag edges it is PersistentShared::route, and its next writer is this block's own waiter,
+//   which writes from its first poll on. Before that it lets the slot of the last task that reads
+//   the table become free (HeldRoute::end_use, `wait_free` in wait_for_route): the loader and the
+//   compute warps have then both left that task. In a launch that is being left it writes no more.
 //
 // The waiter walks the same tasks and learns the same, so the compute warps of a skipped
 // expert_down hear from it what the loader has done (`is_route_known`).

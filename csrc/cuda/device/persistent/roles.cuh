@@ -18,7 +18,7 @@ namespace mimo_rt::cuda {
 /// The route that is in PersistentShared::route. The waiter's.
 struct HeldRoute {
   uint32_t counter, tag;
-  uint32_t end_use;  ///< after the last task that reads it, or reads what was there before; 0: none does
+  uint32_t end_use;  ///< one past the last slot seen whose task reads `route`; 0: none was seen
 };
 
 struct PersistentShared {
@@ -32,6 +32,11 @@ struct PersistentShared {
   uint32_t ring_ns[kComputeWarps];  ///< with stamps: waits in the ring, of each compute warp's task
 };
 static_assert(sizeof(PersistentShared) <= kMaxSharedBytes);
+
+/// Whether the task reads PersistentShared::route. Who publishes a route has it elsewhere.
+__device__ __forceinline__ bool reads_route(const TaskOperands& operands) {
+  return operands.route.rows && operands.body != TaskBody::publish_route;
+}
 
 __device__ __forceinline__ WaitSite wait_site(const TaskSlot& slot, EdgeKind edge, uint32_t counter) {
   return {blockIdx.x, slot.task_idx, static_cast<uint32_t>(slot.task.kind), slot.task.layer_idx, edge,
@@ -77,7 +82,8 @@ __device__ inline uint32_t rows_of_step(const StepTables& step, RowCount row_cou
   return 0;
 }
 
-/// Rows that the task in the slot has in this epoch. A task without any does nothing.
+/// Rows that the task in the slot has in this epoch. A task without any does nothing, so those on a
+/// tag edge need some: nobody would publish. They have RowCount::tokens, which is never 0.
 __device__ inline void set_row_count(const PersistentParams& p, TaskOperands& operands) {
   if (operands.row_count == RowCount::fixed) return;
   const uint32_t num_rows = rows_of_step(*p.step, operands.row_count);
@@ -179,7 +185,7 @@ __device__ __forceinline__ void run_waiter(PersistentShared& shared, const Persi
         is_skipped = !wait_for_signals(p, slot, wait);
       is_skipped = ptx::shuffle(is_skipped, 0);
     }
-    if (lane_idx == 0 && slot.operands.route.rows) shared.held.end_use = use + 1;
+    if (lane_idx == 0 && reads_route(slot.operands)) shared.held.end_use = use + 1;
     ptx::sync_warp();  // what has come is there, and the slot is not looked at any more
     if (lane_idx != 0) continue;
     delay_role(p.delay_seed, DelayedRole::waiter, use);

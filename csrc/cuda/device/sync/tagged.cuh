@@ -6,11 +6,14 @@
 //   aligned 64-bit access, which is never torn. So neither side needs an order: relaxed accesses of
 //   GPU scope, no fence, no barrier. The edge orders nothing else: whoever has read a tagged word
 //   may not conclude that other results of its producer are there.
-// - The reader waits for its own epoch exactly. Memory begins as zeros and epochs begin at 1. An
-//   older tag means not yet. A newer one means that the word was overwritten while a reader was
-//   pending: the wait ends with a report, not with a wrong value.
-// - So that this cannot happen, a value has two rows, used by even and odd epochs, and the plan
-//   proves that no producer is two epochs ahead of a reader (EpochOrder::check_gate: not even one).
+// - The reader waits for its own epoch exactly. Where memory begins as zeros, tags begin at 1
+//   (TaskSlot::tag); where the host has written the first value, at that value's tag (the relay of
+//   edges: 0). An older tag means not yet. A newer one means that the word was overwritten while a
+//   reader was pending: the wait ends with a report, not with a wrong value.
+// - So that this cannot happen, a value has two rows, used by even and odd epochs: it takes a
+//   producer that is two epochs ahead of a pending reader, and that is all that users must exclude.
+//   Plans exclude more, for the sake of counters: nobody is even one ahead (EpochOrder::check_gate),
+//   so there the second row is never what saves a word.
 // - All words of a row are written in every epoch: then no tag is 2^32 epochs old.
 // - Generic proxy on both sides. Never ld.global.nc, never a bulk copy: a copy may tear a word.
 #pragma once
@@ -31,7 +34,7 @@ __device__ __forceinline__ void publish_tagged(TaggedWord* word, uint32_t payloa
   ptx::store_relaxed_gpu(word, uint64_t{epoch} << 32 | payload);
 }
 
-/// Any thread for its own words. False: leave the kernel. `site.edge_idx` should name the row.
+/// Any thread for its own words. False: leave the kernel.
 __device__ __forceinline__ bool wait_for_tagged(const Watchdog& watchdog, const TaggedWord* word,
                                                 uint32_t epoch, const WaitSite& site,
                                                 uint32_t& payload) {

@@ -26,8 +26,8 @@ __device__ inline void report_hang(const Watchdog& watchdog, const WaitSite& sit
   ptx::store_release_system(&report.is_written, 1);
 }
 
-/// Polls `poll()` until `is_met(what it gave)`; one thread. Nothing is counted and no clock is read
-/// when the first poll is met.
+/// Polls `poll()` until `is_met(what it gave)`; each thread for itself, of a warp one (counters) or
+/// up to all (tagged words). Nothing is counted and no clock is read when the first poll is met.
 template <typename Poll, typename IsMet>
 __device__ __forceinline__ bool wait_until(const Watchdog& watchdog, const WaitSite& site,
                                            uint32_t expected, Poll poll, IsMet is_met) {
