@@ -78,7 +78,8 @@ TEST_CASE("a cost table is measured with the kernels themselves") {
   sizes.split_keys = 64, sizes.qk_head_dim = 48, sizes.v_head_dim = 32, sizes.num_q_per_kv = 2;
   sizes.num_hops = 4;
   const auto open = [] { return std::make_unique<EmulatedBenchDevice>(); };
-  const CostTable table = kbench::measure_cuda_costs({.backend = "cuda", .num_workers = 3}, open, sizes, {});
+  const CostKey key{.backend = "cuda", .num_workers = 3, .kernel_set = {}, .processor = open()->name()};
+  const CostTable table = kbench::measure_cuda_costs(key, open, sizes, {});
   CHECK(table.is_measured() && table.is_sound());
   for (const auto& times : table.matrix_ns) CHECK(times.front() > 0.0 && times.back() > times.front());
   for (const double ns : {table.attention_ns, table.norm_ns, table.edge_ns}) CHECK(std::isfinite(ns) && ns > 0.0);
