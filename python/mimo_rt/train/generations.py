@@ -161,7 +161,9 @@ def _answers_in_order(
             yield pending.popleft().result()
     finally:  # after an error or an interrupt, too
         pool.shutdown(wait=False, cancel_futures=True)
-        while wait(pending, timeout=_CANCEL_EVERY_S).not_done:
+        # Those that never began are done, but `wait` would wait for a worker to say so.
+        begun = [future for future in pending if not future.cancelled()]
+        while wait(begun, timeout=_CANCEL_EVERY_S).not_done:
             for session in sessions:  # again: one that was about to begin has not heard it
                 session.cancel()
 
