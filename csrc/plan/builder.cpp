@@ -263,8 +263,7 @@ void PlanBuilder::add_waits(uint32_t worker_idx, Task& task) const {
   for (const Source& source : sources_) {
     const CounterInfo& info = plan_.counters_[source.counter];
     // Its own earlier tasks need no counter: a worker runs its list in order. Words of a tag edge it reads like others.
-    const bool only_own =
-        source.producers[worker_idx] && std::count(source.producers.begin(), source.producers.end(), true) == 1;
+    const bool only_own = source.producers[worker_idx] && info.total == 1;
     if (info.kind == CounterInfo::Kind::tag || !only_own) task.waits[task.num_waits++] = {source.counter, info.total};
   }
 }
