@@ -5,6 +5,7 @@ Programs with sanitizers are built in the background, at the lowest priority, wh
 """
 
 import concurrent.futures
+import importlib.util
 import os
 import pathlib
 import re
@@ -155,6 +156,20 @@ def sanitized():
 def root() -> pathlib.Path:
     """The repository."""
     return ROOT
+
+
+@pytest.fixture
+def load_bench_script():
+    """`load_bench_script(name)`: the module bench/<name>.py, made anew."""
+
+    def load(name: str):
+        spec = importlib.util.spec_from_file_location(name, ROOT / "bench" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # dataclasses look their module up
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture(autouse=True)

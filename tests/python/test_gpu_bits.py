@@ -1,9 +1,7 @@
 """bench/gpu_bits.py without a GPU: it compares a CPU engine's runs, and sees one other bit or token."""
 
-import importlib.util
 import json
 import os
-import sys
 
 import numpy as np
 import pytest
@@ -11,12 +9,8 @@ from mimo_rt import errors
 
 
 @pytest.fixture
-def script(root):
-    spec = importlib.util.spec_from_file_location("gpu_bits", root / "bench" / "gpu_bits.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gpu_bits"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def script(load_bench_script):
+    return load_bench_script("gpu_bits")
 
 
 def run(script, capsys, *arguments):

@@ -1,8 +1,6 @@
 """bench/gpu_engine.py without a GPU: it compares CPU backends, and sees what is wrong."""
 
-import importlib.util
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -10,12 +8,8 @@ from mimo_rt import errors
 
 
 @pytest.fixture
-def script(root):
-    spec = importlib.util.spec_from_file_location("gpu_engine", root / "bench" / "gpu_engine.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gpu_engine"] = module
-    spec.loader.exec_module(module)
-    return module
+def script(load_bench_script):
+    return load_bench_script("gpu_engine")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """bench/gpu_kill.py without a GPU: a killed process harms no other, and what goes wrong is told."""
 
-import importlib.util
 import json
 import sys
 
@@ -8,12 +7,8 @@ import pytest
 
 
 @pytest.fixture
-def script(root):
-    spec = importlib.util.spec_from_file_location("gpu_kill", root / "bench" / "gpu_kill.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gpu_kill"] = module
-    spec.loader.exec_module(module)
-    return module
+def script(load_bench_script):
+    return load_bench_script("gpu_kill")
 
 
 def run(script, capsys, *arguments):

@@ -1,20 +1,14 @@
 """bench/soak.py: a sound session passes, and whatever differs is seen."""
 
-import importlib.util
 import json
-import sys
 
 import pytest
 from mimo_rt import Session
 
 
 @pytest.fixture
-def script(root):
-    spec = importlib.util.spec_from_file_location("soak", root / "bench" / "soak.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["soak"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def script(load_bench_script):
+    return load_bench_script("soak")
 
 
 def run(script, capsys, *arguments):
