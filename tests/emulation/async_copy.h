@@ -83,9 +83,15 @@ inline void set_forbidden([[maybe_unused]] const BulkCopy& copy,
 #endif
 }
 
-/// fence.proxy.async: the async proxy sees all that threads have written so far.
+/// fence.proxy.async: the async proxy sees all that threads have written so far. The lanes of a warp
+/// come to the fence together: the first that goes on copies for all that have come.
 inline void publish_writes(Block& block) {
   const Unchecked unchecked;
+  const uint64_t number = block.num_publications;
+  this_lane().wait.operation = "fence.proxy.async";
+  Fiber::suspend();
+  if (block.num_publications != number) return;
+  ++block.num_publications;
   for (const BulkCopy& copy : machine->copies) set_forbidden(copy, false);
   block.shared_view->publish();
   for (ProxyView& view : machine->handed_over) view.publish();

@@ -174,6 +174,7 @@ struct Block {
   std::unique_ptr<uint8_t, decltype(&std::free)> shared{nullptr, &std::free};
   size_t shared_bytes = 0;
   std::unique_ptr<ProxyView> shared_view;
+  uint64_t num_publications = 0;  ///< fences that have brought it up to date
   /// Columns and their number of all products of each warp group, in order.
   std::vector<std::vector<std::pair<const uint8_t*, uint32_t>>> group_products;
   std::vector<const void*> unfenced_mbarriers;  ///< initialised, no fence_mbarrier_init since
