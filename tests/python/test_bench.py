@@ -306,11 +306,15 @@ def test_wrong_usage(capsys, arguments, needle):
     assert exit_.value.code == 2 and needle in capsys.readouterr().err
 
 
-def test_verify_measures_every_width(capsys, tmp_path):
+@pytest.fixture
+def tiny_model(tmp_path):
     from mimo_rt.checkpoints import write_tiny_checkpoint
 
-    model = str(write_tiny_checkpoint(tmp_path / "tiny"))
-    arguments = ["bench", "verify", "--model", model, "--rows", "1-3,16", "--seconds", "0.05", "--threads", "1"]
+    return str(write_tiny_checkpoint(tmp_path / "tiny"))
+
+
+def test_verify_measures_every_width(tiny_model, capsys):
+    arguments = ["bench", "verify", "--model", tiny_model, "--rows", "1-3,16", "--seconds", "0.05", "--threads", "1"]
     assert cli_main([*arguments, "--json"]) == 0
     lines = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
     assert [line["tokens"] for line in lines] == [1, 2, 3, 16]
@@ -348,8 +352,8 @@ def test_competitors_compute_and_end():
     assert len(pids) == 2 and not any(os.path.exists(f"/proc/{pid}") for pid in pids)
 
 
-def test_sessions_at_the_same_time(capsys):
-    arguments = ["bench", "sessions", "--layers", "1", "--seconds", "0.1", "--threads", "1"]
+def test_sessions_at_the_same_time(tiny_model, capsys):
+    arguments = ["bench", "sessions", "--model", tiny_model, "--seconds", "0.1", "--threads", "1"]
     assert cli_main([*arguments, "--json"]) == 0
     lines = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
     assert [line["case"] for line in lines] == [f"sessions/ctx16/{n}" for n in (1, 2, 4, 8, 16)]
@@ -359,9 +363,9 @@ def test_sessions_at_the_same_time(capsys):
     assert "x one session" in capsys.readouterr().out
 
 
-def test_sessions_that_differ_from_sessions_alone_are_not_timed(monkeypatch, capsys):
+def test_sessions_that_differ_from_sessions_alone_are_not_timed(tiny_model, monkeypatch, capsys):
     monkeypatch.setattr(ConcurrentSessions, "together", lambda self: ([[0]] * len(self._prompts), 1.0))
-    assert cli_main(["bench", "sessions", "--layers", "1", "--seconds", "0.1", "--threads", "1"]) == 1
+    assert cli_main(["bench", "sessions", "--model", tiny_model, "--seconds", "0.1", "--threads", "1"]) == 1
     assert "of each alone differ" in capsys.readouterr().err
 
 
@@ -384,8 +388,8 @@ def test_an_error_of_one_session_ends_all(monkeypatch):
         ConcurrentSessions(None, [[0], [1], [2]], params).together()
 
 
-def test_contention_compares_with_steps_alone(capsys):
-    arguments = ["bench", "contention", "--layers", "1", "--seconds", "0.2", "--threads", "1"]
+def test_contention_compares_with_steps_alone(tiny_model, capsys):
+    arguments = ["bench", "contention", "--model", tiny_model, "--seconds", "0.2", "--threads", "1"]
     assert cli_main([*arguments, "--json"]) == 0
     lines = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
     cores = _C.num_usable_cores()
