@@ -1,9 +1,11 @@
 """Builds the C++ test programs and lists each of their TEST_CASEs as a pytest test.
 
 The build directory is kept between runs (build/tests-<sanitizers>), so only changed files are compiled again.
-Programs with sanitizers are built in the background, at the lowest priority, while other tests run.
+Tests in C++ are built and run in the background, beside those in Python; programs with sanitizers are built at the
+lowest priority all the while.
 """
 
+import collections
 import concurrent.futures
 import importlib.util
 import os
@@ -12,13 +14,28 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-_background: list[subprocess.Popen] = []
+_running: set[subprocess.Popen] = set()
+_in_build_directory: dict[pathlib.Path, threading.Lock] = collections.defaultdict(threading.Lock)
+
+
+def _run(command: list, *, niceness: int = 0, timeout: float | None = None) -> tuple[int, str]:
+    """Exit status and output of a command, which a run that ends early does not leave behind."""
+    process = subprocess.Popen(["nice", "-n", str(niceness), *command], stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True)
+    _running.add(process)
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+        _running.discard(process)
+    return process.returncode, output
 
 
 def build_cpp(targets: list[str], *, sanitize: str = "", niceness: int = 0) -> pathlib.Path:
@@ -35,14 +52,11 @@ def build_cpp(targets: list[str], *, sanitize: str = "", niceness: int = 0) -> p
         f"-DMIMO_RT_WERROR={'ON' if os.environ.get('CI') else 'OFF'}",
         f"-DMIMO_RT_SANITIZE={sanitize}", f"-DPython_EXECUTABLE={sys.executable}",
     ]
-    for command in (configure, ["cmake", "--build", str(build), "--target", *targets]):
-        process = subprocess.Popen(["nice", "-n", str(niceness), *command], stdout=subprocess.PIPE,
-                                   stderr=subprocess.STDOUT, text=True)
-        if niceness:
-            _background.append(process)
-        output, _ = process.communicate()
-        if process.returncode:
-            pytest.fail(f"{' '.join(command)}\n{output[-16000:]}", pytrace=False)
+    with _in_build_directory[build]:
+        for command in (configure, ["cmake", "--build", str(build), "--target", *targets]):
+            status, output = _run(command, niceness=niceness)
+            if status:
+                pytest.fail(f"{' '.join(command)}\n{output[-16000:]}", pytrace=False)
     return build / "tests" / "cpp"
 
 
@@ -51,28 +65,34 @@ def _with_sanitizers(item: pytest.Item) -> bool:
 
 
 def pytest_collection_modifyitems(items):
-    """pytest's hook: tests with sanitizers come last, when their programs have been built."""
-    items.sort(key=_with_sanitizers)
+    """pytest's hook: tests in Python come first, those with sanitizers last, when their programs have been built."""
+    items.sort(key=lambda item: (_with_sanitizers(item), isinstance(item, CppItem)))
 
 
 _sanitized: dict[str, concurrent.futures.Future] = {}
 
 
 def pytest_collection_finish(session):
-    """pytest's hook: begins to build the programs with sanitizers, if any test wants them."""
-    wanting = next((item for item in session.items if _with_sanitizers(item)), None)
-    if session.config.option.collectonly or wanting is None:
+    """pytest's hook: begins with the tests in C++ and to build the programs with sanitizers, if any test wants them."""
+    if session.config.option.collectonly:
         return
-    builder = concurrent.futures.ThreadPoolExecutor(max_workers=1)
-    for sanitize, programs in wanting.module.PROGRAMS.items():
-        _sanitized[sanitize] = builder.submit(build_cpp, programs, sanitize=sanitize, niceness=19)
+    cases = [item for item in session.items if isinstance(item, CppItem)]
+    if cases:
+        CppItem.lane = CppLane(cases)
+    wanting = next((item for item in session.items if _with_sanitizers(item)), None)
+    if wanting is not None:
+        builder = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+        for sanitize, programs in wanting.module.PROGRAMS.items():
+            _sanitized[sanitize] = builder.submit(build_cpp, programs, sanitize=sanitize, niceness=19)
 
 
 def pytest_sessionfinish():
-    """pytest's hook: a run that ends early leaves no build behind."""
+    """pytest's hook: a run that ends early leaves no build and no test behind."""
+    if CppItem.lane:
+        CppItem.lane.cancel()
     for future in _sanitized.values():
         future.cancel()
-    for process in _background:
+    for process in list(_running):
         process.terminate()
 
 
@@ -96,12 +116,12 @@ test_case_names.__test__ = False
 class CppItem(pytest.Item):
     """One TEST_CASE of a C++ test program."""
 
+    lane: "CppLane | None" = None
+
     def runtest(self):
-        programs = _cpp_programs()
-        done = subprocess.run([programs / self.path.stem, self.name], capture_output=True, text=True,
-                              check=False, timeout=600)
-        if done.returncode:
-            raise CppFailure(done.stdout + done.stderr)
+        status, output = self.lane.result(self)
+        if status:
+            raise CppFailure(output)
 
     def repr_failure(self, excinfo):
         if isinstance(excinfo.value, CppFailure):
@@ -116,21 +136,39 @@ class CppFailure(Exception):
     """Output of a failed C++ test."""
 
 
-_programs: list[pathlib.Path | None] = []
+class CppLane:
+    """Runs the tests in C++ in the background, from the last to the first, until pytest comes to them."""
+
+    def __init__(self, items: list[CppItem]):
+        self._pool = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+        self._programs = self._pool.submit(_build_programs)
+        self._results = {item.nodeid: self._pool.submit(self._run, item) for item in reversed(items)}
+        self._has_told = False
+
+    def result(self, item: CppItem) -> tuple[int, str]:
+        """Exit status and output of a test; one that has not begun runs now."""
+        if self._programs.exception():
+            if self._has_told:  # not for each of a thousand tests
+                pytest.fail("the test programs are not there: see the first test in C++", pytrace=False)
+            self._has_told = True
+        future = self._results[item.nodeid]
+        return self._run(item) if future.cancel() else future.result()
+
+    def _run(self, item: CppItem) -> tuple[int, str]:
+        return _run([self._programs.result() / item.path.stem, item.name], timeout=600)
+
+    def cancel(self):
+        """Lets no further test begin."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _cpp_programs() -> pathlib.Path:
-    if not _programs:
-        _programs.append(None)
-        sources = sorted((ROOT / "tests" / "cpp").glob("test_*.cpp"))
-        programs = build_cpp([path.stem for path in sources])
-        for path in sources:  # no TEST_CASE may escape the collection
-            listed = subprocess.run([programs / path.stem, "--list"], capture_output=True, text=True, check=True)
-            assert listed.stdout.splitlines() == test_case_names(path.read_text()), path
-        _programs[0] = programs
-    if _programs[0] is None:  # not tried again for each of a thousand tests
-        pytest.fail("the test programs are not there: see the first test in C++", pytrace=False)
-    return _programs[0]
+def _build_programs() -> pathlib.Path:
+    sources = sorted((ROOT / "tests" / "cpp").glob("test_*.cpp"))
+    programs = build_cpp([path.stem for path in sources], niceness=5)
+    for path in sources:  # no TEST_CASE may escape the collection
+        _, listed = _run([programs / path.stem, "--list"])
+        assert listed.splitlines() == test_case_names(path.read_text()), path
+    return programs
 
 
 def pytest_collect_file(parent, file_path):
