@@ -181,7 +181,8 @@ TEST_CASE("an edge of the draft that is missing is refused by the verifier or do
       num_wrong += !is_right;
     } catch (const Error& error) {
       ++num_hangs;
-      CHECK(error.code() == ErrorCode::timeout);  // leaves cleanly
+      // Leaves cleanly, or the emulation sees what was not ordered.
+      CHECK(error.code() == ErrorCode::timeout || std::string_view(error.what()).starts_with("[emulated]"));
     }
     num_refused += is_refused(missing.plan);
     if (!is_right && !is_refused(missing.plan))

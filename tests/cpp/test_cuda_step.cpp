@@ -206,8 +206,8 @@ void check_missing_edges(const std::function<bool(const Task&)>& wanted, uint32_
     const MissingEdge missing = drop_edge(make_plan(3, 5), seed, wanted);
     StepRunner engine(model(), missing.plan, 1, seed, kHangTimeoutMs);
     const bool has_ended = engine.run(rows.input);
-    // Leaves cleanly. But loader and compute warps that have not waited for a route may see two of them.
-    CHECK(has_ended || engine.code == ErrorCode::timeout || missing.is_tag);
+    // Leaves cleanly, or the emulation sees what was not ordered: a copy of bytes that are being written, two routes.
+    CHECK(has_ended || engine.code == ErrorCode::timeout || engine.error.starts_with("[emulated]"));
     const bool is_right = has_ended && !std::memcmp(engine.logits(4), right.data() + 4 * model().config.vocab_size,
                                                     model().config.vocab_size * 4);
     num_refused += is_refused(missing.plan);
