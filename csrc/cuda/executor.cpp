@@ -52,8 +52,15 @@ DeviceBuffer upload_block(const std::shared_ptr<StepDevice>& device, const CudaB
 CudaExecutor::CudaExecutor(std::shared_ptr<const DeviceModel> model,
                            const ExecutorOptions& options)
     : model_(std::move(model)), timeout_ms_(options.timeout_ms), delay_seed_(options.delay_seed),
-      inputs_(model_->device), mail_(model_->device), trace_(model_->device) {
+      inputs_(model_->device),
+      // All blocks wait for the end of the round meanwhile, for twice the deadline.
+      mail_(model_->device, std::min(uint64_t{options.idle_us} * 1000, deadline_ns() / 2)),
+      trace_(model_->device) {
   report_ = DeviceBuffer(model_->device, sizeof(HangReport), DeviceBuffer::Place::pinned);
+}
+
+CudaExecutor::~CudaExecutor() {
+  if (resident_.is_waiting()) end_launch();
 }
 
 size_t CudaExecutor::index_of(const Plan& plan) const {
@@ -96,6 +103,7 @@ void CudaExecutor::run(const Plan& plan, KvCache& cache, const StepInput& input,
   const size_t plan_idx = index_of(plan);
   checker_.check(model_->config, plan, cache, input, output);
   StepBlock& block = device_cache(cache).block(plan_idx);
+  free_device();
   last_cache_ = cache.store();
   inputs_.reserve(block, input);
   reserve_results(block);
@@ -140,7 +148,7 @@ void CudaExecutor::run_on_device(StepBlock& block, const StepInput& input) {
                    input.num_logit_rows * row_bytes);
   }
   if (!device.wait(kStepTimeoutNs)) fail_step();
-  fail_after_hang(block);
+  fail_after_hang(block.plan.plan());
 }
 
 void CudaExecutor::fail_step() const {
@@ -148,12 +156,12 @@ void CudaExecutor::fail_step() const {
        " s. Open the engine again.");
 }
 
-void CudaExecutor::fail_after_hang(const StepBlock& block) const {
+void CudaExecutor::fail_after_hang(const Plan& plan) const {
   const HangReport& hang = report();
   if (hang.is_written == 0) return;
   fail(ErrorCode::timeout, kWhere, "timed out after ", deadline_ns() / 1'000'000,
        " ms without progress: ",
-       wait_text(block.plan.plan(), hang.site.worker_idx, hang.site.task_idx, hang.site.edge_idx,
+       wait_text(plan, hang.site.worker_idx, hang.site.task_idx, hang.site.edge_idx,
                  hang.expected, hang.seen),
        ". Open the engine again",
        deadline_ns() < kMaxDeadlineNs ? "; raise timeout_ms (up to 3000) if the GPU was overloaded."
@@ -182,6 +190,7 @@ void CudaExecutor::read_results(const StepBlock& block, const StepInput& input,
 }
 
 void CudaExecutor::set_tracing(bool on) {
+  free_device();
   if (on) trace_.open(model_->plans);
   else trace_.close();
 }

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cuda/device_cache.h"
+#include "cuda/resident_launch.h"
 #include "cuda/round_mail.h"
 #include "cuda/step_inputs.h"
 #include "cuda/trace_buffer.h"
@@ -19,6 +20,7 @@ namespace mimo_rt::cuda {
 class CudaExecutor final : public Executor {
  public:
   CudaExecutor(std::shared_ptr<const DeviceModel> model, const ExecutorOptions& options);
+  ~CudaExecutor() override;
 
   const std::string& backend_name() const override { return backend_; }
   uint32_t num_workers() const override { return model_->plans.front().num_workers(); }
@@ -42,13 +44,16 @@ class CudaExecutor final : public Executor {
   void reserve_results(const StepBlock& block);
   PersistentParams launch_params(const StepBlock& block);
   void run_on_device(StepBlock& block, const StepInput& input);
-  void fail_after_hang(const StepBlock& block) const;
+  void fail_after_hang(const Plan& plan) const;
   void read_results(const StepBlock& block, const StepInput& input, StepOutput& output) const;
-  void launch_rounds(StepBlock& block, RoundState& rounds, const std::function<void()>& poll);
-  uint32_t read_until_over(const StepBlock& block, RoundState& rounds,
-                           const std::function<void()>& poll);
+  void launch_rounds(StepBlock& block, RoundState& rounds);
+  void follow_launch(StepBlock& block, RoundState& rounds, const std::function<void()>& poll);
+  uint32_t grant_rounds(const StepBlock& block, const RoundState& rounds, uint32_t num_left);
+  bool stays(const RoundState& rounds) const;
+  bool resume_launch(const StepBlock& block, const RoundState& rounds);
+  void free_device();
   void end_launch() noexcept;
-  uint32_t read_rounds(const StepBlock& block, RoundState& rounds);
+  bool read_rounds(StepBlock& block, RoundState& rounds);
   [[noreturn]] void fail_step() const;
   uint64_t deadline_ns() const;
   HangReport& report() const { return *reinterpret_cast<HangReport*>(report_.data()); }
@@ -59,6 +64,7 @@ class CudaExecutor final : public Executor {
   StepChecker checker_;
   StepInputs inputs_;
   RoundMail mail_;
+  ResidentLaunch resident_;
   TraceBuffer trace_;
   DeviceBuffer report_;   ///< pinned
   DeviceBuffer results_;  ///< pinned: [results, results_end) of the step block, then rows of logits

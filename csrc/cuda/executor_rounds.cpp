@@ -1,9 +1,10 @@
 // Rounds on a GPU: launches of many rounds each, whose tokens are read while they run.
 //
 // The device carries a copy of the state from round to round and reports each of them; the host
-// replays the reports, and begins the next launch from its own state. So a launch must not emit more
-// than the ring of tokens can take, which bounds its rounds and makes back pressure the host's
-// business alone.
+// replays the reports, and begins the next launch from its own state. So a launch may not emit more
+// than the ring of tokens can take: that bounds the rounds that it is granted, and makes back pressure
+// the host's business alone. A caller that comes back after every round finds its launch waiting on the
+// device: see resident_launch.h.
 #include <algorithm>
 #include <exception>
 
@@ -56,14 +57,17 @@ void CudaExecutor::run_rounds(const Plan& plan, KvCache& cache, RoundState& roun
   const size_t plan_idx = index_of(plan);
   if (!checker_.check_rounds(model_->config, plan, cache, rounds)) return;
   StepBlock& block = device_cache(cache).block(plan_idx);
+  bool is_launched = resume_launch(block, rounds);
   last_cache_ = cache.store();
   if (wants_logprobs(rounds)) reserve_results(block);
   Poll poll(rounds, function);
-  while (rounds.end == RoundEnd::running) {
-    inputs_.reserve(block, rounds);
+  for (; rounds.end == RoundEnd::running; is_launched = false) {
+    if (!is_launched) inputs_.reserve(block, rounds);
     try {
-      launch_rounds(block, rounds, [&] { poll(); });
+      if (!is_launched) launch_rounds(block, rounds);
+      follow_launch(block, rounds, [&] { poll(); });
     } catch (const std::exception& error) {
+      end_launch();
       // Counters stand where the launch has left them, and the host does not know where: no way on.
       const auto* known = dynamic_cast<const Error*>(&error);
       note_failure(known ? *known : Error(ErrorCode::internal, error.what()));
@@ -74,53 +78,82 @@ void CudaExecutor::run_rounds(const Plan& plan, KvCache& cache, RoundState& roun
   poll.rethrow();
 }
 
-void CudaExecutor::launch_rounds(StepBlock& block, RoundState& rounds,
-                                 const std::function<void()>& poll) {
-  const StepLayout& layout = block.plan.layout();
+/// Whether a launch may outlive the rounds that it is begun with. Not with logprobs, which are made of
+/// logits that the next round overwrites, nor with a trace, which comes when the launch is over.
+bool CudaExecutor::stays(const RoundState& rounds) const {
+  return rounds.comes_back && !wants_logprobs(rounds) && !trace_.is_open();
+}
+
+/// Grants as many rounds as `rounds` has room for. @return how many
+uint32_t CudaExecutor::grant_rounds(const StepBlock& block, const RoundState& rounds, uint32_t num_left) {
   const uint32_t block_size = block.plan.plan().options().max_tokens;
+  const uint32_t num_granted =
+      std::min({num_left, rounds.ring.free() / block_size, rounds.max_rounds - rounds.num_rounds});
+  mail_.grant(num_granted == num_left ? num_left + 1 : num_granted);  // after its last one it does not wait
+  mail_.tell(rounds, block_size);
+  return num_granted;
+}
+
+void CudaExecutor::launch_rounds(StepBlock& block, RoundState& rounds) {
+  const StepLayout& layout = block.plan.layout();
   StepDevice& device = *model_->device;
   PersistentParams params = launch_params(block);
-  // Logprobs are made of the logits, which the next round overwrites.
-  const uint32_t most_rounds = wants_logprobs(rounds) ? 1 : kMaxLaunchRounds;
-  params.num_epochs = std::min({most_rounds, rounds.ring.free() / block_size,
-                                rounds.max_rounds - rounds.num_rounds});
-  mail_.tell(rounds, block_size);
+  const uint32_t num_granted = grant_rounds(block, rounds, wants_logprobs(rounds) ? 1 : kMaxLaunchRounds);
+  params.num_epochs = stays(rounds) ? kMaxLaunchRounds : num_granted;
+  resident_.begin(block, rounds, params.num_epochs, num_granted);
   inputs_.send(block, rounds, mail_.mailbox(), mail_.next_number());
   device.launch(params, num_workers());
   trace_.receive(block.plan.plan());
   if (wants_logprobs(rounds))
     device.receive(results_.data() + layout.result_bytes(), block.addresses.step + layout.logits,
                    block.plan.plan().buffers()[kLogits].bytes);
-  uint32_t num_done = 0;
-  try {
-    num_done = read_until_over(block, rounds, poll);
-  } catch (...) {
-    end_launch();
-    throw;
-  }
-  num_done += read_rounds(block, rounds);
-  poll();
-  block.epoch += num_done;
-  fail_after_hang(block);
-  MIMO_RT_CHECK(num_done == params.num_epochs || rounds.end != RoundEnd::running, internal, kWhere,
-                "expected ", params.num_epochs, " rounds of a launch, got ", num_done);
 }
 
-/// Replays rounds while the launch runs. @return how many
-uint32_t CudaExecutor::read_until_over(const StepBlock& block, RoundState& rounds,
-                                       const std::function<void()>& poll) {
-  const uint32_t block_size = block.plan.plan().options().max_tokens;
-  uint32_t num_done = 0;
-  for (uint64_t idle_ns = 0; !model_->device->wait(kPollNs); idle_ns += kPollNs) {
-    if (idle_ns >= kStepTimeoutNs) fail_step();
-    if (wants_logprobs(rounds)) continue;
-    const uint32_t num_new = read_rounds(block, rounds);
-    if (num_new) idle_ns = 0;
-    num_done += num_new;
+/// Replays rounds of the launch until it is over, or until it waits for more of these rounds.
+void CudaExecutor::follow_launch(StepBlock& block, RoundState& rounds, const std::function<void()>& poll) {
+  const Plan& plan = block.plan.plan();
+  const bool reads_late = wants_logprobs(rounds);  // when what they are made of has come
+  uint64_t idle_ns = 0;
+  bool is_over = false;
+  while (!is_over) {
+    is_over = model_->device->wait(kPollNs, [&] { return !reads_late && mail_.has_next(); });
+    const bool has_news = (is_over || !reads_late) && read_rounds(block, rounds);
+    idle_ns = has_news ? 0 : idle_ns + kPollNs;
+    if (!is_over && idle_ns >= kStepTimeoutNs) fail_step();
     poll();
-    mail_.tell(rounds, block_size);
+    const bool may_stay = !is_over && stays(rounds) && resident_.num_left() != 0;
+    if (may_stay && rounds.end == RoundEnd::max_rounds && !rounds.stop_requested)
+      return resident_.wait_for(block, rounds);
+    mail_.tell(rounds, plan.options().max_tokens);
   }
-  return num_done;
+  fail_after_hang(plan);
+  MIMO_RT_CHECK(resident_.num_due() == 0 || rounds.end != RoundEnd::running, internal, kWhere, "expected ",
+                resident_.num_due(), " more rounds of a launch, got none");
+}
+
+/// Goes on with the launch that waits for these rounds. Any other leaves. @return whether there was one
+bool CudaExecutor::resume_launch(const StepBlock& block, const RoundState& rounds) {
+  if (!resident_.waits_for(block, rounds)) {
+    free_device();
+    return false;
+  }
+  resident_.stop_waiting();
+  grant_rounds(block, rounds, resident_.num_left());
+  return true;
+}
+
+/// A launch that waits on the device leaves.
+void CudaExecutor::free_device() {
+  if (!resident_.is_waiting()) return;
+  resident_.stop_waiting();
+  mail_.stop();
+  try {
+    if (!model_->device->wait(kStepTimeoutNs)) fail_step();
+    fail_after_hang(resident_.plan());
+  } catch (const Error& error) {
+    note_failure(error);
+    throw;
+  }
 }
 
 /// Nobody reads its rounds any more: stops the launch, so that it does not outlive what it writes to.
@@ -132,16 +165,19 @@ void CudaExecutor::end_launch() noexcept {
   }
 }
 
-/// Replays the rounds that have ended. @return how many
-uint32_t CudaExecutor::read_rounds(const StepBlock& block, RoundState& rounds) {
+/// Replays the rounds that have ended. @return whether there were any
+bool CudaExecutor::read_rounds(StepBlock& block, RoundState& rounds) {
   const StepLayout& layout = block.plan.layout();
   const float* logits = nullptr;
   if (wants_logprobs(rounds))
     logits = reinterpret_cast<const float*>(results_.data() + layout.result_bytes());
-  uint32_t num_read = 0;
-  for (; const RoundRecord* record = mail_.read(); ++num_read)
+  const uint32_t first_number = mail_.next_number();
+  while (const RoundRecord* record = mail_.read()) {
     apply_record(rounds, *record, logits, block.plan.plan().buffers()[kLogits].cols);
-  return num_read;
+    resident_.count_round();
+    ++block.epoch;
+  }
+  return mail_.next_number() != first_number;
 }
 
 }  // namespace mimo_rt::cuda

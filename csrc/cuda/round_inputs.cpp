@@ -49,7 +49,7 @@ void StepInputs::send(const StepBlock& block, const RoundState& rounds, RoundMai
   const RoundRequest& asked = rounds.request;
   StepInput input = rounds.input;
   // As the device does it for the rounds that follow: no row is left out for the sake of its draft's lead.
-  input.num_tokens = 1 + std::min(input.num_tokens - 1, mailbox->max_drafts);
+  input.num_tokens = 1 + std::min(input.num_tokens - 1, mailbox->order.max_drafts);
   if (input.num_tokens == 1) input.num_draft_rows = 0;
   const SampleRequest request = common_request(asked);
   RoundTables t = block.plan.round(block.addresses);

@@ -7,33 +7,49 @@
 namespace mimo_rt::cuda {
 namespace {
 
+constexpr const char* kWhere = "Executor.run_rounds";
+
 /// Whether the text itself, not the caller or a limit of the executor, has ended the rounds.
 bool ends_text(RoundEnd end) {
   return end == RoundEnd::stop_id || end == RoundEnd::max_tokens || end == RoundEnd::context ||
          end == RoundEnd::bad_logits;
 }
 
+static_assert(std::atomic_ref<RoundOrder>::is_always_lock_free, "the device reads it as one word");
+
 }  // namespace
 
+RoundMail::RoundMail(std::shared_ptr<StepDevice> device, uint64_t idle_ns)
+    : memory_(std::move(device), sizeof(RoundMailbox), DeviceBuffer::Place::pinned) {
+  mailbox()->idle_ns = idle_ns;
+}
+
 void RoundMail::tell(const RoundState& rounds, uint32_t block_size) const {
-  put(rounds.stop_requested ? RoundMailbox::kStop : rounds.width.choose(block_size - 1));
+  const bool is_last = rounds.stop_requested || rounds.end != RoundEnd::running;
+  put(is_last ? RoundOrder::kStop : rounds.width.choose(block_size - 1));
 }
 
 void RoundMail::put(uint32_t max_drafts) const {
-  std::atomic_ref(mailbox()->max_drafts).store(max_drafts, std::memory_order_relaxed);
+  std::atomic_ref(mailbox()->order).store({last_number_, max_drafts}, std::memory_order_relaxed);
+}
+
+RoundRecord& RoundMail::next_record() const { return mailbox()->records[next_number_ % kMaxLaunchRounds]; }
+
+bool RoundMail::has_next() const {
+  return std::atomic_ref(next_record().number).load(std::memory_order_acquire) == next_number_;
 }
 
 const RoundRecord* RoundMail::read() {
-  RoundRecord& record = mailbox()->records[next_number_ % kMaxLaunchRounds];
-  if (std::atomic_ref(record.number).load(std::memory_order_acquire) != next_number_)
-    return nullptr;
+  if (!has_next()) return nullptr;
+  MIMO_RT_CHECK(static_cast<int32_t>(last_number_ - next_number_) >= 0, internal, kWhere,
+                "expected no round after number ", last_number_, ", got one");
+  const RoundRecord& record = next_record();
   ++next_number_;
   return &record;
 }
 
 void apply_record(RoundState& rounds, const RoundRecord& record, const float* logits,
                   uint32_t stride) {
-  constexpr const char* kWhere = "Executor.run_rounds";
   MIMO_RT_CHECK(record.num_tokens - 1 < kMaxStepTokens && record.num_emitted <= record.num_tokens,
                 internal, kWhere, "round ", record.number, " at position ", rounds.position,
                 ": expected 1..", kMaxStepTokens, " rows and no more tokens, got ",
@@ -47,11 +63,9 @@ void apply_record(RoundState& rounds, const RoundRecord& record, const float* lo
                         .has_bad_logits = record.has_bad_logits != 0,
                         .ns = record.ns});
   rounds.count_experts(record.num_active_experts, 1);
-  const bool is_asked = rounds.end == RoundEnd::requested && rounds.stop_requested;
-  MIMO_RT_CHECK(record.has_ended ? ends_text(rounds.end) || is_asked : !ends_text(rounds.end),
-                internal, kWhere, "round ", record.number, " at position ",
-                rounds.position, ": the GPU says that the rounds ",
-                record.has_ended ? "end" : "go on", ", the host ends them for reason ",
+  MIMO_RT_CHECK((record.has_ended != 0) == ends_text(rounds.end), internal, kWhere, "round ",
+                record.number, " at position ", rounds.position, ": the GPU says that the text ",
+                record.has_ended ? "ends" : "goes on", ", the host ends the rounds for reason ",
                 static_cast<int>(rounds.end));
 }
 

@@ -20,16 +20,23 @@ struct alignas(128) RoundRecord {
   uint32_t num_active_experts;  ///< summed over the layers
   uint32_t last_was_drafted;    ///< the last token equals the draft of its position
   uint32_t has_bad_logits;      ///< the row after the tokens had no finite logit
-  uint32_t has_ended;           ///< no further round of this launch
-  uint64_t ns;                  ///< since the round before in this launch; 0: it is the first
+  uint32_t has_ended;           ///< the text has: no further round
+  uint64_t ns;                  ///< since the round before, without the wait for the host; 0: the first of its launch
   int32_t tokens[kMaxStepTokens];
+};
+
+/// What the host wants of rounds to come, in one word: it may change at any time.
+struct alignas(8) RoundOrder {
+  static constexpr uint32_t kStop = ~0u;
+
+  uint32_t last_number;  ///< of the rounds that may run; the launch waits for another order before the next one
+  uint32_t max_drafts;   ///< kStop: there shall be no further round
 };
 
 /// In pinned host memory.
 struct RoundMailbox {
-  static constexpr uint32_t kStop = ~0u;
-
-  uint32_t max_drafts;  ///< by the host, any time: of rounds to come; kStop: there shall be none
+  RoundOrder order;
+  uint64_t idle_ns;  ///< a launch that has waited for an order for so long leaves
   RoundRecord records[kMaxLaunchRounds];  ///< of round n: n % kMaxLaunchRounds
 };
 
@@ -52,7 +59,7 @@ struct RoundTables {
   RoundMailbox* mailbox = nullptr;
   // Carried from round to round by the accept task.
   uint64_t num_output = 0;
-  uint64_t last_ns = 0;         ///< when the round before ended; 0: in no round of this launch
+  uint64_t last_ns = 0;         ///< when the running round began; 0: with the launch
   uint32_t token_position = 0;  ///< of the token that row 0 draws: one after the anchor's
   uint32_t num_context = 0;
   uint32_t number = 0;          ///< of the running round, over all launches

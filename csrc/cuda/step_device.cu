@@ -83,7 +83,7 @@ class CudaStepDevice : public CudaMemory<StepDevice> {
     copy_async(pinned, from, num_bytes, cudaMemcpyDeviceToHost);
   }
   // Looks again and again: a step takes milliseconds, and waking up would be a part of them.
-  bool wait(uint64_t timeout_ns) override {
+  bool wait(uint64_t timeout_ns, const std::function<bool()>& has_news) override {
     const CurrentDevice current(device());
     const auto end = std::chrono::steady_clock::now() + std::chrono::nanoseconds(timeout_ns);
     for (;;) {
@@ -93,7 +93,7 @@ class CudaStepDevice : public CudaMemory<StepDevice> {
         return true;
       }
       (void)cudaGetLastError();  // else the next launch would find it
-      if (std::chrono::steady_clock::now() > end) return false;
+      if (has_news() || std::chrono::steady_clock::now() > end) return false;
       std::this_thread::yield();
     }
   }

@@ -6,6 +6,7 @@
 // as it is until `wait` says that all of them are over.
 #pragma once
 
+#include <functional>
 #include <memory>
 
 #include "cuda/device_memory.h"
@@ -27,8 +28,11 @@ class StepDevice : public DeviceMemory {
   /// @throws as PersistentKernel::launch
   virtual void launch(const PersistentParams& params, uint32_t num_blocks) = 0;
   virtual void receive(void* pinned, const void* from, uint64_t num_bytes) = 0;
-  /// False: not over after `timeout_ns`. @throws Error{device_lost}
-  virtual bool wait(uint64_t timeout_ns) = 0;
+  /// False: not over after `timeout_ns`, or before that when `has_news()`. @throws Error{device_lost}
+  virtual bool wait(uint64_t timeout_ns, const std::function<bool()>& has_news) = 0;
+  bool wait(uint64_t timeout_ns) {
+    return wait(timeout_ns, [] { return false; });
+  }
 };
 
 /// The first visible GPU, as list_backends() describes it. @throws Error{unavailable} when this build or this machine has none

@@ -70,7 +70,7 @@ TaskStamps* TraceBuffer::begin() {
 }
 
 void TraceBuffer::receive(const Plan& plan) {
-  if (!stamps_.data()) return;
+  if (!is_open()) return;
   device_->receive(received_.data(), stamps_.data(), sizeof(TaskStamps) * plan.num_tasks());
   plan_ = &plan;
 }

@@ -25,6 +25,7 @@ class TraceBuffer {
   /// Room for the largest of the plans. @throws Error{out_of_memory}
   void open(const std::vector<Plan>& plans);
   void close();
+  bool is_open() const { return stamps_.data() != nullptr; }
   /// Before a launch. @return where it writes; nullptr: it takes no stamps
   TaskStamps* begin();
   /// After a launch of `plan`, which outlives this: brings them to the host, once the launch is over.

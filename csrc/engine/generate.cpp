@@ -167,11 +167,13 @@ class Generation {
 
   /// Rounds until the generation ends or another session wants the engine. Only one at a time when
   /// the host may end the generation at any token: nothing runs past a stop, and the caller's code
-  /// never runs while this session holds the engine.
+  /// never runs while this session holds the engine. A GPU waits for the next one, or serves another
+  /// session meanwhile.
   void run_rounds(RoundState& state) {
     std::vector<SampleResult> drawn;
     const bool host_may_stop = on_token_ || !options_.stop.empty();
     state.max_rounds = host_may_stop ? 1 : ~0u;
+    state.comes_back = host_may_stop;
     state.block[0] = result_.token_ids.back();
     state.num_output = result_.token_ids.size();
     if (engine_.has_lookup) catch_up_lookup();

@@ -79,6 +79,9 @@ struct RoundState {
   TokenRing ring;
   std::atomic<bool> stop_requested{false};  ///< set by any thread: the rounds end after the running one
   uint32_t max_rounds = ~0u;                ///< of one Executor::run_rounds
+  /// After max_rounds the caller soon wants more of the same generation: a device may wait for it with its own state.
+  bool comes_back = false;
+  uint64_t launch_id = 0;                   ///< the executor's: of the launch that has waited for more rounds; 0: none
 
   // Carried from round to round by the accept task.
   std::array<int32_t, kMaxBlockSize> block{};  ///< [0]: the anchor; [1 .. num_tokens): drafts of the running round

@@ -81,6 +81,7 @@ class Executor {
   /// Runs epochs of a round plan until `state.end` says otherwise; the caller has called state.begin() and reserved the
   /// cache. `poll` is called on the caller's thread now and then, after new tokens at the latest when the rounds end; it
   /// reads state.ring and may set state.stop_requested. If it throws, the rounds end and the exception goes on.
+  /// With state.comes_back a device may still wait for more rounds of `state` when this returns; any other call ends that.
   /// @throws Error{timeout} as run().
   virtual void run_rounds(const Plan& plan, KvCache& cache, RoundState& state, const std::function<void()>& poll) = 0;
   /// Task times of the last step or round; empty unless tracing is on. Tracing changes no result.
@@ -98,6 +99,7 @@ struct ExecutorOptions {
   bool yield_cores = false;       ///< cpu: fewer workers while other processes want cores; see cpu/team.h
   uint32_t max_job_us = 50'000;   ///< cpu: about so long after each other rounds run before the team may change
   uint32_t timeout_ms = 10'000;   ///< a step in which nothing moves for this long has hung
+  uint32_t idle_us = 2000;        ///< cuda: a launch that waits this long for its caller leaves; at most half of timeout_ms
   uint32_t delay_seed = 0;        ///< cuda, for tests: tasks begin and signal late by random times of this seed; 0: not
   Activations activations = Activations::bf16;
 };

@@ -35,8 +35,16 @@ class EmulatedStepDevice : public HostDeviceMemory<cuda::StepDevice> {
     return memory;
   }
   void release_pinned(void* memory) noexcept override {
-    if (running_) running_->advance(~uint64_t{0});  // it may write there until it ends
+    finish_running();
     if (pinned_.erase(memory)) std::free(memory);
+  }
+  void release(void* memory) noexcept override {
+    finish_running();
+    HostDeviceMemory::release(memory);
+  }
+  void download(void* to, const void* from, uint64_t num_bytes) override {
+    finish_running();
+    HostDeviceMemory::download(to, from, num_bytes);
   }
 
   void send(void* to, const void* pinned, uint64_t num_bytes) override {
@@ -55,8 +63,9 @@ class EmulatedStepDevice : public HostDeviceMemory<cuda::StepDevice> {
     num_bytes_received += num_bytes;
     queue_.push_back([=] { std::memcpy(pinned, from, num_bytes); });
   }
-  bool wait(uint64_t timeout_ns) override {
-    if (is_stuck) return false;
+  using StepDevice::wait;
+  bool wait(uint64_t timeout_ns, const std::function<bool()>& has_news) override {
+    if (is_stuck || has_news()) return false;
     for (;;) {
       if (running_ && !running_->advance(timeout_ns / kNsPerRound)) return false;
       if (running_) error = running_->result().error;
@@ -90,6 +99,10 @@ class EmulatedStepDevice : public HostDeviceMemory<cuda::StepDevice> {
   bool overwrites_routes = false;  ///< planted: no waiter lets the readers of a route end before it brings another
 
  private:
+  /// Until then it may use any memory.
+  void finish_running() {
+    if (running_) running_->advance(~uint64_t{0});
+  }
   void begin(const cuda::PersistentParams& params, uint32_t num_blocks);
 
   std::map<void*, uint64_t> pinned_;

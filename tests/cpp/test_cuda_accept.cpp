@@ -94,6 +94,7 @@ class Rounds {
     block_[0] = 5;
     take_step(host.state->input);
     make_table();
+    mail.grant(~0u >> 1);
     mail.tell(*host.state, g.block_size);
   }
 
@@ -108,7 +109,7 @@ class Rounds {
     CHECK(record != nullptr && mail.read() == nullptr);
     CHECK_EQ(record->num_tokens, num_rows);
     CHECK_EQ(record->num_active_experts, 80u);
-    CHECK_EQ(record->has_ended != 0, step_.is_over != 0);
+    CHECK_EQ(record->has_ended != 0 || mirror.state->stop_requested, step_.is_over != 0);
     apply_record(*mirror.state, *record, nullptr, 0);
     if (wrong_draft == 0) compare();
     device_tokens = mirror.drain();
@@ -138,7 +139,7 @@ class Rounds {
 
   const Generation g_;
   HostState host, mirror;
-  cuda::RoundMail mail{std::make_shared<EmulatedStepDevice>()};
+  cuda::RoundMail mail{std::make_shared<EmulatedStepDevice>(), 0};
   int32_t wrong_draft = 0;  ///< added to what the device takes for the first draft
   std::vector<int32_t> device_tokens;  ///< of the last round
 
@@ -337,11 +338,19 @@ TEST_CASE("a device that ends a text that the host goes on with, or the other wa
   record.num_tokens = record.num_emitted = 1;
   record.tokens[0] = 2;
   record.has_ended = 1;
-  CHECK_THROWS(internal, "the GPU says that the rounds end", apply_record(*state.state, record, nullptr, 0));
+  CHECK_THROWS(internal, "the GPU says that the text ends", apply_record(*state.state, record, nullptr, 0));
   HostState other(g);
   record.tokens[0] = 1;
   record.has_ended = 0;
-  CHECK_THROWS(internal, "the GPU says that the rounds go on", apply_record(*other.state, record, nullptr, 0));
+  CHECK_THROWS(internal, "the GPU says that the text goes on", apply_record(*other.state, record, nullptr, 0));
+}
+
+TEST_CASE("a device that runs a round which it was not granted is found") {
+  cuda::RoundMail mail(std::make_shared<EmulatedStepDevice>(), 0);
+  mail.grant(2);
+  for (uint32_t number = 1; number <= 3; ++number) mail.mailbox()->records[number].number = number;
+  CHECK(mail.read() && mail.read());
+  CHECK_THROWS(internal, "expected no round after number 2, got one", mail.read());
 }
 
 TEST_CASE("a device that verifies other drafts than it should gives other tokens") {

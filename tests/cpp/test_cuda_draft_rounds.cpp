@@ -36,6 +36,7 @@ struct Wanted {
   int32_t constant_draft = -1;  ///< what every draft is, or -1
   bool has_part = false;
   uint64_t seed = 0;
+  bool comes_back = false;      ///< RoundState::comes_back
 };
 
 struct Outcome {
@@ -68,6 +69,7 @@ Outcome run_rounds(const Wanted& wanted, uint32_t max_rounds = ~0u) {
   state.num_context = run.num_context;
   state.num_output = 1;
   state.max_rounds = max_rounds;
+  state.comes_back = wanted.comes_back;
   Outcome out;
   uint64_t num_read = 0;
   do {
@@ -182,10 +184,11 @@ TEST_CASE("drafts that are often right: the sampled tokens of steps in fewer rou
   CHECK_EQ(whole.num_rounds + whole.stats.num_accepted_tokens, wanted.num_tokens);
   std::printf("  %u rounds for %u tokens\n", whole.num_rounds, wanted.num_tokens);
   CHECK(whole.stats.num_accepted_tokens >= 3 && whole.num_rounds >= 4);
-  const Outcome parts = run_rounds(wanted, 2);
+  Wanted other = wanted;
+  other.comes_back = true;  // to the same launch
+  const Outcome parts = run_rounds(other, 2);
   CHECK(parts.tokens == whole.tokens && is_same(parts.stats, whole.stats));
   CHECK_EQ(parts.num_context, whole.num_context);
-  Wanted other = wanted;
   other.params.seed = 4;
   CHECK(run_rounds(other).tokens != whole.tokens);  // control
 }
@@ -238,9 +241,9 @@ TEST_CASE("sessions draft on the GPU: the text and the statistics of the CPU's")
   wanted.ignore_eos = true;
   wanted.draft.mode = DraftOptions::Mode::fixed;
   Session session(engine, {.max_context = 64}), cpu_session(cpu, {.max_context = 64});
-  const GenerateResult result = session.generate(prompt(), wanted);
+  const GenerateResult result = session.generate(prompt(), wanted, [](const TokenEvent&) { return true; });
   const uint64_t num_launches = device->num_launches;
-  CHECK_EQ(num_launches, 3u);  // two for the prompt, one for all the rounds
+  CHECK_EQ(num_launches, 3u);  // two for the prompt, one for all the rounds, also with a callback
   const GenerateResult expected = cpu_session.generate(prompt(), wanted);
   CHECK(result.token_ids == expected.token_ids);
   CHECK(is_same(result.stats.draft, expected.stats.draft));

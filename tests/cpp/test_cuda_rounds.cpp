@@ -38,6 +38,7 @@ struct Wanted {
   Tokens stop_ids = {};
   uint64_t min_tokens = 0, max_tokens = 12;
   uint32_t max_context = 40;
+  uint32_t idle_us = 2000;
 };
 
 constexpr int32_t kAnchor = 17;
@@ -53,7 +54,7 @@ class Runner {
         cache(model().config, {wanted_.max_context, 4, 1}),
         counts(model().config.vocab_size) {
     executor = cuda::make_cuda_executor(device, model().pack(), model().config, {&step_plan, &round_plan},
-                                        {.timeout_ms = timeout_ms, .delay_seed = delay_seed});
+                                        {.timeout_ms = timeout_ms, .idle_us = wanted.idle_us, .delay_seed = delay_seed});
     cache.reserve(0, wanted.max_context);
     const Tokens prompt = random_tokens(model().config, 7, 3);
     for (uint32_t begin = 0; begin < prompt.size(); begin += 4) {
@@ -118,9 +119,15 @@ class Runner {
     do {
       state->begin();
       executor->run_rounds(round_plan, cache, *state, [&] { poll(); });
+      if (on_turn && state->end == RoundEnd::max_rounds) on_turn();
     } while (state->end == RoundEnd::max_rounds);
     end = state->end;
     return tokens_out;
+  }
+  /// A round at a time, for a caller that comes back.
+  Tokens stream() {
+    state->comes_back = true;
+    return decode_in_rounds(1);
   }
   void poll() {
     for (; num_read < state->ring.num_pushed(); state->ring.release(++num_read)) {
@@ -144,6 +151,19 @@ class Runner {
   uint64_t num_read = 0;
   RoundEnd end = RoundEnd::running;
   std::function<void()> on_poll;
+  std::function<void()> on_turn;  ///< the caller's, between two run_rounds
+};
+
+/// A step of another sequence.
+struct OtherStep {
+  OtherStep() { cache.reserve(0, 8); }
+  void run(Runner& runner) {
+    StepOutput output;
+    runner.executor->run(runner.step_plan, cache, rows.input, output);
+  }
+  const Tokens text = random_tokens(model().config, 2, 5);
+  const StepRows rows{text, 0, 0, 2};
+  KvCache cache{model().config, {8, 4, 1}};
 };
 
 /// All but one of the tokens, or all.
@@ -307,6 +327,61 @@ TEST_CASE("a launch runs no more rounds than the ring of tokens has room for; a 
   rounds.poll();
   CHECK_EQ(rounds.tokens_out.size(), 3u);
   CHECK(rounds.decode_in_rounds() == steps.decode_in_steps());
+}
+
+TEST_CASE("a launch waits for the caller who comes back after every round, and leaves when that takes too long") {
+  Runner steps({.max_tokens = 6});
+  const Tokens expected = steps.decode_in_steps();
+  for (const uint32_t idle_us : {2000u, 0u})
+    for (const bool is_slow : {false, true}) {
+      Runner rounds({.max_tokens = 6, .idle_us = idle_us}, is_slow);
+      bool has_left = false;
+      rounds.on_turn = [&] {
+        if (is_slow && rounds.tokens_out.size() == 2) has_left = rounds.device->wait(50'000'000);
+      };
+      CHECK(rounds.stream() == expected);
+      CHECK(rounds.end == RoundEnd::max_tokens && rounds.counts == steps.counts);
+      CHECK_EQ(has_left, is_slow);
+#if !defined(MIMO_RT_TEST_ON_GPU)  // where the caller may be late without meaning it
+      const uint64_t num_launches = rounds.device->num_launches - 2;  // of the prompt
+      CHECK_EQ(num_launches, idle_us == 0 ? 5u : 1u + is_slow);
+#endif
+    }
+}
+
+TEST_CASE("a launch that waits gives the GPU to whoever wants it, and its caller goes on with another") {
+  Runner steps({.max_tokens = 4});
+  const Tokens expected = steps.decode_in_steps();
+  Runner rounds({.max_tokens = 4});
+  OtherStep other;
+  rounds.on_turn = [&] {
+    if (rounds.tokens_out.size() == 1) other.run(rounds);
+  };
+  CHECK(rounds.stream() == expected);
+#if !defined(MIMO_RT_TEST_ON_GPU)
+  CHECK_EQ(rounds.device->num_launches, 2u + 3u);
+#endif
+  Runner gone({.max_tokens = 4});  // nobody comes back
+  gone.on_turn = [&] { throw std::runtime_error("the caller's own"); };
+  try {
+    gone.stream();
+  } catch (const std::runtime_error&) {
+  }
+  CHECK_EQ(gone.tokens_out.size(), 1u);
+}
+
+TEST_CASE("a hang of a launch that waits is reported to whoever uses the GPU next") {
+  for (const bool by_other : {false, true}) {
+    Runner rounds({}, 0, without_signal(TaskKind::accept), kHangTimeoutMs);
+    OtherStep other;
+    rounds.on_turn = [&] {
+      CHECK(rounds.device->wait(1'000'000'000));
+      if (by_other) other.run(rounds);
+    };
+    CHECK_THROWS(timeout, "the end of the round", rounds.stream());
+    CHECK_EQ(rounds.tokens_out.size(), 1u);
+    CHECK_THROWS(timeout, "stopped for good", rounds.stream());
+  }
 }
 
 #if !defined(MIMO_RT_TEST_ON_GPU)

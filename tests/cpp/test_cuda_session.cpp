@@ -4,7 +4,9 @@
 #include "plan_mutator.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
+#include <memory>
 #include <thread>
 
 using namespace mimo_rt;
@@ -158,6 +160,72 @@ TEST_CASE("a generation can be cancelled between two tokens, and the session goe
   CHECK(cancelled.finish_reason == FinishReason::abort);
   CHECK(cancelled.token_ids == Tokens(whole.begin(), whole.begin() + 2));
   CHECK(session.generate(prompt, greedy(6)).token_ids == whole);
+}
+
+TEST_CASE("tokens come one by one from one launch; a callback may use another session, which takes the GPU") {
+  const Tokens prompt = random_tokens(model().config, 9, 8), text = random_tokens(model().config, 3, 9);
+  const auto device = open_test_device();
+  const auto engine = open_engine(device);
+  Session session(engine, kSmall), other(engine, kSmall);
+  const Tokens whole = session.generate(prompt, greedy(5)).token_ids;
+  const Tokens beside = other.generate(text, greedy(2)).token_ids;
+#if !defined(MIMO_RT_TEST_ON_GPU)
+  const auto num_launches = [&](const TokenCallback& on_token) {
+    const uint64_t before = device->num_launches;
+    CHECK(session.generate(prompt, greedy(5), on_token).token_ids == whole);
+    return device->num_launches - before - 1;  // without the prompt's last token: the rest is cached
+  };
+  CHECK_EQ(num_launches([](const TokenEvent&) { return true; }), 1u);
+#endif
+  Tokens streamed;
+  const auto on_token = [&](const TokenEvent& event) {
+    streamed.push_back(event.token_ids[0]);
+    if (streamed.size() == 3) CHECK(other.generate(text, greedy(2)).token_ids == beside);
+    return true;
+  };
+#if defined(MIMO_RT_TEST_ON_GPU)
+  session.generate(prompt, greedy(5), on_token);
+#else
+  CHECK_EQ(num_launches(on_token), 2u + 2u);  // those of the other session in between
+#endif
+  CHECK(streamed == whole);
+}
+
+TEST_CASE("a session may end as soon as its callback has ended the generation") {
+  const Tokens prompt = random_tokens(model().config, 9, 8);
+  const auto engine = open_engine();
+  auto session = std::make_unique<Session>(engine, kSmall);
+  uint32_t num_seen = 0;
+  const GenerateResult ended = session->generate(prompt, greedy(6), [&](const TokenEvent&) { return ++num_seen < 3; });
+  CHECK(ended.finish_reason == FinishReason::abort);
+  session.reset();  // with the memory that a launch may still wait in
+  Session next(engine, kSmall);
+  const Tokens whole = next.generate(prompt, greedy(3)).token_ids;
+  CHECK(ended.token_ids == whole);
+}
+
+TEST_CASE("two threads stream from one engine; a third cancels one of them") {
+  const auto engine = open_engine();
+  const Tokens prompts[] = {random_tokens(model().config, 6, 8), random_tokens(model().config, 5, 9)};
+  Session sessions[] = {{engine, kSmall}, {engine, kSmall}};
+  const Tokens whole = sessions[0].generate(prompts[0], greedy(5)).token_ids;
+  GenerateResult results[2];
+  std::atomic<uint32_t> num_seen = 0;
+  const auto stream = [&](uint32_t i, uint32_t max_tokens) {
+    results[i] = sessions[i].generate(prompts[i], greedy(max_tokens), [&](const TokenEvent&) {
+      if (i == 1) ++num_seen;
+      return true;
+    });
+  };
+  std::thread first(stream, 0, 5), second(stream, 1, 0), third([&] {
+    while (num_seen < 3) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    sessions[1].cancel();
+  });
+  for (std::thread* thread : {&first, &second, &third}) thread->join();
+  CHECK(results[0].token_ids == whole);
+  const Tokens& cut = results[1].token_ids;
+  CHECK(cut.size() >= 3 && results[1].finish_reason == FinishReason::abort);
+  CHECK(sessions[0].generate(prompts[1], greedy(3)).token_ids == Tokens(cut.begin(), cut.begin() + 3));
 }
 
 TEST_CASE("another thread cancels a generation while a launch of rounds runs") {

@@ -382,17 +382,13 @@ inline void store_release_system(uint32_t* address, uint32_t value) {
 }
 
 /// Relaxed accesses order nothing, and do not race: no acquire, no release.
-inline uint32_t load_relaxed_system(const uint32_t* address) {
-  const emulation::Unchecked unchecked;
-  return *address;
-}
-
 inline uint64_t load_relaxed_gpu(const uint64_t* address) {
   const emulation::Unchecked unchecked;
   if (reinterpret_cast<uintptr_t>(address) % 8 != 0)
     emulation::fail("64-bit access to an address that is not a multiple of 8");
   return *address;
 }
+inline uint64_t load_relaxed_system(const uint64_t* address) { return load_relaxed_gpu(address); }
 
 inline void store_relaxed_gpu(uint64_t* address, uint64_t value) {
   const emulation::Unchecked unchecked;

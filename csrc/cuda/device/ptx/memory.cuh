@@ -50,10 +50,10 @@ __device__ __forceinline__ uint32_t compare_exchange_gpu(uint32_t* address, uint
   return before;
 }
 
-/// ld.relaxed.sys: a word that the host may change at any time; ordered with nothing else.
-__device__ __forceinline__ uint32_t load_relaxed_system(const uint32_t* address) {
-  uint32_t value;
-  asm volatile("ld.relaxed.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");
+/// ld.relaxed.sys: a whole 64-bit word that the host may change at any time; ordered with nothing else.
+__device__ __forceinline__ uint64_t load_relaxed_system(const uint64_t* address) {
+  uint64_t value;
+  asm volatile("ld.relaxed.sys.global.u64 %0, [%1];" : "=l"(value) : "l"(address) : "memory");
   return value;
 }
 

@@ -1,8 +1,10 @@
 // The accept task of a round, by one block: what RoundTasks::accept (engine/round.cpp) does on the
 // host. Draws the target's rows one after the other while the drafts are confirmed, tells the host,
-// and sets up the rows of the next round, or ends the rounds.
+// waits for its order if the next round needs one, and sets up the rows of that round, or ends the
+// rounds. Meanwhile all blocks wait for the end of this one: by the gate, far from the host's memory.
 #pragma once
 
+#include "cuda/device/sync/wait_clock.cuh"
 #include "cuda/device/tasks/draft_rows.cuh"
 #include "cuda/device/tasks/sample_rows.cuh"
 #include "cuda/round_params.h"
@@ -17,14 +19,19 @@ inline constexpr uint32_t kRowIsBad = 4;     ///< it has no token
 
 struct AcceptShared {
   SampleRowsShared sample;
-  uint32_t num_active_experts, max_drafts, fate;
+  uint32_t num_active_experts, fate;
+  RoundOrder order;
 };
+
+__device__ __forceinline__ RoundOrder load_order(const RoundMailbox& mailbox) {
+  const uint64_t word = ptx::load_relaxed_system(reinterpret_cast<const uint64_t*>(&mailbox.order));
+  return {static_cast<uint32_t>(word), static_cast<uint32_t>(word >> 32)};
+}
 
 /// What does not depend on the drawn tokens, by different warps: the host's word is far away.
 __device__ inline void look_around(AcceptShared& shared, const RoundTables& round) {
   const uint32_t warp_idx = threadIdx.x / 32, lane_idx = threadIdx.x % 32;
-  if (warp_idx == 1 && lane_idx == 0)
-    shared.max_drafts = ptx::load_relaxed_system(&round.mailbox->max_drafts);
+  if (warp_idx == 1 && lane_idx == 0) shared.order = load_order(*round.mailbox);
   if (warp_idx != 0) return;
   uint64_t num_active = 0;
   for (uint32_t l = lane_idx; l < round.num_layers; l += 32) num_active += round.active_experts[l];
@@ -51,6 +58,23 @@ __device__ inline uint32_t settle_row(RoundTables& round, RoundRecord& record, u
   const bool confirms = next < round.sample.num_rows && token == round.block[next];
   const bool ends = is_stop_id(round, token) || round.num_output >= round.max_tokens;
   return (confirms ? kRowConfirms : 0) | (ends ? kRowEnds : 0);
+}
+
+/// One thread: the host's order when it allows round `number`, or forbids all. Waits while it does
+/// neither; what is longer than the host's limit is an order to stop.
+__device__ inline RoundOrder await_order(RoundOrder order, const RoundMailbox& mailbox, uint32_t number) {
+  const auto is_met = [&] {
+    return order.max_drafts == RoundOrder::kStop || static_cast<int32_t>(order.last_number - number) >= 0;
+  };
+  if (is_met()) return order;
+  const uint64_t idle_ns = mailbox.idle_ns;
+  WaitClock clock;
+  do {
+    ptx::sleep_ns(20);
+    order = load_order(mailbox);
+    if (is_met()) return order;
+  } while (!clock.has_passed(idle_ns));
+  return {number, RoundOrder::kStop};
 }
 
 /// One thread: the rows of the next round, as RoundState::prepare_round sets them.
@@ -87,20 +111,21 @@ __device__ inline void end_round(const AcceptShared& shared, const AcceptRoundPa
   // A row is only drawn after a confirmed one.
   record.last_was_drafted = is_bad ? row != 0 : (shared.fate & kRowConfirms) != 0;
   record.has_bad_logits = is_bad;
-  const uint64_t now_ns = ptx::global_timer_ns();
-  record.ns = round.last_ns != 0 ? now_ns - round.last_ns : 0;
-  round.last_ns = now_ns;
+  record.ns = round.last_ns != 0 ? ptx::global_timer_ns() - round.last_ns : 0;
   round.token_position += num_emitted;
   round.num_context += step.num_context_rows;
   if (num_emitted != 0) round.block[0] = round.sample.tokens[num_emitted - 1];
   const bool has_ended = (shared.fate & (kRowEnds | kRowIsBad)) != 0 ||
-                         round.token_position - 1 >= round.max_context ||
-                         shared.max_drafts == RoundMailbox::kStop;
-  if (!has_ended) prepare_round(round, step, shared.max_drafts);
-  step.is_over = has_ended;
+                         round.token_position - 1 >= round.max_context;
   record.has_ended = has_ended;
   ptx::store_release_system(&record.number, round.number);
   ++round.number;
+  const RoundOrder order = has_ended ? RoundOrder{round.number, RoundOrder::kStop}
+                                     : await_order(shared.order, *round.mailbox, round.number);
+  const bool is_over = order.max_drafts == RoundOrder::kStop;
+  round.last_ns = ptx::global_timer_ns();
+  if (!is_over) prepare_round(round, step, order.max_drafts);
+  step.is_over = is_over;
 }
 
 __device__ inline void accept_round(AcceptShared& shared, const AcceptRoundParams& p) {
