@@ -4,8 +4,8 @@
 
 One prompt; what plain decoding and steps of one row made of it in the first run must come again to the last bit:
 logits in steps of 1, 8 and 64 rows (or as many as the engine takes: on CUDA 64 rows are 8 steps of 8), greedy tokens in one go (launches of 64
-rounds and of the rest), in pieces of 7 (a launch each), with logprobs (launches of one round), and in rounds with a
-draft. All of it `--runs` times for each delay seed: with one other than 0 the CUDA kernel's tasks begin and signal
+rounds and of the rest), in pieces of 7 (a launch each), with logprobs (launches of one round), in rounds with a
+draft, and one event after the other (launches that wait for the host after every round). All of it `--runs` times for each delay seed: with one other than 0 the CUDA kernel's tasks begin and signal
 late by random times (the environment variable MIMO_RT_CUDA_DELAY_SEED, read when an engine opens; CPU engines do not
 look at it), so that blocks meet in orders that a quiet GPU does not show.
 With --seconds no run begins later, and each seed has its share of them: `num_runs` says how many there were.
@@ -52,6 +52,12 @@ def generate(session: Session, ids: list[int], piece: int = NUM_TOKENS, **more: 
     return tokens
 
 
+def stream(session: Session, ids: list[int], **more: Any) -> list[int]:
+    """The same, in events."""
+    events = session.stream(ids, max_tokens=NUM_TOKENS, temperature=0.0, ignore_eos=True, **more)
+    return [token for event in events for token in event.token_ids]
+
+
 @dataclass
 class Bits:
     """What the first run gave, and what differs since."""
@@ -73,6 +79,8 @@ class Bits:
         self._check_tokens(generate(session, self.ids, logprobs=0, **plain), f"{place}, with logprobs")
         if self.has_draft:
             self._check_tokens(generate(session, self.ids, draft_mode="fixed"), f"{place}, with a draft")
+        drafted = {"draft_mode": "fixed"} if self.has_draft else {}
+        self._check_tokens(stream(session, self.ids, **drafted), f"{place}, in events")
 
     def _check_logits(self, logits: np.ndarray, place: str) -> None:
         if self.logits is None:

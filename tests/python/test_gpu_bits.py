@@ -32,7 +32,7 @@ def test_equal_runs_pass(script, capsys, monkeypatch):
     assert code == 0 and record["passed"] and record["has_draft"] and record["bits"] == "tiny"
     assert seeds == ["0", "5"] and os.environ[script.DELAY_SEED] == "77"
     assert record["num_runs"] == [1, 1]  # no time for a second one
-    assert record["num_compared"] == 2 * (len(script.STEP_ROWS) + 4)
+    assert record["num_compared"] == 2 * (len(script.STEP_ROWS) + 5)
 
 
 def test_an_engine_of_small_steps_is_asked_for_no_more(script, capsys, monkeypatch):
@@ -42,7 +42,7 @@ def test_an_engine_of_small_steps_is_asked_for_no_more(script, capsys, monkeypat
 
     monkeypatch.setattr(script, "Session", Session)
     code, record = run(script, capsys, "--runs", "1", "--delay-seeds", "0")
-    assert code == 0 and record["step_rows"] == [1, 8] and record["num_compared"] == 2 + 4
+    assert code == 0 and record["step_rows"] == [1, 8] and record["num_compared"] == 2 + 5
     with script.tempfile.TemporaryDirectory() as parent:  # control: more are refused
         model = script.write_tiny_checkpoint(script.pathlib.Path(parent) / "tiny", seed=1)
         with Session(model, device="cpu") as session, pytest.raises(errors.InvalidArgumentError, match="step_tokens"):
@@ -75,6 +75,20 @@ def test_one_other_token_is_seen(script, capsys, monkeypatch):
     code, record = run(script, capsys, "--runs", "1", "--delay-seeds", "0")
     assert code == 1 and len(record["differences"]) == 1
     assert record["differences"][0].startswith("delay seed 0, run 0, in pieces: token 2 is ")
+
+
+def test_one_other_token_of_an_event_is_seen(script, capsys, monkeypatch):
+    class Session(script.Session):
+        def stream(self, ids, **options):
+            for place, event in enumerate(super().stream(ids, **options)):
+                if place == 1:
+                    event.token_ids[0] ^= 1
+                yield event
+
+    monkeypatch.setattr(script, "Session", Session)
+    code, record = run(script, capsys, "--runs", "1", "--delay-seeds", "0")
+    assert code == 1 and len(record["differences"]) == 1
+    assert record["differences"][0].startswith("delay seed 0, run 0, in events: token 1 is ")
 
 
 def test_without_a_gpu_it_says_why(script):
