@@ -1,7 +1,8 @@
 // A fiber: a function with its own stack that can be suspended anywhere and resumed later.
 //
-// All fibers of a program run on one thread, so nothing here is atomic. On x86-64 a switch is a
-// dozen instructions; elsewhere ucontext does it, much slower.
+// All fibers of a program run on one thread at a time, so nothing here is atomic; a lock of the caller's
+// may hand them to another. On x86-64 a switch is a dozen instructions; elsewhere ucontext does it, much
+// slower.
 #pragma once
 
 #include <sys/mman.h>
