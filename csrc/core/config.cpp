@@ -6,6 +6,7 @@
 #include "core/file.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace mimo_rt {
 namespace {

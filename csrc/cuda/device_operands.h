@@ -3,6 +3,7 @@
 
 #include <mimo_rt/config.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstring>
 #include <type_traits>

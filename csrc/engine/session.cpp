@@ -9,6 +9,7 @@
 #include <limits>
 #include <mutex>
 #include <numeric>
+#include <utility>
 
 namespace mimo_rt {
 namespace {

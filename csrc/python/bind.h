@@ -3,6 +3,8 @@
 
 #include <pybind11/pybind11.h>
 
+#include <string>
+
 namespace mimo_rt::python {
 
 namespace py = pybind11;

@@ -5,6 +5,8 @@
 #include <pybind11/stl.h>
 #include <pybind11/stl/filesystem.h>
 
+#include <utility>
+
 namespace mimo_rt::python {
 namespace {
 
