@@ -49,7 +49,8 @@ def inputs(shape, num_tokens=14, seed=1):
 def run(model, features, embed, anchors):
     model = model.double()
     with torch.no_grad():
-        return model(model.context(features), embed[: len(anchors)], torch.tensor(anchors)).numpy()
+        context = model.context(features[None])
+        return model(context, embed[None, : len(anchors)], torch.tensor(anchors)[None])[0].numpy()
 
 
 @pytest.mark.parametrize("shape", [MIMO, QWEN], ids=["mimo", "qwen"])
@@ -90,7 +91,7 @@ def test_what_a_row_depends_on(window):
     for index, anchor in enumerate(anchors.tolist()):
         for t in range(1, shape.block_size):
             x, e = features.clone().requires_grad_(), embed[:4].clone().requires_grad_()
-            model(model.context(x), e, anchors)[index, t - 1].pow(3).sum().backward()
+            model(model.context(x[None]), e[None], anchors[None])[0, index, t - 1].pow(3).sum().backward()
             depends = x.grad.abs().sum(dim=1) > 0
             may = [j < anchor and (window == 0 or anchor + t - j < window) for j in range(len(features))]
             assert depends.tolist() == may

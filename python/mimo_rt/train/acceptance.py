@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .blocks import block_labels
 from .data import TrainingData
 from .draft import DraftModel
-from .features import FeatureSource
 from .loss import accepted_lengths, count_rounds
 from .precision import autocast
 from .target import TargetModel
@@ -22,7 +23,7 @@ def evaluate_draft(
     target: TargetModel,
     draft: DraftModel,
     data: TrainingData,
-    features: FeatureSource,
+    features: Callable[[int], Tensor],
     *,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
@@ -33,6 +34,7 @@ def evaluate_draft(
     accepted only if it is the token that was drawn, this is the acceptance length itself.
 
     Args:
+        features: of an answer's number: ``[num_tokens, feature_size]``.
         dtype: in which the draft's matrices are multiplied (see precision.py).
 
     Returns:
@@ -46,11 +48,11 @@ def evaluate_draft(
     with torch.no_grad(), autocast(target.device, dtype):
         for seq_idx, ids in enumerate(data.token_ids):
             ids = ids.to(target.device)
-            context = draft.context(features(seq_idx))
+            context = draft.context(features(seq_idx)[None])
             accepted: list[int] = []
             begin, end = data.num_prompt_tokens[seq_idx], len(ids) - 1
             for anchors in torch.arange(begin, end, device=target.device).split(EVAL_BLOCKS):
-                z = draft(context, target.embed[ids[anchors]], anchors)
+                z = draft(context, target.embed[ids[anchors]][None], anchors[None])[0]
                 labels, is_inside = block_labels(ids, anchors, block_size)
                 with autocast(target.device, torch.float32):  # logits as the engine's
                     draft_ids = (z.float() @ head.T).argmax(dim=-1)

@@ -12,14 +12,14 @@ from torch import Tensor
 
 
 def block_positions(anchors: Tensor, block_size: int) -> Tensor:
-    """anchors ``[num_blocks]`` -> ``[num_blocks, block_size]``."""
-    return anchors[:, None] + torch.arange(block_size, device=anchors.device)
+    """anchors ``[..., num_blocks]`` -> ``[..., num_blocks, block_size]``."""
+    return anchors[..., None] + torch.arange(block_size, device=anchors.device)
 
 
 def context_hidden(positions: Tensor, num_tokens: int, window_tokens: int) -> Tensor:
-    """True where a row may not look: ``[num_blocks, block_size, num_tokens]``."""
+    """True where a row may not look: ``[..., num_blocks, block_size, num_tokens]``."""
     key = torch.arange(num_tokens, device=positions.device)
-    hidden = key >= positions[:, :1, None]  # not before the anchor
+    hidden = key >= positions[..., :1, None]  # not before the anchor
     if window_tokens:
         return hidden | (positions[..., None] - key >= window_tokens)
     return hidden.expand(*positions.shape, num_tokens)
@@ -37,8 +37,18 @@ def sample_anchors(
     return torch.randperm(num_choices, generator=generator)[:count] + num_prompt_tokens
 
 
-def block_labels(token_ids: Tensor, anchors: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
-    """Labels ``[num_blocks, block_size - 1]`` of slots 1, 2, …, and where the sequence has one."""
-    positions = block_positions(anchors, block_size)[:, 1:]
-    is_inside = positions < len(token_ids)
-    return token_ids[positions.clamp(max=len(token_ids) - 1)], is_inside
+def block_labels(
+    token_ids: Tensor, anchors: Tensor, block_size: int, num_tokens: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Labels ``[..., num_blocks, block_size - 1]`` of slots 1, 2, …, and where there is one.
+
+    Args:
+        token_ids: ``[..., max_tokens]``, of several sequences padded.
+        anchors: ``[..., num_blocks]``.
+        num_tokens: ``[...]``, of each sequence; None: nothing is padding.
+    """
+    positions = block_positions(anchors, block_size)[..., 1:]
+    max_tokens = token_ids.shape[-1]
+    is_inside = positions < (max_tokens if num_tokens is None else num_tokens[..., None, None])
+    index = positions.clamp(max=max_tokens - 1).flatten(-2)
+    return token_ids.gather(-1, index).reshape(positions.shape), is_inside

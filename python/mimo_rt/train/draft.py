@@ -28,7 +28,7 @@ from .blocks import block_positions, context_hidden
 from .ops import rms_norm, rotate, sink_softmax, swiglu
 
 INIT_STD = 0.02
-# One (keys, values) per layer: [num_tokens, num_kv_heads, head size].
+# One (keys, values) per layer: [num_sequences, num_tokens, num_kv_heads, head size].
 Context = list[tuple[Tensor, Tensor]]
 
 
@@ -74,28 +74,30 @@ class _Attention(nn.Module):
     def forward(
         self, a: Tensor, positions: Tensor, context: tuple[Tensor, Tensor], hidden: Tensor
     ) -> Tensor:
-        """a ``[blocks, rows, hidden_size]``; hidden ``[blocks, rows, num_tokens]`` context mask."""
+        """a ``[sequences, blocks, rows, hidden_size]``.
+
+        hidden: context mask ``[sequences, blocks, rows, num_tokens]``.
+        """
         s = self.shape
-        num_blocks, num_rows, _ = a.shape
-        q = self.q_norm(self.q_proj(a).reshape(num_blocks, num_rows, s.num_q_heads, -1))
+        num_rows = a.shape[2]
+        q = self.q_norm(self.q_proj(a).unflatten(-1, (s.num_q_heads, -1)))
         q = self._rotate(q, positions) * s.qk_head_dim**-0.5
         k, v = self.keys_values(a, positions)
-        # h: kv head, a: block, b and c: rows of a block, g: query head of h, t: context token
-        q = q.reshape(num_blocks, num_rows, s.num_kv_heads, -1, s.qk_head_dim)
-        q = q.permute(2, 0, 1, 3, 4)
+        # s: sequence, h: kv head, a: block, b and c: rows of a block, g: query head of h
+        q = q.unflatten(3, (s.num_kv_heads, -1)).permute(0, 3, 1, 2, 4, 5)
         grid = q.shape[:-1]
-        context_k, context_v = (u.permute(1, 0, 2) for u in context)  # [h, t, size]
-        far = q.flatten(1, 3) @ context_k.transpose(1, 2)
-        far = far.reshape(*grid, -1).masked_fill(hidden[None, :, :, None, :], -torch.inf)
-        near = torch.einsum("habgd,achd->habgc", q, k)
+        context_k, context_v = (u.transpose(1, 2) for u in context)  # [s, h, token, size]
+        far = q.flatten(2, 4) @ context_k.transpose(2, 3)
+        far = far.reshape(*grid, -1).masked_fill(hidden[:, None, :, :, None, :], -torch.inf)
+        near = torch.einsum("shabgd,sachd->shabgc", q, k)
         sinks = self.attention_sink_bias
         if sinks is not None:
             sinks = sinks.reshape(s.num_kv_heads, 1, 1, -1, 1)
         weight = sink_softmax(torch.cat([far, near], dim=-1), sinks)
         far, near = weight.split([far.shape[-1], num_rows], dim=-1)
-        out = (far.flatten(1, 3) @ context_v).reshape(*grid, -1)
-        out = out + torch.einsum("habgc,achd->habgd", near, v)
-        return self.o_proj(out.permute(1, 2, 0, 3, 4).reshape(num_blocks, num_rows, -1))
+        out = (far.flatten(2, 4) @ context_v).reshape(*grid, -1)
+        out = out + torch.einsum("shabgc,sachd->shabgd", near, v)
+        return self.o_proj(out.permute(0, 2, 3, 1, 4, 5).flatten(3))
 
 
 class _Mlp(nn.Module):
@@ -164,8 +166,11 @@ class DraftModel(nn.Module):
         return ids, self.vocab_ids[ids] == target_ids
 
     def context(self, features: Tensor) -> Context:
-        """Keys and values of the features ``[num_tokens, feature_size]`` at positions 0, 1, …"""
-        positions = torch.arange(len(features), device=features.device)
+        """Keys and values of features ``[num_sequences, num_tokens, feature_size]``.
+
+        Positions are 0, 1, …; the rows after a sequence's last token may hold anything finite.
+        """
+        positions = torch.arange(features.shape[1], device=features.device)
         u = self.hidden_norm(self.fc(features))
         return [layer.self_attn.keys_values(u, positions) for layer in self.layers]
 
@@ -173,21 +178,23 @@ class DraftModel(nn.Module):
         """Blocks that know nothing of each other.
 
         Args:
-            context: of one sequence; a block sees the rows before its anchor, in the window.
-            anchor_embed: ``[num_blocks, hidden_size]`` rows of the target's embedding.
-            anchors: ``[num_blocks]`` positions of the anchors.
+            context: of the sequences; a block sees the rows before its anchor, in the window.
+            anchor_embed: ``[num_sequences, num_blocks, hidden_size]`` rows of the target's
+                embedding.
+            anchors: ``[num_sequences, num_blocks]`` positions of the anchors.
 
         Returns:
-            ``[num_blocks, block_size - 1, hidden_size]``: normed, ready for the target's lm_head.
+            ``[num_sequences, num_blocks, block_size - 1, hidden_size]``: normed, ready for the
+            target's lm_head.
         """
         num_masks = self.shape.block_size - 1
-        masks = self.mask_embedding.expand(len(anchors), num_masks, -1)
-        y = torch.cat([anchor_embed[:, None], masks], dim=1)
+        masks = self.mask_embedding.expand(*anchors.shape, num_masks, -1)
+        y = torch.cat([anchor_embed[:, :, None], masks], dim=2)
         positions = block_positions(anchors, self.shape.block_size)
-        num_tokens = len(context[0][0])
+        num_tokens = context[0][0].shape[1]
         hidden = context_hidden(positions, num_tokens, self.shape.window_tokens)
         for layer, keys_values in zip(self.layers, context, strict=True):
             a = layer.input_layernorm(y)
             y = y + layer.self_attn(a, positions, keys_values, hidden)
             y = y + layer.mlp(layer.post_attention_layernorm(y))
-        return self.norm(y[:, 1:])
+        return self.norm(y[:, :, 1:])

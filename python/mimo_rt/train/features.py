@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 
 from ..checkpoints.formats import decode_bf16
 from ..checkpoints.writer import write_json
@@ -82,6 +84,11 @@ class FeatureSource:
             self._rows.flush()
             self._is_done[seq_idx] = 1
         return torch.from_numpy(decode_bf16(self._rows[rows])).to(self._target.device)
+
+    def batch(self, seq_ids: Sequence[int], num_tokens: int) -> Tensor:
+        """The first ``num_tokens`` of several: ``[len(seq_ids), num_tokens, …]``, then zeros."""
+        rows = pad_sequence([self(i)[:num_tokens] for i in seq_ids], batch_first=True)
+        return pad(rows, (0, 0, 0, num_tokens - rows.shape[1]))
 
     def _compute(self, seq_idx: int) -> Tensor:
         token_ids = self._sequences[seq_idx].to(self._target.device)

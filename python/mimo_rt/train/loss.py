@@ -54,14 +54,13 @@ def block_loss(
     """Sum of weighted cross-entropies.
 
     Args:
-        z: ``[num_blocks, num_slots, hidden_size]``, output of the draft.
-        labels: ``[num_blocks, num_slots]``.
+        z: ``[..., num_slots, hidden_size]``, output of the draft.
+        labels: ``[..., num_slots]``; a valid id also where there is no label.
         weight: as ``labels``; 0 where there is no label.
         lm_head: ``[vocab_size, hidden_size]``, or the rows of the ids that labels count.
         sample: ids and corrections of :class:`VocabSample`; None: the whole vocabulary.
     """
-    is_used = weight > 0
-    z, labels, weight = z[is_used], labels[is_used], weight[is_used]
+    z, labels, weight = z.flatten(0, -2), labels.flatten(), weight.flatten()
     if sample is None:
         logits = z @ lm_head.T
     else:

@@ -47,6 +47,13 @@ def sink_softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
     return torch.cat([scores, sinks], dim=-1).softmax(dim=-1)[..., :-1]
 
 
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """A copy of CPU values that nobody waits for."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
 def matmul(h: Tensor, weight: Tensor) -> Tensor:
     """h ``[..., cols]`` times weight ``[rows, cols]``, in the weight's type; the result has h's."""
     return (h.to(weight.dtype) @ weight.T).to(h.dtype)

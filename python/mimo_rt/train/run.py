@@ -13,12 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from .curve import draw_curve
 from .generations import format_duration
 
 STATE_FILE = "state.pt"
 LOG_FILE = "log.jsonl"
 CURVE_FILE = "curve.png"
+
+_REPORT_EVERY_S = 0.2  # to read a loss waits for a GPU, and many steps take less
 
 Report = Callable[[str], None]
 
@@ -27,9 +31,10 @@ class Trainer(Protocol):
     """What DraftTrainer and ExpertTrainer have in common."""
 
     step_idx: int
-    history: list[dict[str, Any]]
 
-    def step(self) -> float: ...
+    @property
+    def history(self) -> list[dict[str, Any]]: ...
+    def step(self) -> float | Tensor: ...
     def save(self, path: Path) -> None: ...
     def load(self, path: Path) -> None: ...
 
@@ -73,24 +78,28 @@ def run_training(
         trainer.load(state)
     log = _Log(directory, trainer.history)
     start_time = saved_time = time.monotonic()
+    reported_time = 0.0
     first_step, last_values = trainer.step_idx, ""
     while trainer.step_idx < options.num_steps:
         loss = trainer.step()
-        log.update(trainer.history)
         now = time.monotonic()
         is_last = trainer.step_idx == options.num_steps
-        if trainer.step_idx % options.eval_every == 0 or is_last:
+        is_evaluated = trainer.step_idx % options.eval_every == 0 or is_last
+        if is_evaluated:
             values = evaluate()
             trainer.history.append({"step": trainer.step_idx, **values})
-            log.update(trainer.history)
             last_values = _summary(values)
+        is_out_of_time = 0 < options.max_minutes < (now - start_time) / 60
+        if not (is_evaluated or is_out_of_time or now - reported_time > _REPORT_EVERY_S):
+            continue
+        reported_time = now
+        log.update(trainer.history)
         rate = (now - start_time) / (trainer.step_idx - first_step)
         left = format_duration(rate * (options.num_steps - trainer.step_idx))
         report(
-            f"step {trainer.step_idx} of {options.num_steps}, loss {loss:.3f}{last_values}, "
+            f"step {trainer.step_idx} of {options.num_steps}, loss {float(loss):.3f}{last_values}, "
             f"{rate:.2f} s/step, {left} left"
         )
-        is_out_of_time = 0 < options.max_minutes < (now - start_time) / 60
         if is_last or is_out_of_time or now - saved_time > 60 * options.checkpoint_minutes:
             trainer.save(state)
             draw_curve(trainer.history, directory / CURVE_FILE)

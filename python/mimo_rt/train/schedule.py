@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
+from torch import Tensor
 
 
 def mix_seed(seed: int, number: int) -> int:
@@ -15,6 +18,11 @@ def sequences_of_step(seed: int, step_idx: int, count: int, num_sequences: int) 
     chosen = []
     for visit in range(step_idx * count, (step_idx + 1) * count):
         epoch, place = divmod(visit, num_sequences)
-        generator = torch.Generator().manual_seed(mix_seed(seed, -1 - epoch))
-        chosen.append(int(torch.randperm(num_sequences, generator=generator)[place]))
+        chosen.append(int(_epoch_order(seed, epoch, num_sequences)[place]))
     return chosen
+
+
+@lru_cache(maxsize=2)  # a step may end one epoch and begin the next
+def _epoch_order(seed: int, epoch: int, num_sequences: int) -> Tensor:
+    generator = torch.Generator().manual_seed(mix_seed(seed, -1 - epoch))
+    return torch.randperm(num_sequences, generator=generator)

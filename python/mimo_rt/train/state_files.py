@@ -22,8 +22,12 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(path: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """The saved state; InvalidArgumentError when it was made with other ``options``."""
-    state: dict[str, Any] = torch.load(path, weights_only=True)
+    """The saved state on the CPU; InvalidArgumentError when it was made with other ``options``.
+
+    Not where it was saved from: another machine may lack that device, and optimisers keep their
+    counts of steps on the CPU.
+    """
+    state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
     for name, value in options.items():
         if state["options"].get(name) != value:
             raise _C.InvalidArgumentError(
