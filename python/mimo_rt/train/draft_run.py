@@ -17,6 +17,7 @@ from .draft import DraftModel
 from .draft_files import export_draft
 from .draft_start import start_at_draft, weights_digest
 from .draft_trainer import DraftTrainer, DraftTrainingOptions
+from .feature_table import FeatureTable
 from .features import FeatureSource
 from .generations import Generation, read_generations
 from .precision import matmul_dtype
@@ -78,17 +79,87 @@ def shape_for_target(config: dict[str, Any], sizes: DraftSizes, num_anchors: int
 
 
 def split_generations(
-    generations: Sequence[Generation], num_validation: int
+    generations: Sequence[Generation], num_validation: int, more: Sequence[Generation] = ()
 ) -> tuple[list[Generation], list[Generation]]:
-    """(training, validation): whole prompts are held out, chosen by the hash of their name."""
+    """(training, validation): whole prompts are held out, chosen by the hash of their name.
+
+    Args:
+        more: answers for training only; those to a prompt that is held out are left out. A prompt
+            that comes twice under different names is the same prompt.
+    """
 
     def rank(name: str) -> bytes:
         return hashlib.sha256(name.encode()).digest()
 
     prompts = sorted({g.prompt for g in generations}, key=rank)
-    held_out = set(prompts[: min(num_validation, len(prompts) // 4)])
-    training = [g for g in generations if g.prompt not in held_out]
-    return training, [g for g in generations if g.prompt in held_out]
+    names = set(prompts[: min(num_validation, len(prompts) // 4)])
+    held_out = {tuple(g.prompt_ids) for g in generations if g.prompt in names}
+    training = [g for g in (*generations, *more) if tuple(g.prompt_ids) not in held_out]
+    return training, [g for g in generations if g.prompt in names]
+
+
+class DraftJob:
+    """What a draft is trained and measured on, ready for a trainer.
+
+    Args:
+        data_dir: answers; of some of its prompts they are held out.
+        more_data_dir: answers for training only, if any.
+        device, precision, start_dir: as for :func:`train_draft`.
+        cache: directory of the features, on a CPU; None keeps nothing. A GPU holds them itself.
+    """
+
+    def __init__(
+        self,
+        model_dir: Path,
+        data_dir: Path,
+        *,
+        sizes: DraftSizes,
+        options: DraftTrainingOptions,
+        num_validation: int,
+        more_data_dir: Path | None = None,
+        device: str = "cpu",
+        precision: str = "auto",
+        start_dir: Path | None = None,
+        cache: Path | None = None,
+    ) -> None:
+        self._dtype = matmul_dtype(precision, torch.device(device))
+        self.target = TargetModel(model_dir, matmul_dtype=self._dtype, device=device)
+        more = read_generations(more_data_dir) if more_data_dir else []
+        training, validation = split_generations(read_generations(data_dir), num_validation, more)
+        self.data = TrainingData(training, options.max_sequence_tokens)
+        self.is_validated = bool(validation)
+        self.held_out = TrainingData(validation or training[:1], options.max_sequence_tokens)
+        self.shape = shape_for_target(self.target.config, sizes, options.anchors_per_sequence)
+        self._features = self._make_features(self.data, cache and cache / "features")
+        self._held_out_features = self._make_features(
+            self.held_out, cache and cache / "features-held-out"
+        )
+        self._start_dir = start_dir
+
+    def _make_features(
+        self, data: TrainingData, cache: Path | None
+    ) -> FeatureSource | FeatureTable:
+        layer_ids = self.shape.target_layer_ids
+        if self.target.device.type == "cpu":
+            return FeatureSource(self.target, layer_ids, data.token_ids, cache)
+        return FeatureTable(self.target, layer_ids, data.token_ids)
+
+    def make_trainer(self, options: DraftTrainingOptions) -> DraftTrainer:
+        """A trainer before its first step."""
+        if self._start_dir is not None:
+            draft = start_at_draft(self._start_dir, self.shape)
+            options = replace(options, start=weights_digest(draft))
+        else:
+            draft = _random_draft(self.shape, self.data, options.seed)
+        return DraftTrainer(
+            self.target, draft, self.data, self._features, options, dtype=self._dtype
+        )
+
+    def evaluate(self, draft: DraftModel) -> dict[str, Any]:
+        """Acceptance on the held-out answers."""
+        return evaluate_draft(
+            self.target, draft, self.held_out, self._held_out_features, dtype=self._dtype
+        )
 
 
 def _random_draft(shape: DraftShape, data: TrainingData, seed: int) -> DraftModel:
@@ -130,36 +201,21 @@ def train_draft(
     """
     run_dir = Path(run_dir)
     report("loading the target")
-    dtype = matmul_dtype(precision, torch.device(device))
-    target = TargetModel(model_dir, matmul_dtype=dtype, device=device)
-    training, validation = split_generations(read_generations(data_dir), num_validation)
-    data = TrainingData(training, options.max_sequence_tokens)
-    held_out = TrainingData(validation or training[:1], options.max_sequence_tokens)
-    shape = shape_for_target(target.config, sizes, options.anchors_per_sequence)
-    features, held_out_features = (
-        FeatureSource(target, shape.target_layer_ids, part.token_ids, cache)
-        for part, cache in (
-            (data, run_dir / "features" if cache_features else None),
-            (held_out, run_dir / "features-held-out" if cache_features else None),
-        )
+    job = DraftJob(
+        model_dir, data_dir, sizes=sizes, options=options, num_validation=num_validation,
+        device=device, precision=precision, start_dir=start_dir,
+        cache=run_dir if cache_features else None,
     )
-    if start_dir is not None:
-        draft = start_at_draft(start_dir, shape)
-        options = replace(options, start=weights_digest(draft))
-    else:
-        draft = _random_draft(shape, data, options.seed)
-    trainer = DraftTrainer(target, draft, data, features, options, dtype=dtype)
+    trainer = job.make_trainer(options)
 
     def evaluate() -> dict[str, Any]:
-        return evaluate_draft(
-            target, trainer.averaged_draft(), held_out, held_out_features, dtype=dtype
-        )
+        return job.evaluate(trainer.averaged_draft())
 
     if not run_training(trainer, run_dir, run, evaluate=evaluate, report=report):
         return None
     return export_draft(
         trainer.averaged_draft(), run_dir / "dflash",
-        acceptance_length=_last_acceptance_length(trainer.history) if validation else None,
+        acceptance_length=_last_acceptance_length(trainer.history) if job.is_validated else None,
         overwrite=True,
     )
 

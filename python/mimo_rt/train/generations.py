@@ -113,7 +113,7 @@ def make_generations(
     part_idx, num_parts = options.part
     directory.mkdir(parents=True, exist_ok=True)
     recorded = meta | {k: v for k, v in asdict(options).items() if k != "part"}
-    _check_meta(directory, json.loads(json.dumps(recorded)))
+    check_meta(directory, json.loads(json.dumps(recorded)))
     path = directory / f"part-{part_idx}-of-{num_parts}.jsonl"
     others = [p for p in sorted(directory.glob("part-*.jsonl")) if p != path]
     found = [*_read_part(path, repair=True), *(g for p in others for g in _read_part(p))]
@@ -184,7 +184,8 @@ def _answer(
     return Generation(prompt.name, seed, temperature, list(prompt.token_ids), result.token_ids)
 
 
-def _check_meta(directory: Path, meta: dict[str, Any]) -> None:
+def check_meta(directory: Path, meta: dict[str, Any]) -> None:
+    """Record what answers are made with; refuse a directory made otherwise."""
     path = directory / META_FILE
     if not path.is_file():
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
