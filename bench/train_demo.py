@@ -10,6 +10,8 @@ Stages, each resumable by running the script again (results and checkpoints stay
              WORK/answers
   draft      the DFlash draft                                            WORK/draft/dflash
 
+The draft alone, on a machine with a GPU and no network: gpu_train.py.
+
 Arithmetic (SmolLM2-135M: 30 layers of 3.54 M weights, hidden 576, vocabulary 49152; multiply-add = 2 FLOP):
   target     212 MFLOP per token without lm_head, 57 MFLOP lm_head; features after layer 27 cost 198 MFLOP
   draft      3 layers: 21 MFLOP per row forward, 64 trained; lm_head forward and backward 113 MFLOP per row over the

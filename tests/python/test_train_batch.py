@@ -1,5 +1,6 @@
 """Many sequences at once: target and features against the plain ones, answers against the engine's."""
 
+import contextlib
 import dataclasses
 import json
 
@@ -10,11 +11,14 @@ torch = pytest.importorskip("torch")
 
 import mimo_rt  # noqa: E402
 from mimo_rt.checkpoints import write_tiny_checkpoint  # noqa: E402
-from mimo_rt.train import batch_answers  # noqa: E402
+from mimo_rt.train import batch_answers, draft_trainer  # noqa: E402
 from mimo_rt.train.batch_target import BatchTarget  # noqa: E402
+from mimo_rt.train.data import TrainingData  # noqa: E402
+from mimo_rt.train.draft import DraftModel  # noqa: E402
+from mimo_rt.train.draft_run import DraftSizes, shape_for_target  # noqa: E402
 from mimo_rt.train.feature_table import FeatureTable  # noqa: E402
 from mimo_rt.train.features import FeatureSource  # noqa: E402
-from mimo_rt.train.generations import GenerateOptions, Prompt, read_generations  # noqa: E402
+from mimo_rt.train.generations import GenerateOptions, Generation, Prompt, read_generations  # noqa: E402
 from mimo_rt.train.target import TargetModel  # noqa: E402
 from torch.nn.utils.rnn import pad_sequence  # noqa: E402
 
@@ -167,3 +171,42 @@ def test_an_answer_ends_with_its_stop_id(tmp_path):
     config = json.loads((model / "config.json").read_text()) | {"eos_token_id": stop}
     (model / "config.json").write_text(json.dumps(config))
     assert greedy(model, [prompt], 12)[0] == ended[0]
+
+
+@pytest.fixture
+def on_meta(tmp_path, monkeypatch):
+    """A target on torch's device without data: reading a value there is an error, and so is mixing it with the CPU."""
+    target = TargetModel(write_tiny_checkpoint(tmp_path / "m", **MODEL))
+    target.weights = {name: value.to("meta") for name, value in target.weights.items()}
+    target.device = torch.device("meta")
+    monkeypatch.setattr(draft_trainer, "autocast", lambda *_: contextlib.nullcontext())  # knows no such device
+    with pytest.raises(RuntimeError, match="meta tensor"):
+        float(torch.zeros(1, device="meta"))
+    with pytest.raises(RuntimeError, match="expected device meta"):
+        torch.zeros(1, device="meta") + torch.zeros(1)
+    return target
+
+
+def test_a_step_on_a_device_never_waits(on_meta):
+    """As on a GPU: several sequences in a pass, features from the table, torch's own Muon. Control: its loss, read."""
+    answers = [Generation(str(i), 0, 0.0, ids[:2].tolist(), ids[2:].tolist()) for i, ids in enumerate(sequences())]
+    data = TrainingData([a for a in answers if len(a.output_ids) > 1], 64)
+    sizes = DraftSizes(num_layers=2, target_layer_ids=(0, 1), block_size=4, draft_vocab_size=30)
+    draft = DraftModel(shape_for_target(on_meta.config, sizes, 8), vocab_ids=data.vocabulary(30, 300))
+    options = draft_trainer.DraftTrainingOptions(sequences_per_step=2, anchors_per_sequence=8)
+    features = FeatureTable(on_meta, (0, 1), data.token_ids)
+    trainer = draft_trainer.DraftTrainer(on_meta, draft, data, features, options)
+    for _ in range(2):
+        loss = trainer.step()
+    assert loss.device == on_meta.device and trainer.step_idx == 2
+    with pytest.raises(RuntimeError, match="meta tensor"):
+        trainer.history
+
+
+def test_a_token_of_a_batch_never_waits(on_meta):
+    model, ids = BatchTarget(on_meta, 4, 40), torch.zeros(4, 8, dtype=torch.long, device="meta")
+    with torch.no_grad():
+        model.forward(ids, ids[:, 0], 8)
+        x, _ = model.forward(ids[:, :1], ids[:, 0] + 8, 16)
+        token = batch_answers._choose(model.logits(x[:, 0]), torch.zeros(4, 1, device="meta"), None)
+    assert token.device == on_meta.device and token.shape == (4,)

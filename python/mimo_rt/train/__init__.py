@@ -2,6 +2,8 @@
 
   generations   prompts -> the target's own answers, made by this engine (JSON lines)
   target        a torch forward of a MiMo checkpoint: logits, and features after given layers
+  batch_target, batch_answers, feature_table   the same for many sequences at once: answers and
+                features on a GPU
   draft         the DFlash draft as a torch module; reads and writes the published ``dflash/`` form
   blocks, loss  anchors, masks, labels; the weighted loss and the acceptance it promises
   draft_trainer the resumable loop: Muon for matrices, AdamW for the rest

@@ -107,7 +107,7 @@ def decode_batch(
     last = model.logits(_prefill(model, prompts, lengths, target))
     positions, temperatures = lengths.to(device), temperatures.to(device)[:, None]
     generator = torch.Generator(device).manual_seed(seed)
-    stop_ids = torch.tensor(_stop_ids(target.config), device=device)
+    stop_ids = torch.tensor(_stop_ids(target.config), dtype=torch.long, device=device)
     made = torch.zeros(len(prompts), max_tokens, dtype=torch.long, device=device)
     has_ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     for i in range(max_tokens):

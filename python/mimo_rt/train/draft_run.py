@@ -102,34 +102,32 @@ class DraftJob:
     """What a draft is trained and measured on, ready for a trainer.
 
     Args:
+        target: its matmul_dtype is also that of the draft's products.
         data_dir: answers; of some of its prompts they are held out.
         more_data_dir: answers for training only, if any.
-        device, precision, start_dir: as for :func:`train_draft`.
+        start_dir: as for :func:`train_draft`.
         cache: directory of the features, on a CPU; None keeps nothing. A GPU holds them itself.
     """
 
     def __init__(
         self,
-        model_dir: Path,
+        target: TargetModel,
         data_dir: Path,
         *,
         sizes: DraftSizes,
         options: DraftTrainingOptions,
         num_validation: int,
         more_data_dir: Path | None = None,
-        device: str = "cpu",
-        precision: str = "auto",
         start_dir: Path | None = None,
         cache: Path | None = None,
     ) -> None:
-        self._dtype = matmul_dtype(precision, torch.device(device))
-        self.target = TargetModel(model_dir, matmul_dtype=self._dtype, device=device)
+        self.target = target
         more = read_generations(more_data_dir) if more_data_dir else []
         training, validation = split_generations(read_generations(data_dir), num_validation, more)
         self.data = TrainingData(training, options.max_sequence_tokens)
         self.is_validated = bool(validation)
         self.held_out = TrainingData(validation or training[:1], options.max_sequence_tokens)
-        self.shape = shape_for_target(self.target.config, sizes, options.anchors_per_sequence)
+        self.shape = shape_for_target(target.config, sizes, options.anchors_per_sequence)
         self._features = self._make_features(self.data, cache and cache / "features")
         self._held_out_features = self._make_features(
             self.held_out, cache and cache / "features-held-out"
@@ -152,13 +150,14 @@ class DraftJob:
         else:
             draft = _random_draft(self.shape, self.data, options.seed)
         return DraftTrainer(
-            self.target, draft, self.data, self._features, options, dtype=self._dtype
+            self.target, draft, self.data, self._features, options, dtype=self.target.matmul_dtype
         )
 
     def evaluate(self, draft: DraftModel) -> dict[str, Any]:
         """Acceptance on the held-out answers."""
         return evaluate_draft(
-            self.target, draft, self.held_out, self._held_out_features, dtype=self._dtype
+            self.target, draft, self.held_out, self._held_out_features,
+            dtype=self.target.matmul_dtype,
         )
 
 
@@ -201,10 +200,11 @@ def train_draft(
     """
     run_dir = Path(run_dir)
     report("loading the target")
+    dtype = matmul_dtype(precision, torch.device(device))
+    target = TargetModel(model_dir, matmul_dtype=dtype, device=device)
     job = DraftJob(
-        model_dir, data_dir, sizes=sizes, options=options, num_validation=num_validation,
-        device=device, precision=precision, start_dir=start_dir,
-        cache=run_dir if cache_features else None,
+        target, data_dir, sizes=sizes, options=options, num_validation=num_validation,
+        start_dir=start_dir, cache=run_dir if cache_features else None,
     )
     trainer = job.make_trainer(options)
 

@@ -1,0 +1,187 @@
+"""What bench/gpu_train.py does on the GPU machine: answers, features, steps, results, within the time of a call."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import pathlib
+import shutil
+import time
+from typing import Any
+
+import pieces
+import torch
+from mimo_rt.train.batch_answers import make_batch_answers
+from mimo_rt.train.curve import draw_curve
+from mimo_rt.train.draft_files import export_draft
+from mimo_rt.train.draft_run import DraftJob, DraftSizes
+from mimo_rt.train.draft_trainer import DraftTrainer, DraftTrainingOptions
+from mimo_rt.train.generations import GenerateOptions, Prompt, read_generations
+from mimo_rt.train.precision import matmul_dtype
+from mimo_rt.train.run import CURVE_FILE, RunOptions, run_training
+from mimo_rt.train.target import TargetModel
+
+DONE, NO_GPU, OUT_OF_TIME = 0, 3, 4
+NUM_EVALUATIONS = 8
+WARM_STEPS, TIMED_STEPS = 3, 10
+PROGRESS_S = 5.0
+END_S = 8.0  # for the last checkpoint and the results
+USED_SHARE = 0.92  # of the time that steps may take, when their number is chosen
+MAX_SEQUENCE_TOKENS = 640
+
+
+class Clock:
+    """Seconds of this call: what is left, and what each stage took."""
+
+    def __init__(self, begin: float, minutes: float) -> None:
+        self._begin, self._last = begin, begin
+        self._end = begin + 60 * minutes
+        self.stages: dict[str, float] = {}
+
+    def left(self) -> float:
+        return self._end - time.monotonic()
+
+    def end_stage(self, name: str) -> None:
+        now = time.monotonic()
+        self.stages[name] = round(now - self._last, 1)
+        self._last = now
+        print(f"[{name}] {self.stages[name]} s, {self.left():.0f} s left", flush=True)
+
+
+class Progress:
+    """Prints a progress line every few seconds."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def __call__(self, text: str) -> None:
+        if time.monotonic() >= self._next:
+            print(text, flush=True)
+            self._next = time.monotonic() + PROGRESS_S
+
+
+def run(args: argparse.Namespace, begin: float) -> int:
+    """One call; an exit code."""
+    if args.torch_device == "cuda" and not torch.cuda.is_available():
+        print("gpu_train: torch finds no CUDA device. To try everything on a CPU: --torch-device cpu.")
+        return NO_GPU
+    clock = Clock(begin, args.minutes)
+    plan_path = args.work / "plan.json"
+    dtype = matmul_dtype("auto", torch.device(args.torch_device))
+    target = TargetModel(args.work / "input", matmul_dtype=dtype, device=args.torch_device)
+    clock.end_stage("start")
+    if args.answer_share and not plan_path.is_file():  # once steps are planned, what they train on stays
+        make_answers(args, target)
+        clock.end_stage("answers")
+    job = make_job(args, target)
+    clock.end_stage("features")
+    if not plan_path.is_file():
+        plan_path.write_text(json.dumps(plan_steps(args, job, clock)) + "\n", encoding="utf-8")
+    plan = json.loads(plan_path.read_text(encoding="utf-8"))
+    trainer = job.make_trainer(training_options(args, plan["num_steps"]))
+    best = args.work / "best"
+
+    def evaluate() -> dict[str, Any]:
+        values = job.evaluate(trainer.averaged_draft())
+        length = values["mean_acceptance_length"]
+        if length > promised_length(best):
+            export_draft(trainer.averaged_draft(), best, acceptance_length=length, overwrite=True)
+        return values
+
+    options = RunOptions(plan["num_steps"], plan["eval_every"], checkpoint_minutes=1.0,
+                         max_minutes=max(clock.left() - END_S, 1e-3) / 60)
+    is_done = run_training(trainer, args.work / "run", options, evaluate=evaluate, report=Progress())
+    if not is_done:
+        trainer.history.append({"step": trainer.step_idx, **evaluate()})
+    clock.end_stage("train")
+    write_results(args, job, trainer, plan, clock)
+    return DONE if is_done else OUT_OF_TIME
+
+
+def make_answers(args: argparse.Namespace, target: TargetModel) -> None:
+    """The target answers prompts that the engine has not answered, for the share of the time that answers have."""
+    inputs, options = args.work / "input", GenerateOptions(max_tokens=args.max_tokens, seed=args.seed)
+    done = {(g.prompt, g.temperature) for g in read_generations(inputs)}
+    lines = (inputs / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
+    prompts = [Prompt(name, tuple(token_ids)) for name, token_ids in map(json.loads, lines)]
+    make_batch_answers(target, prompts, args.work / "answers", options, batch=args.batch, done=done,
+                       seconds=args.answer_share * 60 * args.minutes, meta={"made_by": "torch"}, report=Progress())
+    if args.torch_device == "cuda":
+        torch.cuda.empty_cache()  # of the keys and values
+
+
+def make_job(args: argparse.Namespace, target: TargetModel) -> DraftJob:
+    inputs, answers = args.work / "input", args.work / "answers"
+    sizes = DraftSizes(num_layers=args.layers, block_size=args.block_size, loss_decay_gamma=args.gamma,
+                       target_layer_ids=args.target_layers, draft_vocab_size=args.draft_vocab_size)
+    return DraftJob(target, inputs, sizes=sizes, options=training_options(args, 1), num_validation=args.validation,
+                    more_data_dir=answers if any(answers.glob("part-*.jsonl")) else None, start_dir=args.start,
+                    cache=args.work)
+
+
+def training_options(args: argparse.Namespace, num_steps: int) -> DraftTrainingOptions:
+    return DraftTrainingOptions(num_steps=num_steps, sequences_per_step=args.sequences, lr=args.lr, seed=args.seed,
+                                anchors_per_sequence=args.anchors, max_sequence_tokens=MAX_SEQUENCE_TOKENS)
+
+
+def plan_steps(args: argparse.Namespace, job: DraftJob, clock: Clock) -> dict[str, Any]:
+    """How many steps fit into what is left, by steps of a trainer that is thrown away, and a first evaluation."""
+    trainer = job.make_trainer(training_options(args, WARM_STEPS + TIMED_STEPS))
+    begin = time.monotonic()
+    first = job.evaluate(trainer.draft)
+    evaluation_s = time.monotonic() - begin
+    step_s = 0.0
+    if not args.steps:
+        for _ in range(WARM_STEPS):
+            loss = trainer.step()
+        float(loss)  # waits for the device
+        begin = time.monotonic()
+        for _ in range(TIMED_STEPS):
+            loss = trainer.step()
+        float(loss)
+        step_s = (time.monotonic() - begin) / TIMED_STEPS
+    clock.end_stage("plan")
+    left = USED_SHARE * (clock.left() - END_S - (NUM_EVALUATIONS + 1) * evaluation_s)
+    num_steps = args.steps or max(math.floor(left / step_s), 1)
+    print(f"{num_steps} steps of {1000 * step_s:.1f} ms; an evaluation takes {evaluation_s:.1f} s", flush=True)
+    return {"num_steps": num_steps, "eval_every": max(math.ceil(num_steps / NUM_EVALUATIONS), 1),
+            "seconds_per_step": step_s, "untrained_acceptance_length": first["mean_acceptance_length"]}
+
+
+def promised_length(draft: pathlib.Path) -> float:
+    """The acceptance length in the config.json of a draft; 0 where there is no draft yet."""
+    path = draft / "config.json"
+    return json.loads(path.read_text(encoding="utf-8"))["acceptance_length"] if path.is_file() else 0.0
+
+
+def write_results(
+    args: argparse.Namespace, job: DraftJob, trainer: DraftTrainer, plan: dict[str, Any], clock: Clock
+) -> None:
+    """The best draft as pieces, the curve, and one line more in result.jsonl."""
+    best, history = args.work / "best", trainer.history
+    args.out.mkdir(parents=True, exist_ok=True)
+    pieces.cut({path.name: path.read_bytes() for path in sorted(best.iterdir())}, args.out)
+    draw_curve(history, args.out / CURVE_FILE)
+    is_cuda = args.torch_device == "cuda"
+    evaluations = [entry for entry in history if "mean_acceptance_length" in entry]
+    record = {
+        "record": "gpu_train",
+        "device": torch.cuda.get_device_name() if is_cuda else "cpu",
+        "torch": torch.__version__,
+        "max_memory_bytes": torch.cuda.max_memory_allocated() if is_cuda else None,
+        **plan,
+        "step": trainer.step_idx,
+        "blocks_per_step": args.sequences * args.anchors,
+        "num_answers": len(job.data),
+        "num_tokens": sum(map(len, job.data.token_ids)),
+        "best_acceptance_length": promised_length(best),
+        "last_loss": next(entry["loss"] for entry in reversed(history) if "loss" in entry),
+        "evaluations": evaluations,
+        "stage_seconds": clock.stages,
+    }
+    line = json.dumps(record)
+    with (args.work / "result.jsonl").open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+    shutil.copy2(args.work / "result.jsonl", args.out / "result.jsonl")
+    print(line, flush=True)

@@ -1,0 +1,108 @@
+"""Files as compressed pieces of at most 16 MiB with a manifest, for ways on which nothing larger travels."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import json
+import lzma
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+MANIFEST = "pieces.json"
+RAW_BYTES = 16_000_000  # of a piece: incompressible ones stay below 16 MiB
+_THREADS = max(1, min(16, os.cpu_count() or 1))
+
+
+class PiecesError(Exception):
+    """A piece or manifest is missing or is not what it should be; says which and what to do."""
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def cut(files: dict[str, bytes], directory: pathlib.Path, folder_bytes: int = 0) -> dict[str, Any]:
+    """Write ``files`` (name: content) as pieces and a manifest.
+
+    Args:
+        folder_bytes: put pieces into folders part-1, part-2, … of at most so many bytes; 0: into ``directory`` itself.
+
+    Returns:
+        The manifest, which lies beside the pieces of every folder: files and pieces in order, each with its name,
+        number of bytes and SHA-256.
+    """
+    for path in (*directory.rglob("piece-*.xz"), *directory.rglob(MANIFEST)):  # of an earlier call
+        path.unlink()
+    content = b"".join(files.values())
+    raw = [content[begin : begin + RAW_BYTES] for begin in range(0, len(content), RAW_BYTES)]
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        packed = list(pool.map(lzma.compress, raw))
+    manifest: dict[str, Any] = {"files": [describe(name, data) for name, data in files.items()], "pieces": []}
+    folder, filled = 1, 0
+    for number, data in enumerate(packed, 1):
+        if folder_bytes and filled and filled + len(data) > folder_bytes:
+            folder, filled = folder + 1, 0
+        filled += len(data)
+        piece = describe(f"piece-{number:02d}.xz", data) | ({"folder": f"part-{folder}"} if folder_bytes else {})
+        manifest["pieces"].append(piece)
+        path = directory / piece.get("folder", "") / piece["name"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    for parent in {directory / piece.get("folder", "") for piece in manifest["pieces"]}:
+        (parent / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    return manifest
+
+
+def describe(name: str, data: bytes) -> dict[str, Any]:
+    return {"name": name, "num_bytes": len(data), "sha256": sha256(data)}
+
+
+def join(directory: pathlib.Path, target: pathlib.Path) -> list[pathlib.Path]:
+    """Check the pieces below ``directory`` and write their files into ``target``; those that are there stay.
+
+    Raises:
+        PiecesError: nothing was written then.
+    """
+    found = {path.name: path for path in sorted(directory.rglob("*")) if path.is_file()}
+    if MANIFEST not in found:
+        raise PiecesError(f"{directory}: expected {MANIFEST} there or in a folder below, found none. Copy the whole "
+                          "folder of the pieces, or one of its parts, here.")
+    manifest = json.loads(found[MANIFEST].read_text(encoding="utf-8"))
+    paths = [target / file["name"] for file in manifest["files"]]
+    if all(path.is_file() and sha256(path.read_bytes()) == file["sha256"]
+           for path, file in zip(paths, manifest["files"], strict=True)):
+        return paths
+    lacking = [piece for piece in manifest["pieces"] if piece["name"] not in found]
+    if lacking:
+        names = ", ".join(str(pathlib.PurePath(piece.get("folder", ""), piece["name"])) for piece in lacking)
+        raise PiecesError(f"{directory}: {len(lacking)} of {len(manifest['pieces'])} pieces are missing: {names}. "
+                          "Bring them along.")
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        parts = list(pool.map(lambda piece: read_piece(found[piece["name"]], piece), manifest["pieces"]))
+    target.mkdir(parents=True, exist_ok=True)
+    for path, data in zip(paths, split(b"".join(parts), manifest["files"]), strict=True):
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    return paths
+
+
+def read_piece(path: pathlib.Path, piece: dict[str, Any]) -> bytes:
+    data = path.read_bytes()
+    if sha256(data) != piece["sha256"]:
+        raise PiecesError(f"{path}: expected {piece['num_bytes']} bytes with SHA-256 {piece['sha256'][:12]}…, got "
+                          f"{len(data)} with {sha256(data)[:12]}…. Copy this piece again.")
+    return lzma.decompress(data)
+
+
+def split(content: bytes, files: list[dict[str, Any]]) -> Iterator[bytes]:
+    begin = 0
+    for file in files:
+        data = content[begin : begin + file["num_bytes"]]
+        if sha256(data) != file["sha256"]:
+            raise PiecesError(f"{file['name']}: not what was cut into these pieces. Make all pieces anew.")
+        yield data
+        begin += len(data)

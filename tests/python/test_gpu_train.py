@@ -1,0 +1,199 @@
+"""The way of a draft over a GPU machine, on a CPU: pieces there, calls that go on where others stopped, pieces back."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import mimo_rt  # noqa: E402
+from mimo_rt.checkpoints import write_tiny_checkpoint  # noqa: E402
+from mimo_rt.train.draft_run import split_generations  # noqa: E402
+from mimo_rt.train.generations import GenerateOptions, Generation, make_generations, read_generations  # noqa: E402
+from mimo_rt.train.prompts import built_in_prompts, encode_prompts  # noqa: E402
+
+MODEL = {"preset": "pro_fp4", "num_hidden_layers": 2, "hybrid_layer_pattern": [0, 1], "moe_layer_freq": [0, 1],
+         "n_routed_experts": 4, "vocab_size": 300}
+SIZES = ["--layers", "1", "--sequences", "4", "--anchors", "8", "--draft-vocab-size", "60", "--lr", "1e-2",
+         "--steps", "8", "--block-size", "4", "--validation", "2", "--max-tokens", "12", "--batch", "4",
+         "--answer-share", "0.001", "--target-layers", "0,1", "--torch-device", "cpu"]
+
+
+@pytest.fixture
+def bench(root, monkeypatch, load_bench_script):
+    monkeypatch.syspath_prepend(str(root / "bench"))
+    return load_bench_script
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A tiny model, with answers of the engine to some prompts of each set."""
+    directory = tmp_path_factory.mktemp("m")
+    model = write_tiny_checkpoint(directory / "model", **MODEL)
+    prompts, _ = encode_prompts(model, built_in_prompts(["math", "chat"], 5, 0))
+    with mimo_rt.Session(model, threads=1, draft=None, generation_config="none") as session:
+        options = GenerateOptions(temperatures=(0.8,), max_tokens=12)
+        make_generations([session], prompts, directory / "answers", options, meta={})
+    return model
+
+
+@pytest.fixture
+def collected(model, bench, tmp_path, monkeypatch):
+    """Pieces of the model in several folders, as they travel."""
+    script = bench("gpu_train")
+    monkeypatch.setattr(script.pieces, "RAW_BYTES", 100_000)
+    monkeypatch.setattr(script, "FOLDER_BYTES", 150_000)
+    arguments = ["--collect", str(tmp_path / "pieces"), "--model", str(model), "--per-set", "12",
+                 "--prompts", "math,chat"]
+    assert script.main([*arguments, "--answers", str(model.parent / "answers")]) == 0
+    assert len(list((tmp_path / "pieces").glob("part-*/piece-*.xz"))) > 2
+    assert len(list((tmp_path / "pieces").glob("part-*"))) > 1
+    return tmp_path / "pieces"
+
+
+def test_a_draft_comes_back(root, bench, model, collected, tmp_path):
+    """A call whose time is up leaves what it has; the next one goes on; the engine takes the draft that comes back.
+
+    The first is a process without the C++ core, as on the GPU machine.
+    """
+    script, work = bench("gpu_train"), tmp_path / "work"
+    arguments = ["--pieces", str(collected), "--work", str(work), "--out", str(work / "out"), *SIZES]
+    first = subprocess.run([sys.executable, str(root / "bench" / "gpu_train.py"), *arguments, "--minutes", "0.001"],
+                           capture_output=True, text=True, check=False, timeout=300,
+                           env={"OMP_NUM_THREADS": "1", "PATH": "", "PYTHONPATH": ""})
+    print(first.stdout, first.stderr)
+    assert first.returncode == 4
+    assert script.main(arguments) == 0
+    results = [json.loads(line) for line in (work / "out" / "result.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in results] == [1, 8]
+    log = [json.loads(line) for line in (work / "run" / "log.jsonl").read_text().splitlines()]
+    losses = [entry["loss"] for entry in log if "loss" in entry]
+    assert len(losses) == 8 and losses[-1] < losses[0]
+    assert results[1]["num_answers"] > 2 * len(read_generations(work / "input")) / 3
+    assert all(path.stat().st_size <= 16 << 20 for path in (work / "out").iterdir())
+    assert len(list((work / "out").iterdir())) <= 8
+
+    assert script.main(["--join", str(work / "out"), str(tmp_path / "dflash")]) == 0
+    prompt = list(range(20, 32))
+    with mimo_rt.Session(model, threads=1, draft=tmp_path / "dflash") as drafted:
+        result = drafted.generate(prompt, max_tokens=16, temperature=0.0, draft_mode="fixed")
+    with mimo_rt.Session(model, threads=1, draft=None) as plain:
+        assert result.token_ids == plain.generate(prompt, max_tokens=16, temperature=0.0).token_ids
+    assert result.stats.draft.num_rounds > 0
+    config = json.loads((tmp_path / "dflash" / "config.json").read_text())
+    assert config["acceptance_length"] == results[1]["best_acceptance_length"]
+
+
+class SlowJob:
+    """A job whose steps and evaluations only take time, and a clock."""
+
+    def __init__(self, step_s, evaluation_s, left_s):
+        self.step_s, self.evaluation_s, self.left_s = step_s, evaluation_s, left_s
+        self.draft, self.shown = None, []
+
+    def make_trainer(self, options):
+        return self
+
+    def step(self):
+        time.sleep(self.step_s)
+        return torch.tensor(0.0)
+
+    def evaluate(self, draft):
+        time.sleep(self.evaluation_s)
+        return {"mean_acceptance_length": 1.0}
+
+    def left(self):
+        return self.left_s
+
+    def end_stage(self, name):
+        self.shown.append(name)
+
+
+@pytest.mark.parametrize(("left_s", "at_least"), [(60.0, 1500), (3.0, 1)])
+def test_the_number_of_steps_fits_the_time(bench, left_s, at_least):
+    """By measured steps and evaluations; one step in any case."""
+    script, run = bench("gpu_train"), bench("gpu_train_run")
+    job = SlowJob(0.01, 0.05, left_s)
+    args = script.parse(["--pieces", "x", "--work", "x", "--out", "x"])
+    plan = run.plan_steps(args, job, job)
+    assert plan["seconds_per_step"] >= job.step_s
+    assert at_least <= plan["num_steps"] <= max((left_s - run.END_S - 9 * job.evaluation_s) / job.step_s, 1)
+    assert plan["num_steps"] / 9 <= plan["eval_every"] <= plan["num_steps"]
+    args.steps = 7
+    assert run.plan_steps(args, job, job)["num_steps"] == 7
+
+
+@pytest.fixture
+def some_pieces(bench, tmp_path):
+    """Files in four pieces, two per folder."""
+    pieces = bench("pieces")
+    pieces.RAW_BYTES = 1000
+    files = {"a.bin": bytes(range(256)) * 10, "b.txt": b"text" * 300}
+    pieces.cut(files, tmp_path / "pieces", folder_bytes=1)
+    return pieces, files, tmp_path / "pieces", tmp_path / "joined"
+
+
+def test_pieces_come_together(some_pieces):
+    pieces, files, directory, target = some_pieces
+    paths = pieces.join(directory, target)
+    assert {path.name: path.read_bytes() for path in paths} == files
+    for path in directory.rglob("piece-*"):
+        path.unlink()
+    assert pieces.join(directory, target) == paths  # all is there
+    paths[0].write_bytes(b"x")
+    with pytest.raises(pieces.PiecesError, match="4 of 4 pieces are missing: part-1/piece-01.xz"):
+        pieces.join(directory, target)
+
+
+@pytest.mark.parametrize("damage", ["missing", "corrupt", "short", "no manifest"])
+def test_a_bad_piece_is_named(some_pieces, damage):
+    """Nothing is written then."""
+    pieces, _, directory, target = some_pieces
+    (piece,) = directory.rglob("piece-02.xz")
+    data = bytearray(piece.read_bytes())
+    if damage == "missing":
+        piece.unlink()
+        expected = r"1 of 4 pieces are missing: part-2/piece-02.xz. Bring them along"
+    elif damage == "no manifest":
+        for path in directory.rglob("pieces.json"):
+            path.unlink()
+        expected = r"expected pieces.json there or in a folder below, found none"
+    else:
+        data[len(data) // 2] ^= 1
+        piece.write_bytes(data if damage == "corrupt" else data[:-1])
+        expected = r"piece-02.xz: expected \d+ bytes with SHA-256 .* Copy this piece again"
+    with pytest.raises(pieces.PiecesError, match=expected):
+        pieces.join(directory, target)
+    assert not target.exists()
+
+
+def test_a_bad_piece_ends_a_call(bench, collected, tmp_path, capsys):
+    script = bench("gpu_train")
+    next(collected.rglob("piece-02.xz")).unlink()
+    arguments = ["--pieces", str(collected), "--work", str(tmp_path / "w"), "--out", str(tmp_path / "o")]
+    assert script.main(arguments) == 2
+    assert "pieces are missing: part-" in capsys.readouterr().err
+
+
+def test_a_prompt_travels_once(bench, model):
+    """A text that comes under several names, as some do, under its first."""
+    script = bench("gpu_train")
+    args = script.parse(["--collect", "x", "--prompts", "chat", "--per-set", "300"])
+    found = script.encoded_prompts(model, args)
+    every, _ = encode_prompts(model, built_in_prompts(["chat"], 300, 0))
+    assert len({p.token_ids for p in every}) == len({tuple(ids) for _, ids in found}) == len(found) < len(every)
+    first = {p.token_ids: p.name for p in reversed(every)}
+    assert all(first[tuple(ids)] == name for name, ids in found)
+
+
+def test_a_held_out_prompt_is_held_out_under_any_name():
+    answers = [Generation(f"p/{i}", 0, 0.0, [i, i + 1], [5, 6]) for i in range(8)]
+    _, validation = split_generations(answers, 2)
+    ids = validation[0].prompt_ids
+    more = [Generation("q/0", 1, 0.8, ids, [7, 8]), Generation("q/1", 1, 0.8, [50, 51], [7, 8])]
+    training, again = split_generations(answers, 2, more)
+    assert again == validation and len(training) == 7
+    assert more[1] in training and more[0] not in training
