@@ -18,12 +18,12 @@ Prediction (no GPU has run it) for an H200: 4 TB/s; BF16 products of these sizes
 6 us. Sizes as in train_demo.py: 3 layers, hidden 576, 8192 ids, contexts filled up to 512 tokens.
   answers    2048 at a time: 0.5 TFLOP, lm_head in FP32, 25 GB of keys and values per step of one token each, 3000
              launches: 20 ms by the launches; 175 of 256 steps are used: 70,000 tokens/s, 4 M in a fifth of 5 minutes
-  features   0.2 GFLOP and 4 MB of scores per token: 8 M tokens with the prompts in 25 s, 47 GB as BF16
+  features   0.2 GFLOP and 10 MB per token, of which attention scores 4: 8 M tokens with prompts in 35 s, 47 GB in BF16
   train      per block 0.73 GFLOP, and 0.11 for its part of the context; 11 MB for scores (3 layers x 9 heads x 8 rows x
-             520 keys x 100 bytes: a dozen passes), 2 for logits, 5 for the rest
-             128 sequences x 64 blocks: 6.9 TFLOP in 23 ms, 147 GB in 39 ms, Muon 0.17 TFLOP but 550 launches: 5 ms
-             15 steps/s, 120,000 blocks/s; in the 3 minutes of 5 that are left 2700 steps, 22 M blocks: five for each
-             token. Two CPU cores make 307,000 in 76 minutes
+             520 keys x 100 bytes: a dozen passes), 2 for logits, 13 for norms, rotations and casts
+             128 sequences x 64 blocks: 6.9 TFLOP in 23 ms, 213 GB in 53 ms, Muon 0.17 TFLOP but 550 launches: 5 ms
+             12 steps/s, 100,000 blocks/s; 155 s of 5 minutes are left: 1900 steps, 16 M blocks, four for each token of
+             the answers. Two CPU cores make 307,000 in 76 minutes
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ def _add_draft(commands: Any, common: argparse.ArgumentParser) -> None:
     group.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
                        help="of matrix products (default auto: bf16 where it is faster)")
     group.add_argument("--no-feature-cache", action="store_true",
-                       help="run the target in every epoch instead of keeping its features")
+                       help="on a CPU: run the target in every epoch instead of keeping features")
     parser.set_defaults(run=_run_draft)
 
 

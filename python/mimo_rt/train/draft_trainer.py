@@ -179,9 +179,8 @@ class DraftTrainer:
         return self._history
 
     def _sample_anchors(self, seq_idx: int, generator: torch.Generator) -> Tensor:
-        num_tokens, num_prompt_tokens = (
-            len(self._data.token_ids[seq_idx]), self._data.num_prompt_tokens[seq_idx]
-        )
+        num_tokens = len(self._data.token_ids[seq_idx])
+        num_prompt_tokens = self._data.num_prompt_tokens[seq_idx]
         count = self.options.anchors_per_sequence
         return sample_anchors(num_tokens, num_prompt_tokens, count, generator)
 
