@@ -5,7 +5,7 @@
     python bench/gpu_train.py --join OUT DRAFT               back here: the draft, for MODEL/dflash
 
 The GPU machine needs Python, torch, numpy and safetensors: this package need not be built there (source_package.py).
-What travels are pieces below 16 MiB, to it in folders DIR/part-1, … of at most 38 MB (105 MB in all for the demo), back
+What travels are pieces below 16 MiB, to it in folders DIR/part-1, … of at most 38 MB (102 MB in all for the demo), back
 two for a draft of three layers, the curve and result.jsonl. A call stops in time; the next one with the same WORK goes
 on: answers batch by batch, then training from its last checkpoint. Where WORK is lost, `--start DRAFT` begins at what
 came back. Exit codes: 0 all steps done, 2 wrong usage or something is missing, 3 no GPU, 4 out of time, call again.

@@ -8,6 +8,7 @@ import math
 import pathlib
 import shutil
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pieces
@@ -43,6 +44,8 @@ class Clock:
         return self._end - time.monotonic()
 
     def end_stage(self, name: str) -> None:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
         now = time.monotonic()
         self.stages[name] = round(now - self._last, 1)
         self._last = now
@@ -77,7 +80,9 @@ def run(args: argparse.Namespace, begin: float) -> int:
     job = make_job(args, target)
     clock.end_stage("features")
     if not plan_path.is_file():
-        plan_path.write_text(json.dumps(plan_steps(args, job, clock)) + "\n", encoding="utf-8")
+        temporary = plan_path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(plan_steps(args, job, clock)) + "\n", encoding="utf-8")
+        temporary.replace(plan_path)
     plan = json.loads(plan_path.read_text(encoding="utf-8"))
     trainer = job.make_trainer(training_options(args, plan["num_steps"]))
     best = args.work / "best"
@@ -126,27 +131,33 @@ def training_options(args: argparse.Namespace, num_steps: int) -> DraftTrainingO
 
 
 def plan_steps(args: argparse.Namespace, job: DraftJob, clock: Clock) -> dict[str, Any]:
-    """How many steps fit into what is left, by steps of a trainer that is thrown away, and a first evaluation."""
+    """How many steps and evaluations the run has: as many as fit into what is left, when the number is not given."""
     trainer = job.make_trainer(training_options(args, WARM_STEPS + TIMED_STEPS))
-    begin = time.monotonic()
-    first = job.evaluate(trainer.draft)
-    evaluation_s = time.monotonic() - begin
-    step_s = 0.0
-    if not args.steps:
-        for _ in range(WARM_STEPS):
-            loss = trainer.step()
-        float(loss)  # waits for the device
-        begin = time.monotonic()
-        for _ in range(TIMED_STEPS):
-            loss = trainer.step()
-        float(loss)
-        step_s = (time.monotonic() - begin) / TIMED_STEPS
+    untrained = job.evaluate(trainer.draft)  # loads kernels, too
+    num_steps, step_s = args.steps, None
+    if not num_steps:
+        step_s, evaluation_s = measure(trainer, lambda: job.evaluate(trainer.draft))
+        left = USED_SHARE * (clock.left() - END_S - (NUM_EVALUATIONS + 1) * evaluation_s)
+        num_steps = max(math.floor(left / step_s), 1)
+        print(f"{num_steps} steps of {1000 * step_s:.1f} ms; an evaluation takes {evaluation_s:.1f} s", flush=True)
     clock.end_stage("plan")
-    left = USED_SHARE * (clock.left() - END_S - (NUM_EVALUATIONS + 1) * evaluation_s)
-    num_steps = args.steps or max(math.floor(left / step_s), 1)
-    print(f"{num_steps} steps of {1000 * step_s:.1f} ms; an evaluation takes {evaluation_s:.1f} s", flush=True)
     return {"num_steps": num_steps, "eval_every": max(math.ceil(num_steps / NUM_EVALUATIONS), 1),
-            "seconds_per_step": step_s, "untrained_acceptance_length": first["mean_acceptance_length"]}
+            "seconds_per_step": step_s, "untrained_acceptance_length": untrained["mean_acceptance_length"]}
+
+
+def measure(trainer: DraftTrainer, evaluate: Callable[[], object]) -> tuple[float, float]:
+    """Seconds of a step and of an evaluation. The trainer is of no other use then."""
+    begin = time.monotonic()
+    evaluate()
+    evaluation_s = time.monotonic() - begin
+    for _ in range(WARM_STEPS):
+        loss = trainer.step()
+    float(loss)  # waits for the device
+    begin = time.monotonic()
+    for _ in range(TIMED_STEPS):
+        loss = trainer.step()
+    float(loss)
+    return (time.monotonic() - begin) / TIMED_STEPS, evaluation_s
 
 
 def promised_length(draft: pathlib.Path) -> float:
