@@ -31,6 +31,7 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
+import re
 import sys
 import tarfile
 import time
@@ -38,7 +39,9 @@ import time
 import pieces
 from source_package import use_source_package
 
-ANSWERS = pathlib.Path(__file__).resolve().parent / "prompts" / "demo_answers.tar.xz"
+PROMPTS = pathlib.Path(__file__).resolve().parent / "prompts"  # of evaluation
+ANSWERS = PROMPTS / "demo_answers.tar.xz"
+RUN = 8
 FOLDER_BYTES = 38_000_000
 MISSING = 2
 
@@ -68,14 +71,30 @@ def collect(args: argparse.Namespace) -> None:
 
 
 def encoded_prompts(model: pathlib.Path, args: argparse.Namespace) -> list[list]:
-    """[name, token ids] of the built-in prompts, each text once; none of the evaluation prompts is among them."""
+    """[name, token ids] of the built-in prompts, each text once."""
     from mimo_rt.train.prompts import built_in_prompts, encode_prompts
 
-    prompts, _ = encode_prompts(model, built_in_prompts(args.prompts.split(","), args.per_set, 0))
+    raws = built_in_prompts(args.prompts.split(","), args.per_set, 0)
+    prompts, _ = encode_prompts(model, without_evaluation(raws))
     names = {}
     for prompt in prompts:
         names.setdefault(prompt.token_ids, prompt.name)
     return [[name, list(token_ids)] for token_ids, name in names.items()]
+
+
+def without_evaluation(raws: list[dict]) -> list[dict]:
+    """Prompts that share no run of RUN words with one of the evaluation prompts."""
+    from mimo_rt.train.prompts import read_prompt_file
+
+    found = {run for path in PROMPTS.glob("*.jsonl") for raw in read_prompt_file(path) for run in word_runs(raw)}
+    return [raw for raw in raws if not word_runs(raw) & found]
+
+
+def word_runs(raw: dict) -> set[tuple[str, ...]]:
+    """All runs of RUN words of a prompt, without case and punctuation."""
+    text = raw.get("text") or " ".join(message["content"] for message in raw["messages"])
+    words = re.findall(r"[a-z0-9]+", text.lower())
+    return {tuple(words[i : i + RUN]) for i in range(len(words) - RUN + 1)}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -13,7 +13,7 @@ import mimo_rt  # noqa: E402
 from mimo_rt.checkpoints import write_tiny_checkpoint  # noqa: E402
 from mimo_rt.train.draft_run import split_generations  # noqa: E402
 from mimo_rt.train.generations import GenerateOptions, Generation, make_generations, read_generations  # noqa: E402
-from mimo_rt.train.prompts import built_in_prompts, encode_prompts  # noqa: E402
+from mimo_rt.train.prompts import built_in_prompts, encode_prompts, read_prompt_file  # noqa: E402
 
 MODEL = {"preset": "pro_fp4", "num_hidden_layers": 2, "hybrid_layer_pattern": [0, 1], "moe_layer_freq": [0, 1],
          "n_routed_experts": 4, "vocab_size": 300}
@@ -187,6 +187,16 @@ def test_a_prompt_travels_once(bench, model):
     assert len({p.token_ids for p in every}) == len({tuple(ids) for _, ids in found}) == len(found) < len(every)
     first = {p.token_ids: p.name for p in reversed(every)}
     assert all(first[tuple(ids)] == name for name, ids in found)
+
+
+def test_no_evaluation_prompt_travels(root, bench):
+    """Planted ones are left out, also inside of another text; the rest stays."""
+    script = bench("gpu_train")
+    planted = [raw for path in sorted((root / "bench" / "prompts").glob("*.jsonl")) for raw in read_prompt_file(path)]
+    assert len(planted) > 290
+    planted.append({"name": "x", "text": f"Solve this. {planted[0]['messages'][-1]['content'].upper()}!"})
+    own = built_in_prompts(["math", "chat"], 20, 0)
+    assert script.without_evaluation([*planted, *own]) == own
 
 
 def test_a_held_out_prompt_is_held_out_under_any_name():
