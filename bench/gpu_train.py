@@ -22,7 +22,7 @@ Prediction (no GPU has run it) for an H200: 4 TB/s; BF16 products of these sizes
   train      per block 0.73 GFLOP, and 0.11 for its part of the context; 11 MB for scores (3 layers x 9 heads x 8 rows x
              520 keys x 100 bytes: a dozen passes), 2 for logits, 13 for norms, rotations and casts
              128 sequences x 64 blocks: 6.9 TFLOP in 23 ms, 213 GB in 53 ms, Muon 0.17 TFLOP but 550 launches: 5 ms
-             12 steps/s, 100,000 blocks/s; 155 s of 5 minutes are left: 1900 steps, 16 M blocks, four for each token of
+             12 steps/s, 100,000 blocks/s; 150 s of 5 minutes are left: 1850 steps, 15 M blocks, four for each token of
              the answers. Two CPU cores make 307,000 in 76 minutes
 """
 

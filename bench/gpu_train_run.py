@@ -27,7 +27,7 @@ DONE, NO_GPU, OUT_OF_TIME = 0, 3, 4
 NUM_EVALUATIONS = 8
 WARM_STEPS, TIMED_STEPS = 3, 10
 PROGRESS_S = 5.0
-END_S = 8.0  # for the last checkpoint and the results
+END_S = 12.0  # for the last checkpoint, an evaluation and the results
 USED_SHARE = 0.92  # of the time that steps may take, when their number is chosen
 MAX_SEQUENCE_TOKENS = 640
 
@@ -172,7 +172,7 @@ def write_results(
     """The best draft as pieces, the curve, and one line more in result.jsonl."""
     best, history = args.work / "best", trainer.history
     args.out.mkdir(parents=True, exist_ok=True)
-    pieces.cut({path.name: path.read_bytes() for path in sorted(best.iterdir())}, args.out)
+    pieces.cut({path.name: path.read_bytes() for path in sorted(best.iterdir())}, args.out, preset=0)
     draw_curve(history, args.out / CURVE_FILE)
     is_cuda = args.torch_device == "cuda"
     evaluations = [entry for entry in history if "mean_acceptance_length" in entry]

@@ -24,11 +24,12 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def cut(files: dict[str, bytes], directory: pathlib.Path, folder_bytes: int = 0) -> dict[str, Any]:
+def cut(files: dict[str, bytes], directory: pathlib.Path, folder_bytes: int = 0, preset: int = 6) -> dict[str, Any]:
     """Write ``files`` (name: content) as pieces and a manifest.
 
     Args:
         folder_bytes: put pieces into folders part-1, part-2, … of at most so many bytes; 0: into ``directory`` itself.
+        preset: of LZMA. Weights take 6 % more with 0 than with 6, and a third of the time.
 
     Returns:
         The manifest, which lies beside the pieces of every folder: files and pieces in order, each with its name,
@@ -39,7 +40,7 @@ def cut(files: dict[str, bytes], directory: pathlib.Path, folder_bytes: int = 0)
     content = b"".join(files.values())
     raw = [content[begin : begin + RAW_BYTES] for begin in range(0, len(content), RAW_BYTES)]
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        packed = list(pool.map(lzma.compress, raw))
+        packed = list(pool.map(lambda data: lzma.compress(data, preset=preset), raw))
     manifest: dict[str, Any] = {"files": [describe(name, data) for name, data in files.items()], "pieces": []}
     folder, filled = 1, 0
     for number, data in enumerate(packed, 1):
