@@ -182,7 +182,7 @@ void CpuExecutor::run_rounds(const Plan& plan, KvCache& cache, RoundState& round
 
 void CpuExecutor::prepare_step(PlanState& state, KvCache& cache, const StepInput& input,
                                StepOutput& output) {
-  output.logits = input.wants_logits ? state.f32_row(kLogits, 0) : nullptr;
+  output.logits = input.wants_logits() ? state.f32_row(kLogits, 0) : nullptr;
   output.logits_stride = state.stride(kLogits);
   output.active_experts = 0;
   running_ = &state;

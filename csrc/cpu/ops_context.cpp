@@ -82,7 +82,8 @@ PlanState::PlanState(const Plan& given, const ModelConfig& config, const DraftCo
   for (uint32_t w = 0; w < plan.num_workers(); ++w)
     for (const Task& task : plan.tasks(w))
       if (task.kind == TaskKind::lm_head && task.tile_first < task.tile_end)
-        head_columns.push_back(task.tile_first * kTileRows);
+        head_tasks.push_back(&task);
+  best = AlignedBytes(head_tasks.size() * plan.options().max_logit_rows * sizeof(BestLogits));
   if (plan.shape().draft.num_layers)
     draft = std::make_unique<DraftTables>(*draft_config, plan.options());
 }
@@ -94,6 +95,13 @@ void PlanState::fill_tables(const StepInput& input, const KvCache& cache) {
   draft->block_rope.fill_from(input.positions[0], input.num_draft_rows);
   for (uint32_t r = 0; r < input.num_context_rows; ++r)
     draft->feature_rows[r] = (input.context_begin + r) % cache.feature_rows();
+}
+
+BestLogits* PlanState::best_logits(const Task& task) const {
+  const auto found = std::find_if(head_tasks.begin(), head_tasks.end(),
+                                  [&](const Task* other) { return other->tile_first == task.tile_first; });
+  return reinterpret_cast<BestLogits*>(best.data()) +
+         (found - head_tasks.begin()) * static_cast<ptrdiff_t>(plan.options().max_logit_rows);
 }
 
 void PlanState::count_epochs() {

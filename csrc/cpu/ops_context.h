@@ -7,6 +7,7 @@
 #include "engine/step.h"
 #include "plan/route_table.h"
 #include "plan/task.h"
+#include "sampling/best_logits.h"
 
 #include <atomic>
 #include <cstdint>
@@ -106,6 +107,8 @@ struct PlanState {
   float* f32_row(uint16_t buffer_id, uint32_t row) const {
     return reinterpret_cast<float*>(buffers[buffer_id]) + uint64_t{row} * stride(buffer_id);
   }
+  /// What one of head_tasks keeps of its logits in a step that wants only tokens: [max_logit_rows].
+  BestLogits* best_logits(const Task& task) const;
 
   Plan plan;  ///< a copy; its tasks are shared with the caller's
   AlignedBytes arena, logits;     ///< empty when they are another's
@@ -113,7 +116,8 @@ struct PlanState {
   RouteTable route;               ///< view of the route buffer; all zero without MoE layers
   std::vector<RopeTable> ropes;
   std::vector<const RopeTable*> layer_ropes;  ///< [num_layers], nullptr: the layer does not rotate
-  std::vector<uint32_t> head_columns;         ///< first column of the logits of each lm_head task
+  std::vector<const Task*> head_tasks;        ///< lm_head tasks that have tiles
+  AlignedBytes best;                          ///< BestLogits [head_tasks, max_logit_rows]
   std::unique_ptr<DraftTables> draft;         ///< nullptr: the plan has no draft
   Counters counters;
   WorkStealing stealing;

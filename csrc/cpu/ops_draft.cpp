@@ -304,11 +304,14 @@ void op_accept(const Task& task, Worker& worker) {
   PlanState& plan = *worker.step.plan;
   const StepInput& input = *worker.step.input;
   RoundState& rounds = *input.round;
-  std::array<int32_t, kMaxBlockSize> best_ids;
-  if (!input.wants_logits)
-    for (uint32_t row = 0; row < input.num_tokens; ++row) best_ids[row] = best_of_row(plan, row);
+  std::array<BestLogitRow, kMaxBlockSize> best;
+  std::array<LogitRow, kMaxBlockSize> rows;
+  for (uint32_t row = 0; !input.wants_logits() && row < input.num_tokens; ++row) {
+    best[row] = best_of_row(worker, row);
+    rows[row] = best[row].row();
+  }
   accept_round(rounds, {plan.f32_row(task.input, 0), plan.stride(task.input),
-                        input.wants_logits ? nullptr : best_ids.data()});
+                        input.wants_logits() ? nullptr : rows.data()});
   if (rounds.end == RoundEnd::running) plan.fill_tables(input, *worker.step.cache);
 }
 

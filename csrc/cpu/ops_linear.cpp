@@ -4,7 +4,6 @@
 #include "plan/buffers.h"
 #include "plan/kinds.h"
 
-#include <cmath>
 #include <cstring>
 
 namespace mimo_rt::cpu {
@@ -41,50 +40,6 @@ void write_logits(const Task& task, Worker& worker, const LinearInput& input) {
                   {matrix.row_group(begin), end - begin, matrix.k, worker.prepared.data(), num_rows,
                    plan.f32_row(task.output, row) + begin * kTileRows, plan.stride(task.output)});
             });
-}
-
-/// What an lm_head task leaves of a row in a step that wants no logits, out of all tiles that its
-/// worker computed: in the first columns of its first tile, where nobody else writes. To the plan
-/// it is a task that writes less than it may, and a reader that reads less.
-struct BestLogit {
-  float logit;
-  int32_t token_id;
-};
-static_assert(sizeof(BestLogit) <= kTileRows * sizeof(float));
-
-constexpr BestLogit kNoneIsFinite{-HUGE_VALF, -1};
-
-/// Of equal logits the first in the vocabulary is better; kNoneIsFinite is worse than all.
-bool is_better(const BestLogit& a, const BestLogit& b) {
-  return a.logit > b.logit || (a.logit == b.logit && a.token_id < b.token_id);
-}
-
-BestLogit read_best(const float* place) {
-  BestLogit best;
-  std::memcpy(&best, place, sizeof best);
-  return best;
-}
-
-void write_best(const BestLogit& best, float* place) { std::memcpy(place, &best, sizeof best); }
-
-float* place_of_best(const Task& task, const PlanState& plan, uint32_t row) {
-  return plan.f32_row(task.output, row) + task.tile_first * kTileRows;
-}
-
-const SamplingParams kGreedy{.temperature = 0.0f};  // here: a static of a function takes a lock
-
-/// Tiles come in any order: those of other tasks after the task's own, the last ones first.
-void keep_best(const Task& task, const Worker& worker, const LinearResults& results) {
-  const uint32_t first = results.first_group * kTileRows;
-  const uint32_t num_logits = std::min(results.stride, worker.config.vocab_size - first);
-  for (uint32_t i = 0; i < results.num_rows; ++i) {
-    const float* logits = results.row(i);
-    const int32_t id = best_token({logits, num_logits}, {.params = &kGreedy});
-    if (id < 0) continue;
-    float* place = place_of_best(task, *worker.step.plan, results.first_row + i);
-    const BestLogit found{logits[id], static_cast<int32_t>(first) + id};
-    if (is_better(found, read_best(place))) write_best(found, place);
-  }
 }
 
 }  // namespace
@@ -156,21 +111,26 @@ void op_logits(const Task& task, Worker& worker) {
 void op_lm_head(const Task& task, Worker& worker) {
   const StepInput& step = *worker.step.input;
   const LinearInput input = consumer_rows(task, worker, step.logit_rows, step.num_logit_rows);
-  if (step.wants_logits) return write_logits(task, worker, input);
+  if (step.wants_logits()) return write_logits(task, worker, input);
   if (task.tile_first >= task.tile_end) return;
-  for (uint32_t row = 0; row < step.num_logit_rows; ++row)
-    write_best(kNoneIsFinite, place_of_best(task, *worker.step.plan, row));
-  multiply_tiles(worker, task, *matrix_of(task, worker), 1, input,
-                 [&](const LinearResults& results) { keep_best(task, worker, results); });
+  // Tiles of other tasks that this worker takes over count as its own. To the plan it is a task that
+  // writes less than it may, and a reader that reads less: the same edges order them.
+  BestLogits* best = worker.step.plan->best_logits(task);
+  for (uint32_t row = 0; row < step.num_logit_rows; ++row) best[row].begin(step.num_best_logits);
+  multiply_tiles(worker, task, *matrix_of(task, worker), 1, input, [&](const LinearResults& results) {
+    const uint32_t first = results.first_group * kTileRows;
+    const uint32_t num_logits = std::min(results.stride, worker.config.vocab_size - first);
+    for (uint32_t i = 0; i < results.num_rows; ++i)
+      best[results.first_row + i].add(results.row(i), num_logits, static_cast<int32_t>(first));
+  });
 }
 
-int32_t best_of_row(const PlanState& plan, uint32_t row) {
-  BestLogit best = kNoneIsFinite;
-  for (const uint32_t column : plan.head_columns) {
-    const BestLogit part = read_best(plan.f32_row(kLogits, row) + column);
-    if (is_better(part, best)) best = part;
-  }
-  return best.token_id;
+BestLogitRow best_of_row(const Worker& worker, uint32_t row) {
+  const PlanState& plan = *worker.step.plan;
+  BestLogits best;
+  best.begin(worker.step.input->num_best_logits);
+  for (const Task* task : plan.head_tasks) best.add(plan.best_logits(*task)[row]);
+  return {best, worker.config.vocab_size};
 }
 
 void store_gate_up(const Task& task, Worker& worker, const LinearResults& results,

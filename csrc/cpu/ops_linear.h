@@ -166,9 +166,8 @@ void store_gate_up(const Task& task, Worker& worker, const LinearResults& result
 void capture_features(const Task& task, Worker& worker, uint32_t token, uint32_t col,
                       uint32_t num_cols);
 
-/// The token of the best logit of row `row` (the lowest id among equals) of a step that wants no
-/// logits; -1: none is finite.
-int32_t best_of_row(const PlanState& plan, uint32_t row);
+/// What all lm_head tasks have kept of row `row` in a step that wants no logits.
+BestLogitRow best_of_row(const Worker& worker, uint32_t row);
 
 /// One row of the target's embedding.
 void gather_embedding(const Worker& worker, int32_t token_id, bf16_t* out);

@@ -128,8 +128,10 @@ void op_sample(const Task&, Worker& worker) {
   if (!input.sample) return;
   for (uint32_t r = 0; r < input.num_logit_rows; ++r) {
     SampleResult& result = worker.step.output->sampled[r];
-    if (!input.wants_logits) set_token(best_of_row(plan, r), result);
-    else sample_token(plan.f32_row(kLogits, r), worker.config.vocab_size, input.sample[r], result);
+    if (input.wants_logits())
+      sample_token({plan.f32_row(kLogits, r), worker.config.vocab_size}, input.sample[r], result);
+    else
+      sample_token(best_of_row(worker, r).row(), input.sample[r], result);
   }
 }
 

@@ -29,7 +29,7 @@ std::string_view without_place(std::string_view text) {
 
 /// Whether the host has to do with the logits themselves.
 bool brings_logits(const StepInput& input) {
-  if (!input.wants_logits || input.num_logit_rows == 0) return false;
+  if (!input.wants_logits() || input.num_logit_rows == 0) return false;
   if (input.reads_logits || !input.sample) return true;
   return std::any_of(input.sample, input.sample + input.num_logit_rows, [](const SampleRequest& r) {
     return r.params->want_logprob || r.params->num_logprobs != 0;
@@ -184,7 +184,7 @@ void CudaExecutor::read_results(const StepBlock& block, const StepInput& input,
   for (uint32_t r = 0; input.sample && r < input.num_logit_rows; ++r) {
     set_token(sampled[r], output.sampled[r]);
     if (has_logits)
-      fill_logprobs(logits + uint64_t{r} * output.logits_stride, model_->config.vocab_size,
+      fill_logprobs({logits + uint64_t{r} * output.logits_stride, model_->config.vocab_size},
                     input.sample[r], output.sampled[r]);
   }
 }

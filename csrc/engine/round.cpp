@@ -130,7 +130,7 @@ void RoundState::prepare_round() {
   input.positions = positions.data();
   input.num_logit_rows = input.num_tokens;
   input.logit_rows = logit_rows.data();
-  input.wants_logits = !takes_best_logit(row_request(*this, 0, num_output));  // no later row masks more
+  input.num_best_logits = num_best_logits(row_request(*this, 0, num_output));  // no later row masks more
   input.round = this;
 }
 
@@ -180,7 +180,7 @@ void RoundTasks::replay(const RoundReport& report) {
     if (report.logits) {
       SampleRequest request = row_request(state, row, state.num_output);
       request.scratch = state.scratch(0);
-      fill_logprobs(report.logits + uint64_t{row} * report.stride, state.vocab_size_, request, token);
+      fill_logprobs({report.logits + uint64_t{row} * report.stride, state.vocab_size_}, request, token);
     }
     emit(token, emitted);
   }
@@ -239,11 +239,11 @@ bool RoundTasks::draw_row(uint32_t row, const TargetRows& rows, SampleResult& to
   request.scratch = state.scratch(0);
   const uint32_t next = row + 1;
   const bool has_draft = next < state.input.num_tokens;
-  const float* logits = rows.logits + uint64_t{row} * rows.stride;
+  const LogitRow logits =
+      rows.best ? rows.best[row] : LogitRow{rows.logits + uint64_t{row} * rows.stride, state.vocab_size_};
   if (has_draft && state.draws_drafts())
-    return verify_draft(logits, state.vocab_size_, request, next, state.proposals_[next], token);
-  if (rows.best_ids) set_token(rows.best_ids[row], token);
-  else sample_token(logits, state.vocab_size_, request, token);
+    return verify_draft(logits, request, next, state.proposals_[next], token);
+  sample_token(logits, request, token);
   return has_draft && token.token_id == state.block[next];
 }
 

@@ -131,9 +131,9 @@ void propose_token(RoundState& state, uint32_t row, const LogitRow& draft_logits
 
 /// What the target made of a round's rows.
 struct TargetRows {
-  const float* logits;                ///< [num_tokens, stride]; not read with best_ids
+  const float* logits;             ///< [num_tokens, stride]; not read with `best`
   uint32_t stride;
-  const int32_t* best_ids = nullptr;  ///< [num_tokens] -1: no finite logit. When the round wants no logits
+  const LogitRow* best = nullptr;  ///< [num_tokens] the best logits of each, when the round wants no whole rows
 };
 
 /// A round whose accept task ran elsewhere, on a device with a copy of the state.

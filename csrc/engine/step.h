@@ -30,8 +30,9 @@ struct StepInput {
   uint32_t num_logit_rows = 0;            ///< 0..plan.max_logit_rows
   const uint32_t* logit_rows = nullptr;   ///< [num_logit_rows] ascending row indices whose logits are wanted
   const SampleRequest* sample = nullptr;  ///< [num_logit_rows], or nullptr: no sampling
-  /// false: no row of logits need be written, because only tokens are wanted and takes_best_logit() holds for each.
-  bool wants_logits = true;
+  /// 0: whole rows of logits are wanted. Else only tokens are, no row need be written, and so many of the best logits
+  /// are enough for each: num_best_logits() of its request is 1 or more and at most that.
+  uint32_t num_best_logits = 0;
   /// false: the caller looks at tokens and logprobs only; an executor that has logits elsewhere need not bring them.
   bool reads_logits = true;
   // Models with a draft. Context rows belong to sequence seq_idx[0]; their features are in its cache.
@@ -39,6 +40,8 @@ struct StepInput {
   uint32_t num_context_rows = 0;          ///< 0..plan.max_context_rows
   uint32_t num_draft_rows = 0;            ///< rounds only: block size, or 0: the draft does not run
   RoundState* round = nullptr;            ///< rounds only
+
+  bool wants_logits() const { return num_best_logits == 0; }
 };
 
 struct StepOutput {

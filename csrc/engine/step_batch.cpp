@@ -64,13 +64,23 @@ class StepBatch {
     input.logit_rows = logit_rows_.data();
     const bool has_samples = std::ranges::all_of(requests_, [](const StepRequest& r) { return r.sample != nullptr; });
     if (has_samples) input.sample = samples_.data();
-    input.wants_logits = !has_samples || !std::ranges::all_of(samples_, takes_best_logit);
+    if (has_samples) input.num_best_logits = num_best_logits_of_all();
     input.reads_logits = !has_samples;
     if (engine_.draft) {  // before this step's rows overwrite their features
       input.context_begin = requests_[0].sequence->num_context_;
       input.num_context_rows = begins_[0] - input.context_begin;
     }
     return input;
+  }
+
+  uint32_t num_best_logits_of_all() const {
+    uint32_t most = 0;
+    for (const SampleRequest& sample : samples_) {
+      const uint32_t num_needed = num_best_logits(sample);
+      if (!num_needed) return 0;
+      most = std::max(most, num_needed);
+    }
+    return most;
   }
 
   void keep(const StepOutput& output) {

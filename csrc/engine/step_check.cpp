@@ -31,16 +31,19 @@ void check_logit_rows(const StepInput& input, const StepOutput& output) {
                   "logit_rows[", i, "]: expected ascending rows, got ", input.logit_rows[i],
                   " after ", i ? input.logit_rows[i - 1] : 0);
   }
-  MIMO_RT_CHECK(input.wants_logits || input.sample, invalid_argument, kWhere,
-                "wants_logits: expected true without sampling, got false");
+  const uint32_t most = input.sample ? kMaxBestLogits : 0;
+  MIMO_RT_CHECK(input.num_best_logits <= most, invalid_argument, kWhere, "num_best_logits: expected <= ",
+                most, input.sample ? "" : " without sampling", ", got ", input.num_best_logits);
   if (!input.sample) return;
   MIMO_RT_CHECK(output.sampled, invalid_argument, kWhere,
                 "sampled: expected storage for ", input.num_logit_rows, " results, got nullptr");
   for (uint32_t i = 0; i < input.num_logit_rows; ++i) {
     MIMO_RT_CHECK(input.sample[i].params && input.sample[i].scratch, invalid_argument, kWhere,
                   "sample[", i, "]: expected params and scratch, got nullptr");
-    MIMO_RT_CHECK(input.wants_logits || takes_best_logit(input.sample[i]), invalid_argument, kWhere,
-                  "sample[", i, "]: expected a request for the best logit alone when logits are not wanted");
+    const uint32_t num_needed = num_best_logits(input.sample[i]);
+    MIMO_RT_CHECK(input.wants_logits() || (num_needed && num_needed <= input.num_best_logits),
+                  invalid_argument, kWhere, "sample[", i, "]: expected a request that needs no more than the ",
+                  input.num_best_logits, " best logits");
   }
 }
 

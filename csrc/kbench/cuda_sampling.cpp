@@ -82,7 +82,7 @@ class CudaSampling : public CudaSubject {
   virtual int32_t token_on_cpu(uint32_t at) {
     std::vector<uint64_t> memory;
     SampleResult result;
-    sample_token(row(at), measured_.vocab_size, request(at, memory), result);
+    sample_token({row(at), measured_.vocab_size}, request(at, memory), result);
     return result.token_id;
   }
 
@@ -140,8 +140,7 @@ class CudaVerification final : public CudaSampling {
   int32_t token_on_cpu(uint32_t at) override {
     if (at + 1 == measured_.num_tokens) return CudaSampling::token_on_cpu(at);
     SampleResult result;
-    verify_draft(row(at), measured_.vocab_size, request(at, memory_[0]), at + 1, proposals_[at + 1],
-                 result);
+    verify_draft({row(at), measured_.vocab_size}, request(at, memory_[0]), at + 1, proposals_[at + 1], result);
     return result.token_id;
   }
 

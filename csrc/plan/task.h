@@ -26,7 +26,7 @@ namespace mimo_rt {
 //   gate_up_proj    once       act = silu(W_g h) * (W_u h)  (dense)                     tile: 16 columns of act
 //   down_proj       once       x += W_d act  (dense)                                    tile: 16 rows
 //   lm_head         once       logits[r] = W_lm h[logit_rows[r]]                        tile: 16 rows
-//                              (in a step that wants no logits, only the best of them, in the task's own columns)
+//                              (in a step that wants only tokens, the executor may keep the best of them instead)
 //   sample          once       sampled[r] <- logits[r], sampling parameters             tile: the whole step
 //
 // Steps of a model with a draft begin with the context of rows not yet in the draft's KV cache (num_context_rows of them,

@@ -98,7 +98,7 @@ void RefExecutor::run(const Plan& plan, KvCache& cache, const StepInput& input,
   PlanState& state = state_of(plan);
   checker_.check(config_, plan, cache, input, output);
   run_epoch(state, cache, input, output);
-  if (!input.wants_logits) output.logits = nullptr;  // written all the same: the truth takes no short cut
+  if (!input.wants_logits()) output.logits = nullptr;  // written all the same: the truth takes no short cut
 }
 
 void RefExecutor::run_rounds(const Plan& plan, KvCache& cache, RoundState& rounds,

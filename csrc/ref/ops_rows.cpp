@@ -109,7 +109,7 @@ Ops::Rows Ops::consumer_rows(const Task& task, const Step& step, const uint32_t*
 void Ops::sample(const Task&, const Step& step) {
   if (!step.input->sample) return;
   for (uint32_t r = 0; r < step.input->num_logit_rows; ++r)
-    sample_token(step.output->logits + uint64_t{r} * step.output->logits_stride, config_.vocab_size,
+    sample_token({step.output->logits + uint64_t{r} * step.output->logits_stride, config_.vocab_size},
                  step.input->sample[r], step.output->sampled[r]);
 }
 

@@ -101,7 +101,7 @@ CandidateSet weighed_candidates(const LogitRow& row, const SampleRequest& reques
   if (!has_top_k) best = best_score(row, request);
   if (best == -HUGE_VAL) return set;
 
-  const WeightScale scale(best, params.temperature, row.size);
+  const WeightScale scale(best, params.temperature, row.size + row.num_left_out);
   Weigher weigher(scale, first);  // drops what rounds to zero
   uint64_t total = 0;             // before top-p
   if (has_top_k) {

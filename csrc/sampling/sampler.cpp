@@ -16,7 +16,7 @@ int32_t draw_token(const LogitRow& row, const SampleRequest& request) {
   if (!keeps_top_k(row, params) && params.sample_top_p >= 1.0f && params.min_p == 0.0f) {
     const double best = best_score(row, request);
     if (best == -HUGE_VAL) return -1;
-    return draw_unfiltered(row, request, WeightScale(best, params.temperature, row.size), bits);
+    return draw_unfiltered(row, request, WeightScale(best, params.temperature, row.size + row.num_left_out), bits);
   }
   const CandidateSet set = weighed_candidates(row, request);
   return set.empty() ? -1 : draw(set, bits);
@@ -70,21 +70,20 @@ float logit_lead(const LogitRow& row, int32_t token_id) {
   return static_cast<float>(row.logits[i] - second);
 }
 
-bool takes_best_logit(const SampleRequest& request) {
+uint32_t num_best_logits(const SampleRequest& request) {
   const SamplingParams& params = *request.params;
-  return params.temperature == 0.0f && scores_are_logits(request) && !request.num_masked_ids && !params.want_logprob &&
-         params.num_logprobs == 0;
+  if (!scores_are_logits(request) || request.num_masked_ids || params.want_logprob || params.num_logprobs) return 0;
+  if (params.temperature == 0.0f) return 1;
+  return params.sample_top_k <= kMaxBestLogits ? params.sample_top_k : 0;
 }
 
-void sample_token(const float* logits, uint32_t vocab_size, const SampleRequest& request, SampleResult& result) {
-  set_token(request.params->temperature == 0.0f ? best_token({logits, vocab_size}, request)
-                                                : draw_token({logits, vocab_size}, request), result);
-  fill_logprobs(logits, vocab_size, request, result);
+void sample_token(const LogitRow& row, const SampleRequest& request, SampleResult& result) {
+  set_token(request.params->temperature == 0.0f ? best_token(row, request) : draw_token(row, request), result);
+  fill_logprobs(row, request, result);
 }
 
-void fill_logprobs(const float* logits, uint32_t vocab_size, const SampleRequest& request, SampleResult& result) {
+void fill_logprobs(const LogitRow& row, const SampleRequest& request, SampleResult& result) {
   if (result.token_id < 0 || (!request.params->want_logprob && request.params->num_logprobs == 0)) return;
-  const LogitRow row{logits, vocab_size};
   const SampleRequest raw{.params = &kRaw, .scratch = request.scratch};
   const double log_normaliser = log_sum_exp(row, raw);
   result.logprob = static_cast<float>(row.logits[result.token_id] - log_normaliser);

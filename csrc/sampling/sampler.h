@@ -21,6 +21,7 @@ struct LogitRow {
   const float* logits;
   uint32_t size;
   const int32_t* ids = nullptr;  ///< [size] ascending
+  uint32_t num_left_out = 0;     ///< logits of the row that are not here because top-k leaves them out anyway
 
   uint32_t token_id(uint32_t i) const { return ids ? static_cast<uint32_t>(ids[i]) : i; }
   /// The first logit, or `size`, whose token is not below `token_id`.
@@ -61,12 +62,10 @@ uint64_t sampler_scratch_bytes(uint32_t vocab_size);
 /// No allocation; deterministic. NaN and infinite logits never win; a row without any finite logit
 /// outside the mask gives token_id -1 (the caller turns it into an error). Logprobs are those of
 /// the raw logits, masked tokens included; filled when want_logprob is set or num_logprobs > 0.
-void sample_token(const float* logits, uint32_t vocab_size, const SampleRequest& request,
-                  SampleResult& result);
+void sample_token(const LogitRow& row, const SampleRequest& request, SampleResult& result);
 
-/// Logprobs of result.token_id and the alternatives, if the request wants them.
-void fill_logprobs(const float* logits, uint32_t vocab_size, const SampleRequest& request,
-                   SampleResult& result);
+/// Logprobs of result.token_id and the alternatives, if the request wants them: then of a whole row.
+void fill_logprobs(const LogitRow& row, const SampleRequest& request, SampleResult& result);
 
 /// The candidate with the highest score (the lowest id among equals), whatever the temperature; -1
 /// without any. Needs no scratch.
@@ -75,9 +74,12 @@ int32_t best_token(const LogitRow& row, const SampleRequest& request);
 /// The logit of `token_id` minus the largest one of all others; 0 when the row has no such token.
 float logit_lead(const LogitRow& row, int32_t token_id);
 
-/// Whether the token is that of the best logit, whichever it is, and nothing else is wanted of the row: then the best
-/// logit of each part of the row is enough. Not with masked tokens, which may be the best of their parts.
-bool takes_best_logit(const SampleRequest& request);
+inline constexpr uint32_t kMaxBestLogits = 64;
+
+/// How many of the best logits of a row, whichever tokens they are of, decide its token while nothing else is wanted of
+/// the row: then so many of each part of the row are enough. 0: all may matter, or more than kMaxBestLogits. So with
+/// penalties and biases, and with masked tokens, which may be the best of their parts.
+uint32_t num_best_logits(const SampleRequest& request);
 
 /// Uniform in [0, 1) with 53 bits: Philox-4x32-10 keyed by seed, counter (sequence_id, position,
 /// stream).

@@ -42,10 +42,10 @@ Proposal draw_draft(const LogitRow& draft_logits, const SampleRequest& request, 
   return proposal;
 }
 
-bool verify_draft(const float* logits, uint32_t vocab_size, const SampleRequest& request, uint32_t row,
-                  const Proposal& proposal, SampleResult& result) {
+bool verify_draft(const LogitRow& logits, const SampleRequest& request, uint32_t row, const Proposal& proposal,
+                  SampleResult& result) {
   set_token(-1, result);
-  CandidateSet p = weighed_candidates({logits, vocab_size}, request);
+  CandidateSet p = weighed_candidates(logits, request);
   if (p.empty()) return false;
   const uint64_t q_weight = weight_of(proposal.candidates, proposal.token_id);
   const uint64_t q = rescale_weight(q_weight, proposal.total, p.total());
@@ -57,7 +57,7 @@ bool verify_draft(const float* logits, uint32_t vocab_size, const SampleRequest&
     subtract(p, proposal);
     result.token_id = draw(p, uniform_for(request, row, DrawUse::residual));
   }
-  fill_logprobs(logits, vocab_size, request, result);
+  fill_logprobs(logits, request, result);
   return accepted;
 }
 

@@ -24,7 +24,7 @@ Proposal draw_draft(const LogitRow& draft_logits, const SampleRequest& request, 
 
 /// Draws the target's token where `proposal` is the draft; result.token_id -1 as in sample_token. `request` is the
 /// target's (other scratch, counts up to date). Returns whether the draft was accepted.
-bool verify_draft(const float* logits, uint32_t vocab_size, const SampleRequest& request, uint32_t row,
-                  const Proposal& proposal, SampleResult& result);
+bool verify_draft(const LogitRow& logits, const SampleRequest& request, uint32_t row, const Proposal& proposal,
+                  SampleResult& result);
 
 }  // namespace mimo_rt

@@ -75,6 +75,7 @@ struct DraftRunOptions {
   uint32_t timeout_ms = 10'000;
   PlanOptions::FuseNorm fuse_norm = PlanOptions::FuseNorm::automatic;
   DraftOptions draft = {.mode = DraftOptions::Mode::fixed};
+  SamplingParams params = {.temperature = 0.0f};
   std::function<Plan(const Plan&)> change_step_plan = {}, change_round_plan = {};
 };
 
@@ -102,9 +103,10 @@ class DraftRun {
                    ? make_ref_executor(weights, &draft, plans, executor_options, options.exact)
                    : make_cpu_executor(weights, &draft, plans, options.backend, executor_options);
     cache.reserve(seq, options.max_context);
-    params.temperature = 0.0f;
+    params = options.params;
     RoundRequest request;
     request.params = &params;
+    request.proposal = options.draft.proposal;
     request.max_tokens = 1u << 20;
     request.max_context = options.max_context;
     request.max_context_rows = options.chunk;

@@ -83,7 +83,7 @@ class FakeExecutor : public Executor {
     store(cache, input);
     make_logits(cache, input);
     for (uint32_t r = 0; input.sample && r < input.num_logit_rows; ++r)
-      sample_token(&logits_[r * kVocab], kVocab, input.sample[r], output.sampled[r]);
+      sample_token({&logits_[r * kVocab], kVocab}, input.sample[r], output.sampled[r]);
     output.logits = logits_.data();
     output.logits_stride = kVocab;
     output.active_experts = 3;
@@ -258,7 +258,7 @@ inline Tokens reference(Tokens history, const GenerateOptions& options, uint64_t
                           .sequence_id = sequence_id, .scratch = scratch.data()};
     request.position = uint32_t(history.size());
     SampleResult result;
-    sample_token(logits.data(), kVocab, request, result);
+    sample_token({logits.data(), kVocab}, request, result);
     out.push_back(result.token_id);
     history.push_back(result.token_id);
     ++counts[size_t(result.token_id)];

@@ -56,7 +56,7 @@ inline Output decode_plainly(const Toy& toy, const Start& start) {
     request.scratch = scratch.data();
     const Logits logits = toy.target(token, position);
     SampleResult result;
-    sample_token(logits.data(), toy.vocab_size, request, result);
+    sample_token({logits.data(), toy.vocab_size}, request, result);
     token = result.token_id;
     if (token < 0) output.end = RoundEnd::bad_logits;
     if (token < 0) return output;

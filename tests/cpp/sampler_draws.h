@@ -33,7 +33,7 @@ struct Draws : Setting {
     request.num_masked_ids = static_cast<uint32_t>(masked.size());
     request.scratch = scratch.data();
     SampleResult result;
-    sample_token(logits.data(), vocab, request, result);
+    sample_token({logits.data(), vocab}, request, result);
     return result;
   }
 };

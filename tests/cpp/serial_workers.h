@@ -64,7 +64,7 @@ class SerialWorkers final : public Executor {
 
   void run(const Plan& plan, KvCache& cache, const StepInput& input, StepOutput& output) override {
     state_ = &state_of(plan);
-    output.logits = input.wants_logits ? state_->f32_row(kLogits, 0) : nullptr;
+    output.logits = input.wants_logits() ? state_->f32_row(kLogits, 0) : nullptr;
     output.logits_stride = state_->stride(kLogits);
     step_ = {state_, &cache, &input, &output, step_.number + 1};
     state_->fill_tables(input, cache);

@@ -32,7 +32,7 @@ std::vector<int32_t> sample_on_cpu(const SampleCall& call) {
   std::vector<uint64_t> memory;
   for (uint32_t r = 0; r < call.num_rows; ++r) {
     SampleResult result;
-    sample_token(call.row(r), call.vocab_size,
+    sample_token({call.row(r), call.vocab_size},
                  call.request(r, call.counts.empty() ? nullptr : call.counts.data(), memory),
                  result);
     tokens.push_back(result.token_id);
@@ -100,10 +100,10 @@ struct Block {
       SampleResult result;
       bool confirmed = false;
       if (r + 1 < target.num_rows && is_drawn) {
-        confirmed = verify_draft(target.row(r), target.vocab_size, request, r + 1,
+        confirmed = verify_draft({target.row(r), target.vocab_size}, request, r + 1,
                                  proposals[r + 1], result);
       } else {
-        sample_token(target.row(r), target.vocab_size, request, result);
+        sample_token({target.row(r), target.vocab_size}, request, result);
         confirmed = r + 1 < target.num_rows && result.token_id == proposals[r + 1].token_id;
       }
       tokens.push_back(result.token_id);

@@ -46,7 +46,7 @@ Tokens redrawn(const std::shared_ptr<Engine>& engine, const Tokens& prompt, cons
     SampleRequest request{.params = &params, .token_counts = counts.data(), .sequence_id = sequence_id,
                           .position = position, .scratch = scratch.data()};
     SampleResult result;
-    sample_token(logits.data() + uint64_t{position - 1} * vocab, vocab, request, result);
+    sample_token({logits.data() + uint64_t{position - 1} * vocab, vocab}, request, result);
     drawn.push_back(result.token_id);
     ++counts[static_cast<size_t>(output[i])];
   }
@@ -140,7 +140,7 @@ TEST_CASE("logits are bit-equal for every step size; a greedy step brings none")
   rows.input.num_logit_rows = 1;
   rows.input.logit_rows = &last;
   rows.input.sample = &request;
-  rows.input.wants_logits = false;
+  rows.input.num_best_logits = 1;
   CHECK(one.run(rows.input));
   CHECK(one.output.logits == nullptr);
   const float* best = alone.data() + 2 * model().config.vocab_size;

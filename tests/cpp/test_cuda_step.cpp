@@ -186,7 +186,7 @@ TEST_CASE("tokens are drawn as the CPU draws them from the same logits") {
   CHECK(engine.run(rows.input));
   for (uint32_t r = 0; r < requests.size(); ++r) {
     SampleResult result;
-    sample_token(engine.logits(r), vocab, requests[r], result);
+    sample_token({engine.logits(r), vocab}, requests[r], result);
     const SampleResult& drawn = engine.sampled(r);
     CHECK_EQ(drawn.token_id, result.token_id);
     CHECK_EQ(drawn.logprob, result.logprob);

@@ -243,8 +243,8 @@ TEST_CASE("proposals from a part equal those from a whole row without the other 
     request.scratch = p_scratch.data();
     const Logits target = random_logits(kVocab, 3, i + 1000 * (i % 2));
     SampleResult from_part, from_whole;
-    const bool accepted = verify_draft(target.data(), kVocab, request, 1, got, from_part);
-    CHECK_EQ(verify_draft(target.data(), kVocab, request, 1, expected, from_whole), accepted);
+    const bool accepted = verify_draft({target.data(), kVocab}, request, 1, got, from_part);
+    CHECK_EQ(verify_draft({target.data(), kVocab}, request, 1, expected, from_whole), accepted);
     CHECK_EQ(from_part.token_id, from_whole.token_id);
     num_accepted += accepted;
     num_outside += !std::binary_search(ids.begin(), ids.end(), from_part.token_id);

@@ -278,7 +278,7 @@ TEST_CASE("the ratio test on large vocabularies: rounding never empties a residu
         const Proposal proposal = draw_draft({draft.data(), kLarge}, request, 1 + i % 15);
         request.scratch = p_scratch.data();
         SampleResult result;
-        const bool accepted = verify_draft(target.data(), kLarge, request, 1 + i % 15, proposal, result);
+        const bool accepted = verify_draft({target.data(), kLarge}, request, 1 + i % 15, proposal, result);
         num_accepted += accepted;
         num_bad += result.token_id < 0 || result.token_id >= int32_t(kLarge) ||
                    (accepted && result.token_id != proposal.token_id);
@@ -301,7 +301,7 @@ TEST_CASE("logprobs of a verified token are those of the raw logits, accepted or
     const Proposal proposal = draw_draft({uniform.data(), kVocab}, request, 1);
     request.scratch = p_scratch.data();
     SampleResult result;
-    num_accepted += verify_draft(kTarget.data(), kVocab, request, 1, proposal, result);
+    num_accepted += verify_draft({kTarget.data(), kVocab}, request, 1, proposal, result);
     CHECK(std::abs(result.logprob - double(std::log(p[size_t(result.token_id)]))) < 1e-6);
     CHECK_EQ(result.num_alternatives, 3u);
     CHECK_EQ(result.alternatives[0].token_id, 3);
