@@ -231,7 +231,7 @@ bool CpuExecutor::await_inputs(const Task& task, uint32_t worker_idx, uint32_t t
     const uint64_t expected =
         epoch * state.plan.counters()[wait.counter].total + wait.value;
     if (state.counters.load(wait.counter) >= expected) continue;
-    const ByteRange weights = first_weights(task, *workers_[worker_idx]);
+    const ByteRange weights = first_weights(task, task_idx ? &task - 1 : nullptr, *workers_[worker_idx]);
     if (!monitor_.wait(state.counters, {worker_idx, task_idx, wait.counter, expected,
                                         weights.begin, weights.end}))
       return false;

@@ -193,11 +193,12 @@ class Worker {
 void run_task(const Task& task, Worker& worker);
 
 /// Weights that the task reads first, for prefetching while it waits; {nullptr, nullptr}: not known
-/// before its input.
+/// before its input. `before`: the worker's task before it, or nullptr. The route of a layer is known
+/// to whoever has just run an expert_gate_up of it, and stays until all expert_down are done.
 struct ByteRange {
   const uint8_t* begin = nullptr;
   const uint8_t* end = nullptr;
 };
-ByteRange first_weights(const Task& task, const Worker& worker);
+ByteRange first_weights(const Task& task, const Task* before, const Worker& worker);
 
 }  // namespace mimo_rt::cpu

@@ -29,6 +29,14 @@ const PackedMatrix* matrix_of(const Task& task, const Worker& worker) {
   }
 }
 
+/// What expert_down reads first; nullptr where the route is not known yet, or empty.
+const PackedMatrix* first_expert_down(const Task& task, const Task* before, const Worker& worker) {
+  if (!before || before->kind != TaskKind::expert_gate_up || before->layer_idx != task.layer_idx) return nullptr;
+  const RouteTable& route = worker.step.plan->route;
+  if (!*route.num_active) return nullptr;
+  return &worker.weights.layer(task.layer_idx).expert_down[route.active_experts[0]];
+}
+
 /// Kernels write rows of any stride: these are the output's.
 void write_logits(const Task& task, Worker& worker, const LinearInput& input) {
   const PlanState& plan = *worker.step.plan;
@@ -44,14 +52,15 @@ void write_logits(const Task& task, Worker& worker, const LinearInput& input) {
 
 }  // namespace
 
-ByteRange first_weights(const Task& task, const Worker& worker) {
+ByteRange first_weights(const Task& task, const Task* before, const Worker& worker) {
   if (task.tile_first >= task.tile_end) return {};
   const bool is_context = task.kind == TaskKind::context_fc || task.kind == TaskKind::context_kv;
   if (is_draft(task.kind) && !worker.step.input->num_draft_rows) return {};
   if (is_context && !worker.step.input->num_context_rows) return {};
   if (task.kind == TaskKind::context_kv || task.kind == TaskKind::draft_qkv_proj)
     return first_head_weights(task, worker);
-  const PackedMatrix* matrix = matrix_of(task, worker);
+  const PackedMatrix* matrix =
+      task.kind == TaskKind::expert_down ? first_expert_down(task, before, worker) : matrix_of(task, worker);
   if (!matrix) return {};
   const bool is_gate_up =
       task.kind == TaskKind::gate_up_proj || task.kind == TaskKind::draft_gate_up_proj;

@@ -41,6 +41,8 @@ class SerialWorkers final : public Executor {
   struct Work {
     uint32_t num_products = 0, num_prepared = 0;  ///< calls
     uint64_t size = 0;                            ///< row groups of matrices times tokens
+    cpu::ByteRange announced;                     ///< what would have been fetched before its wait
+    const uint8_t* first_read = nullptr;          ///< weights of the first product
   };
   const Work& work(uint32_t worker_idx, uint32_t task_idx) const { return work_[worker_idx][task_idx]; }
 
@@ -130,6 +132,7 @@ class SerialWorkers final : public Executor {
     running_ = this, worker_idx_ = worker_idx, task_idx_ = task_idx;
     cpu::Worker& worker = *workers_[worker_idx];
     worker.place = can_steal ? state_->stealing.place(worker_idx, task_idx) : cpu::SharedPlace{};
+    work_[worker_idx][task_idx].announced = cpu::first_weights(task, task_idx ? &task - 1 : nullptr, worker);
     cpu::run_task(task, worker);
     if (task.signal_counter != kNoCounter) state_->counters.signal(task.signal_counter);
     running_ = before, worker_idx_ = worker_before, task_idx_ = task_before;
@@ -139,6 +142,7 @@ class SerialWorkers final : public Executor {
     SerialWorkers& self = *running_;
     Work& work = self.work_[self.worker_idx_][self.task_idx_];
     const uint32_t number = work.num_products++;
+    if (!number) work.first_read = args.weights;
     work.size += uint64_t{args.num_row_groups} * args.num_tokens;
     if (self.before_product)
       self.before_product(self.worker_idx_, self.state_->plan.tasks(self.worker_idx_)[self.task_idx_], number);
