@@ -18,11 +18,11 @@ std::vector<int> cores_to_pin(uint32_t num_threads) {
   return cores;
 }
 
-void pin_this_thread(int core) noexcept {
+bool pin_this_thread(int core) noexcept {
   cpu_set_t set;
   CPU_ZERO(&set);
   CPU_SET(static_cast<size_t>(core), &set);
-  sched_setaffinity(0, sizeof(set), &set);
+  return sched_setaffinity(0, sizeof(set), &set) == 0;
 }
 
 }  // namespace mimo_rt

@@ -12,7 +12,7 @@ namespace mimo_rt {
 /// is free.
 std::vector<int> cores_to_pin(uint32_t num_threads);
 
-/// Binds the calling thread. Best effort: a refused binding costs speed, not correctness.
-void pin_this_thread(int core) noexcept;
+/// Binds the calling thread. False: the system refuses, which costs speed, not correctness.
+bool pin_this_thread(int core) noexcept;
 
 }  // namespace mimo_rt

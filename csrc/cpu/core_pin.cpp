@@ -48,15 +48,27 @@ void CorePin::watch() {
 void CorePin::bind(int core) {
   watch();
   core_ = core;
-  pin_this_thread(core);
+  bind_again(reviewed_ns_);
+}
+
+void CorePin::bind_again(int64_t now_ns) {
+  if (!pin_this_thread(core_)) return lose_core(now_ns);
   is_bound_ = true;
-  bound_ns_ = reviewed_ns_;
+  bound_ns_ = now_ns;
+  missing_core_.store(-1, std::memory_order_relaxed);
+}
+
+void CorePin::lose_core(int64_t now_ns) {
+  is_bound_ = false;
+  bind_again_ns_ = now_ns + kFirstReleaseNs;
+  missing_core_.store(core_, std::memory_order_relaxed);
 }
 
 bool CorePin::review() {
   if (delay_file_ < 0) return false;
   const int64_t now = now_ns();
   if (now - reviewed_ns_ < kReviewNs) return false;
+  if (is_bound_ && sched_getcpu() != core_) lose_core(now);
   const int64_t delayed_ns = read_delay(delay_file_);
   return delayed_ns >= 0 && judge(now, delayed_ns);
 }
@@ -69,9 +81,7 @@ bool CorePin::judge(int64_t now_ns, int64_t delayed_ns) {
   if (is_bound_) {
     if (is_shared) release(now_ns);
   } else if (core_ >= 0 && !is_shared && now_ns >= bind_again_ns_) {
-    pin_this_thread(core_);
-    is_bound_ = true;
-    bound_ns_ = now_ns;
+    bind_again(now_ns);
   }
   return is_shared;
 }

@@ -25,6 +25,7 @@ class CpuExecutor final : public Executor, private WorkerPool::Job {
   const std::string& backend_name() const override { return backend_; }
   uint32_t num_workers() const override { return pool_.num_workers(); }
   bool joins_sequences() const override { return true; }
+  std::vector<int> missing_cores() const override { return pool_.missing_cores(); }
   void run(const Plan& plan, KvCache& cache, const StepInput& input, StepOutput& output) override;
   void run_rounds(const Plan& plan, KvCache& cache, RoundState& rounds,
                   const std::function<void()>& poll) override;

@@ -106,6 +106,13 @@ std::span<const uint8_t> WorkerPool::take_shared() {
   return shared_;
 }
 
+std::vector<int> WorkerPool::missing_cores() const {
+  std::vector<int> cores;
+  for (const CorePin& pin : pins_)
+    if (pin.missing_core() >= 0) cores.push_back(pin.missing_core());
+  return cores;
+}
+
 /// Returns the number of the job after `seen`: spins, then gives way, then sleeps.
 uint32_t WorkerPool::await_job(Seat& seat, uint32_t seen) const {
   const auto begin = Clock::now();

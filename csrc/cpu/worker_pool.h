@@ -67,6 +67,9 @@ class WorkerPool {
   /// Between two jobs: [team_size()] whether the member's core was found shared since the last call.
   std::span<const uint8_t> take_shared();
 
+  /// Of all workers: cores that they should be bound to and the system does not give. For any thread.
+  std::vector<int> missing_cores() const;
+
   uint32_t num_workers() const { return static_cast<uint32_t>(threads_.size()); }
   /// More workers than cores: whoever waits must let others run.
   bool is_oversubscribed() const { return is_oversubscribed_; }

@@ -235,6 +235,7 @@ std::vector<std::string> Engine::notes() const {
     if (!note.empty()) notes.push_back(std::move(note));
   };
   if (backend() != "ref" && backend() != "cuda") add(note_on_workers(num_workers(), num_usable_cores()));
+  add(note_on_cores(impl_->executor->missing_cores(), num_workers(), num_usable_cores()));
   const uint8_t *begin = nullptr, *end = nullptr;
   if (impl_->weights)
     for (const ReadRange& range : weight_ranges(*impl_->weights)) {

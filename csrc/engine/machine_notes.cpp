@@ -42,6 +42,17 @@ std::string note_on_workers(uint32_t num_workers, uint32_t num_usable_cores) {
                 num_usable_cores, ".");
 }
 
+std::string note_on_cores(const std::vector<int>& missing_cores, uint32_t num_workers, uint32_t num_usable_cores) {
+  if (missing_cores.empty()) return {};
+  std::string list;
+  for (const int core : missing_cores) list += concat(list.empty() ? "" : ", ", core);
+  return concat("pin_threads: ", missing_cores.size(), " of ", num_workers,
+                " workers not bound to a core: the system refuses ", missing_cores.size() == 1 ? "core " : "cores ",
+                list, ", or has taken it away since (a control group's cpuset, taskset, a sandbox), so a step may take "
+                "several times as long. ", num_usable_cores, num_usable_cores == 1 ? " core is" : " cores are",
+                " usable now: open the engine again with at most as many threads, or give the cores back.");
+}
+
 PageUse page_use(const void* begin, const void* end, const std::string& root) {
   const auto wanted_begin = reinterpret_cast<uintptr_t>(begin), wanted_end = reinterpret_cast<uintptr_t>(end);
   PageUse use;

@@ -3,11 +3,15 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace mimo_rt {
 
 /// Empty: there is a core for every worker.
 std::string note_on_workers(uint32_t num_workers, uint32_t num_usable_cores);
+
+/// Empty: no worker misses the core that it should be bound to. `missing_cores`: one of each that does.
+std::string note_on_cores(const std::vector<int>& missing_cores, uint32_t num_workers, uint32_t num_usable_cores);
 
 /// Bytes of memory that belong to this process alone, and how many of them lie in huge pages.
 struct PageUse {

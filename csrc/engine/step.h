@@ -78,6 +78,8 @@ class Executor {
   virtual void prepare(KvCache&) {}
   /// Whether run() takes a joint cache: KvCache(parts).
   virtual bool joins_sequences() const { return false; }
+  /// Cores that workers should be bound to and the system does not give. Any thread may call it.
+  virtual std::vector<int> missing_cores() const { return {}; }
   /// Runs one epoch of `plan` (verified, made for num_workers() workers, options within those given to the factory).
   /// @throws Error{timeout} with a hang report; the executor then refuses further steps.
   virtual void run(const Plan& plan, KvCache& cache, const StepInput& input, StepOutput& output) = 0;

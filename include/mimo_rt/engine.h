@@ -80,8 +80,9 @@ class MIMO_RT_API Engine {
   std::vector<PackedCacheReport> packed_cache() const;  ///< one per part: target, draft; none for random weights
   uint64_t dense_bytes_per_step() const;     ///< weights every step reads: all but embedding rows and experts
   uint64_t expert_bytes() const;             ///< of one expert of one layer
-  /// What costs speed, but no result, in sentences: fewer cores than workers, no huge pages for the weights, a draft
-  /// or a packed cache that this backend does not use. Empty: nothing. Looks at the process's memory map: milliseconds.
+  /// What costs speed, but no result, in sentences: fewer cores than workers, a core that a worker is refused, no huge
+  /// pages for the weights, a draft or a packed cache that this backend does not use. Empty: nothing. Looks at the
+  /// process's memory map: milliseconds.
   std::vector<std::string> notes() const;
   /// Reads memory with all workers for about `seconds` and remembers the result for statistics. GB/s, 1e9 bytes. On
   /// cuda with all multiprocessors, for which 1 GiB must be free. @throws Error{out_of_memory}

@@ -153,6 +153,14 @@ TEST_CASE("workers without a core of their own are told") {
   CHECK(note_on_workers(1024, 1).find("share 1 core (") != std::string::npos);
 }
 
+TEST_CASE("cores that workers miss are told") {
+  CHECK_EQ(note_on_cores({}, 8, 8), "");
+  for (const char* part : {"pin_threads: 1 of 2 workers", "refuses core 3,", "1 core is usable now"})
+    CHECK(note_on_cores({3}, 2, 1).find(part) != std::string::npos);
+  CHECK(note_on_cores({3, 5}, 4, 2).find("2 of 4 workers not bound to a core: the system refuses cores 3, 5,") !=
+        std::string::npos);
+}
+
 TEST_CASE("huge pages that are denied are told") {
   const FakeRoot root;
   root.write("sys/kernel/mm/transparent_hugepage/enabled", "always madvise [never]\n");

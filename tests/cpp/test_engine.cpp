@@ -1,5 +1,6 @@
 // The whole engine on small random models: every backend that this machine runs, plus its limits.
 #include "check.h"
+#include "core/pin.h"
 #include "cpu/dispatch.h"
 #include "engine/bandwidth.h"
 #include "engine/timed_passes.h"
@@ -9,7 +10,14 @@
 #include <mimo_rt/device.h>
 #include <mimo_rt/session.h>
 
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+
 #include <algorithm>
+#include <cerrno>
+#include <cstddef>
 #include <filesystem>
 #include <thread>
 
@@ -232,6 +240,46 @@ TEST_CASE("far more workers than cores: the same tokens, and a note") {
     return session.generate(std::vector<int32_t>{1, 2, 3, 4, 5}, sampled(6)).token_ids;
   };
   CHECK(run(40) == run(1));
+}
+
+namespace {
+
+/// From now on this thread and those that it starts may not be bound to cores. False: the system has no such rule.
+bool forbid_binding() {
+  sock_filter rules[] = {BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+                         BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_sched_setaffinity, 0, 1),
+                         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+                         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)};
+  const sock_fprog program{.len = std::size(rules), .filter = rules};
+  return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+}
+
+}  // namespace
+
+TEST_CASE("workers that the system does not let be bound: the same tokens, and a note") {
+  EngineOptions options = engine_options("cpu");
+  options.num_threads = std::min(2u, num_usable_cores());
+  const auto run = [&](std::vector<std::string>& notes) {
+    const auto engine = Engine::synthetic(fixture::small_quantised(), 3, options);
+    notes = engine->notes();
+    return Session(engine).generate(std::vector<int32_t>{1, 2, 3, 4, 5}, sampled(6)).token_ids;
+  };
+  std::vector<std::string> notes, notes_unbound;
+  const std::vector<int32_t> tokens = run(notes);
+  CHECK(notes.empty());
+  std::thread([&] {
+    const bool has_rule = forbid_binding();
+    CHECK(run(notes_unbound) == tokens);
+    const bool would_bind = !cores_to_pin(options.num_threads).empty();  // not with a CPU quota
+    CHECK_EQ(notes_unbound.size(), has_rule && would_bind ? 1u : 0u);
+    for (const std::string& note : notes_unbound) {
+      CHECK(note.find("pin_threads: " + std::to_string(options.num_threads) + " of ") == 0);
+      CHECK(note.find("the system refuses core") != std::string::npos);
+    }
+    options.pin_threads = false;
+    CHECK(run(notes_unbound) == tokens);
+    CHECK(notes_unbound.empty());  // control: nobody asked
+  }).join();
 }
 
 CHECK_MAIN()

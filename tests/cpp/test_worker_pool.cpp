@@ -217,6 +217,53 @@ TEST_CASE("a worker is let go while its core is shared, and bound again afterwar
   }).join();
 }
 
+TEST_CASE("a core that does not exist, or is taken away, is missing until it is given back") {
+  cpu_set_t before;
+  sched_getaffinity(0, sizeof(before), &before);
+  if (CPU_COUNT(&before) < 2) return;
+  int core = 0;
+  while (!CPU_ISSET(static_cast<size_t>(core), &before)) ++core;
+  std::thread([&] {
+    constexpr int64_t kWindow = CorePin::kReviewNs;
+    const auto now_ns = [] {
+      return std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1);
+    };
+    const auto can_run_anywhere = [&] {
+      cpu_set_t set;
+      sched_getaffinity(0, sizeof(set), &set);
+      return CPU_EQUAL(&set, &before) != 0;
+    };
+    CorePin absent;
+    CHECK_EQ(absent.missing_core(), -1);
+    absent.bind(CPU_SETSIZE - 1);
+    CHECK(!absent.is_bound() && can_run_anywhere());
+    CHECK_EQ(absent.missing_core(), CPU_SETSIZE - 1);
+    absent.judge(now_ns() + CorePin::kFirstReleaseNs + kWindow, 0);  // it asks again
+    CHECK_EQ(absent.missing_core(), CPU_SETSIZE - 1);
+
+    CorePin taken;
+    taken.bind(core);
+    CHECK(taken.is_bound());
+    CHECK_EQ(taken.missing_core(), -1);
+    std::this_thread::sleep_for(std::chrono::nanoseconds(kWindow + kWindow / 4));
+    taken.review();
+    CHECK_EQ(taken.missing_core(), -1);  // control: the thread is where it was bound to
+    cpu_set_t others = before;
+    CPU_CLR(static_cast<size_t>(core), &others);
+    CHECK_EQ(sched_setaffinity(0, sizeof(others), &others), 0);  // as a control group or taskset would
+    std::this_thread::sleep_for(std::chrono::nanoseconds(kWindow + kWindow / 4));
+    taken.review();
+    CHECK(!taken.is_bound());
+    CHECK_EQ(taken.missing_core(), core);
+    taken.judge(now_ns() + CorePin::kFirstReleaseNs / 2, 0);
+    CHECK_EQ(taken.missing_core(), core);
+    taken.judge(now_ns() + 2 * CorePin::kFirstReleaseNs, 0);
+    CHECK(taken.is_bound());
+    CHECK_EQ(taken.missing_core(), -1);
+    CHECK_EQ(sched_getcpu(), core);
+  }).join();
+}
+
 TEST_CASE("a fork gets an error instead of waiting for workers it does not have") {
   for (const uint32_t park_after_us : {0u, 1'000'000u}) {
     const WorkerPool::Options options{

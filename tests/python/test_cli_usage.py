@@ -269,6 +269,14 @@ def test_impossible_worker_counts(capsys, model, never_loads, count):
     assert "threads" in capsys.readouterr().err
 
 
+def test_doctor_tells_what_the_machine_does_not_grant(capsys):
+    num_threads = _C.num_usable_cores() + 1
+    assert cli_main(["doctor", "--device", "cpu", "--threads", str(num_threads)]) == 0
+    assert f"tokens generated; note: num_threads: {num_threads} workers share" in capsys.readouterr().out
+    assert cli_main(["doctor", "--device", "cpu", "--threads", "1"]) == 0
+    assert "note:" not in capsys.readouterr().out
+
+
 def test_huge_pages_are_probed(monkeypatch):
     monkeypatch.setattr(_C, "probe_huge_pages", lambda num_bytes: num_bytes // 4)
     assert "16 of 64 MiB granted (reading" in _machine.huge_pages()

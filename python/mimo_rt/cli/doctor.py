@@ -166,6 +166,7 @@ def _self_test(args: argparse.Namespace) -> str:
             if args.activations != "bf16":
                 backend += f" with {args.activations} activations"
             result = session.generate(ids, max_tokens=8, temperature=0.0, ignore_eos=True)
+            notes = "".join(f"; note: {text}" for text in session.notes)
     if not np.isfinite(logits).all():
         raise _C.InternalError(f"[doctor] {backend}: expected finite logits, got NaN or infinity.")
     error = float(np.linalg.norm(logits - expected) / np.linalg.norm(expected))
@@ -177,7 +178,7 @@ def _self_test(args: argparse.Namespace) -> str:
     num_tokens = result.usage.completion_tokens
     if backend.startswith("ref"):  # an error of 0 would only say that it repeats itself
         return f"ref repeats itself (no other backend was compared); {num_tokens} tokens generated"
-    return f"{backend} against ref: relative error {error:.1e}; {num_tokens} tokens generated"
+    return f"{backend} against ref: relative error {error:.1e}; {num_tokens} tokens generated{notes}"
 
 
 def _check_config(model: str) -> str:
