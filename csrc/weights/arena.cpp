@@ -102,20 +102,30 @@ Arena Arena::map_file(int descriptor, uint64_t offset, uint64_t num_bytes, const
   if (mapped == MAP_FAILED)
     fail(errno == ENOMEM ? ErrorCode::out_of_memory : ErrorCode::io, where, "mapping ", num_bytes,
          " bytes: ", std::strerror(errno));
+  arena.reads_huge_ = ::madvise(arena.data_, num_bytes, MADV_HUGEPAGE) == 0;
   return arena;
+}
+
+void Arena::read_ahead(uint64_t offset, uint64_t num_bytes) const noexcept {
+  if (reads_huge_)
+    (void)*static_cast<const volatile uint8_t*>(data_ + offset);
+  else
+    prefetch_pages({reinterpret_cast<const std::byte*>(data_ + offset), std::min(num_bytes, size_bytes_ - offset)});
 }
 
 Arena::Arena(Arena&& other) noexcept
     : data_(std::exchange(other.data_, nullptr)),
       size_bytes_(std::exchange(other.size_bytes_, 0)),
       mapping_(std::exchange(other.mapping_, nullptr)),
-      mapping_bytes_(std::exchange(other.mapping_bytes_, 0)) {}
+      mapping_bytes_(std::exchange(other.mapping_bytes_, 0)),
+      reads_huge_(other.reads_huge_) {}
 
 Arena& Arena::operator=(Arena&& other) noexcept {
   std::swap(data_, other.data_);
   std::swap(size_bytes_, other.size_bytes_);
   std::swap(mapping_, other.mapping_);
   std::swap(mapping_bytes_, other.mapping_bytes_);
+  std::swap(reads_huge_, other.reads_huge_);
   return *this;
 }
 

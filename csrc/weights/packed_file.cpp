@@ -216,7 +216,7 @@ Arena read_packed_file(int descriptor, const std::string& name, const PackedFile
       file.read(begin + block_idx * kBlockBytes,
                 {const_cast<std::byte*>(block.data()), block.size()});  // the arena is ours
     else if (block_idx + kReadAheadBlocks < sums.size())
-      prefetch_pages(block_of(arena, block_idx + kReadAheadBlocks));
+      arena.read_ahead((block_idx + kReadAheadBlocks) * kBlockBytes, kBlockBytes);
     if (packed_sum(block, block_idx) != sums[block_idx])
       file.bad("the block at byte ", begin + block_idx * kBlockBytes, " does not match its sum");
     return uint64_t{block.size()};

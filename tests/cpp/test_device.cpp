@@ -186,4 +186,29 @@ TEST_CASE("huge pages that are denied are told") {
   CHECK_EQ(probe_huge_pages(8 << 20) % (2u << 20), 0u);  // whole pages of 2 MiB, none where the system grants none
 }
 
+TEST_CASE("a mapped file's pages are counted by themselves, small ones are told") {
+  const FakeRoot root;
+  const auto mapping = [](const char* bounds, int resident_kib, int anonymous_kib, const char* huge) {
+    return std::string(bounds) + " r--s 00200000 fe:00 7 /cache/0.packed\nSize: 999999 kB\nRss: " +
+           std::to_string(resident_kib) + " kB\nAnonymous: " + std::to_string(anonymous_kib) + " kB\n" + huge;
+  };
+  root.write("proc/self/smaps", mapping("1000-2000", 200'000, 0, "FilePmdMapped: 4096 kB\n") +
+                                    mapping("2000-3000", 50'000, 10'000, "ShmemPmdMapped: 2048 kB\n") +
+                                    mapping("3000-4000", 90'000, 90'000, "AnonHugePages: 90000 kB\n"));
+  const auto use_of = [&](uintptr_t begin, uintptr_t end) {
+    return page_use(reinterpret_cast<const void*>(begin), reinterpret_cast<const void*>(end), root.path());
+  };
+  const PageUse file = use_of(0x1000, 0x2000), all = use_of(0x1000, 0x4000), own = use_of(0x3000, 0x4000);
+  CHECK(file.mapped_bytes == 200'000u * 1024 && file.huge_mapped_bytes == 4096u * 1024);
+  CHECK(file.private_bytes == 0 && file.huge_bytes == 0);
+  CHECK(all.mapped_bytes == 240'000u * 1024 && all.huge_mapped_bytes == 6144u * 1024);
+  CHECK(all.private_bytes == 100'000u * 1024 && all.huge_bytes == 90'000u * 1024);
+  CHECK(own.mapped_bytes == 0 && own.huge_mapped_bytes == 0);
+  for (const char* part : {"huge pages: 4 of 195 MiB of the mapped packed cache", "use_mmap = false"})
+    CHECK(note_on_pages(file, root.path()).find(part) != std::string::npos);
+  CHECK_EQ(note_on_pages(own, root.path()), "");
+  CHECK_EQ(note_on_pages({.mapped_bytes = 64 << 20, .huge_mapped_bytes = 32 << 20}, root.path()), "");
+  CHECK_EQ(note_on_pages({.mapped_bytes = 1 << 20}, root.path()), "");  // too small to matter
+}
+
 CHECK_MAIN()

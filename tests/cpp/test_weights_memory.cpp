@@ -5,11 +5,16 @@
 #include "weights/arena.h"
 #include "weights/weights.h"
 
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstring>
 #include <fstream>
 #include <thread>
+#include <utility>
 
 using namespace mimo_rt;
 using namespace fixture;
@@ -105,6 +110,28 @@ TEST_CASE("available memory is the least of the machine's and the cgroups'") {
   CHECK(available_memory_bytes() > 1 << 20);
   CHECK_THROWS(out_of_memory, "need 12 bytes", check_memory(12, 11, "here"));
   check_memory(11, 11, "here");
+}
+
+TEST_CASE("a mapped file has its bytes, read ahead or not, and asks for huge pages where there are any") {
+  const writer::TempDir dir;
+  constexpr uint64_t kBegin = 2 << 20, kBytes = (5 << 20) + 12;
+  std::string bytes(kBegin + kBytes, '\0');
+  for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<char>(i / 4096 + i);
+  std::ofstream(dir.path() / "file", std::ios::binary) << bytes;
+  const int descriptor = ::open((dir.path() / "file").c_str(), O_RDONLY | O_CLOEXEC);
+  Arena mapped = Arena::map_file(descriptor, kBegin, kBytes, "here");
+  const Arena arena = std::move(mapped);
+  ::close(descriptor);
+  for (uint64_t offset = 0; offset < kBytes; offset += 2 << 20) arena.read_ahead(offset, 2 << 20);
+  CHECK_EQ(arena.size_bytes(), kBytes);
+  CHECK(std::memcmp(arena.data(), bytes.data() + kBegin, kBytes) == 0);
+  std::ifstream maps("/proc/self/smaps");
+  bool is_there = false, is_asked_for = false;
+  for (std::string line; std::getline(maps, line);) {
+    if (line.find('-') < line.find(' ')) is_there = line.find("/file") != std::string::npos;  // a mapping's first line
+    if (is_there && line.starts_with("VmFlags:")) is_asked_for = line.find(" hg") != std::string::npos;
+  }
+  CHECK_EQ(is_asked_for, std::filesystem::exists("/sys/kernel/mm/transparent_hugepage"));
 }
 
 TEST_CASE("loading needs at most 1.15 times the packed bytes of memory") {
