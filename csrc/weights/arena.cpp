@@ -39,6 +39,13 @@ uint64_t read_field(const fs::path& path, std::string_view key, uint64_t missing
   return missing;
 }
 
+/// Of a mapped file.
+bool is_in_page_cache(const std::byte* address) {
+  const auto page = reinterpret_cast<uintptr_t>(address) & ~uintptr_t{4095};
+  unsigned char is_resident = 0;
+  return ::mincore(reinterpret_cast<void*>(page), 1, &is_resident) == 0 && (is_resident & 1);
+}
+
 struct CgroupFiles {
   const char* mount;
   const char* limit;
@@ -102,15 +109,17 @@ Arena Arena::map_file(int descriptor, uint64_t offset, uint64_t num_bytes, const
   if (mapped == MAP_FAILED)
     fail(errno == ENOMEM ? ErrorCode::out_of_memory : ErrorCode::io, where, "mapping ", num_bytes,
          " bytes: ", std::strerror(errno));
-  arena.reads_huge_ = ::madvise(arena.data_, num_bytes, MADV_HUGEPAGE) == 0;
+  arena.wants_huge_ = ::madvise(arena.data_, num_bytes, MADV_HUGEPAGE) == 0;
   return arena;
 }
 
 void Arena::read_ahead(uint64_t offset, uint64_t num_bytes) const noexcept {
-  if (reads_huge_)
-    (void)*static_cast<const volatile uint8_t*>(data_ + offset);
-  else
-    prefetch_pages({reinterpret_cast<const std::byte*>(data_ + offset), std::min(num_bytes, size_bytes_ - offset)});
+  const std::span bytes{reinterpret_cast<const std::byte*>(data_ + offset), std::min(num_bytes, size_bytes_ - offset)};
+  if (wants_huge_) {
+    (void)*static_cast<const volatile std::byte*>(bytes.data());
+    if (is_in_page_cache(&bytes.back())) return;
+  }
+  prefetch_pages(bytes);
 }
 
 Arena::Arena(Arena&& other) noexcept
@@ -118,14 +127,14 @@ Arena::Arena(Arena&& other) noexcept
       size_bytes_(std::exchange(other.size_bytes_, 0)),
       mapping_(std::exchange(other.mapping_, nullptr)),
       mapping_bytes_(std::exchange(other.mapping_bytes_, 0)),
-      reads_huge_(other.reads_huge_) {}
+      wants_huge_(other.wants_huge_) {}
 
 Arena& Arena::operator=(Arena&& other) noexcept {
   std::swap(data_, other.data_);
   std::swap(size_bytes_, other.size_bytes_);
   std::swap(mapping_, other.mapping_);
   std::swap(mapping_bytes_, other.mapping_bytes_);
-  std::swap(reads_huge_, other.reads_huge_);
+  std::swap(wants_huge_, other.wants_huge_);
   return *this;
 }
 

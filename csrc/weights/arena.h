@@ -23,9 +23,9 @@ class Arena {
   Arena& operator=(Arena&& other) noexcept;
   ~Arena();
 
-  /// Tells the kernel that bytes of the file, as far as it has them, are about to be read. Where it has taken the wish
-  /// for huge pages, one byte brings a whole page and those behind it; any other hint would bring small pages, which
-  /// then stay.
+  /// Tells the kernel that bytes of the file, as far as it has them, are about to be read: a huge page or a part of one.
+  /// Where the file system has huge pages, one byte brings the whole page; any other hint would bring small pages,
+  /// which then stay. Elsewhere the byte brings less, and a hint the rest.
   void read_ahead(uint64_t offset, uint64_t num_bytes) const noexcept;
 
   uint8_t* data() const { return data_; }
@@ -38,7 +38,7 @@ class Arena {
   uint64_t size_bytes_ = 0;
   void* mapping_ = nullptr;
   uint64_t mapping_bytes_ = 0;
-  bool reads_huge_ = false;  ///< of a file
+  bool wants_huge_ = false;  ///< of a file
 };
 
 /// Bytes that can still be used without swapping: MemAvailable, and what the memory cgroups of this
