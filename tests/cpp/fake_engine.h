@@ -8,6 +8,7 @@
 #include "check.h"
 #include "engine/engine_impl.h"
 #include "engine/round.h"
+#include "safetensors_writer.h"
 
 #include <mimo_rt/session.h>
 
@@ -272,9 +273,10 @@ inline Tokens operator+(Tokens a, const Tokens& b) {
 }
 
 /// A vocabulary of bytes: id i < 26 is a letter, 26 is a space, 27.. are the bytes of "é", 62 is
-/// special.
+/// special. The file is there until the program ends.
 inline std::filesystem::path write_vocabulary() {
-  const auto path = std::filesystem::temp_directory_path() / "mimo_rt_test_session_tokenizer.json";
+  static const writer::TempDir directory;
+  const auto path = directory.path() / "tokenizer.json";
   std::ofstream out(path);
   out << R"({"added_tokens":[{"id":62,"content":"<s>","special":true}],)"
       << R"("decoder":{"type":"ByteLevel"},"model":{"type":"BPE","vocab":{"Ġ":26,"Ã":27,"©":28)";
@@ -282,6 +284,5 @@ inline std::filesystem::path write_vocabulary() {
   out << "}}}";
   return path;
 }
-
 
 }  // namespace fake_engine

@@ -1,9 +1,7 @@
 // Token bytes against the published rule of GPT-2's table, and hostile tokenizer files.
 #include "check.h"
 #include "engine/vocabulary.h"
-
-#include <filesystem>
-#include <fstream>
+#include "safetensors_writer.h"
 
 using namespace mimo_rt;
 
@@ -142,15 +140,12 @@ TEST_CASE("truncated and mutated files never crash") {
 }
 
 TEST_CASE("files: absent, a directory, and a good one") {
-  namespace fs = std::filesystem;
-  const fs::path directory = fs::temp_directory_path() / "mimo_rt_test_vocabulary";
-  fs::create_directories(directory / "sub");
-  CHECK_THROWS(io, "absent.json", Vocabulary::from_file(directory / "absent.json"));
-  CHECK_THROWS(bad_format, "sub", Vocabulary::from_file(directory / "sub"));
-  std::ofstream(directory / "tokenizer.json") << tokenizer(R"({"a":1})");
-  const Vocabulary vocabulary = Vocabulary::from_file(directory / "tokenizer.json");
+  const writer::TempDir directory;
+  CHECK_THROWS(io, "absent.json", Vocabulary::from_file(directory.path() / "absent.json"));
+  directory.write("sub/tokenizer.json", tokenizer(R"({"a":1})"));
+  CHECK_THROWS(bad_format, "sub", Vocabulary::from_file(directory.path() / "sub"));
+  const Vocabulary vocabulary = Vocabulary::from_file(directory.path() / "sub" / "tokenizer.json");
   CHECK_EQ(vocabulary.bytes(1), "a");
-  fs::remove_all(directory);
 }
 
 CHECK_MAIN()
