@@ -12,6 +12,7 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -21,28 +22,39 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
+_ENVIRONMENT = dict(os.environ)  # tests in Python change theirs while those in C++ run
+_APART = {"process_group": 0} if sys.version_info >= (3, 11) else {"start_new_session": True}
 _running: set[subprocess.Popen] = set()
+_has_ended = threading.Event()
 _in_build_directory: dict[pathlib.Path, threading.Lock] = collections.defaultdict(threading.Lock)
 
 
 def _run(command: list, *, niceness: int = 0, timeout: float | None = None) -> tuple[int, str]:
     """Exit status and output of a command, which a run that ends early does not leave behind."""
-    process = subprocess.Popen(["nice", "-n", str(niceness), *command], stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, text=True)
+    if _has_ended.is_set():
+        pytest.fail("the run has ended", pytrace=False)
+    process = subprocess.Popen(["nice", "-n", str(niceness), *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                               text=True, env=_ENVIRONMENT, cwd=ROOT, **_APART)
     _running.add(process)
     try:
         output, _ = process.communicate(timeout=timeout)
     finally:
-        process.kill()
+        _end(process)
         _running.discard(process)
     return process.returncode, output
+
+
+def _end(process: subprocess.Popen):
+    """Ends a command with all that it has started."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGTERM)
 
 
 def build_cpp(targets: list[str], *, sanitize: str = "", niceness: int = 0) -> pathlib.Path:
     """Configures and builds C++ targets; returns the directory that holds the programs."""
     build = ROOT / "build" / f"tests-{(sanitize or 'release').replace(',', '-')}"
     for tool in ("cmake", "ninja"):
-        if not shutil.which(tool):
+        if not shutil.which(tool, path=_ENVIRONMENT.get("PATH")):
             pytest.fail(f"{tool} not found: pip install '.[test]'")
     configure = [
         "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
@@ -65,8 +77,9 @@ def _with_sanitizers(item: pytest.Item) -> bool:
 
 
 def pytest_collection_modifyitems(items):
-    """pytest's hook: tests in Python come first, those with sanitizers last, when their programs have been built."""
-    items.sort(key=lambda item: (_with_sanitizers(item), isinstance(item, CppItem)))
+    """pytest's hook: tests in Python come first, those that wait for a build last, those with sanitizers at the end."""
+    items.sort(key=lambda item: (_with_sanitizers(item), isinstance(item, CppItem),
+                                 "cpp_builder" in getattr(item, "fixturenames", ())))
 
 
 _sanitized: dict[str, concurrent.futures.Future] = {}
@@ -92,8 +105,9 @@ def pytest_sessionfinish():
         CppItem.lane.cancel()
     for future in _sanitized.values():
         future.cancel()
+    _has_ended.set()
     for process in list(_running):
-        process.terminate()
+        _end(process)
 
 
 class CppFile(pytest.File):
