@@ -132,6 +132,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.pieces and not (args.work and args.out):
         parser.error("--pieces needs --work and --out")
+    if args.pieces and {path.resolve() for path in pieces.folders(args.pieces)} & {
+            path.resolve() for path in pieces.folders(args.out)}:
+        parser.error(f"--out {args.out}: results would replace the pieces in {args.pieces}. Use another folder")
     return args
 
 

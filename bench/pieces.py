@@ -24,8 +24,13 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def folders(directory: pathlib.Path) -> list[pathlib.Path]:
+    """Where pieces of ``directory`` may lie: there and in its part-N, no deeper: what lies there is someone else's."""
+    return [directory, *sorted(path for path in directory.glob("part-*") if path.is_dir())]
+
+
 def cut(files: dict[str, bytes], directory: pathlib.Path, folder_bytes: int = 0, preset: int = 6) -> dict[str, Any]:
-    """Write ``files`` (name: content) as pieces and a manifest.
+    """Write ``files`` (name: content) as pieces and a manifest; those of an earlier call go.
 
     Args:
         folder_bytes: put pieces into folders part-1, part-2, … of at most so many bytes; 0: into ``directory`` itself.
@@ -35,8 +40,9 @@ def cut(files: dict[str, bytes], directory: pathlib.Path, folder_bytes: int = 0,
         The manifest, which lies beside the pieces of every folder: files and pieces in order, each with its name,
         number of bytes and SHA-256.
     """
-    for path in (*directory.rglob("piece-*.xz"), *directory.rglob(MANIFEST)):  # of an earlier call
-        path.unlink()
+    for old in folders(directory):
+        for path in (*old.glob("piece-*.xz"), *old.glob(MANIFEST)):
+            path.unlink()
     content = b"".join(files.values())
     raw = [content[begin : begin + RAW_BYTES] for begin in range(0, len(content), RAW_BYTES)]
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
@@ -62,16 +68,13 @@ def describe(name: str, data: bytes) -> dict[str, Any]:
 
 
 def join(directory: pathlib.Path, target: pathlib.Path) -> list[pathlib.Path]:
-    """Check the pieces below ``directory`` and write their files into ``target``; those that are there stay.
+    """Check the pieces of ``directory`` and write their files into ``target``; those that are there stay.
 
     Raises:
         PiecesError: nothing was written then.
     """
-    found = {path.name: path for path in sorted(directory.rglob("*")) if path.is_file()}
-    if MANIFEST not in found:
-        raise PiecesError(f"{directory}: expected {MANIFEST} there or in a folder below, found none. Copy the whole "
-                          "folder of the pieces, or one of its parts, here.")
-    manifest = json.loads(found[MANIFEST].read_text(encoding="utf-8"))
+    manifest = read_manifest(directory)
+    found = {path.name: path for folder in folders(directory) for path in sorted(folder.glob("piece-*.xz"))}
     paths = [target / file["name"] for file in manifest["files"]]
     if all(path.is_file() and sha256(path.read_bytes()) == file["sha256"]
            for path, file in zip(paths, manifest["files"], strict=True)):
@@ -89,6 +92,20 @@ def join(directory: pathlib.Path, target: pathlib.Path) -> list[pathlib.Path]:
         temporary.write_bytes(data)
         os.replace(temporary, path)
     return paths
+
+
+def read_manifest(directory: pathlib.Path) -> dict[str, Any]:
+    """That of ``directory`` or its parts, which are copies."""
+    paths = [path for folder in folders(directory) for path in folder.glob(MANIFEST)]
+    if not paths:
+        raise PiecesError(f"{directory}: expected {MANIFEST} there or in a folder part-N, found none. Copy the whole "
+                          "folder of the pieces, or one of its parts, here.")
+    contents = {path.read_bytes(): path for path in paths}
+    if len(contents) > 1:
+        first, second, *_ = contents.values()
+        raise PiecesError(f"{directory}: expected pieces of one set, got {first} and {second} of two. Remove the older "
+                          "pieces.")
+    return json.loads(paths[0].read_text(encoding="utf-8"))
 
 
 def read_piece(path: pathlib.Path, piece: dict[str, Any]) -> bytes:

@@ -117,7 +117,7 @@ def test_the_number_of_steps_fits_the_time(bench, left_s, at_least):
     """By measured steps and evaluations; one step in any case."""
     script, run = bench("gpu_train"), bench("gpu_train_run")
     job = SlowJob(0.01, 0.05, left_s)
-    args = script.parse(["--pieces", "x", "--work", "x", "--out", "x"])
+    args = script.parse(["--pieces", "x", "--work", "x", "--out", "out"])
     plan = run.plan_steps(args, job, job)
     assert plan["seconds_per_step"] >= job.step_s
     assert at_least <= plan["num_steps"] <= max((left_s - run.END_S - 9 * job.evaluation_s) / job.step_s, 1)
@@ -148,6 +148,43 @@ def test_pieces_come_together(some_pieces):
         pieces.join(directory, target)
 
 
+def test_other_pieces_below_stay(some_pieces, tmp_path):
+    """Of results that are written above the pieces that came; those of an earlier cut go."""
+    pieces, files, directory, target = some_pieces
+    for content in (b"old" * 1000, b"new"):
+        pieces.cut({"out.bin": content}, tmp_path)
+    assert [path.name for path in tmp_path.glob("piece-*")] == ["piece-01.xz"]
+    pieces.join(directory, target)
+    assert (target / "a.bin").read_bytes() == files["a.bin"]
+    (path,) = pieces.join(tmp_path, tmp_path / "out")  # and are no pieces of the set above
+    assert path.read_bytes() == b"new"
+
+
+def test_two_sets_are_not_mixed(some_pieces):
+    """Parts of an earlier set beside those of a later one, which has fewer."""
+    pieces, files, directory, target = some_pieces
+    (directory / "part-4").rename(directory / "part-5")
+    pieces.join(directory, target)  # control: a part may have any number
+    (directory / "part-5").rename(directory.parent / "kept")
+    pieces.cut({"a.bin": files["a.bin"]}, directory, folder_bytes=1)
+    (directory.parent / "kept").rename(directory / "part-5")
+    with pytest.raises(pieces.PiecesError, match="pieces.json and .*part-5/pieces.json of two. Remove"):
+        pieces.join(directory, target)
+
+
+@pytest.mark.parametrize("out", ["data", "data/part-1", "data/../data"])
+def test_results_do_not_replace_the_pieces(bench, tmp_path, capsys, out):
+    script = bench("gpu_train")
+    (tmp_path / "data" / "part-1").mkdir(parents=True)
+    arguments = ["--pieces", str(tmp_path / "data"), "--work", str(tmp_path / "w"), "--out"]
+    with pytest.raises(SystemExit, match="2"):
+        script.main([*arguments, str(tmp_path / out)])
+    assert "would replace the pieces" in capsys.readouterr().err
+    for other in (tmp_path, tmp_path / "data" / "out"):
+        assert script.main([*arguments, str(other)]) == 2
+        assert "expected pieces.json" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("damage", ["missing", "corrupt", "short", "no manifest"])
 def test_a_bad_piece_is_named(some_pieces, damage):
     """Nothing is written then."""
@@ -160,7 +197,7 @@ def test_a_bad_piece_is_named(some_pieces, damage):
     elif damage == "no manifest":
         for path in directory.rglob("pieces.json"):
             path.unlink()
-        expected = r"expected pieces.json there or in a folder below, found none"
+        expected = r"expected pieces.json there or in a folder part-N, found none"
     else:
         data[len(data) // 2] ^= 1
         piece.write_bytes(data if damage == "corrupt" else data[:-1])
