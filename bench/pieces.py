@@ -8,7 +8,6 @@ import json
 import lzma
 import os
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 MANIFEST = "pieces.json"
@@ -86,8 +85,9 @@ def join(directory: pathlib.Path, target: pathlib.Path) -> list[pathlib.Path]:
                           "Bring them along.")
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         parts = list(pool.map(lambda piece: read_piece(found[piece["name"]], piece), manifest["pieces"]))
+    contents = split(b"".join(parts), manifest["files"])
     target.mkdir(parents=True, exist_ok=True)
-    for path, data in zip(paths, split(b"".join(parts), manifest["files"]), strict=True):
+    for path, data in zip(paths, contents, strict=True):
         temporary = path.with_name(path.name + ".tmp")
         temporary.write_bytes(data)
         os.replace(temporary, path)
@@ -105,7 +105,25 @@ def read_manifest(directory: pathlib.Path) -> dict[str, Any]:
         first, second, *_ = contents.values()
         raise PiecesError(f"{directory}: expected pieces of one set, got {first} and {second} of two. Remove the older "
                           "pieces.")
-    return json.loads(paths[0].read_text(encoding="utf-8"))
+    try:
+        manifest = json.loads(paths[0].read_text(encoding="utf-8"))
+        for entry in (*manifest["files"], *manifest["pieces"]):
+            check_entry(entry)
+    except (ValueError, TypeError, KeyError) as error:
+        raise PiecesError(f"{paths[0]}: expected a manifest of pieces, got something else ({error!r}). Copy it "
+                          "again.") from None
+    return manifest
+
+
+def check_entry(entry: dict[str, Any]) -> None:
+    """ValueError, TypeError or KeyError unless it is what `describe` says, and its name leads into no other folder."""
+    name = entry["name"]
+    if pathlib.PurePath(name).name != name or name in ("", "..") or "\0" in name:
+        raise ValueError(f"not the name of a file: {name!r}")
+    if not isinstance(entry["num_bytes"], int) or entry["num_bytes"] < 0:
+        raise ValueError(f"{name}: not a number of bytes: {entry['num_bytes']!r}")
+    if not isinstance(entry["sha256"], str) or not isinstance(entry.get("folder", ""), str):
+        raise ValueError(f"{name}: sha256 and folder are not texts")
 
 
 def read_piece(path: pathlib.Path, piece: dict[str, Any]) -> bytes:
@@ -113,14 +131,19 @@ def read_piece(path: pathlib.Path, piece: dict[str, Any]) -> bytes:
     if sha256(data) != piece["sha256"]:
         raise PiecesError(f"{path}: expected {piece['num_bytes']} bytes with SHA-256 {piece['sha256'][:12]}…, got "
                           f"{len(data)} with {sha256(data)[:12]}…. Copy this piece again.")
-    return lzma.decompress(data)
+    try:
+        return lzma.decompress(data)
+    except lzma.LZMAError as error:
+        raise PiecesError(f"{path}: expected LZMA, got something else ({error}). Make all pieces anew.") from None
 
 
-def split(content: bytes, files: list[dict[str, Any]]) -> Iterator[bytes]:
+def split(content: bytes, files: list[dict[str, Any]]) -> list[bytes]:
+    contents: list[bytes] = []
     begin = 0
     for file in files:
         data = content[begin : begin + file["num_bytes"]]
         if sha256(data) != file["sha256"]:
             raise PiecesError(f"{file['name']}: not what was cut into these pieces. Make all pieces anew.")
-        yield data
+        contents.append(data)
         begin += len(data)
+    return contents

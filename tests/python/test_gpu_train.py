@@ -207,6 +207,53 @@ def test_a_bad_piece_is_named(some_pieces, damage):
     assert not target.exists()
 
 
+def change_manifest(directory, change):
+    for path in directory.rglob("pieces.json"):
+        manifest = json.loads(path.read_text())
+        change(manifest)
+        path.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("name", ["../x", "/proc/x", "a/b", "a/../b.txt", "..", ".", "", "x/", "a\0", None, 3])
+@pytest.mark.parametrize("kind", ["files", "pieces"])
+def test_a_name_leads_nowhere_else(some_pieces, tmp_path, name, kind):
+    pieces, _, directory, target = some_pieces
+    change_manifest(directory, lambda manifest: manifest[kind][1].update(name=name))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(pieces.PiecesError, match="pieces.json: expected a manifest of pieces"):
+        pieces.join(directory, target)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]", b"3", b"{}", b'{"files": 1, "pieces": []}',
+                                     b'{"files": [], "pieces": [{"name": "piece-01.xz"}]}',
+                                     b'{"files": [{"name": "a", "num_bytes": "1", "sha256": ""}], "pieces": []}',
+                                     b'{"files": [{"name": "a", "num_bytes": 1, "sha256": null}], "pieces": []}'])
+def test_a_broken_manifest_is_named(bench, some_pieces, tmp_path, capsys, content):
+    _, _, directory, target = some_pieces
+    for path in directory.rglob("pieces.json"):
+        path.write_bytes(content)
+    assert bench("gpu_train").main(["--join", str(directory), str(target)]) == 2
+    assert "pieces.json: expected a manifest of pieces, got something else" in capsys.readouterr().err
+    assert not target.exists()
+
+
+def test_nothing_is_written_when_a_later_file_is_wrong(some_pieces):
+    """All pieces are right, but the second file is not what they hold; or a piece is not LZMA."""
+    pieces, files, directory, target = some_pieces
+    change_manifest(directory, lambda manifest: manifest["files"][1].update(sha256="0" * 64))
+    with pytest.raises(pieces.PiecesError, match="b.txt: not what was cut into these pieces"):
+        pieces.join(directory, target)
+    assert not target.exists()
+    (path,) = directory.rglob("piece-02.xz")
+    path.write_bytes(b"no LZMA")
+    change_manifest(directory, lambda manifest: manifest["pieces"][1].update(sha256=pieces.sha256(b"no LZMA")))
+    with pytest.raises(pieces.PiecesError, match="piece-02.xz: expected LZMA"):
+        pieces.join(directory, target)
+    assert not target.exists()
+
+
 def test_a_bad_piece_ends_a_call(bench, collected, tmp_path, capsys):
     script = bench("gpu_train")
     next(collected.rglob("piece-02.xz")).unlink()
