@@ -11,6 +11,7 @@ import pathlib
 from typing import Any
 
 MANIFEST = "pieces.json"
+TEMPORARY = ".tmp"  # after the name of a file that is being written
 RAW_BYTES = 16_000_000  # of a piece: incompressible ones stay below 16 MiB
 _THREADS = max(1, min(16, os.cpu_count() or 1))
 
@@ -75,6 +76,7 @@ def join(directory: pathlib.Path, target: pathlib.Path) -> list[pathlib.Path]:
     manifest = read_manifest(directory)
     found = {path.name: path for folder in folders(directory) for path in sorted(folder.glob("piece-*.xz"))}
     paths = [target / file["name"] for file in manifest["files"]]
+    check_target(target, {path.name for path in paths})
     if all(path.is_file() and sha256(path.read_bytes()) == file["sha256"]
            for path, file in zip(paths, manifest["files"], strict=True)):
         return paths
@@ -88,10 +90,19 @@ def join(directory: pathlib.Path, target: pathlib.Path) -> list[pathlib.Path]:
     contents = split(b"".join(parts), manifest["files"])
     target.mkdir(parents=True, exist_ok=True)
     for path, data in zip(paths, contents, strict=True):
-        temporary = path.with_name(path.name + ".tmp")
+        temporary = path.with_name(path.name + TEMPORARY)
         temporary.write_bytes(data)
         os.replace(temporary, path)
     return paths
+
+
+def check_target(target: pathlib.Path, names: set[str]) -> None:
+    """PiecesError where it holds more than files of these names, or what a killed call left of them."""
+    known = names | {name + TEMPORARY for name in names}
+    others = [path.name for path in sorted(target.glob("*")) if path.name not in known or not path.is_file()]
+    if others:
+        raise PiecesError(f"{target}: expected a new folder or one with files of these pieces, got {', '.join(others)} "
+                          "there. Remove what is not needed, or use another folder.")
 
 
 def read_manifest(directory: pathlib.Path) -> dict[str, Any]:

@@ -172,6 +172,23 @@ def test_two_sets_are_not_mixed(some_pieces):
         pieces.join(directory, target)
 
 
+@pytest.mark.parametrize("other", ["part-9.jsonl", "b.txt"])
+def test_a_target_holds_nothing_else(some_pieces, other):
+    """Files of another set would be read with these: they are named, not removed, also when all else is there."""
+    pieces, files, directory, target = some_pieces
+    pieces.join(directory, target)
+    (target / "a.bin.tmp").write_bytes(b"of a killed call")
+    pieces.join(directory, target)  # control
+    if other in files:  # a folder of that name
+        (target / other).unlink()
+        (target / other).mkdir()
+    else:
+        (target / other).write_bytes(b"old")
+    with pytest.raises(pieces.PiecesError, match=f"joined: expected a new folder or .*, got {other} there. Remove"):
+        pieces.join(directory, target)
+    assert (target / other).exists()
+
+
 @pytest.mark.parametrize("out", ["data", "data/part-1", "data/../data"])
 def test_results_do_not_replace_the_pieces(bench, tmp_path, capsys, out):
     script = bench("gpu_train")
