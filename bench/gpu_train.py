@@ -12,7 +12,8 @@ came back. Exit codes: 0 all steps done, 2 wrong usage or something is missing, 
 
 Stages: `answers` (train/batch_answers.py: the target answers further prompts; the answers in the repo alone are learnt
 by heart), `features` (of all answers, kept on the GPU), `train` (as many steps as fit into the time, by measured steps;
-the cosine of the learning rate ends with them), `out` (the draft that was best on held-out answers of the engine).
+the cosine of the learning rate ends with them), `out` (the draft that was best on held-out answers of the engine, that
+of --start included).
 
 Prediction (no GPU has run it) for an H200: 4 TB/s; BF16 products of these sizes 300 TFLOP/s, FP32 40; a kernel launch
 6 us. Sizes as in train_demo.py: 3 layers, hidden 576, 8192 ids, contexts filled up to 512 tokens.

@@ -86,6 +86,8 @@ def run(args: argparse.Namespace, begin: float) -> int:
     plan = json.loads(plan_path.read_text(encoding="utf-8"))
     trainer = job.make_trainer(training_options(args, plan["num_steps"]))
     best = args.work / "best"
+    if args.start and not best.exists():  # what comes back is never worse than what was given
+        export_draft(trainer.draft, best, acceptance_length=plan["untrained_acceptance_length"], overwrite=True)
 
     def evaluate() -> dict[str, Any]:
         values = job.evaluate(trainer.averaged_draft())

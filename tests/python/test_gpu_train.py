@@ -11,7 +11,9 @@ torch = pytest.importorskip("torch")
 
 import mimo_rt  # noqa: E402
 from mimo_rt.checkpoints import write_tiny_checkpoint  # noqa: E402
-from mimo_rt.train.draft_run import split_generations  # noqa: E402
+from mimo_rt.train.draft import DraftModel  # noqa: E402
+from mimo_rt.train.draft_files import export_draft, import_draft  # noqa: E402
+from mimo_rt.train.draft_run import DraftJob, DraftSizes, shape_for_target, split_generations  # noqa: E402
 from mimo_rt.train.generations import GenerateOptions, Generation, make_generations, read_generations  # noqa: E402
 from mimo_rt.train.prompts import built_in_prompts, encode_prompts, read_prompt_file  # noqa: E402
 
@@ -85,6 +87,28 @@ def test_a_draft_comes_back(root, bench, model, collected, tmp_path):
     assert result.stats.draft.num_rounds > 0
     config = json.loads((tmp_path / "dflash" / "config.json").read_text())
     assert config["acceptance_length"] == results[1]["best_acceptance_length"]
+
+
+@pytest.fixture
+def start(model, tmp_path):
+    """A finished draft of the sizes that SIZES name, with random weights."""
+    config = json.loads((model / "config.json").read_text())
+    sizes = DraftSizes(num_layers=1, target_layer_ids=(0, 1), block_size=4, draft_vocab_size=60)
+    return export_draft(DraftModel(shape_for_target(config, sizes, 8), seed=5, vocab_ids=torch.arange(60)),
+                        tmp_path / "start")
+
+
+@pytest.mark.parametrize("is_better", [False, True])
+def test_the_start_comes_back_unless_a_better_draft_was_made(bench, collected, start, tmp_path, monkeypatch, is_better):
+    lengths = iter([1.5, 1.4, 1.3, 1.6] if is_better else [1.5, 1.4, 1.3, 1.2])
+    monkeypatch.setattr(DraftJob, "evaluate", lambda job, draft: {"mean_acceptance_length": next(lengths)})
+    script, out = bench("gpu_train"), tmp_path / "out"
+    arguments = ["--pieces", str(collected), "--work", str(tmp_path / "work"), "--out", str(out), *SIZES]
+    assert script.main([*arguments, "--steps", "3", "--start", str(start)]) == 0
+    assert script.main(["--join", str(out), str(tmp_path / "dflash")]) == 0
+    given, back = (import_draft(path).state_dict() for path in (start, tmp_path / "dflash"))
+    assert all(torch.equal(back[name], value) for name, value in given.items()) != is_better
+    assert json.loads((tmp_path / "dflash" / "config.json").read_text())["acceptance_length"] == 1.5 + 0.1 * is_better
 
 
 class SlowJob:
