@@ -157,8 +157,13 @@ def main(argv: list[str] | None = None) -> int:
     if "mimo_rt" not in sys.modules:
         use_source_package()
     from gpu_train_run import run  # needs torch
+    from mimo_rt import _C
 
-    return run(args, begin)
+    try:
+        return run(args, begin)
+    except _C.MimoRtError as error:
+        print(f"gpu_train: {error}", file=sys.stderr)
+        return MISSING
 
 
 if __name__ == "__main__":

@@ -111,6 +111,20 @@ def test_the_start_comes_back_unless_a_better_draft_was_made(bench, collected, s
     assert json.loads((tmp_path / "dflash" / "config.json").read_text())["acceptance_length"] == 1.5 + 0.1 * is_better
 
 
+def test_what_does_not_fit_to_earlier_calls_is_named(bench, collected, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(DraftJob, "evaluate", lambda job, draft: {"mean_acceptance_length": 1.0})
+    script, out = bench("gpu_train"), tmp_path / "out"
+    arguments = ["--pieces", str(collected), "--work", str(tmp_path / "work"), "--out", str(out), *SIZES]
+    arguments += ["--steps", "1"]
+    assert script.main(arguments) == 0
+    for wrong, expected in ((["--lr", "1e-3"], "was made with lr = 0.01, got 0.001"),
+                            (["--start", "x"], "x: expected config.json")):
+        assert script.main([*arguments, *wrong]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("gpu_train: [") and expected in error
+    assert script.main(arguments) == 0
+
+
 class SlowJob:
     """A job whose steps and evaluations only take time, and a clock."""
 
