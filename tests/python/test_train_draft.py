@@ -20,6 +20,7 @@ from mimo_rt.train import blocks, loss  # noqa: E402
 from mimo_rt.train.draft import DraftModel  # noqa: E402
 from mimo_rt.train.draft_files import export_draft, import_draft  # noqa: E402
 from safetensors import safe_open  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 BOUND = 2.0**13 * 2.0**-53
 MIMO = DraftShape(hidden_size=48, intermediate_size=80, num_layers=2, num_q_heads=4, num_kv_heads=2, qk_head_dim=32,
@@ -189,6 +190,25 @@ def test_loss_of_one_block_by_hand():
     expected = first + np.exp(-1 / 7) * second
     assert float(loss.block_loss(z, labels, weight, lm_head)) == pytest.approx(expected, rel=1e-6)
     assert float(loss.block_loss(z, labels, weight * 0 + 1, lm_head)) != pytest.approx(expected, rel=1e-2)
+
+
+def test_rows_that_weigh_nothing_cost_nothing_on_a_cpu():
+    """Products with lm_head, forward and backward; on another device all rows, and none asks for their number.
+
+    A meta tensor has no values: whoever asks for one fails.
+    """
+    generator = torch.Generator().manual_seed(6)
+    lm_head, labels = torch.randn(50, 8, generator=generator), torch.randint(50, (4, 5, 3), generator=generator)
+    weight = torch.rand(4, 5, 3, generator=generator) * (torch.arange(5) < 2)[:, None]
+    num_flops = {}
+    for device in ("cpu", "meta"):
+        z = torch.randn(4, 5, 3, 8, generator=generator).to(device).requires_grad_()
+        with FlopCounterMode(display=False) as counter:
+            loss.block_loss(z, labels.to(device), weight.to(device), lm_head.to(device)).backward()
+        num_flops[device] = counter.get_total_flops()
+        assert z.grad.shape == z.shape
+    row = 2 * 2 * 50 * 8
+    assert num_flops == {"cpu": 4 * 2 * 3 * row, "meta": 4 * 5 * 3 * row}
 
 
 def test_sampled_softmax_estimates_the_whole_one():

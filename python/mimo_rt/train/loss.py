@@ -60,7 +60,7 @@ def block_loss(
         lm_head: ``[vocab_size, hidden_size]``, or the rows of the ids that labels count.
         sample: ids and corrections of :class:`VocabSample`; None: the whole vocabulary.
     """
-    z, labels, weight = z.flatten(0, -2), labels.flatten(), weight.flatten()
+    z, labels, weight = _used_rows(z.flatten(0, -2), labels.flatten(), weight.flatten())
     if sample is None:
         logits = z @ lm_head.T
     else:
@@ -68,6 +68,14 @@ def block_loss(
         logits = z @ lm_head[ids].T + correction
         labels = torch.searchsorted(ids, labels)
     return (cross_entropy(logits, labels, reduction="none") * weight).sum()
+
+
+def _used_rows(z: Tensor, labels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Those that weigh something, on a CPU; a GPU would have to wait for their number."""
+    if z.device.type != "cpu":
+        return z, labels, weight
+    is_used = weight > 0
+    return z[is_used], labels[is_used], weight[is_used]
 
 
 def accepted_lengths(proposed_ids: Tensor, labels: Tensor, is_inside: Tensor) -> Tensor:
