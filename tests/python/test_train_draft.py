@@ -235,6 +235,22 @@ def test_sampled_softmax_estimates_the_whole_one():
         float(loss.block_loss(z, labels, weight, lm_head)), rel=1e-6)
 
 
+@pytest.mark.parametrize("is_cpu", [True, False])
+def test_labels_that_weigh_nothing_may_lack_in_a_sample(monkeypatch, is_cpu):
+    """Also where their rows are computed, as on a GPU: ids below, between and above those that take part."""
+    if not is_cpu:
+        monkeypatch.setattr(loss, "_used_rows", lambda *rows: rows)
+    generator = torch.Generator().manual_seed(7)
+    lm_head, z = torch.randn(200, 8, generator=generator), torch.randn(1, 4, 8, generator=generator)
+    labels, weight = torch.tensor([[17, 5, 199, 30]]), torch.tensor([[0.5, 0.0, 0.0, 0.0]])
+    sample = loss.VocabSample(torch.arange(10, 20), 10).choose(labels[weight > 0], 150, generator)
+    assert not set(sample[0].tolist()) & {5, 199, 30}
+    expected = loss.block_loss(z[:, :1], labels[:, :1], weight[:, :1], lm_head, sample)
+    assert loss.block_loss(z, labels, weight, lm_head, sample) == expected
+    weight[0, 1] = 0.5  # control
+    assert loss.block_loss(z, labels, weight, lm_head, sample) != expected
+
+
 def test_accepted_lengths_and_rounds():
     labels = torch.tensor([[5, 6, 7], [5, 6, 7], [5, 6, 7], [5, 6, 7]])
     draft = torch.tensor([[5, 6, 7], [5, 9, 7], [1, 6, 7], [5, 6, 7]])

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 from mimo_rt import MimoRtError  # noqa: E402
 from mimo_rt.checkpoints import write_tiny_checkpoint  # noqa: E402
 from mimo_rt.checkpoints.draft_layout import DraftShape  # noqa: E402
-from mimo_rt.train import optimizers, precision, schedule  # noqa: E402
+from mimo_rt.train import draft_trainer, optimizers, precision, schedule  # noqa: E402
 from mimo_rt.train.acceptance import evaluate_draft  # noqa: E402
 from mimo_rt.train.data import TrainingData  # noqa: E402
 from mimo_rt.train.draft import DraftModel  # noqa: E402
@@ -175,6 +175,23 @@ def test_the_vocabulary_is_the_most_frequent_ids(target):
 def test_a_part_of_the_vocabulary_has_an_exact_softmax(target, data):
     with pytest.raises(MimoRtError, match="num_random_ids: expected 0"):
         make_trainer(target, data, vocab_ids=torch.arange(50), num_random_ids=30)
+
+
+@pytest.mark.parametrize("sequences_per_pass", [1, 4])
+def test_only_labels_that_count_are_sampled(target, data, monkeypatch, sequences_per_pass):
+    """Neither what follows a sequence's end nor what fills up its anchors."""
+    chosen, weighed = [], []
+    choose, block_loss = draft_trainer.VocabSample.choose, draft_trainer.block_loss
+    monkeypatch.setattr(draft_trainer.VocabSample, "choose",
+                        lambda self, labels, *rest: chosen.append(labels) or choose(self, labels, *rest))
+    monkeypatch.setattr(draft_trainer, "block_loss",
+                        lambda *given: weighed.append(given[1:3]) or block_loss(*given))
+    trainer, _ = make_trainer(target, data, sequences_per_pass=sequences_per_pass, num_random_ids=30)
+    assert trainer.step() > 0
+    assert len(chosen) == len(weighed) == 4 / sequences_per_pass
+    for ids, (labels, weight) in zip(chosen, weighed):
+        assert torch.equal(ids, labels[weight > 0])
+        assert 0 < len(ids) < labels.numel()
 
 
 def test_a_pass_of_several_sequences_is_the_same_step(target):

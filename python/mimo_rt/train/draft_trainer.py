@@ -1,11 +1,12 @@
-"""The training loop of a draft: deterministic, resumable, never waiting for the device.
+"""The training loop of a draft: deterministic, resumable.
 
 What a step does is a function of the seed and the step's number alone (which sequences, which
 anchors, which ids of the vocabulary), so a resumed run of the same precision continues bit for bit
 where it stopped; the checkpoint holds weights, optimiser state, the step and the history of losses.
 
 A pass (forward and backward) takes one sequence on a CPU, whose caches hold no more, and all of a
-step's on a GPU, which one alone would not fill.
+step's on a GPU, which one alone would not fill. A step waits for the device only with a sampled
+softmax, whose ids are chosen on the CPU.
 """
 
 from __future__ import annotations
@@ -208,7 +209,8 @@ class DraftTrainer:
         z = self.draft(context, self._target.embed[part.anchor_ids], part.anchors)
         sample = None
         if self._sample is not None:
-            sample = self._sample.choose(part.labels, len(self._head), generator)
+            labels = part.labels[part.weight > 0]
+            sample = self._sample.choose(labels, len(self._head), generator)
         return block_loss(z, part.labels, part.weight, self._head, sample)
 
     def _update(self) -> None:

@@ -30,7 +30,11 @@ class VocabSample:
     def choose(
         self, labels: Tensor, vocab_size: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Ids in ascending order, and what to add to the logit of each."""
+        """Ids in ascending order, and what to add to the logit of each; waits for the labels.
+
+        Args:
+            labels: those that weigh more than 0, in any shape.
+        """
         certain = torch.cat([labels.flatten().cpu(), self.certain_ids]).unique()
         is_other = torch.ones(vocab_size, dtype=torch.bool)
         is_other[certain] = False
@@ -58,7 +62,8 @@ def block_loss(
         labels: ``[..., num_slots]``; a valid id also where there is no label.
         weight: as ``labels``; 0 where there is no label.
         lm_head: ``[vocab_size, hidden_size]``, or the rows of the ids that labels count.
-        sample: ids and corrections of :class:`VocabSample`; None: the whole vocabulary.
+        sample: ids and corrections of :class:`VocabSample` for the labels that weigh more than 0;
+            None: the whole vocabulary.
     """
     z, labels, weight = _used_rows(z.flatten(0, -2), labels.flatten(), weight.flatten())
     if sample is None:
@@ -66,7 +71,8 @@ def block_loss(
     else:
         ids, correction = sample
         logits = z @ lm_head[ids].T + correction
-        labels = torch.searchsorted(ids, labels)
+        # A label that weighs 0 need not be among the ids.
+        labels = torch.searchsorted(ids, labels).clamp(max=len(ids) - 1)
     return (cross_entropy(logits, labels, reduction="none") * weight).sum()
 
 
