@@ -15,19 +15,22 @@ KERNELS = re.compile(r"csrc/cpu/(generic|avx2|avx512|shared)/")  # compiled with
 
 # Header -> names of namespace std that need it.
 NAMES = {
-    "algorithm": "sort|min|max|fill|copy|find_if|find|count|any_of|all_of|none_of|stable_sort|clamp|partial_sort|nth_element|"
-                 "upper_bound|lower_bound|transform|equal|max_element|min_element|fill_n|copy_n|remove_if|unique|reverse",
+    "algorithm": r"(ranges::)?(adjacent_find|all_of|any_of|binary_search|clamp|copy|copy_n|count|count_if|equal|fill|"
+                 r"fill_n|find|find_if|is_sorted|lower_bound|max|max_element|min|min_element|none_of|nth_element|"
+                 r"partial_sort|remove_if|replace_if|reverse|shuffle|sort|stable_sort|transform|unique|upper_bound)",
     "array": "array",
     "atomic": r"atomic\w*|memory_order\w*",
-    "bit": "bit_cast|countr_zero|countl_zero|popcount|bit_ceil|bit_width|has_single_bit",
+    "bit": "bit_cast|countr_zero|countl_zero|popcount|bit_ceil|bit_width|has_single_bit|rotl|rotr",
     "chrono": "chrono",
-    "cmath": "sqrt|exp|exp2|log|log2|fabs|ldexp|frexp|isfinite|isnan|isinf|floor|ceil|lround|pow|nextafter|fma|copysign",
+    "cmath": "sqrt|exp|exp2|log|log2|fabs|ldexp|frexp|isfinite|isnan|isinf|floor|ceil|lround|pow|nextafter|fma|"
+             "copysign",
     "cstring": "memcpy|memset|memcmp|memmove|strlen|strcmp|strerror|strstr",
     "filesystem": "filesystem",
-    "functional": "function|hash|greater|less|ref|bind",
+    "functional": r"function|hash|(ranges::)?(greater|less|not_equal_to)|ref|bind",
     "limits": "numeric_limits",
     "map": "map|multimap",
-    "memory": "unique_ptr|shared_ptr|weak_ptr|make_unique|make_shared|enable_shared_from_this",
+    "memory": "unique_ptr|shared_ptr|weak_ptr|make_unique|make_unique_for_overwrite|make_shared|"
+              "enable_shared_from_this",
     "mutex": "mutex|lock_guard|unique_lock|scoped_lock|once_flag|call_once",
     "optional": "optional|nullopt",
     "span": "span",
@@ -76,6 +79,9 @@ def test_no_standard_header_is_missing():
 @pytest.mark.parametrize(("text", "missing"), [
     ("#include <string>\nstd::vector<std::string> x; std::moves(y);", ["vector"]),
     ("// std::vector\nuint8_t f(std::span<int> x);", ["span", "cstdint"]),
+    ("std::ranges::sort(x, std::ranges::less()); std::ranges::move(x);", ["algorithm", "functional"]),
+    ("std::binary_search(x);", ["algorithm"]), ("std::shuffle(x);", ["algorithm"]), ("std::rotl(x, 1);", ["bit"]),
+    ("std::make_unique_for_overwrite<int[]>(3);", ["memory"]),
     ('#include <mimo_rt/config.h>\nstd::string x; std::map<int, int> y;', ["map"]),
 ])
 def test_a_missing_header_is_seen(tmp_path, text, missing):
