@@ -77,7 +77,10 @@ class SessionState:
 
     @property
     def notes(self) -> list[str]:
-        """What costs speed, but no result: too few or refused cores, no huge pages, a draft that is not used."""
+        """What costs speed, but no result.
+
+        Too few or refused cores, no huge pages, a draft that is not used.
+        """
         self._require_open("notes")
         return self._engine.notes()
 

@@ -178,7 +178,9 @@ def _self_test(args: argparse.Namespace) -> str:
     num_tokens = result.usage.completion_tokens
     if backend.startswith("ref"):  # an error of 0 would only say that it repeats itself
         return f"ref repeats itself (no other backend was compared); {num_tokens} tokens generated"
-    return f"{backend} against ref: relative error {error:.1e}; {num_tokens} tokens generated{notes}"
+    return (
+        f"{backend} against ref: relative error {error:.1e}; {num_tokens} tokens generated{notes}"
+    )
 
 
 def _check_config(model: str) -> str:
