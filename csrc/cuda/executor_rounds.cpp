@@ -24,6 +24,12 @@ bool wants_logprobs(const RoundState& rounds) {
   return rounds.request.params->want_logprob || rounds.request.params->num_logprobs != 0;
 }
 
+/// Rounds that may run before the caller has read another token.
+uint32_t num_free_rounds(const StepBlock& block, const RoundState& rounds) {
+  const uint32_t block_size = block.plan.plan().options().max_tokens;
+  return std::min(rounds.ring.free() / block_size, rounds.max_rounds - rounds.num_rounds);
+}
+
 /// Calls the caller's function, but never again after it has thrown: then the rounds shall stop.
 class Poll {
  public:
@@ -84,13 +90,11 @@ bool CudaExecutor::stays(const RoundState& rounds) const {
   return rounds.comes_back && !wants_logprobs(rounds) && !trace_.is_open();
 }
 
-/// Grants as many rounds as `rounds` has room for. @return how many
+/// Grants as many of the `num_left` rounds of the launch as `rounds` has room for. @return how many
 uint32_t CudaExecutor::grant_rounds(const StepBlock& block, const RoundState& rounds, uint32_t num_left) {
-  const uint32_t block_size = block.plan.plan().options().max_tokens;
-  const uint32_t num_granted =
-      std::min({num_left, rounds.ring.free() / block_size, rounds.max_rounds - rounds.num_rounds});
+  const uint32_t num_granted = std::min(num_left, num_free_rounds(block, rounds));
   mail_.grant(num_granted == num_left ? num_left + 1 : num_granted);  // after its last one it does not wait
-  mail_.tell(rounds, block_size);
+  mail_.tell(rounds, block.plan.plan().options().max_tokens);
   return num_granted;
 }
 
@@ -98,9 +102,9 @@ void CudaExecutor::launch_rounds(StepBlock& block, RoundState& rounds) {
   const StepLayout& layout = block.plan.layout();
   StepDevice& device = *model_->device;
   PersistentParams params = launch_params(block);
-  const uint32_t num_granted = grant_rounds(block, rounds, wants_logprobs(rounds) ? 1 : kMaxLaunchRounds);
-  params.num_epochs = stays(rounds) ? kMaxLaunchRounds : num_granted;
-  resident_.begin(block, rounds, params.num_epochs, num_granted);
+  params.num_epochs = wants_logprobs(rounds) ? 1 : kMaxLaunchRounds;
+  if (!stays(rounds)) params.num_epochs = std::min(params.num_epochs, num_free_rounds(block, rounds));
+  resident_.begin(block, rounds, params.num_epochs, grant_rounds(block, rounds, params.num_epochs));
   inputs_.send(block, rounds, mail_.mailbox(), mail_.next_number());
   device.launch(params, num_workers());
   trace_.receive(block.plan.plan());
