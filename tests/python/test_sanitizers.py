@@ -21,6 +21,8 @@ PARALLEL_TESTS = {
                          "on the CPU a joint step leaves the same tokens, keys and values as steps of each alone"],
     "test_session_lookup": ["sessions of several threads, with steps and rounds in any order, keep their texts",
                             "on the CPU and the reference, rounds with lookups leave the tokens of plain steps"],
+    "test_cuda_session": [
+        "two threads stream in turn, each takes the GPU from a launch that waits; another one cancels"],
     "test_rounds": ["rounds of a draft that is often right emit the same tokens in fewer rounds",
                     "an exception of the caller's ends the rounds and leaves them resumable",
                     "a signal lost in a round is a timeout with a report, and the process goes on"],
