@@ -3,11 +3,12 @@
     python bench/gpu_bits.py [--device cuda] [--model DIR] [--runs 100] [--delay-seeds 0 1 2] [--seconds S]
 
 One prompt; what plain decoding and steps of one row made of it in the first run must come again to the last bit:
-logits in steps of 1, 8 and 64 rows (or as many as the engine takes: on CUDA 64 rows are 8 steps of 8), greedy tokens in one go (launches of 64
-rounds and of the rest), in pieces of 7 (a launch each), with logprobs (launches of one round), in rounds with a
-draft, and one event after the other (launches that wait for the host after every round). All of it `--runs` times for each delay seed: with one other than 0 the CUDA kernel's tasks begin and signal
-late by random times (the environment variable MIMO_RT_CUDA_DELAY_SEED, read when an engine opens; CPU engines do not
-look at it), so that blocks meet in orders that a quiet GPU does not show.
+logits in steps of 1, 8 and 64 rows (or as many as the engine takes: on CUDA 64 rows are 8 steps of 8), greedy tokens in
+one go (launches of as many rounds as the ring of 256 tokens takes, at most 64, and of the rest), in pieces of 7 (a
+launch each), with logprobs (launches of one round), in rounds with a draft, and one event after the other (launches
+that wait for the host after every round). All of it `--runs` times for each delay seed: with one other than 0 the CUDA
+kernel's tasks begin and signal late by random times (the environment variable MIMO_RT_CUDA_DELAY_SEED, read when an
+engine opens; CPU engines do not look at it), so that blocks meet in orders that a quiet GPU does not show.
 With --seconds no run begins later, and each seed has its share of them: `num_runs` says how many there were.
 Without --model: a tiny random model with every feature and a draft. One JSON line; exit code 1: something differed.
 """

@@ -2,9 +2,9 @@
 
     python bench/gpu_kill.py [--device cuda] [--model DIR] [--times 3]
 
-A process of its own begins a long generation, without events, so that a GPU stays in launches of 64 rounds; it is killed
-(SIGKILL) some time later, and a new process then has to give the tokens that an undisturbed one gave, in time. Without
---model: a tiny random model. One JSON line; exit code 1: something went wrong.
+A process of its own begins a long generation, without events, so that a GPU stays in launches of many rounds; it is
+killed (SIGKILL) some time later, and a new process then has to give the tokens that an undisturbed one gave, in time.
+Without --model: a tiny random model. One JSON line; exit code 1: something went wrong.
 """
 
 from __future__ import annotations
