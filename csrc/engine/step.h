@@ -48,10 +48,11 @@ struct StepOutput {
   const float* logits = nullptr;          ///< [num_logit_rows, logits_stride], valid until the next step; or not wanted
   uint32_t logits_stride = 0;             ///< vocab_size rounded up to 16
   SampleResult* sampled = nullptr;        ///< [num_logit_rows], storage given by the caller when `sample` is set
-  uint64_t active_experts = 0;            ///< set by the executor: active experts summed over the MoE layers of the step
+  uint64_t active_experts = 0;            ///< set by the executor: active experts summed over the MoE layers
 };
 
-/// Refuses a step that an executor could not run safely. Allocates only for a cache with more sequences than any before.
+/// Refuses a step that an executor could not run safely. Allocates only for a cache with more sequences than any
+/// before.
 class StepChecker {
  public:
   /// @throws Error{invalid_argument} naming the field, its row, what was expected and what came.
@@ -73,7 +74,8 @@ class Executor {
   virtual const std::string& backend_name() const = 0;  ///< "ref", "cpu-avx2", …
   virtual uint32_t num_workers() const = 0;
   /// Makes room for the keys and values of a new cache where the executor keeps them. run() does it, too: this one
-  /// says before anything else that there is no room. Any thread may call it, also while a step runs with another cache.
+  /// says before anything else that there is no room. Any thread may call it, also while a step runs with another
+  /// cache.
   /// @throws Error{out_of_memory}
   virtual void prepare(KvCache&) {}
   /// Whether run() takes a joint cache: KvCache(parts).
@@ -84,9 +86,10 @@ class Executor {
   /// @throws Error{timeout} with a hang report; the executor then refuses further steps.
   virtual void run(const Plan& plan, KvCache& cache, const StepInput& input, StepOutput& output) = 0;
   /// Runs epochs of a round plan until `state.end` says otherwise; the caller has called state.begin() and reserved the
-  /// cache. `poll` is called on the caller's thread now and then, after new tokens at the latest when the rounds end; it
-  /// reads state.ring and may set state.stop_requested. If it throws, the rounds end and the exception goes on.
-  /// With state.comes_back a device may still wait for more rounds of `state` when this returns; any other call ends that.
+  /// cache. `poll` is called on the caller's thread now and then, after new tokens at the latest when the rounds end;
+  /// it reads state.ring and may set state.stop_requested. If it throws, the rounds end and the exception goes on.
+  /// With state.comes_back a device may still wait for more rounds of `state` when this returns; any other call ends
+  /// that.
   /// @throws Error{timeout} as run().
   virtual void run_rounds(const Plan& plan, KvCache& cache, RoundState& state, const std::function<void()>& poll) = 0;
   /// Task times of the last step or round; empty unless tracing is on. Tracing changes no result.
@@ -104,7 +107,7 @@ struct ExecutorOptions {
   bool yield_cores = false;       ///< cpu: fewer workers while other processes want cores; see cpu/team.h
   uint32_t max_job_us = 50'000;   ///< cpu: about so long after each other rounds run before the team may change
   uint32_t timeout_ms = 10'000;   ///< a step in which nothing moves for this long has hung
-  uint32_t idle_us = 2000;        ///< cuda: a launch that waits this long for its caller leaves; at most half of timeout_ms
+  uint32_t idle_us = 2000;        ///< cuda: a launch leaves after so long a wait for its caller; at most timeout_ms / 2
   uint32_t delay_seed = 0;        ///< cuda, for tests: tasks begin and signal late by random times of this seed; 0: not
   Activations activations = Activations::bf16;
 };
@@ -117,7 +120,8 @@ std::unique_ptr<Executor> make_cpu_executor(const Weights& weights, const DraftW
                                             const ExecutorOptions& options);
 
 /// Serial reference. `exact`: activations, KV and logits stay float64 (no BF16 rounding anywhere), which makes it an
-/// evaluator of the mathematical model (with BF16 `activations` only); otherwise buffers round exactly where the CPU executor rounds, sums are float64.
+/// evaluator of the mathematical model (with BF16 `activations` only); otherwise buffers round exactly where the CPU
+/// executor rounds, sums are float64.
 std::unique_ptr<Executor> make_ref_executor(const Weights& weights, const DraftWeights* draft,
                                             const std::vector<const Plan*>& plans, const ExecutorOptions& options,
                                             bool exact);

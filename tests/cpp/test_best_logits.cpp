@@ -23,8 +23,9 @@ struct Steps {
   Steps(const Weights& weights_, const std::string& backend, uint32_t num_workers)
       : weights(weights_),
         plan(Plan::build(weights.config(), plan_options(num_workers, kRows, kRows))),
-        executor(backend == "ref" ? make_ref_executor(weights, nullptr, {&plan}, {.num_workers = num_workers}, false)
-                                  : make_cpu_executor(weights, nullptr, {&plan}, backend, {.num_workers = num_workers})),
+        executor(backend == "ref"
+                     ? make_ref_executor(weights, nullptr, {&plan}, {.num_workers = num_workers}, false)
+                     : make_cpu_executor(weights, nullptr, {&plan}, backend, {.num_workers = num_workers})),
         tokens(random_tokens(weights.config(), kRows, 5)),
         scratch(kRows * sampler_scratch_bytes(weights.config().vocab_size) / 8),
         params(kRows, {.temperature = 0.0f}) {}

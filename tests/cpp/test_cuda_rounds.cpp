@@ -54,7 +54,9 @@ class Runner {
         cache(model().config, {wanted_.max_context, 4, 1}),
         counts(model().config.vocab_size) {
     executor = cuda::make_cuda_executor(device, model().pack(), model().config, {&step_plan, &round_plan},
-                                        {.timeout_ms = timeout_ms, .idle_us = wanted.idle_us, .delay_seed = delay_seed});
+                                        {.timeout_ms = timeout_ms,
+                                         .idle_us = wanted.idle_us,
+                                         .delay_seed = delay_seed});
     cache.reserve(0, wanted.max_context);
     const Tokens prompt = random_tokens(model().config, 7, 3);
     for (uint32_t begin = 0; begin < prompt.size(); begin += 4) {
