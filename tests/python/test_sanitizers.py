@@ -13,7 +13,13 @@ PARALLEL_TESTS = {
     "test_worker_pool": [],
     "test_team": [],
     "test_work_stealing": [],
-    "test_executors": [],
+    # Not the sweeps over chunks and fusing: a minute and a half of the same threads.
+    "test_executors": ["a sequence does not depend on the sequences beside it",
+                       "several plans of one executor share the cache and keep their own epochs",
+                       "a lost signal is a timeout with a hang report, and the executor stays stopped",
+                       "eight workers on few cores finish with the same logits",
+                       "tracing lists every task once, in order, and changes no result",
+                       "bad steps are refused and leave the executor usable"],
     # Not the one that fails: an exception that several threads share counts its owners in libstdc++, unseen.
     "test_joint_steps": ["sessions that wait together decode together, and each gets what it gets alone",
                          "a session that is cancelled while it waits is not taken along",
