@@ -148,10 +148,9 @@ class DraftTrainer:
             options.seed, self.step_idx, options.sequences_per_step, len(self._data)
         )
         anchors = [self._sample_anchors(seq_idx, generator) for seq_idx in chosen]
-        passes = [
-            self._make_pass(chosen[begin : begin + self._per_pass], anchors[begin:])
-            for begin in range(0, len(chosen), self._per_pass)
-        ]
+        begins = range(0, len(chosen), self._per_pass)
+        parts = [slice(begin, begin + self._per_pass) for begin in begins]
+        passes = [self._make_pass(chosen[part], anchors[part]) for part in parts]
         # A small part of the vocabulary may know no token of the step.
         weights = torch.stack([part.weight.sum() for part in passes])
         total_weight = weights.sum().clamp(min=MIN_WEIGHT)
@@ -187,7 +186,6 @@ class DraftTrainer:
 
     def _make_pass(self, seq_ids: Sequence[int], anchors_of: Sequence[Tensor]) -> _Pass:
         """Fewer anchors than in other sequences are filled up with ones that weigh nothing."""
-        anchors_of = anchors_of[: len(seq_ids)]
         num_context = max(int(anchors.max()) for anchors in anchors_of)
         if len(seq_ids) > 1:
             num_context = -(-num_context // PAD_TOKENS) * PAD_TOKENS
