@@ -42,12 +42,10 @@ from source_package import use_source_package
 
 PROMPTS = pathlib.Path(__file__).resolve().parent / "prompts"  # of evaluation
 ANSWERS = PROMPTS / "demo_answers.tar.xz"
-RUN = 8
+SETS = "coding,math,agent,chat"
+RUN = 8  # words in a row that no training prompt shares with them
 FOLDER_BYTES = 38_000_000
 MISSING = 2
-
-
-SETS = "coding,math,agent,chat"
 
 
 def collect(args: argparse.Namespace) -> None:
