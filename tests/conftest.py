@@ -210,6 +210,16 @@ def root() -> pathlib.Path:
     return ROOT
 
 
+@pytest.fixture(scope="module")
+def one_torch_thread():
+    """torch computes on one thread: small products gain nothing from more, and other tests need the cores."""
+    torch = pytest.importorskip("torch")
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
 @pytest.fixture
 def load_bench_script():
     """`load_bench_script(name)`: the module bench/<name>.py, made anew."""

@@ -63,6 +63,13 @@ def test_one_other_bit_is_seen(script, capsys, monkeypatch):
     assert record["differences"] == ["delay seed 3, run 0, logits in steps of 8: other bits from row 40 on"]
 
 
+def the_difference(script, capsys):
+    """What differs in one run without delays."""
+    code, record = run(script, capsys, "--runs", "1", "--delay-seeds", "0")
+    assert code == 1 and len(record["differences"]) == 1
+    return record["differences"][0]
+
+
 def test_one_other_token_is_seen(script, capsys, monkeypatch):
     class Session(script.Session):
         def generate(self, ids, **options):
@@ -72,9 +79,7 @@ def test_one_other_token_is_seen(script, capsys, monkeypatch):
             return result
 
     monkeypatch.setattr(script, "Session", Session)
-    code, record = run(script, capsys, "--runs", "1", "--delay-seeds", "0")
-    assert code == 1 and len(record["differences"]) == 1
-    assert record["differences"][0].startswith("delay seed 0, run 0, in pieces: token 2 is ")
+    assert the_difference(script, capsys).startswith("delay seed 0, run 0, in pieces: token 2 is ")
 
 
 def test_one_other_token_of_an_event_is_seen(script, capsys, monkeypatch):
@@ -86,9 +91,7 @@ def test_one_other_token_of_an_event_is_seen(script, capsys, monkeypatch):
                 yield event
 
     monkeypatch.setattr(script, "Session", Session)
-    code, record = run(script, capsys, "--runs", "1", "--delay-seeds", "0")
-    assert code == 1 and len(record["differences"]) == 1
-    assert record["differences"][0].startswith("delay seed 0, run 0, in events: token 1 is ")
+    assert the_difference(script, capsys).startswith("delay seed 0, run 0, in events: token 1 is ")
 
 
 def test_without_a_gpu_it_says_why(script):

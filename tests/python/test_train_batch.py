@@ -27,14 +27,7 @@ BOUND = 2.0**13 * 2.0**-53
 MODEL = {"preset": "pro_fp4", "num_hidden_layers": 2, "hybrid_layer_pattern": [0, 1], "moe_layer_freq": [0, 1],
          "n_routed_experts": 4, "vocab_size": 300}
 LENGTHS = (21, 3, 14)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 def sequences(seed=3):

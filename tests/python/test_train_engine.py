@@ -36,16 +36,8 @@ def decode(model, answers, draft):
     return [result.token_ids for result in results], num_tokens / max(num_rounds, 1)
 
 
-@pytest.fixture
-def one_thread():
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
-
-
 @pytest.mark.parametrize("draft_vocab_size", [0, 60])
-def test_the_engine_accepts_what_training_measured(tmp_path, one_thread, draft_vocab_size):
+def test_the_engine_accepts_what_training_measured(tmp_path, one_torch_thread, draft_vocab_size):
     """Answers drawn at temperature 1 and learnt by heart.
 
     The engine rounds activations to BF16 and may lose a token here and there: 5 % of the acceptance length. A draft

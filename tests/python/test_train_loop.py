@@ -21,14 +21,7 @@ from mimo_rt.train.target import TargetModel  # noqa: E402
 
 LAYERS = (0, 3)
 OPTIONS = DraftTrainingOptions(num_steps=60, sequences_per_step=4, anchors_per_sequence=24, lr=1e-2)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 @pytest.fixture(scope="module")
