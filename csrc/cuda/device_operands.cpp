@@ -123,7 +123,8 @@ TaskOperands OperandMaker::attention(const Task& task) const {
   const uint32_t l = task.layer_idx;
   const CudaLayerWeights& layer = weights_.layer(l);
   AttendRowsParams p;
-  p.call = attention_shape(layer.config, kv_.view(l, nullptr, nullptr), kv_.options().max_context);
+  p.call = attention_shape(layer.config, kv_.view(l, nullptr, nullptr),
+                           plan_.options().attention_split_keys, kv_.options().max_context);
   p.call.q = rows<const uint16_t>(kQ);
   p.call.out = rows<uint16_t>(kAttn);
   p.call.kv = kv_.view(l, device_.kv, step<const uint32_t>(layout_.pages));

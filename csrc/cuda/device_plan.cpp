@@ -115,6 +115,7 @@ StepTables DevicePlan::tables(const DeviceAddresses& device, uint32_t num_tokens
   t.logit_rows = at<const uint32_t>(device, layout_.logit_rows);
   t.pages = at<const uint32_t>(device, layout_.pages);
   t.pages_per_seq = kv_.pages_per_seq();
+  t.arrived = at<uint32_t>(device, layout_.arrived);
   t.places = {at<const KvView>(device, layout_.kv_views), config_.num_layers, limits.max_tokens,
               at<uint16_t*>(device, layout_.k_rows), at<uint16_t*>(device, layout_.v_rows)};
   t.rotary = at<const RotaryTable>(device, layout_.rotary);

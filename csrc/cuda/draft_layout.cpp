@@ -13,10 +13,10 @@ uint64_t num_coarse_positions(const KvLayout& kv) {
   return (uint64_t{kv.options().max_context} + kMaxStepTokens) / kFinePositions + 1;
 }
 
-AttentionParams draft_attention_shape(const DraftConfig& draft, const KvLayout& kv, uint32_t layer_idx,
-                                      const uint8_t* device) {
+AttentionParams draft_attention_shape(const DraftConfig& draft, const KvLayout& kv, uint32_t split_keys,
+                                      uint32_t layer_idx, const uint8_t* device) {
   AttentionParams p = attention_shape(draft_layer(draft, layer_idx), kv.draft_view(layer_idx, device, nullptr),
-                                      kv.options().max_context);
+                                      split_keys, kv.options().max_context);
   p.block = kv.block_view(device);
   p.num_block_rows = draft.block_size;
   return p;
@@ -41,8 +41,8 @@ void DraftLayout::add_rest(BlockBuilder& block, const Plan& plan, const CudaDraf
   context_heads = block.add(4 * context_rows * draft.context_kv().shape.rows);
   block_heads = block.add(4 * block_rows * draft.layer(0).qkv.shape.rows);
   for (uint32_t l = 0; block_rows && l < num_layers; ++l)
-    partial_floats = std::max(partial_floats,
-                              attention_partial_floats(draft_attention_shape(config, kv, l, nullptr)));
+    partial_floats = std::max(partial_floats, attention_partial_floats(draft_attention_shape(
+                                                  config, kv, plan.options().attention_split_keys, l, nullptr)));
   partial_floats = (partial_floats + 3) / 4 * 4;  // rows are 16-byte aligned
   partials = block.add(4 * block_rows * partial_floats);
   if (num_drafts)

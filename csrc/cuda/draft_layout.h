@@ -38,8 +38,8 @@ struct DraftLayout {
 };
 
 /// One row of the block's attention in draft layer `layer_idx`, without addresses but for `device`, that of the cache.
-AttentionParams draft_attention_shape(const DraftConfig& draft, const KvLayout& kv, uint32_t layer_idx,
-                                      const uint8_t* device);
+AttentionParams draft_attention_shape(const DraftConfig& draft, const KvLayout& kv, uint32_t split_keys,
+                                      uint32_t layer_idx, const uint8_t* device);
 
 /// Positions between 0 and the last that a row of context or of a block can have, as steps of RotaryTable::coarse.
 uint64_t num_coarse_positions(const KvLayout& kv);

@@ -129,7 +129,7 @@ TaskOperands OperandMaker::draft_attention(const Task& task) const {
   const DraftConfig& config = draft_->config();
   const DraftLayout& layout = layout_.draft;
   AttendRowsParams p;
-  p.call = draft_attention_shape(config, kv_, task.layer_idx, device_.kv);
+  p.call = draft_attention_shape(config, kv_, plan_.options().attention_split_keys, task.layer_idx, device_.kv);
   p.call.kv = kv_.draft_view(task.layer_idx, device_.kv, step<const uint32_t>(layout_.pages));
   p.call.q = rows<const uint16_t>(kDraftQ);
   p.call.out = rows<uint16_t>(kDraftAttn);

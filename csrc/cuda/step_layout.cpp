@@ -40,6 +40,8 @@ void check_device_plan(const Plan& plan) {
   MIMO_RT_CHECK(plan.options().max_tokens <= kMaxStepTokens, unsupported_shape, kWhere,
                 "plan.max_tokens: expected at most ", kMaxStepTokens, ", got ",
                 plan.options().max_tokens);
+  MIMO_RT_CHECK(plan.options().attention_split_keys != 0, unsupported_shape, kWhere,
+                "plan.attention_split_keys: expected a multiple of ", kChunkKeys, ", got 0");
   MIMO_RT_CHECK(plan.shape().vocab_size <= kMaxVocabSize, unsupported_shape, kWhere,
                 "vocab_size: expected at most ", kMaxVocabSize, ", got ", plan.shape().vocab_size);
   for (const CounterInfo& counter : plan.counters())
@@ -50,11 +52,12 @@ void check_device_plan(const Plan& plan) {
       const auto where = [&] { return concat("worker ", w, ", ", task_kind_name(task.kind)); };
       MIMO_RT_CHECK(!(task.flags & kFusedNorm), unsupported_shape, kWhere, where(),
                     ": expected norms of their own (PlanOptions::FuseNorm::no), got a fused one");
-      MIMO_RT_CHECK(task.kind != TaskKind::attention ||
-                        task.tile_end == plan.shape().layers[task.layer_idx].num_kv_heads,
-                    unsupported_shape, kWhere, where(),
-                    ": expected kv heads as tiles (PlanOptions::whole_kv_heads), got ",
-                    task.tile_end, " shares");
+      const uint32_t num_kv_heads = task.kind == TaskKind::attention ? plan.shape().layers[task.layer_idx].num_kv_heads
+                                    : task.kind == TaskKind::draft_attention ? plan.shape().draft.num_kv_heads
+                                                                             : 1;
+      MIMO_RT_CHECK(task.tile_end % num_kv_heads == 0, unsupported_shape, kWhere, where(),
+                    ": expected kv heads or parts of them as shares (PlanOptions::attention_split_keys), got ",
+                    task.tile_end, " shares of ", num_kv_heads, " kv heads");
       MIMO_RT_CHECK(trip_count(task.kind) != TripCount::once || task.tile_stride == 1,
                     unsupported_shape, kWhere, where(), ": expected neighbouring tiles, got stride ",
                     task.tile_stride);
@@ -72,7 +75,8 @@ StageList::StageList(const Plan& plan) {
     }
 }
 
-AttentionParams attention_shape(const LayerConfig& layer, const KvView& view, uint32_t max_context) {
+AttentionParams attention_shape(const LayerConfig& layer, const KvView& view, uint32_t split_keys,
+                                uint32_t max_context) {
   AttentionParams p;
   p.kv = view;
   p.num_rows = 1;
@@ -82,7 +86,7 @@ AttentionParams attention_shape(const LayerConfig& layer, const KvView& view, ui
   p.v_head_dim = layer.v_head_dim;
   p.scale = 1.0f / std::sqrt(static_cast<float>(layer.qk_head_dim));
   p.window_tokens = layer.window_tokens;
-  p.split_keys = kRowSplitKeys;
+  p.split_keys = split_keys;
   p.max_context = max_context;
   return p;
 }
@@ -116,12 +120,14 @@ StepLayout::StepLayout(const Plan& plan, const CudaWeights& weights, const CudaD
   sample_scratch = block.add(SampleScratch::bytes(is_round ? plan.options().max_logit_rows : 1,
                                                   plan.shape().vocab_size));
   kv_views = block.add(sizeof(KvView) * num_layers);
+  uint32_t most_kv_heads = plan.shape().draft.num_kv_heads;
   for (uint32_t l = 0; l < num_layers; ++l) {
     const CudaLayerWeights& layer = weights.layer(l);
     qkv_tiles.push_back(block.add(sizeof(QkvTile) * layer.qkv_tiles.size()));
-    partial_floats =
-        std::max(partial_floats, attention_partial_floats(attention_shape(layer.config, kv.view(l, nullptr, nullptr),
-                                                                          kv.options().max_context)));
+    const AttentionParams call = attention_shape(layer.config, kv.view(l, nullptr, nullptr),
+                                                 plan.options().attention_split_keys, kv.options().max_context);
+    partial_floats = std::max(partial_floats, attention_partial_floats(call));
+    most_kv_heads = std::max(most_kv_heads, call.num_kv_heads);
     const RotaryKind kind{layer.config.rope_theta, layer.config.rotary_dim};
     const auto found = std::find(rotary_kinds.begin(), rotary_kinds.end(), kind);
     rotary_of_layer.push_back(static_cast<uint32_t>(found - rotary_kinds.begin()));
@@ -129,6 +135,7 @@ StepLayout::StepLayout(const Plan& plan, const CudaWeights& weights, const CudaD
   }
   partial_floats = (partial_floats + 3) / 4 * 4;  // rows are 16-byte aligned
   partials = block.add(4 * max_tokens * partial_floats);
+  arrived = block.add(4 * max_tokens * most_kv_heads);
   rotary = block.add(sizeof(RotaryTable) * rotary_kinds.size());
   const uint64_t num_coarse = num_coarse_positions(kv);
   for (const RotaryKind& kind : rotary_kinds) {

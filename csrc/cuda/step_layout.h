@@ -53,6 +53,7 @@ struct StepLayout {
   uint64_t sample_scratch;  ///< of one row; in rounds of all rows
   uint64_t partials;        ///< float [max_tokens, partial_floats]
   uint64_t partial_floats = 0;
+  uint64_t arrived;         ///< uint32 [max_tokens, most kv heads of a layer, the draft's included]
   // What no step changes.
   uint64_t kv_views;               ///< KvView [num_layers]
   std::vector<uint64_t> qkv_tiles; ///< QkvTile of each layer
@@ -78,6 +79,7 @@ struct StageList {
 };
 
 /// One row of attention in a layer, without addresses but for those of `view`.
-AttentionParams attention_shape(const LayerConfig& layer, const KvView& view, uint32_t max_context);
+AttentionParams attention_shape(const LayerConfig& layer, const KvView& view, uint32_t split_keys,
+                                uint32_t max_context);
 
 }  // namespace mimo_rt::cuda

@@ -53,6 +53,8 @@ struct StepTables {
   const uint32_t* pages = nullptr;       ///< [sequences, pages_per_seq]
   uint32_t pages_per_seq = 0;
 
+  /// [rows, kv heads] of the attention at hand: shares whose partial results are there; else 0.
+  uint32_t* arrived = nullptr;
   RowPlaces places;                     ///< of the step's rows
   const RotaryTable* rotary = nullptr;  ///< [num_rotary]
   uint32_t num_rotary = 0;
@@ -68,14 +70,11 @@ struct EmbedParams {
   bool is_f32 = false;      ///< else BF16
 };
 
-/// Keys of a split: all splits of a row are done by the same block, so few and long ones.
-inline constexpr uint32_t kRowSplitKeys = 4096;
-
 /// q heads of a kv head: one product tile.
 inline constexpr uint32_t kMaxQPerKv = 16;
 
 /// Attention of rows that need not belong to one sequence, or of a draft's block (call.block): each is a
-/// call of its own. A tile is one kv head of one row.
+/// call of its own. Tiles: see plan/task.h.
 struct AttendRowsParams {
   AttentionParams call;  ///< of row 0 and sequence 0; num_rows 1
   const StepTables* step = nullptr;

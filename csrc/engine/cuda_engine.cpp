@@ -70,7 +70,9 @@ Backend cuda_backend(const CudaDevices& cuda) {
 PlanOptions cuda_plan_options() {
   PlanOptions options;
   options.fuse_norm = PlanOptions::FuseNorm::no;
-  options.whole_kv_heads = true;
+  // A row of 4096 keys keeps as many multiprocessors busy as it has splits; partial results of a split are 5 % of its
+  // keys and values (16 q heads to a kv head).
+  options.attention_split_keys = 256;
   options.tag_edges = true;
   options.max_tokens = cuda::kMaxStepTokens;
   // An H200, from what is published, nothing of it measured here: 4.8 TB/s, of which a plain read gets about 90 %, over

@@ -255,17 +255,19 @@ void AccessModel::append_draft_attention(const Task& task, Sink& sink) const {
   const uint32_t q_per_kv = draft.num_q_heads / draft.num_kv_heads;
   const uint32_t dk = draft.qk_head_dim, dv = draft.v_head_dim, v_base = draft.num_kv_heads * dk;
   const uint32_t context = context_kv_begin(draft, task.layer_idx);
-  for_each_share(task, draft.block_size, [&](uint32_t head, uint32_t first, uint32_t stride) {
-    const uint32_t q_begin = head * q_per_kv * dk, out_begin = head * q_per_kv * dv;
-    const Cols k{head * dk, (head + 1) * dk}, v{v_base + head * dv, v_base + (head + 1) * dv};
-    sink.out.push_back(
-        {task.input, RowDomain::draft_row, AccessMode::read, first, stride, q_begin, q_begin + q_per_kv * dk});
+  for_each_share(task, draft.block_size, [&](uint32_t share, uint32_t first, uint32_t stride) {
+    const uint32_t begin = share_begin(share, task.tile_end, draft.num_q_heads);
+    const uint32_t end = share_begin(share + 1, task.tile_end, draft.num_q_heads);
+    const uint32_t kv_begin = begin / q_per_kv, kv_end = (end - 1) / q_per_kv + 1;
+    const Cols k{kv_begin * dk, kv_end * dk}, v{v_base + kv_begin * dv, v_base + kv_end * dv};
+    // Shares that do a kv head together read all of its q heads.
+    sink.out.push_back({task.input, RowDomain::draft_row, AccessMode::read, first, stride, kv_begin * q_per_kv * dk,
+                        kv_end * q_per_kv * dk});
     sink.all_rows(AccessMode::read, task.input2, std::vector{k, v}, RowDomain::draft_row);
     for (const Cols& cols : {k, v})  // any row of context made in this step may be visible
       sink.all_rows(AccessMode::read, kContextKv, Cols{context + cols.begin, context + cols.end},
                     RowDomain::context_row);
-    sink.out.push_back(
-        {task.output, RowDomain::draft_row, AccessMode::write, first, stride, out_begin, out_begin + q_per_kv * dv});
+    sink.out.push_back({task.output, RowDomain::draft_row, AccessMode::write, first, stride, begin * dv, end * dv});
   });
 }
 
@@ -298,7 +300,9 @@ void AccessModel::append_attention(const Task& task, Sink& sink) const {
     const uint32_t begin = share_begin(share, task.tile_end, layer.num_q_heads);
     const uint32_t end = share_begin(share + 1, task.tile_end, layer.num_q_heads);
     const uint32_t kv_begin = begin / q_per_kv, kv_end = (end - 1) / q_per_kv + 1;
-    sink.out.push_back({task.input, RowDomain::token, AccessMode::read, first, stride, begin * dk, end * dk});
+    // Shares that do a kv head together read all of its q heads.
+    sink.out.push_back({task.input, RowDomain::token, AccessMode::read, first, stride, kv_begin * q_per_kv * dk,
+                        kv_end * q_per_kv * dk});
     // Any row of this step may belong to the same sequence and be visible.
     sink.all_rows(AccessMode::read, task.input2, Cols{kv_begin * dk, kv_end * dk});
     sink.all_rows(AccessMode::read, task.input2, Cols{v_base + kv_begin * dv, v_base + kv_end * dv});

@@ -309,16 +309,23 @@ void PlanBuilder::add_dense(uint16_t layer_idx) {
                  costs_.layer_matrix(layer_idx, "mlp.down_proj", config_.intermediate_size));
 }
 
+uint32_t PlanBuilder::attention_shares(const LayerConfig& layer, uint32_t num_rows) const {
+  const PlanOptions& options = plan_.options_;
+  // As many as workers, as long as there are heads: each has the same heads of all rows.
+  if (options.attention_split_keys == 0) return std::min(options.num_workers, layer.num_q_heads);
+  // A window has few splits, and every part of one brings the row's q.
+  const uint32_t splits = layer.window_tokens ? layer.window_tokens / options.attention_split_keys : layer.q_per_kv();
+  const uint32_t workers_per_head = options.num_workers / (num_rows * layer.num_kv_heads);
+  return layer.num_kv_heads * std::max(1u, std::min({splits, workers_per_head, layer.q_per_kv()}));
+}
+
 void PlanBuilder::add_layer(uint32_t index) {
   const uint16_t layer_idx = static_cast<uint16_t>(index);
   const LayerConfig& layer = config_.layers[index];
   const uint32_t tokens = plan_.options_.max_tokens;
   add_norm(layer_idx, false);
   add_contiguous(TaskKind::qkv_proj, layer_idx, costs_.layer_matrix(index, "self_attn.q_proj", config_.hidden_size));
-  // As many shares of a token as workers, as long as there are heads: each has the same heads of all tokens.
-  const uint32_t shares = plan_.options_.whole_kv_heads
-                              ? layer.num_kv_heads
-                              : std::min(plan_.options_.num_workers, layer.num_q_heads);
+  const uint32_t shares = attention_shares(layer, tokens);
   add_strided(TaskKind::attention, layer_idx, shares, tokens, tokens, costs_.attention_tile(layer, shares));
   add_contiguous(TaskKind::o_proj, layer_idx,
                  costs_.layer_matrix(index, "self_attn.o_proj", layer.num_q_heads * layer.v_head_dim));

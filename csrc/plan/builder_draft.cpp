@@ -120,8 +120,9 @@ void PlanBuilder::add_draft_layer(uint16_t layer_idx) {
   const double qkv_rows = num_qk * draft_->qk_head_dim + num_v * draft_->v_head_dim;
   add_draft_norm(layer_idx, false);
   add_draft_matrix(TaskKind::draft_qkv_proj, layer_idx, hidden, qkv_rows / (num_qk + num_v), block);
-  add_strided(TaskKind::draft_attention, layer_idx, draft_->num_kv_heads, block, block,
-              costs_.attention_tile(draft_layer(*draft_, layer_idx), draft_->num_kv_heads));
+  const LayerConfig layer = draft_layer(*draft_, layer_idx);
+  const uint32_t shares = attention_shares(layer, block);
+  add_strided(TaskKind::draft_attention, layer_idx, shares, block, block, costs_.attention_tile(layer, shares));
   add_draft_matrix(TaskKind::draft_o_proj, layer_idx, draft_->num_q_heads * draft_->v_head_dim, kTileRows, block);
   add_draft_norm(layer_idx, true);
   add_draft_matrix(TaskKind::draft_gate_up_proj, layer_idx, hidden, 2 * kTileRows, block);  // 16 gate, 16 up

@@ -62,7 +62,8 @@ double CostModel::attention_tile(const LayerConfig& layer, uint32_t num_shares) 
   const double width = layer.qk_head_dim + layer.v_head_dim;
   const double macs = keys * width * layer.num_q_heads / num_shares;
   if (table().is_measured()) return macs / 1024 * table().attention_ns;
-  const double kv_heads = std::max(1.0, static_cast<double>(layer.num_kv_heads) / num_shares);
+  double kv_heads = static_cast<double>(layer.num_kv_heads) / num_shares;
+  if (options_.attention_split_keys == 0) kv_heads = std::max(kv_heads, 1.0);  // q heads read all of theirs
   return small_tile(2.0 * keys * width * kv_heads, macs);
 }
 

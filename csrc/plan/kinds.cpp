@@ -216,7 +216,7 @@ uint32_t num_tiles(const PlanShape& shape, TaskKind kind, uint16_t layer_idx) {
     case TaskKind::draft_lm_head: return num_groups(draft.vocab_size);
     case TaskKind::context_kv: return draft.num_layers * 2 * draft.num_kv_heads;
     case TaskKind::draft_qkv_proj: return draft.num_q_heads + 2 * draft.num_kv_heads;
-    case TaskKind::draft_attention: return draft.num_kv_heads;
+    case TaskKind::draft_attention: return draft.num_q_heads;
     case TaskKind::draft_gate_up_proj: return num_groups(draft.intermediate_size);
     case TaskKind::embed:
     case TaskKind::rms_norm:

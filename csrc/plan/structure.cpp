@@ -182,7 +182,9 @@ bool tiles_fit(const Plan& plan, const Task& task) {
     case TripCount::per_active_expert:
       return end <= tiles && first < end * max_active_experts(plan.shape(), plan.options().max_tokens);
     case TripCount::per_context_row: return end == tiles && first < end * plan.options().max_context_rows;
-    case TripCount::per_draft_row: return end == tiles && first < end * plan.shape().draft.block_size;
+    case TripCount::per_draft_row:
+      return (task.kind == TaskKind::draft_attention ? end <= tiles : end == tiles) &&
+             first < end * plan.shape().draft.block_size;
   }
   return false;
 }

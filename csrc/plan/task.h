@@ -43,7 +43,7 @@ namespace mimo_rt {
 //   draft_norm          per_draft_row  draft_h[t] = rms_norm(draft_x[t]); norm: see kMlpNorm, kNoLayer  tile: one row
 //   draft_qkv_proj      once           draft_q, draft_kv <- W_qkv draft_h (q/k norm, RoPE, value scale)
 //                                                                       tile: one head: q heads, k heads, v heads
-//   draft_attention     per_draft_row  draft_attn[t, heads of g], context and block visible   tile: t * num_kv_heads + g
+//   draft_attention     per_draft_row  draft_attn[t, heads of c], context and block visible         tile: as of attention
 //   draft_o_proj        once           draft_x += W_o draft_attn                                    tile: 16 rows
 //   draft_gate_up_proj  once           draft_act = silu(W_g draft_h) * (W_u draft_h)                tile: 16 columns
 //   draft_down_proj     once           draft_x += W_d draft_act                                     tile: 16 rows
@@ -53,8 +53,10 @@ namespace mimo_rt {
 //
 // Tile t of context_kv is one kv head's keys or values in one draft layer: t = (layer * 2 + is_v) * num_kv_heads + head.
 //
-// Tile t of attention is share c = t % tile_end of token t / tile_end: of its H q heads
-// [share_begin(c, tile_end, H), share_begin(c + 1, tile_end, H)). With PlanOptions::whole_kv_heads these are a kv head's.
+// Tile t of attention and draft_attention is share c = t % tile_end of token t / tile_end: of its H q heads
+// [share_begin(c, tile_end, H), share_begin(c + 1, tile_end, H)). With PlanOptions::attention_split_keys these are a kv
+// head's, or tile_end is a multiple of the kv heads and the shares of one do its keys together: the last to be done writes
+// all of its q heads. Whoever reads attn reads whole rows, so it waits for all shares either way.
 //
 // Tile t of expert_gate_up is active expert t / tile_end and share c = t % tile_end of its P = ceil(width / 16) pairs of
 // row groups (16 gate rows, 16 up rows, 16 columns of act): [share_begin(c, tile_end, P), share_begin(c + 1, tile_end, P)).

@@ -16,7 +16,7 @@ void bind_plan(py::module_& m) {
       .def_readwrite("max_tokens", &PlanOptions::max_tokens)
       .def_readwrite("max_logit_rows", &PlanOptions::max_logit_rows)
       .def_readwrite("fuse_norm", &PlanOptions::fuse_norm)
-      .def_readwrite("whole_kv_heads", &PlanOptions::whole_kv_heads)
+      .def_readwrite("attention_split_keys", &PlanOptions::attention_split_keys)
       .def_readwrite("tag_edges", &PlanOptions::tag_edges)
       .def_readwrite("is_round", &PlanOptions::is_round)
       .def_readwrite("max_context_rows", &PlanOptions::max_context_rows)

@@ -196,11 +196,11 @@ void Ops::draft_attention(const Task& task, const Step& step) {
   const uint32_t num_tiles = task.tile_end * step.input->num_draft_rows;
   Rows q(qk), out(vd);
   for (uint32_t t = task.tile_first; t < num_tiles; t += task.tile_stride) {
-    const uint32_t row = t / config.num_kv_heads, kv_head = t % config.num_kv_heads;
+    const uint32_t row = t / task.tile_end, share = t % task.tile_end;
     uint32_t first = 0;
     while (window && first < anchor && anchor + row - first >= window) ++first;
     const uint32_t num_context = anchor - first;
-    const auto reader = [&](KeyValues::Part part) {
+    const auto reader = [&](KeyValues::Part part, uint32_t kv_head) {
       const uint32_t dims = part == KeyValues::Part::k ? qk : vd;
       const uint32_t col = part == KeyValues::Part::k ? kv_head * qk
                                                       : config.num_kv_heads * qk + kv_head * vd;
@@ -212,11 +212,12 @@ void Ops::draft_attention(const Task& task, const Step& step) {
           step.buffers->read(task.input2, key - num_context, col, dims, values);
       };
     };
-    for (uint32_t i = 0; i < config.q_per_kv(); ++i) {
-      const uint32_t q_head = kv_head * config.q_per_kv() + i;
+    const uint32_t end = share_begin(share + 1, task.tile_end, config.num_q_heads);
+    for (uint32_t q_head = share_begin(share, task.tile_end, config.num_q_heads); q_head < end; ++q_head) {
+      const uint32_t kv_head = q_head / config.q_per_kv();
       step.buffers->read(task.input, row, q_head * qk, qk, q.data());
-      attend_to({num_context + step.input->num_draft_rows, reader(KeyValues::Part::k),
-                 reader(KeyValues::Part::v), sinks ? sinks + q_head : nullptr},
+      attend_to({num_context + step.input->num_draft_rows, reader(KeyValues::Part::k, kv_head),
+                 reader(KeyValues::Part::v, kv_head), sinks ? sinks + q_head : nullptr},
                 q, out);
       for (uint32_t d = 0; d < vd; ++d)
         step.buffers->write(task.output, row, q_head * vd + d, out[d]);

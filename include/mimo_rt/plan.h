@@ -26,9 +26,9 @@ struct PlanOptions {
   /// or without one 1..kMaxBlockSize: then the engine looks the drafts up in the text.
   bool is_round = false;
   uint32_t max_context_rows = 0;  ///< rows of draft context per step; 1..4096 with a draft, else 0
-  /// Attention is shared out by kv heads with all their q heads, as the CUDA kernels want it; else by q heads, so that
-  /// more workers than there are kv heads have work.
-  bool whole_kv_heads = false;
+  /// 0: shares of attention are q heads. Else the CUDA kernels' cut: shares are kv heads, or equal parts of the splits of
+  /// so many keys that a kv head has, while there are workers for them. A multiple of 64; it decides the order of sums.
+  uint32_t attention_split_keys = 0;
   /// The route comes to the expert tasks by tag edges, as the CUDA kernel is fastest with.
   bool tag_edges = false;
   CostTable costs;              ///< measured for num_workers workers; they share out work by it

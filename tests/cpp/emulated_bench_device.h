@@ -1,5 +1,5 @@
-// A GPU for the kernel benchmarks: the kernels' own source under emulation, ordinary memory, the
-// host's clock.
+// A GPU for the kernel benchmarks: the kernels' own source under emulation, ordinary memory, and a clock that counts the
+// scheduler's rounds.
 #pragma once
 
 #define MIMO_RT_HOST_EMULATION
@@ -23,7 +23,6 @@
 #include "cuda/router.h"
 #include "cuda/sampling.h"
 
-#include <chrono>
 #include <vector>
 
 #include "host_block_scaled.h"
@@ -128,12 +127,11 @@ class EmulatedBenchDevice : public HostDeviceMemory<cuda::BenchDevice> {
   }
 
   KernelTimes time(uint32_t num_calls, const std::function<void(uint32_t)>& call) override {
-    using Clock = std::chrono::steady_clock;
     KernelTimes times;
     for (uint32_t i = 0; i < num_calls; ++i) {
-      const auto begin = Clock::now();
+      const uint64_t begin = num_rounds_;
       call(i);
-      times.call_s.push_back(std::chrono::duration<double>(Clock::now() - begin).count());
+      times.call_s.push_back(1e-6 * static_cast<double>(num_rounds_ - begin));
       times.read_s.push_back(1e-6);
     }
     return times;
@@ -148,10 +146,15 @@ class EmulatedBenchDevice : public HostDeviceMemory<cuda::BenchDevice> {
   static constexpr uint32_t kComputeThreads = cuda::kComputeWarps * 32;
 
   template <typename Params>
-  static void run(void (*kernel)(Params), const Params& params, size_t shared_bytes,
-                  uint32_t num_threads = cuda::kBlockThreads, uint32_t num_blocks = kMultiprocessors) {
-    run_emulated(kernel, params, options_of({.num_blocks = num_blocks}, num_threads, shared_bytes));
+  void run(void (*kernel)(Params), const Params& params, size_t shared_bytes,
+           uint32_t num_threads = cuda::kBlockThreads, uint32_t num_blocks = kMultiprocessors) {
+    const emulation::LaunchResult done =
+        emulation::launch(options_of({.num_blocks = num_blocks}, num_threads, shared_bytes), kernel, params);
+    expect_none(done.error);
+    num_rounds_ += done.statistics.num_rounds;
   }
+
+  uint64_t num_rounds_ = 0;
 };
 
 }  // namespace fixture

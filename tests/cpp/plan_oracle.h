@@ -267,7 +267,9 @@ class Machine {
         break;
       case TaskKind::rms_norm: run_norm(task, tile, norm_id(l, task.flags & kMlpNorm)); break;
       case TaskKind::qkv_proj: run_qkv(task, tile, op); break;
-      case TaskKind::attention: run_attention(task, tile, op); break;
+      case TaskKind::attention:
+        for_each_head(task, tile, num_tokens_, shape_.layers[l].num_q_heads, [&](auto... at) { attend(task, at..., op); });
+        break;
       case TaskKind::o_proj: {
         const uint32_t width = shape_.layers[l].num_q_heads * shape_.layers[l].v_head_dim;
         columns(shape_.hidden_size, [&](uint32_t r) { return raw_input(task, r, width); }, num_tokens_, true);
@@ -350,7 +352,9 @@ class Machine {
         break;
       case TaskKind::draft_norm: run_norm(task, tile, draft_norm_id(task.layer_idx, task.flags & kMlpNorm)); break;
       case TaskKind::draft_qkv_proj: run_draft_qkv(task, tile, op); break;
-      case TaskKind::draft_attention: run_draft_attention(task, tile, op); break;
+      case TaskKind::draft_attention:
+        for_each_head(task, tile, num_draft_, draft_.num_q_heads, [&](auto... at) { attend_draft(task, at..., op); });
+        break;
       case TaskKind::draft_o_proj: columns(hidden, from(draft_.num_q_heads * draft_.v_head_dim), rows, true); break;
       case TaskKind::draft_gate_up_proj:
         columns(draft_.intermediate_size,
@@ -402,11 +406,19 @@ class Machine {
             mix(op, input(task, t, draft_norm_id(task.layer_idx, false), num_draft_), c));
   }
 
-  void run_draft_attention(const Task& task, uint32_t tile, uint64_t op) {
-    const uint32_t num_kv = draft_.num_kv_heads, heads = draft_.num_q_heads / num_kv;
-    const uint32_t t = tile / num_kv, g = tile % num_kv, dk = draft_.qk_head_dim, dv = draft_.v_head_dim;
-    if (t >= num_draft_) throw Violation("no such row");
-    uint64_t hash = mix(op, row(task.input, t, g * heads * dk, (g + 1) * heads * dk));
+  /// attend(row, q head) for what a tile of attention has.
+  template <typename Attend>
+  static void for_each_head(const Task& task, uint32_t tile, uint32_t num_rows, uint32_t num_q_heads, const Attend& attend) {
+    const uint32_t t = tile / task.tile_end, share = tile % task.tile_end;
+    if (t >= num_rows) throw Violation("no such row");
+    const uint32_t end = share_begin(share + 1, task.tile_end, num_q_heads);
+    for (uint32_t head = share_begin(share, task.tile_end, num_q_heads); head < end; ++head) attend(t, head);
+  }
+
+  void attend_draft(const Task& task, uint32_t t, uint32_t head, uint64_t op) {
+    const uint32_t num_kv = draft_.num_kv_heads, g = head / (draft_.num_q_heads / num_kv);
+    const uint32_t dk = draft_.qk_head_dim, dv = draft_.v_head_dim;
+    uint64_t hash = mix(op, row(task.input, t, head * dk, (head + 1) * dk));
     const auto add = [&](uint16_t id, uint32_t r, uint32_t base, uint32_t epoch) {
       const uint32_t v = base + num_kv * dk;
       hash = mix(hash, row_of(id, r, base + g * dk, base + (g + 1) * dk, epoch),
@@ -415,7 +427,7 @@ class Machine {
     for (uint32_t e = 0; e <= epoch_; ++e)
       for (uint32_t r = 0; r < scenario_.num_context[e]; ++r) add(kContextKv, r, context_cols(task.layer_idx), e);
     for (uint32_t r = 0; r < num_draft_; ++r) add(task.input2, r, 0, epoch_);
-    for (uint32_t c = g * heads * dv; c < (g + 1) * heads * dv; ++c) put(task.output, t, c, mix(hash, c));
+    for (uint32_t c = head * dv; c < (head + 1) * dv; ++c) put(task.output, t, c, mix(hash, c));
   }
 
   static constexpr uint64_t kHiddenNorm = 76;
@@ -441,15 +453,6 @@ class Machine {
         put(part.part == QkvTile::Part::q ? task.output : task.output2, t, c,
             mix(op, input(task, t, norm_id(task.layer_idx, false)), c));
     }
-  }
-
-  void run_attention(const Task& task, uint32_t tile, uint64_t op) {
-    const PlanShape::Layer& l = shape_.layers[task.layer_idx];
-    const uint32_t t = tile / task.tile_end, share = tile % task.tile_end;
-    if (t >= num_tokens_) throw Violation("no such token");
-    const uint32_t end = share_begin(share + 1, task.tile_end, l.num_q_heads);
-    for (uint32_t head = share_begin(share, task.tile_end, l.num_q_heads); head < end; ++head)
-      attend(task, t, head, op);
   }
 
   void attend(const Task& task, uint32_t t, uint32_t head, uint64_t op) {

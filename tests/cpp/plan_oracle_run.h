@@ -43,7 +43,7 @@ inline std::vector<Task> model_program(const Plan& plan, bool fused) {
       draft_norm(l, 0);
       op(TaskKind::draft_qkv_proj, l, draft.num_q_heads + 2 * draft.num_kv_heads,
          {draft_rows, none, kDraftQ, kDraftKv}, flag);
-      op(TaskKind::draft_attention, l, draft.num_kv_heads, {kDraftQ, kDraftKv, kDraftAttn, none});
+      op(TaskKind::draft_attention, l, draft.num_q_heads, {kDraftQ, kDraftKv, kDraftAttn, none});
       op(TaskKind::draft_o_proj, l, hidden, {kDraftAttn, none, kDraftX, none});
       draft_norm(l, kMlpNorm);
       op(TaskKind::draft_gate_up_proj, l, groups(draft.intermediate_size), {draft_rows, none, kDraftAct, none}, flag);

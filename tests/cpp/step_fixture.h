@@ -78,7 +78,7 @@ inline PlanOptions plan_options(uint32_t num_workers, uint32_t max_tokens, uint3
 /// Of a plan as the CUDA engine makes it.
 inline PlanOptions device_plan_options(uint32_t num_workers, uint32_t max_tokens, uint32_t max_logit_rows) {
   PlanOptions options = plan_options(num_workers, max_tokens, max_logit_rows, PlanOptions::FuseNorm::no);
-  options.whole_kv_heads = true;
+  options.attention_split_keys = 64;  // the least, so that short sequences have several
   options.tag_edges = true;
   return options;
 }

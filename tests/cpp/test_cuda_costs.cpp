@@ -231,7 +231,7 @@ TEST_CASE("without a table, estimates are those of a multiprocessor") {
   const auto engine = open_engine();
   const PlanOptions gpu = engine->decode_plan().options(), cpu;
   CHECK(gpu.bytes_per_ns == cuda_plan_options().bytes_per_ns && gpu.macs_per_ns == cuda_plan_options().macs_per_ns);
-  CHECK(gpu.whole_kv_heads && gpu.fuse_norm == PlanOptions::FuseNorm::no && gpu.max_tokens == 8);
+  CHECK(gpu.attention_split_keys == 256 && gpu.fuse_norm == PlanOptions::FuseNorm::no && gpu.max_tokens == 8);
   // Eight tokens do not hold up the stream of MXFP4 weights, as they do on a core.
   const auto times_of = [&](PlanOptions options) {
     const CostModel costs(model().config, options);

@@ -120,6 +120,26 @@ TEST_CASE("the bits are the same for any chunk, any number of blocks, in every s
   for (uint64_t seed = 1; seed <= 4; ++seed) CHECK(bit_equal(alone, run_device(3, 8, tokens, seed)));
 }
 
+TEST_CASE("the bits are the same when blocks share the keys of a head") {
+  const std::vector<int32_t> tokens = random_tokens(model().config, 68, 5);  // two splits
+  const std::vector<float> expected = run_device(1, 8, tokens);
+  const uint32_t vocab = model().config.vocab_size;
+  const Plan prompt = make_plan(4, 8), plan = make_plan(4, 1);
+  const Task& attention = *std::ranges::find(plan.tasks(0), TaskKind::attention, &Task::kind);
+  CHECK_EQ(attention.tile_end, 2 * model().config.layers[attention.layer_idx].num_kv_heads);
+  const auto executor =
+      cuda::make_cuda_executor(open_test_device(1), model().pack(), model().config, {&prompt, &plan}, {});
+  KvCache cache(model().config, {StepRunner::kMaxContext, 8, 1});
+  feed(*executor, prompt, cache, {tokens.begin(), tokens.begin() + 64}, 8, vocab);
+  cache.reserve(0, 68);
+  for (uint32_t pos = 64; pos < 68; ++pos) {
+    const StepRows row(tokens, 0, pos, pos + 1);
+    StepOutput output;
+    executor->run(plan, cache, row.input, output);
+    CHECK(!std::memcmp(output.logits, expected.data() + pos * vocab, vocab * sizeof(float)));
+  }
+}
+
 TEST_CASE("the bits are the same with the routes by tag edges and by counters") {
   const std::vector<int32_t> tokens = random_tokens(model().config, 11, 5);
   CHECK_EQ(num_tag_edges(make_plan(3, 4)), 3u);  // all MoE layers
@@ -283,7 +303,17 @@ TEST_CASE("plans that the kernel does not run are refused") {
   const auto refused = [&](const char* needle, const Plan& plan) {
     CHECK_THROWS(unsupported_shape, needle, cuda::DevicePlan(plan, m.config, weights, nullptr, kv));
   };
-  refused("expected norms of their own", Plan::build(m.config, plan_options(2, 4, 4)));
+  PlanOptions of_heads = device_plan_options(2, 4, 4), fused = of_heads;
+  of_heads.attention_split_keys = 0;
+  fused.fuse_norm = PlanOptions::FuseNorm::yes;
+  refused("attention_split_keys: expected a multiple of 64, got 0", Plan::build(m.config, of_heads));
+  refused("expected norms of their own", Plan::build(m.config, fused));
+  PlanMutator uneven(make_plan(2, 4));
+  for (auto& list : uneven.lists)
+    for (Task& task : list)
+      if (task.kind == TaskKind::attention) task.tile_end = 3;
+  refused("expected kv heads or parts of them as shares (PlanOptions::attention_split_keys), got 3 shares of 2",
+          uneven.finish());
   refused("max_tokens: expected at most 8, got 9", make_plan(2, 9));
   const DraftConfig draft = test_configs::make_draft(m.config, {4, 2, 32, 16, 8}, 2, 4, 16, {0, 3});
   PlanOptions options = device_plan_options(2, 4, 4);

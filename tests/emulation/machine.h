@@ -52,6 +52,7 @@ enum class Skip : uint8_t {
   wgmma_commit,
   wgmma_wait,
   system_scope,  ///< of a release: it is one of the GPU's scope
+  count_order,   ///< of count_to_gpu: it is relaxed
 };
 
 struct Index3 {

@@ -410,6 +410,19 @@ inline uint32_t compare_exchange_gpu(uint32_t* address, uint32_t expected, uint3
   return before;
 }
 
+inline uint32_t count_to_gpu(uint32_t* address, uint32_t last) {
+  if (!emulation::is_skipped(emulation::Skip::count_order)) {
+    emulation::acquire_from(address);
+    emulation::release_to(address);
+  }
+  const emulation::Unchecked unchecked;
+  const uint32_t before = *address;
+  *address = before >= last ? 0 : before + 1;
+  emulation::machine->host_memory.publish(address, sizeof before);
+  ++emulation::machine->progress;
+  return before;
+}
+
 inline Words4 load_16_bytes_keep(const void* address) {
   if (reinterpret_cast<uintptr_t>(address) % 16 != 0)
     emulation::fail("16-byte load from an address that is not a multiple of 16");

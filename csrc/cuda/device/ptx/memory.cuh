@@ -50,6 +50,16 @@ __device__ __forceinline__ uint32_t compare_exchange_gpu(uint32_t* address, uint
   return before;
 }
 
+/// atom.acq_rel.gpu.inc: counts 0, 1, … `last`, 0, …; the value before.
+__device__ __forceinline__ uint32_t count_to_gpu(uint32_t* address, uint32_t last) {
+  uint32_t before;
+  asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;"
+               : "=r"(before)
+               : "l"(address), "r"(last)
+               : "memory");
+  return before;
+}
+
 /// ld.relaxed.sys: a whole 64-bit word that the host may change at any time; ordered with nothing else.
 __device__ __forceinline__ uint64_t load_relaxed_system(const uint64_t* address) {
   uint64_t value;

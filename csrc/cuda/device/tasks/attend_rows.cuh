@@ -1,6 +1,10 @@
 // Attention of a step's rows, a kv head of a row at a time: the attention task with one row, and
-// the combination of its splits by the same block. The bits are those of a call with more rows of
-// the same sequence (tasks/attention.cuh).
+// the combination of its splits. The bits are those of a call with more rows of the same sequence
+// (tasks/attention.cuh).
+//
+// The shares of a kv head divide the splits among them. Each counts itself in when its partial
+// results are there, and the one that comes last combines them all, in the same order whoever that
+// is: no block waits for another, and a row with one split, as most are, counts nothing.
 #pragma once
 
 #include "cuda/device/tasks/attention_combine.cuh"
@@ -13,6 +17,25 @@ struct AttendRowsShared {
   AttentionShared attention;
   // The call of the row at hand. In shared memory: the products need the registers.
   AttentionParams load_call, compute_call;
+  uint32_t is_last;  ///< this block combines
+};
+
+/// What a share does of its kv head's splits.
+struct AttendedShare {
+  uint32_t kv_head, num_parts;  ///< shares that have anything to do
+  UnitRange units;              ///< of AttentionCall
+
+  /// `share` of `num_shares` of the row.
+  __device__ AttendedShare(const AttentionParams& call, uint32_t share, uint32_t num_shares) {
+    const uint32_t per_head = num_shares / call.num_kv_heads, part = share % per_head;
+    const uint32_t num_splits = AttentionCall(call).num_splits;
+    kv_head = share / per_head;
+    num_parts = per_head < num_splits ? per_head : num_splits;
+    units = {kv_head, call.num_kv_heads, 0};
+    if (part >= num_parts) return;
+    units.first += share_begin(part, num_parts, num_splits) * call.num_kv_heads;
+    units.end = share_begin(part + 1, num_parts, num_splits) * call.num_kv_heads;
+  }
 };
 
 /// One warp, by words: a thread has no registers for all of them.
@@ -54,8 +77,22 @@ __device__ __forceinline__ void load_attended_rows(AttendRowsShared& shared,
     ptx::sync_warp();  // all lanes are done with the call before
     set_call_of_row(shared.load_call, p, t / task.tile_end);
     ptx::sync_warp();
-    load_attention(shared.attention, shared.load_call, {t % task.tile_end, task.tile_end}, ticket);
+    const AttendedShare share(shared.load_call, t % task.tile_end, task.tile_end);
+    load_attention(shared.attention, shared.load_call, share.units, ticket);
   }
+}
+
+/// All compute warps, after a barrier behind the share's partial results: whether those of the other
+/// shares are there, too, and nobody else has seen that.
+__device__ __forceinline__ bool combines_splits(AttendRowsShared& shared, const AttendRowsParams& p,
+                                                const AttendedShare& share, uint32_t token) {
+  if (share.units.end == 0 || share.num_parts == 1) return share.units.end != 0;
+  if (threadIdx.x == 0) {
+    uint32_t* arrived = p.step->arrived + token * p.call.num_kv_heads + share.kv_head;
+    shared.is_last = ptx::count_to_gpu(arrived, share.num_parts - 1) == share.num_parts - 1;
+  }
+  compute_barrier();
+  return shared.is_last != 0;
 }
 
 __device__ __forceinline__ void compute_attended_rows(AttendRowsShared& shared,
@@ -71,13 +108,14 @@ __device__ __forceinline__ void compute_attended_rows(AttendRowsShared& shared,
   for (uint32_t t = task.tile_first; t < p.num_tokens * task.tile_end; t += task.tile_stride) {
     if (threadIdx.x < 32) set_call_of_row(shared.compute_call, p, t / task.tile_end);
     compute_barrier();
-    for (uint32_t u = t % task.tile_end; u < AttentionCall(call).num_units(call);
-         u += task.tile_end)
-      compute_attention<kMaxQPerKv / 16>(shared.attention, call, {u, 1, u + 1}, ticket);
+    const AttendedShare share(call, t % task.tile_end, task.tile_end);
+    compute_attention<kMaxQPerKv / 16>(shared.attention, call, share.units, ticket);
     compute_barrier();  // the partial results of all warps are there
-    const uint32_t q_per_kv = call.num_q_heads / call.num_kv_heads;
-    for (uint32_t i = threadIdx.x / 32; i < q_per_kv; i += kComputeWarps)
-      combine_head(call, AttentionCall(call), 0, t % task.tile_end * q_per_kv + i);
+    if (combines_splits(shared, p, share, t / task.tile_end)) {
+      const uint32_t q_per_kv = call.num_q_heads / call.num_kv_heads;
+      for (uint32_t i = threadIdx.x / 32; i < q_per_kv; i += kComputeWarps)
+        combine_head(call, AttentionCall(call), 0, share.kv_head * q_per_kv + i);
+    }
     compute_barrier();  // all warps are done with the call
   }
 }

@@ -146,7 +146,7 @@ __device__ inline void load_attention(AttentionShared& shared, const AttentionPa
                                       UnitRange range, uint32_t& ticket) {
   const uint64_t l2_policy = ptx::evict_first_policy();
   const AttentionCall call(p);
-  for (uint32_t u = range.first; u < call.num_units(p); u += range.stride) {
+  for (uint32_t u = range.first; u < range.limit(call.num_units(p)); u += range.stride) {
     const AttentionUnit unit(p, call, u);
     for (uint32_t first_key = unit.keys.first / kChunkKeys * kChunkKeys; first_key < unit.keys.end;
          first_key += kChunkKeys) {
