@@ -50,8 +50,9 @@ def _end(process: subprocess.Popen):
         os.killpg(process.pid, signal.SIGTERM)
 
 
-def build_cpp(targets: list[str], *, sanitize: str = "", niceness: int = 0) -> pathlib.Path:
-    """Configures and builds C++ targets; returns the directory that holds the programs."""
+def build_cpp(targets: list[str], *, sanitize: str = "", niceness: int = 0,
+              options: tuple[str, ...] = ()) -> pathlib.Path:
+    """Configures, with CMake `options`, and builds C++ targets; returns the directory that holds the programs."""
     build = ROOT / "build" / f"tests-{(sanitize or 'release').replace(',', '-')}"
     for tool in ("cmake", "ninja"):
         if not shutil.which(tool, path=_ENVIRONMENT.get("PATH")):
@@ -62,7 +63,7 @@ def build_cpp(targets: list[str], *, sanitize: str = "", niceness: int = 0) -> p
         f"-DMIMO_RT_CUDA={'OFF' if sanitize else 'AUTO'}", "-DMIMO_RT_CUDA_ARCHITECTURES=90a-virtual",  # without ptxas
         f"-DMIMO_RT_REQUIRE_SIMDE={'ON' if os.environ.get('CI') else 'OFF'}",
         f"-DMIMO_RT_WERROR={'ON' if os.environ.get('CI') else 'OFF'}",
-        f"-DMIMO_RT_SANITIZE={sanitize}", f"-DPython_EXECUTABLE={sys.executable}",
+        f"-DMIMO_RT_SANITIZE={sanitize}", f"-DPython_EXECUTABLE={sys.executable}", *options,
     ]
     with _in_build_directory[build]:
         for command in (configure, ["cmake", "--build", str(build), "--target", *targets]):

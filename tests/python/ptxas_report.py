@@ -12,6 +12,8 @@ import sys
 
 ARCHITECTURES = ("90a", "100a")
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+WHEEL_TAG = f"cp{sys.version_info.major}{sys.version_info.minor}-"
+OBJECTS = "CMakeFiles/mimo_rt_cuda.dir"
 
 Resources = dict[str, dict[str, int]]  # mangled kernel name -> what ptxas reports
 
@@ -46,14 +48,22 @@ def is_current(build: pathlib.Path, target: str) -> bool:
         path.is_file() and path.stat().st_mtime_ns < begun for path in sources)
 
 
+def built_objects() -> pathlib.Path | None:
+    """Where the wheel's build, if it has CUDA and is up to date, keeps the objects of all kernels of this tree."""
+    sources = [path.relative_to(ROOT) for path in sorted((ROOT / "csrc" / "cuda").glob("*.cu"))]
+    for build in sorted((ROOT / "build").glob(f"{WHEEL_TAG}*")):
+        if all(is_current(build, f"{OBJECTS}/{source}.o") for source in sources):
+            return build / OBJECTS
+    return None
+
+
 def built_report(source: str) -> str | None:
     """The report of a source of this tree from a CUDA build of it that is up to date, if there is one.
 
     That of the wheel comes first: pip builds in build/{wheel tag}.
     """
-    target = f"CMakeFiles/mimo_rt_cuda.dir/{source}.o"
-    wheel_tag = f"cp{sys.version_info.major}{sys.version_info.minor}-"
-    for build in sorted((ROOT / "build").glob("*"), key=lambda path: (not path.name.startswith(wheel_tag), path)):
+    target = f"{OBJECTS}/{source}.o"
+    for build in sorted((ROOT / "build").glob("*"), key=lambda path: (not path.name.startswith(WHEEL_TAG), path)):
         if shutil.which("ninja") and is_current(build, target):
             report = (build / f"{target}.ptxas").read_text()
             if all(f"for 'sm_{architecture}'" in report for architecture in ARCHITECTURES):  # not that of the tests

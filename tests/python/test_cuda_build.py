@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 
+import ptxas_report
 import pytest
 from conftest import test_case_names as case_names
 
@@ -132,7 +133,7 @@ def test_the_installed_library_asks_for_no_driver_and_no_runtime():
 
 @needs_nvcc
 def test_no_device_code_is_left_to_link(root, native_tests, tmp_path):
-    objects = list((root / "build" / "tests-release" / "CMakeFiles" / "mimo_rt_cuda.dir").rglob("*.cu.o"))
+    objects = list((ptxas_report.built_objects() or root / "build" / "tests-release" / ptxas_report.OBJECTS).rglob("*.cu.o"))
     assert len(objects) >= 12 and not [path for path in objects if "__nv_relfatbin" in sections(path)]
     source = tmp_path / "control.cu"
     source.write_text("__global__ void nothing() {}\n")
@@ -150,9 +151,9 @@ def has_driver():
 
 @pytest.fixture(scope="module")
 def native_tests(root, cpp_builder):
-    """Programs of bench/gpu_gate.py, built as it builds them, but for what no GPU here would run."""
+    """Programs of bench/gpu_gate.py, built as it builds them; kernels are those of the wheel, if it has them."""
     names = sorted(path.stem for path in (root / "tests" / "cpp").glob("native_cuda_*.cpp"))
-    programs = cpp_builder(names)
+    programs = cpp_builder(names, options=(f"-DMIMO_RT_CUDA_OBJECTS={ptxas_report.built_objects() or ''}",))
     return [programs / name for name in names]
 
 
