@@ -21,8 +21,8 @@ void launch_rms_norm(const RmsNormParams& params, const LaunchOptions& options) 
   check_rms_norm(params);
   const KernelCall call{"cuda.rms_norm",
                         concat("num_tokens ", params.num_tokens, ", k ", params.k)};
-  launch_kernel(rms_norm_kernel, params, options.num_blocks, kComputeWarps * 32, 0, options.stream,
-                call);
+  launch_kernel(rms_norm_kernel, params, options.num_blocks, kComputeWarps * 32, sizeof(NormShared),
+                options.stream, call);
 }
 
 void launch_argmax_combine(const ArgmaxCombineParams& params, const LaunchOptions& options) {

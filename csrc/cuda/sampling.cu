@@ -13,11 +13,9 @@ void launch_sample(const SampleParams& params, const LaunchOptions& options) {
   constexpr uint32_t kThreads = kComputeWarps * 32;
   const KernelCall call{"cuda.sample", concat("num_rows ", params.num_rows, ", vocab_size ",
                                               params.vocab_size)};
-  launch_kernel(sample_best_kernel, params, options.num_blocks, kThreads, sizeof(SliceShared),
-                options.stream, call);
+  launch_kernel(sample_best_kernel, params, options.num_blocks, kThreads, 0, options.stream, call);
   if (params.rules.temperature != 0.0f)
-    launch_kernel(sample_weigh_kernel, params, options.num_blocks, kThreads, sizeof(SliceShared),
-                  options.stream, call);
+    launch_kernel(sample_weigh_kernel, params, options.num_blocks, kThreads, 0, options.stream, call);
   launch_kernel(sample_draw_kernel, params, options.num_blocks, kThreads, sizeof(DrawShared),
                 options.stream, call);
 }

@@ -95,7 +95,7 @@ class EmulatedBenchDevice : public HostDeviceMemory<cuda::BenchDevice> {
   }
   void launch(const cuda::RmsNormParams& params) override {
     cuda::check_rms_norm(params);
-    run(cuda::rms_norm_kernel, params, 0, kComputeThreads);
+    run(cuda::rms_norm_kernel, params, sizeof(cuda::NormShared), kComputeThreads);
   }
   void launch(const cuda::AttentionParams& params) override {
     cuda::check_attention(params);
@@ -112,9 +112,9 @@ class EmulatedBenchDevice : public HostDeviceMemory<cuda::BenchDevice> {
   }
   void launch(const cuda::SampleParams& params) override {
     cuda::check_sample(params);
-    run(cuda::sample_best_kernel, params, sizeof(cuda::SliceShared), kComputeThreads);
+    run(cuda::sample_best_kernel, params, 0, kComputeThreads);
     if (params.rules.temperature != 0.0f)
-      run(cuda::sample_weigh_kernel, params, sizeof(cuda::SliceShared), kComputeThreads);
+      run(cuda::sample_weigh_kernel, params, 0, kComputeThreads);
     run(cuda::sample_draw_kernel, params, sizeof(cuda::DrawShared), kComputeThreads);
   }
   void launch(const cuda::AcceptParams& params) override {

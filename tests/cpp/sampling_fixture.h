@@ -28,7 +28,7 @@ inline void run(const cuda::AcceptParams& params) {
 #else
 /// Of the kernels that share a row out in slices, and of the one that draws.
 inline emulation::LaunchOptions slice_options(const Launch& launch) {
-  return options_of(launch, cuda::kComputeWarps * 32, sizeof(cuda::SliceShared));
+  return options_of(launch, cuda::kComputeWarps * 32, 0);
 }
 inline emulation::LaunchOptions draw_options(const Launch& launch) {
   return options_of(launch, cuda::kComputeWarps * 32, sizeof(cuda::DrawShared));

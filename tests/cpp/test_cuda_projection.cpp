@@ -275,6 +275,25 @@ TEST_CASE("every barrier and every wait that is left out is found") {
       launch.expect_seen(Skip::mbarrier_wait, {0, 1, 2});
     }
 }
+
+TEST_CASE("the barrier of a norm that is left out is found") {
+  constexpr uint32_t kWidth = 1024;
+  AlignedRows<bf16_t> x(3, kWidth, 0), out(3, kWidth, 0);
+  fill_rows(x, kWidth, 16);
+  const NormWeights weights(kWidth);
+  const cuda::RmsNormParams params{.x = {x.data, x.stride}, .weight = weights.data, .out = {out.data, out.stride},
+                                   .eps = 1e-5f, .num_tokens = 3, .k = kWidth};
+  run(params, {.num_blocks = 1});
+  const std::vector<bf16_t> right(out.data, out.data + 3 * out.stride);
+  const KnownLaunch launch{
+      projection_options({.num_blocks = 1}, cuda::kComputeWarps * 32),
+      [&](const emulation::LaunchOptions& options) {
+        std::fill_n(out.data, right.size(), bf16_t{0x7fc1});
+        return emulation::launch(options, cuda::rms_norm_kernel, params).error;
+      },
+      [&] { return std::equal(right.begin(), right.end(), out.data); }};
+  launch.expect_seen(emulation::Skip::named_barrier, {0, 1, 2});  // one for each row
+}
 #endif
 
 CHECK_MAIN()

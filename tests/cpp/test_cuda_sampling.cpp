@@ -2,12 +2,24 @@
 // CPU's sampler: equal tokens for equal logits, whatever the filters, in every schedule; and
 // blocks of drafts against the CPU's rounds. native_cuda_sampling.cpp builds the same tests for a
 // real GPU.
+#include "planted_faults.h"
 #include "sampling_fixture.h"
+
+#if !defined(MIMO_RT_TEST_ON_GPU)
+#include "cuda/device/tasks/sample_rows.cuh"
+#endif
 
 using namespace mimo_rt;
 using namespace fixture;
 
 namespace {
+
+#if !defined(MIMO_RT_TEST_ON_GPU)
+/// As the persistent kernel does it.
+void sample_row_kernel(cuda::SampleParams params) {
+  cuda::sample_row(*reinterpret_cast<cuda::DrawShared*>(ptx::dynamic_shared_memory()), params, 0);
+}
+#endif
 
 /// One of everything, and mixtures.
 std::vector<SamplingParams> settings() {
@@ -236,17 +248,6 @@ TEST_CASE("every barrier that is left out is found") {
     }
     return false;
   };
-  for (const uint32_t ordinal : {0u, 1u}) {
-    const auto spoils = [&](auto kernel) {
-      return is_ever_found([&](uint64_t seed) {
-        const std::string error =
-            run_without(ordinal, kernel, slice_options({.num_blocks = 1, .seed = seed}));
-        return !error.empty() || !std::equal(weighed.begin(), weighed.end(), call.scratch.begin());
-      });
-    };
-    CHECK(spoils(cuda::sample_best_kernel));
-    CHECK(spoils(cuda::sample_weigh_kernel));
-  }
   // Top-k: after the first digit's list; of the second digit's sums and of their use. (The first
   // digit is 0 here whatever is read; without the barrier of the counts a list has no bounds.)
   for (const uint32_t ordinal : {5u, 6u, 7u})
@@ -256,6 +257,22 @@ TEST_CASE("every barrier that is left out is found") {
       return !error.empty() || call.tokens[0] != expected[0] ||
              !std::equal(filtered.begin(), filtered.end(), call.scratch.begin());
     }));
+}
+
+TEST_CASE("both barriers of a row that one block draws are missed when they are left out") {
+  constexpr uint32_t kVocab = 2200;
+  SampleCall call({.temperature = 1.5f, .sample_top_k = kVocab - 10}, 1, kVocab, Logits::normal, 5);
+  (void)call.sample();
+  const cuda::SampleParams params = call.kernel_params();
+  const std::vector<uint64_t> right(params.scratch.weights, params.scratch.weights + kVocab);
+  const KnownLaunch launch{draw_options({.num_blocks = 1}),
+                           [&](const emulation::LaunchOptions& options) {
+                             std::fill_n(params.scratch.slice_scores, 2, 1e3);  // of another row
+                             std::fill_n(params.scratch.weights, kVocab, uint64_t{0});
+                             return emulation::launch(options, sample_row_kernel, params).error;
+                           },
+                           [&] { return std::equal(right.begin(), right.end(), params.scratch.weights); }};
+  launch.expect_seen(emulation::Skip::named_barrier, {0, 1});  // of the best scores, of the weights
 }
 #endif
 

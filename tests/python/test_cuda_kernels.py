@@ -125,7 +125,7 @@ def test_every_struct_in_shared_memory_is_listed():
     for path in (ROOT / "csrc" / "cuda").glob("*.cu"):
         launched |= set(re.findall(r"sizeof\((\w+)\),\s+options\.stream", path.read_text()))
         launched |= set(re.findall(r"dynamicSmemBytes = sizeof\((\w+)\)", path.read_text()))
-    assert {"PersistentShared", "SelectShared", "SliceShared"} <= launched <= shared_structs().keys()
+    assert {"PersistentShared", "SelectShared", "NormShared"} <= launched <= shared_structs().keys()
 
 
 def fused_float64(source: pathlib.Path, out: pathlib.Path) -> int:

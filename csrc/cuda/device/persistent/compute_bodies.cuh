@@ -51,7 +51,7 @@ __device__ __forceinline__ void compute_task(WorkShared& shared, const TaskSlot&
     case TaskBody::embed:
       return compute_embed(params_of<EmbedParams>(slot), row_units_of(slot));
     case TaskBody::rms_norm:
-      return compute_rms_norm(params_of<RmsNormParams>(slot), row_units_of(slot));
+      return compute_rms_norm(shared.norm.rest, params_of<RmsNormParams>(slot), row_units_of(slot));
     case TaskBody::projection:
     case TaskBody::gate_up:
     case TaskBody::heads:
@@ -78,7 +78,7 @@ __device__ __forceinline__ void compute_task(WorkShared& shared, const TaskSlot&
     case TaskBody::accept:
       return accept_round(shared.accept.rest, params_of<AcceptRoundParams>(slot));
     case TaskBody::context_norm:
-      return compute_context_norm(params_of<ContextNormParams>(slot), row_units_of(slot));
+      return compute_context_norm(shared.norm.rest, params_of<ContextNormParams>(slot), row_units_of(slot));
     case TaskBody::draft_embed:
       return compute_draft_embed(params_of<DraftEmbedParams>(slot), row_units_of(slot));
     case TaskBody::draft_sample:

@@ -31,8 +31,9 @@ union WorkShared {
   ExpertShared expert;
   ProjectionShared projection;
   RouterShared router;
+  BesideRing<NormShared> norm;
   BesideRing<PublishShared> select;
-  BesideRing<SampleRowsShared> sample;
+  BesideRing<DrawShared> sample;
   BesideRing<AcceptShared> accept;
 };
 static_assert(offsetof(AttentionShared, ring) == 0 && offsetof(ExpertShared, ring) == 0 &&

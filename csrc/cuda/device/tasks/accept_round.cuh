@@ -18,7 +18,7 @@ inline constexpr uint32_t kRowEnds = 2;      ///< its token is the last of the t
 inline constexpr uint32_t kRowIsBad = 4;     ///< it has no token
 
 struct AcceptShared {
-  SampleRowsShared sample;
+  DrawShared sample;
   uint32_t num_active_experts, fate;
   RoundOrder order;
 };

@@ -16,8 +16,8 @@ __device__ inline void list_context(const StepTables& step) {
         step.draft->features.row_idx(step.seq_idx[0], step.context_begin + r);
 }
 
-/// A unit is one row; each compute warp does every eighth unit of its block.
-__device__ inline void compute_context_norm(const ContextNormParams& p, UnitRange range) {
+/// All compute warps. A unit is one row.
+__device__ inline void compute_context_norm(NormShared& shared, const ContextNormParams& p, UnitRange range) {
   const StepTables& step = *p.step;
   for (uint32_t u = range.first + threadIdx.x / 32 * range.stride;
        u < range.limit(p.norm.num_tokens); u += kComputeWarps * range.stride) {
@@ -25,7 +25,7 @@ __device__ inline void compute_context_norm(const ContextNormParams& p, UnitRang
     place_row(step, step.draft->context, u, step.seq_idx[0], position);
     turn_row(step.draft->context_rotary, u, position);
   }
-  compute_rms_norm(p.norm, range);
+  compute_rms_norm(shared, p.norm, range);
 }
 
 /// A unit is one row of the block, whose row 0 is at the step's first position.
@@ -43,7 +43,7 @@ __device__ inline void compute_draft_embed(const DraftEmbedParams& p, UnitRange 
 }
 
 /// All compute warps. A unit is one row of the block.
-__device__ inline void sample_drafts(SampleRowsShared& shared, const DraftSampleParams& p,
+__device__ inline void sample_drafts(DrawShared& shared, const DraftSampleParams& p,
                                      UnitRange range) {
   for (uint32_t u = range.first; u < range.limit(p.num_rows); u += range.stride)
     if (u != 0) sample_row(shared, *p.sample, u - 1);

@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
 
 __global__ void __launch_bounds__(kComputeWarps * 32, 1)
     rms_norm_kernel(const __grid_constant__ RmsNormParams params) {
-  compute_rms_norm(params, {blockIdx.x, gridDim.x});
+  compute_rms_norm(*reinterpret_cast<NormShared*>(ptx::dynamic_shared_memory()), params, {blockIdx.x, gridDim.x});
 }
 
 __global__ void __launch_bounds__(kBlockThreads, 1)

@@ -1,4 +1,4 @@
-// The first two of the three sampling tasks, both over slices of 2048 tokens of a row: the best
+// The first two of the three sampling tasks, both over slices of 2048 tokens of a row, a slice at a warp: the best
 // score of each slice; then, with the best of the row known, the weight of each token. The third is
 // draw_tokens.cuh.
 //
@@ -6,6 +6,7 @@
 // follows is integers, whose sums have no order.
 #pragma once
 
+#include "cuda/device/math/best.cuh"
 #include "cuda/device/math/block_sums.cuh"
 #include "cuda/sampling_params.h"
 #include "sampling/arithmetic.h"
@@ -40,9 +41,17 @@ struct SampleRow {
     return p.ids ? static_cast<uint32_t>(p.ids[column]) : column;
   }
 
+  /// No token differs from its logit, and all may be drawn.
+  __device__ bool is_plain() const {
+    return (row >= p.num_masked_rows || p.num_masked_ids == 0) && p.rules.num_biases == 0 &&
+           p.rules.repetition_penalty == 1.0f;
+  }
   /// Whether the token of a column may be drawn, and its score.
   __device__ bool score(uint32_t column, double& score) const {
-    const float logit = logits()[column];
+    return score_of(logits()[column], column, score);
+  }
+  /// The same of a column whose logit is known.
+  __device__ bool score_of(float logit, uint32_t column, double& score) const {
     if (!is_finite(logit)) return false;
     const uint32_t id = token(column);
     if (row < p.num_masked_rows && p.num_masked_ids != 0) {
@@ -96,11 +105,6 @@ struct BestToken {
   }
 };
 
-struct SliceShared {
-  BestToken best[kComputeWarps];
-  uint64_t sums[kComputeWarps];
-};
-
 /// A unit is one slice of one row.
 struct SliceUnit {
   uint32_t row, slice, begin, end;
@@ -126,51 +130,79 @@ __device__ inline BestToken best_of_slices(const SampleParams& p, uint32_t row) 
   return best;
 }
 
-__device__ inline void find_best_scores(SliceShared& shared, const SampleParams& p,
-                                        UnitRange range) {
-  for (uint32_t u = range.first; u < range.limit(SliceUnit::count(p)); u += range.stride) {
-    const SliceUnit unit(p, u);
-    const SampleRow row{p, unit.row};
-    BestToken best;
-    for (uint32_t id = unit.begin + threadIdx.x; id < unit.end; id += kComputeWarps * 32) {
-      double score;
-      if (row.score(id, score)) best.take(score, id);
-    }
-    best.reduce();
-    if (threadIdx.x % 32 == 0) shared.best[threadIdx.x / 32] = best;
-    compute_barrier();
-    if (threadIdx.x == 0) {
-      for (uint32_t warp = 1; warp < kComputeWarps; ++warp)
-        best.take(shared.best[warp].score, shared.best[warp].id);
-      p.scratch.slice_scores[u] = best.score;
-      p.scratch.slice_ids[u] = best.id;
-    }
-    compute_barrier();  // before the next unit overwrites
+/// The logits of a slice, kBatch at a time of each lane of a warp: one trip to memory for all of them.
+/// visit(column, logit), ascending.
+template <uint32_t kBatch, typename Visit>
+__device__ __forceinline__ void for_each_logit(const SampleRow& row, const SliceUnit& unit, const Visit& visit) {
+  const float* logits = row.logits();
+#pragma unroll 1
+  for (uint32_t begin = unit.begin + threadIdx.x % 32; begin < unit.end; begin += kBatch * 32) {
+    float batch[kBatch];
+#pragma unroll
+    for (uint32_t i = 0; i < kBatch; ++i)
+      if (begin + 32 * i < unit.end) batch[i] = logits[begin + 32 * i];
+#pragma unroll
+    for (uint32_t i = 0; i < kBatch; ++i)
+      if (begin + 32 * i < unit.end) visit(begin + 32 * i, batch[i]);
   }
 }
 
-__device__ inline void weigh_tokens(SliceShared& shared, const SampleParams& p, UnitRange range) {
-  for (uint32_t u = range.first; u < range.limit(SliceUnit::count(p)); u += range.stride) {
-    const SliceUnit unit(p, u);
-    const SampleRow row{p, unit.row};
-    const WeightScale scale(best_of_slices(p, unit.row).score,
-                            static_cast<double>(p.rules.temperature), p.vocab_size);
-    uint64_t sum = 0;
-    for (uint32_t id = unit.begin + threadIdx.x; id < unit.end; id += kComputeWarps * 32) {
+// What a warp does of a unit. Called, not inlined: the persistent kernel has three places for it, and no registers beside
+// its products.
+
+/// The best token of the slice.
+__device__ __attribute__((noinline)) inline void find_best_score(const SampleParams& p, uint32_t u) {
+  const SliceUnit unit(p, u);
+  const SampleRow row{p, unit.row};
+  BestToken best;
+  if (row.is_plain()) {  // a fifth of the instructions
+    Best plain;
+    for_each_logit<12>(row, unit, [&](uint32_t column, float logit) {
+      if (is_finite(logit)) plain.take(logit, column);
+    });
+    best = {static_cast<double>(plain.value), plain.column};
+  } else {
+    for_each_logit<1>(row, unit, [&](uint32_t column, float logit) {
       double score;
-      const uint64_t weight = row.score(id, score) ? scale.weight(score) : 0;
-      row.weights()[id] = weight;
-      sum += weight;
-    }
-    sum = warp_sum(sum);
-    if (threadIdx.x % 32 == 0) shared.sums[threadIdx.x / 32] = sum;
-    compute_barrier();
-    if (threadIdx.x == 0) {
-      for (uint32_t warp = 1; warp < kComputeWarps; ++warp) sum += shared.sums[warp];
-      p.scratch.slice_sums[u] = sum;
-    }
-    compute_barrier();  // before the next unit overwrites
+      if (row.score_of(logit, column, score)) best.take(score, column);
+    });
   }
+  best.reduce();
+  if (threadIdx.x % 32 != 0) return;
+  p.scratch.slice_scores[u] = best.score;
+  p.scratch.slice_ids[u] = best.id;
+}
+
+/// The weights of the slice and their sum.
+__device__ __attribute__((noinline)) inline void weigh_slice(const SampleParams& p, uint32_t u) {
+  const SliceUnit unit(p, u);
+  const SampleRow row{p, unit.row};
+  const WeightScale scale(best_of_slices(p, unit.row).score, static_cast<double>(p.rules.temperature), p.vocab_size);
+  uint64_t sum = 0;
+  for_each_logit<2>(row, unit, [&](uint32_t column, float logit) {
+    double score;
+    const uint64_t weight = row.score_of(logit, column, score) ? scale.weight(score) : 0;
+    row.weights()[column] = weight;
+    sum += weight;
+  });
+  sum = warp_sum(sum);
+  if (threadIdx.x % 32 == 0) p.scratch.slice_sums[u] = sum;
+}
+
+/// run(p, unit) for those of the range that are this warp's.
+template <typename Run>
+__device__ __forceinline__ void for_each_unit_of_warp(const SampleParams& p, UnitRange range, const Run& run) {
+  for (uint32_t u = range.first + threadIdx.x / 32 * range.stride; u < range.limit(SliceUnit::count(p));
+       u += kComputeWarps * range.stride)
+    run(p, u);
+}
+
+__device__ inline void find_best_scores(const SampleParams& p, UnitRange range) {
+  for_each_unit_of_warp(p, range, find_best_score);
+}
+
+__device__ inline void weigh_tokens(const SampleParams& p, UnitRange range) {
+  for_each_unit_of_warp(p, range, weigh_slice);
 }
 
 }  // namespace mimo_rt::cuda

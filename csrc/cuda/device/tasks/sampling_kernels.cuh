@@ -7,14 +7,12 @@ namespace mimo_rt::cuda {
 
 __global__ void __launch_bounds__(kComputeWarps * 32, 1)
     sample_best_kernel(const __grid_constant__ SampleParams params) {
-  find_best_scores(*reinterpret_cast<SliceShared*>(ptx::dynamic_shared_memory()), params,
-                   {blockIdx.x, gridDim.x});
+  find_best_scores(params, {blockIdx.x, gridDim.x});
 }
 
 __global__ void __launch_bounds__(kComputeWarps * 32, 1)
     sample_weigh_kernel(const __grid_constant__ SampleParams params) {
-  weigh_tokens(*reinterpret_cast<SliceShared*>(ptx::dynamic_shared_memory()), params,
-               {blockIdx.x, gridDim.x});
+  weigh_tokens(params, {blockIdx.x, gridDim.x});
 }
 
 __global__ void __launch_bounds__(kComputeWarps * 32, 1)
