@@ -33,16 +33,24 @@ struct Choice {
   __device__ Choice(const SelectExpertsParams& p, uint32_t token) {
     per_lane = (p.num_experts + 31) / 32;
     first = threadIdx.x % 32 * per_lane;
-    const float* logits = p.logits.row(token);
+    load(p.logits.row(token), p.num_experts, sigma);
+    if (p.bias)
+      load(p.bias, p.num_experts, score);
+    else
+#pragma unroll
+      for (uint32_t i = 0; i < kLaneExperts; ++i) score[i] = 0.0f;
 #pragma unroll
     for (uint32_t i = 0; i < kLaneExperts; ++i) {
-      sigma[i] = score[i] = 0.0f;
-      if (i >= per_lane || first + i >= p.num_experts) continue;
-      open |= 1u << i;
-      sigma[i] = 1.0f / (1.0f + expf(-logits[first + i]));
-      score[i] = sigma[i] + (p.bias ? p.bias[first + i] : 0.0f);
+      if (i < per_lane && first + i < p.num_experts) open |= 1u << i;
+      sigma[i] = 1.0f / (1.0f + expf(-sigma[i]));
+      score[i] += sigma[i];
       if (!(score[i] == score[i])) score[i] = ptx::as_float(0xff800000u);  // NaN: -infinity
     }
+  }
+  /// This lane's of all experts; something where it has none. Without branches: one trip to memory for all.
+  __device__ void load(const float* of_all, uint32_t num_experts, float (&out)[kLaneExperts]) const {
+#pragma unroll
+    for (uint32_t i = 0; i < kLaneExperts; ++i) out[i] = of_all[first + i < num_experts ? first + i : 0];
   }
   __device__ void choose_next() {
     Best best;
