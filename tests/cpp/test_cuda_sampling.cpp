@@ -2,11 +2,11 @@
 // CPU's sampler: equal tokens for equal logits, whatever the filters, in every schedule; and
 // blocks of drafts against the CPU's rounds. native_cuda_sampling.cpp builds the same tests for a
 // real GPU.
-#include "planted_faults.h"
 #include "sampling_fixture.h"
 
 #if !defined(MIMO_RT_TEST_ON_GPU)
 #include "cuda/device/tasks/sample_rows.cuh"
+#include "planted_faults.h"
 #endif
 
 using namespace mimo_rt;
