@@ -175,12 +175,20 @@ struct DownSums {
   static constexpr uint32_t kTokenStep = kComputeWarps * 32 / kCudaTileRows;
   static constexpr uint32_t kTokens = kMaxExpertTokens / kTokenStep;
   float sum[kTokens];
+  uint16_t before[kTokens];  ///< what the residual stream holds there
 
   __device__ static uint32_t row() { return threadIdx.x % kCudaTileRows; }
   __device__ static uint32_t token(uint32_t i) {
     return threadIdx.x / kCudaTileRows + i * kTokenStep;
   }
 
+  /// Ahead of the barriers behind the products, which take as long as the way to memory.
+  __device__ void load_residual(const ExpertDownParams& p, uint32_t unit) {
+    if (!p.residual.data) return;
+#pragma unroll
+    for (uint32_t i = 0; i < kTokens; ++i)
+      if (token(i) < p.num_tokens) before[i] = p.residual.row(token(i))[unit * kCudaTileRows + row()];
+  }
   /// Adds the segments of one pass.
   __device__ void add(const ExpertShared& shared, const ExpertDownParams& p, uint32_t num_slots,
                       uint32_t pass_size) {
@@ -204,8 +212,8 @@ struct DownSums {
     for (uint32_t i = 0; i < kTokens; ++i) {
       if (token(i) >= p.num_tokens) break;
       if (p.residual.data) {
-        uint16_t& x = p.residual.row(token(i))[column];
-        x = static_cast<uint16_t>(ptx::to_bf16x2(ptx::low_bf16(x) + sum[i], 0.0f));
+        const auto x = static_cast<uint16_t>(ptx::to_bf16x2(ptx::low_bf16(before[i]) + sum[i], 0.0f));
+        p.residual.row(token(i))[column] = x;
         if (p.capture.rows) p.capture.rows[token(i)][p.capture.first_column + column] = x;
       } else {
         p.sums.row(token(i))[column] = sum[i];
@@ -235,6 +243,7 @@ __device__ void compute_expert_down(ExpertShared& shared, const Params& p, UnitR
             shared, p, tickets, item, [&](uint32_t column) { return slot + column; });
       }
       ticket = tickets.end();
+      sums.load_residual(p, u);
       compute_barrier();
       sums.add(shared, p, units.num_slots, pass_size);
       compute_barrier();  // before the next pass overwrites the partial sums

@@ -269,6 +269,7 @@ __device__ void compute_projection(ProjectionShared& shared, const ProjectionPar
           multiply_rows<Tiles, kGlobal, kMaxColumnGroups, 1>(shared, p, tickets, item, run);
       }
       ticket = tickets.end();
+      outputs.load_residual(p, u);
       compute_barrier();
       add_segments(shared, p, pass_size, outputs);
       compute_barrier();  // before the next pass overwrites the partial sums

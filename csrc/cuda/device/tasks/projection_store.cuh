@@ -15,9 +15,18 @@ struct ProjectionOutputs {
   static constexpr uint32_t kTokenStep = kComputeWarps * 32 / 16;
   static constexpr uint32_t kTokens = (kTokensOfCall + kTokenStep - 1) / kTokenStep;
   float y[kTokens];
+  uint16_t before[kTokens];  ///< what the residual stream holds there
 
   __device__ static uint32_t row() { return threadIdx.x % 16; }
   __device__ static uint32_t token(uint32_t i) { return threadIdx.x / 16 + i * kTokenStep; }
+  /// Ahead of the barriers behind the products, which take as long as the way to memory.
+  __device__ void load_residual(const ProjectionParams& p, uint32_t unit) {
+    if (p.store != ProjectionStore::add_residual) return;
+    const uint32_t column = unit * 16 + row();
+#pragma unroll
+    for (uint32_t i = 0; i < kTokens; ++i)
+      if (token(i) < p.num_tokens && column < p.num_columns) before[i] = p.out_bf16.row(token(i))[column];
+  }
 };
 
 __device__ __forceinline__ uint16_t to_bf16(float value) {
@@ -73,13 +82,13 @@ __device__ inline void store_qkv(const ProjectionParams& p, const QkvTile& tile,
 }
 
 __device__ inline void store_value(const ProjectionParams& p, uint32_t token, uint32_t column,
-                                   float y, Best& best) {
+                                   float y, uint16_t before, Best& best) {
   if (column >= p.num_columns) return;
   switch (p.store) {
     case ProjectionStore::bf16: p.out_bf16.row(token)[column] = to_bf16(y); return;
     case ProjectionStore::add_residual: {
-      uint16_t& x = p.out_bf16.row(token)[column];
-      x = to_bf16(ptx::low_bf16(x) + y);
+      const uint16_t x = to_bf16(ptx::low_bf16(before) + y);
+      p.out_bf16.row(token)[column] = x;
       if (p.capture.rows) p.capture.rows[token][p.capture.first_column + column] = x;
       return;
     }
@@ -107,7 +116,7 @@ __device__ void store_projection(const ProjectionParams& p, uint32_t unit,
       if (row < 8 && column < p.num_columns)
         p.out_bf16.row(token)[column] = to_bf16(silu(outputs.y[i]) * partner);
     } else {
-      store_value(p, token, unit * 16 + Outputs::row(), outputs.y[i],
+      store_value(p, token, unit * 16 + Outputs::row(), outputs.y[i], outputs.before[i],
                   best.best[i][threadIdx.x]);
     }
   }
