@@ -55,6 +55,7 @@ __global__ void __launch_bounds__(128, 1) use_every_wrapper(uint32_t* words, flo
   floats[128 + threadIdx.x] = sums[0][1] + wide[15][2];
 #endif
   ptx::store_release_system(words + 16, ptx::compare_exchange_gpu(words + 17, 0, 1));
+  words[22] = ptx::reduce_max(words[22]) - ptx::reduce_min(words[23]);
   words[20] = ptx::count_to_gpu(words + 21, 3);
   words[19] += static_cast<uint32_t>(ptx::load_relaxed_system(reinterpret_cast<uint64_t*>(words + 18)));
 }

@@ -155,6 +155,12 @@ T shuffle_xor(T value, uint32_t lane_mask) {
   return shuffle(value, emulation::this_lane().lane_idx ^ lane_mask);
 }
 
+inline uint32_t reduce_max(uint32_t value) {
+  for (uint32_t mask = 16; mask != 0; mask /= 2) value = std::max(value, shuffle_xor(value, mask));
+  return value;
+}
+inline uint32_t reduce_min(uint32_t value) { return ~reduce_max(~value); }
+
 // --- matrix.cuh
 
 inline float as_float(uint32_t bits) { return std::bit_cast<float>(bits); }

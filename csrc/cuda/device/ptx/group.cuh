@@ -33,4 +33,10 @@ __device__ __forceinline__ T shuffle_xor(T value, uint32_t lane_mask) {
   return __shfl_xor_sync(kAllLanes, value, static_cast<int>(lane_mask));
 }
 
+/// redux.sync.max: the largest of all lanes, in all of them.
+__device__ __forceinline__ uint32_t reduce_max(uint32_t value) { return __reduce_max_sync(kAllLanes, value); }
+
+/// redux.sync.min: the least of all lanes, in all of them.
+__device__ __forceinline__ uint32_t reduce_min(uint32_t value) { return __reduce_min_sync(kAllLanes, value); }
+
 }  // namespace mimo_rt::ptx

@@ -1,8 +1,8 @@
 // The choice of the experts and the table that the expert tasks read: one block. One warp per token
 // chooses; then the block counts, orders and fills in, all in the order of experts and tokens.
 //
-// The chosen are found one after the other, each by a tree over the lanes of (score, index): the
-// order of the comparisons changes nothing. Sums of weights run over the chosen, ascending.
+// The chosen are found one after the other, each by the largest score of the lanes and then the lowest of those that
+// have it: the order of the comparisons changes nothing. Sums of weights run over the chosen, ascending.
 #pragma once
 
 #include "cuda/device/math/best.cuh"
@@ -23,6 +23,12 @@ struct SelectShared {
 
 inline constexpr uint32_t kLaneExperts = kMaxExperts / 32;
 static_assert(kLaneExperts <= 16, "a lane's experts are the bits of 16");
+
+/// Integers in the order of numbers, -0 as 0.
+__device__ __forceinline__ uint32_t order_of(float value) {
+  const uint32_t bits = __builtin_bit_cast(uint32_t, value + 0.0f);
+  return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
 
 /// The experts of one token. Lane i looks after `per_lane` neighbours.
 struct Choice {
@@ -57,8 +63,9 @@ struct Choice {
 #pragma unroll
     for (uint32_t i = 0; i < kLaneExperts; ++i)
       if (open >> i & 1) best.take(score[i], first + i);
-    best.reduce(32);
-    const uint32_t place = best.column - first;  // of another lane: beyond per_lane
+    const uint32_t order = order_of(best.value), largest = ptx::reduce_max(order);
+    const uint32_t expert = ptx::reduce_min(order == largest ? best.column : 0xffffffffu);
+    const uint32_t place = expert - first;  // of another lane: beyond per_lane
     if (place >= per_lane) return;
     open &= ~(1u << place);
     chosen |= 1u << place;
