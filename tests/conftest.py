@@ -63,7 +63,8 @@ def build_cpp(targets: list[str], *, sanitize: str = "", niceness: int = 0,
         f"-DMIMO_RT_CUDA={'OFF' if sanitize else 'AUTO'}", "-DMIMO_RT_CUDA_ARCHITECTURES=90a-virtual",  # without ptxas
         f"-DMIMO_RT_REQUIRE_SIMDE={'ON' if os.environ.get('CI') else 'OFF'}",
         f"-DMIMO_RT_WERROR={'ON' if os.environ.get('CI') else 'OFF'}",
-        f"-DMIMO_RT_SANITIZE={sanitize}", f"-DPython_EXECUTABLE={sys.executable}", *options,
+        f"-DMIMO_RT_SANITIZE={sanitize}", f"-DPython_EXECUTABLE={sys.executable}",
+        "-DMIMO_RT_CUDA_OBJECTS=", *options,
     ]
     with _in_build_directory[build]:
         for command in (configure, ["cmake", "--build", str(build), "--target", *targets]):

@@ -50,7 +50,7 @@ void DevicePlan::write_rotary(const DeviceAddresses& device, uint8_t* image) con
 }
 
 std::vector<uint8_t> DevicePlan::image(const DeviceAddresses& device) const {
-  std::vector<uint8_t> image(layout_.bytes);
+  std::vector<uint8_t> image(layout_.image_bytes);
   uint8_t* out = image.data();
   std::vector<uint32_t> pages(kv_.num_pages());
   std::iota(pages.begin(), pages.end(), 0u);

@@ -32,7 +32,6 @@ void DraftLayout::add_rest(BlockBuilder& block, const Plan& plan, const CudaDraf
   const DraftConfig& config = draft.config();
   const uint64_t num_layers = config.num_layers, context_rows = plan.options().max_context_rows;
   const uint64_t block_rows = plan.options().is_round ? config.block_size : 0;
-  const uint64_t num_drafts = std::max<uint64_t>(block_rows, 1) - 1;
   captured_rows = block.add(8 * uint64_t{plan.options().max_tokens});
   context_k_rows = block.add(8 * num_layers * context_rows);
   context_v_rows = block.add(8 * num_layers * context_rows);
@@ -40,14 +39,6 @@ void DraftLayout::add_rest(BlockBuilder& block, const Plan& plan, const CudaDraf
   block_cos_sin = block.add(4 * block_rows * config.rotary_dim);
   context_heads = block.add(4 * context_rows * draft.context_kv().shape.rows);
   block_heads = block.add(4 * block_rows * draft.layer(0).qkv.shape.rows);
-  for (uint32_t l = 0; block_rows && l < num_layers; ++l)
-    partial_floats = std::max(partial_floats, attention_partial_floats(draft_attention_shape(
-                                                  config, kv, plan.options().attention_split_keys, l, nullptr)));
-  partial_floats = (partial_floats + 3) / 4 * 4;  // rows are 16-byte aligned
-  partials = block.add(4 * block_rows * partial_floats);
-  if (num_drafts)
-    sample_scratch = block.add(
-        SampleScratch::bytes(static_cast<uint32_t>(num_drafts), plan.shape().draft.vocab_size));
   tables = block.add(sizeof(DraftTables));
   kv_views = block.add(sizeof(KvView) * num_layers);
   coarse = block.add(8 * num_coarse_positions(kv) * config.rotary_dim);
@@ -58,6 +49,19 @@ void DraftLayout::add_rest(BlockBuilder& block, const Plan& plan, const CudaDraf
   block_layers = block.add(sizeof(HeadLayer) * num_layers);
   context_shape = block.add(sizeof(HeadShape));
   block_shape = block.add(sizeof(HeadShape));
+}
+
+void DraftLayout::add_scratch(BlockBuilder& block, const Plan& plan, const CudaDraftWeights& draft,
+                              const KvLayout& kv) {
+  if (!plan.options().is_round) return;
+  const DraftConfig& config = draft.config();
+  for (uint32_t l = 0; l < config.num_layers; ++l)
+    partial_floats = std::max(partial_floats, attention_partial_floats(draft_attention_shape(
+                                                  config, kv, plan.options().attention_split_keys, l, nullptr)));
+  partial_floats = (partial_floats + 3) / 4 * 4;  // rows are 16-byte aligned
+  partials = block.add(4 * uint64_t{config.block_size} * partial_floats);
+  if (config.block_size > 1)
+    sample_scratch = block.add(SampleScratch::bytes(config.block_size - 1, plan.shape().draft.vocab_size));
 }
 
 }  // namespace mimo_rt::cuda

@@ -17,6 +17,8 @@ struct DraftLayout {
   /// What the host writes before a step or round.
   void add_inputs(BlockBuilder& block, const Plan& plan);
   void add_rest(BlockBuilder& block, const Plan& plan, const CudaDraftWeights& draft, const KvLayout& kv);
+  /// Behind the image, see StepLayout::image_bytes.
+  void add_scratch(BlockBuilder& block, const Plan& plan, const CudaDraftWeights& draft, const KvLayout& kv);
 
   uint64_t context_ids = 0;  ///< uint32 [max_context_rows]
   uint64_t sample = 0;       ///< SampleParams of all drafts
@@ -25,9 +27,6 @@ struct DraftLayout {
   uint64_t context_k_rows = 0, context_v_rows = 0;  ///< pointers [draft layers, max_context_rows]
   uint64_t context_cos_sin = 0, block_cos_sin = 0;
   uint64_t context_heads = 0, block_heads = 0;    ///< float, results of HeadsParams::projection
-  uint64_t partials = 0;                          ///< float [block size, partial_floats]
-  uint64_t partial_floats = 0;
-  uint64_t sample_scratch = 0;                    ///< of all drafts
   // What no step changes.
   uint64_t tables = 0;                            ///< DraftTables
   uint64_t kv_views = 0;                          ///< KvView [draft layers]
@@ -35,6 +34,10 @@ struct DraftLayout {
   uint64_t block_k_rows = 0, block_v_rows = 0;    ///< pointers [block size]
   uint64_t context_layers = 0, block_layers = 0;  ///< HeadLayer [draft layers]
   uint64_t context_shape = 0, block_shape = 0;    ///< HeadShape
+  // Behind the image.
+  uint64_t partials = 0;                          ///< float [block size, partial_floats]
+  uint64_t partial_floats = 0;
+  uint64_t sample_scratch = 0;                    ///< of all drafts
 };
 
 /// One row of the block's attention in draft layer `layer_idx`, without addresses but for `device`, that of the cache.

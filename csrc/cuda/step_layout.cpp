@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 
 #include "core/checks.h"
 #include "cuda/persistent_params.h"
@@ -32,6 +33,23 @@ std::vector<uint32_t> tagged_routes(const Plan& plan) {
   return counters;
 }
 
+/// The shares of a kv head count each other, so all tasks of a layer must agree how many there are.
+void check_attention_shares(const Plan& plan, const char* where) {
+  std::map<std::pair<TaskKind, uint16_t>, uint32_t> shares;
+  for (uint32_t w = 0; w < plan.num_workers(); ++w)
+    for (const Task& task : plan.tasks(w)) {
+      const bool is_draft = task.kind == TaskKind::draft_attention;
+      if (!is_draft && task.kind != TaskKind::attention) continue;
+      const uint32_t num_kv_heads =
+          is_draft ? plan.shape().draft.num_kv_heads : plan.shape().layers[task.layer_idx].num_kv_heads;
+      const uint32_t expected = shares.try_emplace({task.kind, task.layer_idx}, task.tile_end).first->second;
+      MIMO_RT_CHECK(task.tile_end == expected && expected % num_kv_heads == 0, unsupported_shape, where, "worker ", w,
+                    ", ", task_kind_name(task.kind), ": expected kv heads or parts of them as shares ",
+                    "(PlanOptions::attention_split_keys), the same in all tasks of a layer, got ", task.tile_end,
+                    " shares of ", num_kv_heads, " kv heads");
+    }
+}
+
 }  // namespace
 
 void check_device_plan(const Plan& plan) {
@@ -40,10 +58,12 @@ void check_device_plan(const Plan& plan) {
   MIMO_RT_CHECK(plan.options().max_tokens <= kMaxStepTokens, unsupported_shape, kWhere,
                 "plan.max_tokens: expected at most ", kMaxStepTokens, ", got ",
                 plan.options().max_tokens);
-  MIMO_RT_CHECK(plan.options().attention_split_keys != 0, unsupported_shape, kWhere,
-                "plan.attention_split_keys: expected a multiple of ", kChunkKeys, ", got 0");
+  const uint32_t split_keys = plan.options().attention_split_keys;
+  MIMO_RT_CHECK(split_keys != 0 && split_keys % kChunkKeys == 0, unsupported_shape, kWhere,
+                "plan.attention_split_keys: expected a multiple of ", kChunkKeys, ", got ", split_keys);
   MIMO_RT_CHECK(plan.shape().vocab_size <= kMaxVocabSize, unsupported_shape, kWhere,
                 "vocab_size: expected at most ", kMaxVocabSize, ", got ", plan.shape().vocab_size);
+  check_attention_shares(plan, kWhere);
   for (const CounterInfo& counter : plan.counters())
     MIMO_RT_CHECK(counter.kind != CounterInfo::Kind::tag || counter.buffer == kRoute, unsupported_shape, kWhere,
                   "tag edge '", counter.name, "': expected that of a route, got buffer ", counter.buffer);
@@ -52,12 +72,6 @@ void check_device_plan(const Plan& plan) {
       const auto where = [&] { return concat("worker ", w, ", ", task_kind_name(task.kind)); };
       MIMO_RT_CHECK(!(task.flags & kFusedNorm), unsupported_shape, kWhere, where(),
                     ": expected norms of their own (PlanOptions::FuseNorm::no), got a fused one");
-      const uint32_t num_kv_heads = task.kind == TaskKind::attention ? plan.shape().layers[task.layer_idx].num_kv_heads
-                                    : task.kind == TaskKind::draft_attention ? plan.shape().draft.num_kv_heads
-                                                                             : 1;
-      MIMO_RT_CHECK(task.tile_end % num_kv_heads == 0, unsupported_shape, kWhere, where(),
-                    ": expected kv heads or parts of them as shares (PlanOptions::attention_split_keys), got ",
-                    task.tile_end, " shares of ", num_kv_heads, " kv heads");
       MIMO_RT_CHECK(trip_count(task.kind) != TripCount::once || task.tile_stride == 1,
                     unsupported_shape, kWhere, where(), ": expected neighbouring tiles, got stride ",
                     task.tile_stride);
@@ -117,8 +131,6 @@ StepLayout::StepLayout(const Plan& plan, const CudaWeights& weights, const CudaD
   pages = block.add(4 * uint64_t{kv.num_pages()});
   k_rows = block.add(8 * max_tokens * num_layers);
   v_rows = block.add(8 * max_tokens * num_layers);
-  sample_scratch = block.add(SampleScratch::bytes(is_round ? plan.options().max_logit_rows : 1,
-                                                  plan.shape().vocab_size));
   kv_views = block.add(sizeof(KvView) * num_layers);
   uint32_t most_kv_heads = plan.shape().draft.num_kv_heads;
   for (uint32_t l = 0; l < num_layers; ++l) {
@@ -134,7 +146,6 @@ StepLayout::StepLayout(const Plan& plan, const CudaWeights& weights, const CudaD
     if (found == rotary_kinds.end()) rotary_kinds.push_back(kind);
   }
   partial_floats = (partial_floats + 3) / 4 * 4;  // rows are 16-byte aligned
-  partials = block.add(4 * max_tokens * partial_floats);
   arrived = block.add(4 * max_tokens * most_kv_heads);
   rotary = block.add(sizeof(RotaryTable) * rotary_kinds.size());
   const uint64_t num_coarse = num_coarse_positions(kv);
@@ -155,6 +166,11 @@ StepLayout::StepLayout(const Plan& plan, const CudaWeights& weights, const CudaD
   const bool has_tags = std::ranges::any_of(route_counters, [](uint32_t c) { return c != kNoCounter; });
   if (has_tags) route_words = RouteEdge::num_words(static_cast<uint32_t>(max_tokens) * plan.shape().experts_per_token);
   route_rows = block.add(sizeof(TaggedWord) * 2 * route_words * num_layers);
+  image_bytes = bytes;
+  sample_scratch = block.add(SampleScratch::bytes(is_round ? plan.options().max_logit_rows : 1,
+                                                  plan.shape().vocab_size));
+  partials = block.add(4 * max_tokens * partial_floats);
+  if (draft_weights) draft.add_scratch(block, plan, *draft_weights, kv);
 }
 
 }  // namespace mimo_rt::cuda

@@ -31,6 +31,7 @@ struct StepLayout {
              const KvLayout& kv);
 
   uint64_t bytes = 0;
+  uint64_t image_bytes;  ///< of DevicePlan::image: what lies behind may hold anything
   uint64_t arena;        ///< the plan's activations
   uint64_t logits;       ///< float [max_logit_rows, vocab_size rounded up to 16]
   // Read by the host after a step: [results, results_end).
@@ -50,9 +51,6 @@ struct StepLayout {
   uint64_t pages;        ///< uint32 [num_seqs, pages_per_seq]
   // Working memory of the tasks.
   uint64_t k_rows, v_rows;  ///< pointers [num_layers, max_tokens]
-  uint64_t sample_scratch;  ///< of one row; in rounds of all rows
-  uint64_t partials;        ///< float [max_tokens, partial_floats]
-  uint64_t partial_floats = 0;
   uint64_t arrived;         ///< uint32 [max_tokens, most kv heads of a layer, the draft's included]
   // What no step changes.
   uint64_t kv_views;               ///< KvView [num_layers]
@@ -68,6 +66,10 @@ struct StepLayout {
   std::vector<uint32_t> route_counters;  ///< [num_layers] of the tag edge with the layer's route; kNoCounter: none
   uint64_t route_rows;                   ///< TaggedWord [num_layers, 2, route_words]
   uint32_t route_words = 0;              ///< 0: no layer has a tag edge
+  // Behind the image. Partial results of attention grow with the context: 0.3 GB for 8 rows of 128 heads at 128 k.
+  uint64_t sample_scratch;  ///< of one row; in rounds of all rows
+  uint64_t partials;        ///< float [max_tokens, partial_floats]
+  uint64_t partial_floats = 0;
 };
 
 /// The stages of a plan: tasks of one have the same operands.

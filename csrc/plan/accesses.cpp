@@ -306,6 +306,7 @@ void AccessModel::append_attention(const Task& task, Sink& sink) const {
     // Any row of this step may belong to the same sequence and be visible.
     sink.all_rows(AccessMode::read, task.input2, Cols{kv_begin * dk, kv_end * dk});
     sink.all_rows(AccessMode::read, task.input2, Cols{v_base + kv_begin * dv, v_base + kv_end * dv});
+    // The last share to be done writes all of its kv head's columns; readers wait for whole rows, see task.h.
     sink.out.push_back({task.output, RowDomain::token, AccessMode::write, first, stride, begin * dv, end * dv});
   });
 }

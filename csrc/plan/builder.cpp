@@ -313,8 +313,9 @@ uint32_t PlanBuilder::attention_shares(const LayerConfig& layer, uint32_t num_ro
   const PlanOptions& options = plan_.options_;
   // As many as workers, as long as there are heads: each has the same heads of all rows.
   if (options.attention_split_keys == 0) return std::min(options.num_workers, layer.num_q_heads);
-  // A window has few splits, and every part of one brings the row's q.
-  const uint32_t splits = layer.window_tokens ? layer.window_tokens / options.attention_split_keys : layer.q_per_kv();
+  // A window has few splits, and every part of one brings the row's q. A share is also one of q heads (see task.h), so
+  // there are no more parts than those.
+  const uint32_t splits = layer.window_tokens ? layer.window_tokens / options.attention_split_keys : ~0u;
   const uint32_t workers_per_head = options.num_workers / (num_rows * layer.num_kv_heads);
   return layer.num_kv_heads * std::max(1u, std::min({splits, workers_per_head, layer.q_per_kv()}));
 }

@@ -67,7 +67,8 @@ uint64_t Plan::hash() const {
     hash.ints(layer.is_moe, layer.num_q_heads, layer.num_kv_heads, layer.qk_head_dim, layer.v_head_dim,
               layer.rotary_dim);
   const PlanShape::Draft& draft = shape_.draft;
-  hash.ints(options_.is_round, options_.max_context_rows, options_.attention_split_keys, draft.num_layers, draft.block_size, draft.intermediate_size,
+  hash.ints(options_.is_round, options_.max_context_rows, options_.attention_split_keys);
+  hash.ints(draft.num_layers, draft.block_size, draft.intermediate_size,
             draft.vocab_size, draft.num_q_heads, draft.num_kv_heads, draft.qk_head_dim, draft.v_head_dim,
             draft.rotary_dim, draft.target_layer_ids.size());
   for (uint32_t id : draft.target_layer_ids) hash.ints(id);

@@ -308,12 +308,15 @@ TEST_CASE("plans that the kernel does not run are refused") {
   fused.fuse_norm = PlanOptions::FuseNorm::yes;
   refused("attention_split_keys: expected a multiple of 64, got 0", Plan::build(m.config, of_heads));
   refused("expected norms of their own", Plan::build(m.config, fused));
-  PlanMutator uneven(make_plan(2, 4));
-  for (auto& list : uneven.lists)
-    for (Task& task : list)
-      if (task.kind == TaskKind::attention) task.tile_end = 3;
-  refused("expected kv heads or parts of them as shares (PlanOptions::attention_split_keys), got 3 shares of 2",
-          uneven.finish());
+  for (const bool in_all_tasks : {true, false}) {
+    PlanMutator uneven(make_plan(2, 4));
+    for (auto& list : uneven.lists)
+      for (Task& task : list)
+        if (task.kind == TaskKind::attention && (in_all_tasks || &list == &uneven.lists[1]))
+          task.tile_end = in_all_tasks ? 3 : 4;
+    refused(in_all_tasks ? "the same in all tasks of a layer, got 3 shares of 2 kv heads" : "got 4 shares of 2 kv heads",
+            uneven.finish());
+  }
   refused("max_tokens: expected at most 8, got 9", make_plan(2, 9));
   const DraftConfig draft = test_configs::make_draft(m.config, {4, 2, 32, 16, 8}, 2, 4, 16, {0, 3});
   PlanOptions options = device_plan_options(2, 4, 4);

@@ -101,6 +101,32 @@ TEST_CASE("plans of the 70-layer model with its draft verify") {
   }
 }
 
+TEST_CASE("kv heads that several workers share are shared in the draft, too") {
+  const auto shares_of = [](const Plan& plan, TaskKind kind, uint16_t layer_idx) {
+    for (const Task& task : plan.tasks(0))
+      if (task.kind == kind && task.layer_idx == layer_idx) return task.tile_end;
+    return 0u;
+  };
+  const ModelConfig config = test_configs::mimo_v2_5_pro_fp4();
+  const DraftConfig draft = test_configs::mimo_v2_5_pro_draft();
+  PlanOptions options = round_options(132, draft, FuseNorm::no);
+  options.attention_split_keys = 256;
+  const Plan plan = Plan::build(config, options, &draft);
+  plan.verify();
+  CHECK_EQ(shares_of(plan, TaskKind::attention, 0), 2 * config.layers[0].num_kv_heads);  // 8 rows: 128 of 132 workers
+  CHECK_EQ(shares_of(plan, TaskKind::attention, 1), config.layers[1].num_kv_heads);      // a window of 128
+  CHECK_EQ(shares_of(plan, TaskKind::draft_attention, 0), 2 * draft.num_kv_heads);       // one of 1024
+  options.num_workers = 127;
+  CHECK_EQ(shares_of(Plan::build(config, options, &draft), TaskKind::attention, 0), config.layers[0].num_kv_heads);
+  const ModelConfig small = test_configs::tiny();
+  const DraftConfig small_draft = test_configs::tiny_draft(small, 4);
+  for (const uint32_t workers : {3u, 16u, 40u}) {
+    options = round_options(workers, small_draft, FuseNorm::no);
+    options.attention_split_keys = 64;
+    Plan::build(small, options, &small_draft).verify();
+  }
+}
+
 TEST_CASE("a draft of a part of the vocabulary has a head of its size; the rest of the round stays as it is") {
   const ModelConfig config = test_configs::tiny();
   DraftConfig draft = test_configs::tiny_draft(config);

@@ -52,7 +52,7 @@ def built_objects() -> pathlib.Path | None:
     """Where the wheel's build, if it has CUDA and is up to date, keeps the objects of all kernels of this tree."""
     sources = [path.relative_to(ROOT) for path in sorted((ROOT / "csrc" / "cuda").glob("*.cu"))]
     for build in sorted((ROOT / "build").glob(f"{WHEEL_TAG}*")):
-        if all(is_current(build, f"{OBJECTS}/{source}.o") for source in sources):
+        if shutil.which("ninja") and all(is_current(build, f"{OBJECTS}/{source}.o") for source in sources):
             return build / OBJECTS
     return None
 

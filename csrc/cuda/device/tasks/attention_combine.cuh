@@ -21,7 +21,7 @@ __device__ inline void combine_head(const AttentionParams& p, const AttentionCal
   float weight = p.sink_logits ? ptx::exp2_approx(sink - max) : 0.0f;
   float sums[kLaneDims] = {};
   if (dim >= p.v_head_dim) return;
-#pragma unroll 4
+#pragma unroll 8  // trips to memory at a time
   for (uint32_t split = 0; split < call.num_splits; ++split) {
     const PartialResults results(p, call, split, kv_head);
     const float* statistics = results.statistics(p, pair);

@@ -147,8 +147,8 @@ __device__ __forceinline__ void for_each_logit(const SampleRow& row, const Slice
   }
 }
 
-// What a warp does of a unit. Called, not inlined: the persistent kernel has three places for it, and no registers beside
-// its products.
+// What a warp does of a unit. Called, not inlined: the persistent kernel has three places for it, and no registers
+// beside its products.
 
 /// The best token of the slice.
 __device__ __attribute__((noinline)) inline void find_best_score(const SampleParams& p, uint32_t u) {
