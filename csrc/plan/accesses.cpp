@@ -250,15 +250,24 @@ void AccessModel::append_draft_qkv(const Task& task, Sink& sink) const {
   sink.all_rows(AccessMode::write, task.output2, kv, RowDomain::draft_row);
 }
 
+/// Of a share of a row's attention: its q heads, and the kv heads that it reads.
+struct SharedHeads {
+  uint32_t begin, end, kv_begin, kv_end;
+};
+
+static SharedHeads heads_of_share(uint32_t share, uint32_t num_shares, uint32_t num_q_heads, uint32_t q_per_kv) {
+  const uint32_t begin = share_begin(share, num_shares, num_q_heads);
+  const uint32_t end = share_begin(share + 1, num_shares, num_q_heads);
+  return {begin, end, begin / q_per_kv, (end - 1) / q_per_kv + 1};
+}
+
 void AccessModel::append_draft_attention(const Task& task, Sink& sink) const {
   const PlanShape::Draft& draft = plan_.shape().draft;
   const uint32_t q_per_kv = draft.num_q_heads / draft.num_kv_heads;
   const uint32_t dk = draft.qk_head_dim, dv = draft.v_head_dim, v_base = draft.num_kv_heads * dk;
   const uint32_t context = context_kv_begin(draft, task.layer_idx);
   for_each_share(task, draft.block_size, [&](uint32_t share, uint32_t first, uint32_t stride) {
-    const uint32_t begin = share_begin(share, task.tile_end, draft.num_q_heads);
-    const uint32_t end = share_begin(share + 1, task.tile_end, draft.num_q_heads);
-    const uint32_t kv_begin = begin / q_per_kv, kv_end = (end - 1) / q_per_kv + 1;
+    const auto [begin, end, kv_begin, kv_end] = heads_of_share(share, task.tile_end, draft.num_q_heads, q_per_kv);
     const Cols k{kv_begin * dk, kv_end * dk}, v{v_base + kv_begin * dv, v_base + kv_end * dv};
     // Shares that do a kv head together read all of its q heads.
     sink.out.push_back({task.input, RowDomain::draft_row, AccessMode::read, first, stride, kv_begin * q_per_kv * dk,
@@ -297,9 +306,7 @@ void AccessModel::append_attention(const Task& task, Sink& sink) const {
   const uint32_t q_per_kv = layer.num_q_heads / layer.num_kv_heads;
   const uint32_t dk = layer.qk_head_dim, dv = layer.v_head_dim, v_base = layer.num_kv_heads * dk;
   for_each_share(task, plan_.options().max_tokens, [&](uint32_t share, uint32_t first, uint32_t stride) {
-    const uint32_t begin = share_begin(share, task.tile_end, layer.num_q_heads);
-    const uint32_t end = share_begin(share + 1, task.tile_end, layer.num_q_heads);
-    const uint32_t kv_begin = begin / q_per_kv, kv_end = (end - 1) / q_per_kv + 1;
+    const auto [begin, end, kv_begin, kv_end] = heads_of_share(share, task.tile_end, layer.num_q_heads, q_per_kv);
     // Shares that do a kv head together read all of its q heads.
     sink.out.push_back({task.input, RowDomain::token, AccessMode::read, first, stride, kv_begin * q_per_kv * dk,
                         kv_end * q_per_kv * dk});

@@ -174,17 +174,15 @@ bool tiles_fit(const Plan& plan, const Task& task) {
   if (task.tile_stride < 1 || task.tile_end < 1) return false;
   const uint32_t tiles = num_tiles(plan.shape(), task.kind, task.layer_idx);
   const uint64_t first = task.tile_first, end = task.tile_end;
+  const bool has_shares = task.kind == TaskKind::attention || task.kind == TaskKind::draft_attention;
+  const bool fits_row = has_shares ? end <= tiles : end == tiles;
   switch (trip_count(task.kind)) {
     case TripCount::once: return end <= tiles && first < end;
-    case TripCount::per_token:
-      return (task.kind == TaskKind::attention ? end <= tiles : end == tiles) &&
-             first < end * plan.options().max_tokens;
+    case TripCount::per_token: return fits_row && first < end * plan.options().max_tokens;
     case TripCount::per_active_expert:
       return end <= tiles && first < end * max_active_experts(plan.shape(), plan.options().max_tokens);
     case TripCount::per_context_row: return end == tiles && first < end * plan.options().max_context_rows;
-    case TripCount::per_draft_row:
-      return (task.kind == TaskKind::draft_attention ? end <= tiles : end == tiles) &&
-             first < end * plan.shape().draft.block_size;
+    case TripCount::per_draft_row: return fits_row && first < end * plan.shape().draft.block_size;
   }
   return false;
 }

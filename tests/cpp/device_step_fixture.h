@@ -35,6 +35,14 @@ inline ModelConfig device_config() {
   return config;
 }
 
+/// Its first layers: a dense one that sees everything, then a MoE layer with a window.
+inline ModelConfig first_layers(uint32_t num_layers) {
+  ModelConfig config = device_config();
+  config.num_layers = num_layers;
+  config.layers.resize(num_layers);
+  return config;
+}
+
 /// Values that keep activations of order one through all layers.
 inline void fill_sensible(const ModelConfig& config, const std::string& name, std::string& bytes) {
   std::mt19937 random(static_cast<uint32_t>(std::hash<std::string>{}(name)));

@@ -1,5 +1,5 @@
 // A GPU for the kernel benchmarks: the kernels' own source under emulation, ordinary memory, and a clock that counts the
-// scheduler's rounds.
+// scheduler's rounds and, in them, the turns of lanes.
 #pragma once
 
 #define MIMO_RT_HOST_EMULATION
@@ -129,9 +129,9 @@ class EmulatedBenchDevice : public HostDeviceMemory<cuda::BenchDevice> {
   KernelTimes time(uint32_t num_calls, const std::function<void(uint32_t)>& call) override {
     KernelTimes times;
     for (uint32_t i = 0; i < num_calls; ++i) {
-      const uint64_t begin = num_rounds_;
+      const double begin = clock_s_;
       call(i);
-      times.call_s.push_back(1e-6 * static_cast<double>(num_rounds_ - begin));
+      times.call_s.push_back(clock_s_ - begin);
       times.read_s.push_back(1e-6);
     }
     return times;
@@ -151,10 +151,11 @@ class EmulatedBenchDevice : public HostDeviceMemory<cuda::BenchDevice> {
     const emulation::LaunchResult done =
         emulation::launch(options_of({.num_blocks = num_blocks}, num_threads, shared_bytes), kernel, params);
     expect_none(done.error);
-    num_rounds_ += done.statistics.num_rounds;
+    clock_s_ += 1e-6 * static_cast<double>(done.statistics.num_rounds) +
+                1e-9 * static_cast<double>(done.statistics.num_switches);
   }
 
-  uint64_t num_rounds_ = 0;
+  double clock_s_ = 0.0;
 };
 
 }  // namespace fixture

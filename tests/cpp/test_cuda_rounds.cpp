@@ -15,14 +15,8 @@ namespace {
 
 using Tokens = std::vector<int32_t>;
 
-/// A dense layer that sees everything, and a MoE layer with a window.
 const DeviceModel& model() {
-  static const DeviceModel model = [] {
-    ModelConfig config = device_config();
-    config.num_layers = 2;
-    config.layers.resize(2);
-    return DeviceModel(config);
-  }();
+  static const DeviceModel model(first_layers(2));
   return model;
 }
 

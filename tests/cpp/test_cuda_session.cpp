@@ -16,12 +16,7 @@ namespace {
 
 /// Small enough for ThreadSanitizer.
 const DeviceModel& one_dense_layer() {
-  static const DeviceModel model = [] {
-    ModelConfig config = device_config();
-    config.num_layers = 1;
-    config.layers.resize(1);
-    return DeviceModel(config);
-  }();
+  static const DeviceModel model(first_layers(1));
   return model;
 }
 

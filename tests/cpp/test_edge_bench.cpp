@@ -82,7 +82,7 @@ TEST_CASE("a cost table is measured with the kernels themselves") {
   const CostTable table = kbench::measure_cuda_costs(key, open, sizes, {});
   CHECK(table.is_measured() && table.is_sound());
   for (const auto& times : table.matrix_ns) CHECK(times.front() > 0.0 && times.back() > times.front());
-  for (const double ns : {table.attention_ns, table.edge_ns}) CHECK(std::isfinite(ns) && ns > 0.0);
+  for (const double ns : {table.attention_ns, table.norm_ns, table.edge_ns}) CHECK(std::isfinite(ns) && ns > 0.0);
 }
 
 TEST_CASE("counters of a CPU hand the token on; too few workers and hops are refused by name") {

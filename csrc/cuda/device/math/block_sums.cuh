@@ -1,4 +1,5 @@
-// Sums over the lanes of a warp and over the compute threads of a block. Integers: no order.
+// Sums over the lanes of a warp and over the compute threads of a block. Integers have no order; floats are added as a
+// tree.
 #pragma once
 
 #include "cuda/device/tasks/weight_stream.cuh"
@@ -34,5 +35,11 @@ __device__ inline uint64_t sum_up_to(uint64_t value) {
 }
 
 __device__ inline uint64_t warp_sum(uint64_t value) { return shuffle_64(sum_up_to(value), 31); }
+
+__device__ __forceinline__ float warp_sum(float value) {
+#pragma unroll
+  for (uint32_t mask = 16; mask != 0; mask /= 2) value += ptx::shuffle_xor(value, mask);
+  return value;
+}
 
 }  // namespace mimo_rt::cuda

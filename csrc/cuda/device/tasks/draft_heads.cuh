@@ -61,9 +61,7 @@ __device__ inline void finish_head_row(const HeadsParams& p, const HeadPlace& he
   if (norm) {
     float sum = 0.0f;
     for (uint32_t d = lane_idx; d < head.num_dims; d += 32) sum = fmaf(y[d], y[d], sum);
-#pragma unroll
-    for (uint32_t mask = 16; mask != 0; mask /= 2) sum += ptx::shuffle_xor(sum, mask);
-    factor = 1.0f / sqrtf(sum / static_cast<float>(head.num_dims) + shape.norm_eps);
+    factor = inverse_rms_from(warp_sum(sum), head.num_dims, shape.norm_eps);
   }
   const auto value = [&](uint32_t d) { return norm ? y[d] * factor * norm[d] : y[d]; };
   const uint32_t half = shape.rotary_dim / 2;

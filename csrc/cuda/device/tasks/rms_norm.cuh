@@ -5,6 +5,7 @@
 // squares of its 8 neighbours in every chunk, ascending, then the lanes are added as a tree; then the parts, in order.
 #pragma once
 
+#include "cuda/device/math/block_sums.cuh"
 #include "cuda/device/tasks/weight_stream.cuh"
 #include "cuda/projection_params.h"
 
@@ -18,12 +19,6 @@ __device__ __forceinline__ float add_squares(float sum, const ptx::Words4& words
     const float low = ptx::low_bf16(words.word[j]), high = ptx::high_bf16(words.word[j]);
     sum = fmaf(high, high, fmaf(low, low, sum));
   }
-  return sum;
-}
-
-__device__ __forceinline__ float add_lanes(float sum) {
-#pragma unroll
-  for (uint32_t mask = 16; mask != 0; mask /= 2) sum += ptx::shuffle_xor(sum, mask);
   return sum;
 }
 
@@ -41,7 +36,7 @@ __device__ inline float inverse_rms_of(const uint16_t* row, uint32_t k, float ep
         parts[part] = add_squares(parts[part], ptx::load_16_bytes_keep(row + begin + part * kNormChunk));
   float sum = 0.0f;
 #pragma unroll
-  for (uint32_t part = 0; part < kNormParts; ++part) sum += add_lanes(parts[part]);
+  for (uint32_t part = 0; part < kNormParts; ++part) sum += warp_sum(parts[part]);
   return inverse_rms_from(sum, k, eps);
 }
 
@@ -90,7 +85,7 @@ struct NormChunks {
       if (place(i) < p.k) sum = add_squares(sum, words[i]);
 #pragma unroll 1
     for (uint32_t k = place(kKept); k < p.k; k += kStride) sum = add_squares(sum, ptx::load_16_bytes_keep(row + k));
-    return add_lanes(sum);
+    return warp_sum(sum);
   }
   __device__ void store(float inverse_rms, uint16_t* out) {
 #pragma unroll

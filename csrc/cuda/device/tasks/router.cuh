@@ -9,6 +9,7 @@
 // order. The number of tokens, of experts and of blocks changes none of it.
 #pragma once
 
+#include "cuda/device/math/block_sums.cuh"
 #include "cuda/device/tasks/weight_stream.cuh"
 #include "cuda/router_params.h"
 
@@ -155,9 +156,7 @@ __device__ void multiply_segment(RouterShared& shared, const RouterLogitsParams&
 #pragma unroll
     for (uint32_t token = 0; token < kRouterTokens; ++token) {
       if (token >= unit.num_tokens) break;
-      float sum = sums[expert][token];
-#pragma unroll
-      for (uint32_t mask = 16; mask != 0; mask /= 2) sum += ptx::shuffle_xor(sum, mask);
+      const float sum = warp_sum(sums[expert][token]);
       if (lane_idx == 0) shared.partials[segment][expert][token] = sum;
     }
 }
