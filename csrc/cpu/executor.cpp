@@ -251,9 +251,10 @@ bool CpuExecutor::run_tasks(uint32_t worker_idx, uint64_t epoch) {
     if constexpr (kIsTracing) times.begin_ns = now_ns();
     worker.place = running_->stealing.place(worker_idx, i);
     run_task(task, worker);
-    if (task.kind == TaskKind::accept) is_job_over_ = is_time_for_another_job();
+    const bool ends_round = task.kind == TaskKind::accept && task.tile_first == 0;
+    if (ends_round) is_job_over_ = is_time_for_another_job();
     if (task.signal_counter != kNoCounter) running_->counters.signal(task.signal_counter);
-    if (task.kind == TaskKind::accept) pool_.notify_caller();
+    if (ends_round) pool_.notify_caller();
     if constexpr (kIsTracing) {
       times.end_ns = now_ns();
       worker.trace.push_back(times);  // within the capacity reserved for the longest list

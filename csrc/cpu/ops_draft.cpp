@@ -301,6 +301,7 @@ void op_draft_sample(const Task& task, Worker& worker) {
 }
 
 void op_accept(const Task& task, Worker& worker) {
+  if (task.tile_first != 0) return;  // share 0 does all
   PlanState& plan = *worker.step.plan;
   const StepInput& input = *worker.step.input;
   RoundState& rounds = *input.round;

@@ -122,7 +122,8 @@ LinearInput consumer_rows(const Task& task, Worker& worker, const uint32_t* row_
   return {rows, hidden, row_ids, num_rows, hidden};
 }
 
-void op_sample(const Task&, Worker& worker) {
+void op_sample(const Task& task, Worker& worker) {
+  if (task.tile_first != 0) return;  // share 0 does all
   const StepInput& input = *worker.step.input;
   const PlanState& plan = *worker.step.plan;
   if (!input.sample) return;

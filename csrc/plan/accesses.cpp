@@ -130,7 +130,7 @@ void AccessModel::append(const Task& task, std::vector<Access>& out) const {
       break;
     case TaskKind::sample:
       sink.all_rows(read, task.input, Cols{0, shape.vocab_size}, RowDomain::logit_row);
-      sink.all_rows(write, task.output, Cols{0, 1}, RowDomain::logit_row);
+      if (task.tile_first == 0) sink.all_rows(write, task.output, Cols{0, 1}, RowDomain::logit_row);
       break;
     default: append_draft(task, sink);
   }
@@ -194,11 +194,10 @@ void AccessModel::append_draft(const Task& task, Sink& sink) const {
       break;
     case TaskKind::accept:
       sink.all_rows(read, task.input, Cols{0, shape.vocab_size}, logit_row);
+      if (draft.num_layers != 0) sink.all_rows(read, task.input2, Cols{0, draft.vocab_size}, draft_logit_row);
+      if (task.tile_first != 0) break;  // the block: whoever is done last comes after all others' reads
       sink.all_rows(read_earlier, task.output, Cols{0, num_carried(plan_)}, whole);
-      if (draft.num_layers != 0) {
-        sink.all_rows(read, task.input2, Cols{0, draft.vocab_size}, draft_logit_row);
-        sink.all_rows(read, task.output, Cols{1, draft.block_size}, whole);
-      }
+      if (draft.num_layers != 0) sink.all_rows(read, task.output, Cols{1, draft.block_size}, whole);
       sink.all_rows(write, task.output, Cols{0, num_carried(plan_)}, whole);  // the next round's
       break;
     default: fail(ErrorCode::internal, "plan", "task kind ", static_cast<int>(task.kind), " has no accesses");

@@ -309,6 +309,17 @@ void PlanBuilder::add_dense(uint16_t layer_idx) {
                  costs_.layer_matrix(layer_idx, "mlp.down_proj", config_.intermediate_size));
 }
 
+/// The last phase: it signals the gate instead of a counter of its own.
+void PlanBuilder::add_sampling(TaskKind kind, double share_ns) {
+  const uint32_t num_shares = plan_.options_.sample_by_all ? plan_.options_.num_workers : 1;
+  std::vector<Share> shares;
+  for (uint32_t i = 0; i < num_shares; ++i) shares.push_back({i, i, num_shares, num_shares, 1.0});
+  add_phase(kind, kNoLayer, shares, share_ns);
+  plan_.counters_.pop_back();
+  plan_.counters_[plan_.gate_counter_].total = num_shares;
+  for (uint32_t i = 0; i < num_shares; ++i) lists_[i].back().signal_counter = plan_.gate_counter_;
+}
+
 uint32_t PlanBuilder::attention_shares(const LayerConfig& layer, uint32_t num_rows) const {
   const PlanOptions& options = plan_.options_;
   // As many as workers, as long as there are heads: each has the same heads of all rows.
@@ -352,7 +363,7 @@ Plan PlanBuilder::build() {
   check_shape();
   make_buffers();
   lists_.resize(options.num_workers);
-  plan_.counters_.push_back({"step", 1});  // the gate
+  plan_.counters_.push_back({"step", 0});  // the gate
   plan_.gate_counter_ = 0;
 
   if (draft_) add_context();
@@ -365,11 +376,9 @@ Plan PlanBuilder::build() {
   add_contiguous(TaskKind::lm_head, kNoLayer,
                  costs_.matrix_tile(PackedFormat::bf16, config_.hidden_size, options.max_logit_rows));
   const double logits = static_cast<double>(options.max_logit_rows) * config_.vocab_size;
-  if (options.is_round) add_phase(TaskKind::accept, kNoLayer, one_worker(), costs_.small_tile(8.0 * logits, 8.0 * logits));
-  else add_phase(TaskKind::sample, kNoLayer, one_worker(), costs_.small_tile(4.0 * logits, 4.0 * logits));
-  // The last task of a step signals the gate instead of a counter of its own.
-  plan_.counters_.pop_back();
-  lists_[0].back().signal_counter = plan_.gate_counter_;
+  const double share = logits / (options.sample_by_all ? options.num_workers : 1);
+  if (options.is_round) add_sampling(TaskKind::accept, costs_.small_tile(8.0 * share, 8.0 * share));
+  else add_sampling(TaskKind::sample, costs_.small_tile(4.0 * share, 4.0 * share));
   finish();
   return std::move(plan_);
 }

@@ -46,6 +46,7 @@ class PlanBuilder {
   void add_dense(uint16_t layer_idx);
   /// Tiles of a row's attention when steps have up to `num_rows` rows.
   uint32_t attention_shares(const LayerConfig& layer, uint32_t num_rows) const;
+  void add_sampling(TaskKind kind, double share_ns);
   void add_norm(uint16_t layer_idx, bool mlp_norm);
   void add_draft_norm(uint16_t layer_idx, bool mlp_norm);
   void add_context();  ///< keys and values of earlier positions for the draft

@@ -60,7 +60,6 @@ void EpochOrder::absorb_waits(const Task& task, Clock& clock) const {
 }
 
 void EpochOrder::signal(const Task& task, uint32_t worker_idx, const Clock& after) {
-  if (task.signal_counter == plan_.gate_counter()) gate_clock_ = after;
   Counter& counter = counters_[task.signal_counter];
   ++counter.count;
   if (counter.all.empty()) counter.all = after;
@@ -103,13 +102,14 @@ void EpochOrder::report_stuck(const std::vector<uint32_t>& next) const {
 }
 
 void EpochOrder::check_gate() const {
-  MIMO_RT_CHECK(!gate_clock_.empty(), plan_invalid, kWhere, "no task signals the gate counter '",
+  const Clock& gate_clock = counters_[plan_.gate_counter()].all;
+  MIMO_RT_CHECK(!gate_clock.empty(), plan_invalid, kWhere, "no task signals the gate counter '",
                 plan_.counters()[plan_.gate_counter()].name, '\'');
   for (uint32_t w = 0; w < plan_.num_workers(); ++w) {
     const std::span<const Task> list = plan_.tasks(w);
     if (list.empty()) continue;
     const uint32_t last = static_cast<uint32_t>(list.size()) - 1;
-    MIMO_RT_CHECK(gate_clock_[w] > last, plan_invalid, kWhere, task_name(plan_, w, last),
+    MIMO_RT_CHECK(gate_clock[w] > last, plan_invalid, kWhere, task_name(plan_, w, last),
                   " may still run when the gate opens the next epoch: expected the gate's signal after it");
     const auto is_gated = [&](const Wait& wait) {
       if (wait.value == 0) return wait.counter == plan_.gate_counter();

@@ -42,14 +42,14 @@ class EpochOrder {
 
   /// Proves that epochs do not overlap; call after run().
   ///
-  /// (a) One task signals the gate, and all other tasks of the epoch have completed before it starts. (b) Every
-  /// worker's first task waits for the gate of all earlier epochs, or for a signal of its own epoch. The task of epoch
-  /// e + 1 that starts first cannot have waited for such a signal: it has waited for the gate, when every task of
-  /// epoch e had completed. Whoever waits for a signal of epoch e + 1 comes after that task, and the counter has
-  /// released what the signaller had seen; a tag edge releases nothing, so it does not count here. By induction no task
-  /// of epoch e + 1 starts before every task of epoch e has completed, so within an epoch all counts are its own, as
-  /// run() assumes. It also means that nobody writes the words that a tag edge has in epoch e + 1, let alone those of
-  /// e + 2 in the same place, before all readers of epoch e have read.
+  /// (a) When all signals of the gate are there, all tasks of the epoch have completed: each signals it, or comes before
+  /// one that does. (b) Every worker's first task waits for the gate of all earlier epochs, or for a signal of its own
+  /// epoch. The task of epoch e + 1 that starts first cannot have waited for such a signal: it has waited for the gate,
+  /// when every task of epoch e had completed. Whoever waits for a signal of epoch e + 1 comes after that task, and the
+  /// counter has released what the signaller had seen; a tag edge releases nothing, so it does not count here. By
+  /// induction no task of epoch e + 1 starts before every task of epoch e has completed, so within an epoch all counts are
+  /// its own, as run() assumes. It also means that nobody writes the words that a tag edge has in epoch e + 1, let alone
+  /// those of e + 2 in the same place, before all readers of epoch e have read.
   void check_gate() const;
 
  private:
@@ -74,7 +74,6 @@ class EpochOrder {
   const Plan& plan_;
   std::vector<Counter> counters_;
   std::vector<Clock> clocks_;  ///< [num_workers] after the worker's last visited task
-  Clock gate_clock_;           ///< after the task that signals the gate
 };
 
 }  // namespace mimo_rt

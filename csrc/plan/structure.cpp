@@ -169,11 +169,15 @@ void check_tag(const Plan& plan, uint32_t counter) {
                 plan_invalid, kWhere, "tag edge '", info.name, "' buffer: expected one in the arena, got ", info.buffer);
 }
 
+/// Whether the shares of a phase count each other, so that all of them must be there.
+bool counts_shares(TaskKind kind) { return kind == TaskKind::sample || kind == TaskKind::accept; }
+
 /// A task must have something to do in the largest step, and nothing outside of it.
 bool tiles_fit(const Plan& plan, const Task& task) {
   if (task.tile_stride < 1 || task.tile_end < 1) return false;
   const uint32_t tiles = num_tiles(plan.shape(), task.kind, task.layer_idx);
   const uint64_t first = task.tile_first, end = task.tile_end;
+  if (counts_shares(task.kind)) return first < end && end == task.tile_stride && end <= plan.num_workers();
   const bool has_shares = task.kind == TaskKind::attention || task.kind == TaskKind::draft_attention;
   const bool fits_row = has_shares ? end <= tiles : end == tiles;
   switch (trip_count(task.kind)) {
@@ -231,10 +235,24 @@ void check_counters(const Plan& plan) {
   for (size_t c = 0; c < counters.size(); ++c)
     MIMO_RT_CHECK(signals[c] == counters[c].total, plan_invalid, kWhere, "counter '", counters[c].name,
                   "' total: expected ", signals[c], " (the tasks that signal it), got ", counters[c].total);
-  MIMO_RT_CHECK(counters[plan.gate_counter()].total == 1, plan_invalid, kWhere,
-                "gate counter total: expected 1, got ", counters[plan.gate_counter()].total);
   for (uint32_t c = 0; c < counters.size(); ++c)
     if (is_tag(plan, c)) check_tag(plan, c);
+}
+
+/// Each share once; who would wait for another is not among the edges.
+void check_shares(const Plan& plan) {
+  std::vector<uint32_t> num_tasks;  // of each share
+  for (uint32_t w = 0; w < plan.num_workers(); ++w)
+    for (const Task& task : plan.tasks(w)) {
+      if (!counts_shares(task.kind)) continue;
+      if (num_tasks.empty()) num_tasks.resize(task.tile_end);
+      MIMO_RT_CHECK(task.tile_end == num_tasks.size() && num_tasks[task.tile_first]++ == 0, plan_invalid, kWhere,
+                    "worker ", w, ", ", task_kind_name(task.kind), ": expected every share once, of ", num_tasks.size(),
+                    " shares, got share ", task.tile_first, " of ", task.tile_end);
+    }
+  const auto missing = std::ranges::find(num_tasks, 0u);
+  MIMO_RT_CHECK(missing == num_tasks.end(), plan_invalid, kWhere, "sample or accept: expected every share once, got none ",
+                "with share ", missing - num_tasks.begin(), " of ", num_tasks.size());
 }
 
 }  // namespace
@@ -247,6 +265,7 @@ void check_structure(const Plan& plan) {
   for (uint32_t w = 0; w < plan.num_workers(); ++w)
     for (uint32_t i = 0; i < plan.tasks(w).size(); ++i) check_task(plan, w, i);
   check_counters(plan);
+  check_shares(plan);
 }
 
 }  // namespace mimo_rt

@@ -26,8 +26,9 @@ namespace mimo_rt {
 //   gate_up_proj    once       act = silu(W_g h) * (W_u h)  (dense)                     tile: 16 columns of act
 //   down_proj       once       x += W_d act  (dense)                                    tile: 16 rows
 //   lm_head         once       logits[r] = W_lm h[logit_rows[r]]                        tile: 16 rows
-//                              (in a step that wants only tokens, the executor may keep the best of them instead)
-//   sample          once       sampled[r] <- logits[r], sampling parameters             tile: the whole step
+//                              (in a step that wants only tokens, the executor may keep the best of them instead; what it
+//                              knows of a row's tokens, the block's among them, embed has read before)
+//   sample          once       sampled[r] <- logits[r], sampling parameters             tile: a share of the step, see below
 //
 // Steps of a model with a draft begin with the context of rows not yet in the draft's KV cache (num_context_rows of them,
 // 0 included); `layer_idx` of a draft_* kind counts the draft's layers:
@@ -50,6 +51,7 @@ namespace mimo_rt {
 //   draft_lm_head       once           draft_logits[t - 1] = W_lm draft_h[t], t >= 1                tile: 16 rows
 //   draft_sample        per_draft_row  block[t] <- draft_logits[t - 1]; nothing for t = 0           tile: one row
 //   accept              once           tokens out, the next round's block[0 ..] and rows <- logits, block, draft_logits
+//                                                                                       tile: a share of the round
 //
 // Tile t of context_kv is one kv head's keys or values in one draft layer: t = (layer * 2 + is_v) * num_kv_heads + head.
 //
@@ -57,6 +59,10 @@ namespace mimo_rt {
 // [share_begin(c, tile_end, H), share_begin(c + 1, tile_end, H)). With PlanOptions::attention_split_keys these are a kv
 // head's, or tile_end is a multiple of the kv heads and the shares of one do its keys together: the last to be done writes
 // all of its q heads. Whoever reads attn reads whole rows, so it waits for all shares either way.
+//
+// Tile t of sample and accept is share t of tile_end, and a task has one. They read the logits together (how they divide
+// them is the executor's business), and what is written the last to be done writes. Executors that do all in one go do it
+// in share 0, so that is where Plan::verify() takes it to be. With one share (all but PlanOptions::sample_by_all) it is so.
 //
 // Tile t of expert_gate_up is active expert t / tile_end and share c = t % tile_end of its P = ceil(width / 16) pairs of
 // row groups (16 gate rows, 16 up rows, 16 columns of act): [share_begin(c, tile_end, P), share_begin(c + 1, tile_end, P)).

@@ -18,6 +18,7 @@ void bind_plan(py::module_& m) {
       .def_readwrite("fuse_norm", &PlanOptions::fuse_norm)
       .def_readwrite("attention_split_keys", &PlanOptions::attention_split_keys)
       .def_readwrite("tag_edges", &PlanOptions::tag_edges)
+      .def_readwrite("sample_by_all", &PlanOptions::sample_by_all)
       .def_readwrite("is_round", &PlanOptions::is_round)
       .def_readwrite("max_context_rows", &PlanOptions::max_context_rows)
       .def_readwrite("costs", &PlanOptions::costs)

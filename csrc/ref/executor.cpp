@@ -155,7 +155,7 @@ void RefExecutor::run_task(PlanState& state, const ref::Step& step, uint32_t wor
   };
   const Task& task = state.plan.tasks(worker_idx)[task_idx];
   const uint64_t begin_ns = is_tracing_ ? now_ns() : 0;
-  if (exact_ && (task.kind == TaskKind::sample || task.kind == TaskKind::accept))
+  if (exact_ && (task.kind == TaskKind::sample || task.kind == TaskKind::accept) && task.tile_first == 0)
     copy_rows(state, kLogits, step.input->num_logit_rows, float_logits_);
   if (exact_ && task.kind == TaskKind::draft_sample && step.input->num_draft_rows)
     copy_rows(state, kDraftLogits, step.input->num_draft_rows - 1, float_draft_logits_);

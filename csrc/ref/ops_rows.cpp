@@ -10,6 +10,8 @@
 namespace mimo_rt::ref {
 
 void Ops::run(const Task& task, const Step& step) {
+  const bool is_sampling = task.kind == TaskKind::sample || task.kind == TaskKind::accept;
+  if (is_sampling && task.tile_first != 0) return;  // share 0 does all
   if (task.kind == TaskKind::accept)
     return accept_round(*step.input->round, {step.output->logits, step.output->logits_stride});
   if (task.kind >= TaskKind::context_fc) return run_draft(task, step);

@@ -31,6 +31,8 @@ struct PlanOptions {
   uint32_t attention_split_keys = 0;
   /// The route comes to the expert tasks by tag edges, as the CUDA kernel is fastest with.
   bool tag_edges = false;
+  /// All workers have a share in drawing a step's or round's tokens, as the CUDA kernel does it; else one draws them all.
+  bool sample_by_all = false;
   CostTable costs;              ///< measured for num_workers workers; they share out work by it
   // What estimates assume of a worker where nothing was measured; the defaults are those of a core of a CPU.
   double bytes_per_ns = 10.0;       ///< weights
@@ -103,7 +105,7 @@ class MIMO_RT_API Plan {
   const std::vector<BufferInfo>& buffers() const { return buffers_; }
   const std::vector<CounterInfo>& counters() const { return counters_; }
   uint64_t arena_bytes() const { return arena_bytes_; }
-  uint32_t gate_counter() const { return gate_counter_; }  ///< signalled once per epoch, after everything else
+  uint32_t gate_counter() const { return gate_counter_; }  ///< with all its signals of an epoch, that is over
   uint64_t hash() const;                                   ///< over shape, tasks, buffers and counters
 
   /// Proves, without device or weights, for every number of tokens and of active experts: no execution deadlocks; each

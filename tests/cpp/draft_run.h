@@ -236,6 +236,7 @@ class DraftRun {
   Plan build(const DraftRunOptions& options, bool is_round) const {
     const uint32_t rows = is_round ? draft_config.block_size : options.chunk;
     PlanOptions plan = plan_options(options.num_workers, rows, rows, options.fuse_norm);
+    plan.sample_by_all = options.num_workers == 3;  // on CPUs share 0 does all
     plan.max_context_rows = options.chunk;
     plan.is_round = is_round;
     const Plan whole = Plan::build(config, plan, &draft_config);

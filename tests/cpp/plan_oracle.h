@@ -17,8 +17,10 @@
 #include <mimo_rt/plan.h>
 
 #include "plan_oracle_order.h"
+#include "plan_oracle_shares.h"
 
 #include "plan/buffers.h"
+#include "plan/kinds.h"
 #include "plan/route_table.h"
 #include "plan/task.h"
 #include "weights/packed.h"
@@ -147,13 +149,8 @@ class Machine {
     return num_layers * draft_.num_kv_heads * (draft_.qk_head_dim + draft_.v_head_dim);
   }
 
-  struct Slot {
-    uint32_t token, expert;
-  };
-  struct TaggedWord {
-    uint64_t value = 0;
-    uint32_t epoch = kNumEpochs;
-  };
+  struct Slot { uint32_t token, expert; };
+  struct TaggedWord { uint64_t value = 0; uint32_t epoch = kNumEpochs; };
 
   static uint16_t kv_id(uint32_t layer) { return static_cast<uint16_t>(kFirstKv + layer); }
   uint32_t kv_cols(uint32_t layer) const {
@@ -223,7 +220,7 @@ class Machine {
         if (std::count(routing[t].begin(), routing[t].end(), expert)) slots_.push_back({t, expert});
   }
 
-  /// Hashes of the normalised rows that `task` sees, read once per task. Norms of its own give what rms_norm gives.
+  /// Hashes of the normalised rows that `task` sees, read once. Norms of its own give what rms_norm gives.
   uint64_t input(const Task& task, uint32_t t, uint64_t norm) { return input(task, t, norm, num_tokens_); }
   uint64_t input(const Task& task, uint32_t t, uint64_t norm, uint32_t num_rows) {
     if (inputs_.empty())
@@ -311,9 +308,7 @@ class Machine {
                 [&](uint32_t r) { return input(task, r, norm_id(kNoLayer, false)); }, num_tokens_, false);
         break;
       case TaskKind::sample:
-        for (uint32_t r = 0; r < num_tokens_; ++r)
-          put(task.output, r, 0, mix(op, row(task.input, r, 0, shape_.vocab_size)));
-        break;
+      case TaskKind::accept: run_share(task, op); break;
       default: run_draft_tile(task, tile, op, columns);
     }
   }
@@ -369,18 +364,22 @@ class Machine {
       case TaskKind::draft_sample:
         if (tile) put(task.output, 0, tile, mix(op, row(task.input, tile - 1, 0, draft_.vocab_size)));
         break;
-      case TaskKind::accept: {
-        uint64_t hash = op;
-        for (uint32_t r = 0; r < num_tokens_; ++r) {
-          hash = mix(hash, get(task.output, 0, r), row(task.input, r, 0, shape_.vocab_size));
-          if (r && draft_.num_layers) hash = mix(hash, row(task.input2, r - 1, 0, draft_.vocab_size));
-        }
-        const uint32_t num_next = draft_.num_layers ? 1 : draft_.block_size;
-        for (uint32_t r = 0; r < num_next; ++r) put(task.output, 0, r, mix(hash, r));
-        break;
-      }
       default: throw Violation("unknown kind");
     }
+  }
+
+  void run_share(const Task& task, uint64_t op) {
+    const bool is_round = task.kind == TaskKind::accept;
+    uint64_t hash = op;
+    for (uint32_t r = 0; r < num_tokens_; ++r) {
+      hash = mix(hash, row(task.input, r, 0, shape_.vocab_size));
+      if (is_round && r && draft_.num_layers) hash = mix(hash, row(task.input2, r - 1, 0, draft_.vocab_size));
+    }
+    const auto all = shares_.arrive(hash, task.tile_end);
+    if (!all) return;
+    hash = is_round ? mix(*all, row(task.output, 0, 0, num_tokens_)) : *all;
+    const uint32_t num_out = !is_round ? num_tokens_ : draft_.num_layers ? 1 : draft_.block_size;
+    for (uint32_t r = 0; r < num_out; ++r) put(task.output, is_round ? 0 : r, is_round ? r : 0, mix(hash, r));
   }
 
   void run_context_kv(const Task& task, uint32_t tile, uint64_t op) {
@@ -435,10 +434,8 @@ class Machine {
   static uint64_t draft_norm_id(uint32_t layer, bool mlp) { return mix(78, layer, mlp); }
 
   void run_qkv(const Task& task, uint32_t tile, uint64_t op) {
-    LayerConfig layer;
     const PlanShape::Layer& l = shape_.layers[task.layer_idx];
-    layer.num_q_heads = l.num_q_heads, layer.num_kv_heads = l.num_kv_heads;
-    layer.qk_head_dim = l.qk_head_dim, layer.v_head_dim = l.v_head_dim, layer.rotary_dim = l.rotary_dim;
+    const LayerConfig layer = layer_config(l);
     std::vector<QkvTile>& tiles = qkv_tiles_[task.layer_idx];
     if (tiles.empty()) tiles = qkv_tiles(layer);
     if (tile >= tiles.size()) throw Violation("tile outside of the matrix");
@@ -495,6 +492,7 @@ class Machine {
   std::vector<uint32_t> experts_;  ///< active, ascending
   std::vector<Slot> slots_;
   std::vector<uint64_t> inputs_;
+  JointShares shares_;
 };
 
 }  // namespace plan_oracle

@@ -201,6 +201,33 @@ TEST_CASE("a round ends with accept and leaves the next anchor") {
 
 // The features of a step may lie in ring rows that the same step fills. Here the context is made in an order that is
 // sound in every other way, but after the last capture.
+TEST_CASE("shares of a round's tokens end it together; one that is missing or there twice is refused") {
+  const ModelConfig config = test_configs::tiny();
+  const DraftConfig draft = test_configs::tiny_draft(config);
+  PlanOptions options = round_options(3, draft);
+  options.sample_by_all = true;
+  const Plan plan = Plan::build(config, options, &draft);
+  plan.verify();
+  CHECK_EQ(plan.counters()[plan.gate_counter()].total, 3u);
+  for (uint32_t w = 0; w < 3; ++w) {
+    const Task& last = plan.tasks(w).back();
+    CHECK(last.kind == TaskKind::accept && last.signal_counter == plan.gate_counter());
+    CHECK(last.tile_first == w && last.tile_stride == 3 && last.tile_end == 3);
+  }
+  const auto refused = [&](const char* needle, const std::function<void(PlanMutator&)>& change) {
+    PlanMutator m(plan);
+    change(m);
+    CHECK_THROWS(plan_invalid, needle, m.finish().verify());
+  };
+  refused("expected every share once, of 3 shares, got share 1 of 3", [](PlanMutator& m) { m.lists[2].back().tile_first = 1; });
+  refused("expected every share once, got none with share 2 of 3", [](PlanMutator& m) {
+    m.lists[2].pop_back();
+    m.repair_counters();
+  });
+  refused("tiles: expected", [](PlanMutator& m) { m.lists[1].back().tile_stride = 1; });
+  refused("tiles: expected", [](PlanMutator& m) { m.lists[1].back().tile_end = m.lists[1].back().tile_stride = 4; });
+}
+
 TEST_CASE("features are read before the step's own captures overwrite them") {
   const ModelConfig config = test_configs::tiny();
   const DraftConfig draft = test_configs::tiny_draft(config);

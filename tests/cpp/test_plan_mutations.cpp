@@ -19,7 +19,7 @@ struct Sound {
   std::vector<plan_oracle::Scenario> scenarios;
 };
 
-enum class PlanKind { plain, step_with_draft, round, round_without_draft, tagged };
+enum class PlanKind { plain, step_with_draft, round, round_without_draft, tagged, round_by_all };
 
 std::vector<plan_oracle::Scenario> scenarios_of(PlanKind kind, uint32_t n) {
   if (kind == PlanKind::round_without_draft) return {{{n, n - 1}, 2}, {{n, 1}, 3}, {{1, n}, 7}};
@@ -37,19 +37,23 @@ std::vector<Sound> sound_plans() {
     for (const auto& [num_workers, kind] : std::initializer_list<std::pair<uint32_t, PlanKind>>{
              {2, PlanKind::plain}, {3, PlanKind::plain}, {5, PlanKind::plain}, {3, PlanKind::step_with_draft},
              {2, PlanKind::round}, {3, PlanKind::round}, {3, PlanKind::round_without_draft}, {3, PlanKind::tagged},
-             {13, PlanKind::tagged}}) {
+             {13, PlanKind::tagged}, {3, PlanKind::round_by_all}}) {
       const bool fused = (seed++ / 2) % 2;
       PlanOptions options;
       options.num_workers = num_workers;
       options.max_tokens = options.max_logit_rows = num_workers == 3 ? 4 : 3;
       options.fuse_norm = fused ? PlanOptions::FuseNorm::yes : PlanOptions::FuseNorm::no;
-      const bool has_draft = kind == PlanKind::step_with_draft || kind == PlanKind::round;
-      options.is_round = kind == PlanKind::round || kind == PlanKind::round_without_draft;
+      options.is_round =
+          kind == PlanKind::round || kind == PlanKind::round_without_draft || kind == PlanKind::round_by_all;
+      const bool has_draft =
+          kind == PlanKind::step_with_draft || (options.is_round && kind != PlanKind::round_without_draft);
       options.tag_edges = kind == PlanKind::tagged;
+      options.sample_by_all = kind == PlanKind::tagged || kind == PlanKind::round_by_all;
       options.max_context_rows = has_draft ? options.max_tokens : 0;
       const uint32_t n = options.max_tokens;
       const DraftConfig draft = test_configs::tiny_draft(config, n);
-      const char* kind_names[] = {"", " with draft", " round", " round without draft", " with tag edges"};
+      const char* kind_names[] = {"", " with draft", " round", " round without draft", " with tag edges",
+                                  " round by all"};
       Sound sound{name + kind_names[static_cast<int>(kind)] + " w" + std::to_string(num_workers) +
                       (fused ? " fused" : ""),
                   Plan::build(config, options, has_draft ? &draft : nullptr), scenarios_of(kind, n)};
@@ -76,7 +80,7 @@ Verdict verdict(const Plan& plan, std::string* why = nullptr) {
 /// How often each mutation is tried per plan. MIMO_RT_TEST_ROUNDS makes a longer run.
 uint32_t num_rounds() {
   const char* rounds = std::getenv("MIMO_RT_TEST_ROUNDS");
-  return rounds ? static_cast<uint32_t>(std::atoi(rounds)) : 10;
+  return rounds ? static_cast<uint32_t>(std::atoi(rounds)) : 6;
 }
 
 }  // namespace
