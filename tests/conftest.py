@@ -7,6 +7,7 @@ lowest priority all the while.
 
 import collections
 import concurrent.futures
+import functools
 import importlib.util
 import os
 import pathlib
@@ -50,6 +51,32 @@ def _end(process: subprocess.Popen):
         os.killpg(process.pid, signal.SIGTERM)
 
 
+@functools.cache
+def _built_objects() -> str:
+    """CMakeFiles of the wheel's build, if the library's objects there are made of the files as they are, else "".
+
+    In CI only: elsewhere files change, and programs would be linked now with these objects, now with their own.
+    """
+    if not os.environ.get("CI"):
+        return ""
+    for build in sorted((ROOT / "build").glob(f"cp{sys.version_info.major}{sys.version_info.minor}-*")):
+        objects = [path.relative_to(build) for path in (build / "CMakeFiles").glob("mimo_rt_*.dir/**/*.cpp.o")]
+        _, output = _run(["ninja", "-C", str(build), "-t", "deps", *map(str, objects)])
+        headers = dict(re.findall(r"^(\S+): #deps \d+, .*\(VALID\)\n((?:    .*\n)*)", output, re.MULTILINE))
+        if objects and all(_is_current(build, path, headers.get(str(path))) for path in objects):
+            return str(build / "CMakeFiles")
+    return ""
+
+
+def _is_current(build: pathlib.Path, made: pathlib.Path, sources: str | None) -> bool:
+    """Whether a file of a build is younger than those of this repository that it is made of. Compilers are as they were."""
+    if sources is None:
+        return False
+    ours = [path for path in (build / line.strip() for line in sources.splitlines()) if ROOT in path.resolve().parents]
+    made_at = (build / made).stat().st_mtime_ns
+    return bool(ours) and all(path.is_file() and path.stat().st_mtime_ns < made_at for path in ours)
+
+
 def build_cpp(targets: list[str], *, sanitize: str = "", niceness: int = 0,
               options: tuple[str, ...] = ()) -> pathlib.Path:
     """Configures, with CMake `options`, and builds C++ targets; returns the directory that holds the programs."""
@@ -64,7 +91,7 @@ def build_cpp(targets: list[str], *, sanitize: str = "", niceness: int = 0,
         f"-DMIMO_RT_REQUIRE_SIMDE={'ON' if os.environ.get('CI') else 'OFF'}",
         f"-DMIMO_RT_WERROR={'ON' if os.environ.get('CI') else 'OFF'}",
         f"-DMIMO_RT_SANITIZE={sanitize}", f"-DPython_EXECUTABLE={sys.executable}",
-        "-DMIMO_RT_CUDA_OBJECTS=", *options,
+        "-DMIMO_RT_CUDA_OBJECTS=", f"-DMIMO_RT_BUILT_OBJECTS={'' if sanitize else _built_objects()}", *options,
     ]
     with _in_build_directory[build]:
         for command in (configure, ["cmake", "--build", str(build), "--target", *targets]):
