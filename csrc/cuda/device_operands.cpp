@@ -166,6 +166,8 @@ TaskOperands OperandMaker::lm_head(const Task& task) const {
   p.num_tokens = plan_.options().max_logit_rows;
   p.num_columns = config_.vocab_size;
   p.out_f32 = rows<float>(kLogits);
+  p.store = ProjectionStore::scores;
+  p.sampled = step<const SampledRows>(layout_.sampled_rows);
   check_projection(p);
   return pack_operands(TaskBody::projection, p, RowCount::logit_rows,
                        offsetof(ProjectionParams, num_tokens));
@@ -251,7 +253,7 @@ CaptureOutput OperandMaker::capture(const Task& task) const {
 
 TaskOperands OperandMaker::sample() const {
   SampleRowsParams p;
-  p.rows = step<const SampleParams>(layout_.sample_rows);
+  p.rows = step<const SampledRows>(layout_.sampled_rows);
   return pack_operands(TaskBody::sample, p, RowCount::sampled_rows, offsetof(SampleRowsParams, num_rows));
 }
 
@@ -259,6 +261,8 @@ TaskOperands OperandMaker::accept() const {
   AcceptRoundParams p;
   p.round = step<RoundTables>(layout_.round);
   p.step = step<StepTables>(layout_.tables);
+  p.rows = step<const SampledRows>(layout_.sampled_rows);
+  p.arrived = step<uint32_t>(layout_.arrived_shares) + plan_.options().max_logit_rows;
   return pack_operands(TaskBody::accept, p, RowCount::fixed, 0);
 }
 

@@ -61,6 +61,7 @@ std::vector<uint8_t> DevicePlan::image(const DeviceAddresses& device) const {
     write<QkvTile>(out, layout_.qkv_tiles[l], weights_.layer(l).qkv_tiles);
   }
   write<KvView>(out, layout_.kv_views, views);
+  write_one(out, layout_.sampled_rows, sampled_rows(device));
   write_rotary(device, out);
   if (draft_) write_draft(device, out);
 
@@ -124,12 +125,25 @@ StepTables DevicePlan::tables(const DeviceAddresses& device, uint32_t num_tokens
   return t;
 }
 
+SampledRows DevicePlan::sampled_rows(const DeviceAddresses& device) const {
+  SampledRows rows;
+  rows.arrived = at<uint32_t>(device, layout_.arrived_shares);
+  rows.has_call_per_row = !plan_.options().is_round;
+  const uint64_t sample = layout_.round + offsetof(RoundTables, sample);
+  rows.calls = at<const SampleParams>(device, rows.has_call_per_row ? layout_.sample_rows : sample);
+  rows.num_rows = at<const uint32_t>(device, rows.has_call_per_row
+                                                 ? layout_.tables + offsetof(StepTables, num_sampled_rows)
+                                                 : sample + offsetof(SampleParams, num_rows));
+  return rows;
+}
+
 SampleParams DevicePlan::sample_row(const DeviceAddresses& device, uint32_t row) const {
   const uint32_t stride = plan_.buffers()[kLogits].cols;
   SampleParams p;
   p.logits = {at<const float>(device, layout_.logits) + uint64_t{row} * stride, stride};
-  p.scratch = SampleScratch::view(at<uint8_t>(device, layout_.sample_scratch), 1,
-                                  config_.vocab_size);
+  const uint64_t row_bytes = SampleScratch::bytes(1, config_.vocab_size, layout_.num_head_tasks);
+  p.scratch = SampleScratch::view(at<uint8_t>(device, layout_.sample_scratch) + row * row_bytes, 1,
+                                  config_.vocab_size, layout_.num_head_tasks);
   p.position = at<const uint32_t>(device, layout_.sample_positions) + row;
   p.tokens = at<int32_t>(device, layout_.sampled) + row;
   p.num_rows = 1;
@@ -141,7 +155,8 @@ RoundTables DevicePlan::round(const DeviceAddresses& device) const {
   RoundTables t;
   t.sample = sample_row(device, 0);
   t.sample.scratch = SampleScratch::view(at<uint8_t>(device, layout_.sample_scratch),
-                                         plan_.options().max_logit_rows, config_.vocab_size);
+                                         plan_.options().max_logit_rows, config_.vocab_size,
+                                         layout_.num_head_tasks);
   t.sample.position = at<const uint32_t>(device, layout_.round + offsetof(RoundTables, token_position));
   t.sample.block = at<const int32_t>(device, layout_.token_ids);
   t.block_size = plan_.shape().draft.block_size;

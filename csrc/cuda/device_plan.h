@@ -47,6 +47,7 @@ class DevicePlan {
   FeatureRing features(const DeviceAddresses& device) const { return kv_.features(device.kv); }
 
  private:
+  SampledRows sampled_rows(const DeviceAddresses& device) const;
   void write_rotary(const DeviceAddresses& device, uint8_t* image) const;
   void write_draft(const DeviceAddresses& device, uint8_t* image) const;
 

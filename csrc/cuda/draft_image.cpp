@@ -80,6 +80,10 @@ void DevicePlan::write_draft(const DeviceAddresses& device, uint8_t* image) cons
   const BufferInfo& q = plan_.buffers()[kDraftQ];
   shape.q = {at<uint16_t>(device, layout_.arena + q.offset), q.cols};
   write_one(image, layout.block_shape, shape);
+  SampledRows drafts;
+  drafts.calls = at<const SampleParams>(device, layout.sample);
+  drafts.num_rows = at<const uint32_t>(device, layout.sample + offsetof(SampleParams, num_rows));
+  write_one(image, layout.sampled_rows, drafts);
   for (uint32_t r = 0; r < config.block_size; ++r) {
     auto* k = reinterpret_cast<uint16_t*>(const_cast<uint8_t*>(rows.blocks));
     auto* v = reinterpret_cast<uint16_t*>(const_cast<uint8_t*>(rows.blocks) + rows.v_begin);
@@ -98,7 +102,7 @@ SampleParams DevicePlan::draft_sample(const DeviceAddresses& device) const {
   p.vocab_size = vocab_size;
   p.tokens = at<int32_t>(device, layout_.token_ids) + 1;
   p.scratch = SampleScratch::view(at<uint8_t>(device, layout_.draft.sample_scratch), p.num_rows,
-                                  vocab_size);
+                                  vocab_size, layout_.draft.num_head_tasks);
   if (draft_->lm_head())
     p.ids = reinterpret_cast<const int32_t*>(device.draft + draft_->vocab_ids());
   return p;

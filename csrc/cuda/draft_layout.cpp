@@ -49,6 +49,8 @@ void DraftLayout::add_rest(BlockBuilder& block, const Plan& plan, const CudaDraf
   block_layers = block.add(sizeof(HeadLayer) * num_layers);
   context_shape = block.add(sizeof(HeadShape));
   block_shape = block.add(sizeof(HeadShape));
+  sampled_rows = block.add(sizeof(SampledRows));
+  num_head_tasks = cuda::num_head_tasks(plan, TaskKind::draft_lm_head);
 }
 
 void DraftLayout::add_scratch(BlockBuilder& block, const Plan& plan, const CudaDraftWeights& draft,
@@ -61,7 +63,7 @@ void DraftLayout::add_scratch(BlockBuilder& block, const Plan& plan, const CudaD
   partial_floats = (partial_floats + 3) / 4 * 4;  // rows are 16-byte aligned
   partials = block.add(4 * uint64_t{config.block_size} * partial_floats);
   if (config.block_size > 1)
-    sample_scratch = block.add(SampleScratch::bytes(config.block_size - 1, plan.shape().draft.vocab_size));
+    sample_scratch = block.add(SampleScratch::bytes(config.block_size - 1, plan.shape().draft.vocab_size, num_head_tasks));
 }
 
 }  // namespace mimo_rt::cuda

@@ -34,6 +34,8 @@ struct DraftLayout {
   uint64_t block_k_rows = 0, block_v_rows = 0;    ///< pointers [block size]
   uint64_t context_layers = 0, block_layers = 0;  ///< HeadLayer [draft layers]
   uint64_t context_shape = 0, block_shape = 0;    ///< HeadShape
+  uint64_t sampled_rows = 0;                      ///< SampledRows of the drafts
+  uint32_t num_head_tasks = 0;                    ///< as StepLayout's, of draft_lm_head
   // Behind the image.
   uint64_t partials = 0;                          ///< float [block size, partial_floats]
   uint64_t partial_floats = 0;

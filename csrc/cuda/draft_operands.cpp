@@ -172,6 +172,8 @@ TaskOperands OperandMaker::draft_lm_head(const Task& task) const {
   p.x.data += p.x.stride;  // the anchor's row has no draft
   p.num_columns = plan_.shape().draft.vocab_size;
   p.out_f32 = rows<float>(kDraftLogits);
+  p.store = ProjectionStore::scores;
+  p.sampled = step<const SampledRows>(layout_.draft.sampled_rows);
   check_projection(p);
   return pack_operands(TaskBody::projection, p, RowCount::draft_logit_rows,
                        offsetof(ProjectionParams, num_tokens));

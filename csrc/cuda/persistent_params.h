@@ -43,8 +43,8 @@ enum class TaskBody : uint32_t {
   expert_gate_up,  ///< a tile is a share of an expert's pairs of row groups (plan/task.h)
   expert_down,     ///< a tile is a row group
   publish_route,   ///< select_experts, and the route goes out by a tag edge
-  sample,          ///< one tile
-  accept,          ///< one tile
+  sample,          ///< a task is a share
+  accept,          ///< a task is a share
   context_norm,    ///< a tile is a row of a draft's context
   draft_embed,     ///< a tile is a row of the block
   heads,           ///< a projection; a tile is a head

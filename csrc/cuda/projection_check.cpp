@@ -37,9 +37,14 @@ void check_store(const ProjectionParams& p) {
       check_pointer(kWhere, "argmax.columns", p.argmax.columns, 4);
       if (p.out_f32.data) check_rows(kWhere, "out_f32", p.out_f32, p.num_columns);
       return;
+    case ProjectionStore::scores:
+      MIMO_RT_CHECK(p.num_tokens <= kMaxScoredTokens, capacity, kWhere, "num_tokens: expected at most ", kMaxScoredTokens,
+                    " to be scored, got ", p.num_tokens);
+      check_pointer(kWhere, "sampled", p.sampled, 8);
+      return check_rows(kWhere, "out_f32", p.out_f32, p.num_columns);
     case ProjectionStore::qkv: return;
   }
-  fail(ErrorCode::invalid_argument, kWhere, "store: expected 0 .. 5, got ",
+  fail(ErrorCode::invalid_argument, kWhere, "store: expected 0 .. 6, got ",
        static_cast<uint32_t>(p.store));
 }
 

@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "cuda/kernel_params.h"
+#include "cuda/sampling_params.h"
 #include "weights/cuda_dense_tiles.h"
 #include "weights/qkv_tiles.h"
 
@@ -18,6 +19,7 @@ namespace mimo_rt::cuda {
 /// Parts of a segment of K that are summed on their own, one per compute warp, then added in order.
 inline constexpr uint32_t kProjectionParts = kComputeWarps;
 inline constexpr uint32_t kMaxProjectionSegments = 8;
+inline constexpr uint32_t kMaxScoredTokens = 2 * kComputeWarps;  ///< one output of a unit to a compute thread
 
 enum class ProjectionFormat : uint8_t { fp8_e4m3, bf16 };
 
@@ -29,6 +31,7 @@ enum class ProjectionStore : uint8_t {
   gate_up,       ///< out_bf16 = bf16(silu(gate) * up): rows 0..7 of a group are gate, 8..15 up
   qkv,           ///< RoPE and value scale; q to its rows, k and v to the cache
   argmax,        ///< best column of each block; out_f32 = y too unless null
+  scores,        ///< out_f32 = y, and of the rows that are sampled the best score of this block
 };
 
 /// Where the results of a fused qkv go. Row groups are the tiles of `qkv_tiles`.
@@ -69,7 +72,10 @@ struct ProjectionParams {
   RowsView<uint16_t> out_bf16;
   CaptureOutput capture;      ///< add_residual only
   QkvOutput qkv;
-  ArgmaxOutput argmax;
+  union {
+    ArgmaxOutput argmax{};
+    const SampledRows* sampled;  ///< scores; part i of a row's scratch: block i
+  };
 };
 
 /// The norm alone, for calls with so many tokens that fusing it costs more than writing the rows.

@@ -42,7 +42,7 @@ struct RoundMailbox {
 
 /// A generation on the device: what RoundState is on the host. The host sets it before a launch.
 struct RoundTables {
-  /// Of the target's rows. The accept task keeps num_rows and num_masked_rows up to date.
+  /// Of the target's rows. The end of a round keeps num_rows and num_masked_rows up to date.
   SampleParams sample;
   SampleParams* draft = nullptr;      ///< of the drafts, num_masked_rows likewise; nullptr: there is no draft
   const int32_t* stop_ids = nullptr;  ///< [num_stop_ids] ascending
@@ -63,11 +63,17 @@ struct RoundTables {
   uint32_t token_position = 0;  ///< of the token that row 0 draws: one after the anchor's
   uint32_t num_context = 0;
   uint32_t number = 0;          ///< of the running round, over all launches
+  // Of the running round, set by share 0 of the accept task for the one that ends it.
+  RoundOrder seen_order = {};
+  uint32_t num_active_experts = 0;
 };
 
+/// A tile is a share of the tokens of all rows; the share that is done last ends the round.
 struct AcceptRoundParams {
   RoundTables* round = nullptr;
   StepTables* step = nullptr;  ///< of the running round, then of the next
+  const SampledRows* rows = nullptr;
+  uint32_t* arrived = nullptr;  ///< [1] shares that are done; between rounds 0
 };
 
 }  // namespace mimo_rt::cuda

@@ -25,13 +25,17 @@ void check_rules(const SamplingRules& rules) {
   if (rules.num_biases != 0) check_pointer(kWhere, "rules.biases", rules.biases, 4);
 }
 
-void check_scratch(const SampleScratch& scratch) {
+void check_scratch(const SampleScratch& scratch, uint32_t vocab_size) {
   check_pointer(kWhere, "scratch.weights", scratch.weights, 8);
   check_pointer(kWhere, "scratch.totals", scratch.totals, 8);
   check_pointer(kWhere, "scratch.slice_sums", scratch.slice_sums, 8);
-  check_pointer(kWhere, "scratch.slice_scores", scratch.slice_scores, 8);
-  check_pointer(kWhere, "scratch.slice_ids", scratch.slice_ids, 4);
+  check_pointer(kWhere, "scratch.best_scores", scratch.best_scores, 8);
+  check_pointer(kWhere, "scratch.best_ids", scratch.best_ids, 4);
+  check_pointer(kWhere, "scratch.near_counts", scratch.near_counts, 4);
   check_pointer(kWhere, "scratch.lists", scratch.lists, 4);
+  MIMO_RT_CHECK(scratch.num_parts == num_slices_of(vocab_size), invalid_argument, kWhere,
+                "scratch.num_parts: expected the ", num_slices_of(vocab_size), " slices of a row, got ",
+                scratch.num_parts);
 }
 
 }  // namespace
@@ -46,7 +50,7 @@ void check_sample(const SampleParams& p) {
   check_rules(p.rules);
   check_pointer(kWhere, "position", p.position, 4);
   check_pointer(kWhere, "tokens", p.tokens, 4);
-  check_scratch(p.scratch);
+  check_scratch(p.scratch, p.vocab_size);
   if (p.num_masked_ids != 0) check_pointer(kWhere, "masked_ids", p.masked_ids, 4);
   if (p.block) check_pointer(kWhere, "block", p.block, 4);
   const bool is_target = p.role == SampleRole::target;

@@ -20,7 +20,7 @@
 namespace mimo_rt::cuda {
 
 inline constexpr uint32_t kMaxVocabSize = 1u << 19;
-inline constexpr uint32_t kSliceTokens = 2048;  ///< of a row, looked at by one block
+inline constexpr uint32_t kSliceTokens = 512;  ///< of a row, weighed by one warp
 inline constexpr uint32_t kMaxSlices = kMaxVocabSize / kSliceTokens;
 
 inline uint32_t num_slices_of(uint32_t vocab_size) {
@@ -32,25 +32,38 @@ struct SampleScratch {
   uint64_t* weights = nullptr;   ///< [num_rows, vocab_size] what may be drawn; 0: may not
   uint64_t* totals = nullptr;    ///< [num_rows] sums of them
   uint64_t* slice_sums = nullptr;  ///< [num_rows, num_slices]
-  double* slice_scores = nullptr;  ///< [num_rows, num_slices] the best of each slice
-  uint32_t* slice_ids = nullptr;   ///< [num_rows, num_slices] its lowest id; ~0: no candidate
-  uint32_t* lists = nullptr;       ///< [num_rows, 2, vocab_size] candidates while filters select
+  double* best_scores = nullptr;   ///< [num_rows, num_parts] the best of each part of the row
+  uint32_t* best_ids = nullptr;    ///< [num_rows, num_parts] its lowest id; ~0: no candidate
+  uint32_t* near_counts = nullptr;  ///< [num_rows, num_slices] tokens near the best (sampling.cuh)
+  /// [num_rows, 3, vocab_size] those of each slice from its first token on, then what filters look at.
+  uint32_t* lists = nullptr;
+  uint32_t num_parts = 0;  ///< slices, or what else has found their best
 
+  static uint64_t bytes(uint32_t num_rows, uint32_t vocab_size, uint32_t num_parts) {
+    const uint64_t row_bytes = 20 * uint64_t{vocab_size} + 12 * uint64_t{num_slices_of(vocab_size)} +
+                               12 * uint64_t{num_parts} + 8;
+    return num_rows * ((row_bytes + 7) / 8 * 8);
+  }
   static uint64_t bytes(uint32_t num_rows, uint32_t vocab_size) {
-    return num_rows * (16 * uint64_t{vocab_size} + 20 * uint64_t{num_slices_of(vocab_size)} + 8);
+    return bytes(num_rows, vocab_size, num_slices_of(vocab_size));
   }
   /// `memory`: `bytes` of them, 8-byte aligned.
-  static SampleScratch view(uint8_t* memory, uint32_t num_rows, uint32_t vocab_size) {
+  static SampleScratch view(uint8_t* memory, uint32_t num_rows, uint32_t vocab_size, uint32_t num_parts) {
     const uint64_t num_weights = uint64_t{num_rows} * vocab_size;
     const uint64_t num_slices = uint64_t{num_rows} * num_slices_of(vocab_size);
     SampleScratch scratch;
     scratch.weights = reinterpret_cast<uint64_t*>(memory);
     scratch.totals = scratch.weights + num_weights;
     scratch.slice_sums = scratch.totals + num_rows;
-    scratch.slice_scores = reinterpret_cast<double*>(scratch.slice_sums + num_slices);
-    scratch.slice_ids = reinterpret_cast<uint32_t*>(scratch.slice_scores + num_slices);
-    scratch.lists = scratch.slice_ids + num_slices;
+    scratch.best_scores = reinterpret_cast<double*>(scratch.slice_sums + num_slices);
+    scratch.best_ids = reinterpret_cast<uint32_t*>(scratch.best_scores + uint64_t{num_rows} * num_parts);
+    scratch.near_counts = scratch.best_ids + uint64_t{num_rows} * num_parts;
+    scratch.lists = scratch.near_counts + num_slices;
+    scratch.num_parts = num_parts;
     return scratch;
+  }
+  static SampleScratch view(uint8_t* memory, uint32_t num_rows, uint32_t vocab_size) {
+    return view(memory, num_rows, vocab_size, num_slices_of(vocab_size));
   }
 };
 
@@ -91,6 +104,30 @@ struct SampleParams {
   int32_t* tokens = nullptr;
   uint32_t num_rows = 0;    ///< 1 .. kMaxTokens
   uint32_t vocab_size = 0;  ///< 1 .. kMaxVocabSize
+};
+
+/// The rows of a step whose tokens are drawn, by all blocks together. In device memory.
+struct SampledRows {
+  const SampleParams* calls = nullptr;  ///< one, or [*num_rows] of a row each
+  const uint32_t* num_rows = nullptr;   ///< [1]
+  /// [rows] shares that have weighed their part of the row; of a draft's rows nullptr. Between steps 0.
+  uint32_t* arrived = nullptr;
+  bool has_call_per_row = false;
+
+#if defined(__CUDACC__)
+  __device__
+#endif
+      const SampleParams&
+      call(uint32_t row) const {
+    return calls[has_call_per_row ? row : 0];
+  }
+#if defined(__CUDACC__)
+  __device__
+#endif
+      uint32_t
+      row_of_call(uint32_t row) const {
+    return has_call_per_row ? 0 : row;
+  }
 };
 
 /// How many drafts of a block the target's rows have confirmed, and the token after them.

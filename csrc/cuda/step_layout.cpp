@@ -53,6 +53,19 @@ void check_attention_shares(const Plan& plan, const char* where) {
 
 }  // namespace
 
+uint32_t num_head_tasks(const Plan& plan, TaskKind kind) {
+  uint32_t num_tasks = 0;
+  for (uint32_t w = 0; w < plan.num_workers(); ++w)
+    for (const Task& task : plan.tasks(w)) {
+      if (task.kind != kind) continue;
+      MIMO_RT_CHECK(w == num_tasks, unsupported_shape, "cuda.check_device_plan", "worker ", w, ", ",
+                    task_kind_name(kind), ": expected one task each on the first workers, got one after that of worker ",
+                    static_cast<int64_t>(num_tasks) - 1);
+      ++num_tasks;
+    }
+  return num_tasks;
+}
+
 void check_device_plan(const Plan& plan) {
   constexpr const char* kWhere = "cuda.check_device_plan";
   check_draft(plan, kWhere);
@@ -65,6 +78,8 @@ void check_device_plan(const Plan& plan) {
   MIMO_RT_CHECK(plan.shape().vocab_size <= kMaxVocabSize, unsupported_shape, kWhere,
                 "vocab_size: expected at most ", kMaxVocabSize, ", got ", plan.shape().vocab_size);
   check_attention_shares(plan, kWhere);
+  (void)num_head_tasks(plan, TaskKind::lm_head);
+  (void)num_head_tasks(plan, TaskKind::draft_lm_head);
   for (const CounterInfo& counter : plan.counters())
     MIMO_RT_CHECK(counter.kind != CounterInfo::Kind::tag || counter.buffer == kRoute, unsupported_shape, kWhere,
                   "tag edge '", counter.name, "': expected that of a route, got buffer ", counter.buffer);
@@ -73,7 +88,8 @@ void check_device_plan(const Plan& plan) {
       const auto where = [&] { return concat("worker ", w, ", ", task_kind_name(task.kind)); };
       MIMO_RT_CHECK(!(task.flags & kFusedNorm), unsupported_shape, kWhere, where(),
                     ": expected norms of their own (PlanOptions::FuseNorm::no), got a fused one");
-      MIMO_RT_CHECK(trip_count(task.kind) != TripCount::once || task.tile_stride == 1,
+      const bool is_share = task.kind == TaskKind::sample || task.kind == TaskKind::accept;
+      MIMO_RT_CHECK(trip_count(task.kind) != TripCount::once || is_share || task.tile_stride == 1,
                     unsupported_shape, kWhere, where(), ": expected neighbouring tiles, got stride ",
                     task.tile_stride);
     }
@@ -148,6 +164,9 @@ StepLayout::StepLayout(const Plan& plan, const CudaWeights& weights, const CudaD
   }
   partial_floats = (partial_floats + 3) / 4 * 4;  // rows are 16-byte aligned
   arrived = block.add(4 * max_tokens * most_kv_heads);
+  arrived_shares = block.add(4 * (max_logit_rows + 1));
+  sampled_rows = block.add(sizeof(SampledRows));
+  num_head_tasks = cuda::num_head_tasks(plan, TaskKind::lm_head);
   rotary = block.add(sizeof(RotaryTable) * rotary_kinds.size());
   const uint64_t num_coarse = num_coarse_positions(kv);
   for (const RotaryKind& kind : rotary_kinds) {
@@ -168,8 +187,7 @@ StepLayout::StepLayout(const Plan& plan, const CudaWeights& weights, const CudaD
   if (has_tags) route_words = RouteEdge::num_words(static_cast<uint32_t>(max_tokens) * plan.shape().experts_per_token);
   route_rows = block.add(sizeof(TaggedWord) * 2 * route_words * num_layers);
   image_bytes = bytes;
-  sample_scratch = block.add(SampleScratch::bytes(is_round ? plan.options().max_logit_rows : 1,
-                                                  plan.shape().vocab_size));
+  sample_scratch = block.add(SampleScratch::bytes(plan.options().max_logit_rows, plan.shape().vocab_size, num_head_tasks));
   partials = block.add(4 * max_tokens * partial_floats);
   if (draft_weights) draft.add_scratch(block, plan, *draft_weights, kv);
 }

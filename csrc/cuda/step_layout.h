@@ -8,6 +8,7 @@
 
 #include "cuda/draft_layout.h"
 #include "cuda/kv_layout.h"
+#include "plan/task.h"
 #include "weights/cuda_weights.h"
 
 namespace mimo_rt::cuda {
@@ -16,6 +17,10 @@ namespace mimo_rt::cuda {
 /// tokens, context and a draft's block, tasks of matrices with neighbouring tiles.
 /// @throws Error{unsupported_shape}
 void check_device_plan(const Plan& plan);
+
+/// Tasks of lm_head or draft_lm_head, of which the first so many workers have one each.
+/// @throws Error{unsupported_shape} unless it is so
+uint32_t num_head_tasks(const Plan& plan, TaskKind kind);
 
 /// A rotary embedding that some layers of a model share.
 struct RotaryKind {
@@ -52,11 +57,14 @@ struct StepLayout {
   // Working memory of the tasks.
   uint64_t k_rows, v_rows;  ///< pointers [num_layers, max_tokens]
   uint64_t arrived;         ///< uint32 [max_tokens, most kv heads of a layer, the draft's included]
+  uint64_t arrived_shares;  ///< uint32 [max_logit_rows + 1] of the rows that are sampled; of accept
   // What no step changes.
   uint64_t kv_views;               ///< KvView [num_layers]
   std::vector<uint64_t> qkv_tiles; ///< QkvTile of each layer
   std::vector<RotaryKind> rotary_kinds;
   std::vector<uint32_t> rotary_of_layer;  ///< into rotary_kinds
+  uint64_t sampled_rows;                  ///< SampledRows of the target
+  uint32_t num_head_tasks;                ///< of lm_head: parts of a row of which SampleScratch has the best
   uint64_t rotary;                        ///< RotaryTable [rotary_kinds.size()]
   std::vector<uint64_t> coarse, fine, cos_sin;  ///< of each kind
   DraftLayout draft;
@@ -67,7 +75,7 @@ struct StepLayout {
   uint64_t route_rows;                   ///< TaggedWord [num_layers, 2, route_words]
   uint32_t route_words = 0;              ///< 0: no layer has a tag edge
   // Behind the image. Partial results of attention grow with the context: 0.3 GB for 8 rows of 128 heads at 128 k.
-  uint64_t sample_scratch;  ///< of one row; in rounds of all rows
+  uint64_t sample_scratch;  ///< of all rows
   uint64_t partials;        ///< float [max_tokens, partial_floats]
   uint64_t partial_floats = 0;
 };

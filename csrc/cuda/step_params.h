@@ -82,9 +82,9 @@ struct AttendRowsParams {
   uint32_t num_tokens = 0;      ///< 1 .. kMaxTokens; of the block
 };
 
-/// Draws the tokens of a step's rows, one after the other.
+/// A tile is a share of the tokens of all rows.
 struct SampleRowsParams {
-  const SampleParams* rows = nullptr;  ///< [num_rows] of one row each
+  const SampledRows* rows = nullptr;
   uint32_t num_rows = 0;
 };
 

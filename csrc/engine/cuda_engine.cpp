@@ -74,6 +74,7 @@ PlanOptions cuda_plan_options() {
   // keys and values (16 q heads to a kv head).
   options.attention_split_keys = 256;
   options.tag_edges = true;
+  options.sample_by_all = true;
   options.max_tokens = cuda::kMaxStepTokens;
   // An H200, from what is published, nothing of it measured here: 4.8 TB/s, of which a plain read gets about 90 %, over
   // 132 multiprocessors; half of the 989 TFLOP/s of dense BF16 products; edges by counters take 1 to 2.6 us in other

@@ -3,8 +3,8 @@
 #pragma once
 
 #include <functional>
-#include <initializer_list>
 #include <string>
+#include <vector>
 
 #include "kernel_launch.h"
 
@@ -26,7 +26,7 @@ struct KnownLaunch {
     return !run(with_fault).empty() || !is_right();
   }
   /// Each of these operations is missed in one of a hundred schedules, and nothing where none is left out.
-  void expect_seen(emulation::Skip skip, std::initializer_list<uint32_t> ordinals) const {
+  void expect_seen(emulation::Skip skip, const std::vector<uint32_t>& ordinals) const {
     for (uint64_t seed = 1; seed <= 3; ++seed) CHECK(!is_seen(emulation::Skip::none, 0, seed));
     for (const uint32_t ordinal : ordinals) {
       uint64_t seed = 1;

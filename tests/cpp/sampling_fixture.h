@@ -47,7 +47,8 @@ inline void run(const cuda::AcceptParams& params) {
 #endif
 
 /// How rows of logits are drawn.
-enum class Logits : uint8_t { normal, coarse, equal, broken, none };
+/// peaked: one token is far ahead, and others that top-p 0.9999 needs are not near it.
+enum class Logits : uint8_t { normal, coarse, peaked, equal, broken, none };
 
 inline void fill_logits(AlignedRows<float>& rows, uint32_t vocab_size, Logits kind,
                         uint32_t seed) {
@@ -58,6 +59,7 @@ inline void fill_logits(AlignedRows<float>& rows, uint32_t vocab_size, Logits ki
       float& x = rows.at(r, i);
       x = normal(random);
       if (kind == Logits::coarse) x = std::round(x);
+      if (kind == Logits::peaked) x = i == vocab_size / 2 ? 13.0f : 0.1f * x;
       if (kind == Logits::equal) x = -0.5f;
       if (kind == Logits::none || (kind == Logits::broken && random() % 4 == 0))
         x = random() % 2 ? NAN : random() % 2 ? INFINITY : -INFINITY;

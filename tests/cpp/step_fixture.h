@@ -80,6 +80,7 @@ inline PlanOptions device_plan_options(uint32_t num_workers, uint32_t max_tokens
   PlanOptions options = plan_options(num_workers, max_tokens, max_logit_rows, PlanOptions::FuseNorm::no);
   options.attention_split_keys = 64;  // the least, so that short sequences have several
   options.tag_edges = true;
+  options.sample_by_all = true;
   return options;
 }
 

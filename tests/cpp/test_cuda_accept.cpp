@@ -13,10 +13,10 @@ using namespace fixture;
 
 namespace {
 
-constexpr uint32_t kVocab = 203, kLayers = 40, kRingRows = 24;
+constexpr uint32_t kVocab = 1103, kLayers = 40, kRingRows = 24;  // three slices
 
 void accept_round_kernel(cuda::AcceptRoundParams params) {
-  cuda::accept_round(*reinterpret_cast<cuda::AcceptShared*>(ptx::dynamic_shared_memory()), params);
+  cuda::accept_round(*reinterpret_cast<cuda::DrawShared*>(ptx::dynamic_shared_memory()), params, blockIdx.x, gridDim.x);
 }
 
 struct Generation {
@@ -102,8 +102,11 @@ class Rounds {
   std::vector<int32_t> run() {
     propose();
     const uint32_t num_rows = step_.num_tokens;
-    run_emulated(accept_round_kernel, cuda::AcceptRoundParams{&table_, &step_},
-                 options_of({1, g_.seed}, cuda::kComputeWarps * 32, sizeof(cuda::AcceptShared)));
+    run_emulated(cuda::sample_best_kernel, table_.sample, slice_options({}));
+    const uint32_t num_shares = 1 + (g_.seed + num_rounds_++) % 4;
+    run_emulated(accept_round_kernel, cuda::AcceptRoundParams{&table_, &step_, &rows_, &arrived_[cuda::kMaxStepTokens]},
+                 options_of({num_shares, g_.seed}, cuda::kComputeWarps * 32, sizeof(cuda::DrawShared)));
+    for (const uint32_t count : arrived_) CHECK_EQ(count, 0u);
     accept_round(*host.state, {&target_.logits.at(0, 0), target_.logits.stride});
     const cuda::RoundRecord* record = mail.read();
     CHECK(record != nullptr && mail.read() == nullptr);
@@ -242,6 +245,9 @@ class Rounds {
   cuda::SampleParams draft_params_;
   cuda::StepTables step_;
   cuda::RoundTables table_;
+  uint32_t arrived_[cuda::kMaxStepTokens + 1] = {};
+  const cuda::SampledRows rows_{&table_.sample, &table_.sample.num_rows, arrived_};
+  uint32_t num_rounds_ = 0;
 };
 
 struct Outcome {
@@ -288,7 +294,7 @@ TEST_CASE("rounds are those of the host: tokens, statistics and the next rows, f
 
 TEST_CASE("stops, limits and what the draft may not see end or narrow rounds as on the host") {
   std::vector<int32_t> stop_ids;
-  for (int32_t id = 0; id < 203; id += 9) stop_ids.push_back(id);
+  for (int32_t id = 0; id < static_cast<int32_t>(kVocab); id += 9) stop_ids.push_back(id);
   uint32_t num_ends[8] = {};
   for (uint32_t seed = 1; seed <= 8; ++seed) {
     const Generation base{.params = settings()[seed % 5], .noise = 0.3f, .seed = seed};

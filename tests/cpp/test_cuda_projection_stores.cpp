@@ -1,6 +1,7 @@
 // What becomes of the results of the projection kernels: residual, qkv with RoPE, best columns; and
 // the checks of their arguments. native_cuda_projection_stores.cpp: the same on a real GPU.
 #include "projection_run.h"
+#include "sampling_fixture.h"
 
 using namespace mimo_rt;
 using namespace fixture;
@@ -194,6 +195,62 @@ TEST_CASE("the best column is the lowest of the largest, for any number of block
     }
 }
 
+TEST_CASE("the best score of each block is that of its columns, by the rules of the row; rows that are not drawn have none") {
+  constexpr uint32_t kRows = 150, kTokens = 7, kSampled = 5, k = 64;
+  Dense dense(PackedFormat::bf16, kRows, k, 27);
+  AlignedRows<bf16_t> x(kTokens, k, 0);
+  fill_rows(x, k, 28);
+  std::fill_n(&x.at(2, 0), k, bf16_t{0});         // all equal
+  std::fill_n(&x.at(3, 0), k, f32_to_bf16(NAN));  // no token
+  ProjectionParams params = dense.params(x, kTokens);
+  const std::vector<float> y = project(params);
+  const SamplingParams plain{.temperature = 0.0f};
+  const SamplingParams ruled{.repetition_penalty = 1.4f, .logit_bias = {{3, 9.0f}, {70, -9.0f}}};
+  for (const SamplingParams& sampling : {plain, ruled})
+    for (const bool has_call_per_row : {false, true})
+      for (const uint32_t num_blocks : {1u, 4u}) {
+        SampleCall call(sampling, kSampled, kRows, Logits::normal, 5);
+        for (uint32_t t = 0; t < kSampled; ++t)
+          std::copy_n(&y[t * kRows], kRows, &call.logits.at(t, 0));
+        call.masked = {0, 9, 40};
+        call.num_masked_rows = 2;
+        (void)call.sample();  // finds the best of each slice, and a row has one
+        KernelVector<uint64_t> memory(cuda::SampleScratch::bytes(kSampled, kRows, num_blocks) / 8, 0);
+        KernelVector<cuda::SampleParams> calls;
+        for (uint32_t t = 0; t < (has_call_per_row ? kSampled : 1); ++t) {
+          calls.push_back(call.kernel_params());
+          auto* own = reinterpret_cast<uint8_t*>(memory.data()) + t * cuda::SampleScratch::bytes(1, kRows, num_blocks);
+          calls[t].scratch = cuda::SampleScratch::view(own, has_call_per_row ? 1 : kSampled, kRows, num_blocks);
+          if (has_call_per_row) calls[t].num_masked_rows = t < call.num_masked_rows;
+        }
+        KernelVector<uint32_t> num_rows(1, kSampled);
+        KernelVector<cuda::SampledRows> rows(1);
+        rows[0] = {calls.data(), num_rows.data(), nullptr, has_call_per_row};
+        AlignedRows<float> out(kTokens, 152, -77.0f);
+        params.store = ProjectionStore::scores;
+        params.out_f32 = {out.data, out.stride};
+        params.sampled = rows.data();
+        run(params, {.num_blocks = num_blocks, .seed = num_blocks});
+        for (uint32_t t = 0; t < kTokens; ++t) CHECK(!std::memcmp(&out.at(t, 0), &y[t * kRows], 4 * kRows));
+        for (uint32_t t = 0; t < kSampled; ++t) {
+          const cuda::SampleScratch& scratch = calls[has_call_per_row ? t : 0].scratch;
+          double score = -INFINITY;
+          uint32_t id = ~0u;
+          for (uint32_t block = 0; block < num_blocks; ++block) {
+            const uint32_t place = (has_call_per_row ? 0 : t) * num_blocks + block;
+            if (scratch.best_ids[place] == ~0u) continue;
+            if (scratch.best_scores[place] < score) continue;
+            if (scratch.best_scores[place] > score) id = ~0u;
+            score = scratch.best_scores[place];
+            id = std::min(id, scratch.best_ids[place]);
+          }
+          CHECK_EQ(id, call.view().best_ids[t]);
+          if (id != ~0u) CHECK_EQ(score, call.view().best_scores[t]);
+          CHECK_EQ(id == ~0u, t == 3);
+        }
+      }
+}
+
 TEST_CASE("arguments that the projections cannot take are refused by name") {
   alignas(16) static uint8_t memory[64];
   ProjectionParams good;
@@ -224,6 +281,14 @@ TEST_CASE("arguments that the projections cannot take are refused by name") {
   refused(unsupported_shape, "num_columns: expected 1 .. 24, got 40",
           [](P p) { p.store = ProjectionStore::gate_up; });
   refused(invalid_argument, "out_f32: expected memory", [](P p) { p.out_f32.data = nullptr; });
+  refused(capacity, "num_tokens: expected at most 16 to be scored, got 17", [](P p) {
+    p.store = ProjectionStore::scores;
+    p.num_tokens = 17;
+  });
+  refused(invalid_argument, "sampled: expected memory, got null", [](P p) {
+    p.store = ProjectionStore::scores;
+    p.sampled = nullptr;
+  });
   refused(invalid_argument, "out_bf16.stride", [](P p) {
     p.store = ProjectionStore::add_residual;
     p.out_bf16.stride = 36;

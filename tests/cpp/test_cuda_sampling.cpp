@@ -36,6 +36,9 @@ std::vector<SamplingParams> settings() {
       {.temperature = 0.0f, .repetition_penalty = 1.3f, .logit_bias = {{1, 4.0f}, {4, -90.0f}}},
       {.sample_top_k = 7, .repetition_penalty = 0.8f, .logit_bias = {{0, 2.0f}, {3, 1.5f}}},
       {.temperature = 1e-3f, .sample_top_p = 0.5f},
+      {.sample_top_p = 0.9999f},
+      {.sample_top_p = 0.9999f, .min_p = 0.01f},
+      {.min_p = 1e-6f},
   };
 }
 
@@ -130,7 +133,7 @@ struct Block {
 TEST_CASE("tokens are those of the CPU's sampler, whatever the filters") {
   uint32_t seed = 0, num_tokens = 0, num_equal_to_another_seed = 0;
   for (const Logits kind :
-       {Logits::normal, Logits::coarse, Logits::equal, Logits::broken, Logits::none})
+       {Logits::normal, Logits::coarse, Logits::peaked, Logits::equal, Logits::broken, Logits::none})
     for (const uint32_t vocab : {1u, 5u, 300u, 4099u})
       for (const SamplingParams& params : settings()) {
         if (vocab == 4099 && kind == Logits::none) continue;
@@ -139,7 +142,7 @@ TEST_CASE("tokens are those of the CPU's sampler, whatever the filters") {
         call.num_masked_rows = seed % 4 == 0 && vocab > 1 ? 2 : 0;
         const std::vector<int32_t> expected = sample_on_cpu(call), tokens = call.sample();
         CHECK(tokens == expected);
-        if (params.temperature == 0.0f || kind == Logits::none || vocab < 300) continue;
+        if (params.temperature == 0.0f || kind == Logits::none || kind == Logits::peaked || vocab < 300) continue;
         ++call.params.seed;
         const std::vector<int32_t> others = call.sample();
         for (uint32_t r = 0; r < call.num_rows; ++r)
@@ -228,51 +231,44 @@ TEST_CASE("arguments that the kernels cannot take are refused by name") {
 
 #if !defined(MIMO_RT_TEST_ON_GPU)
 TEST_CASE("every barrier that is left out is found") {
-  SampleCall call({.temperature = 1.5f, .sample_top_k = 40, .sample_top_p = 0.9f}, 1, 2200,
-                  Logits::normal, 5);
-  const std::vector<int32_t> expected = call.sample();
-  const std::vector<uint64_t> filtered(call.scratch.begin(), call.scratch.begin() + 2200);
-  const cuda::SampleParams params = call.kernel_params();
-  run_emulated(cuda::sample_weigh_kernel, params, slice_options({}));
-  std::fill_n(params.scratch.lists, 2 * 2200, 0u);  // a stale list names a token that exists
-  const std::vector<uint64_t> weighed(call.scratch.begin(), call.scratch.end());
-  const auto run_without = [&](uint32_t ordinal, auto kernel, emulation::LaunchOptions options) {
-    options.skip = emulation::Skip::named_barrier;
-    options.skip_ordinal = ordinal;
-    return emulation::launch(options, kernel, params).error;
-  };
-  const auto is_ever_found = [&](const auto& is_found) {
-    for (uint64_t seed = 1; seed <= 100; ++seed) {
-      std::copy(weighed.begin(), weighed.end(), call.scratch.begin());
-      if (is_found(seed)) return true;
-    }
-    return false;
-  };
-  // Top-k: after the first digit's list; of the second digit's sums and of their use. (The first
-  // digit is 0 here whatever is read; without the barrier of the counts a list has no bounds.)
-  for (const uint32_t ordinal : {5u, 6u, 7u})
-    CHECK(is_ever_found([&](uint64_t seed) {
-      const std::string error = run_without(ordinal, cuda::sample_draw_kernel,
-                                            draw_options({.num_blocks = 1, .seed = seed}));
-      return !error.empty() || call.tokens[0] != expected[0] ||
-             !std::equal(filtered.begin(), filtered.end(), call.scratch.begin());
-    }));
+  // Of top-k: after the first digit's list; of the second digit's sums and of their use. (The first digit is the same
+  // whatever is read; without the barriers of the counts and of the slices' places a list has no bounds.) Of top-p: of the
+  // list that those of the slices become, which is summed up first.
+  const std::pair<SamplingParams, std::vector<uint32_t>> cases[] = {
+      {{.temperature = 1.5f, .sample_top_k = 40, .sample_top_p = 0.9f}, {11, 12, 13}},
+      {{.temperature = 1.5f, .sample_top_p = 0.9f}, {5}}};
+  for (const auto& [sampling, ordinals] : cases) {
+    SampleCall call(sampling, 1, 2200, Logits::normal, 5);
+    const std::vector<int32_t> expected = call.sample();
+    const std::vector<uint64_t> filtered(call.scratch.begin(), call.scratch.begin() + 2200);
+    const cuda::SampleParams params = call.kernel_params();
+    run_emulated(cuda::sample_weigh_kernel, params, slice_options({}));
+    std::fill_n(params.scratch.lists + 2200, 2 * 2200, 0u);  // a stale list names a token that exists
+    const std::vector<uint64_t> weighed(call.scratch.begin(), call.scratch.end());
+    const KnownLaunch launch{draw_options({.num_blocks = 1}),
+                             [&](const emulation::LaunchOptions& options) {
+                               std::copy(weighed.begin(), weighed.end(), call.scratch.begin());
+                               return emulation::launch(options, cuda::sample_draw_kernel, params).error;
+                             },
+                             [&] {
+                               return call.tokens[0] == expected[0] &&
+                                      std::equal(filtered.begin(), filtered.end(), call.scratch.begin());
+                             }};
+    launch.expect_seen(emulation::Skip::named_barrier, ordinals);
+  }
 }
 
-TEST_CASE("both barriers of a row that one block draws are missed when they are left out") {
-  constexpr uint32_t kVocab = 2200;
-  SampleCall call({.temperature = 1.5f, .sample_top_k = kVocab - 10}, 1, kVocab, Logits::normal, 5);
-  (void)call.sample();
+TEST_CASE("the barrier of a row that one block draws is missed when it is left out") {
+  SampleCall call({.temperature = 1.5f}, 1, 2200, Logits::normal, 5);
+  const int32_t expected = call.sample()[0];
   const cuda::SampleParams params = call.kernel_params();
-  const std::vector<uint64_t> right(params.scratch.weights, params.scratch.weights + kVocab);
   const KnownLaunch launch{draw_options({.num_blocks = 1}),
                            [&](const emulation::LaunchOptions& options) {
-                             std::fill_n(params.scratch.slice_scores, 2, 1e3);  // of another row
-                             std::fill_n(params.scratch.weights, kVocab, uint64_t{0});
+                             std::fill_n(params.scratch.slice_sums, cuda::num_slices_of(2200), uint64_t{0});
                              return emulation::launch(options, sample_row_kernel, params).error;
                            },
-                           [&] { return std::equal(right.begin(), right.end(), params.scratch.weights); }};
-  launch.expect_seen(emulation::Skip::named_barrier, {0, 1});  // of the best scores, of the weights
+                           [&] { return call.tokens[0] == expected; }};
+  launch.expect_seen(emulation::Skip::named_barrier, {0});
 }
 #endif
 

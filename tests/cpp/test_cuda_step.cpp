@@ -255,14 +255,19 @@ TEST_CASE("a tag edge that is missing is refused by the verifier; the emulation 
   check_missing_edges(is_on_tag, 4);
 }
 
-/// Worker 2 has nothing but expert tasks, its others are worker 1's. It polls for the route first, so that its waiter
-/// comes to the next layer's while it reads this one's.
+/// Worker 2 has nothing but expert tasks and its part of the end, its others are worker 1's. It polls for the route first,
+/// so that its waiter comes to the next layer's while it reads this one's.
 Plan plan_with_experts_alone() {
   PlanMutator m(make_plan(3, 4));
   std::vector<Task> own;
-  for (const Task& task : m.lists[2]) (m.tag_wait(task) ? own : m.lists[1]).push_back(task);
-  std::ranges::stable_sort(m.lists[1], {}, &Task::signal_counter);  // phases have them in order
-  for (Task& task : own) std::swap(task.waits[0], task.waits[1]);
+  const auto stays = [&](const Task& task) {
+    return m.tag_wait(task) || task.kind == TaskKind::lm_head || task.kind == TaskKind::sample;
+  };
+  for (const Task& task : m.lists[2]) (stays(task) ? own : m.lists[1]).push_back(task);
+  // Phases have them in order, but for the last, which signals the gate, 0.
+  std::ranges::stable_sort(m.lists[1], {}, [](const Task& task) { return task.signal_counter - 1; });
+  for (Task& task : own)
+    if (task.num_waits == 2) std::swap(task.waits[0], task.waits[1]);
   m.lists[2] = own;
   return m.finish();
 }
@@ -271,7 +276,7 @@ TEST_CASE("a block that is soon at the next route lets the readers of the last o
   const std::vector<int32_t> tokens = random_tokens(model().config, 4, 13);
   const Plan plan = plan_with_experts_alone();
   plan.verify();
-  CHECK_EQ(plan.tasks(2).size(), 6u);
+  CHECK_EQ(plan.tasks(2).size(), 8u);
   CHECK_EQ(plan.num_tasks(), make_plan(3, 4).num_tasks());
   const std::vector<float> right = run_device(3, 4, tokens, 0, false);
   const auto is_right = [&](uint64_t seed, bool overwrites_routes) {

@@ -171,7 +171,7 @@ struct BrokenDevice : EmulatedBenchDevice {
   }
   void launch(const cuda::SampleParams& params) override {
     cuda::SampleParams broken = params;
-    broken.vocab_size = 1;
+    broken.vocab_size = broken.scratch.num_parts = 1;
     EmulatedBenchDevice::launch(broken);
   }
 };

@@ -35,7 +35,8 @@ PARALLEL_TESTS = {
 }
 EMULATED = ["test_emulation", "test_cuda_accept", "test_cuda_edges", "test_cuda_edge_relay", "test_cuda_attend_rows",
             "test_cuda_attention", "test_cuda_expert_fp8", "test_cuda_expert_gemm", "test_cuda_expert_mxfp8", "test_cuda_experts",
-            "test_cuda_projection", "test_cuda_projection_stores", "test_cuda_router", "test_cuda_sampling"]
+            "test_cuda_projection", "test_cuda_projection_stores", "test_cuda_router", "test_cuda_sample_rows",
+            "test_cuda_sampling"]
 # Sanitizer -> programs; tests/conftest.py begins to build them when the run begins.
 PROGRAMS = {
     "address,undefined": ["fuzz_checkpoint", *HOSTILE_FILE_TESTS, *EMULATED, "test_cuda_draft_rounds"],
@@ -114,6 +115,7 @@ def test_cuda_kernels_under_tsan(tsan_programs):
              ("test_cuda_rounds", "active experts add up over rounds"),
              ("test_cuda_attention", "the schedule and the number of blocks do not change a bit"),
              ("test_cuda_attend_rows", "shares of several rows count apart, whoever comes last"),
+             ("test_cuda_sample_rows", "rows with rules of their own count apart, whoever comes last"),
              ("test_cuda_sampling", "a draft without a finite logit proposes token 0, which the target may confirm"),
              ("test_cuda_router", "a token's logits have the same bits alone, in any batch and schedule"),
              ("test_cuda_router", "the route is that of a sort, ties to the lower expert, in every schedule"),
@@ -136,7 +138,9 @@ def test_cuda_kernels_under_tsan(tsan_programs):
     planted = [("test_emulation", "a missing block barrier is found", "pipeline"),
                ("test_cuda_edges", "an addition without release looks right: only ThreadSanitizer finds it", "relay"),
                ("test_cuda_attend_rows",
-                "a share that counts itself in without order looks right: only ThreadSanitizer finds it", "attend")]
+                "a share that counts itself in without order looks right: only ThreadSanitizer finds it", "attend"),
+               ("test_cuda_sample_rows",
+                "a share that counts itself in without order looks right: only ThreadSanitizer finds it", "weigh")]
     for program, case, kernel in planted:
         done = run(tsan_command(tsan_programs / program, case), TSAN_OPTIONS="halt_on_error=1")
         assert done.returncode != 0 and "data race" in done.stderr and kernel in done.stderr

@@ -74,9 +74,11 @@ __device__ __forceinline__ void compute_task(WorkShared& shared, const TaskSlot&
       return compute_expert_down<kMaxStepTokens>(
           shared.expert, params_of<ExpertDownParams>(slot), units_of(slot), ticket);
     case TaskBody::sample:
-      return sample_rows(shared.sample.rest, params_of<SampleRowsParams>(slot));
+      return sample_rows(shared.sample.rest, *params_of<SampleRowsParams>(slot).rows,
+                         params_of<SampleRowsParams>(slot).num_rows, slot.task.tile_first, slot.task.tile_end);
     case TaskBody::accept:
-      return accept_round(shared.accept.rest, params_of<AcceptRoundParams>(slot));
+      return accept_round(shared.sample.rest, params_of<AcceptRoundParams>(slot), slot.task.tile_first,
+                          slot.task.tile_end);
     case TaskBody::context_norm:
       return compute_context_norm(shared.norm.rest, params_of<ContextNormParams>(slot), row_units_of(slot));
     case TaskBody::draft_embed:

@@ -34,7 +34,6 @@ union WorkShared {
   BesideRing<NormShared> norm;
   BesideRing<PublishShared> select;
   BesideRing<DrawShared> sample;
-  BesideRing<AcceptShared> accept;
 };
 static_assert(offsetof(AttentionShared, ring) == 0 && offsetof(ExpertShared, ring) == 0 &&
               offsetof(ProjectionShared, ring) == 0 && offsetof(RouterShared, ring) == 0);

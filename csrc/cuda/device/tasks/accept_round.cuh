@@ -1,7 +1,7 @@
-// The accept task of a round, by one block: what RoundTasks::accept (engine/round.cpp) does on the
-// host. Draws the target's rows one after the other while the drafts are confirmed, tells the host,
-// waits for its order if the next round needs one, and sets up the rows of that round, or ends the
-// rounds. Meanwhile all blocks wait for the end of this one: by the gate, far from the host's memory.
+// The accept task of a round: what RoundTasks::accept (engine/round.cpp) does on the host. All blocks draw the target's
+// rows (sample_rows.cuh). The one that is done last goes through them while the drafts are confirmed, tells the host, waits
+// for its order if the next round needs one, and sets up the rows of that round, or ends the rounds. Meanwhile all blocks
+// wait for the end of this one: by the gate, far from the host's memory.
 #pragma once
 
 #include "cuda/device/sync/wait_clock.cuh"
@@ -17,26 +17,20 @@ inline constexpr uint32_t kRowConfirms = 1;  ///< its token is the draft in the 
 inline constexpr uint32_t kRowEnds = 2;      ///< its token is the last of the text
 inline constexpr uint32_t kRowIsBad = 4;     ///< it has no token
 
-struct AcceptShared {
-  DrawShared sample;
-  uint32_t num_active_experts, fate;
-  RoundOrder order;
-};
-
 __device__ __forceinline__ RoundOrder load_order(const RoundMailbox& mailbox) {
   const uint64_t word = ptx::load_relaxed_system(reinterpret_cast<const uint64_t*>(&mailbox.order));
   return {static_cast<uint32_t>(word), static_cast<uint32_t>(word >> 32)};
 }
 
 /// What does not depend on the drawn tokens, by different warps: the host's word is far away.
-__device__ inline void look_around(AcceptShared& shared, const RoundTables& round) {
+__device__ inline void look_around(RoundTables& round) {
   const uint32_t warp_idx = threadIdx.x / 32, lane_idx = threadIdx.x % 32;
-  if (warp_idx == 1 && lane_idx == 0) shared.order = load_order(*round.mailbox);
+  if (warp_idx == 1 && lane_idx == 0) round.seen_order = load_order(*round.mailbox);
   if (warp_idx != 0) return;
   uint64_t num_active = 0;
   for (uint32_t l = lane_idx; l < round.num_layers; l += 32) num_active += round.active_experts[l];
   num_active = warp_sum(num_active);
-  if (lane_idx == 0) shared.num_active_experts = static_cast<uint32_t>(num_active);
+  if (lane_idx == 0) round.num_active_experts = static_cast<uint32_t>(num_active);
 }
 
 __device__ inline bool is_stop_id(const RoundTables& round, int32_t token) {
@@ -97,50 +91,46 @@ __device__ inline void prepare_round(RoundTables& round, StepTables& step, uint3
   list_context(step);
 }
 
-/// One thread: after the last row that was drawn, `row`.
-__device__ inline void end_round(const AcceptShared& shared, const AcceptRoundParams& p,
-                                 RoundRecord& record, uint32_t row) {
+/// One thread: `fate` is that of `row`, the last one that counts.
+__device__ inline void end_round(const AcceptRoundParams& p, RoundRecord& record, uint32_t row, uint32_t fate) {
   RoundTables& round = *p.round;
   StepTables& step = *p.step;
-  const bool is_bad = (shared.fate & kRowIsBad) != 0;
+  const bool is_bad = (fate & kRowIsBad) != 0;
   const uint32_t num_emitted = is_bad ? row : row + 1;
   record.num_emitted = num_emitted;
   record.num_tokens = step.num_tokens;
   record.num_context_rows = step.num_context_rows;
-  record.num_active_experts = shared.num_active_experts;
-  // A row is only drawn after a confirmed one.
-  record.last_was_drafted = is_bad ? row != 0 : (shared.fate & kRowConfirms) != 0;
+  record.num_active_experts = round.num_active_experts;
+  // A row only counts after a confirmed one.
+  record.last_was_drafted = is_bad ? row != 0 : (fate & kRowConfirms) != 0;
   record.has_bad_logits = is_bad;
   record.ns = round.last_ns != 0 ? ptx::global_timer_ns() - round.last_ns : 0;
   round.token_position += num_emitted;
   round.num_context += step.num_context_rows;
   if (num_emitted != 0) round.block[0] = round.sample.tokens[num_emitted - 1];
-  const bool has_ended = (shared.fate & (kRowEnds | kRowIsBad)) != 0 ||
-                         round.token_position - 1 >= round.max_context;
+  const bool has_ended = (fate & (kRowEnds | kRowIsBad)) != 0 || round.token_position - 1 >= round.max_context;
   record.has_ended = has_ended;
   ptx::store_release_system(&record.number, round.number);
   ++round.number;
   const RoundOrder order = has_ended ? RoundOrder{round.number, RoundOrder::kStop}
-                                     : await_order(shared.order, *round.mailbox, round.number);
+                                     : await_order(round.seen_order, *round.mailbox, round.number);
   const bool is_over = order.max_drafts == RoundOrder::kStop;
   round.last_ns = ptx::global_timer_ns();
   if (!is_over) prepare_round(round, step, order.max_drafts);
   step.is_over = is_over;
 }
 
-__device__ inline void accept_round(AcceptShared& shared, const AcceptRoundParams& p) {
+/// All compute threads: share `share` of `num_shares`.
+__device__ inline void accept_round(DrawShared& shared, const AcceptRoundParams& p, uint32_t share,
+                                    uint32_t num_shares) {
   RoundTables& round = *p.round;
+  if (share == 0) look_around(round);
+  sample_rows(shared, *p.rows, round.sample.num_rows, share, num_shares);
+  if (!comes_last(shared, p.arrived, num_shares - 1) || threadIdx.x != 0) return;
   RoundRecord& record = round.mailbox->records[round.number % kMaxLaunchRounds];
-  look_around(shared, round);
-  for (uint32_t row = 0;; ++row) {
-    sample_row(shared.sample, round.sample, row);
-    if (threadIdx.x == 0) {
-      shared.fate = settle_row(round, record, row);
-      if (shared.fate != kRowConfirms) end_round(shared, p, record, row);
-    }
-    compute_barrier();  // before all threads read it
-    if (shared.fate != kRowConfirms) return;
-  }
+  uint32_t row = 0, fate = settle_row(round, record, 0);
+  while (fate == kRowConfirms) fate = settle_row(round, record, ++row);
+  end_round(p, record, row, fate);
 }
 
 }  // namespace mimo_rt::cuda

@@ -239,7 +239,7 @@ __device__ void compute_projection(ProjectionShared& shared, const ProjectionPar
   const uint32_t warp_idx = threadIdx.x / 32;
   using Units = ProjectionUnits<Tiles>;
   constexpr uint32_t kUnroll = kTokensOfCall == kMaxTokens ? 2 : 1;
-  if (p.store == ProjectionStore::argmax) shared.best.reset();
+  shared.best.reset(p);
   list_rows(shared, p);
   compute_barrier();
   constexpr RowSource kGlobal = kIsNormed ? RowSource::global_normed : RowSource::global;
@@ -278,6 +278,7 @@ __device__ void compute_projection(ProjectionShared& shared, const ProjectionPar
   }
   if (kTokensOfCall == kMaxTokens && p.store == ProjectionStore::argmax)
     shared.best.store(p, range.first);  // not in the persistent kernel
+  if (p.store == ProjectionStore::scores) shared.best.store_scores(p, blockIdx.x);
 }
 
 }  // namespace mimo_rt::cuda

@@ -1,9 +1,10 @@
 // What becomes of the results of a projection: plain, residual, gated MLP, qkv with RoPE, best
-// columns.
+// columns, best scores.
 #pragma once
 
 #include "cuda/device/math/best.cuh"
 #include "cuda/device/math/silu.cuh"
+#include "cuda/device/tasks/sampling.cuh"
 #include "cuda/projection_params.h"
 
 namespace mimo_rt::cuda {
@@ -37,10 +38,22 @@ __device__ __forceinline__ uint16_t to_bf16(float value) {
 /// nobody else reads it: the products need the registers.
 struct BestColumns {
   using Outputs = ProjectionOutputs<>;
-  Best best[Outputs::kTokens][kComputeWarps * 32];
+  union {
+    Best best[Outputs::kTokens][kComputeWarps * 32];
+    BestToken scores[kComputeWarps * 32];
+  };
+  static_assert(Outputs::kTokenStep == kMaxScoredTokens);
+  bool is_sampled[kMaxScoredTokens], is_plain[kMaxScoredTokens];
 
-  __device__ void reset() {
-    for (uint32_t i = 0; i < Outputs::kTokens; ++i) best[i][threadIdx.x] = Best{};
+  __device__ void reset(const ProjectionParams& p) {
+    if (p.store == ProjectionStore::argmax)
+      for (uint32_t i = 0; i < Outputs::kTokens; ++i) best[i][threadIdx.x] = Best{};
+    if (p.store != ProjectionStore::scores) return;
+    scores[threadIdx.x] = BestToken{};
+    const uint32_t token = Outputs::token(0);
+    if (Outputs::row() != 0) return;  // a barrier follows
+    is_sampled[token] = token < *p.sampled->num_rows;
+    is_plain[token] = is_sampled[token] && SampleRow{p.sampled->call(token), p.sampled->row_of_call(token)}.is_plain();
   }
   __device__ void store(const ProjectionParams& p, uint32_t block) const {
     for (uint32_t i = 0; i < Outputs::kTokens; ++i) {
@@ -51,6 +64,26 @@ struct BestColumns {
       p.argmax.values[block * kMaxTokens + token] = of_token.value;
       p.argmax.columns[block * kMaxTokens + token] = of_token.column;
     }
+  }
+  /// Not inlined, as what samples.
+  __device__ __attribute__((noinline)) void take_score(const ProjectionParams& p, uint32_t column, float y) {
+    const uint32_t token = Outputs::token(0);
+    double score = y;
+    const bool may_be_drawn =
+        is_plain[token] ? is_finite(y)
+                        : SampleRow{p.sampled->call(token), p.sampled->row_of_call(token)}.score_of(y, column, score);
+    if (may_be_drawn) scores[threadIdx.x].take(score, column);
+  }
+  /// Whole warps.
+  __device__ __attribute__((noinline)) void store_scores(const ProjectionParams& p, uint32_t block) const {
+    const uint32_t token = Outputs::token(0);
+    BestToken of_token = scores[threadIdx.x];
+    of_token.reduce(16);
+    if (token >= p.num_tokens || Outputs::row() != 0 || !is_sampled[token]) return;
+    const SampleScratch& scratch = p.sampled->call(token).scratch;
+    const uint32_t place = p.sampled->row_of_call(token) * scratch.num_parts + block;
+    scratch.best_scores[place] = of_token.score;
+    scratch.best_ids[place] = of_token.id;
   }
 };
 
@@ -81,9 +114,10 @@ __device__ inline void store_qkv(const ProjectionParams& p, const QkvTile& tile,
   head[dim + (row < 8 ? 0 : out.rotary_dim / 2)] = to_bf16(fmaf(y, cos_sin[0], turned));
 }
 
-__device__ inline void store_value(const ProjectionParams& p, uint32_t token, uint32_t column,
-                                   float y, uint16_t before, Best& best) {
+__device__ inline void store_value(const ProjectionParams& p, uint32_t i, uint32_t column, float y, uint16_t before,
+                                   BestColumns& best) {
   if (column >= p.num_columns) return;
+  const uint32_t token = ProjectionOutputs<>::token(i);
   switch (p.store) {
     case ProjectionStore::bf16: p.out_bf16.row(token)[column] = to_bf16(y); return;
     case ProjectionStore::add_residual: {
@@ -92,10 +126,13 @@ __device__ inline void store_value(const ProjectionParams& p, uint32_t token, ui
       if (p.capture.rows) p.capture.rows[token][p.capture.first_column + column] = x;
       return;
     }
-    case ProjectionStore::argmax: best.take(y, column); [[fallthrough]];
-    default:
-      if (p.out_f32.data) p.out_f32.row(token)[column] = y;
+    case ProjectionStore::argmax: best.best[i][threadIdx.x].take(y, column); break;
+    case ProjectionStore::scores:
+      if (best.is_sampled[token]) best.take_score(p, column, y);
+      break;
+    default: break;
   }
+  if (p.out_f32.data) p.out_f32.row(token)[column] = y;
 }
 
 /// Stores one unit. All compute threads, whole warps.
@@ -116,8 +153,7 @@ __device__ void store_projection(const ProjectionParams& p, uint32_t unit,
       if (row < 8 && column < p.num_columns)
         p.out_bf16.row(token)[column] = to_bf16(silu(outputs.y[i]) * partner);
     } else {
-      store_value(p, token, unit * 16 + Outputs::row(), outputs.y[i], outputs.before[i],
-                  best.best[i][threadIdx.x]);
+      store_value(p, i, unit * 16 + Outputs::row(), outputs.y[i], outputs.before[i], best);
     }
   }
 }

@@ -1,6 +1,6 @@
-// The first two of the three sampling tasks, both over slices of 2048 tokens of a row, a slice at a warp: the best
-// score of each slice; then, with the best of the row known, the weight of each token. The third is
-// draw_tokens.cuh.
+// The first two of the three steps of sampling, both over slices of a row, a slice at a warp: the best score of each
+// slice (in the persistent kernel lm_head finds the best, see projection_store.cuh); then, with the best of the row known,
+// the weight of each token, and a list of those near the best. The third is draw_tokens.cuh.
 //
 // Scores are float64 and every operation on them is rounded on its own (sampling/float64.h); what
 // follows is integers, whose sums have no order.
@@ -36,6 +36,7 @@ struct SampleRow {
 
   __device__ const float* logits() const { return p.logits.row(row); }
   __device__ uint64_t* weights() const { return p.scratch.weights + uint64_t{row} * p.vocab_size; }
+  __device__ uint32_t* list(uint32_t i) const { return p.scratch.lists + (uint64_t{row} * 3 + i) * p.vocab_size; }
 
   __device__ uint32_t token(uint32_t column) const {
     return p.ids ? static_cast<uint32_t>(p.ids[column]) : column;
@@ -94,11 +95,10 @@ struct BestToken {
     score = other;
     id = other_id;
   }
-  /// Over the lanes of a warp.
-  __device__ void reduce() {
+  /// Over lanes whose indices differ in bits below `width`. All lanes of the warp take part.
+  __device__ void reduce(uint32_t width) {
     const uint32_t lane_idx = threadIdx.x % 32;
-#pragma unroll
-    for (uint32_t mask = 16; mask != 0; mask /= 2) {
+    for (uint32_t mask = width / 2; mask != 0; mask /= 2) {
       const uint64_t bits = shuffle_64(__builtin_bit_cast(uint64_t, score), lane_idx ^ mask);
       take(__builtin_bit_cast(double, bits), ptx::shuffle(id, lane_idx ^ mask));
     }
@@ -120,13 +120,13 @@ struct SliceUnit {
 };
 
 /// The best token of a row, in all lanes of the warp; id kNoToken: there is none.
-__device__ inline BestToken best_of_slices(const SampleParams& p, uint32_t row) {
-  const uint32_t num_slices = SliceUnit::num_slices(p);
+__device__ inline BestToken best_of_row(const SampleParams& p, uint32_t row) {
+  const uint32_t num_parts = p.scratch.num_parts;
   BestToken best;
-  for (uint32_t slice = threadIdx.x % 32; slice < num_slices; slice += 32)
-    best.take(p.scratch.slice_scores[row * num_slices + slice],
-              p.scratch.slice_ids[row * num_slices + slice]);
-  best.reduce();
+#pragma unroll 4
+  for (uint32_t part = threadIdx.x % 32; part < num_parts; part += 32)
+    best.take(p.scratch.best_scores[row * num_parts + part], p.scratch.best_ids[row * num_parts + part]);
+  best.reduce(32);
   return best;
 }
 
@@ -147,7 +147,7 @@ __device__ __forceinline__ void for_each_logit(const SampleRow& row, const Slice
   }
 }
 
-// What a warp does of a unit. Called, not inlined: the persistent kernel has three places for it, and no registers
+// What a warp does of a unit. Called, not inlined: the persistent kernel has two places for it, and no registers
 // beside its products.
 
 /// The best token of the slice.
@@ -167,26 +167,57 @@ __device__ __attribute__((noinline)) inline void find_best_score(const SamplePar
       if (row.score_of(logit, column, score)) best.take(score, column);
     });
   }
-  best.reduce();
+  best.reduce(32);
   if (threadIdx.x % 32 != 0) return;
-  p.scratch.slice_scores[u] = best.score;
-  p.scratch.slice_ids[u] = best.id;
+  p.scratch.best_scores[u] = best.score;
+  p.scratch.best_ids[u] = best.id;
 }
 
-/// The weights of the slice and their sum.
+/// Whether a token is near the best: the first ones in the order of TokenOrder, whose first key this is. Of the others
+/// none has 2^-15 of the best token's weight.
+inline constexpr float kNearExponent = -11.0f, kNearWeight = 0x1p-15f;
+
+/// The weights of the slice, their sum, and its tokens near the best, ids ascending.
 __device__ __attribute__((noinline)) inline void weigh_slice(const SampleParams& p, uint32_t u) {
   const SliceUnit unit(p, u);
   const SampleRow row{p, unit.row};
-  const WeightScale scale(best_of_slices(p, unit.row).score, static_cast<double>(p.rules.temperature), p.vocab_size);
+  const WeightScale scale(best_of_row(p, unit.row).score, static_cast<double>(p.rules.temperature), p.vocab_size);
+  const float* logits = row.logits();
+  uint32_t* near = row.list(0) + unit.begin;
+  const uint32_t lane_idx = threadIdx.x % 32;
+  constexpr uint32_t kBatch = 4;
   uint64_t sum = 0;
-  for_each_logit<2>(row, unit, [&](uint32_t column, float logit) {
-    double score;
-    const uint64_t weight = row.score_of(logit, column, score) ? scale.weight(score) : 0;
-    row.weights()[column] = weight;
-    sum += weight;
-  });
+  uint32_t num_near = 0;
+#pragma unroll 1
+  for (uint32_t begin = unit.begin; begin < unit.end; begin += 32 * kBatch) {
+    float batch[kBatch];  // one trip to memory
+#pragma unroll
+    for (uint32_t i = 0; i < kBatch; ++i) {
+      const uint32_t column = begin + 32 * i + lane_idx;
+      batch[i] = column < unit.end ? logits[column] : ptx::as_float(0xff800000u);
+    }
+#pragma unroll
+    for (uint32_t i = 0; i < kBatch; ++i) {
+      const uint32_t column = begin + 32 * i + lane_idx;
+      uint64_t weight = 0;
+      bool is_near = false;
+      double score;
+      if (row.score_of(batch[i], column, score)) {
+        const double x = scale.exponent(score);
+        weight = scale.weight(x, fixed_exp(x));
+        is_near = weight != 0 && x > static_cast<double>(kNearExponent);
+      }
+      if (column < unit.end) row.weights()[column] = weight;
+      sum += weight;
+      const uint32_t below = sum_below(is_near ? 1 : 0);
+      if (is_near) near[num_near + below] = column;
+      num_near += ptx::shuffle(below + (is_near ? 1 : 0), 31);
+    }
+  }
   sum = warp_sum(sum);
-  if (threadIdx.x % 32 == 0) p.scratch.slice_sums[u] = sum;
+  if (lane_idx != 0) return;
+  p.scratch.slice_sums[u] = sum;
+  p.scratch.near_counts[u] = num_near;
 }
 
 /// run(p, unit) for those of the range that are this warp's.

@@ -19,19 +19,52 @@ struct DrawShared {
   uint64_t value_sums[kDigitValues];
   uint64_t warp_sums[kComputeWarps];
   uint64_t slice_sums[kMaxSlices];
+  uint32_t near_places[kMaxSlices];
   uint32_t counts[kComputeWarps];
+  uint64_t rest;
   uint32_t found;
+  bool is_last;
+};
+
+/// What all compute threads have together, and those up to this one.
+struct BlockSum {
+  uint64_t total, up_to;
+
+  __device__ BlockSum(DrawShared& shared, uint64_t value) : total(0), up_to(sum_up_to(value)) {
+    const uint32_t warp_idx = threadIdx.x / 32;
+    compute_barrier();  // what an earlier call left in `shared` has been read
+    if (threadIdx.x % 32 == 31) shared.warp_sums[warp_idx] = up_to;
+    compute_barrier();
+    for (uint32_t warp = 0; warp < kComputeWarps; ++warp) {
+      if (warp < warp_idx) up_to += shared.warp_sums[warp];
+      total += shared.warp_sums[warp];
+    }
+  }
 };
 
 /// Sum over all compute threads, in all of them.
 __device__ inline uint64_t block_sum(DrawShared& shared, uint64_t value) {
-  value = warp_sum(value);
-  compute_barrier();  // the sums of an earlier call have been read
-  if (threadIdx.x % 32 == 0) shared.warp_sums[threadIdx.x / 32] = value;
+  return BlockSum(shared, value).total;
+}
+
+/// The first of `size` things at which the running sum of their weights passes `rank`, which becomes what is left of it
+/// there. There is one.
+template <typename WeightAt>
+__device__ uint32_t place_of_rank(DrawShared& shared, uint64_t& rank, uint32_t size, const WeightAt& weight_at) {
+  const uint32_t per_thread = (size + kComputeWarps * 32 - 1) / (kComputeWarps * 32);
+  uint32_t i = threadIdx.x * per_thread;
+  const uint32_t end = i + per_thread < size ? i + per_thread : size;
+  uint64_t own = 0;
+  for (uint32_t j = i; j < end; ++j) own += weight_at(j);
+  const uint64_t up_to = BlockSum(shared, own).up_to;
+  if (rank < up_to && rank >= up_to - own) {  // one thread
+    for (rank -= up_to - own; rank >= weight_at(i); ++i) rank -= weight_at(i);
+    shared.found = i;
+    shared.rest = rank;
+  }
   compute_barrier();
-  uint64_t sum = 0;
-  for (uint32_t warp = 0; warp < kComputeWarps; ++warp) sum += shared.warp_sums[warp];
-  return sum;
+  rank = shared.rest;
+  return shared.found;
 }
 
 /// A token's place in the order: the lower, the better.
@@ -58,12 +91,17 @@ struct TokenOrder {
   }
 };
 
-/// The tokens that a search still looks at: all of the row, then shrinking lists.
+/// Some tokens of a row, or all. None of the others has a weight, whatever its place in memory says.
 struct TokenList {
-  const uint32_t* ids;  ///< nullptr: all
+  const uint32_t* ids;  ///< nullptr: all; else ascending, but for the lists of a search
   uint32_t size;
 
   __device__ uint32_t operator[](uint32_t i) const { return ids ? ids[i] : i; }
+  /// Of a list with ascending ids.
+  __device__ bool contains(uint32_t id) const {
+    const uint32_t place = ids ? lower_bound(size, id, [&](uint32_t i) { return ids[i]; }) : id;
+    return place < size && (*this)[place] == id;
+  }
 };
 
 struct TokenSearch {
@@ -123,29 +161,26 @@ struct TokenSearch {
     return total;
   }
 
-  /// The token at which the running sum of the measure reaches `target`, 1 .. its sum.
+  /// The token of the list at which the running sum of the measure reaches `target`, 1 .. its sum.
   template <typename Measure>
-  __device__ uint32_t find(uint64_t target, const Measure& measure) const {
-    const SampleParams& p = row.p;
-    uint32_t* lists = p.scratch.lists + uint64_t{row.row} * 2 * p.vocab_size;
-    TokenList list{nullptr, p.vocab_size};
+  __device__ uint32_t find(TokenList list, uint64_t target, const Measure& measure) const {
     for (uint32_t i = 0; i < kNumDigits && list.size > 1; ++i) {
       add_up(list, i, measure);
       uint32_t value = 0;
       for (; value + 1 < kDigitValues && shared.value_sums[value] < target; ++value)
         target -= shared.value_sums[value];
-      uint32_t* out = lists + i % 2 * p.vocab_size;
+      uint32_t* out = row.list(i % 2 * 2);
       list = {out, gather(list, i, value, out)};
     }
     return list[0];
   }
 
-  /// Takes the weight of all tokens after `last`.
-  __device__ void drop_after(uint32_t last) const {
+  /// Takes the weight of all tokens of the list after `last`.
+  __device__ void drop_after(const TokenList& list, uint32_t last) const {
     double score = 0.0;
     (void)row.score(last, score);
     const TokenOrder end(scale, score, last);
-    for_each({nullptr, row.p.vocab_size}, [&](const TokenOrder& order, uint64_t) {
+    for_each(list, [&](const TokenOrder& order, uint64_t) {
       if (order.is_after(end)) row.weights()[order.id] = 0;
     });
     compute_barrier();
