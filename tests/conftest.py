@@ -228,6 +228,16 @@ def cpp_builder():
 
 
 @pytest.fixture(scope="session")
+def library_objects(cpp_builder):
+    """`library_objects(target)`: the folder of an object library's objects, those that the test programs are linked with."""
+    def folder(target: str) -> pathlib.Path:
+        built = _built_objects()
+        files = pathlib.Path(built) if built else cpp_builder([target]).parents[1] / "CMakeFiles"
+        return files / f"{target}.dir"
+    return folder
+
+
+@pytest.fixture(scope="session")
 def sanitized():
     """`sanitized(name)`: waits for the programs built with a sanitizer; returns their directory."""
     return lambda sanitize: _sanitized[sanitize].result()

@@ -28,16 +28,15 @@ COMPILED = {
 }
 
 
-def isa_objects(cpp_builder, isa: str) -> list[pathlib.Path]:
+def isa_objects(library_objects, isa: str) -> list[pathlib.Path]:
     target, folder = COMPILED[isa]
-    build = cpp_builder([target]).parents[1]
-    return sorted((build / "CMakeFiles" / f"{target}.dir" / "csrc" / "cpu" / folder).glob("*.o"))
+    return sorted((library_objects(target) / "csrc" / "cpu" / folder).glob("*.o"))
 
 
 @pytest.mark.parametrize("isa", COMPILED)
-def test_isa_objects_export_no_weak_symbol(cpp_builder, root, isa):
+def test_isa_objects_export_no_weak_symbol(library_objects, root, isa):
     """A weak symbol compiled with AVX flags could replace the baseline one at link time (build notes, ODR trap)."""
-    objects = isa_objects(cpp_builder, isa)
+    objects = isa_objects(library_objects, isa)
     names = sorted(p.stem for p in (root / "csrc" / "cpu" / COMPILED[isa][1]).glob("*.cpp"))
     assert sorted(o.name.removesuffix(".cpp.o") for o in objects) == names and names
     lines = [line for o in objects for line in symbols(o).splitlines()]
@@ -48,10 +47,10 @@ def test_isa_objects_export_no_weak_symbol(cpp_builder, root, isa):
 
 
 @pytest.mark.parametrize("isa", ["avx512", "avx512_bf16"])
-def test_bf16_vbmi_and_vnni_stay_where_they_are_asked_for(cpp_builder, isa):
+def test_bf16_vbmi_and_vnni_stay_where_they_are_asked_for(library_objects, isa):
     """`cpu-avx512` also runs on processors that lack them."""
     found = set()
-    for path in isa_objects(cpp_builder, isa):
+    for path in isa_objects(library_objects, isa):
         code = subprocess.run(["objdump", "-d", path], capture_output=True, text=True, check=True).stdout
         assert "%zmm" in code or path.name == "table.cpp.o"
         found |= set(re.findall(r"\b(vdpbf16ps|vcvtne2?ps2bf16|vpermb|vpermi2b|vpermt2b|vpmultishiftqb|vpdpbusds?)\b", code))
