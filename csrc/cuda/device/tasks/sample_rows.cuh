@@ -52,7 +52,7 @@ __device__ inline bool comes_last(DrawShared& shared, uint32_t* arrived, uint32_
   if (num_others == 0) return true;
   if (threadIdx.x == 0) shared.is_last = ptx::count_to_gpu(arrived, num_others) == num_others;
   compute_barrier();
-  return shared.is_last;
+  return shared.is_last != 0;
 }
 
 /// A share of all rows, and the draw of those that it is the last for. Ends with a barrier.

@@ -23,7 +23,7 @@ struct DrawShared {
   uint32_t counts[kComputeWarps];
   uint64_t rest;
   uint32_t found;
-  bool is_last;
+  uint32_t is_last;
 };
 
 /// What all compute threads have together, and those up to this one.
