@@ -20,6 +20,8 @@ struct TokenDraw {
                            draw_stream(block_row, use));
   }
 
+  __device__ bool has_top_k() const { return row.p.rules.top_k != 0 && row.p.rules.top_k < row.p.vocab_size; }
+
   /// The tokens near the best.
   __device__ TokenList near_tokens() const {
     const SampleParams& p = row.p;
@@ -50,7 +52,7 @@ struct TokenDraw {
   /// Whether the filters keep nothing outside of the list, which has the first tokens of a row of weight `total`.
   __device__ bool is_enough(const TokenList& list, uint64_t total) const {
     const SamplingRules& rules = row.p.rules;
-    if (rules.top_k != 0 && rules.top_k < row.p.vocab_size) return list.size >= rules.top_k;
+    if (has_top_k()) return list.size >= rules.top_k;
     if (rules.top_p < 1.0f && sum_of(list) >= top_p_target(rules.top_p, total)) return true;
     return rules.min_p >= kNearWeight;
   }
@@ -64,15 +66,14 @@ struct TokenDraw {
       const TokenList near = near_tokens();
       if (is_enough(near, total)) list = near;
     }
-    if (p.rules.top_k != 0 && p.rules.top_k < p.vocab_size) {
+    if (has_top_k()) {
       uint64_t count = 0;
       search.for_each(list, [&](const TokenOrder&, uint64_t) { ++count; });
       if (block_sum(shared, count) > p.rules.top_k)
         search.drop_after(list, search.find(list, p.rules.top_k, [](uint64_t) { return uint64_t{1}; }));
     }
     if (p.rules.top_p < 1.0f) {
-      const bool is_whole = p.rules.top_k == 0 || p.rules.top_k >= p.vocab_size;  // nothing has been dropped
-      const uint64_t target = top_p_target(p.rules.top_p, is_whole ? total : sum_of(list));
+      const uint64_t target = top_p_target(p.rules.top_p, has_top_k() ? sum_of(list) : total);
       if (!list.ids || sum_of(list) >= target)  // else min-p ends before it
         search.drop_after(list, search.find(list, target, [](uint64_t weight) { return weight; }));
     }
@@ -163,8 +164,7 @@ struct TokenDraw {
     const BestToken best = best_of_row(p, row.row);
     if (p.rules.temperature == 0.0f) return best.id;
     const WeightScale scale(best.score, static_cast<double>(p.rules.temperature), p.vocab_size);
-    const bool is_filtered = (p.rules.top_k != 0 && p.rules.top_k < p.vocab_size) ||
-                             p.rules.top_p < 1.0f || p.rules.min_p > 0.0f;
+    const bool is_filtered = has_top_k() || p.rules.top_p < 1.0f || p.rules.min_p > 0.0f;
     TokenList list{nullptr, p.vocab_size};
     uint64_t total = sum_slices(false);
     if (total != 0 && is_filtered) {
