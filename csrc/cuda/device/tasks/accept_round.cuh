@@ -126,7 +126,7 @@ __device__ inline void accept_round(DrawShared& shared, const AcceptRoundParams&
   RoundTables& round = *p.round;
   if (share == 0) look_around(round);
   sample_rows(shared, *p.rows, round.sample.num_rows, share, num_shares);
-  if (!comes_last(shared, p.arrived, num_shares - 1) || threadIdx.x != 0) return;
+  if (!comes_last(shared.is_last, p.arrived, num_shares - 1) || threadIdx.x != 0) return;
   RoundRecord& record = round.mailbox->records[round.number % kMaxLaunchRounds];
   uint32_t row = 0, fate = settle_row(round, record, 0);
   while (fate == kRowConfirms) fate = settle_row(round, record, ++row);

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "cuda/device/tasks/attention_combine.cuh"
+#include "cuda/device/tasks/last_share.cuh"
 #include "cuda/step_params.h"
 #include "plan/task.h"
 
@@ -86,13 +87,8 @@ __device__ __forceinline__ void load_attended_rows(AttendRowsShared& shared,
 /// shares are there, too, and nobody else has seen that.
 __device__ __forceinline__ bool combines_splits(AttendRowsShared& shared, const AttendRowsParams& p,
                                                 const AttendedShare& share, uint32_t token) {
-  if (share.units.end == 0 || share.num_parts == 1) return share.units.end != 0;
-  if (threadIdx.x == 0) {
-    uint32_t* arrived = p.step->arrived + token * p.call.num_kv_heads + share.kv_head;
-    shared.is_last = ptx::count_to_gpu(arrived, share.num_parts - 1) == share.num_parts - 1;
-  }
-  compute_barrier();
-  return shared.is_last != 0;
+  if (share.units.end == 0) return false;
+  return comes_last(shared.is_last, p.step->arrived + token * p.call.num_kv_heads + share.kv_head, share.num_parts - 1);
 }
 
 __device__ __forceinline__ void compute_attended_rows(AttendRowsShared& shared,

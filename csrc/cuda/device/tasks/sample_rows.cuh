@@ -8,6 +8,7 @@
 #pragma once
 
 #include "cuda/device/tasks/draw_tokens.cuh"
+#include "cuda/device/tasks/last_share.cuh"
 #include "cuda/step_params.h"
 #include "plan/task.h"
 
@@ -46,15 +47,6 @@ struct SampleShare {
   }
 };
 
-/// All compute threads, after a barrier behind what this block has done: whether all others of those that count here, but
-/// for this one `num_others`, have done theirs.
-__device__ inline bool comes_last(DrawShared& shared, uint32_t* arrived, uint32_t num_others) {
-  if (num_others == 0) return true;
-  if (threadIdx.x == 0) shared.is_last = ptx::count_to_gpu(arrived, num_others) == num_others;
-  compute_barrier();
-  return shared.is_last != 0;
-}
-
 /// A share of all rows, and the draw of those that it is the last for. Ends with a barrier.
 __device__ inline void sample_rows(DrawShared& shared, const SampledRows& rows, uint32_t num_rows, uint32_t share_idx,
                                    uint32_t num_shares) {
@@ -71,7 +63,7 @@ __device__ inline void sample_rows(DrawShared& shared, const SampledRows& rows, 
     const uint32_t call_begin = row_of_call * share.num_slices;
     weigh_tokens(p, {call_begin + first, 1, call_begin + end});
     compute_barrier();
-    if (comes_last(shared, &rows.arrived[row], share.num_others(row)))
+    if (comes_last(shared.is_last, &rows.arrived[row], share.num_others(row)))
       draw_tokens(shared, p, {row_of_call, 1, row_of_call + 1});
   }
   compute_barrier();
