@@ -50,6 +50,9 @@ std::string stage_name(const Stage& stage);  ///< "layer 3 o_proj"
 /// The stage that must have written what `task` reads from `buffer`. This table is the model's data flow.
 Stage source_stage(const PlanShape& shape, const Task& task, uint16_t buffer);
 
+/// Whether the tasks of a phase are shares that count each other, so that all of them must be there.
+inline bool counts_shares(TaskKind kind) { return kind == TaskKind::sample || kind == TaskKind::accept; }
+
 /// Distinct experts that a step can have at most.
 uint32_t max_active_experts(const PlanShape& shape, uint32_t max_tokens);
 

@@ -169,9 +169,6 @@ void check_tag(const Plan& plan, uint32_t counter) {
                 plan_invalid, kWhere, "tag edge '", info.name, "' buffer: expected one in the arena, got ", info.buffer);
 }
 
-/// Whether the shares of a phase count each other, so that all of them must be there.
-bool counts_shares(TaskKind kind) { return kind == TaskKind::sample || kind == TaskKind::accept; }
-
 /// A task must have something to do in the largest step, and nothing outside of it.
 bool tiles_fit(const Plan& plan, const Task& task) {
   if (task.tile_stride < 1 || task.tile_end < 1) return false;
@@ -224,14 +221,19 @@ void check_task(const Plan& plan, uint32_t worker_idx, uint32_t task_idx) {
   check_tag_waits(plan, task, who());
 }
 
+/// The share that is done last sets up the next epoch before the gate has all signals: nobody else may work until then.
 void check_counters(const Plan& plan) {
   const std::vector<CounterInfo>& counters = plan.counters();
   MIMO_RT_CHECK(plan.gate_counter() < counters.size(), plan_invalid, kWhere, "gate counter: expected < ",
                 counters.size(), ", got ", plan.gate_counter());
   std::vector<uint64_t> signals(counters.size(), 0);
   for (uint32_t w = 0; w < plan.num_workers(); ++w)
-    for (const Task& task : plan.tasks(w))
-      if (task.signal_counter != kNoCounter) ++signals[task.signal_counter];
+    for (const Task& task : plan.tasks(w)) {
+      if (task.signal_counter == kNoCounter) continue;
+      MIMO_RT_CHECK(task.signal_counter != plan.gate_counter() || counts_shares(task.kind), plan_invalid, kWhere, "worker ",
+                    w, ", ", task_kind_name(task.kind), " signals the gate: expected only sample or accept");
+      ++signals[task.signal_counter];
+    }
   for (size_t c = 0; c < counters.size(); ++c)
     MIMO_RT_CHECK(signals[c] == counters[c].total, plan_invalid, kWhere, "counter '", counters[c].name,
                   "' total: expected ", signals[c], " (the tasks that signal it), got ", counters[c].total);

@@ -237,3 +237,15 @@ TEST_CASE("a plan changed without harm is accepted") {
 }
 
 CHECK_MAIN()
+
+// The last of them sets up the next epoch before all have signalled.
+TEST_CASE("the gate is signalled by those who draw the tokens, and nobody else") {
+  PlanOptions options = cuda_plan_options();
+  options.num_workers = 3, options.max_tokens = options.max_logit_rows = 4;
+  PlanMutator m(Plan::build(test_configs::tiny(), options));
+  CHECK(verdict(m.finish()) == Verdict::accepted);  // control
+  Task& head = *std::ranges::find(m.lists[1], TaskKind::lm_head, &Task::kind);
+  head.signal_counter = m.lists[1].back().signal_counter;
+  m.repair_counters();
+  CHECK_THROWS(plan_invalid, "worker 1, lm_head signals the gate: expected only sample or accept", m.finish().verify());
+}
