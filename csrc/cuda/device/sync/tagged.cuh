@@ -52,34 +52,39 @@ __device__ __forceinline__ bool wait_for_tagged(const Watchdog& watchdog, const 
 /// of 8 tokens with 8 experts each has 258.
 inline constexpr uint32_t kWordsPerTrip = 8;
 
+/// A lane's words from `first` on, `kWords` of them, 32 apart; beyond the row its last word, again.
+template <uint32_t kWords>
+__device__ __forceinline__ bool receive_words(const Watchdog& watchdog, const TaggedWord* row, uint32_t num_words,
+                                              uint32_t first, uint32_t epoch, const WaitSite& site, uint32_t* payloads) {
+  const auto place = [&](uint32_t i) {
+    const uint32_t at = first + 32 * i;
+    return at < num_words ? at : num_words - 1;
+  };
+  const auto poll = [&] {
+    TaggedWord words[kWords];
+#pragma unroll
+    for (uint32_t i = 0; i < kWords; ++i) words[i] = ptx::load_relaxed_gpu(row + place(i));
+    uint32_t seen = epoch;
+#pragma unroll
+    for (uint32_t i = 0; i < kWords; ++i) {
+      payloads[place(i)] = static_cast<uint32_t>(words[i]);
+      if (const auto tag = static_cast<uint32_t>(words[i] >> 32); tag != epoch) seen = tag;
+    }
+    return seen;
+  };
+  return wait_until(watchdog, site, epoch, poll, [&](uint32_t tag) { return tag == epoch; });
+}
+
 /// All lanes of a warp: brings the row of `epoch` to `payloads`, [num_words]. Of each lane the first
 /// word is polled alone: the others mostly come with it. @return of the lane's words: false: leave
 __device__ __forceinline__ bool receive_tagged(const Watchdog& watchdog, const TaggedWord* row,
                                                uint32_t num_words, uint32_t epoch,
                                                const WaitSite& site, uint32_t* payloads) {
-  uint32_t trip_words = 1;
-  for (uint32_t first = threadIdx.x % 32; first < num_words;) {
-    const auto is_asked = [&](uint32_t i) { return i < trip_words && first + 32 * i < num_words; };
-    const auto poll = [&] {
-      TaggedWord words[kWordsPerTrip];
-#pragma unroll
-      for (uint32_t i = 0; i < kWordsPerTrip; ++i)
-        if (is_asked(i)) words[i] = ptx::load_relaxed_gpu(row + first + 32 * i);
-      uint32_t seen = epoch;
-#pragma unroll
-      for (uint32_t i = 0; i < kWordsPerTrip; ++i) {
-        if (!is_asked(i)) continue;
-        payloads[first + 32 * i] = static_cast<uint32_t>(words[i]);
-        if (const auto tag = static_cast<uint32_t>(words[i] >> 32); tag != epoch) seen = tag;
-      }
-      return seen;
-    };
-    if (!wait_until(watchdog, site, epoch, poll, [&](uint32_t tag) { return tag == epoch; }))
-      return false;
-    first += 32 * trip_words;
-    trip_words = kWordsPerTrip;
-  }
-  return true;
+  uint32_t first = threadIdx.x % 32;
+  bool is_met = first >= num_words || receive_words<1>(watchdog, row, num_words, first, epoch, site, payloads);
+  for (first += 32; is_met && first < num_words; first += 32 * kWordsPerTrip)
+    is_met = receive_words<kWordsPerTrip>(watchdog, row, num_words, first, epoch, site, payloads);
+  return is_met;
 }
 
 }  // namespace mimo_rt::cuda

@@ -127,16 +127,15 @@ __device__ void multiply_segment(RouterShared& shared, const RouterLogitsParams&
       ptx::Words4 words[kRouterTokens];  // all are on their way before one is used
 #pragma unroll
       for (uint32_t token = 0; token < kRouterTokens; ++token)
-        if (token < unit.num_tokens)
-          words[token] =
-              ptx::load_16_bytes_keep(p.x.row(unit.first_token + token) + k_begin + k);
+        words[token] = ptx::load_16_bytes_keep(
+            p.x.row(unit.first_token + (token < unit.num_tokens ? token : 0)) + k_begin + k);
       float w[kRouterRows][8];
 #pragma unroll
       for (uint32_t expert = 0; expert < kRouterRows; ++expert)
         Rows::load(rows[expert], k, w[expert]);
 #pragma unroll
       for (uint32_t token = 0; token < kRouterTokens; ++token) {
-        if (token >= unit.num_tokens) break;
+        if (token % 2 == 0 && token >= unit.num_tokens) break;
         float x[8];
         widen_words(words[token], x);
 #pragma unroll

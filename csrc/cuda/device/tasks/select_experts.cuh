@@ -39,6 +39,8 @@ struct Choice {
   __device__ Choice(const SelectExpertsParams& p, uint32_t token) {
     per_lane = (p.num_experts + 31) / 32;
     first = threadIdx.x % 32 * per_lane;
+    const uint32_t end = first + per_lane < p.num_experts ? first + per_lane : p.num_experts;
+    if (first < end) open = (1u << (end - first)) - 1;
     load(p.logits.row(token), p.num_experts, sigma);
     if (p.bias)
       load(p.bias, p.num_experts, score);
@@ -47,7 +49,6 @@ struct Choice {
       for (uint32_t i = 0; i < kLaneExperts; ++i) score[i] = 0.0f;
 #pragma unroll
     for (uint32_t i = 0; i < kLaneExperts; ++i) {
-      if (i < per_lane && first + i < p.num_experts) open |= 1u << i;
       sigma[i] = 1.0f / (1.0f + expf(-sigma[i]));
       score[i] += sigma[i];
       if (!(score[i] == score[i])) score[i] = ptx::as_float(0xff800000u);  // NaN: -infinity
@@ -56,7 +57,7 @@ struct Choice {
   /// This lane's of all experts; something where it has none. Without branches: one trip to memory for all.
   __device__ void load(const float* of_all, uint32_t num_experts, float (&out)[kLaneExperts]) const {
 #pragma unroll
-    for (uint32_t i = 0; i < kLaneExperts; ++i) out[i] = of_all[first + i < num_experts ? first + i : 0];
+    for (uint32_t i = 0; i < kLaneExperts; ++i) out[i] = of_all[first + i < num_experts ? first + i : num_experts - 1];
   }
   __device__ void choose_next() {
     Best best;
@@ -131,8 +132,8 @@ __device__ inline void order_experts(SelectShared& shared, const SelectExpertsPa
   p.route.slot_begin[rank] = slot;
 }
 
-/// All compute warps of one block.
-__device__ inline void select_experts(SelectShared& shared, const SelectExpertsParams& p) {
+/// All compute warps of one block. Not inlined: it is long, and called in two places.
+__device__ __attribute__((noinline)) inline void select_experts(SelectShared& shared, const SelectExpertsParams& p) {
   constexpr uint32_t kThreads = kComputeWarps * 32;
   for (uint32_t token = threadIdx.x / 32; token < p.num_tokens; token += kComputeWarps)
     choose_experts(shared, p, token);
