@@ -4,6 +4,9 @@
 // real GPU.
 #include "sampling_fixture.h"
 
+#include <cmath>
+#include <numeric>
+
 #if !defined(MIMO_RT_TEST_ON_GPU)
 #include "cuda/device/tasks/sample_rows.cuh"
 #include "planted_faults.h"
@@ -150,6 +153,32 @@ TEST_CASE("tokens are those of the CPU's sampler, whatever the filters") {
         num_tokens += call.num_rows;
       }
   CHECK(num_equal_to_another_seed < num_tokens / 2);
+}
+
+TEST_CASE("tokens at the edge of those near the best are filtered as the CPU filters them") {
+  constexpr uint32_t kVocab = 4099, kRows = 4, kNumSlices = (kVocab + cuda::kSliceTokens - 1) / cuda::kSliceTokens;
+  // Weights around 2^-15, where min_p ends within the list, and exponents around that at which the list itself ends.
+  const float edges[] = {-10.39f, -10.4f, std::nextafter(-11.0f, 0.0f), -11.0f, std::nextafter(-11.0f, -12.0f)};
+  uint32_t num_near = 0, num_at_edges = 0, seed = 0;
+  for (uint32_t id = 0; id < kVocab; ++id) num_near += id == 7 || id % 5 < 3;
+  std::vector<SamplingParams> wanted;
+  for (const int32_t more : {-1, 0, 1}) wanted.push_back({.sample_top_k = num_near + more});
+  for (const float min_p : {0x1p-15f, std::nextafter(0x1p-15f, 0.0f), std::nextafter(0x1p-15f, 1.0f)})
+    wanted.push_back({.min_p = min_p});
+  for (const float top_p : {0.95f, 0.97f}) wanted.push_back({.sample_top_p = top_p, .min_p = 0x1p-15f});
+  for (SamplingParams& params : wanted)
+    for (uint32_t repeat = 0; repeat < 8; ++repeat) {
+      params.seed = ++seed;
+      SampleCall call(params, kRows, kVocab, Logits::normal, seed);
+      for (uint32_t r = 0; r < kRows; ++r)
+        for (uint32_t id = 0; id < kVocab; ++id) call.logits.at(r, id) = id == 7 ? 0.0f : edges[id % 5];
+      const std::vector<int32_t> expected = sample_on_cpu(call), tokens = call.sample();
+      CHECK(tokens == expected);
+      for (const int32_t token : tokens) num_at_edges += token != 7;
+      const uint32_t* counts = call.view().near_counts;
+      CHECK_EQ(std::accumulate(counts, counts + kNumSlices, 0u), num_near);
+    }
+  CHECK(num_at_edges > 5);
 }
 
 TEST_CASE("blocks of drafts give the tokens of the CPU's rounds, best drafts and drawn ones") {

@@ -49,11 +49,12 @@ struct TokenDraw {
     return block_sum(shared, sum);
   }
 
-  /// Whether the filters keep nothing outside of the list, which has the first tokens of a row of weight `total`.
-  __device__ bool is_enough(const TokenList& list, uint64_t total) const {
+  /// Whether the filters keep nothing outside of the list, which has the first tokens of the row. `sum`, `total`: weights
+  /// of both.
+  __device__ bool is_enough(const TokenList& list, uint64_t sum, uint64_t total) const {
     const SamplingRules& rules = row.p.rules;
     if (has_top_k()) return list.size >= rules.top_k;
-    if (rules.top_p < 1.0f && sum_of(list) >= top_p_target(rules.top_p, total)) return true;
+    if (rules.top_p < 1.0f && sum >= top_p_target(rules.top_p, total)) return true;
     return rules.min_p >= kNearWeight;
   }
 
@@ -61,22 +62,23 @@ struct TokenDraw {
   __device__ TokenList filter(const WeightScale& scale, uint64_t total) const {
     const SampleParams& p = row.p;
     const TokenSearch search{shared, row, scale};
+    const bool has_top_p = p.rules.top_p < 1.0f;
     TokenList list{nullptr, p.vocab_size};
+    uint64_t sum = total;  // of the list
     if (p.role == SampleRole::target) {  // a draft's weights are looked up by token
       const TokenList near = near_tokens();
-      if (is_enough(near, total)) list = near;
+      const uint64_t near_sum = has_top_p && !has_top_k() ? sum_of(near) : total;  // after top-k it is another
+      if (is_enough(near, near_sum, total)) list = near, sum = near_sum;
     }
     if (has_top_k()) {
       uint64_t count = 0;
       search.for_each(list, [&](const TokenOrder&, uint64_t) { ++count; });
       if (block_sum(shared, count) > p.rules.top_k)
         search.drop_after(list, search.find(list, p.rules.top_k, [](uint64_t) { return uint64_t{1}; }));
+      if (has_top_p) total = sum = sum_of(list);
     }
-    if (p.rules.top_p < 1.0f) {
-      const uint64_t target = top_p_target(p.rules.top_p, has_top_k() ? sum_of(list) : total);
-      if (!list.ids || sum_of(list) >= target)  // else min-p ends before it
-        search.drop_after(list, search.find(list, target, [](uint64_t weight) { return weight; }));
-    }
+    if (has_top_p && sum >= top_p_target(p.rules.top_p, total))  // else min-p ends before it
+      search.drop_after(list, search.find(list, top_p_target(p.rules.top_p, total), [](uint64_t w) { return w; }));
     if (p.rules.min_p > 0.0f)
       for (uint32_t i = threadIdx.x; i < list.size; i += kComputeWarps * 32)
         if (!scale.passes_min_p(row.weights()[list[i]], p.rules.min_p)) row.weights()[list[i]] = 0;
@@ -183,7 +185,9 @@ struct TokenDraw {
   }
 };
 
-__device__ inline void draw_tokens(DrawShared& shared, const SampleParams& p, UnitRange range) {
+/// Not inlined: it is long, and called in several places.
+__device__ __attribute__((noinline)) inline void draw_tokens(DrawShared& shared, const SampleParams& p,
+                                                             UnitRange range) {
   for (uint32_t row = range.first; row < range.limit(p.num_rows); row += range.stride) {
     const TokenDraw draw{shared, {p, row}};
     const uint32_t id = draw.choose();
