@@ -6,9 +6,9 @@ Without --model: a tiny random model with every feature and, if it was converted
 per model: whether the logits agree within the rounding of BF16 activations, have the same bits for steps of one and of
 all rows, whether greedy tokens are equal (at the first other one, the CPU's logits of both must be as close as the
 logits of both devices), and whether drafts (of the model's dflash/, and where the device has them looked up in the
-text) change no token of the device's own, with tokens/s of plain decoding and of both; then what a step is made of: for
-each kind of task its number, the mean time of one and what of it was spent waiting for weights, and the mean time of a
-worker by what it did. Exit code 1: something is wrong.
+text) change no token of the device's own, with tokens/s of plain decoding and of both, and of a prompt; then what a step
+is made of: for each kind of task its number, the mean time of one and what of it was spent waiting for weights, and the
+mean time of a worker by what it did. Exit code 1: something is wrong.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mimo_rt.loading import open_engine
 
 MAX_RELATIVE_ERROR = 2.0**-5  # of logits, L2: `mimo-rt doctor` says what 2**-7 against ref means
 NUM_IDS, NUM_TOKENS = 24, 32
-NUM_TIMED_TOKENS = 128
+NUM_TIMED_TOKENS, NUM_PREFILL_TOKENS = 128, 512
 PROMPTS = pathlib.Path(__file__).with_name("prompts") / "coding.jsonl"
 NUM_TRACED_STEPS = 16
 
@@ -64,8 +64,16 @@ def timed_runs(model_dir: pathlib.Path, device: str) -> dict[str, Any]:
             result = session.generate(ids, **greedy, **options)
         return result, round(result.stats.decode_tokens_per_s, 1)
 
+    def run_prompt(session: Session) -> float:
+        prompt_ids = [1 + i % NUM_IDS for i in range(NUM_PREFILL_TOKENS)]
+        for _ in range(2):
+            session.reset()
+            stats = session.generate(prompt_ids, max_tokens=1).stats
+        return round(stats.prefill_tokens_per_s, 1)
+
     with Session(model_dir, device=device, draft=None) as session:
         plain, plain_tokens_per_s = run(session)
+        prefill_tokens_per_s = run_prompt(session)
     drafts: dict[str, Any] = {}
     for kind, draft in draft_kinds(model_dir, device).items():
         with Session(model_dir, device=device, draft=draft) as session:
@@ -75,7 +83,7 @@ def timed_runs(model_dir: pathlib.Path, device: str) -> dict[str, Any]:
                         "num_rounds": fixed.stats.draft.num_rounds,
                         "acceptance_length": round(fixed.stats.draft.acceptance_length, 3),
                         "tokens_per_s": {mode: speed for mode, (_, speed) in results.items()}}
-    return {"tokens_per_s": plain_tokens_per_s, "drafts": drafts}
+    return {"tokens_per_s": plain_tokens_per_s, "prefill_tokens_per_s": prefill_tokens_per_s, "drafts": drafts}
 
 
 def task_times(trace: str) -> dict[str, dict[str, float]]:
@@ -107,7 +115,7 @@ def compare(model_dir: pathlib.Path, device: str) -> dict[str, Any]:
         expected, logits = cpu.logits(ids), gpu.logits(ids)
         cpu_ids = list(cpu.generate(ids, **greedy).token_ids)
         gpu_ids = list(gpu.generate(ids, **greedy).token_ids)
-        same_bits = np.array_equal(logits, gpu.logits(ids, step_tokens=1))
+        same_bits = all(np.array_equal(logits, gpu.logits(ids, step_tokens=rows)) for rows in (1, NUM_IDS))
         place = first_difference(cpu_ids, gpu_ids)
         tie = False
         if place is not None:

@@ -25,7 +25,7 @@ DeviceCache::DeviceCache(std::shared_ptr<const DeviceModel> model, const KvCache
     num_bytes += blocks_.back()->plan.layout().bytes;
   }
   check_free(*model_->device, num_bytes, "keys and values and the memory of a session's steps",
-             "Lower max_context, or close other sessions and programs.");
+             "Lower max_context or prefill_chunk_tokens, or close other sessions and programs.");
   memory_ = DeviceBuffer(model_->device, layout_.bytes());
   const PlaceChecks places(*model_->device);
   for (const auto& block : blocks_) {

@@ -10,7 +10,7 @@
 namespace mimo_rt::cuda {
 
 uint64_t num_coarse_positions(const KvLayout& kv) {
-  return (uint64_t{kv.options().max_context} + kMaxStepTokens) / kFinePositions + 1;
+  return (uint64_t{kv.options().max_context} + kMaxBlockTokens) / kFinePositions + 1;
 }
 
 AttentionParams draft_attention_shape(const DraftConfig& draft, const KvLayout& kv, uint32_t split_keys,

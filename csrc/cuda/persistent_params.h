@@ -24,8 +24,8 @@ inline constexpr uint32_t kPersistentThreads = 32 * (kComputeWarps + kServiceWar
 // launched with, kLaunchRegisters for each of its threads: an increase beyond that waits for ever.
 // That ptxas gives the kernel as many is checked by tests/python/test_cuda_kernels.py.
 inline constexpr uint32_t kLaunchRegisters = 168;  ///< 64 Ki / 384 threads, rounded down to 8
-inline constexpr uint32_t kComputeRegisters = 224;
-inline constexpr uint32_t kServiceRegisters = 56;
+inline constexpr uint32_t kComputeRegisters = 216;
+inline constexpr uint32_t kServiceRegisters = 72;
 static_assert(kComputeWarps * kComputeRegisters + kServiceWarps * kServiceRegisters <=
               (kComputeWarps + kServiceWarps) * kLaunchRegisters);
 static_assert(kComputeWarps % 4 == 0 && kServiceWarps % 4 == 0, "setmaxnreg is of a warp group");
@@ -77,7 +77,7 @@ struct RouteEdge {
   }
 };
 static_assert(4 * RouteEdge::num_words(5) == RouteTable::bytes(5, 5));
-inline constexpr uint32_t kMaxRouteWords = RouteEdge::num_words(kMaxStepTokens * kMaxExpertsPerToken);
+inline constexpr uint32_t kMaxRouteWords = RouteEdge::num_words(kMaxTaggedSlots);
 
 /// For a task that publishes: its table is the block's own, so it says here how many are active.
 struct PublishRouteParams {

@@ -56,7 +56,7 @@ void StepInputs::send(const StepBlock& block, const RoundState& rounds, RoundMai
   t.sample.rules = put_rules(block, request);
   t.sample.masked_ids = t.stop_ids = put_list(request.masked_ids, request.num_masked_ids);
   t.sample.num_masked_ids = t.num_stop_ids = request.num_masked_ids;
-  t.sample.num_masked_rows = num_masked_rows(asked.min_tokens, rounds.num_output, kMaxStepTokens);
+  t.sample.num_masked_rows = num_masked_rows(asked.min_tokens, rounds.num_output, kMaxBlockTokens);
   t.sample.num_rows = input.num_tokens;
   t.token_counts = const_cast<uint32_t*>(t.sample.rules.token_counts);  // on the device: ours
   t.min_tokens = asked.min_tokens;

@@ -50,9 +50,9 @@ const RoundRecord* RoundMail::read() {
 
 void apply_record(RoundState& rounds, const RoundRecord& record, const float* logits,
                   uint32_t stride) {
-  MIMO_RT_CHECK(record.num_tokens - 1 < kMaxStepTokens && record.num_emitted <= record.num_tokens,
+  MIMO_RT_CHECK(record.num_tokens - 1 < kMaxBlockTokens && record.num_emitted <= record.num_tokens,
                 internal, kWhere, "round ", record.number, " at position ", rounds.position,
-                ": expected 1..", kMaxStepTokens, " rows and no more tokens, got ",
+                ": expected 1..", kMaxBlockTokens, " rows and no more tokens, got ",
                 record.num_tokens, " and ", record.num_emitted);
   replay_round(rounds, {.tokens = {record.tokens, record.num_emitted},
                         .logits = logits,

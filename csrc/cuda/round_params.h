@@ -22,7 +22,7 @@ struct alignas(128) RoundRecord {
   uint32_t has_bad_logits;      ///< the row after the tokens had no finite logit
   uint32_t has_ended;           ///< the text has: no further round
   uint64_t ns;                  ///< since the round before, without the wait for the host; 0: the first of its launch
-  int32_t tokens[kMaxStepTokens];
+  int32_t tokens[kMaxBlockTokens];
 };
 
 /// What the host wants of rounds to come, in one word: it may change at any time.
@@ -50,7 +50,7 @@ struct RoundTables {
   uint32_t max_context = 0;
   uint64_t min_tokens = 0, max_tokens = 0;
   uint32_t max_context_rows = 0;
-  uint32_t block_size = 0;                ///< 1 .. kMaxStepTokens
+  uint32_t block_size = 0;                ///< 1 .. kMaxBlockTokens
   uint32_t num_layers = 0;
   const uint32_t* active_experts = nullptr;  ///< [num_layers]
   uint32_t* token_counts = nullptr;       ///< [vocab_size], or nullptr

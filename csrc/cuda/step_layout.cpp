@@ -16,8 +16,8 @@ namespace {
 void check_draft(const Plan& plan, const char* where) {
   const PlanShape::Draft& draft = plan.shape().draft;
   if (draft.num_layers == 0) return;
-  MIMO_RT_CHECK(draft.block_size <= kMaxStepTokens, unsupported_shape, where,
-                "draft block_size: expected at most ", kMaxStepTokens, ", got ", draft.block_size);
+  MIMO_RT_CHECK(draft.block_size <= kMaxBlockTokens, unsupported_shape, where,
+                "draft block_size: expected at most ", kMaxBlockTokens, ", got ", draft.block_size);
   MIMO_RT_CHECK(plan.options().max_context_rows <= kMaxStepTokens, unsupported_shape, where,
                 "plan.max_context_rows: expected at most ", kMaxStepTokens, ", got ",
                 plan.options().max_context_rows);
@@ -69,9 +69,10 @@ uint32_t num_head_tasks(const Plan& plan, TaskKind kind) {
 void check_device_plan(const Plan& plan) {
   constexpr const char* kWhere = "cuda.check_device_plan";
   check_draft(plan, kWhere);
-  MIMO_RT_CHECK(plan.options().max_tokens <= kMaxStepTokens, unsupported_shape, kWhere,
-                "plan.max_tokens: expected at most ", kMaxStepTokens, ", got ",
-                plan.options().max_tokens);
+  const uint32_t max_rows = plan.options().is_round ? kMaxBlockTokens : kMaxStepTokens;
+  MIMO_RT_CHECK(plan.options().max_tokens <= max_rows, unsupported_shape, kWhere,
+                "plan.max_tokens: expected at most ", max_rows, ", got ", plan.options().max_tokens);
+  const uint64_t max_slots = uint64_t{plan.options().max_tokens} * plan.shape().experts_per_token;
   const uint32_t split_keys = plan.options().attention_split_keys;
   MIMO_RT_CHECK(split_keys != 0 && split_keys % kChunkKeys == 0, unsupported_shape, kWhere,
                 "plan.attention_split_keys: expected a multiple of ", kChunkKeys, ", got ", split_keys);
@@ -81,15 +82,15 @@ void check_device_plan(const Plan& plan) {
   (void)num_head_tasks(plan, TaskKind::lm_head);
   (void)num_head_tasks(plan, TaskKind::draft_lm_head);
   for (const CounterInfo& counter : plan.counters())
-    MIMO_RT_CHECK(counter.kind != CounterInfo::Kind::tag || counter.buffer == kRoute, unsupported_shape, kWhere,
-                  "tag edge '", counter.name, "': expected that of a route, got buffer ", counter.buffer);
+    MIMO_RT_CHECK(counter.kind != CounterInfo::Kind::tag || (counter.buffer == kRoute && max_slots <= kMaxTaggedSlots),
+                  unsupported_shape, kWhere, "tag edge '", counter.name, "': expected that of a route of at most ",
+                  kMaxTaggedSlots, " (token, expert) pairs, got buffer ", counter.buffer, ", ", max_slots, " pairs");
   for (uint32_t w = 0; w < plan.num_workers(); ++w)
     for (const Task& task : plan.tasks(w)) {
       const auto where = [&] { return concat("worker ", w, ", ", task_kind_name(task.kind)); };
       MIMO_RT_CHECK(!(task.flags & kFusedNorm), unsupported_shape, kWhere, where(),
                     ": expected norms of their own (PlanOptions::FuseNorm::no), got a fused one");
-      const bool is_share = task.kind == TaskKind::sample || task.kind == TaskKind::accept;
-      MIMO_RT_CHECK(trip_count(task.kind) != TripCount::once || is_share || task.tile_stride == 1,
+      MIMO_RT_CHECK(trip_count(task.kind) != TripCount::once || counts_shares(task.kind) || task.tile_stride == 1,
                     unsupported_shape, kWhere, where(), ": expected neighbouring tiles, got stride ",
                     task.tile_stride);
     }

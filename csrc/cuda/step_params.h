@@ -10,8 +10,8 @@
 
 namespace mimo_rt::cuda {
 
-/// Rows of a step: a draft's block. More would not fit the registers that a thread has.
-inline constexpr uint32_t kMaxStepTokens = 8;
+inline constexpr uint32_t kMaxStepTokens = kMaxTokens;  ///< rows of a step, or of a draft's context
+inline constexpr uint32_t kMaxBlockTokens = 8;          ///< rows of a round
 
 /// Positions between two entries of `RotaryTable::coarse`.
 inline constexpr uint32_t kFinePositions = 1024;

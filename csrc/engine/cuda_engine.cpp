@@ -37,9 +37,11 @@ std::optional<DraftConfig> read_draft(const ModelConfig& config, const std::file
   if (draft_dir.empty()) return std::nullopt;
   DraftConfig draft = DraftConfig::from_directory(draft_dir);
   draft.check_target(config);
-  if (!was_found || draft.block_size <= cuda::kMaxStepTokens) return draft;
+  if (draft.block_size <= cuda::kMaxBlockTokens) return draft;
+  MIMO_RT_CHECK(was_found, unsupported_shape, kWhere, "draft block_size: expected at most ", cuda::kMaxBlockTokens,
+                " on device 'cuda', got ", draft.block_size, '.');
   notes.push_back(concat("the draft of this model is not used: its blocks have ", draft.block_size,
-                         " tokens, the CUDA engine verifies ", cuda::kMaxStepTokens));
+                         " tokens, the CUDA engine verifies ", cuda::kMaxBlockTokens));
   return std::nullopt;
 }
 
@@ -75,7 +77,7 @@ PlanOptions cuda_plan_options() {
   options.attention_split_keys = 256;
   options.tag_edges = true;
   options.sample_by_all = true;
-  options.max_tokens = cuda::kMaxStepTokens;
+  options.max_tokens = options.max_logit_rows = cuda::kMaxBlockTokens;
   // An H200, from what is published, nothing of it measured here: 4.8 TB/s, of which a plain read gets about 90 %, over
   // 132 multiprocessors; half of the 989 TFLOP/s of dense BF16 products; edges by counters take 1 to 2.6 us in other
   // persistent kernels. A B200 has more of everything in about the same proportions, and proportions are what counts.
@@ -83,6 +85,10 @@ PlanOptions cuda_plan_options() {
   options.macs_per_ns = 0.5 * 989e3 / 2 / 132;
   options.task_overhead_ns = 2000.0;
   return options;
+}
+
+uint32_t cuda_max_step_tokens(const ModelConfig& config) {
+  return std::min(cuda::kMaxStepTokens, cuda::kMaxExpertSlots / std::max(config.experts_per_token, 1u));
 }
 
 namespace {
@@ -97,8 +103,8 @@ struct Sources {
 std::shared_ptr<Engine> build_engine(const Sources& sources, const ModelConfig& config, const DraftConfig* draft_config,
                                      EngineOptions options, std::shared_ptr<cuda::StepDevice> device) {
   check_cuda_options(options, *device);
-  options.max_decode_tokens = std::min(options.max_decode_tokens, cuda::kMaxStepTokens);
-  options.prefill_chunk_tokens = std::min(options.prefill_chunk_tokens, cuda::kMaxStepTokens);
+  options.max_decode_tokens = std::min(options.max_decode_tokens, cuda::kMaxBlockTokens);
+  options.prefill_chunk_tokens = std::min(options.prefill_chunk_tokens, cuda_max_step_tokens(config));
   PlanOptions plan = cuda_plan_options();
   plan.num_workers = options.num_threads ? options.num_threads : device->num_multiprocessors();
   plan.is_round = true;  // many tokens per launch, also without a draft, then of one

@@ -56,8 +56,9 @@ std::string pick_backend(const EngineOptions& options) {
   return backend;
 }
 
+/// With at most `options.max_logit_rows` rows of logits.
 Plan build_plan(const ModelConfig& config, const DraftConfig* draft, PlanOptions options) {
-  options.max_logit_rows = std::min(options.max_tokens, kMaxLogitRows);
+  options.max_logit_rows = std::min(options.max_tokens, options.max_logit_rows);
   Plan plan = Plan::build(config, options, draft);
   plan.verify();
   return plan;
@@ -80,6 +81,7 @@ std::unique_ptr<Engine::Impl> prepare_engine(const ModelConfig& config, const Dr
   plan.num_workers = options.num_threads ? options.num_threads : num_usable_cores();
   plan.is_round = has_lookup;
   plan.max_tokens = kNgramBlockSize;
+  plan.max_logit_rows = kMaxLogitRows;
   std::string note;
   if (backend != "ref") plan.costs = costs_for_plan(cost_key(backend, plan.num_workers, options.activations), note);
   auto impl = Engine::Impl::prepare(config, draft, options, plan);
@@ -146,7 +148,7 @@ std::unique_ptr<Engine::Impl> Engine::Impl::prepare(const ModelConfig& config,
     plan.is_round = true;
     impl->round_plan = build_plan(impl->config, draft, plan);
   }
-  impl->max_logit_rows = std::min(options.prefill_chunk_tokens, kMaxLogitRows);
+  impl->max_logit_rows = std::min(options.prefill_chunk_tokens, plan.max_logit_rows);
   return impl;
 }
 

@@ -42,7 +42,7 @@ struct Engine::Impl {
   Plan decode_plan, prefill_plan;
   std::optional<Plan> round_plan;       ///< with drafts, or when the executor decodes in rounds anyway
   bool has_lookup = false;              ///< drafts come from NgramLookup
-  uint32_t max_logit_rows = 1;         ///< of both plans
+  uint32_t max_logit_rows = 1;         ///< of a step
   WeightBytes weight_bytes;
   std::vector<std::string> notes;       ///< known since the load
   std::atomic<double> bandwidth_gbs = 0.0;  ///< 0: not measured
@@ -67,8 +67,8 @@ struct Engine::Impl {
   /// Whether sessions may share steps: rounds with a draft model are a session's own, and nothing may come between them.
   bool joins_steps() const { return !draft && executor->joins_sequences(); }
   const DraftConfig* draft_config() const { return draft ? &*draft : nullptr; }
-  /// What is known before the weights: plans and their proof, which also check the config. `plan`: workers and norms;
-  /// is_round: rounds also without a draft, of max_tokens.
+  /// What is known before the weights: plans and their proof, which also check the config. `plan`: workers, norms, the most
+  /// rows of logits; is_round: rounds also without a draft, of max_tokens.
   static std::unique_ptr<Impl> prepare(const ModelConfig& config, const DraftConfig* draft, const EngineOptions& options,
                                        PlanOptions plan);
   static std::shared_ptr<Engine> assemble(std::unique_ptr<Impl> impl);

@@ -128,26 +128,27 @@ void Session::logits(std::span<const int32_t> tokens, std::vector<float>& out,
   check_tokens(tokens, vocab_size, kWhere, "tokens");
   MIMO_RT_CHECK(tokens.size() <= max_context(), capacity, kWhere, "tokens: expected at most ",
                 max_context(), ", got ", tokens.size(), ". Raise SessionOptions.max_context.");
-  const uint32_t rows_per_step =
-      std::min(step_tokens ? step_tokens : chunk_tokens, engine.max_logit_rows);
+  const uint32_t rows_per_step = step_tokens ? step_tokens : std::min(chunk_tokens, engine.max_logit_rows);
   std::vector<uint32_t> rows(rows_per_step);
   std::iota(rows.begin(), rows.end(), 0u);
   out.reserve(out.size() + tokens.size() * vocab_size);
-  impl.sequence.keep_common_prefix({}, 0);
   ResizeBack restore(out);
-  while (!tokens.empty()) {
-    const size_t count = std::min<size_t>(tokens.size(), rows_per_step);
+  for (uint32_t done = 0; done < tokens.size();) {
+    const uint32_t begin = done - done % rows_per_step;  // of a step, which runs again for its other rows of logits
+    const auto step = tokens.subspan(begin, std::min<size_t>(tokens.size() - begin, rows_per_step));
+    const size_t count = std::min<size_t>(begin + step.size() - done, engine.max_logit_rows);
     const std::lock_guard lock(engine.steps);  // the logits live until the next step of anybody
-    MIMO_RT_CHECK(!impl.cancelled, cancelled, kWhere, "cancelled with ", tokens.size(),
-                  " tokens left");
+    MIMO_RT_CHECK(!impl.cancelled, cancelled, kWhere, "cancelled with ", tokens.size() - done, " tokens left");
+    impl.sequence.keep_common_prefix(tokens.first(begin), begin);
+    MIMO_RT_CHECK(impl.sequence.size() == begin, internal, kWhere, "expected ", begin, " tokens in the cache, got ",
+                  impl.sequence.size());
     StepOutput output;
-    impl.sequence.step(engine, tokens.first(count), std::span(rows).first(count), nullptr,
-                         output);
+    impl.sequence.step(engine, step, std::span(rows).subspan(done - begin, count), nullptr, output);
     for (size_t row = 0; row < count; ++row) {
-      const float* begin = output.logits + row * output.logits_stride;
-      out.insert(out.end(), begin, begin + vocab_size);
+      const float* logits_of_row = output.logits + row * output.logits_stride;
+      out.insert(out.end(), logits_of_row, logits_of_row + vocab_size);
     }
-    tokens = tokens.subspan(count);
+    done += static_cast<uint32_t>(count);
   }
   restore.keep();
 }

@@ -49,7 +49,7 @@ class CudaCostMeter {
 
  private:
   static constexpr size_t kNumMeasured = 4;
-  static_assert(CostTable::kTokens[kNumMeasured - 1] == cuda::kMaxStepTokens);
+  static_assert(CostTable::kTokens[kNumMeasured - 1] == cuda::kMaxBlockTokens);
 
   /// What tasks of the resident kernel do not pay for.
   double without_launch(double call_ns) const { return std::max(call_ns - launch_ns_, 0.0); }

@@ -282,7 +282,7 @@ void PlanBuilder::add_moe(uint16_t layer_idx) {
   const double logits = static_cast<double>(tokens) * shape.num_experts;
   add_phase(TaskKind::select_experts, layer_idx, one_worker(), costs_.small_tile(4.0 * logits, 32.0 * logits));
   const Source route = sources_.front();
-  const bool has_tags = plan_.options_.tag_edges;
+  const bool has_tags = plan_.options_.tag_edges && uint64_t{tokens} * shape.experts_per_token <= kMaxTaggedSlots;
   if (has_tags) {
     plan_.counters_.back().kind = CounterInfo::Kind::tag;
     plan_.counters_.back().buffer = kRoute;

@@ -9,6 +9,9 @@
 
 namespace mimo_rt {
 
+/// Slots of a route that a tag edge takes: every reader fetches all its words.
+inline constexpr uint32_t kMaxTaggedSlots = 256;
+
 /// Views into the `route` buffer for a model with num_experts and a plan with max_slots = max_tokens * experts_per_token.
 struct RouteTable {
   uint32_t* num_active;      ///< [1]

@@ -26,7 +26,7 @@ struct EngineOptions {
   uint32_t park_after_us = 200;       ///< idle workers spin this long, then sleep: an idle engine uses no CPU
   uint32_t timeout_ms = 10'000;       ///< a step has hung when none of its tasks finishes for this long; cuda: at most 3000 count
   uint32_t max_decode_tokens = 8;     ///< rows of a decode step; cuda: at most 8
-  uint32_t prefill_chunk_tokens = 512;///< rows of a prefill step, after which a cancel is seen; cuda: at most 8
+  uint32_t prefill_chunk_tokens = 512;///< rows of a prefill step, after which a cancel is seen; cuda: at most 64
   uint32_t window_tokens = 0;         ///< overrides the width of window layers (128 or 129 keys); 0: the config's
   /// What MXFP4 matrices are multiplied with. "bf16": as the model defines it. "int8": activations are rounded to 8-bit
   /// integers, 32 with a common scale: faster where arithmetic is the limit, other logits. All else stays as it is.

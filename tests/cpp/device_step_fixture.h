@@ -130,7 +130,7 @@ class StepRunner {
   ErrorCode code{};
 
  private:
-  SampleResult sampled_[cuda::kMaxStepTokens];
+  SampleResult sampled_[cuda::kMaxBlockTokens];
 };
 
 }  // namespace fixture

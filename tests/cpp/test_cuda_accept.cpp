@@ -104,7 +104,7 @@ class Rounds {
     const uint32_t num_rows = step_.num_tokens;
     run_emulated(cuda::sample_best_kernel, table_.sample, slice_options({}));
     const uint32_t num_shares = 1 + (g_.seed + num_rounds_++) % 4;
-    run_emulated(accept_round_kernel, cuda::AcceptRoundParams{&table_, &step_, &rows_, &arrived_[cuda::kMaxStepTokens]},
+    run_emulated(accept_round_kernel, cuda::AcceptRoundParams{&table_, &step_, &rows_, &arrived_[cuda::kMaxBlockTokens]},
                  options_of({num_shares, g_.seed}, cuda::kComputeWarps * 32, sizeof(cuda::DrawShared)));
     for (const uint32_t count : arrived_) CHECK_EQ(count, 0u);
     accept_round(*host.state, {&target_.logits.at(0, 0), target_.logits.stride});
@@ -237,15 +237,15 @@ class Rounds {
   const std::vector<int32_t> draft_ids_;  ///< tokens of the draft's logits
   SampleCall draft_, target_;
   std::vector<uint32_t> active_;
-  int32_t block_[cuda::kMaxStepTokens] = {};
-  uint32_t positions_[cuda::kMaxStepTokens] = {};
+  int32_t block_[cuda::kMaxBlockTokens] = {};
+  uint32_t positions_[cuda::kMaxBlockTokens] = {};
   const uint32_t seq_ = 1;
   uint32_t context_ids_[16] = {};
   cuda::DraftTables draft_tables_;
   cuda::SampleParams draft_params_;
   cuda::StepTables step_;
   cuda::RoundTables table_;
-  uint32_t arrived_[cuda::kMaxStepTokens + 1] = {};
+  uint32_t arrived_[cuda::kMaxBlockTokens + 1] = {};
   const cuda::SampledRows rows_{&table_.sample, &table_.sample.num_rows, arrived_};
   uint32_t num_rounds_ = 0;
 };

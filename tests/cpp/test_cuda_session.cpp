@@ -66,9 +66,10 @@ TEST_CASE("greedy tokens are the CPU engine's; the same statistics") {
   const auto engine = open_engine(), cpu = cpu_engine();
   CHECK_EQ(engine->backend(), std::string("cuda"));
   CHECK_EQ(engine->num_workers(), 2u);
-  CHECK_EQ(engine->options().prefill_chunk_tokens, 8u);
+  CHECK_EQ(engine->options().prefill_chunk_tokens, 64u);
   CHECK_EQ(engine->options().max_decode_tokens, 8u);
-  CHECK(engine->decode_plan().hash() == engine->prefill_plan().hash());
+  CHECK_EQ(engine->decode_plan().options().max_tokens, 8u);
+  CHECK_EQ(engine->prefill_plan().options().max_tokens, 64u);
   Session session(engine, kSmall), cpu_session(cpu, kSmall);
   const GenerateResult result = session.generate(prompt, greedy(16));
   const GenerateResult expected = cpu_session.generate(prompt, greedy(16));
@@ -134,9 +135,12 @@ TEST_CASE("logits are bit-equal for every step size; a greedy step brings none")
   Session session(engine, kSmall);
   std::vector<float> alone, together;
   session.logits(tokens, alone, 1);
-  session.logits(tokens, together);
-  CHECK(bit_equal(alone, together));
-  CHECK_THROWS(invalid_argument, "step_tokens: expected 0..8, got 9", session.logits(tokens, together, 9));
+  for (const uint32_t step_tokens : {0u, 20u}) {  // of 20 rows 8, 8 and 4 have logits
+    together.clear();
+    session.logits(tokens, together, step_tokens);
+    CHECK(bit_equal(alone, together));
+  }
+  CHECK_THROWS(invalid_argument, "step_tokens: expected 0..64, got 65", session.logits(tokens, together, 65));
 
   StepRunner one(model(), Plan::build(model().config, device_plan_options(2, 8, 8)));
   const SamplingParams params{.temperature = 0.0f};

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <utility>
 
 using namespace mimo_rt;
 using namespace fixture;
@@ -118,6 +119,33 @@ TEST_CASE("the bits are the same for any chunk, any number of blocks, in every s
   CHECK(bit_equal(alone, run_device(2, 8, tokens)));
   CHECK(bit_equal(alone, run_device(5, 3, tokens)));
   for (uint64_t seed = 1; seed <= 4; ++seed) CHECK(bit_equal(alone, run_device(3, 8, tokens, seed)));
+}
+
+/// A step of a prompt. Logits are wanted of some rows.
+void check_long_step(StepRunner& engine, const std::vector<int32_t>& tokens, uint32_t begin, uint32_t end,
+                     const std::vector<float>& expected) {
+  const uint32_t vocab = model().config.vocab_size, num_rows = end - begin;
+  StepRows rows(tokens, 0, begin, end);
+  rows.logit_rows = {0, 7, 8};
+  if (num_rows > 18) rows.logit_rows.insert(rows.logit_rows.end(), {num_rows / 2, num_rows - 1});
+  rows.input.logit_rows = rows.logit_rows.data();
+  rows.input.num_logit_rows = static_cast<uint32_t>(rows.logit_rows.size());
+  if (!engine.run(rows.input)) return check::report(__FILE__, __LINE__, engine.error);
+  for (uint32_t i = 0; i < rows.logit_rows.size(); ++i)
+    CHECK(!std::memcmp(engine.logits(i), expected.data() + (begin + rows.logit_rows[i]) * vocab, vocab * sizeof(float)));
+}
+
+TEST_CASE("the bits are the same in steps of up to 64 rows") {
+  const std::vector<int32_t> tokens = random_tokens(model().config, 117, 5);
+  const std::vector<float> expected = run_device(3, 8, tokens);
+  for (const bool tag_edges : {true, false}) {
+    PlanOptions options = device_plan_options(3, cuda::kMaxStepTokens, 8);
+    options.tag_edges = tag_edges;
+    StepRunner engine(model(), Plan::build(model().config, options), 1, tag_edges);
+    CHECK_EQ(num_tag_edges(engine.plan), tag_edges ? 3u : 0u);
+    uint32_t begin = 0;
+    for (const uint32_t end : {64u, 97u, 106u, 117u}) check_long_step(engine, tokens, std::exchange(begin, end), end, expected);
+  }
 }
 
 TEST_CASE("the bits are the same when blocks share the keys of a head") {
@@ -322,11 +350,11 @@ TEST_CASE("plans that the kernel does not run are refused") {
     refused(in_all_tasks ? "the same in all tasks of a layer, got 3 shares of 2 kv heads" : "got 4 shares of 2 kv heads",
             uneven.finish());
   }
-  refused("max_tokens: expected at most 8, got 9", make_plan(2, 9));
+  refused("max_tokens: expected at most 64, got 65", make_plan(2, 65));
   const DraftConfig draft = test_configs::make_draft(m.config, {4, 2, 32, 16, 8}, 2, 4, 16, {0, 3});
   PlanOptions options = device_plan_options(2, 4, 4);
-  options.max_context_rows = 9;
-  refused("max_context_rows: expected at most 8, got 9", Plan::build(m.config, options, &draft));
+  options.max_context_rows = 65;
+  refused("max_context_rows: expected at most 64, got 65", Plan::build(m.config, options, &draft));
   DraftConfig wide = draft;
   wide.block_size = 9;
   options.max_context_rows = 8;

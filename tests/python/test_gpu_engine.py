@@ -48,7 +48,8 @@ def test_drafts_change_nothing_and_are_timed(script, capsys, tmp_path, monkeypat
     write_tiny_draft(model_dir, seed=2)
     arguments = ("--device", "cpu", "--model", str(model_dir))
     code, (record,) = run(script, capsys, *arguments)
-    assert code == 0 and record["tokens_per_s"] > 0 and record["drafts"].keys() == {"dflash", "ngram"}
+    assert code == 0 and record["tokens_per_s"] > 0 and record["prefill_tokens_per_s"] > 0
+    assert record["drafts"].keys() == {"dflash", "ngram"}
     for draft in record["drafts"].values():
         assert draft["changes_nothing"] and draft["num_rounds"] > 0 and draft["acceptance_length"] >= 1
         assert draft["tokens_per_s"].keys() == {"fixed", "adaptive"} and min(draft["tokens_per_s"].values()) > 0

@@ -101,14 +101,14 @@ def build_plans(
     costs = _measured_costs(device, num_workers)
     longest_step = max(max_tokens, _C.EngineOptions().prefill_chunk_tokens)
     if _is_cuda(device):
-        limit = _C.cuda_plan_options().max_tokens
-        max_tokens, longest_step = min(max_tokens, limit), limit
+        max_tokens = min(max_tokens, _C.cuda_plan_options().max_tokens)
+        longest_step = _C.cuda_max_step_tokens(config)
 
     def build(tokens: int, is_round: bool) -> Any:
         options = _C.cuda_plan_options() if _is_cuda(device) else _C.PlanOptions()
         options.num_workers = num_workers
         options.max_tokens = tokens
-        options.max_logit_rows = min(tokens, _MAX_LOGIT_ROWS)
+        options.max_logit_rows = min(tokens, options.max_logit_rows if _is_cuda(device) else _MAX_LOGIT_ROWS)
         options.max_context_rows = max(longest_step, draft.block_size) if draft else 0
         options.is_round = is_round
         options.costs = costs

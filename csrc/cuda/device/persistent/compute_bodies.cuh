@@ -13,7 +13,7 @@ template <typename Tiles>
 __device__ __forceinline__ void compute_projection_task(ProjectionShared& shared,
                                                         const TaskSlot& slot, uint32_t& ticket) {
   const auto& p = params_of<ProjectionParams>(slot);
-  compute_projection<Tiles, false, kMaxStepTokens>(shared, p, projection_units_of(slot), ticket);
+  compute_projection<Tiles, false>(shared, p, projection_units_of(slot), ticket);
   const bool is_heads = slot.operands.body == TaskBody::heads;
   if (is_heads) finish_heads(params_of<HeadsParams>(slot), slot.task);
   if (is_heads || p.store == ProjectionStore::qkv)
@@ -67,11 +67,11 @@ __device__ __forceinline__ void compute_task(WorkShared& shared, const TaskSlot&
     case TaskBody::publish_route: return publish_route(shared.select.rest, slot);
     case TaskBody::expert_gate_up:
       return for_each_expert_tile(slot, [&](uint32_t t) {
-        compute_expert_gate_up<kMaxStepTokens>(shared.expert, params_of<ExpertGateUpParams>(slot),
+        compute_expert_gate_up(shared.expert, params_of<ExpertGateUpParams>(slot),
                                                expert_units_of(slot, t), ticket);
       });
     case TaskBody::expert_down:
-      return compute_expert_down<kMaxStepTokens>(
+      return compute_expert_down(
           shared.expert, params_of<ExpertDownParams>(slot), units_of(slot), ticket);
     case TaskBody::sample:
       return sample_rows(shared.sample.rest, *params_of<SampleRowsParams>(slot).rows,

@@ -85,7 +85,7 @@ __device__ inline void prepare_round(RoundTables& round, StepTables& step, uint3
   for (uint32_t row = 0; row <= num_drafts; ++row) round.positions[row] = position + row;
   round.sample.num_rows = 1 + num_drafts;
   round.sample.num_masked_rows =
-      num_masked_rows(round.min_tokens, round.num_output, kMaxStepTokens);
+      num_masked_rows(round.min_tokens, round.num_output, kMaxBlockTokens);
   if (!round.draft) return;
   round.draft->num_masked_rows = round.sample.num_masked_rows;
   list_context(step);

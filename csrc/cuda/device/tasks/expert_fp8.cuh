@@ -25,7 +25,7 @@ struct Fp8Activations {
   __device__ static void load(const Element* row, uint32_t k_begin, uint32_t k,
                               uint32_t (&words)[kWords]) {
     ptx::Words4 codes{};
-    if (row && k_begin < k) codes = ptx::load_16_bytes_keep(row + k_begin);
+    if (k_begin < k) codes = ptx::load_16_bytes_keep(row + k_begin);
 #pragma unroll
     for (uint32_t i = 0; i < kWords; ++i) words[i] = codes.word[i];
   }

@@ -19,13 +19,13 @@ __global__ void __launch_bounds__(kComputeWarps * 32)
 __global__ void __launch_bounds__(kBlockThreads, 1)
     expert_gate_up_fp8_kernel(const __grid_constant__ ExpertGateUpFp8Params params) {
   run_roles<ExpertShared>(params, load_expert_gate_up,
-                          compute_expert_gate_up<kMaxTokens, Fp8Activations, ExpertGateUpFp8Params>);
+                          compute_expert_gate_up<Fp8Activations, ExpertGateUpFp8Params>);
 }
 
 __global__ void __launch_bounds__(kBlockThreads, 1)
     expert_down_fp8_kernel(const __grid_constant__ ExpertDownFp8Params params) {
   run_roles<ExpertShared>(params, load_expert_down,
-                          compute_expert_down<kMaxTokens, Fp8Activations, ExpertDownFp8Params>);
+                          compute_expert_down<Fp8Activations, ExpertDownFp8Params>);
 }
 
 }  // namespace mimo_rt::cuda

@@ -71,18 +71,17 @@ __device__ inline void store_act(const ExpertShared& shared, const ExpertGateUpP
   }
 }
 
-template <uint32_t kTokensOfCall, typename Activations = Bf16Activations,
-          typename Params = ExpertGateUpParams>
+template <typename Activations = Bf16Activations, typename Params = ExpertGateUpParams>
 __device__ void compute_expert_gate_up(ExpertShared& shared, const Params& p, UnitRange range,
                                        uint32_t& ticket) {
   const uint32_t segment = threadIdx.x / 32;  // one item per compute warp
   for (uint32_t u = range.first; u < range.limit(GateUpUnit::count(p)); u += range.stride) {
     const GateUpUnit unit = GateUpUnit::get(p, u);
     const ItemTickets tickets = unit.tickets(ticket);
-    if (unit.num_slots > kTokensOfCall) ptx::trap();  // a broken route
+    if (unit.num_slots > kMaxExpertTokens) ptx::trap();  // a broken route
     const Item item{segment, unit.run(segment), p.hidden_size, unit.num_slots,
                     segment * unit.num_slots};
-    multiply_any_item<Activations, kTokensOfCall>(
+    multiply_any_item<Activations>(
         shared, p, tickets, item,
         [&](uint32_t column) { return p.route.slot_token[unit.slot_begin + column]; });
     ticket = tickets.end();
@@ -222,8 +221,7 @@ struct DownSums {
   }
 };
 
-template <uint32_t kTokensOfCall, typename Activations = Bf16Activations,
-          typename Params = ExpertDownParams>
+template <typename Activations = Bf16Activations, typename Params = ExpertDownParams>
 __device__ void compute_expert_down(ExpertShared& shared, const Params& p, UnitRange range,
                                     uint32_t& ticket) {
   const uint32_t warp_idx = threadIdx.x / 32;
@@ -239,7 +237,7 @@ __device__ void compute_expert_down(ExpertShared& shared, const Params& p, UnitR
         const uint32_t slot = p.route.slot_begin[active_idx];
         const Item item{i, units.run(p, u, active_idx, first + s), p.width,
                         p.route.slot_begin[active_idx + 1] - slot, s * units.num_slots + slot};
-        multiply_any_item<Activations, kTokensOfCall>(
+        multiply_any_item<Activations>(
             shared, p, tickets, item, [&](uint32_t column) { return slot + column; });
       }
       ticket = tickets.end();

@@ -66,12 +66,13 @@ __device__ void multiply_item(ExpertShared& shared, const Params& p, const ItemT
                               const Item& item, const IndexOf& index_of) {
   const uint32_t lane_idx = threadIdx.x % 32, g = lane_idx / 4, q = lane_idx % 4;
   const uint32_t num_groups = (item.num_columns + kColumns - 1) / kColumns;
-  const typename Activations::Element* row[kColumnGroups];  // of columns g, 8 + g, …, or nullptr
+  const auto* const rows = Activations::row(p, 0);
+  uint32_t row[kColumnGroups];  // of columns g, 8 + g, …: where it begins; beyond the columns that of the first
   float sums[kColumnGroups][4];
 #pragma unroll
   for (uint32_t group = 0; group < kColumnGroups; ++group) {
     const uint32_t column = group * kColumns + g;
-    row[group] = column < item.num_columns ? Activations::row(p, index_of(column)) : nullptr;
+    row[group] = static_cast<uint32_t>(Activations::row(p, index_of(column < item.num_columns ? column : 0)) - rows);
 #pragma unroll
     for (uint32_t i = 0; i < 4; ++i) sums[group][i] = 0.0f;
   }
@@ -79,22 +80,22 @@ __device__ void multiply_item(ExpertShared& shared, const Params& p, const ItemT
   // producer is waited for.
   uint32_t words[Activations::kWords], next[Activations::kWords];
   uint32_t k_begin = item.run.first_tile * kCudaTileK + q * 16, rest = item.run.num_tiles;
-  Activations::load(row[0], k_begin, item.k, next);
+  Activations::load(rows + row[0], k_begin, item.k, next);
   for (uint32_t stage = 0; stage < tickets.num_stages; ++stage) {
     const uint32_t ticket = tickets.ticket(item.item_idx, stage);
     const uint8_t* tile = shared.ring.wait(ticket);
     const uint8_t* end = tile + tiles_of_stage<Mxfp4Tiles>(rest) * kCudaTileBytes;
-#pragma unroll 2  // the other set of activation registers, instead of copies
+#pragma unroll(kColumnGroups == 1 ? 2 : 1)  // the other set of activation registers, instead of copies
     for (; tile != end; tile += kCudaTileBytes, k_begin += kCudaTileK, --rest) {
 #pragma unroll
       for (uint32_t i = 0; i < Activations::kWords; ++i) words[i] = next[i];
-      Activations::load(row[0], k_begin + kCudaTileK, item.k, next);
+      Activations::load(rows + row[0], k_begin + kCudaTileK, item.k, next);
       const typename Activations::Fragments weights = Activations::load_weights(tile, lane_idx);
       Activations::multiply(sums[0], weights, words);
 #pragma unroll
       for (uint32_t group = 1; group < kColumnGroups; ++group) {
-        if (group >= num_groups) break;
-        Activations::load(row[group], k_begin, item.k, words);
+        if (group % 2 == 0 && group >= num_groups) break;  // each would take a predicate
+        Activations::load(rows + row[group], k_begin, item.k, words);
         Activations::multiply(sums[group], weights, words);
       }
     }
@@ -112,13 +113,11 @@ __device__ void multiply_item(ExpertShared& shared, const Params& p, const ItemT
 }
 
 /// The same for any number of columns. Most items of a decode step have at most 8: their own
-/// instance needs fewer registers and instructions. `kTokensOfCall`: there are no more columns.
-template <typename Activations, uint32_t kTokensOfCall, typename Params, typename IndexOf>
+/// instance needs fewer registers and instructions.
+template <typename Activations, typename Params, typename IndexOf>
 __device__ void multiply_any_item(ExpertShared& shared, const Params& p, const ItemTickets& tickets,
                                   const Item& item, const IndexOf& index_of) {
-  if constexpr (kTokensOfCall <= kColumns)
-    multiply_item<Activations, 1>(shared, p, tickets, item, index_of);
-  else if (item.num_columns <= kColumns)
+  if (item.num_columns <= kColumns)
     multiply_item<Activations, 1>(shared, p, tickets, item, index_of);
   else
     multiply_item<Activations, kMaxColumnGroups>(shared, p, tickets, item, index_of);

@@ -20,7 +20,6 @@
 
 namespace mimo_rt::cuda {
 
-inline constexpr uint32_t kNoRow = 0xffffffffu;
 inline constexpr uint32_t kMaxProjectionPartials = kProjectionParts * kMaxTokens;
 
 // Elements of rows in shared memory: what is left of it, and by the persistent kernel's task slots
@@ -30,7 +29,7 @@ inline constexpr uint32_t kKeptElements = 18456;
 struct ProjectionShared {
   WeightRing ring;
   float partials[kMaxProjectionPartials][kPartialStride];  ///< sums of items, 16 rows each
-  uint32_t row_idx[kMaxTokens];  ///< of the token's row in x; kNoRow beyond the tokens
+  uint32_t row_idx[kMaxTokens];  ///< of the token's row in x; beyond the tokens that of the first
   float inverse_rms[kMaxTokens];
   BestColumns best;
   alignas(16) uint16_t rows[kKeptElements];  ///< token t from t * kept_stride(k) on
@@ -109,14 +108,13 @@ __device__ void load_projection(ProjectionShared& shared, const ProjectionParams
 __device__ inline void list_rows(ProjectionShared& shared, const ProjectionParams& p) {
   const uint32_t token = threadIdx.x;
   if (token >= kMaxTokens) return;
-  const uint32_t row_idx = p.row_ids && token < p.num_tokens ? p.row_ids[token] : token;
-  shared.row_idx[token] = token < p.num_tokens ? row_idx : kNoRow;
+  const uint32_t existing = token < p.num_tokens ? token : 0;
+  shared.row_idx[token] = p.row_ids ? p.row_ids[existing] : existing;
 }
 
 __device__ __forceinline__ const uint16_t* input_row(const ProjectionShared& shared,
                                                      const ProjectionParams& p, uint32_t token) {
-  const uint32_t row_idx = shared.row_idx[token];
-  return row_idx == kNoRow ? nullptr : p.x.row(row_idx);
+  return p.x.row(shared.row_idx[token]);
 }
 
 /// 1 / rms of every row, one warp per row. A compute barrier must follow.
@@ -145,9 +143,8 @@ __device__ void keep_rows(ProjectionShared& shared, const ProjectionParams& p) {
 /// How `multiply_rows` gets at the activations of a token.
 enum class RowSource : uint8_t { kept, global, global_normed };
 
-/// One item times the rows of all tokens; its sums go to the partial sums of `item`. `kUnroll` 2:
-/// two sets of activation registers instead of copies.
-template <typename Tiles, RowSource kSource, uint32_t kColumnGroups, uint32_t kUnroll>
+/// One item times the rows of all tokens; its sums go to the partial sums of `item`.
+template <typename Tiles, RowSource kSource, uint32_t kColumnGroups>
 __device__ void multiply_rows(ProjectionShared& shared, const ProjectionParams& p,
                               const ItemTickets& tickets, uint32_t item, const TileRun& run) {
   const uint32_t lane_idx = threadIdx.x % 32, g = lane_idx / 4, q = lane_idx % 4;
@@ -159,7 +156,7 @@ __device__ void multiply_rows(ProjectionShared& shared, const ProjectionParams& 
   constexpr bool kIsKept = kSource == RowSource::kept;
   static_assert(kReadsAhead || !kIsKept);
   const uint16_t* first_row = input_row(shared, p, g);
-  if (kIsKept && first_row) first_row = shared.rows + g * kept_stride(p.k);
+  if (kIsKept) first_row = shared.rows + (g < p.num_tokens ? g : 0) * kept_stride(p.k);
   uint32_t next[kReadsAhead ? Tiles::kParts : 1][8];
   uint32_t k_begin = run.first_tile * Tiles::kTileK + q * 16, rest = run.num_tiles;
   if constexpr (kReadsAhead)
@@ -170,7 +167,7 @@ __device__ void multiply_rows(ProjectionShared& shared, const ProjectionParams& 
     const uint32_t ticket = tickets.ticket(item, stage);
     const uint8_t* tile = shared.ring.wait(ticket);
     const uint8_t* end = tile + tiles_of_stage<Tiles>(rest) * Tiles::kTileBytes;
-#pragma unroll(kUnroll)
+#pragma unroll(kReadsAhead ? 2 : 1)  // the other set of activation registers, instead of copies
     for (; tile != end; tile += Tiles::kTileBytes, k_begin += Tiles::kTileK, --rest) {
       WeightFragments weights[Tiles::kParts];
 #pragma unroll
@@ -178,7 +175,7 @@ __device__ void multiply_rows(ProjectionShared& shared, const ProjectionParams& 
         weights[part] = Tiles::load(tile, part, lane_idx);
 #pragma unroll
       for (uint32_t group = 0; group < kColumnGroups; ++group) {
-        if (group >= num_groups) break;
+        if (group % 2 == 0 && group >= num_groups) break;  // each would take a predicate
         float block[4] = {};  // of one scale block
 #pragma unroll
         for (uint32_t part = 0; part < Tiles::kParts; ++part) {
@@ -214,10 +211,9 @@ __device__ void multiply_rows(ProjectionShared& shared, const ProjectionParams& 
 }
 
 /// Adds the segments of one pass to this thread's outputs.
-template <uint32_t kTokensOfCall>
-__device__ void add_segments(const ProjectionShared& shared, const ProjectionParams& p,
-                             uint32_t pass_size, ProjectionOutputs<kTokensOfCall>& outputs) {
-  using Outputs = ProjectionOutputs<kTokensOfCall>;
+__device__ inline void add_segments(const ProjectionShared& shared, const ProjectionParams& p, uint32_t pass_size,
+                                    ProjectionOutputs& outputs) {
+  using Outputs = ProjectionOutputs;
   for (uint32_t s = 0; s < pass_size; ++s)
 #pragma unroll
     for (uint32_t i = 0; i < Outputs::kTokens; ++i) {
@@ -232,13 +228,11 @@ __device__ void add_segments(const ProjectionShared& shared, const ProjectionPar
     }
 }
 
-/// `kTokensOfCall`: there are no more tokens; the persistent kernel has no registers for many.
-template <typename Tiles, bool kIsNormed, uint32_t kTokensOfCall = kMaxTokens>
+template <typename Tiles, bool kIsNormed>
 __device__ void compute_projection(ProjectionShared& shared, const ProjectionParams& p,
                                    UnitRange range, uint32_t& ticket) {
   const uint32_t warp_idx = threadIdx.x / 32;
   using Units = ProjectionUnits<Tiles>;
-  constexpr uint32_t kUnroll = kTokensOfCall == kMaxTokens ? 2 : 1;
   shared.best.reset(p);
   list_rows(shared, p);
   compute_barrier();
@@ -250,7 +244,7 @@ __device__ void compute_projection(ProjectionShared& shared, const ProjectionPar
     measure_rows(shared, p);
   compute_barrier();
   for (uint32_t u = range.first; u < range.limit(Units::count(p)); u += range.stride) {
-    ProjectionOutputs<kTokensOfCall> outputs{};
+    ProjectionOutputs outputs{};
     // Sizes are worked out for every pass: the products need the registers.
     for (uint32_t first = 0; first < p.num_segments; first += Units(p).segments_per_pass) {
       const Units units(p);
@@ -260,13 +254,11 @@ __device__ void compute_projection(ProjectionShared& shared, const ProjectionPar
         const uint32_t item = s * kProjectionParts + warp_idx;
         const TileRun run = units.run(p, u, first + s, warp_idx);
         if (is_kept)
-          multiply_rows<Tiles, RowSource::kept, 1, kUnroll>(shared, p, tickets, item, run);
-        else if constexpr (kTokensOfCall <= kColumns)
-          multiply_rows<Tiles, kGlobal, 1, kUnroll>(shared, p, tickets, item, run);
+          multiply_rows<Tiles, RowSource::kept, 1>(shared, p, tickets, item, run);
         else if (p.num_tokens <= kColumns)  // fewer registers and instructions
-          multiply_rows<Tiles, kGlobal, 1, kUnroll>(shared, p, tickets, item, run);
+          multiply_rows<Tiles, kGlobal, 1>(shared, p, tickets, item, run);
         else
-          multiply_rows<Tiles, kGlobal, kMaxColumnGroups, 1>(shared, p, tickets, item, run);
+          multiply_rows<Tiles, kGlobal, kMaxColumnGroups>(shared, p, tickets, item, run);
       }
       ticket = tickets.end();
       outputs.load_residual(p, u);
@@ -276,8 +268,7 @@ __device__ void compute_projection(ProjectionShared& shared, const ProjectionPar
     }
     store_projection(p, u, outputs, shared.best);
   }
-  if (kTokensOfCall == kMaxTokens && p.store == ProjectionStore::argmax)
-    shared.best.store(p, range.first);  // not in the persistent kernel
+  if (p.store == ProjectionStore::argmax) shared.best.store(p, range.first);
   if (p.store == ProjectionStore::scores) shared.best.store_scores(p, blockIdx.x);
 }
 

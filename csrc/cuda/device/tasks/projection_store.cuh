@@ -10,11 +10,10 @@
 namespace mimo_rt::cuda {
 
 /// This thread's outputs of a unit: one row of 16, every 16th token. Lanes 0..15 of a warp hold the
-/// rows of one token, lanes 16..31 those of the next. `kTokensOfCall`: there are no more tokens.
-template <uint32_t kTokensOfCall = kMaxTokens>
+/// rows of one token, lanes 16..31 those of the next.
 struct ProjectionOutputs {
   static constexpr uint32_t kTokenStep = kComputeWarps * 32 / 16;
-  static constexpr uint32_t kTokens = (kTokensOfCall + kTokenStep - 1) / kTokenStep;
+  static constexpr uint32_t kTokens = kMaxTokens / kTokenStep;
   float y[kTokens];
   uint16_t before[kTokens];  ///< what the residual stream holds there
 
@@ -37,7 +36,7 @@ __device__ __forceinline__ uint16_t to_bf16(float value) {
 /// The best of each compute thread's outputs over all units of a block. In shared memory, though
 /// nobody else reads it: the products need the registers.
 struct BestColumns {
-  using Outputs = ProjectionOutputs<>;
+  using Outputs = ProjectionOutputs;
   union {
     Best best[Outputs::kTokens][kComputeWarps * 32];
     BestToken scores[kComputeWarps * 32];
@@ -92,7 +91,7 @@ struct BestColumns {
 __device__ inline void store_qkv(const ProjectionParams& p, const QkvTile& tile, uint32_t token,
                                  float y, float partner) {
   const QkvOutput& out = p.qkv;
-  const uint32_t row = ProjectionOutputs<>::row(), pair = row % 8;
+  const uint32_t row = ProjectionOutputs::row(), pair = row % 8;
   if ((tile.rotary ? pair : row) >= tile.num_dims) return;
   uint16_t* head = nullptr;
   if (tile.part == QkvTile::Part::q) {
@@ -117,7 +116,7 @@ __device__ inline void store_qkv(const ProjectionParams& p, const QkvTile& tile,
 __device__ inline void store_value(const ProjectionParams& p, uint32_t i, uint32_t column, float y, uint16_t before,
                                    BestColumns& best) {
   if (column >= p.num_columns) return;
-  const uint32_t token = ProjectionOutputs<>::token(i);
+  const uint32_t token = ProjectionOutputs::token(i);
   switch (p.store) {
     case ProjectionStore::bf16: p.out_bf16.row(token)[column] = to_bf16(y); return;
     case ProjectionStore::add_residual: {
@@ -136,11 +135,9 @@ __device__ inline void store_value(const ProjectionParams& p, uint32_t i, uint32
 }
 
 /// Stores one unit. All compute threads, whole warps.
-template <uint32_t kTokensOfCall>
-__device__ void store_projection(const ProjectionParams& p, uint32_t unit,
-                                 const ProjectionOutputs<kTokensOfCall>& outputs,
-                                 BestColumns& best) {
-  using Outputs = ProjectionOutputs<kTokensOfCall>;
+__device__ inline void store_projection(const ProjectionParams& p, uint32_t unit, const ProjectionOutputs& outputs,
+                                        BestColumns& best) {
+  using Outputs = ProjectionOutputs;
 #pragma unroll
   for (uint32_t i = 0; i < Outputs::kTokens; ++i) {
     const uint32_t token = Outputs::token(i);

@@ -70,8 +70,8 @@ __device__ void pack_slot_group(uint8_t* packed, const SlotTile& tile, uint32_t 
   const uint32_t num_k_tiles = (k + kCudaTileK - 1) / kCudaTileK;
   const uint32_t slot = group * kSlotGroup + s;
   const uint16_t* row = slot < tile.num_slots ? row_of(tile.first_slot + slot) : nullptr;
-  uint32_t words[8];
-  load_activations(row, k_tile * kCudaTileK + q * 16, k, words);
+  uint32_t words[8] = {};
+  if (row) load_activations(row, k_tile * kCudaTileK + q * 16, k, words);
   uint8_t* out = packed + tile.packed_begin(num_k_tiles, k_tile) + group * kSlotTileBytes +
                  s * (kSlotTileBytes / kSlotGroup);
 #pragma unroll

@@ -99,13 +99,13 @@ __device__ void load_items(WeightRing& ring, const ItemTickets& tickets, uint64_
 }
 
 /// The 16 activations that go with one lane's weights of 64 k: its column's row from `k_begin` on.
-/// Zero beyond `k` and without a row. `kIsShared`: the row lies in shared memory.
+/// Zero beyond `k`. `kIsShared`: the row lies in shared memory.
 template <bool kIsShared = false>
 __device__ __forceinline__ void load_activations(const uint16_t* row, uint32_t k_begin, uint32_t k,
                                                  uint32_t (&words)[8]) {
 #pragma unroll
   for (uint32_t i = 0; i < 8; ++i) words[i] = 0;
-  if (!row || k_begin >= k) return;
+  if (k_begin >= k) return;
   const auto load = [](const uint16_t* at) {
     if constexpr (kIsShared) return *reinterpret_cast<const ptx::Words4*>(at);
     return ptx::load_16_bytes_keep(at);
