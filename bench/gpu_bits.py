@@ -3,7 +3,7 @@
     python bench/gpu_bits.py [--device cuda] [--model DIR] [--runs 100] [--delay-seeds 0 1 2] [--seconds S]
 
 One prompt; what plain decoding and steps of one row made of it in the first run must come again to the last bit:
-logits in steps of 1, 8 and 64 rows (or as many as the engine takes; a step runs again for more logits), greedy tokens in
+logits in steps of 1, 8 and 64 rows (or as many as the engine takes; a step is repeated for more logits), greedy tokens in
 one go (launches of as many rounds as the ring of 256 tokens takes, at most 64, and of the rest), in pieces of 7 (a
 launch each), with logprobs (launches of one round), in rounds with a draft, and one event after the other (launches
 that wait for the host after every round). All of it `--runs` times for each delay seed: with one other than 0 the CUDA

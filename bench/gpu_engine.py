@@ -6,9 +6,9 @@ Without --model: a tiny random model with every feature and, if it was converted
 per model: whether the logits agree within the rounding of BF16 activations, have the same bits for steps of one and of
 all rows, whether greedy tokens are equal (at the first other one, the CPU's logits of both must be as close as the
 logits of both devices), and whether drafts (of the model's dflash/, and where the device has them looked up in the
-text) change no token of the device's own, with tokens/s of plain decoding and of both, and of a prompt; then what a step
-is made of: for each kind of task its number, the mean time of one and what of it was spent waiting for weights, and the
-mean time of a worker by what it did. Exit code 1: something is wrong.
+text) change no token of the device's own, with tokens/s of plain decoding and of both, and of a prompt; then what a
+step is made of: for each kind of task its number, the mean time of one and what of it was spent waiting for weights,
+and the mean time of a worker by what it did. Exit code 1: something is wrong.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mimo_rt.loading import open_engine
 
 MAX_RELATIVE_ERROR = 2.0**-5  # of logits, L2: `mimo-rt doctor` says what 2**-7 against ref means
 NUM_IDS, NUM_TOKENS = 24, 32
-NUM_TIMED_TOKENS, NUM_PREFILL_TOKENS = 128, 512
+NUM_TIMED_TOKENS, NUM_PREFILL_TOKENS, NUM_PROMPT_IDS = 128, 512, 251
 PROMPTS = pathlib.Path(__file__).with_name("prompts") / "coding.jsonl"
 NUM_TRACED_STEPS = 16
 
@@ -65,9 +65,8 @@ def timed_runs(model_dir: pathlib.Path, device: str) -> dict[str, Any]:
         return result, round(result.stats.decode_tokens_per_s, 1)
 
     def run_prompt(session: Session) -> float:
-        prompt_ids = [1 + i % NUM_IDS for i in range(NUM_PREFILL_TOKENS)]
-        for _ in range(2):
-            session.reset()
+        for first in (1, 2):  # no common prefix; the memory of the first one stays
+            prompt_ids = [first, *(1 + i * i % NUM_PROMPT_IDS for i in range(1, NUM_PREFILL_TOKENS))]
             stats = session.generate(prompt_ids, max_tokens=1).stats
         return round(stats.prefill_tokens_per_s, 1)
 

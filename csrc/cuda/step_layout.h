@@ -13,8 +13,8 @@
 
 namespace mimo_rt::cuda {
 
-/// What a plan must be for the persistent kernel: norms of their own, up to kMaxStepTokens rows of tokens (kMaxBlockTokens
-/// in rounds) and of context, tasks of matrices with neighbouring tiles.
+/// What a plan must be for the persistent kernel: norms of their own, up to kMaxStepTokens rows of tokens and of context,
+/// in rounds kMaxBlockTokens of tokens, tasks of matrices with neighbouring tiles.
 /// @throws Error{unsupported_shape}
 void check_device_plan(const Plan& plan);
 
@@ -74,8 +74,8 @@ struct StepLayout {
   std::vector<uint32_t> route_counters;  ///< [num_layers] of the tag edge with the layer's route; kNoCounter: none
   uint64_t route_rows;                   ///< TaggedWord [num_layers, 2, route_words]
   uint32_t route_words = 0;              ///< 0: no layer has a tag edge
-  // Behind the image. Partial results of attention grow with the context: 0.3 GB for 8 rows of 128 heads at 128 k,
-  // or for 64 rows of 16.
+  // Behind the image. Partial results of attention grow with the context: for 128 heads at 128 k 0.3 GB for a plan of
+  // 8 rows, 2.2 GB for one of 64.
   uint64_t sample_scratch;  ///< of all rows
   uint64_t partials;        ///< float [max_tokens, partial_floats]
   uint64_t partial_floats = 0;

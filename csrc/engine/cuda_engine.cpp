@@ -21,7 +21,7 @@ constexpr const char* kWhere = "Engine.open";
 /// weights: of 8 drawn evenly from many, 5.3 different ones in the mean. Each lies in memory of its own.
 constexpr uint32_t kDistinctExperts = 8;
 
-void check_cuda_options(const EngineOptions& options, const cuda::StepDevice& device) {
+void check_cuda_options(const EngineOptions& options, const DraftConfig* draft, const cuda::StepDevice& device) {
   MIMO_RT_CHECK(options.activations == "bf16", unavailable, kWhere,
                 "activations: expected bf16 on device 'cuda', got ", options.activations);
   MIMO_RT_CHECK(options.draft != kNgramDraft, unavailable, kWhere,
@@ -29,6 +29,9 @@ void check_cuda_options(const EngineOptions& options, const cuda::StepDevice& de
   MIMO_RT_CHECK(options.num_threads <= device.num_multiprocessors(), invalid_argument, kWhere,
                 "num_threads: expected 0..", device.num_multiprocessors(), ", the multiprocessors of ", device.name(),
                 ", got ", options.num_threads);
+  MIMO_RT_CHECK(!draft || draft->block_size <= cuda::kMaxBlockTokens, unsupported_shape, kWhere,
+                "draft block_size: expected at most ", cuda::kMaxBlockTokens, " on device 'cuda', got ",
+                draft ? draft->block_size : 0, '.');
 }
 
 /// The draft to use. One that was found beside the model, and whose blocks are too large, is left out with a note.
@@ -37,9 +40,7 @@ std::optional<DraftConfig> read_draft(const ModelConfig& config, const std::file
   if (draft_dir.empty()) return std::nullopt;
   DraftConfig draft = DraftConfig::from_directory(draft_dir);
   draft.check_target(config);
-  if (draft.block_size <= cuda::kMaxBlockTokens) return draft;
-  MIMO_RT_CHECK(was_found, unsupported_shape, kWhere, "draft block_size: expected at most ", cuda::kMaxBlockTokens,
-                " on device 'cuda', got ", draft.block_size, '.');
+  if (!was_found || draft.block_size <= cuda::kMaxBlockTokens) return draft;
   notes.push_back(concat("the draft of this model is not used: its blocks have ", draft.block_size,
                          " tokens, the CUDA engine verifies ", cuda::kMaxBlockTokens));
   return std::nullopt;
@@ -102,7 +103,7 @@ struct Sources {
 
 std::shared_ptr<Engine> build_engine(const Sources& sources, const ModelConfig& config, const DraftConfig* draft_config,
                                      EngineOptions options, std::shared_ptr<cuda::StepDevice> device) {
-  check_cuda_options(options, *device);
+  check_cuda_options(options, draft_config, *device);
   options.max_decode_tokens = std::min(options.max_decode_tokens, cuda::kMaxBlockTokens);
   options.prefill_chunk_tokens = std::min(options.prefill_chunk_tokens, cuda_max_step_tokens(config));
   PlanOptions plan = cuda_plan_options();

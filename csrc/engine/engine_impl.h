@@ -67,8 +67,8 @@ struct Engine::Impl {
   /// Whether sessions may share steps: rounds with a draft model are a session's own, and nothing may come between them.
   bool joins_steps() const { return !draft && executor->joins_sequences(); }
   const DraftConfig* draft_config() const { return draft ? &*draft : nullptr; }
-  /// What is known before the weights: plans and their proof, which also check the config. `plan`: workers, norms, the most
-  /// rows of logits; is_round: rounds also without a draft, of max_tokens.
+  /// What is known before the weights: plans and their proof, which also check the config. `plan`: workers, norms, the
+  /// most rows of logits; is_round: rounds also without a draft, of max_tokens.
   static std::unique_ptr<Impl> prepare(const ModelConfig& config, const DraftConfig* draft, const EngineOptions& options,
                                        PlanOptions plan);
   static std::shared_ptr<Engine> assemble(std::unique_ptr<Impl> impl);

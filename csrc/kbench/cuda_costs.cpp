@@ -24,16 +24,12 @@ class CudaCostMeter {
     CostTable table;
     double step = 0.0;
     const auto tell = [&] {
-      if (progress) progress(step++ / (CostTable::kFormats.size() * kNumMeasured + 2.0));
+      if (progress) progress(step++ / (CostTable::kFormats.size() * CostTable::kTokens.size() + 2.0));
     };
     launch_ns_ = norm_call_ns(1, kBlockK);
     for (size_t f = 0; f < CostTable::kFormats.size(); ++f)
       for (size_t i = 0; i < CostTable::kTokens.size(); ++i) {
         const double fewer_ns = i ? table.matrix_ns[f][i - 1] : 0.0;
-        if (i >= kNumMeasured) {  // no step of the engine has so many: in proportion
-          table.matrix_ns[f][i] = fewer_ns * CostTable::kTokens[i] / CostTable::kTokens[i - 1];
-          continue;
-        }
         tell();
         // A disturbed sample must not make more tokens look cheaper.
         table.matrix_ns[f][i] = std::max(matrix_ns(CostTable::kFormats[f], CostTable::kTokens[i]), fewer_ns);
@@ -48,8 +44,7 @@ class CudaCostMeter {
   }
 
  private:
-  static constexpr size_t kNumMeasured = 4;
-  static_assert(CostTable::kTokens[kNumMeasured - 1] == cuda::kMaxBlockTokens);
+  static_assert(CostTable::kTokens.back() == cuda::kMaxStepTokens);
 
   /// What tasks of the resident kernel do not pay for.
   double without_launch(double call_ns) const { return std::max(call_ns - launch_ns_, 0.0); }
@@ -72,7 +67,7 @@ class CudaCostMeter {
     Make make = make_cuda_gemm;
     if (format == "mxfp4") {  // every expert sees all tokens
       c = {.kernel = "expert_gate_up", .format = format, .num_tokens = num_tokens};
-      c.num_experts = c.experts_per_token = sizes_.num_experts;
+      c.num_experts = c.experts_per_token = std::min(sizes_.num_experts, cuda::kMaxExpertSlots / num_tokens);
       c.hidden_size = sizes_.k, c.width = sizes_.expert_width;
       weights = 2.0 * c.num_experts * c.width * c.hidden_size;
       make = make_cuda_experts;

@@ -230,8 +230,8 @@ void check_counters(const Plan& plan) {
   for (uint32_t w = 0; w < plan.num_workers(); ++w)
     for (const Task& task : plan.tasks(w)) {
       if (task.signal_counter == kNoCounter) continue;
-      MIMO_RT_CHECK(task.signal_counter != plan.gate_counter() || counts_shares(task.kind), plan_invalid, kWhere, "worker ",
-                    w, ", ", task_kind_name(task.kind), " signals the gate: expected only sample or accept");
+      MIMO_RT_CHECK(task.signal_counter != plan.gate_counter() || counts_shares(task.kind), plan_invalid, kWhere,
+                    "worker ", w, ", ", task_kind_name(task.kind), " signals the gate: expected only sample or accept");
       ++signals[task.signal_counter];
     }
   for (size_t c = 0; c < counters.size(); ++c)

@@ -26,7 +26,7 @@ void bind_plan(py::module_& m) {
       .def_readwrite("macs_per_ns", &PlanOptions::macs_per_ns)
       .def_readwrite("task_overhead_ns", &PlanOptions::task_overhead_ns);
   m.def("cuda_plan_options", &cuda_plan_options, "What every plan for the CUDA engine has.");
-  m.def("cuda_max_step_tokens", &cuda_max_step_tokens, py::arg("config"), "The most rows of a step of the CUDA engine.");
+  m.def("cuda_max_step_tokens", &cuda_max_step_tokens, py::arg("config"), "The most rows of a step on device 'cuda'.");
   py::class_<BufferInfo>(m, "BufferInfo")
       .def_readonly("name", &BufferInfo::name)
       .def_readonly("rows", &BufferInfo::rows)

@@ -29,8 +29,7 @@ struct PlanOptions {
   /// 0: shares of attention are q heads. Else the CUDA kernels' cut: shares are kv heads, or equal parts of the splits of
   /// so many keys that a kv head has, while there are workers for them. A multiple of 64; it decides the order of sums.
   uint32_t attention_split_keys = 0;
-  /// A route of at most 256 (token, expert) pairs comes to the expert tasks by a tag edge, as the CUDA kernel is fastest
-  /// with.
+  /// A route of at most 256 (token, expert) pairs comes to the expert tasks by a tag edge: the CUDA kernel is fastest so.
   bool tag_edges = false;
   /// All workers have a share in drawing a step's or round's tokens, as the CUDA kernel does it; else one draws them all.
   bool sample_by_all = false;
@@ -41,8 +40,8 @@ struct PlanOptions {
   double task_overhead_ns = 300.0;  ///< waiting for the edge, reading the task, signalling
 };
 
-/// What every plan for the CUDA engine has: how its kernels want the work to be cut, the most rows of a round and the most
-/// with logits, estimates of a multiprocessor.
+/// What every plan for the CUDA engine has: how its kernels want the work to be cut, the most rows of a round and the
+/// most with logits, estimates of a multiprocessor.
 MIMO_RT_API PlanOptions cuda_plan_options();
 /// The most rows of a step of the CUDA engine: 64, less for a model with more than 8 experts per token.
 MIMO_RT_API uint32_t cuda_max_step_tokens(const ModelConfig& config);

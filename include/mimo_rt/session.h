@@ -82,8 +82,9 @@ class MIMO_RT_API Session {
                           const TokenCallback& on_token = {});
 
   /// Logits of every position, appended to `out` as [tokens.size(), vocab_size]; the cache is rebuilt from scratch.
-  /// `step_tokens`: rows per step, 0..prefill_chunk_tokens (0: the engine's choice); results do not depend on it. A step
-  /// has logits of 64 rows (device 'cuda': 8) and runs again for more. @throws as generate(); Error{cancelled} after cancel(), `out` is unchanged.
+  /// `step_tokens`: rows per step, 0..prefill_chunk_tokens (0: the engine's choice); results do not depend on it.
+  /// A step has logits of 64 rows (device 'cuda': 8) and runs once more for each so many.
+  /// @throws as generate(); Error{cancelled} after cancel(), `out` is unchanged.
   void logits(std::span<const int32_t> tokens, std::vector<float>& out, uint32_t step_tokens = 0);
 
   /// What the draft predicts after `tokens`: logits of the positions behind the next one, appended to `out` as

@@ -104,7 +104,8 @@ class Rounds {
     const uint32_t num_rows = step_.num_tokens;
     run_emulated(cuda::sample_best_kernel, table_.sample, slice_options({}));
     const uint32_t num_shares = 1 + (g_.seed + num_rounds_++) % 4;
-    run_emulated(accept_round_kernel, cuda::AcceptRoundParams{&table_, &step_, &rows_, &arrived_[cuda::kMaxBlockTokens]},
+    uint32_t* const arrived = &arrived_[cuda::kMaxBlockTokens];
+    run_emulated(accept_round_kernel, cuda::AcceptRoundParams{&table_, &step_, &rows_, arrived},
                  options_of({num_shares, g_.seed}, cuda::kComputeWarps * 32, sizeof(cuda::DrawShared)));
     for (const uint32_t count : arrived_) CHECK_EQ(count, 0u);
     accept_round(*host.state, {&target_.logits.at(0, 0), target_.logits.stride});

@@ -255,6 +255,38 @@ TEST_CASE("sessions draft on the GPU: the text and the statistics of the CPU's")
   CHECK(relative_distance(logits, cpu_logits) < 0.05);
 }
 
+TEST_CASE("after a prompt of several steps of 64 rows, whose features are the draft's context") {
+  EngineOptions options;
+  options.device = "cuda";
+  options.num_threads = 2;
+  const DeviceModel& target = model().target;
+  model().dir.write("config.json", to_json(model().config));
+  const auto open = [&](uint32_t chunk) {
+    options.prefill_chunk_tokens = chunk;
+    return open_cuda_engine(*target.checkpoint, target.config, options, model().dir.path(), open_test_device());
+  };
+  const Tokens text = random_tokens(target.config, 130, 4);
+  GenerateOptions wanted;
+  wanted.sampling.temperature = 0.0f;
+  wanted.max_tokens = 4;
+  wanted.ignore_eos = true;
+  wanted.draft.mode = DraftOptions::Mode::fixed;
+  Session session(open(512), {.max_context = 256}), small_steps(open(8), {.max_context = 256});
+  // 64, 64 and 2 rows; then 64, the context of which is still to be made.
+  for (const size_t size : {130u, 64u}) {
+    const std::span<const int32_t> prompt(text.data(), size);
+    const GenerateResult result = session.generate(prompt, wanted), expected = small_steps.generate(prompt, wanted);
+    CHECK(result.token_ids == expected.token_ids);
+    CHECK(is_same(result.stats.draft, expected.stats.draft));
+    session.reset(), small_steps.reset();
+  }
+  std::vector<float> drafted, expected_drafts, logits, expected;
+  session.draft_logits(text, drafted), small_steps.draft_logits(text, expected_drafts);
+  CHECK(bit_equal(drafted, expected_drafts));
+  session.logits({text.data(), 40}, logits, 33), small_steps.logits({text.data(), 40}, expected);
+  CHECK(bit_equal(logits, expected));
+}
+
 TEST_CASE("a draft whose blocks are too large is left out with a note, or refused when it was asked for") {
   DraftConfig wide = model().config;
   wide.block_size = 9;

@@ -131,8 +131,10 @@ void check_long_step(StepRunner& engine, const std::vector<int32_t>& tokens, uin
   rows.input.logit_rows = rows.logit_rows.data();
   rows.input.num_logit_rows = static_cast<uint32_t>(rows.logit_rows.size());
   if (!engine.run(rows.input)) return check::report(__FILE__, __LINE__, engine.error);
-  for (uint32_t i = 0; i < rows.logit_rows.size(); ++i)
-    CHECK(!std::memcmp(engine.logits(i), expected.data() + (begin + rows.logit_rows[i]) * vocab, vocab * sizeof(float)));
+  for (uint32_t i = 0; i < rows.logit_rows.size(); ++i) {
+    const float* of_row = expected.data() + (begin + rows.logit_rows[i]) * vocab;
+    CHECK(!std::memcmp(engine.logits(i), of_row, vocab * sizeof(float)));
+  }
 }
 
 TEST_CASE("the bits are the same in steps of up to 64 rows") {
@@ -144,7 +146,8 @@ TEST_CASE("the bits are the same in steps of up to 64 rows") {
     StepRunner engine(model(), Plan::build(model().config, options), 1, tag_edges);
     CHECK_EQ(num_tag_edges(engine.plan), tag_edges ? 3u : 0u);
     uint32_t begin = 0;
-    for (const uint32_t end : {64u, 97u, 106u, 117u}) check_long_step(engine, tokens, std::exchange(begin, end), end, expected);
+    for (const uint32_t end : {64u, 97u, 106u, 117u})
+      check_long_step(engine, tokens, std::exchange(begin, end), end, expected);
   }
 }
 

@@ -236,8 +236,6 @@ TEST_CASE("a plan changed without harm is accepted") {
   CHECK_EQ(counts.size(), harmless.size());
 }
 
-CHECK_MAIN()
-
 // The last of them sets up the next epoch before all have signalled.
 TEST_CASE("the gate is signalled by those who draw the tokens, and nobody else") {
   PlanOptions options = cuda_plan_options();
@@ -249,3 +247,5 @@ TEST_CASE("the gate is signalled by those who draw the tokens, and nobody else")
   m.repair_counters();
   CHECK_THROWS(plan_invalid, "worker 1, lm_head signals the gate: expected only sample or accept", m.finish().verify());
 }
+
+CHECK_MAIN()

@@ -6,8 +6,8 @@
 
 namespace mimo_rt::cuda {
 
-/// All ones in the lanes from `first` on, else 0. Without a comparison: a thread has 7 predicates, which are spilled like
-/// registers.
+/// All ones in the lanes from `first` on, else 0. Without a comparison: a thread has 7 predicates, and more of them are
+/// spilled.
 __device__ __forceinline__ uint32_t mask_from(uint32_t lane_idx, uint32_t first) {
   return static_cast<uint32_t>(static_cast<int32_t>(first - 1 - lane_idx) >> 31);
 }

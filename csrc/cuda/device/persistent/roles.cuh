@@ -24,7 +24,8 @@ struct HeldRoute {
 struct PersistentShared {
   WorkShared work;
   TaskSlots slots;
-  uint32_t route[kMaxRouteWords];  ///< what has come by the last tag edge; at first no expert is active
+  /// What has come by the last tag edge; at first no expert is active.
+  uint32_t route[num_received_words(kMaxRouteWords)];
   HeldRoute held;
   KnownRoute known;  ///< the waiter's: polls need the registers
   uint32_t tickets[kComputeWarps];  ///< of the ring: where each compute warp is, between tasks

@@ -52,10 +52,18 @@ __device__ __forceinline__ bool wait_for_tagged(const Watchdog& watchdog, const 
 /// of 8 tokens with 8 experts each has 258.
 inline constexpr uint32_t kWordsPerTrip = 8;
 
-/// A lane's words from `first` on, `kWords` of them, 32 apart; beyond the row its last word, again.
+/// Words of the payloads that `receive_tagged` writes: in the last trip every word of every lane has a place of its own.
+constexpr uint32_t num_received_words(uint32_t num_words) {
+  constexpr uint32_t kTrip = 32 * kWordsPerTrip;
+  return num_words <= 32 ? num_words : 32 + (num_words - 32 + kTrip - 1) / kTrip * kTrip;
+}
+
+/// A lane's words from `first` on, `kWords` of them, 32 apart; beyond the row its last word, again. Without a comparison
+/// for each: predicates are few.
 template <uint32_t kWords>
 __device__ __forceinline__ bool receive_words(const Watchdog& watchdog, const TaggedWord* row, uint32_t num_words,
-                                              uint32_t first, uint32_t epoch, const WaitSite& site, uint32_t* payloads) {
+                                              uint32_t first, uint32_t epoch, const WaitSite& site,
+                                              uint32_t* payloads) {
   const auto place = [&](uint32_t i) {
     const uint32_t at = first + 32 * i;
     return at < num_words ? at : num_words - 1;
@@ -67,7 +75,7 @@ __device__ __forceinline__ bool receive_words(const Watchdog& watchdog, const Ta
     uint32_t seen = epoch;
 #pragma unroll
     for (uint32_t i = 0; i < kWords; ++i) {
-      payloads[place(i)] = static_cast<uint32_t>(words[i]);
+      payloads[first + 32 * i] = static_cast<uint32_t>(words[i]);
       if (const auto tag = static_cast<uint32_t>(words[i] >> 32); tag != epoch) seen = tag;
     }
     return seen;
@@ -75,7 +83,7 @@ __device__ __forceinline__ bool receive_words(const Watchdog& watchdog, const Ta
   return wait_until(watchdog, site, epoch, poll, [&](uint32_t tag) { return tag == epoch; });
 }
 
-/// All lanes of a warp: brings the row of `epoch` to `payloads`, [num_words]. Of each lane the first
+/// All lanes of a warp: brings the row of `epoch` to `payloads`, [num_received_words]. Of each lane the first
 /// word is polled alone: the others mostly come with it. @return of the lane's words: false: leave
 __device__ __forceinline__ bool receive_tagged(const Watchdog& watchdog, const TaggedWord* row,
                                                uint32_t num_words, uint32_t epoch,

@@ -49,8 +49,8 @@ struct TokenDraw {
     return block_sum(shared, sum);
   }
 
-  /// Whether the filters keep nothing outside of the list, which has the first tokens of the row. `sum`, `total`: weights
-  /// of both.
+  /// Whether the filters keep nothing outside of the list, which has the first tokens of the row. `sum`, `total`: their
+  /// weight and the row's.
   __device__ bool is_enough(const TokenList& list, uint64_t sum, uint64_t total) const {
     const SamplingRules& rules = row.p.rules;
     if (has_top_k()) return list.size >= rules.top_k;
