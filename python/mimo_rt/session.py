@@ -236,9 +236,8 @@ class Session(SessionState):
     def logits(self, prompt: Prompt, *, step_tokens: int = 0) -> np.ndarray:
         """Raw logits of every position, float32 ``[num_tokens, vocab_size]``.
 
-        The cache is rebuilt from scratch. ``step_tokens``: rows per step, 0: the engine's choice;
-        the values do not depend on it. A step has logits of 64 rows (``device="cuda"``: 8) and runs once more for
-        each so many.
+        The cache is rebuilt from scratch. ``step_tokens``: rows per step, 0: the engine's choice; values do not
+        depend on it. A step has logits of 64 rows (``device="cuda"``: 8) and runs once more for each so many.
         """
         import numpy as np
 
