@@ -67,12 +67,10 @@ __device__ __forceinline__ void compute_task(WorkShared& shared, const TaskSlot&
     case TaskBody::publish_route: return publish_route(shared.select.rest, slot);
     case TaskBody::expert_gate_up:
       return for_each_expert_tile(slot, [&](uint32_t t) {
-        compute_expert_gate_up(shared.expert, params_of<ExpertGateUpParams>(slot),
-                                               expert_units_of(slot, t), ticket);
+        compute_expert_gate_up(shared.expert, params_of<ExpertGateUpParams>(slot), expert_units_of(slot, t), ticket);
       });
     case TaskBody::expert_down:
-      return compute_expert_down(
-          shared.expert, params_of<ExpertDownParams>(slot), units_of(slot), ticket);
+      return compute_expert_down(shared.expert, params_of<ExpertDownParams>(slot), units_of(slot), ticket);
     case TaskBody::sample:
       return sample_rows(shared.sample.rest, *params_of<SampleRowsParams>(slot).rows,
                          params_of<SampleRowsParams>(slot).num_rows, slot.task.tile_first, slot.task.tile_end);

@@ -58,23 +58,22 @@ constexpr uint32_t num_received_words(uint32_t num_words) {
   return num_words <= 32 ? num_words : 32 + (num_words - 32 + kTrip - 1) / kTrip * kTrip;
 }
 
-/// A lane's words from `first` on, `kWords` of them, 32 apart; beyond the row its last word, again. Without a comparison
-/// for each: predicates are few.
-template <uint32_t kWords>
-__device__ __forceinline__ bool receive_words(const Watchdog& watchdog, const TaggedWord* row, uint32_t num_words,
-                                              uint32_t first, uint32_t epoch, const WaitSite& site,
-                                              uint32_t* payloads) {
+/// A lane's words of a trip, from `first` on, 32 apart; beyond the row its last word, again. Without a comparison for each:
+/// predicates are few.
+__device__ __forceinline__ bool receive_trip(const Watchdog& watchdog, const TaggedWord* row, uint32_t num_words,
+                                             uint32_t first, uint32_t epoch, const WaitSite& site,
+                                             uint32_t* payloads) {
   const auto place = [&](uint32_t i) {
     const uint32_t at = first + 32 * i;
     return at < num_words ? at : num_words - 1;
   };
   const auto poll = [&] {
-    TaggedWord words[kWords];
+    TaggedWord words[kWordsPerTrip];
 #pragma unroll
-    for (uint32_t i = 0; i < kWords; ++i) words[i] = ptx::load_relaxed_gpu(row + place(i));
+    for (uint32_t i = 0; i < kWordsPerTrip; ++i) words[i] = ptx::load_relaxed_gpu(row + place(i));
     uint32_t seen = epoch;
 #pragma unroll
-    for (uint32_t i = 0; i < kWords; ++i) {
+    for (uint32_t i = 0; i < kWordsPerTrip; ++i) {
       payloads[first + 32 * i] = static_cast<uint32_t>(words[i]);
       if (const auto tag = static_cast<uint32_t>(words[i] >> 32); tag != epoch) seen = tag;
     }
@@ -89,9 +88,9 @@ __device__ __forceinline__ bool receive_tagged(const Watchdog& watchdog, const T
                                                uint32_t num_words, uint32_t epoch,
                                                const WaitSite& site, uint32_t* payloads) {
   uint32_t first = threadIdx.x % 32;
-  bool is_met = first >= num_words || receive_words<1>(watchdog, row, num_words, first, epoch, site, payloads);
+  bool is_met = first >= num_words || wait_for_tagged(watchdog, row + first, epoch, site, payloads[first]);
   for (first += 32; is_met && first < num_words; first += 32 * kWordsPerTrip)
-    is_met = receive_words<kWordsPerTrip>(watchdog, row, num_words, first, epoch, site, payloads);
+    is_met = receive_trip(watchdog, row, num_words, first, epoch, site, payloads);
   return is_met;
 }
 
