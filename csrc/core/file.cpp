@@ -4,7 +4,9 @@
 #include "core/text.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -103,6 +105,13 @@ InputFile InputFile::open(const fs::path& directory, const std::string& name, co
                 ": expected a regular file, got a directory, pipe or device");
   file.stamp_ = stamp_of(status);
   return file;
+}
+
+bool InputFile::write_back() const noexcept {
+  ::fdatasync(descriptor_);  // what a disk refuses is not this reader's loss
+  struct statfs system {};
+  return ::fstatfs(descriptor_, &system) == 0 && system.f_type != TMPFS_MAGIC &&
+         system.f_type != RAMFS_MAGIC;
 }
 
 void InputFile::read_exact(uint64_t offset, std::span<std::byte> out) const {

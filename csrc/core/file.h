@@ -15,7 +15,8 @@ std::filesystem::path canonical_directory(const std::filesystem::path& directory
                                           const char* where);
 
 /// What the file system says about a file. Writing to a file changes its `ctime_ns`, which no program
-/// can set: equal stamps mean equal contents, up to the clock's resolution.
+/// can set; through a shared mapping only the write that makes a page dirty does. From an
+/// `InputFile::write_back` on, equal stamps mean equal contents, up to the clock's resolution.
 struct FileStamp {
   uint64_t device = 0, inode = 0, size = 0;
   int64_t mtime_ns = 0, ctime_ns = 0;
@@ -40,6 +41,9 @@ class InputFile {
   uint64_t size() const { return stamp_.size; }
   const FileStamp& stamp() const { return stamp_; }
   int descriptor() const { return descriptor_; }
+  /// Brings all changes to the disk, so that no page is dirty. False on file systems without a disk:
+  /// their pages stay dirty, and stamps miss changes.
+  bool write_back() const noexcept;
   /// @throws Error{io} when the file ends earlier
   void read_exact(uint64_t offset, std::span<std::byte> out) const;
   /// @throws Error{io} when the file's size is no longer `size()`

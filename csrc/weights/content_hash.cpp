@@ -12,6 +12,7 @@
 namespace mimo_rt {
 namespace {
 
+constexpr const char* kWhere = "Weights.load";
 constexpr uint64_t kBlockBytes = uint64_t{4} << 20;
 // Coarser than the time stamps of the file systems in use; FAT has 2 s.
 constexpr int64_t kSettledAfterNs = 3'000'000'000;
@@ -55,6 +56,18 @@ Digest hash_contents(const Checkpoint& checkpoint, const Weights::Options& optio
   return hash.finish();
 }
 
+bool write_back(const Checkpoint& checkpoint) {
+  bool do_stamps_tell = true;
+  for (const Shard& shard : checkpoint.impl().shards) {
+    try {
+      do_stamps_tell &= InputFile::open(checkpoint.directory(), shard.name, kWhere).write_back();
+    } catch (const Error&) {  // gone, or another kind of file
+      do_stamps_tell = false;
+    }
+  }
+  return do_stamps_tell;
+}
+
 Digest hash_stamps(const Checkpoint& checkpoint) {
   Sha256 hash;
   hash.update_field("mimo_rt checkpoint stamps");
@@ -72,7 +85,7 @@ Digest hash_stamps(const Checkpoint& checkpoint) {
 bool is_unchanged(const Checkpoint& checkpoint) {
   for (const Shard& shard : checkpoint.impl().shards) {
     try {
-      const InputFile file = InputFile::open(checkpoint.directory(), shard.name, "Weights.load");
+      const InputFile file = InputFile::open(checkpoint.directory(), shard.name, kWhere);
       if (!(file.stamp() == shard.stamp)) return false;
     } catch (const Error&) {  // gone, or another kind of file
       return false;

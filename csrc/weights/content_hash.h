@@ -12,6 +12,10 @@ namespace mimo_rt {
 /// @throws Error{cancelled} as `options.progress` says, which sees no progress
 Digest hash_contents(const Checkpoint& checkpoint, const Weights::Options& options, const char* where);
 
+/// Brings the files to the disk, so that their stamps tell later changes from what is hashed now (core/file.h). False
+/// where they do not even so.
+bool write_back(const Checkpoint& checkpoint);
+
 /// SHA-256 of the names and stamps (core/file.h) of all files: cheap, and another one after any change.
 Digest hash_stamps(const Checkpoint& checkpoint);
 

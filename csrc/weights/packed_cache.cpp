@@ -102,15 +102,7 @@ class CachedArena {
 
   Arena make() {
     fs::create_directories(directory_, directory_error_);  // one that only others may write still serves
-    const bool has_settled_stamps = are_stamps_settled(recipe_.checkpoint);
-    const std::string content_name =
-        cache_file_name(hash_stamps(recipe_.checkpoint), kContentSuffix);
-    std::optional<Digest> contents;
-    if (has_settled_stamps) contents = read_contents(content_name);
-    const bool is_known = contents.has_value();
-    if (!contents) contents = hash_contents(recipe_.checkpoint, options_at(0), recipe_.where);
-    set_key(*contents);
-    if (!is_known && has_settled_stamps) write_contents(content_name, *contents);
+    set_key(find_contents());
     if (std::optional<Arena> found = find()) return std::move(*found);
     WriterLock lock(directory_ / cache_file_name(info_.key, kLockSuffix));
     const WriterLock::State state = wait_for(lock);
@@ -148,6 +140,7 @@ class CachedArena {
     return options;
   }
 
+  Digest find_contents() const;
   std::optional<Digest> read_contents(const std::string& name) const;
   void write_contents(const std::string& name, const Digest& contents) const;
   std::optional<Arena> find();
@@ -165,6 +158,18 @@ class CachedArena {
   PackedFileInfo info_;
   std::string name_;
 };
+
+/// What the files hold: as noted under their stamps, or read.
+Digest CachedArena::find_contents() const {
+  const bool has_settled_stamps = are_stamps_settled(recipe_.checkpoint);
+  const std::string name = cache_file_name(hash_stamps(recipe_.checkpoint), kContentSuffix);
+  if (has_settled_stamps)
+    if (const std::optional<Digest> known = read_contents(name)) return *known;
+  const bool do_stamps_tell = write_back(recipe_.checkpoint);
+  const Digest contents = hash_contents(recipe_.checkpoint, options_at(0), recipe_.where);
+  if (has_settled_stamps && do_stamps_tell) write_contents(name, contents);
+  return contents;
+}
 
 std::optional<Digest> CachedArena::read_contents(const std::string& name) const {
   Digest digest;

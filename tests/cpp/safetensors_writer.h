@@ -57,8 +57,8 @@ inline std::string make_file(const std::vector<Tensor>& tensors) {
 /// A directory that disappears with the object.
 class TempDir {
  public:
-  TempDir() {
-    std::string name = (std::filesystem::temp_directory_path() / "mimo_rt_test.XXXXXX").string();
+  explicit TempDir(const std::filesystem::path& parent = std::filesystem::temp_directory_path()) {
+    std::string name = (parent / "mimo_rt_test.XXXXXX").string();
     if (!::mkdtemp(name.data())) throw std::runtime_error("mkdtemp failed");
     path_ = std::filesystem::canonical(name);
   }
