@@ -5,6 +5,7 @@
 
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -22,6 +23,13 @@ constexpr size_t kNameDigits = 32;
 bool are_digits(std::string_view text) {
   return std::ranges::all_of(
       text, [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); });
+}
+
+/// Whether a path still leads to an open file.
+bool is_same_file(int descriptor, const fs::path& path) {
+  struct stat opened {}, found {};
+  return ::fstat(descriptor, &opened) == 0 && ::lstat(path.c_str(), &found) == 0 &&
+         opened.st_dev == found.st_dev && opened.st_ino == found.st_ino;
 }
 
 /// A temporary file that disappears unless it is kept.
@@ -117,7 +125,9 @@ void remove_leftovers(const fs::path& directory, const std::string& name) noexce
 }
 
 WriterLock::~WriterLock() {
-  if (is_held_) ::unlink(path_.c_str());
+  if (!is_held_) return;
+  ::unlink(path_.c_str());
+  ::flock(descriptor_.number(), LOCK_UN);  // closing would leave it to children that have a copy of the descriptor
 }
 
 WriterLock::State WriterLock::try_lock() {
@@ -129,8 +139,10 @@ WriterLock::State WriterLock::try_lock() {
     if (errno == EINTR) continue;
     return errno == EWOULDBLOCK ? State::busy : State::unavailable;
   }
-  is_held_ = true;
-  return State::held;
+  is_held_ = is_same_file(descriptor_.number(), path_);
+  if (is_held_) return State::held;
+  descriptor_ = Descriptor();  // of a file that its holder removed; the next one may have a holder already
+  return State::busy;
 }
 
 }  // namespace mimo_rt

@@ -51,8 +51,9 @@ void write_cache_file(const std::filesystem::path& directory, const std::string&
 /// Removes temporary files for `name` that writers left behind; errors are ignored.
 void remove_leftovers(const std::filesystem::path& directory, const std::string& name) noexcept;
 
-/// The right to write one file, among those who ask: a lock that ends with its process. It saves work, nothing depends
-/// on it: files are replaced as a whole.
+/// The right to write one file, among those who ask: a lock that ends with its process and the children that this
+/// process forked. Files are replaced as a whole: without it writers do work twice, and one that has it may remove
+/// what others have not finished (`remove_leftovers`).
 class WriterLock {
  public:
   enum class State : uint8_t { held, busy, unavailable };
@@ -62,7 +63,8 @@ class WriterLock {
   WriterLock& operator=(const WriterLock&) = delete;
   ~WriterLock();
 
-  /// Never waits. `unavailable`: no right to create the file, or a file system without locks.
+  /// Never waits. `busy`: another has it, or gave it back just now. `unavailable`: no right to create the file, or a
+  /// file system without locks.
   State try_lock();
 
  private:

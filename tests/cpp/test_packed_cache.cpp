@@ -459,19 +459,4 @@ TEST_CASE("the cache is listed and cleared without touching other files") {
   CHECK_THROWS(io, "Not a directory", list_packed_cache(cached.model.path() / "model.safetensors"));
 }
 
-TEST_CASE("the directory follows the environment and the option") {
-  ::setenv("HOME", "/home/u", 1);
-  ::setenv("MIMO_RT_CACHE", "", 1);
-  ::setenv("XDG_CACHE_HOME", "relative", 1);
-  CHECK_EQ(cache_directory(), "/home/u/.cache/mimo_rt");
-  ::setenv("XDG_CACHE_HOME", "/xdg", 1);
-  CHECK_EQ(cache_directory(), "/xdg/mimo_rt");
-  ::setenv("MIMO_RT_CACHE", "~/here", 1);
-  CHECK_EQ(cache_directory(), "/home/u/here");
-  ::setenv("MIMO_RT_CACHE", "/given", 1);
-  CHECK_EQ(packed_cache_directory("auto"), "/given/packed");
-  CHECK_EQ(packed_cache_directory("/dir"), "/dir");
-  CHECK(packed_cache_directory("none").empty());
-}
-
 CHECK_MAIN()
