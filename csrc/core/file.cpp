@@ -38,7 +38,8 @@ bool lies_in_hub_blobs(const fs::path& target, const fs::path& directory) {
 
 FileStamp stamp_of(const struct stat& status) {
   const auto nanoseconds = [](const timespec& time) {
-    return int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec;
+    constexpr int64_t kSecond = 1'000'000'000, kMaxSeconds = INT64_MAX / kSecond - 1;  // in 2262
+    return std::clamp<int64_t>(time.tv_sec, -kMaxSeconds, kMaxSeconds) * kSecond + time.tv_nsec;
   };
   return {.device = status.st_dev,
           .inode = status.st_ino,

@@ -99,7 +99,7 @@ bool are_stamps_settled(const Checkpoint& checkpoint) {
   const int64_t now =
       duration_cast<nanoseconds>(system_clock::now().time_since_epoch()).count();
   return std::ranges::all_of(checkpoint.impl().shards, [&](const Shard& shard) {
-    return std::max(shard.stamp.mtime_ns, shard.stamp.ctime_ns) + kSettledAfterNs < now;
+    return std::max(shard.stamp.mtime_ns, shard.stamp.ctime_ns) < now - kSettledAfterNs;
   });
 }
 

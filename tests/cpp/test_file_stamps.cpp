@@ -1,4 +1,4 @@
-// Changes of a checkpoint's files that their time stamps show late or not at all.
+// Changes of a checkpoint's files that their time stamps show late or not at all, and times that no clock shows yet.
 #include "check.h"
 #include "core/file.h"
 #include "packed_cache_fixture.h"
@@ -6,10 +6,13 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <limits>
 #include <stdexcept>
 #include <thread>
 
@@ -102,6 +105,22 @@ TEST_CASE("a change through a shared mapping is noticed, also of a page that was
 
 TEST_CASE("where nothing is brought to a disk, contents are hashed at every start") {
   if (::access("/dev/shm", W_OK) == 0) check_noticed(writer::TempDir("/dev/shm"));
+}
+
+TEST_CASE("times that no clock shows for centuries are times to come") {
+  const writer::TempDir model;
+  write_checkpoint(model, small_config());
+  const fs::path path = model.path() / kWeightsName;
+  constexpr time_t kLastSecond = 9'223'372'036, kYear2400 = 13'569'465'600;  // the last second of 2^63 nanoseconds
+  for (const time_t second : {kLastSecond - 2, kLastSecond, kYear2400, std::numeric_limits<time_t>::max()}) {
+    const timespec times[2] = {{second, 999'999'999}, {second, 999'999'999}};
+    if (::utimensat(AT_FDCWD, path.c_str(), times, 0) != 0) continue;  // the file system may know fewer
+    struct stat status {};
+    CHECK_EQ(::stat(path.c_str(), &status), 0);
+    const int64_t shown = std::min<int64_t>(status.st_mtim.tv_sec, kLastSecond - 2);
+    CHECK(open_file(model, kWeightsName).stamp().mtime_ns >= shown * 1'000'000'000);
+    CHECK(!are_stamps_settled(Checkpoint::open(model.path())));
+  }
 }
 
 CHECK_MAIN()
