@@ -101,7 +101,12 @@ class CachedArena {
   }
 
   Arena make() {
-    fs::create_directories(directory_, directory_error_);  // one that only others may write still serves
+    std::error_code error, ignored;
+    fs::create_directories(directory_, error);
+    if (!fs::is_directory(directory_, ignored)) {  // one that only others may write still serves
+      give_up(concat(printable(directory_.string(), 300), " cannot be created: ", error.message()));
+      return pack_arena(recipe_);
+    }
     set_key(find_contents());
     if (std::optional<Arena> found = find()) return std::move(*found);
     WriterLock lock(directory_ / cache_file_name(info_.key, kLockSuffix));
@@ -154,7 +159,6 @@ class CachedArena {
   const ArenaRecipe& recipe_;
   PackedCacheReport& report_;
   fs::path directory_;
-  std::error_code directory_error_;  // of making it
   PackedFileInfo info_;
   std::string name_;
 };
@@ -246,11 +250,7 @@ void CachedArena::keep(const Arena& arena, bool is_alone) {
     report_.state = State::written;
   } catch (const Error& error) {
     if (error.code() != ErrorCode::io) throw;
-    std::error_code ignored;
-    const bool was_never_there = directory_error_ && !fs::exists(directory_, ignored);
-    give_up(was_never_there ? concat(printable(directory_.string(), 300), " cannot be created: ",
-                                     directory_error_.message())
-                            : error.what());
+    give_up(error.what());
   }
 }
 

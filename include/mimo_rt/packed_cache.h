@@ -23,7 +23,7 @@ struct PackedCacheReport {
   };
   std::string part;     ///< "target" or "draft"
   State state = State::off;
-  std::filesystem::path file;
+  std::filesystem::path file;  ///< of the cache; empty when there is no directory for it
   std::string message;  ///< why it failed, or why an older file was replaced
 };
 MIMO_RT_API std::string_view packed_cache_state_name(PackedCacheReport::State state) noexcept;

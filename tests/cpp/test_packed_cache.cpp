@@ -406,6 +406,7 @@ TEST_CASE("a cache that cannot be written costs nothing but itself") {
   CHECK(nowhere.report.state == State::failed && nowhere.bytes == cached.expected);
   CHECK(nowhere.report.message.find("'/sys/mimo_rt/cache' cannot be created: ") == 0);
   CHECK(nowhere.report.message.find("No such file") == std::string::npos);
+  CHECK(nowhere.report.file.empty());  // a name would have taken the hash of all contents
   // One that vanishes while the weights are packed could be created.
   cached.cache = cached.root.path() / "vanishing";
   Weights::Options options = cache_options(cached.cache);
