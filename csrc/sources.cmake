@@ -10,6 +10,7 @@ set(MIMO_RT_GENERIC_SOURCES
   csrc/cpu/generic/prepare.cpp
   csrc/cpu/generic/table.cpp)
 set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
+  csrc/core/available_memory.cpp
   csrc/core/cache_directory.cpp
   csrc/core/checks.cpp
   csrc/core/config.cpp

@@ -1,5 +1,6 @@
 #include "checkpoint/mapped_file.h"
 
+#include "core/available_memory.h"
 #include "core/checks.h"
 #include "core/text.h"
 
@@ -20,6 +21,9 @@ constexpr const char* kWhere = "Checkpoint.open";
 
 MappedFile MappedFile::map(const InputFile& file, bool use_mmap) {
   const size_t size = file.size();
+  if (!use_mmap)
+    check_memory(size, available_memory_bytes(), kWhere,
+                 concat("the bytes of ", printable(file.name()), ", copied without use_mmap,"));
   const int protection = use_mmap ? PROT_READ : PROT_READ | PROT_WRITE;
   const int flags = MAP_PRIVATE | (use_mmap ? 0 : MAP_ANONYMOUS);
   void* base = ::mmap(nullptr, size, protection, flags, use_mmap ? file.descriptor() : -1, 0);

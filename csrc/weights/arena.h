@@ -1,9 +1,8 @@
-// One block of memory for all weights, and how much of it the machine can give.
+// One block of memory for all weights.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <filesystem>
 #include <span>
 
 namespace mimo_rt {
@@ -40,14 +39,6 @@ class Arena {
   uint64_t mapping_bytes_ = 0;
   bool wants_huge_ = false;  ///< of a file
 };
-
-/// Bytes that can still be used without swapping: MemAvailable, and what the memory cgroups of this
-/// process leave (their page cache counts as free). UINT64_MAX when nothing is known.
-/// `root`: the directory that holds `proc` and `sys`, for tests.
-uint64_t available_memory_bytes(const std::filesystem::path& root = "/");
-
-/// @throws Error{out_of_memory} naming both numbers when `needed_bytes` are more than available
-void check_memory(uint64_t needed_bytes, uint64_t available_bytes, const char* where);
 
 /// Tells the kernel that `range` of a mapped file is about to be read. A hint: errors are ignored.
 void prefetch_pages(std::span<const std::byte> range) noexcept;

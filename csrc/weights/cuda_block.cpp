@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "checkpoint/scan.h"
+#include "core/available_memory.h"
 #include "core/checks.h"
 #include "core/text.h"
 #include "weights/work_items.h"

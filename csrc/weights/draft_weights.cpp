@@ -3,6 +3,7 @@
 
 #include "checkpoint/draft_tensors.h"
 #include "checkpoint/mask_embedding.h"
+#include "core/available_memory.h"
 #include "core/checks.h"
 #include "core/numeric.h"
 #include "core/text.h"

@@ -1,5 +1,6 @@
 #include "weights/layout.h"
 
+#include "core/available_memory.h"
 #include "core/checks.h"
 #include "weights/page_placement.h"
 

@@ -1,5 +1,6 @@
 #include "weights/packed_file.h"
 
+#include "core/available_memory.h"
 #include "core/checks.h"
 #include "core/text.h"
 #include "weights/packed.h"
@@ -203,6 +204,9 @@ Arena read_packed_file(int descriptor, const std::string& name, const PackedFile
     file.bad("expected the weights ", to_hex(expected.key), ", got ", to_hex(header.key));
   if (header.num_bytes != expected.num_bytes)
     file.bad("expected ", expected.num_bytes, " packed bytes, got ", header.num_bytes);
+  if (!options.use_mmap)
+    check_memory(header.num_bytes, available_memory_bytes(), where,
+                 "the packed weights, copied without use_mmap,");
   const std::vector<uint64_t> sums = read_sums(file, header);
   const uint64_t begin = payload_begin(header.num_bytes);
   Arena arena = options.use_mmap ? Arena::map_file(descriptor, begin, header.num_bytes, where)

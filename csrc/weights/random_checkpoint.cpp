@@ -4,9 +4,9 @@
 #include "checkpoint/draft_tensors.h"
 #include "checkpoint/mask_embedding.h"
 #include "checkpoint/tensor_table.h"
+#include "core/available_memory.h"
 #include "core/checks.h"
 #include "core/numeric.h"
-#include "weights/arena.h"
 #include "weights/random_values.h"
 
 #include <algorithm>

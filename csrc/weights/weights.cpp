@@ -1,6 +1,7 @@
 // Weights::load: finds the sources of every packed matrix, lays out the arena, packs in parallel.
 #include "weights/weights.h"
 
+#include "core/available_memory.h"
 #include "core/checks.h"
 #include "weights/layout.h"
 #include "weights/pack.h"

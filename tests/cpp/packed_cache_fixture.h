@@ -4,10 +4,13 @@
 #include "checkpoint_fixture.h"
 #include "draft_fixture.h"
 #include "weights/draft_weights.h"
+#include "weights/packed_file.h"
 #include "weights/weights.h"
 
+#include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -69,6 +72,13 @@ inline size_t num_files(const std::filesystem::path& directory, const std::strin
 inline void replace_file(const std::filesystem::path& path, const std::string& bytes) {
   std::filesystem::remove_all(path);
   std::ofstream(path, std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+}
+
+/// Makes the header of a packed file fit its own sum again.
+inline void seal_header(std::string& bytes) {
+  const size_t end = kPackedHeaderBytes - sizeof(uint64_t);
+  const uint64_t sum = packed_sum(std::as_bytes(std::span(bytes).first(end)), 0);
+  std::memcpy(bytes.data() + end, &sum, sizeof sum);
 }
 
 }  // namespace fixture

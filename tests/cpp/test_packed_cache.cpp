@@ -65,12 +65,6 @@ void check_rebuilt(const Cached& cached, const std::string& reason) {
   CHECK(cached.load().report.state == State::hit);
 }
 
-void seal_header(std::string& bytes) {
-  const size_t end = kPackedHeaderBytes - sizeof(uint64_t);
-  const uint64_t sum = packed_sum(std::as_bytes(std::span(bytes).first(end)), 0);
-  std::memcpy(bytes.data() + end, &sum, sizeof sum);
-}
-
 std::string with_bit_changed(std::string bytes, size_t at) {
   bytes[at] = static_cast<char>(bytes[at] ^ 4);
   return bytes;

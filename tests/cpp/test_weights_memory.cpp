@@ -1,8 +1,9 @@
 // How much memory loading needs, and what happens when the machine does not have it.
 #include "check.h"
-#include "checkpoint_fixture.h"
-
+#include "core/available_memory.h"
+#include "packed_cache_fixture.h"
 #include "weights/arena.h"
+#include "weights/cache_files.h"
 #include "weights/weights.h"
 
 #include <fcntl.h>
@@ -86,6 +87,35 @@ TEST_CASE("a model that does not fit is refused before anything is read") {
   config.layers[0].qk_head_dim = config.layers[0].rotary_dim = 0;
   config.layers[0].num_kv_heads = 0;
   CHECK_THROWS(unsupported_shape, "at most", Weights::synthetic(config, 1));
+}
+
+TEST_CASE("files that do not fit are not copied, but can be mapped") {
+  const uint64_t too_many = std::min(available_memory_bytes(), uint64_t{1} << 42) * 2;
+  const writer::TempDir dir;  // sparse files
+  const std::string header = writer::make_file(
+      "{" + writer::entry("t", "U8", writer::shape_text({too_many}), writer::shape_text({0, too_many})) + "}", "");
+  dir.write("model.safetensors", header);
+  std::filesystem::resize_file(dir.path() / "model.safetensors", header.size() + too_many);
+  CHECK_THROWS(out_of_memory, "'model.safetensors', copied without use_mmap, need",
+               Checkpoint::open(dir.path(), {.use_mmap = false}));
+  CHECK_EQ(Checkpoint::open(dir.path()).tensors().size(), 1u);
+
+  PackedFileInfo info;
+  info.num_bytes = 64;
+  const std::filesystem::path path = dir.path() / "packed";
+  Weights::Options options;
+  const auto open_packed = [&] { return Descriptor(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600)); };
+  write_packed_file(open_packed().number(), "packed", info, Arena(info.num_bytes, "here"), options, "here");
+  info.num_bytes = too_many;
+  std::string packed = read_file(path);
+  std::memcpy(packed.data() + 24, &too_many, sizeof too_many);
+  seal_header(packed);
+  replace_file(path, packed);
+  std::filesystem::resize_file(path, packed_file_bytes(too_many));
+  const auto read = [&] { return read_packed_file(open_packed().number(), "packed", info, options, "here"); };
+  CHECK_THROWS(bad_format, "table of sums", read());  // the sizes fit, mapped bytes are looked at
+  options.use_mmap = false;
+  CHECK_THROWS(out_of_memory, "the packed weights, copied without use_mmap, need", read());
 }
 
 TEST_CASE("available memory is the least of the machine's and the cgroups'") {
