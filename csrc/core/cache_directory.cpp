@@ -1,5 +1,9 @@
 #include <mimo_rt/packed_cache.h>
 
+#include <pwd.h>
+#include <unistd.h>
+
+#include <array>
 #include <cstdlib>
 
 namespace mimo_rt {
@@ -13,10 +17,20 @@ std::string variable(const char* name) {
   return value ? value : "";
 }
 
+/// What "~" stands for; services may have no HOME.
+std::string home_directory() {
+  if (std::string home = variable("HOME"); !home.empty()) return home;
+  std::array<char, 16384> text;
+  passwd user{};
+  passwd* found = nullptr;
+  ::getpwuid_r(::getuid(), &user, text.data(), text.size(), &found);
+  return found ? found->pw_dir : "";
+}
+
 }  // namespace
 
 fs::path cache_directory() {
-  const std::string home = variable("HOME");
+  const std::string home = home_directory();
   const std::string given = variable("MIMO_RT_CACHE");
   if (!given.empty() && (given == "~" || given.starts_with("~/"))) return home + given.substr(1);
   if (!given.empty()) return given;

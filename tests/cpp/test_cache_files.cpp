@@ -3,6 +3,7 @@
 #include "packed_cache_fixture.h"
 #include "weights/cache_files.h"
 
+#include <pwd.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -13,6 +14,8 @@
 using namespace fixture;
 
 namespace {
+
+namespace fs = std::filesystem;
 
 constexpr const char* kLockName = "file.lock";
 
@@ -56,6 +59,13 @@ TEST_CASE("the directory follows the environment and the option") {
   CHECK_EQ(cache_directory(), "/xdg/mimo_rt");
   ::setenv("MIMO_RT_CACHE", "~/here", 1);
   CHECK_EQ(cache_directory(), "/home/u/here");
+  // A service may have no HOME; the system knows it all the same.
+  const passwd* user = ::getpwuid(::getuid());
+  for (const bool is_set : {true, false}) {
+    if (is_set) ::setenv("HOME", "", 1);
+    else ::unsetenv("HOME");
+    if (user) CHECK_EQ(cache_directory(), fs::path(user->pw_dir) / "here");
+  }
   ::setenv("MIMO_RT_CACHE", "/given", 1);
   CHECK_EQ(packed_cache_directory("auto"), "/given/packed");
   CHECK_EQ(packed_cache_directory("/dir"), "/dir");
