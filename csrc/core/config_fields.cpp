@@ -3,7 +3,6 @@
 #include "core/checks.h"
 #include "core/text.h"
 
-#include <algorithm>
 #include <sstream>
 
 namespace mimo_rt {
@@ -123,13 +122,6 @@ std::span<const ConfigField> config_fields() { return kFields; }
 void fail_field(const ConfigField& field, ErrorCode code, std::string_view source,
                 std::string_view got, const char* where) {
   fail(code, where, source, ": ", field.keys[0], ": expected ", describe(field), ", got ", got);
-}
-
-const ConfigField& field_of(const ConfigField::Member& member) {
-  const auto found = std::find_if(std::begin(kFields), std::end(kFields),
-                                  [&](const ConfigField& field) { return field.member == member; });
-  MIMO_RT_CHECK(found != std::end(kFields), internal, "ModelConfig.from_json", "a config member has no field");
-  return *found;
 }
 
 bool has_value(const ConfigField& field, const RawConfig& raw) {

@@ -96,9 +96,6 @@ std::span<const ConfigField> config_fields();
 [[noreturn]] void fail_field(const ConfigField& field, ErrorCode code, std::string_view source,
                              std::string_view got, const char* where = "ModelConfig.from_json");
 
-/// The field of the model's table that fills `member`.
-const ConfigField& field_of(const ConfigField::Member& member);
-
 /// Whether the member that `field` fills has a value.
 bool has_value(const ConfigField& field, const RawConfig& raw);
 
