@@ -32,8 +32,8 @@ std::vector<uint16_t> read_mask_row(const Checkpoint& draft, const DraftConfig& 
 /// Owns its arenas; immutable and shareable once it is bound to its target.
 class DraftWeights {
  public:
-  /// Reads `config.json`, the safetensors files (through their index when there is one, whatever their names) and the
-  /// mask embedding of `draft_dir`. @throws as Weights::load; Error{missing_tensor} for a missing mask embedding.
+  /// Reads the safetensors files (through their index when there is one, whatever their names) and the mask embedding
+  /// of `draft_dir`. @throws as Weights::load; Error{missing_tensor} for a missing mask embedding.
   static DraftWeights load(const std::filesystem::path& draft_dir, const DraftConfig& config,
                            const Weights::Options& options,
                            const Checkpoint::Options& file_options = {});

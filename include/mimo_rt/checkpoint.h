@@ -35,7 +35,7 @@ class MIMO_RT_API Checkpoint {
     std::string single_file = {};             ///< not empty: read this file alone, and no index
   };
 
-  /// @throws Error{io, bad_format, missing_tensor, shape_mismatch}; the message names file and tensor.
+  /// @throws Error{io, bad_format, missing_tensor, out_of_memory}; the message names file and tensor.
   static Checkpoint open(const std::filesystem::path& directory);
   static Checkpoint open(const std::filesystem::path& directory, const Options& options);
   Checkpoint(Checkpoint&&) noexcept;

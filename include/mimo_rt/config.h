@@ -79,7 +79,8 @@ struct ModelConfig {
   /// Reads `<directory>/config.json` (at most 1 MiB).
   MIMO_RT_API static ModelConfig from_directory(const std::filesystem::path& directory,
                                                 uint32_t window_tokens_override = 0);
-  /// Whether the linear module `name` ("model.layers.3.self_attn.o_proj") is stored in `linear_format`.
+  /// How a linear module ("model.layers.3.self_attn.o_proj") is stored: `expert_format` or `linear_format`, but `plain`
+  /// where an entry of `ignored_layers` is its name, a parent's, or the last parts of its name.
   MIMO_RT_API WeightFormat format_of(std::string_view module_name) const;
 };
 
