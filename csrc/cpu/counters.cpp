@@ -18,10 +18,9 @@ constexpr uint32_t kPollsPerClockRead = 64;
 // A sleeper looks after the stop flag and the deadline at least this often.
 constexpr int64_t kMaxSleepNs = 10'000'000;
 // A stopped process or a debugger must not look like a hang: no pause between two polls counts for
-// more than this.
+// more than this, nor for more than the part of the deadline after which signals are counted first.
 constexpr int64_t kMaxPauseNs = 100'000'000;
-// Signals are counted first after this part of the deadline: common waits never pay for it.
-constexpr int64_t kCountAfter = 16;
+constexpr int64_t kCountAfter = 16;  ///< the deadline's part; common waits never pay for counting
 constexpr uint64_t kUnknown = ~uint64_t{0};
 constexpr uint32_t kLinesPerPoll = 2;
 constexpr uint32_t kCacheLine = 64;
@@ -77,6 +76,7 @@ bool WaitMonitor::leave(const WaitSite& site, uint64_t seen) {
 
 bool WaitMonitor::wait_slowly(const Counters& counters, const WaitSite& site) {
   int64_t last_ns = now_ns(), waited_ns = 0;
+  const int64_t count_after_ns = timeout_ns_ / kCountAfter;
   uint64_t num_signals = kUnknown;
   const uint8_t* line = site.prefetch_begin;
   for (uint32_t polls = 1;; ++polls) {
@@ -89,9 +89,9 @@ bool WaitMonitor::wait_slowly(const Counters& counters, const WaitSite& site) {
 
     if (has_stopped_.load(std::memory_order_relaxed)) return leave(site, seen);
     const int64_t now = now_ns();
-    waited_ns += std::min(now - last_ns, kMaxPauseNs);
+    waited_ns += std::min({now - last_ns, kMaxPauseNs, count_after_ns});
     last_ns = now;
-    if (num_signals == kUnknown && waited_ns >= timeout_ns_ / kCountAfter)
+    if (num_signals == kUnknown && waited_ns >= count_after_ns)
       num_signals = counters.num_signals();
     if (waited_ns >= timeout_ns_) {
       const uint64_t before = std::exchange(num_signals, counters.num_signals());
@@ -105,7 +105,7 @@ bool WaitMonitor::wait_slowly(const Counters& counters, const WaitSite& site) {
       return leave(site, seen);
     }
     if (waited_ns >= spin_ns_)
-      counters.sleep(site.counter, site.expected, std::min(kMaxSleepNs, timeout_ns_));
+      counters.sleep(site.counter, site.expected, std::min(kMaxSleepNs, count_after_ns));
   }
 }
 
