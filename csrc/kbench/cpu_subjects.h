@@ -31,7 +31,6 @@ class ColdWalk {
   ColdWalk(const uint8_t* data, uint64_t num_places, uint64_t stride)
       : data_(data), num_places_(num_places), stride_(stride) {}
 
-  uint64_t num_places() const { return num_places_; }
   uint64_t read_bytes() const;
 
   /// `call(place)`, `num_calls` times, for `num_repeats` at a time.

@@ -272,7 +272,7 @@ std::unique_ptr<Subject> make_cuda_experts(const KernelCase& kernel_case,
   MIMO_RT_CHECK(c.format == "mxfp4", invalid_argument, kWhere,
                 "format: expected mxfp4 for experts, got '", c.format, "'");
   check_positive("num_tokens", c.num_tokens);
-  check_positive("num_experts", c.num_experts);
+  check_dim("num_experts", c.num_experts);
   check_positive("experts_per_token", c.experts_per_token);
   const bool is_mxfp8 = c.kernel.ends_with("_mxfp8");
   const bool is_gemm = is_mxfp8 || c.kernel.ends_with("_gemm");
@@ -284,6 +284,7 @@ std::unique_ptr<Subject> make_cuda_experts(const KernelCase& kernel_case,
   if (is_gemm) check_at_most("num_experts", c.num_experts, cuda::kMaxGemmExperts);
   check_multiple("hidden_size", c.hidden_size, kBlockK);
   check_multiple("width", c.width, kBlockK);
+  check_at_most("width", c.width, 1u << 24);
   c.num_segments = std::max(c.num_segments, 1u);
   if (is_mxfp8) device->check_mxfp8();
   using namespace cuda;

@@ -128,8 +128,8 @@ class CudaQkv final : public RowsSubject<cuda::ProjectionParams, uint16_t> {
 std::unique_ptr<Subject> make_cuda_qkv(const KernelCase& c, const KernelBenchOptions& options,
                                        std::unique_ptr<cuda::BenchDevice> device) {
   check_projection_case(c);
-  check_positive("num_kv_heads", c.num_kv_heads);
-  check_positive("num_q_per_kv", c.num_q_per_kv);
+  check_dim("num_kv_heads", c.num_kv_heads);
+  check_dim("num_q_per_kv", c.num_q_per_kv);
   check_multiple("qk_head_dim", c.qk_head_dim, 8);
   check_multiple("v_head_dim", c.v_head_dim, 8);
   return std::make_unique<CudaQkv>(c, options, std::move(device));

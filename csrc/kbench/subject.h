@@ -54,13 +54,19 @@ inline void check_at_most(const char* name, uint32_t value, uint32_t limit) {
                 value);
 }
 
+/// A size of a model, as Plan.build takes it: products of two fit into 32 bits.
+inline void check_dim(const char* name, uint32_t value) {
+  check_positive(name, value);
+  check_at_most(name, value, 65535);
+}
+
 /// The fields that attention has on every backend.
 inline void check_attention_case(const KernelCase& kernel_case) {
   check_positive("num_tokens", kernel_case.num_tokens);
-  check_positive("num_kv_heads", kernel_case.num_kv_heads);
-  check_positive("num_q_per_kv", kernel_case.num_q_per_kv);
-  check_positive("qk_head_dim", kernel_case.qk_head_dim);
-  check_positive("v_head_dim", kernel_case.v_head_dim);
+  check_dim("num_kv_heads", kernel_case.num_kv_heads);
+  check_dim("num_q_per_kv", kernel_case.num_q_per_kv);
+  check_dim("qk_head_dim", kernel_case.qk_head_dim);
+  check_dim("v_head_dim", kernel_case.v_head_dim);
   check_positive("num_keys", kernel_case.num_keys);
 }
 

@@ -74,7 +74,7 @@ struct KernelTimes {
 /// on the caller's thread, an edge on pinned threads of its own.
 class MIMO_RT_API KernelBench {
  public:
-  /// @throws Error{invalid_argument, unsupported_shape} that names the field; Error{unavailable}
+  /// @throws Error{invalid_argument, unsupported_shape, capacity} that names the field; Error{unavailable}
   ///         when the backend is not there or has no such kernel; Error{out_of_memory}
   static KernelBench open(const KernelCase& kernel_case, const KernelBenchOptions& options);
   KernelBench(KernelBench&&) noexcept;

@@ -456,6 +456,10 @@ TEST_CASE("cases that no kernel can take are refused by name") {
   KernelCase c = attention(1, 0);
   CHECK_THROWS(invalid_argument, "num_keys: expected > 0", open(c));
   c = attention(1, 8);
+  c.qk_head_dim = ~0u;  // with a v_head_dim of 1 no bytes at all in 32 bits
+  c.v_head_dim = 1;
+  CHECK_THROWS(capacity, "qk_head_dim: expected at most 65535", open(c));
+  c = attention(1, 8);
   c.format = "f32";
   CHECK_THROWS(invalid_argument, "expected bf16 keys", open(c));
 
