@@ -7,7 +7,7 @@ import pytest
 from fake_cuda import fake_torch
 
 from mimo_rt import _C
-from mimo_rt.bench import kernel_baseline, kernel_torch, kernel_torch_fused
+from mimo_rt.bench import kernel_baseline, kernel_torch, kernel_torch_fused, kernel_torch_qkv
 
 torch = pytest.importorskip("torch")
 
@@ -138,8 +138,51 @@ def test_tokens_are_drawn_as_often_as_they_are_probable():
     assert ((counts - num_draws * p.flip(0)).abs() > 5 * spread).all()  # control
 
 
+def test_verification_keeps_the_targets_distribution():
+    """Whatever was proposed, the first token is the target's, and all tokens after kept drafts are."""
+    p = torch.tensor([[0.5, 0.3, 0.15, 0.05], [0.1, 0.2, 0.3, 0.4]])
+    proposed = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.0, 0.0, 0.0, 0.0]])
+    num_rounds, first, second = 4000, torch.zeros(4), torch.zeros(4)
+    for draft in torch.multinomial(proposed[0], num_rounds, replacement=True).split(1):
+        num_kept, token = kernel_torch.verify(torch, p.log(), proposed, draft)
+        first[draft[0] if num_kept else token] += 1
+        second[token] += num_kept
+    for counts, expected, wrong in ((first, p[0], proposed[0]), (second, p[1], p[0])):
+        spread = (counts.sum() * expected * (1 - expected)).sqrt()
+        assert ((counts - counts.sum() * expected).abs() < 5 * spread).all()
+        assert ((counts - counts.sum() * wrong).abs() > 5 * spread).any()  # control
+    same = torch.cat((p[:1], torch.zeros(1, 4)))
+    assert all(kernel_torch.verify(torch, p.log(), same, torch.tensor([token]))[0] == 1 for token in range(4))
+
+
+def test_q_k_and_v_are_rotated_scaled_and_stored():
+    heads = {"num_kv_heads": 2, "num_q_per_kv": 2, "qk_head_dim": 12, "v_head_dim": 8}
+    case = _C.KernelCase(kernel="gemm_qkv", num_tokens=3, k=64, **heads)
+    assert kernel_torch_qkv.qkv_rows(case) == 88
+    y, angles = torch.randn(3, 88).double(), torch.randn(3, 1, 2).double()
+    cache = torch.zeros(9, 2, 12).double(), torch.zeros(9, 2, 8).double()
+    slots = torch.tensor([7, 2, 5])
+    q = kernel_torch_qkv.store_qkv(torch, case, (angles.cos(), angles.sin()), slots, cache, y)
+    for token in range(3):
+        def rotated(row, token=token):
+            row = row.clone()
+            for i, angle in enumerate(angles[token, 0]):
+                turned = torch.complex(row[i], row[i + 2]) * torch.polar(torch.ones_like(angle), angle)
+                row[i], row[i + 2] = turned.real, turned.imag
+            return row
+
+        for head in range(4):
+            assert torch.allclose(q[token, head], rotated(y[token, 12 * head:12 * head + 12]), atol=1e-12)
+            assert not torch.allclose(q[token, head], y[token, 12 * head:12 * head + 12], atol=1e-2)
+        for head in range(2):
+            k, v = 48 + 12 * head, 72 + 8 * head
+            assert torch.allclose(cache[0][slots[token], head], rotated(y[token, k:k + 12]), atol=1e-12)
+            assert torch.allclose(cache[1][slots[token], head], 0.612 * y[token, v:v + 8], atol=1e-12)
+    assert not cache[0][[0, 1, 3, 4, 6, 8]].any()
+
+
 @pytest.mark.parametrize("is_by_row", [None, False, True])
-@pytest.mark.parametrize("kernel", list(kernel_torch_fused.FUSED))
+@pytest.mark.parametrize("kernel", [kernel for kernel in kernel_torch_fused.FUSED if kernel != "gemm_qkv"])
 def test_what_surrounds_a_product_is_right(kernel, is_by_row):
     case = _C.KernelCase(kernel=kernel, format="bf16", num_tokens=3, rows=64, k=128)
     torch.manual_seed(2)
@@ -278,7 +321,8 @@ def test_attention_is_the_faster_of_two_ways(on_gpu, monkeypatch):
 
 
 @pytest.mark.parametrize(("kernel", "name"), [("sample_best", "argmax"), ("sample", "softmax exponential argmax"),
-                                              ("sample_filtered", "topk softmax exponential argmax")])
+                                              ("sample_filtered", "topk softmax exponential argmax"),
+                                              ("sample_verify", "softmax rand cumprod exponential argmax")])
 def test_choices_have_a_baseline(on_gpu, kernel, name):
     case = _C.KernelCase(kernel=kernel, format="f32", num_tokens=2, vocab_size=100)
     assert on_gpu(case, {})[0].name == f"torch {torch.__version__} {name} float32"
@@ -286,10 +330,11 @@ def test_choices_have_a_baseline(on_gpu, kernel, name):
 
 
 def test_products_with_something_around_them_have_a_baseline(on_gpu, monkeypatch):
-    monkeypatch.setattr(kernel_torch_fused, "multiply_fp8", lambda torch, x, weights: torch.zeros(3, 64))
+    monkeypatch.setattr(kernel_torch_fused, "multiply_fp8", lambda torch, x, weights: torch.zeros(3, 64).bfloat16())
     fp8 = {"num_tokens": 3, "rows": 64, "k": 128, "format": "fp8_e4m3"}
+    heads = {"num_kv_heads": 1, "num_q_per_kv": 1, "qk_head_dim": 24, "v_head_dim": 16}  # 64 rows
     for kernel, what in kernel_torch_fused.FUSED.items():
-        case = _C.KernelCase(kernel=kernel, **fp8)
+        case = _C.KernelCase(kernel=kernel, **fp8, **heads)
         assert f" {what} and linear bfloat16" in on_gpu(case, {"linear": 1.0})[0].name
         name = on_gpu(case, {"one scale": 1.0})[0].name
         assert f" {what} and _scaled_mm" in name and "rounded in the call" in name
@@ -297,8 +342,7 @@ def test_products_with_something_around_them_have_a_baseline(on_gpu, monkeypatch
     assert "rms_norm bfloat16" in on_gpu(norm, {})[0].name
     route = _C.KernelCase(kernel="route", format="f32", num_tokens=2, **ROUTE)
     assert "linear sigmoid topk sort" in on_gpu(route, {})[0].name
-    qkv = _C.KernelCase(kernel="gemm_qkv", format="fp8_e4m3", num_tokens=2, k=128)
-    assert kernel_baseline.make_baseline(qkv, None, "cuda") == (None, "")
+    assert kernel_baseline.make_baseline(_C.KernelCase(kernel="edge_counter"), None, "cuda") == (None, "")
 
 
 def test_any_way_may_fail(on_gpu, monkeypatch):

@@ -24,7 +24,8 @@ _ATTENTION = ("attention", "attention_draft")
 _CHOICES = {"select_experts": "sigmoid topk sort", "route": "linear sigmoid topk sort",
             "sample_best": "argmax",
             "sample": "softmax exponential argmax",
-            "sample_filtered": "topk softmax exponential argmax"}
+            "sample_filtered": "topk softmax exponential argmax",
+            "sample_verify": "softmax rand cumprod exponential argmax"}
 
 
 class Baseline:

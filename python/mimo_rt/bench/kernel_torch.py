@@ -156,9 +156,37 @@ def sample(torch: Any, logits: Any, temperature: float, top_k: int, top_p: float
     return (drawn if tokens is None else tokens.gather(1, drawn))[:, 0]
 
 
-def make_choice(torch: Any, device: str, kernel_case: Any, rotation_bytes: int) -> Call:
-    """A call of ``select_experts``, with the router's product for "route", or of ``sample``."""
+def verify(torch: Any, logits: Any, proposed: Any, drafts: Any) -> tuple[Any, Any]:
+    """Exact rejection sampling: how many drafts stay, and the token after them.
+
+    Args:
+        logits: the target's, ``[drafts + 1, vocab]``, at temperature 1.
+        proposed: probabilities that the drafts were drawn with, like ``logits``; the last row is 0.
+    """
+    p = torch.softmax(logits, -1)
+    at = drafts[:, None]
+    kept = torch.rand_like(p[:-1, 0]) * proposed[:-1].gather(1, at)[:, 0] < p[:-1].gather(1, at)[:, 0]
+    num_kept = kept.int().cumprod(0).sum()
+    rest = (p - proposed).index_select(0, num_kept[None]).clamp(min=0)  # a row, without waiting for the GPU
+    return num_kept, (rest / torch.empty_like(rest).exponential_()).argmax()
+
+
+def make_verification(torch: Any, device: str, kernel_case: Any, rotation_bytes: int) -> Call:
+    """A call of ``verify`` with drafts that are often right."""
     c = kernel_case
+    logits = 3 * torch.randn((c.num_tokens, c.vocab_size), device=device)
+    proposed = torch.softmax(logits + torch.rand_like(logits), -1)
+    drafts = torch.multinomial(proposed[:-1], 1)[:, 0]
+    proposed[-1] = 0
+    copies = list(zip(copies_of(logits, rotation_bytes // 2), copies_of(proposed, rotation_bytes // 2), strict=True))
+    return lambda index: verify(torch, *copies[index % len(copies)], drafts)
+
+
+def make_choice(torch: Any, device: str, kernel_case: Any, rotation_bytes: int) -> Call:
+    """A call of ``select_experts``, with the router's product for "route", of ``sample`` or ``verify``."""
+    c = kernel_case
+    if c.kernel == "sample_verify":
+        return make_verification(torch, device, c, rotation_bytes)
     if c.kernel == "route":
         x, bias = (torch.randn(size, device=device)
                    for size in ((c.num_tokens, c.hidden_size), c.num_experts))

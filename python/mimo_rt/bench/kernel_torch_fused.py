@@ -6,9 +6,10 @@ from functools import partial
 from typing import Any
 
 from .kernel_torch import Call, copies_of, multiply_fp8, to_fp8
+from .kernel_torch_qkv import make_store, qkv_rows
 
 FUSED = {"gemm_normed": "rms_norm", "gemm_gate_up": "silu", "gemm_residual": "add",
-         "gemm_best": "argmax"}
+         "gemm_best": "argmax", "gemm_qkv": "rotary, index_copy"}
 _EPS = 1e-5  # as in csrc/kbench
 
 
@@ -17,8 +18,8 @@ def normalise(torch: Any, x: Any, weight: Any) -> Any:
     return torch.nn.functional.rms_norm(x, x.shape[-1:], weight, _EPS)
 
 
-def finish(torch: Any, kernel: str, y: Any, residual: Any) -> Any:
-    """What a kernel of ``FUSED`` makes of a product; of the gated MLP, gate comes before up."""
+def finish(torch: Any, kernel: str, residual: Any, y: Any) -> Any:
+    """What a kernel of ``FUSED`` but "gemm_qkv" makes of a product; of the gated MLP, gate comes before up."""
     if kernel == "gemm_gate_up":
         gate, up = y.chunk(2, -1)
         return torch.nn.functional.silu(gate) * up
@@ -38,12 +39,16 @@ def make_fused(
             the weights are of ``dtype``.
     """
     c = kernel_case
+    rows = qkv_rows(c) if c.kernel == "gemm_qkv" else c.rows
     random = partial(torch.randn, dtype=dtype, device=device)
-    x, norm, residual = random((c.num_tokens, c.k)), random((c.k,)), random((c.num_tokens, c.rows))
-    weights, scale = random((c.rows, c.k)), None
+    x, norm, residual = random((c.num_tokens, c.k)), random((c.k,)), random((c.num_tokens, rows))
+    weights, scale = random((rows, c.k)), None
     if is_by_row is not None:
         weights, scale = to_fp8(torch, weights, is_by_row)
     copies = copies_of(weights, rotation_bytes)
+    complete = partial(finish, torch, c.kernel, residual)
+    if c.kernel == "gemm_qkv":
+        complete = make_store(torch, device, dtype, c)
 
     def call(index: int) -> Any:
         given = normalise(torch, x, norm) if c.kernel == "gemm_normed" else x
@@ -52,7 +57,7 @@ def make_fused(
             y = torch.nn.functional.linear(given, matrix)
         else:
             y = multiply_fp8(torch, to_fp8(torch, given, is_by_row), (matrix, scale))
-        return finish(torch, c.kernel, y, residual)
+        return complete(y)
 
     return call
 
