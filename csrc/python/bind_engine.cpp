@@ -87,8 +87,10 @@ void bind_engine(py::module_& m) {
             return peak ? py::object(py::make_tuple(peak->gflops, std::string(peak->source))) : py::none();
           },
           py::arg("seconds") = 0.2, "(GFLOP/s, instruction); None for the reference, for cuda and with int8 activations.")
-      .def("set_tracing", &Engine::set_tracing, py::arg("on"))
-      .def("trace_json", &Engine::trace_json, "The last step as a Chrome trace: predicted and measured task times.");
+      // They wait for the engine, whose holder may want the interpreter.
+      .def("set_tracing", &Engine::set_tracing, py::arg("on"), py::call_guard<py::gil_scoped_release>())
+      .def("trace_json", &Engine::trace_json, py::call_guard<py::gil_scoped_release>(),
+           "The last step as a Chrome trace: predicted and measured task times.");
 }
 
 }  // namespace mimo_rt::python

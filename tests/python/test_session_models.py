@@ -3,6 +3,8 @@
 import json
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -199,6 +201,18 @@ def test_measuring_bandwidth_ends_with_a_signal(session):
     assert session.stats.bandwidth_gbs == before
     stats = session.generate([1, 2, 3], max_tokens=3).stats
     assert stats.bandwidth_fraction * before == pytest.approx(stats.decode_gbs)
+
+
+@pytest.mark.parametrize("call", ["set_tracing(False)", "trace_json()"])
+def test_tracing_waits_for_the_engine_without_the_interpreter(model_dir, call):
+    script = (f"import threading, time, mimo_rt\n"
+              f"session = mimo_rt.Session({str(model_dir)!r}, num_threads=1)\n"
+              f"session.generate([1, 2, 3], max_tokens=1)\n"
+              f"threading.Thread(target=session.measure_bandwidth, args=(2,)).start()\n"  # looks after signals
+              f"time.sleep(0.3)\n"
+              f"session.engine.{call}\n")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_progress(model_dir):
