@@ -50,7 +50,7 @@ void bind_engine(py::module_& m) {
                   py::arg("options") = EngineOptions{}, py::arg("draft") = nullptr,
                   py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("config", &Engine::config)
-      .def_property_readonly("options", &Engine::options)
+      .def_property_readonly("options", &Engine::options, py::return_value_policy::copy, "A copy.")
       .def_property_readonly("backend", &Engine::backend)
       .def_property_readonly("num_workers", &Engine::num_workers)
       .def_property_readonly("joins_steps", &Engine::joins_steps)

@@ -59,7 +59,7 @@ void bind_plan(py::module_& m) {
            "Proves the plan sound for any number of tokens and active experts, or raises PlanInvalidError.")
       .def("dump", &Plan::dump, "One task per line.")
       .def("hash", &Plan::hash)
-      .def_property_readonly("options", &Plan::options)
+      .def_property_readonly("options", &Plan::options, py::return_value_policy::copy, "A copy.")
       .def_property_readonly("num_workers", &Plan::num_workers)
       .def_property_readonly("num_tasks", &Plan::num_tasks)
       .def_property_readonly("arena_bytes", &Plan::arena_bytes)

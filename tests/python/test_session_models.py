@@ -215,6 +215,14 @@ def test_tracing_waits_for_the_engine_without_the_interpreter(model_dir, call):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_options_of_an_engine_are_copies(session):
+    engine = session.engine
+    options, planned = engine.options, engine.prefill_plan.options
+    options.prefill_chunk_tokens = planned.max_tokens = 4096
+    assert engine.options.prefill_chunk_tokens == engine.prefill_plan.options.max_tokens == 512
+    assert options.prefill_chunk_tokens == planned.max_tokens == 4096  # control: they can be set
+
+
 def test_progress(model_dir):
     calls = []
     Session(model_dir, num_threads=1, progress=lambda *call: calls.append(call)).close()
