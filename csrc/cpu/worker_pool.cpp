@@ -72,11 +72,6 @@ void WorkerPool::notify_caller() {
 }
 
 void WorkerPool::run(Job& job, const std::function<void()>& on_news) {
-  const pid_t caller = getpid();
-  MIMO_RT_CHECK(caller == owner_, unavailable, "Executor.run", "the engine was opened in process ",
-                owner_, ", this is its fork ", caller,
-                ": workers do not survive fork. Open it in the child, or use the 'spawn' start "
-                "method.");
   job_ = &job;
   num_running_.store(team_size(), std::memory_order_relaxed);
   for (uint32_t member = 0; member < team_size(); ++member) {

@@ -51,7 +51,7 @@ class WorkerPool {
   /// One caller at a time. The workers compute in the default floating-point environment.
   /// `on_news` is called on the caller's thread after notify_caller, several calls of which may
   /// become one, and at last when all workers have returned; it must not throw.
-  /// @throws Error{unavailable} in a fork of the process that made the pool
+  /// Not in a fork, which has no workers: StepQueue sees to that.
   void run(Job& job, const std::function<void()>& on_news = {});
   /// By a worker inside a job: there is news for the caller. No system call unless the caller
   /// sleeps.

@@ -3,6 +3,11 @@
 // of some that wait; they leave the queue without a turn of their own.
 #pragma once
 
+#include "core/checks.h"
+
+#include <sys/types.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
 #include <condition_variable>
@@ -13,7 +18,8 @@
 
 namespace mimo_rt {
 
-/// Meets BasicLockable: use with std::lock_guard.
+/// Meets BasicLockable: use with std::lock_guard. In a fork, where the turn or the mutex may be taken for good, waiting is
+/// an error.
 class StepQueue {
  public:
   /// A caller, on its own stack while it waits. Each has a signal of its own: nobody else wakes up.
@@ -23,12 +29,17 @@ class StepQueue {
     std::condition_variable changed;
   };
 
+  /// @throws Error{unavailable} in a fork
   void lock() {
     Waiter waiter;
     wait(waiter);
   }
   /// True: the turn is the caller's, who calls unlock(). False: somebody has served it.
+  /// @throws Error{unavailable} in a fork
   bool wait(Waiter& waiter) {
+    const pid_t caller = getpid();
+    MIMO_RT_CHECK(caller == owner_, unavailable, "Engine", "it was opened in process ", owner_, ", this is its fork ",
+                  caller, ": engines do not survive fork. Open it in the child, or use the 'spawn' start method.");
     std::unique_lock guard(mutex_);
     if (!is_taken_) {
       is_taken_ = true;
@@ -85,6 +96,7 @@ class StepQueue {
     waiter.changed.notify_one();
   }
 
+  const pid_t owner_ = getpid();
   std::mutex mutex_;
   std::deque<Waiter*> waiting_;
   bool is_taken_ = false;

@@ -2,6 +2,9 @@
 #include "core/checks.h"
 #include "fake_engine.h"
 
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <limits>
 #include <locale>
 #include <mutex>
@@ -275,6 +278,35 @@ TEST_CASE("sessions of one engine on several threads give what they give alone")
     GenerateOptions options = greedy(40);
     options.sampling.temperature = 1;
     CHECK(results[size_t(i)] == reference(iota_tokens(30, i), options, uint64_t(i)));
+  }
+}
+
+TEST_CASE("a fork of an engine answers with an error, whether it was busy or not") {
+  for (const bool is_busy : {false, true}) {
+    const Fixture f;
+    const Tokens prompt = iota_tokens(10);
+    Session session(f.engine);
+    StepQueue& queue = f.engine->impl().steps;
+    if (is_busy) queue.lock();
+    const pid_t child = fork();
+    if (child == 0) {
+      alarm(20);  // a hang becomes a signal
+      int code = 1;
+      try {
+        session.generate(prompt, greedy(3));
+      } catch (const Error& error) {
+        const bool is_clear = std::string(error.what()).find("fork") != std::string::npos;
+        if (error.code() == ErrorCode::unavailable && is_clear) code = 42;
+      }
+      _exit(code);
+    }
+    CHECK(child > 0);
+    int status = 0;
+    CHECK_EQ(waitpid(child, &status, 0), child);
+    CHECK(WIFEXITED(status));
+    CHECK_EQ(WEXITSTATUS(status), 42);
+    if (is_busy) queue.unlock();
+    CHECK(session.generate(prompt, greedy(3)).token_ids == reference(prompt, greedy(3)));  // control: the parent goes on
   }
 }
 
