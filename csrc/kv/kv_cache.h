@@ -18,7 +18,7 @@
 
 namespace mimo_rt {
 
-/// Keys and values that an executor keeps in memory of its own, a GPU's, instead of in the rows below.
+/// Keys and values that an executor keeps in memory of its own, a GPU's or as float64, instead of in the rows below.
 class KvStore {
  public:
   virtual ~KvStore() = default;

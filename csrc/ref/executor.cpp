@@ -51,6 +51,7 @@ class RefExecutor final : public Executor {
 
   const std::string& backend_name() const override { return name_; }
   uint32_t num_workers() const override { return num_workers_; }
+  void prepare(KvCache& cache) override { kv_.prepare(cache); }
   void run(const Plan& plan, KvCache& cache, const StepInput& input, StepOutput& output) override;
   void run_rounds(const Plan& plan, KvCache& cache, RoundState& rounds,
                   const std::function<void()>& poll) override;

@@ -5,6 +5,7 @@
 #include "plan/buffers.h"
 
 #include <cstring>
+#include <memory>
 
 namespace mimo_rt::ref {
 
@@ -62,9 +63,31 @@ uint32_t KeyValues::num_dims(Part part, uint32_t layer) const {
   return part == Part::k ? config.qk_head_dim : config.v_head_dim;
 }
 
+uint64_t KeyValues::num_values(const KvCache& cache) const {
+  uint64_t count = draft_ ? num_features() : 0;
+  for (uint32_t layer = 0; layer < cache.num_layers(); ++layer) {
+    const bool is_draft = layer >= config_.layers.size();
+    const uint32_t num_heads = is_draft ? draft_->num_kv_heads : config_.layers[layer].num_kv_heads;
+    count += uint64_t{num_heads} * (num_dims(Part::k, layer) + num_dims(Part::v, layer));
+  }
+  return count;
+}
+
+void KeyValues::prepare(KvCache& cache) const {
+  if (!exact_ || dynamic_cast<ExactRows*>(cache.store().get())) return;
+  const uint64_t num_positions = uint64_t{cache.max_context()} * cache.num_seqs();
+  cache.store() = std::make_shared<ExactRows>(num_positions * num_values(cache) * sizeof(double));
+}
+
+void KeyValues::select(KvCache& cache) {
+  prepare(cache);
+  cache_ = &cache;
+  rows_ = exact_ ? static_cast<ExactRows*>(cache.store().get()) : nullptr;
+}
+
 std::vector<double>& KeyValues::stored(Part part, uint32_t layer, uint32_t seq, uint32_t head) {
   const uint64_t key = (uint64_t{layer} << 48) | (uint64_t{head} << 32) | seq;
-  Head& entry = exact_heads_[cache_][key];
+  ExactRows::Head& entry = rows_->heads[key];
   return part == Part::k ? entry.k : entry.v;
 }
 
@@ -88,7 +111,7 @@ void KeyValues::read(Part part, uint32_t layer, uint32_t seq, uint32_t head, uin
   if (exact_) {
     const std::vector<double>& elements = stored(part, layer, seq, head);
     MIMO_RT_CHECK(elements.size() >= (pos + uint64_t{1}) * num, invalid_argument, "ref.attention",
-                  "position ", pos, " of sequence ", seq, " was never written by this executor");
+                  "position ", pos, " of sequence ", seq, " was never written by an exact executor");
     std::memcpy(out, elements.data() + uint64_t{pos} * num, uint64_t{num} * 8);
     return;
   }
@@ -108,7 +131,7 @@ void KeyValues::write_feature(uint32_t seq, uint32_t pos, uint32_t col, double v
     cache_->feature_row(seq, pos)[col] = f32_to_bf16(static_cast<float>(value));
     return;
   }
-  std::vector<double>& elements = exact_features_[cache_][seq];
+  std::vector<double>& elements = rows_->features[seq];
   const uint64_t end = (pos + uint64_t{1}) * num_features();
   if (elements.size() < end) elements.resize(end);
   elements[pos * num_features() + col] = value;
@@ -121,9 +144,9 @@ void KeyValues::read_features(uint32_t seq, uint32_t pos, double* out) {
     for (uint64_t i = 0; i < num; ++i) out[i] = bf16_to_f32(row[i]);
     return;
   }
-  const std::vector<double>& elements = exact_features_[cache_][seq];
+  const std::vector<double>& elements = rows_->features[seq];
   MIMO_RT_CHECK(elements.size() >= (pos + uint64_t{1}) * num, invalid_argument, "ref.context",
-                "position ", pos, " of sequence ", seq, " was never captured by this executor");
+                "position ", pos, " of sequence ", seq, " was never captured by an exact executor");
   std::memcpy(out, elements.data() + pos * num, num * 8);
 }
 

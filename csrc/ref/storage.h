@@ -1,8 +1,8 @@
 // Where the reference executor keeps activations, keys and values.
 //
 // Rounded: the plan's own bytes (BF16 and FP32) and the caller's KvCache: what is stored is rounded
-// to the nearest, once. Exact: float64 everywhere, nothing is rounded, keys and values lie in a
-// store of their own.
+// to the nearest, once. Exact: float64 everywhere, nothing is rounded, keys and values lie in the
+// cache's KvStore.
 #pragma once
 
 #include "kv/kv_cache.h"
@@ -36,8 +36,20 @@ class Buffers {
   std::vector<std::vector<uint64_t>> bytes_;  // words: 8-byte alignment serves every element type
 };
 
-/// Keys and values. A float64 store per cache that steps were run with; grows as positions are
-/// written.
+/// What exact steps keep of a cache: float64, grows as positions are written.
+struct ExactRows final : KvStore {
+  struct Head {
+    std::vector<double> k, v;  // [pos][dim]
+  };
+  explicit ExactRows(uint64_t most) : most_bytes(most) {}
+  uint64_t bytes() const override { return most_bytes; }
+
+  const uint64_t most_bytes;  ///< when all positions are written
+  std::map<uint64_t, Head> heads;  ///< key: see KeyValues::stored
+  std::map<uint32_t, std::vector<double>> features;  ///< [seq][pos][col]
+};
+
+/// Keys and values.
 class KeyValues {
  public:
   enum class Part : uint8_t { k, v };
@@ -46,8 +58,10 @@ class KeyValues {
   KeyValues(const ModelConfig& config, bool exact, const DraftConfig* draft = nullptr)
       : config_(config), draft_(draft), exact_(exact) {}
 
+  /// Exact: makes the cache's store if it has none, while steps may run with others.
+  void prepare(KvCache& cache) const;
   /// Later calls mean this cache.
-  void select(KvCache& cache) { cache_ = &cache; }
+  void select(KvCache& cache);
   void write(Part part, uint32_t layer, uint32_t seq, uint32_t head, uint32_t pos, uint32_t dim,
              double value);
   void read(Part part, uint32_t layer, uint32_t seq, uint32_t head, uint32_t pos, double* out);
@@ -56,19 +70,16 @@ class KeyValues {
   void read_features(uint32_t seq, uint32_t pos, double* out);
 
  private:
-  struct Head {
-    std::vector<double> k, v;  // [pos][dim]
-  };
   uint32_t num_dims(Part part, uint32_t layer) const;
   uint64_t num_features() const;
+  uint64_t num_values(const KvCache& cache) const;  ///< of one position: keys, values and features
   std::vector<double>& stored(Part part, uint32_t layer, uint32_t seq, uint32_t head);
 
   const ModelConfig& config_;
   const DraftConfig* const draft_;
   bool exact_;
   KvCache* cache_ = nullptr;
-  std::map<const KvCache*, std::map<uint32_t, std::vector<double>>> exact_features_;  // [seq][pos][col]
-  std::map<const KvCache*, std::map<uint64_t, Head>> exact_heads_;  // key: see `stored`
+  ExactRows* rows_ = nullptr;  ///< exact: the cache's
 };
 
 }  // namespace mimo_rt::ref

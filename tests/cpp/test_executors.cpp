@@ -9,8 +9,11 @@
 
 #include <chrono>
 #include <cmath>
+#include <memory>
+#include <optional>
 #include <string>
 #include <thread>
+#include <utility>
 
 using namespace mimo_rt;
 using namespace fixture;
@@ -224,6 +227,45 @@ TEST_CASE("a lost signal is a timeout with a hang report, and the executor stays
   CHECK_THROWS(timeout, "layer 1", executor->run(plan, cache, rows.input, output));
   const auto ref = make_ref_executor(weights, nullptr, {&plan}, {}, false);
   CHECK_THROWS(plan_invalid, "layer 1", ref->run(plan, cache, rows.input, output));
+}
+
+TEST_CASE("keys and values of the exact reference go with their cache") {
+  const ModelConfig config = test_configs::tiny();
+  const Weights weights = Weights::synthetic(config, 1);
+  const Plan plan = Plan::build(config, plan_options(1, 4, 4));
+  const auto executor = make_ref_executor(weights, nullptr, {&plan}, {}, true);
+  const std::vector<int32_t> tokens = random_tokens(config, 8, 1);
+  const KvCache::Options options{.max_context = 64, .max_step_tokens = 4, .num_seqs = 1};
+  std::optional<KvCache> cache(std::in_place, config, options);
+  executor->prepare(*cache);
+  const uint64_t num_bytes = cache->bytes();
+  uint64_t num_values = 0;
+  for (const LayerConfig& layer : config.layers)
+    num_values += layer.num_kv_heads * (layer.qk_head_dim + layer.v_head_dim);
+  CHECK_EQ(num_bytes, 64 * num_values * sizeof(double));
+
+  const auto logits_of_last = [&] {
+    const StepRows last(tokens, 0, 7, 8);
+    StepOutput output;
+    cache->reserve(0, 8);
+    executor->run(plan, *cache, last.input, output);
+    return std::vector<float>(output.logits, output.logits + config.vocab_size);
+  };
+  feed(*executor, plan, *cache, tokens, 4, config.vocab_size);
+  const std::vector<float> with_context = logits_of_last();
+  CHECK(bit_equal(logits_of_last(), with_context));  // control
+  const std::weak_ptr<KvStore> first = cache->store();
+  cache->truncate(0, 0);
+  cache->release_memory();
+  CHECK(first.expired());
+  CHECK_EQ(cache->bytes(), num_bytes);
+  CHECK(!bit_equal(logits_of_last(), with_context));
+  feed(*executor, plan, *cache, tokens, 4, config.vocab_size);
+  CHECK(bit_equal(logits_of_last(), with_context));
+  const std::weak_ptr<KvStore> second = cache->store();
+  cache.emplace(config, options);  // at the same address
+  CHECK(second.expired());
+  CHECK(!bit_equal(logits_of_last(), with_context));
 }
 
 TEST_CASE("eight workers on few cores finish with the same logits") {
