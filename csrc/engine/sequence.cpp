@@ -80,8 +80,11 @@ void Sequence::run_rounds(Engine::Impl& engine, RoundState& state,
       throw;
     }
   };
+  // read_token must not throw: what it has read is gone.
+  const RoundRequest& request = state.request;
+  token_ids_.reserve(begin + std::min<uint64_t>(request.max_tokens - state.num_output, request.max_context - begin));
   try {
-    cache_.reserve(0, state.request.max_context);
+    cache_.reserve(0, request.max_context);
     state.begin();
     engine.executor->run_rounds(*engine.round_plan, cache_, state, poll);
     engine.last_plan = &*engine.round_plan;

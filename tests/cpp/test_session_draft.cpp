@@ -3,7 +3,9 @@
 #include "drafted_session.h"
 
 #include "core/checks.h"
+#include "engine/sequence.h"
 
+#include <set>
 #include <stdexcept>
 #include <thread>
 
@@ -189,6 +191,33 @@ TEST_CASE("logits that are not finite are an error, and the next generation star
   const GenerateResult result = session.generate(prompt, fixed(greedy(50)));
   CHECK(result.token_ids == reference(prompt, greedy(50)));
   CHECK_EQ(result.stats.num_cached_tokens, 0u);
+}
+
+TEST_CASE("tokens of rounds have their room before the first round") {
+  for (const uint64_t max_tokens : {uint64_t{40}, ~uint64_t{0}}) {
+    Fixture f = with_draft();
+    Engine::Impl& engine = f.engine->impl();
+    Sequence sequence(engine.config, engine.draft_config(), 300, 16);
+    StepOutput output;
+    sequence.step(engine, iota_tokens(10), {}, nullptr, output);
+    const SamplingParams params{.temperature = 0.0f};
+    RoundRequest request;
+    request.params = &params;
+    request.max_tokens = max_tokens;
+    request.max_context = 300;
+    request.max_context_rows = engine.round_plan->options().max_context_rows;
+    DraftWidth width({.mode = DraftOptions::Mode::fixed}, kBlock);
+    RoundState state(request, width, kVocab, kBlock);
+    state.num_output = 1;
+    std::set<size_t> capacities;
+    sequence.run_rounds(engine, state, [&](const SampleResult&) {
+      capacities.insert(sequence.token_ids().capacity());
+      return true;
+    });
+    CHECK_EQ(sequence.size(), max_tokens == 40 ? 49u : 300u);
+    CHECK_EQ(capacities.size(), 1u);
+    CHECK(*capacities.begin() <= 300);
+  }
 }
 
 TEST_CASE("two sessions of one engine take turns between rounds") {
