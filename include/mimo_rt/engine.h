@@ -52,13 +52,13 @@ struct VectorPeak {
 
 /// Loads once, serves many sessions. Thread-safe: sessions of one engine may live on different threads. Their steps run one
 /// after the other; where joins_steps() says so, those that decode at the same time share steps, with the same results as
-/// alone.
+/// alone. Does not survive fork(): in the child whatever runs steps or measures throws Error{unavailable}.
 class MIMO_RT_API Engine {
  public:
-  /// @throws Error: io, bad_format, missing_tensor, shape_mismatch, unsupported_shape, unavailable, out_of_memory,
-  ///         cancelled.
+  /// @throws Error: invalid_argument (an option), io, bad_format, missing_tensor, shape_mismatch, unsupported_shape,
+  ///         unavailable, out_of_memory, cancelled; on cuda also device_lost.
   static std::shared_ptr<Engine> open(const std::filesystem::path& model_dir, const EngineOptions& options = {});
-  /// Random weights of the given shape, made in memory: for benchmarks.
+  /// Random weights of the given shape, made in memory: for benchmarks. @throws as open()
   static std::shared_ptr<Engine> synthetic(const ModelConfig& config, uint64_t seed, const EngineOptions& options = {},
                                            const DraftConfig* draft = nullptr);
   ~Engine();

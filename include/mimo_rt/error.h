@@ -35,7 +35,7 @@ enum class ErrorCode {
 /// The code's name as in the list above, e.g. "bad_format".
 MIMO_RT_API std::string_view error_name(ErrorCode code) noexcept;
 
-/// Every public function throws only `Error` and `std::bad_alloc`.
+/// Every public function throws only `Error` and `std::bad_alloc`; what a caller's callback throws passes through it.
 ///
 /// `what()` reads `[<where>] <what is wrong>: expected <value>, got <value>. <next step>`.
 class MIMO_RT_API Error : public std::runtime_error {

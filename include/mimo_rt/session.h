@@ -66,18 +66,21 @@ struct SessionOptions {
 /// answers every call but `cancel` with Error{invalid_argument}.
 class MIMO_RT_API Session {
  public:
+  /// @throws Error{invalid_argument, out_of_memory}
   Session(std::shared_ptr<Engine> engine, const SessionOptions& options = {});
   Session(Session&&) noexcept;
   Session& operator=(Session&&) noexcept;
   ~Session();
 
   /// Bytes of every token, for text and stop strings: read from a byte-level BPE `tokenizer.json`.
-  /// @throws Error{bad_format, unsupported_shape}
+  /// @throws Error{io, bad_format, unsupported_shape}
   void load_vocabulary(const std::filesystem::path& tokenizer_json);
 
   /// Prefills what of `prompt` is not in the cache yet, then decodes. The cache keeps prompt and output: a following
   /// call whose prompt starts with them reuses the common prefix (bit-identical results either way).
-  /// @throws Error{invalid_argument} (nothing changed), Error{capacity} the prompt does not fit, Error{timeout}.
+  /// @throws Error{invalid_argument} (nothing changed), Error{capacity} the prompt does not fit, Error{timeout},
+  ///         Error{out_of_memory}, Error{unavailable} in a fork, Error{internal} when no logit of a token is finite (the
+  ///         weights are broken; the cache is empty then), on cuda also Error{device_lost}; and what `on_token` throws.
   GenerateResult generate(std::span<const int32_t> prompt, const GenerateOptions& options,
                           const TokenCallback& on_token = {});
 
