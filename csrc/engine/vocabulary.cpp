@@ -255,9 +255,4 @@ std::string_view Vocabulary::bytes(int32_t token_id) const {
   return std::string_view(blob_).substr(entry.begin, entry.size);
 }
 
-bool Vocabulary::is_special(int32_t token_id) const {
-  return token_id >= 0 && static_cast<uint32_t>(token_id) < size() &&
-         entries_[static_cast<size_t>(token_id)].special;
-}
-
 }  // namespace mimo_rt

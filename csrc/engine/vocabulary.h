@@ -23,7 +23,6 @@ class Vocabulary {
 
   /// Empty for special tokens (they are not text) and for ids that the file does not have.
   std::string_view bytes(int32_t token_id) const;
-  bool is_special(int32_t token_id) const;
   /// Largest id + 1.
   uint32_t size() const { return static_cast<uint32_t>(entries_.size()); }
 

@@ -16,7 +16,8 @@ MIMO_RT_HOST_DEVICE constexpr uint32_t draw_stream(uint32_t row, DrawUse use) {
   return 4 * row + static_cast<uint32_t>(use);
 }
 
-/// 53 uniform bits, a pure function of the arguments.
+/// 53 uniform bits, a pure function of the arguments: Philox-4x32-10 with key `seed` and counter
+/// (sequence_id, position, stream).
 MIMO_RT_HOST_DEVICE inline uint64_t uniform_bits_at(uint64_t seed, uint64_t sequence_id, uint32_t position,
                                                     uint32_t stream) {
   const PhiloxCounter words = philox4x32_10(

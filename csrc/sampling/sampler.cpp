@@ -98,8 +98,4 @@ void fill_logprobs(const LogitRow& row, const SampleRequest& request, SampleResu
                               static_cast<float>(first[i].score - log_normaliser)};
 }
 
-double uniform_at(uint64_t seed, uint64_t sequence_id, uint32_t position, uint32_t stream) {
-  return static_cast<double>(uniform_bits_at(seed, sequence_id, position, stream)) * 0x1p-53;
-}
-
 }  // namespace mimo_rt

@@ -81,8 +81,4 @@ inline constexpr uint32_t kMaxBestLogits = 64;
 /// penalties and biases, and with masked tokens, which may be the best of their parts.
 uint32_t num_best_logits(const SampleRequest& request);
 
-/// Uniform in [0, 1) with 53 bits: Philox-4x32-10 keyed by seed, counter (sequence_id, position,
-/// stream).
-double uniform_at(uint64_t seed, uint64_t sequence_id, uint32_t position, uint32_t stream);
-
 }  // namespace mimo_rt

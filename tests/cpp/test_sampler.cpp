@@ -43,21 +43,20 @@ TEST_CASE("philox: published known answers") {
   CHECK(control != zero);
 }
 
-TEST_CASE("uniform_at: 53 bits in [0, 1), keyed by each of its arguments") {
-  // From the first known answer: (0x6627e8d5 >> 5) * 2^26 + (0xe169c58d >> 6), over 2^53.
-  const uint64_t bits = (0x6627e8d5ull >> 5 << 26) + (0xe169c58du >> 6);
-  CHECK_EQ(uniform_at(0, 0, 0, 0), std::ldexp(double(bits), -53));
-  const double base = uniform_at(1, 2, 3, 4);
-  for (const double other : {uniform_at(2, 2, 3, 4), uniform_at(1, 3, 3, 4), uniform_at(1, 2, 4, 4),
-                             uniform_at(1, 2, 3, 5), uniform_at(1ull << 40 | 1, 2, 3, 4),
-                             uniform_at(1, 1ull << 40 | 2, 3, 4)})
+TEST_CASE("uniform_bits_at: 53 bits, keyed by each of its arguments") {
+  // From the first known answer: (0x6627e8d5 >> 5) * 2^26 + (0xe169c58d >> 6).
+  CHECK_EQ(uniform_bits_at(0, 0, 0, 0), (0x6627e8d5ull >> 5 << 26) + (0xe169c58du >> 6));
+  const uint64_t base = uniform_bits_at(1, 2, 3, 4);
+  for (const uint64_t other : {uniform_bits_at(2, 2, 3, 4), uniform_bits_at(1, 3, 3, 4), uniform_bits_at(1, 2, 4, 4),
+                               uniform_bits_at(1, 2, 3, 5), uniform_bits_at(1ull << 40 | 1, 2, 3, 4),
+                               uniform_bits_at(1, 1ull << 40 | 2, 3, 4)})
     CHECK(other != base);
   constexpr int kBins = 64, kDraws = 64000;
   double bins[kBins] = {}, statistic = 0;
   for (uint32_t i = 0; i < kDraws; ++i) {
-    const double u = uniform_at(99, 1, i, 0);
-    CHECK(u >= 0 && u < 1);
-    ++bins[int(u * kBins)];
+    const uint64_t bits = uniform_bits_at(99, 1, i, 0);
+    CHECK(bits < uint64_t{1} << 53);
+    ++bins[bits * kBins >> 53];
   }
   for (const double count : bins) statistic += (count - 1000) * (count - 1000) / 1000;
   CHECK(chi_square_tail(statistic, kBins - 1) > kAlpha / kNumChiSquareTests);
