@@ -156,6 +156,23 @@ def test_draft_in_two_calls(model, data, tmp_path, capsys):
                for name, value in draft.state_dict().items())
 
 
+def test_a_run_goes_on_with_the_options_that_it_was_begun_with(model, data, tmp_path, capsys):
+    run = tmp_path / "run"
+    command = ["train", "draft", str(model), str(data), str(run), *DRAFT]
+    assert main([*command, "--max-minutes", "1e-6"]) == 0
+    for extra, needle in (
+        (["--target-layers", "1,0"], "target_layer_ids = (0, 1), got (1, 0)"),
+        (["--block-size", "4"], "block_size = 8, got 4"), (["--window", "12"], "window_tokens = 1024, got 12"),
+        (["--layers", "2"], "num_layers = 1, got 2"), (["--gamma", "3"], "loss_decay_gamma = 4.0, got 3.0"),
+        (["--lr", "1"], "lr = 0.002, got 1.0"),
+    ):
+        capsys.readouterr()
+        assert main([*command, *extra]) == 1
+        assert f"was made with {needle}" in capsys.readouterr().err
+        assert not (run / "dflash").exists()
+    assert main(command) == 0  # control
+
+
 def test_a_draft_promises_what_was_measured_on_held_out_answers_only(model, tmp_path, prompt_file):
     few = tmp_path / "few.jsonl"  # too few prompts to hold one out: the training answers promise nothing
     few.write_text("".join(line + "\n" for line in prompt_file.read_text().splitlines()[:3]))

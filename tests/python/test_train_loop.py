@@ -257,9 +257,11 @@ def test_a_run_keeps_its_vocabulary(target, data, tmp_path):
     trainer.save(tmp_path / "state.pt")
     same, _ = make_trainer(target, data, vocab_ids=torch.arange(50))
     same.load(tmp_path / "state.pt")
-    for vocab_ids in (torch.arange(50) + 1, torch.arange(49), None):
+    for vocab_ids, needle in ((torch.arange(50) + 1, "another vocabulary"),
+                              (torch.arange(49), "draft_vocab_size = 50, got 49"),
+                              (None, "draft_vocab_size = 50, got 0")):
         other, _ = make_trainer(target, data, vocab_ids=vocab_ids)
-        with pytest.raises(MimoRtError, match="another vocabulary"):
+        with pytest.raises(MimoRtError, match=needle):
             other.load(tmp_path / "state.pt")
 
 

@@ -236,10 +236,13 @@ class DraftTrainer:
 
     # -- checkpoints
 
+    def _begun_with(self) -> dict[str, Any]:
+        return asdict(self.options) | asdict(self.draft.shape)
+
     def save(self, path: Path) -> None:
         """Replace ``path`` by the state after the last step; the old file stays until then."""
         state = {
-            "options": asdict(self.options),
+            "options": self._begun_with(),
             "step_idx": self.step_idx,
             "history": self.history,
             "draft": self.draft.state_dict(),
@@ -251,18 +254,18 @@ class DraftTrainer:
 
     def _check_vocabulary(self, path: Path, saved: Tensor | None) -> None:
         ids = self.draft.vocab_ids
-        is_equal = saved is ids is None
-        if saved is not None and ids is not None:
-            is_equal = torch.equal(saved.cpu(), ids.cpu())
-        if not is_equal:
+        if saved is not None and ids is not None and not torch.equal(saved, ids.cpu()):
             raise _C.InvalidArgumentError(
-                f"[train] {path} was made with another vocabulary of the draft (other answers, or "
-                "another draft_vocab_size). Use the same ones or another directory."
+                f"[train] {path} was made with another vocabulary of the draft, that of other "
+                "answers. Use the same ones or another directory."
             )
 
     def load(self, path: Path) -> None:
-        """Continue from :meth:`save`. InvalidArgumentError when options or vocabulary differ."""
-        state = load_state(path, asdict(self.options))
+        """Continue from :meth:`save`.
+
+        InvalidArgumentError when options, the draft's shape or its vocabulary differ.
+        """
+        state = load_state(path, self._begun_with())
         self._check_vocabulary(path, state.get("vocab_ids"))
         self.step_idx, self._history = state["step_idx"], state["history"]
         self._new_losses.clear()
