@@ -13,7 +13,8 @@ torch = pytest.importorskip("torch")
 import mimo_rt  # noqa: E402
 from mimo_rt.checkpoints import write_tiny_checkpoint  # noqa: E402
 from mimo_rt.cli import _draft_check, main  # noqa: E402
-from mimo_rt.train import generations, prompts, prompts_code  # noqa: E402
+from mimo_rt.train import draft_trainer, generations, prompts, prompts_code  # noqa: E402
+from mimo_rt.train import run as train_run  # noqa: E402
 from mimo_rt.train.draft_files import export_draft, import_draft  # noqa: E402
 from mimo_rt.train.target import TargetModel  # noqa: E402
 
@@ -56,6 +57,36 @@ def data(model, prompt_file, tmp_path_factory):
 def test_options_are_checked_before_anything_is_written(model, prompt_file, tmp_path, capsys, extra, needle):
     assert generate(model, tmp_path / "data", prompt_file, *extra) == 1
     assert needle in capsys.readouterr().err and not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-1", "0", "1.5"])
+def test_numbers_are_checked_first(capsys, text):
+    """Wrong usage of all options that do not take the number; the others go on to a model that is not there."""
+    of_zero, of_fractions = {"--ema", "--max-minutes", "--checkpoint-minutes", "--gptq-tokens"}, {"--gamma", "--lr"}
+    minutes = {"--max-minutes", "--checkpoint-minutes"}
+    takes = {"0": of_zero, "1.5": of_fractions | minutes}.get(text, set())
+    for option in of_zero | of_fractions:
+        command = ["experts", "none", "m"] if option == "--gptq-tokens" else ["draft", "none"]
+        try:
+            code = main(["train", *command, "data", "run", option, text])
+        except SystemExit as exit_:
+            code = exit_.code
+        assert code == (1 if option in takes else 2), (option, text)
+        assert option in takes or f"argument {option}: " in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(model, data, tmp_path, monkeypatch, capsys):
+    """Two sequences are a step: the second step's loss is not finite; the log and the checkpoint are those before it."""
+    factors = iter([1.0, 1.0, torch.nan, 1.0])
+    real = draft_trainer.block_loss
+    monkeypatch.setattr(draft_trainer, "block_loss", lambda *arguments: real(*arguments) * next(factors))
+    monkeypatch.setattr(train_run, "_REPORT_EVERY_S", 0)
+    run = tmp_path / "run"
+    command = ["train", "draft", str(model), str(data), str(run), *DRAFT, "--checkpoint-minutes", "0"]
+    assert main(command) == 1
+    assert "step 2: expected a finite loss, got nan" in capsys.readouterr().err
+    assert [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()] == [0]
+    assert torch.load(run / "state.pt", weights_only=True)["step_idx"] == 1
 
 
 def test_answers_are_those_of_the_model_and_can_be_repeated(model, data):

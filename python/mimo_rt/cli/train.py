@@ -12,7 +12,18 @@ from ..loading import ProgressLine
 from ..session import Session
 from ._options import add_engine_options, engine_arguments
 from ._output import note
-from ._train_types import count, id_counts, layer_ids, numbers, part, seed
+from ._train_types import (
+    count,
+    count_from_zero,
+    decay,
+    id_counts,
+    layer_ids,
+    minutes,
+    numbers,
+    part,
+    positive,
+    seed,
+)
 
 _ALL_SETS = "coding,math,agent,chat"
 
@@ -118,18 +129,18 @@ def _add_draft(commands: Any, common: argparse.ArgumentParser) -> None:
                        help="anchor and masks (default 8)")
     group.add_argument("--window", type=count, default=1024, metavar="N",
                        help="context tokens that a row sees (default 1024)")
-    group.add_argument("--intermediate-size", type=int, default=0, metavar="N",
+    group.add_argument("--intermediate-size", type=count_from_zero, default=0, metavar="N",
                        help="MLP width (default: the target's)")
-    group.add_argument("--gamma", type=float, default=4.0, metavar="X",
+    group.add_argument("--gamma", type=positive, default=4.0, metavar="X",
                        help="slot k weighs exp(-(k-1)/X) in the loss (default 4)")
     group.add_argument("--anchors", type=count, default=64, metavar="N",
                        help="blocks per sequence and step (default 64)")
-    group.add_argument("--ema", type=float, default=0.0, metavar="X",
+    group.add_argument("--ema", type=decay, default=0.0, metavar="X",
                        help="export a running average of this decay, e.g. 0.99")
     vocabulary = group.add_mutually_exclusive_group()
     vocabulary.add_argument("--softmax-ids", type=id_counts, default=(0, 0), metavar="F,R",
                             help="estimate the softmax by the F most frequent and R random ids")
-    vocabulary.add_argument("--draft-vocab-size", type=int, default=0, metavar="N",
+    vocabulary.add_argument("--draft-vocab-size", type=count_from_zero, default=0, metavar="N",
                             help="propose the N most frequent ids of the answers only")
     group.add_argument("--start", type=Path, metavar="DRAFT",
                        help="start at a finished draft (default: random weights)")
@@ -191,7 +202,7 @@ def _add_experts(commands: Any, common: argparse.ArgumentParser) -> None:
                         help="the same model with MXFP4 experts")
     parser.add_argument("data", metavar="DATA", type=Path, help="answers of 'train generate'")
     _add_run_options(parser, steps=200, sequences=4, lr=3e-5, max_tokens=512)
-    parser.add_argument("--gptq-tokens", type=int, default=32768, metavar="N",
+    parser.add_argument("--gptq-tokens", type=count_from_zero, default=32768, metavar="N",
                         help="tokens that GPTQ looks at for the start (default 32768); 0 starts at "
                         "the teacher's weights")
     parser.set_defaults(run=_run_experts)
@@ -230,7 +241,7 @@ def _add_run_options(
     group.add_argument("--steps", type=count, default=steps, metavar="N", help=f"default {steps}")
     group.add_argument("--sequences", type=count, default=sequences, metavar="N",
                        help=f"sequences per step (default {sequences})")
-    group.add_argument("--lr", type=float, default=lr, metavar="X",
+    group.add_argument("--lr", type=positive, default=lr, metavar="X",
                        help=f"peak learning rate (default {lr:g})")
     group.add_argument("--max-sequence-tokens", type=count, default=max_tokens, metavar="N",
                        help=f"longer sequences are cut (default {max_tokens})")
@@ -238,9 +249,9 @@ def _add_run_options(
                        help="prompts held out (default 16)")
     group.add_argument("--eval-every", type=count, default=200, metavar="N",
                        help="steps between evaluations (default 200)")
-    group.add_argument("--checkpoint-minutes", type=float, default=5.0, metavar="X",
+    group.add_argument("--checkpoint-minutes", type=minutes, default=5.0, metavar="X",
                        help="work that an interruption may cost (default 5)")
-    group.add_argument("--max-minutes", type=float, default=0.0, metavar="X",
+    group.add_argument("--max-minutes", type=minutes, default=0.0, metavar="X",
                        help="stop after this time; the same command goes on later")
     group.add_argument("--torch-device", default="cpu", metavar="NAME", help="cpu or cuda")
     group.add_argument("--seed", type=seed, default=0, metavar="N", help="of the whole training")

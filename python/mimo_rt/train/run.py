@@ -7,6 +7,7 @@ and evaluation, rewritten from the checkpoint's history when a run resumes) and 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from .. import _C
 from .curve import draw_curve
 from .generations import format_duration
 
@@ -70,6 +72,9 @@ def run_training(
         directory: of the run; continues from its checkpoint when there is one.
         evaluate: numbers to log, computed on held-out data.
         report: takes the text of a progress line.
+
+    Raises:
+        InvalidArgumentError: a loss is not finite; no checkpoint is written any more.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -85,13 +90,14 @@ def run_training(
         now = time.monotonic()
         is_last = trainer.step_idx == options.num_steps
         is_evaluated = trainer.step_idx % options.eval_every == 0 or is_last
+        is_out_of_time = 0 < options.max_minutes < (now - start_time) / 60
+        if not (is_evaluated or is_out_of_time or now - reported_time > _REPORT_EVERY_S):
+            continue
+        _check_loss(trainer.step_idx, float(loss))
         if is_evaluated:
             values = evaluate()
             trainer.history.append({"step": trainer.step_idx, **values})
             last_values = _summary(values)
-        is_out_of_time = 0 < options.max_minutes < (now - start_time) / 60
-        if not (is_evaluated or is_out_of_time or now - reported_time > _REPORT_EVERY_S):
-            continue
         reported_time = now
         log.update(trainer.history)
         rate = (now - start_time) / (trainer.step_idx - first_step)
@@ -107,6 +113,14 @@ def run_training(
         if is_out_of_time:
             break
     return trainer.step_idx >= options.num_steps
+
+
+def _check_loss(step_idx: int, loss: float) -> None:
+    if not math.isfinite(loss):
+        raise _C.InvalidArgumentError(
+            f"[train] step {step_idx}: expected a finite loss, got {loss}. "
+            "Train in another directory with a lower --lr."
+        )
 
 
 def _summary(values: dict[str, Any]) -> str:
