@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import statistics
 import sys
 import time
@@ -20,6 +21,7 @@ from mimo_rt.bench.sessions import ConcurrentSessions
 from mimo_rt.bench.synthetic import synthetic_config, synthetic_draft_config
 from mimo_rt.bench.work import active_experts, spread_prompt, step_flops
 from mimo_rt.checkpoints.layout import tensor_specs
+from mimo_rt.cli import bench as bench_command
 from mimo_rt.cli import main as cli_main
 
 # -- what a step needs
@@ -327,6 +329,20 @@ def test_verify_measures_every_width(tiny_model, capsys):
     assert statistics.median(line["flops"] for line in lines) > 0
     assert cli_main(arguments) == 0
     assert "x one token" in capsys.readouterr().out
+
+
+def test_verify_takes_widths_that_one_step_has_logits_of(tiny_model, capsys, monkeypatch):
+    """An engine whose steps have logits of 8 rows, as on a GPU: wider steps would be timed as several."""
+    real = bench_command.open_engine
+    monkeypatch.setattr(bench_command, "open_engine", lambda *a: real(*a[:2], a[2] | {"max_decode_tokens": 8}))
+    arguments = ["bench", "verify", "--model", tiny_model, "--seconds", "0.01", "--threads", "1", "--json"]
+    assert cli_main(arguments) == 0
+    assert [json.loads(text)["tokens"] for text in capsys.readouterr().out.splitlines()] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert cli_main([*arguments, "--rows", "4,9"]) == 1
+    assert re.search(r"rows: expected 1\.\.8 for this model on cpu-\w+, got 9", capsys.readouterr().err)
+    monkeypatch.undo()
+    assert cli_main(arguments) == 0  # control: the usual widths
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["tokens"] == 16
 
 
 # -- other processes

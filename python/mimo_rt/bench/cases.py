@@ -194,15 +194,28 @@ class Bench:
         """Eight tokens per step, as a verification of drafts would run."""
         return self._rows([DECODE_ROWS], "decode")[0]
 
-    def verify(self, rows: Sequence[int] = VERIFY_ROWS) -> list[Measurement]:
+    def verify(self, rows: Sequence[int]) -> list[Measurement]:
         """Steps of several widths taking turns. All rows give logits, which are copied out."""
         return self._rows(rows, "verify")
 
+    def check_rows(self, rows: Sequence[int] | None) -> tuple[int, ...]:
+        """Widths for `verify`: ``rows``, or the usual ones that are possible.
+
+        Rows above those that a step has logits of would be timed as several steps.
+        """
+        num_logits = self.engine.decode_plan.options.max_logit_rows
+        limit = min(num_logits, self._session.max_context // _STEPS_PER_CALL)
+        chosen = tuple(rows or [n for n in VERIFY_ROWS if n <= limit] or [1])
+        if max(chosen) > limit:
+            raise MimoRtError(
+                f"[bench] rows: expected 1..{limit} for this model on {self.engine.backend}, "
+                f"got {max(chosen)}."
+            )
+        return chosen
+
     def _rows(self, rows: Sequence[int], case: str) -> list[Measurement]:
         config = self.engine.config
-        limit = self._session.max_context // _STEPS_PER_CALL
-        if max(rows) > limit:
-            raise MimoRtError(f"[bench] rows: expected 1..{limit} here, got {max(rows)}.")
+        self.check_rows(rows)
         all_times = take_turns([self._row_steps(num_rows) for num_rows in rows], self._seconds)
         # The core does not report the routing of this call: count as if routing were uniform.
         return [

@@ -57,8 +57,8 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
             case.add_argument("--breakdown", action="store_true",
                               help="also trace steps and say where their time goes")
         if name == "verify":
-            case.add_argument("--rows", type=_row_list, metavar="LIST", default=VERIFY_ROWS,
-                              help="widths, e.g. 1-8,16 (the default)")
+            case.add_argument("--rows", type=_row_list, metavar="LIST",
+                              help="widths (default 1-8,16 of those that the device has)")
         case.add_argument("--seconds", type=float, default=4.0, metavar="S",
                           help="time per case, and of the traces of verify (default 4)")
         case.add_argument("--json", action="store_true", help="one JSON object per case and line")
@@ -99,6 +99,8 @@ def run(args: argparse.Namespace) -> int:
     for text in engine.notes():  # what makes the numbers worse than they need be
         note(text)
     bench = Bench(engine, args.context, args.seconds)
+    if args.case == "verify":
+        args.rows = bench.check_rows(args.rows)
     change = None
     if exact_logits is not None:
         change = compare_logits(exact_logits, prompt_logits(bench.engine))
@@ -178,7 +180,7 @@ def _open_engine(args: argparse.Namespace, **changes: Any) -> Any:
     options = {**engine_arguments(args), **changes}
     options["yield_cores"] = args.case == "contention"  # elsewhere all workers are what is measured
     if args.case == "verify":  # all widths in one plan, as a round of a draft has them
-        options["max_decode_tokens"] = max(DECODE_ROWS, *args.rows)
+        options["max_decode_tokens"] = max(DECODE_ROWS, *(args.rows or VERIFY_ROWS))
     if args.model:
         return open_engine(Path(args.model), None, options)
     if args.case == "bandwidth":
