@@ -70,7 +70,7 @@ def build(log: Log, args: argparse.Namespace) -> dict[str, str] | None:
 
 def make_programs(stage: Stage, args: argparse.Namespace, python: str, targets: tuple[str, ...],
                   cutlass: str = "OFF") -> pathlib.Path | None:
-    """Builds native tests and installs the package; the folder of the tests, or None."""
+    """Installs the package and builds native tests of its objects; the folder of the tests, or None."""
     folders = (pathlib.Path(python).parent, pathlib.Path(sys.executable).parent, os.environ.get("PATH", ""))
     environment = {"PATH": ":".join(map(str, folders)), "MIMO_RT_CUDA": "ON", "MIMO_RT_CUTLASS": cutlass}
     if not has_nvcc():  # or an old one
@@ -79,15 +79,17 @@ def make_programs(stage: Stage, args: argparse.Namespace, python: str, targets: 
         environment["SKBUILD_CMAKE_DEFINE"] = f"MIMO_RT_CUDA_ARCHITECTURES={args.architecture}"
     if args.wheels:  # where CMake finds CUTLASS
         environment |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(args.wheels.resolve())}
+    built, tests = args.build / "package", args.build / "tests"
     package = [python, "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps", "--no-index",
-               f"--config-settings=build-dir={args.build / 'package'}", "."]
-    tests = args.build / "tests"
+               f"--config-settings=build-dir={built}", "."]
     configure = ["cmake", "-S", str(ROOT), "-B", str(tests), "-G", "Ninja", "-DMIMO_RT_BUILD_TESTS=ON",
-                 "-DMIMO_RT_CUDA=ON", f"-DMIMO_RT_CUTLASS={cutlass}", f"-DPython_EXECUTABLE={python}"]
+                 "-DMIMO_RT_CUDA=ON", f"-DMIMO_RT_CUTLASS={cutlass}", f"-DPython_EXECUTABLE={python}",
+                 f"-DMIMO_RT_BUILT_OBJECTS={built / 'CMakeFiles'}",
+                 f"-DMIMO_RT_CUDA_OBJECTS={built / 'CMakeFiles' / 'mimo_rt_cuda.dir'}"]
     if args.architecture:
         configure.append(f"-DMIMO_RT_CUDA_ARCHITECTURES={args.architecture}")
     compile_tests = ["cmake", "--build", str(tests), "--target", *targets]
-    steps = (("configure tests", configure), ("tests", compile_tests), ("package", package))
+    steps = (("package", package), ("configure tests", configure), ("tests", compile_tests))
     if not all([stage.run(step, command, environment, may_be_cut=cutlass == "ON") for step, command in steps]):
         return None
     return tests / "tests" / "cpp"

@@ -162,6 +162,12 @@ def test_a_longer_soak_takes_its_time_from_nobody(gate, log, monkeypatch):
     assert 605 < left[0] <= 610 and left[1] <= gate.LIMITS_S["bits"]
 
 
+def test_a_slow_build_takes_its_time_from_the_last_stages(gate, log):
+    for left_s, expected in ((gate.SECONDS, 300), (200, 200)):
+        log.deadline = time.monotonic() + left_s
+        assert gate.Stage("build", log).until - time.monotonic() == pytest.approx(expected, abs=5)
+
+
 def test_a_slice_that_does_not_fit_is_not_run(gate, log, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     gate.run_slice(log, "/no/such/python")
@@ -218,7 +224,10 @@ def test_cutlass_is_built_where_it_runs_and_its_headers_are(gate, log, root, tmp
 
 
 def test_the_first_build_is_one_without_cutlass(gate, log, monkeypatch, tmp_path):
-    configure, tests, package = commands_of_build(gate, log, monkeypatch, tmp_path)
+    package, configure, tests = commands_of_build(gate, log, monkeypatch, tmp_path)
+    objects = tmp_path / "b" / "package" / "CMakeFiles"  # of the package: nothing is compiled twice
+    assert f"build-dir={objects.parent} " in package and f"-DMIMO_RT_BUILT_OBJECTS={objects} " in configure
+    assert f"-DMIMO_RT_CUDA_OBJECTS={objects / 'mimo_rt_cuda.dir'}" in configure
     assert configure.startswith("cmake OFF ") and "-DMIMO_RT_CUTLASS=OFF" in configure
     assert gate.CUTLASS_TEST in tests and package.startswith("python OFF ") and "-m pip install" in package
     assert "ARCHITECTURES" not in configure + package
@@ -243,7 +252,7 @@ def commands_of_build(gate, log, monkeypatch, tmp_path, **options):
 
 
 def test_only_the_kernels_of_the_device_are_compiled(gate, log, monkeypatch, tmp_path, capsys):
-    configure, _, package = commands_of_build(gate, log, monkeypatch, tmp_path, architecture=gate.ARCHITECTURES["9.0"])
+    package, configure, _ = commands_of_build(gate, log, monkeypatch, tmp_path, architecture=gate.ARCHITECTURES["9.0"])
     assert configure.endswith("-DMIMO_RT_CUDA_ARCHITECTURES=90a-real")
     assert package.startswith("python OFF MIMO_RT_CUDA_ARCHITECTURES=90a-real -m pip install")
     assert kept(log)[0] == {"stage": "baselines", "torch": "2.9", "triton": None}
@@ -255,8 +264,8 @@ def test_a_build_with_cutlass_comes_last_and_takes_nothing_from_the_rest(gate, m
     steps = [line for line in lines if "status" in line]
     optional = [step for step in steps if step["stage"] == "cutlass"]
     assert code == 1 and steps[-3:] == optional and {s["status"] for s in steps[:-3]} == {"passed"}
-    assert [(s["step"], s["status"]) for s in optional] == [("configure tests", "failed"), ("tests", "failed"),
-                                                            ("package", "passed")]
+    assert [(s["step"], s["status"]) for s in optional] == [("package", "passed"), ("configure tests", "failed"),
+                                                            ("tests", "failed")]
     assert sum("case" in line for line in lines) == len(gate.KBENCH_SHAPES) + NUM_SCRIPTS
 
 
@@ -267,7 +276,7 @@ def test_kernels_of_cutlass_are_tested_and_measured(gate, monkeypatch, tmp_path)
     program.chmod(0o755)
     code, lines = run_gate(gate, monkeypatch, tmp_path, RECORD, cmake_code=0)
     steps = [line["step"] for line in lines if line.get("stage") == "cutlass"]
-    assert code == 0 and steps == ["configure tests", "tests", "package", gate.CUTLASS_TEST, "kbench"]
+    assert code == 0 and steps == ["package", "configure tests", "tests", gate.CUTLASS_TEST, "kbench"]
     assert sum("case" in line for line in lines) == len(gate.KBENCH_SHAPES) + NUM_SCRIPTS + 1
 
 
