@@ -113,7 +113,7 @@ class Session(SessionState):
     def new_session(self, *, max_context: int | None = None) -> Session:
         """Another conversation on the same weights, with a KV cache of its own."""
         self._require_open("new_session")
-        limits = Limits(max_context or self.max_context, self._limits.seed)
+        limits = Limits(self.max_context if max_context is None else max_context, self._limits.seed)
         session = Session.__new__(Session)
         session._attach(self._engine, self._text, self._defaults, limits)
         return session

@@ -90,6 +90,7 @@ def test_demo_help_names_its_own_default(capsys):
     [
         (("generate", "MODEL", "-p", "x", "--max-context", "100000"), "max_position_embeddings"),
         (("generate", "MODEL", "-p", "x" * 200, "--max-context", "100"), "Raise --max-context"),
+        (("generate", "MODEL", "-p", "x", "--max-context", "-5"), "max_context: expected an integer in 1.."),
         (("generate", "MODEL", "--prompt-ids", "1,999999"), "expected ids in 0..514"),
         (("generate", "MODEL", "-p", ""), "at least one token"),
         (("generate", "MODEL", "-p", "x", "--stop-token-id", "515"), "stop_token_ids: expected"),

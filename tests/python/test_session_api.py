@@ -245,6 +245,9 @@ def test_session_seed_is_the_default(model_dir):
         assert session.generate(PROMPT, seed=10, **options).seed == 10
         with session.new_session() as other:
             assert other.generate(PROMPT, **options).token_ids == first.token_ids
+            assert other.max_context == session.max_context
+        with pytest.raises(errors.InvalidArgumentError, match="max_context: expected an integer in 1.."):
+            session.new_session(max_context=0)
 
 
 # -- stops

@@ -178,5 +178,5 @@ def test_gptq_start_is_nearer_to_the_teacher(models, data):
 def test_gptq_names_layers_that_are_too_wide(models, data, monkeypatch):
     teacher, student = (TargetModel(directory) for directory in models)
     monkeypatch.setattr(gptq, "MAX_HIDDEN_UNITS", 1)
-    with pytest.raises(mimo_rt.MimoRtError, match="at most 1 hidden units per layer.*layer 0"):
+    with pytest.raises(mimo_rt.MimoRtError, match="at most 1 hidden units per layer.*layer 0.*--gptq-tokens 0"):
         gptq.gptq_experts(teacher, student, data.token_ids, print)

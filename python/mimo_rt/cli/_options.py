@@ -14,6 +14,7 @@ from ..params import SamplingParams
 from ..preflight import DEFAULT_MAX_CONTEXT
 from ..results import GenerationResult
 from ..session import Session
+from ..session_state import Limits
 from ..text import ModelText
 from ._output import note
 
@@ -171,7 +172,8 @@ def checked_prompt(args: argparse.Namespace, model_dir: str | os.PathLike[str], 
                     f"[Session] {name}: expected ids in 0..{config.vocab_size - 1}, "
                     f"got {token_id}."
                 )
-    limit = args.max_context or min(DEFAULT_MAX_CONTEXT, config.max_position_embeddings)
+    longest = Limits(args.max_context, None).max_context
+    limit = longest or min(DEFAULT_MAX_CONTEXT, config.max_position_embeddings)
     if len(ids) >= limit:
         raise _C.CapacityError(
             f"[Session] prompt: expected at most {limit - 1} tokens, got {len(ids)}. "

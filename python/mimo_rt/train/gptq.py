@@ -139,7 +139,8 @@ class _LayerRounding:
         if num_units > MAX_HIDDEN_UNITS:
             raise _C.InvalidArgumentError(
                 f"[train] GPTQ: expected experts of at most {MAX_HIDDEN_UNITS} hidden units per "
-                f"layer together, layer {layer_idx} has {num_units}. Start from 'teacher'."
+                f"layer together, layer {layer_idx} has {num_units}. --gptq-tokens 0 starts at the "
+                "teacher's weights."
             )
 
     def run(self, expected: _Streams, got: _Streams) -> dict[str, Tensor]:
