@@ -41,6 +41,14 @@ def test_a_draft_that_is_good_enough_passes_and_its_promise_counts(model, capsys
     assert code == 1 and "5.00 promised" in out
 
 
+def test_a_model_of_few_positions(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(_draft_check, "_MIN_ACCEPTANCE_LENGTH", 1.0)
+    write_tiny_checkpoint(tmp_path / "model", seed=3, max_position_embeddings=200)
+    write_tiny_draft(tmp_path / "model", seed=4)
+    code, out = doctor(capsys, tmp_path / "model")
+    assert code == 0 and "relative error" in out and "greedy tokens equal plain decoding" in out
+
+
 def test_logits_beyond_the_tolerance_fail(model, capsys, monkeypatch):
     monkeypatch.setattr(_draft_check, "_MAX_RELATIVE_ERROR", 1e-9)
     code, out = doctor(capsys, model)

@@ -15,6 +15,7 @@ _MAX_RELATIVE_ERROR = 2.0**-5
 _MAX_REFERENCE_BYTES = 4e9  # of packed weights: beyond it the plain loops of ref take too long
 _NUM_PROMPT_TOKENS = 24
 _NUM_OUTPUT_TOKENS = 48
+_MAX_CONTEXT = 2048
 # Acceptance length under which a draft is not worth its weights, and the part of the promised one
 # (`acceptance_length` in the draft's config.json, where there is one) under which something is broken.
 _MIN_ACCEPTANCE_LENGTH = 1.2
@@ -94,20 +95,22 @@ def check_acceptance(model: str, draft: Path, args: argparse.Namespace) -> str:
 def _open(model: str, draft: Path, args: argparse.Namespace, device: str) -> Any:
     from ..session import Session
 
+    longest = _C.ModelConfig.from_directory(model).max_position_embeddings
     return Session(
         model, draft=draft, device=device, num_threads=args.threads, pin_threads=not args.no_pin,
         activations=args.activations,
-        use_mmap=False if args.no_mmap else None, max_context=2048,
+        use_mmap=False if args.no_mmap else None, max_context=min(_MAX_CONTEXT, longest),
     )
 
 
 def _prompts(session: Any) -> list[list[int]]:
-    """A prompt per category; without a tokenizer, ids spread over the vocabulary."""
+    """A prompt per category, at most half of the context; without a tokenizer, ids spread over the vocabulary."""
     if not session.has_tokenizer:
         vocab_size = session.config.vocab_size
         return [[(7919 * i + 11) % vocab_size for i in range(_NUM_PROMPT_TOKENS)]]
     prompts = read_prompts([DEFAULT_FILE], limit=1)
-    return [session.encode(_text(prompt.content)) for prompt in prompts]
+    longest = session.max_context // 2
+    return [session.encode(_text(prompt.content))[:longest] for prompt in prompts]
 
 
 def _text(content: Any) -> str:
