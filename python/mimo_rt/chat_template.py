@@ -19,6 +19,7 @@ from typing import Any
 from . import _C
 from .model_files import is_there
 from .params import read_json_object
+from .value_checks import as_list
 
 MAX_MESSAGES = 4096
 MAX_OUTPUT_CHARS = 16 << 20
@@ -76,7 +77,7 @@ class ChatTemplate:
         """The prompt text for ``messages``, each a dict with "role" and usually "content".
 
         Raises:
-            InvalidArgumentError: bad messages, or the template refused them.
+            InvalidArgumentError: bad messages or tools, or the template refused them.
             CapacityError: the output or a loop is too long.
         """
         check_messages(messages)
@@ -84,7 +85,7 @@ class ChatTemplate:
             **self._tokens,
             **variables,
             "messages": [dict(message) for message in messages],
-            "tools": list(tools) if tools else None,
+            "tools": as_list("tools", tools, "chat") if tools else None,
             "add_generation_prompt": add_generation_prompt,
             "range": _limited_range(),
         }
@@ -108,7 +109,8 @@ class ChatTemplate:
             raise
         except TemplateError as error:
             raise _C.InvalidArgumentError(f"[{self.source_name}] {error.message}") from None
-        except (TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError,
+                RecursionError) as error:
             # What a template does with messages of a shape that it does not expect.
             raise _C.InvalidArgumentError(
                 f"[{self.source_name}] the template failed on these messages: {error}"

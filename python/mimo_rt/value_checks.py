@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 from . import _C
@@ -40,6 +41,13 @@ def as_number(name: str, value: Any, low: float, high: float, where: str) -> flo
     if not low < number <= high:
         raise invalid_value(name, f"a number in ({low:g}, {high:g}]", value, where)
     return float(value)
+
+
+def as_list(name: str, value: Any, where: str) -> list[Any]:
+    """``value`` as a list; a text or a dict is none."""
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+        raise invalid_value(name, "a list", value, where)
+    return list(value)
 
 
 def as_flag(name: str, value: Any, where: str = "SamplingParams") -> bool:

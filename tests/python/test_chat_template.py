@@ -140,9 +140,18 @@ def test_the_template_can_refuse():
         render(source, USER * 2)
 
 
-def test_messages_of_another_shape_than_the_template_expects():
+@pytest.mark.parametrize("source", ["{{ messages[0].role + messages[0].content }}",
+                                    "{{ messages[0].role | dictsort }}", "{{ messages[0].role | xmlattr }}"])
+def test_messages_of_another_shape_than_the_template_expects(source):
     with pytest.raises(errors.InvalidArgumentError, match="failed on these messages"):
-        render("{{ messages[0].role + messages[0].content }}", [{"role": "user", "content": 3}])
+        render(source, [{"role": "user", "content": 3}])
+
+
+@pytest.mark.parametrize("tools", [5, "search", {"name": "f"}, {1}])
+def test_tools_are_a_list(tools):
+    with pytest.raises(errors.InvalidArgumentError, match=r"\[chat\] tools: expected a list, got "):
+        render("{{ tools }}", tools=tools)
+    assert render("{{ tools }}", tools=({"name": "f"},)) == "[{'name': 'f'}]"
 
 
 @pytest.mark.parametrize(
