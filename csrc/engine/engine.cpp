@@ -44,6 +44,8 @@ void check_options(const EngineOptions& options) {
   check_range("num_threads", options.num_threads, 0, kMaxThreads);
   check_range("timeout_ms", options.timeout_ms, 1, ~0u);
   check_range("max_decode_tokens", options.max_decode_tokens, 1, kMaxStepTokens);
+  MIMO_RT_CHECK(!options.draft.empty(), invalid_argument, kWhere,
+                "draft: expected 'none', 'auto', 'ngram' or a directory, got an empty text");
   MIMO_RT_CHECK(!options.packed_cache.empty(), invalid_argument, kWhere,
                 "packed_cache: expected 'none', 'auto' or a directory, got an empty text");
   check_range("prefill_chunk_tokens", options.prefill_chunk_tokens, 1, kMaxStepTokens);

@@ -212,6 +212,7 @@ TEST_CASE("options out of range and devices that are not there") {
   CHECK_THROWS(invalid_argument, "'cuda:1'", open([](auto& o) { o.device = "cuda:1"; }));
   CHECK_THROWS(invalid_argument, "gpu", open([](auto& o) { o.device = "gpu"; }));
   CHECK_THROWS(invalid_argument, "exact", open([](auto& o) { o.exact = true; }));
+  CHECK_THROWS(invalid_argument, "draft: expected", open([](auto& o) { o.draft = ""; }));
   CHECK_THROWS(invalid_argument, "num_threads", open([](auto& o) { o.num_threads = 1025; }));
   CHECK_THROWS(invalid_argument, "timeout_ms", open([](auto& o) { o.timeout_ms = 0; }));
   CHECK_THROWS(invalid_argument, "max_decode_tokens",
