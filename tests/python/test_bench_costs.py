@@ -53,6 +53,8 @@ def test_table_is_kept_used_and_forgotten(cache, tmp_path):
     with mimo_rt.Session(model, device=record["backend"], num_threads=1) as session:
         assert not session._engine.decode_plan.options.costs.is_measured
     assert "nothing to remove" in costs("--threads", "1", "--forget").stdout
+    forgotten = json.loads(costs("--threads", "1", "--forget", "--json").stdout)
+    assert forgotten == {"file": record["file"], "removed": False}
 
 
 def test_broken_table_costs_no_answer(cache, tmp_path):

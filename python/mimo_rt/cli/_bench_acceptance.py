@@ -106,6 +106,11 @@ def _params(args: argparse.Namespace) -> dict[str, Any]:
         args.refuse("expected --model DIR or --adversarial.")
     if args.layers is not None and args.model:
         args.refuse("--layers shapes the random model only.")
+    of_model = (args.draft not in ("auto", "ngram") or args.packed_cache != "none" or args.no_mmap
+                or args.window_tokens is not None)
+    if of_model and not args.model:
+        args.refuse("--draft (but ngram), --packed-cache, --no-mmap and --window-tokens need "
+                    "--model.")
     if args.prompts and args.adversarial:
         args.refuse("--adversarial has prompts of its own.")
     if args.limit is not None:
@@ -129,9 +134,7 @@ def _open(args: argparse.Namespace) -> tuple[Session, list[BenchPrompt]]:
     else:
         note("making random weights …")
         draft = "ngram" if args.draft == "ngram" else None
-        options = {**engine_arguments(args), "draft": draft, "window_tokens": None,
-                   "packed_cache": None, "use_mmap": None}
-        engine = adversarial.random_engine(args.layers, options)
+        engine = adversarial.random_engine(args.layers, {**engine_arguments(args), "draft": draft})
         session = Session.from_engine(engine, max_context=args.max_context)
     if prompts is None:
         prompts = limit_per_category(

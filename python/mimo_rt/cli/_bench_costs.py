@@ -39,7 +39,10 @@ def run(args: argparse.Namespace) -> int:
     if args.forget:
         was_there = path.is_file()
         path.unlink(missing_ok=True)
-        print(f"{'removed' if was_there else 'nothing to remove:'} {path}")
+        if args.json:
+            print_json({"file": str(path), "removed": was_there})
+        else:
+            print(f"{'removed' if was_there else 'nothing to remove:'} {path}")
         return 0
     line = ProgressLine("measuring", in_gb=False)
     try:

@@ -50,6 +50,10 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
                               help="draw a roofline of the results (needs matplotlib)")
             case.add_argument("--kernels", type=Path, metavar="FILE.jsonl",
                               help="lines of kbench --json to draw as well")
+            case.add_argument("--window-tokens", type=window_width, metavar="N",
+                              help="width of window layers instead of the config's")
+            case.add_argument("--seconds", type=float, metavar="S",
+                              help="time per case, and of the traces of verify (default 4)")
         if name in ("decode", "prefill", "sessions"):
             case.add_argument("--context", type=int, metavar="T",
                               help="tokens in the cache when decoding begins (default 16)")
@@ -59,15 +63,12 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
         if name == "verify":
             case.add_argument("--rows", type=_row_list, metavar="LIST",
                               help="widths (default 1-8,16 of those that the device has)")
-        case.add_argument("--seconds", type=float, default=4.0, metavar="S",
-                          help="time per case, and of the traces of verify (default 4)")
         case.add_argument("--json", action="store_true", help="one JSON object per case and line")
         add_backend_options(case)
-        case.add_argument("--window-tokens", type=window_width, metavar="N",
-                          help="width of window layers instead of the config's")
         # These measure the target alone: a draft beside it would change what a step means.
         case.set_defaults(run=run, refuse=case.error, layers=None, context=None, draft="none",
-                          packed_cache="none", plot=None, kernels=None, breakdown=False)
+                          packed_cache="none", plot=None, kernels=None, breakdown=False,
+                          seconds=4.0, window_tokens=None)
     for module in (_bench_startup, _bench_acceptance, _bench_costs, _bench_files):
         module.add_parsers(cases, common)
 
@@ -83,6 +84,8 @@ def run(args: argparse.Namespace) -> int:
         args.refuse("--layers shapes the random model only.")
     if not args.model and (args.no_mmap or args.window_tokens is not None):
         args.refuse("--no-mmap and --window-tokens need --model.")
+    if args.case == "bandwidth" and args.activations != "bf16":
+        args.refuse("--activations means nothing here: nothing is multiplied.")
     if args.kernels and not args.plot:
         args.refuse("--kernels needs --plot.")
     args.layers = 16 if args.layers is None else args.layers

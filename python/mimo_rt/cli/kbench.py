@@ -72,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     backend = _backend(args.device)
     shapes = _runnable(args, shapes, backend)
+    if args.tokens and any(shape.is_edge for shape in shapes):
+        args.refuse("--tokens means nothing for edges.")
     cases = [(shape, tokens) for shape in shapes
              for tokens in args.tokens or shape.tokens(backend)]
     options = _C.KernelBenchOptions(
@@ -154,8 +156,9 @@ def _repeat(result: KernelResult, args: argparse.Namespace) -> str:
         parts += [shape.format, "--shape", shape.op]
     else:
         parts += ["--shape", shape.name]
-    parts += ["--tokens", str(result.case.split("/t")[-1].split("/")[0]), "--device",
-              result.backend, "--seconds", f"{args.seconds:g}"]
+    if not shape.is_edge:
+        parts += ["--tokens", str(result.case.split("/t")[-1].split("/")[0])]
+    parts += ["--device", result.backend, "--seconds", f"{args.seconds:g}"]
     parts += ["--activations", "int8"] if args.activations == "int8" else []
     parts += ["--workers", str(args.workers)] if args.workers else []
     return shlex.join([*parts, *(["--hot"] if args.hot else []), "--json"])

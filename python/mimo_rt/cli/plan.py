@@ -135,6 +135,8 @@ def _checked_workers(args: argparse.Namespace) -> int | None:
     if runs_only and not args.trace:
         args.refuse("--activations, --no-pin, --no-mmap and --packed-cache need --trace: "
                     "without it nothing runs.")
+    if args.trace == "":
+        args.refuse("--trace: expected a file, got ''.")
     if not _is_cuda(args.device):
         _C.resolve_backend(args.device)
     elif args.draft == "ngram":
