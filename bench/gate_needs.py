@@ -18,7 +18,7 @@ from gate_steps import Stage
 
 # With all that they need here: they are installed without their other dependencies.
 SMALL = ("scikit-build-core>=0.11", "packaging", "pathspec", "pybind11>=2.13", "nlohmann-json==3.12.0", "cmake>=3.25",
-         "ninja", "tokenizers", *(("tomli", "exceptiongroup") if sys.version_info < (3, 11) else ()))
+         "ninja", "tokenizers>=0.21", *(("tomli", "exceptiongroup") if sys.version_info < (3, 11) else ()))
 WITH_TORCH = ("numpy", "jinja2", "markupsafe")  # what a machine with PyTorch has
 TOOLKIT = "cuda-toolkit[nvcc,nvvm,crt,cudart,cccl]==13.0.2"
 SANITIZER = "nvidia-cuda-sanitizer-api==13.0.85"
