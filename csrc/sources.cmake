@@ -198,7 +198,7 @@ set(MIMO_RT_AVX512_SOURCES
   csrc/cpu/avx512/prepare.cpp
   csrc/cpu/avx512/table.cpp)
 set(MIMO_RT_AVX512_FLAGS ${MIMO_RT_KERNEL_OPTIMISATION} -mfma -mavx512f -mavx512bw -mavx512vl -mavx512dq
-  -Wno-maybe-uninitialized -Wno-uninitialized)  # false positives inside gcc 12 intrinsics
+  -Wno-uninitialized $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>)  # false positives inside gcc 12 intrinsics
 set(MIMO_RT_AVX512_BF16_FLAGS -mavx512bf16 -mavx512vbmi -mavx512vnni)  # a second time, for processors that have these too
 set(MIMO_RT_NO_CUDA_SOURCES  # in place of those below
   csrc/no_cuda/bench_device.cpp
