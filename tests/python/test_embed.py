@@ -1,5 +1,6 @@
 """A C++ program builds against the installed package with find_package(mimo_rt) and decodes the same tokens."""
 
+import importlib.util
 import pathlib
 import subprocess
 import sys
@@ -24,3 +25,19 @@ def test_embed_example(tmp_path):
     assert tokens == expected and tokens
     failed = subprocess.run([build / "embed", tmp_path / "absent"], capture_output=True, text=True, check=False)
     assert failed.returncode == 1 and "absent" in failed.stderr
+
+
+def test_licences_of_what_is_compiled_in_are_installed(root, tmp_path):
+    """By the project's own lines on them; a package that is not there is told."""
+    lines = [line for line in (root / "CMakeLists.txt").read_text().splitlines() if "mimo_install_licence(" in line]
+    (tmp_path / "CMakeLists.txt").write_text("\n".join([
+        "cmake_minimum_required(VERSION 3.25)", "project(licences LANGUAGES NONE)",
+        f'include("{root}/third_party/cmake/Licences.cmake")', *lines, "mimo_install_licence(no-such-package)"]))
+    done = subprocess.run(["cmake", "-S", tmp_path, "-B", tmp_path / "build", f"-DPython_EXECUTABLE={sys.executable}"],
+                          check=True, capture_output=True, text=True)
+    assert "No licence of no-such-package" in done.stderr
+    subprocess.run(["cmake", "--install", tmp_path / "build", "--prefix", tmp_path / "at"], check=True, capture_output=True)
+    installed = {path.parent.name: path.read_text() for path in (tmp_path / "at").glob("share/licenses/*/LICENSE*")}
+    here = {"nlohmann-json"} | {name for name in ("pybind11",) if importlib.util.find_spec(name)}  # to build, not to test
+    assert len(lines) == 2 and installed.keys() == here
+    assert all("Permission is hereby granted" in text or "Redistribution and use" in text for text in installed.values())
