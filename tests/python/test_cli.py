@@ -301,7 +301,8 @@ def test_bench_prints_bytes_and_the_command(model):
         gbs = record["bytes"] / record["median_us"] / 1e3
         assert record["gbs"] == pytest.approx(gbs, rel=0.01, abs=2e-3)
         assert {"commit", "dirty", "machine", "date", "repeat", "bandwidth_gbs"} <= set(record)
-    (record,) = map(json.loads, cli("bench", "bandwidth", "--model", model, "--threads", 1, "--json").stdout.splitlines())
+    run = cli("bench", "bandwidth", "--model", model, "--threads", 1, "--json")
+    (record,) = map(json.loads, run.stdout.splitlines())
     assert record["bandwidth_gbs"] >= record["low_gbs"] > 0
     assert "breakdown" not in decode
     traced = cli("bench", "decode", *head, "--breakdown", "--json").stdout.splitlines()[0]
