@@ -80,7 +80,9 @@ def test_plans_for_a_gpu_follow_its_table(tmp_path, capsys, monkeypatch):
 
     plain = planned("--verify")  # no GPU is needed
     assert plain["num_workers"] == 4 and plain["verified"] and plain["round"]["verified"]
-    assert planned("--max-tokens", "64")["hash"] == plain["hash"]  # a step that decodes has 8 rows
+    prompts = planned("--max-tokens", "64", "--verify")
+    assert prompts["hash"] != plain["hash"] and prompts["verified"]
+    assert planned("--max-tokens", "4096")["hash"] == prompts["hash"]  # no step has more rows
     key = _C.CostKey(backend="cuda", num_workers=4, processor="a GPU")
     monkeypatch.setattr(_C, "cost_key", lambda device, num_workers: key)
     assert planned()["hash"] == plain["hash"]

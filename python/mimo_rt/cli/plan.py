@@ -33,7 +33,7 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
                         help="the same as --threads (default: all usable cores; on cuda: all "
                         "multiprocessors)")
     parser.add_argument("--max-tokens", type=int, default=8, metavar="T",
-                        help="rows a step may have (default 8)")
+                        help="rows a step may have (default 8); 64 on cuda: the steps of a prompt")
     parser.add_argument("--verify", action="store_true", help="prove the plan sound")
     parser.add_argument("--dump", action="store_true", help="one task per line")
     parser.add_argument("--trace", metavar="FILE",
@@ -101,8 +101,8 @@ def build_plans(
     costs = _measured_costs(device, num_workers)
     longest_step = max(max_tokens, _C.EngineOptions().prefill_chunk_tokens)
     if _is_cuda(device):
-        max_tokens = min(max_tokens, _C.cuda_plan_options().max_tokens)
         longest_step = _C.cuda_max_step_tokens(config)
+        max_tokens = min(max_tokens, longest_step)
 
     def build(tokens: int, is_round: bool) -> Any:
         options = _C.cuda_plan_options() if _is_cuda(device) else _C.PlanOptions()
