@@ -275,6 +275,27 @@ TEST_CASE("arguments that the kernels cannot take are refused by name") {
 }
 
 #if !defined(MIMO_RT_TEST_ON_GPU)
+TEST_CASE("stages of the ring keep their owners in a group of items that is not full") {
+  // 17 items of two stages: ticket 33 is stage 1 of the last item, ticket 1 is of another warp. A
+  // copy may take until ticket 33 is waited for.
+  const ExpertShape shape{32, 1024, 17};
+  Experts experts(shape, Weights::random, 51);
+  Route route = Route::random(17, 8, 17, 2);
+  CHECK_EQ(route.num_active, 17u);
+  AlignedRows<bf16_t> act(route.num_slots(), shape.width, 0);
+  fill_normal(act, shape.width, 2);
+  const std::vector<float> sums = down(experts, route, act);
+  CHECK(worst_sum(experts, route, act, sums) <= 1.0);
+  for (uint64_t seed = 1; seed <= 40; ++seed) {
+    emulation::LaunchOptions options = expert_options({.num_blocks = 1, .seed = seed});
+    options.max_copy_delay = 400;
+    const auto run_late = [&](const cuda::ExpertDownParams& params) {
+      run_emulated(cuda::expert_down_kernel, params, options);
+    };
+    CHECK(run_down(experts, route, act, 1, run_late) == sums);
+  }
+}
+
 TEST_CASE("every barrier and every wait that is left out is found") {
   using emulation::Skip;
   // 8 tiles of K are one for each warp. Barriers: of the ring; after the products of a unit; before

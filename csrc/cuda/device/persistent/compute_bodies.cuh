@@ -87,16 +87,6 @@ __device__ __forceinline__ void compute_task(WorkShared& shared, const TaskSlot&
   }
 }
 
-/// Compute warps: gives back what the loader has brought up to `end`.
-__device__ __forceinline__ void give_back(WeightRing& ring, uint32_t& ticket, uint32_t end) {
-  for (uint32_t t = ticket + threadIdx.x / 32; static_cast<int32_t>(t - end) < 0;
-       t += kComputeWarps) {
-    (void)ring.wait(t);
-    ring.release(t, threadIdx.x % 32);
-  }
-  ticket = end;
-}
-
 template <typename Tiles>
 __device__ __forceinline__ uint32_t end_of_projection(const TaskSlot& slot, uint32_t ticket) {
   walk_projection<Tiles>(params_of<ProjectionParams>(slot), projection_units_of(slot), ticket,
@@ -142,7 +132,8 @@ __device__ __forceinline__ void skip_task(WorkShared& shared, const TaskSlot& sl
       break;
     default: return;
   }
-  give_back(shared.projection.ring, ticket, end);
+  give_back(shared.projection.ring, ticket + threadIdx.x / 32, end);
+  ticket = end;
 }
 
 }  // namespace mimo_rt::cuda

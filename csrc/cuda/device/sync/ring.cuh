@@ -55,7 +55,9 @@ struct Ring {
     if (num_bytes != 0) copy(ticket, 0, source, num_bytes, l2_policy);
   }
 
-  /// An owner, all lanes of the warp: waits until the bytes of `ticket` are there.
+  /// An owner, all lanes of the warp: waits until the bytes of `ticket` are there. Those of
+  /// `ticket` - kNumStages must have been: a parity is also that of the phase before the last. So
+  /// this warp waited for them, or a barrier lies behind an owner's wait.
   __device__ const uint8_t* wait(uint32_t ticket) {
     uint64_t* barrier = &full[ticket % kNumStages];
     if constexpr (!kIsTimed) wait_for_phase(barrier, parity(ticket));

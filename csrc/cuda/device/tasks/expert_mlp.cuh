@@ -115,10 +115,13 @@ struct DownUnits {
     const uint32_t rest = p.num_segments - first_segment;
     return rest < segments_per_pass ? rest : segments_per_pass;
   }
+  /// Items of several stages fill their group with empty ones (ItemTickets says why).
   __device__ ItemTickets tickets(const ExpertDownParams& p, uint32_t first_ticket,
                                  uint32_t pass_size) const {
-    return {first_ticket, num_active * pass_size,
-            stages_per_item<Mxfp4Tiles>(tiles_per_group, p.num_segments)};
+    const uint32_t num_stages = stages_per_item<Mxfp4Tiles>(tiles_per_group, p.num_segments);
+    const uint32_t num_items = num_active * pass_size;
+    const uint32_t num_groups = (num_items + kComputeWarps - 1) / kComputeWarps;
+    return {first_ticket, num_stages > 1 ? num_groups * kComputeWarps : num_items, num_stages};
   }
   __device__ TileRun run(const ExpertDownParams& p, uint32_t row_group, uint32_t active_idx,
                          uint32_t segment) const {
@@ -149,7 +152,9 @@ __device__ inline void load_expert_down(ExpertShared& shared, const ExpertDownPa
                    [&](const DownUnits& units, uint32_t u, uint32_t first, uint32_t pass_size,
                        const ItemTickets& tickets) {
                      load_items<Mxfp4Tiles>(shared.ring, tickets, l2_policy, [&](uint32_t item) {
-                       return units.run(p, u, item / pass_size, first + item % pass_size);
+                       const uint32_t active_idx = item / pass_size;
+                       if (active_idx >= units.num_active) return TileRun{p.tiles, 0, 0};
+                       return units.run(p, u, active_idx, first + item % pass_size);
                      });
                    });
 }
@@ -234,6 +239,10 @@ __device__ void compute_expert_down(ExpertShared& shared, const Params& p, UnitR
       const ItemTickets tickets = units.tickets(p, ticket, pass_size);
       for (uint32_t i = warp_idx; i < tickets.num_items; i += kComputeWarps) {
         const uint32_t active_idx = i / pass_size, s = i % pass_size;
+        if (active_idx >= units.num_active) {
+          give_back(shared.ring, tickets.ticket(i, 0), tickets.end());
+          break;
+        }
         const uint32_t slot = p.route.slot_begin[active_idx];
         const Item item{i, units.run(p, u, active_idx, first + s), p.width,
                         p.route.slot_begin[active_idx + 1] - slot, s * units.num_slots + slot};

@@ -60,7 +60,9 @@ __device__ __forceinline__ uint32_t tiles_of_stage(uint32_t rest) {
 }
 
 /// The items of a unit and their tickets. Eight items (one per compute warp) are in the ring side
-/// by side: stage 0 of each, then stage 1 of each, and so on.
+/// by side: stage 0 of each, then stage 1 of each, and so on. With several stages the items are a
+/// multiple of eight, so that a ticket and the next one in its stage of the ring have one owner:
+/// Ring::wait needs that.
 struct ItemTickets {
   uint32_t first_ticket;
   uint32_t num_items;
@@ -68,9 +70,7 @@ struct ItemTickets {
 
   __device__ uint32_t ticket(uint32_t item, uint32_t stage) const {
     const uint32_t lane = item % kComputeWarps, group_begin = item - lane;
-    const uint32_t rest = num_items - group_begin;
-    const uint32_t group_size = rest < kComputeWarps ? rest : kComputeWarps;
-    return first_ticket + group_begin * num_stages + stage * group_size + lane;
+    return first_ticket + group_begin * num_stages + stage * kComputeWarps + lane;
   }
   __device__ uint32_t end() const { return first_ticket + num_items * num_stages; }
 };
@@ -115,6 +115,14 @@ __device__ __forceinline__ void load_activations(const uint16_t* row, uint32_t k
   for (uint32_t i = 0; i < 4; ++i) {
     words[i] = low.word[i];
     words[4 + i] = high.word[i];
+  }
+}
+
+/// Compute warp: gives back its tickets from `first` on, every eighth, unread.
+__device__ __forceinline__ void give_back(WeightRing& ring, uint32_t first, uint32_t end) {
+  for (uint32_t t = first; static_cast<int32_t>(t - end) < 0; t += kComputeWarps) {
+    (void)ring.wait(t);
+    ring.release(t, threadIdx.x % 32);
   }
 }
 
