@@ -76,35 +76,55 @@ class CudaBenchDevice : public CudaMemory<BenchDevice> {
   uint32_t num_multiprocessors() const override {
     return static_cast<uint32_t>(properties().multiProcessorCount);
   }
-  void check_mxfp8() const override { check_block_scaled("KernelBench.open"); }
+  void check_mxfp8() const override {
+    const CurrentDevice current(device());
+    check_block_scaled("KernelBench.open");
+  }
 
-  void launch(const ExpertGateUpParams& params) override { launch_expert_gate_up(params); }
-  void launch(const ExpertDownParams& params) override { launch_expert_down(params); }
-  void launch(const ExpertGateUpFp8Params& params) override { launch_expert_gate_up_fp8(params); }
-  void launch(const ExpertDownFp8Params& params) override { launch_expert_down_fp8(params); }
+  void launch(const ExpertGateUpParams& params) override {
+    launch_here(launch_expert_gate_up, params);
+  }
+  void launch(const ExpertDownParams& params) override { launch_here(launch_expert_down, params); }
+  void launch(const ExpertGateUpFp8Params& params) override {
+    launch_here(launch_expert_gate_up_fp8, params);
+  }
+  void launch(const ExpertDownFp8Params& params) override {
+    launch_here(launch_expert_down_fp8, params);
+  }
   void launch(const ExpertGateUpGemmParams& params) override {
-    launch_expert_gate_up_gemm(params);
+    launch_here(launch_expert_gate_up_gemm, params);
   }
-  void launch(const ExpertDownGemmParams& params) override { launch_expert_down_gemm(params); }
+  void launch(const ExpertDownGemmParams& params) override {
+    launch_here(launch_expert_down_gemm, params);
+  }
   void launch(const ExpertGateUpMxfp8Params& params) override {
-    launch_expert_gate_up_mxfp8(params);
+    launch_here(launch_expert_gate_up_mxfp8, params);
   }
-  void launch(const ExpertDownMxfp8Params& params) override { launch_expert_down_mxfp8(params); }
-  void launch(const ProjectionParams& params) override { launch_projection(params); }
-  void launch(const ArgmaxCombineParams& params) override { launch_argmax_combine(params); }
-  void launch(const RmsNormParams& params) override { launch_rms_norm(params); }
-  void launch(const AttentionParams& params) override { launch_attention(params); }
-  void launch(const RouterLogitsParams& params) override { launch_router_logits(params); }
-  void launch(const SelectExpertsParams& params) override { launch_select_experts(params); }
-  void launch(const SampleParams& params) override { launch_sample(params); }
+  void launch(const ExpertDownMxfp8Params& params) override {
+    launch_here(launch_expert_down_mxfp8, params);
+  }
+  void launch(const ProjectionParams& params) override { launch_here(launch_projection, params); }
+  void launch(const ArgmaxCombineParams& params) override {
+    launch_here(launch_argmax_combine, params);
+  }
+  void launch(const RmsNormParams& params) override { launch_here(launch_rms_norm, params); }
+  void launch(const AttentionParams& params) override { launch_here(launch_attention, params); }
+  void launch(const RouterLogitsParams& params) override {
+    launch_here(launch_router_logits, params);
+  }
+  void launch(const SelectExpertsParams& params) override {
+    launch_here(launch_select_experts, params);
+  }
+  void launch(const SampleParams& params) override { launch_here(launch_sample, params); }
   void launch(const EdgeRelayParams& params, uint32_t num_blocks) override {
-    launch_edge_relay(params, {.stream = nullptr, .num_blocks = num_blocks});
+    launch_here(launch_edge_relay, params, {.stream = nullptr, .num_blocks = num_blocks});
   }
-  void launch(const AcceptParams& params) override { launch_accept(params); }
+  void launch(const AcceptParams& params) override { launch_here(launch_accept, params); }
 
   // A read takes longer than the host needs for the launch behind it: the kernel never waits for
   // the host.
   KernelTimes time(uint32_t num_calls, const std::function<void(uint32_t)>& call) override {
+    const CurrentDevice current(device());
     std::vector<Event> begin(num_calls), middle(num_calls), end(num_calls);
     for (uint32_t i = 0; i < num_calls; ++i) {
       begin[i].record();
@@ -125,6 +145,14 @@ class CudaBenchDevice : public CudaMemory<BenchDevice> {
   }
 
  private:
+  /// On the GPU that has the memory, whichever is the calling thread's current one.
+  template <typename Params>
+  void launch_here(void (*launch)(const Params&, const LaunchOptions&), const Params& params,
+                   const LaunchOptions& options = {}) {
+    const CurrentDevice current(device());
+    launch(params, options);
+  }
+
   uint32_t num_blocks_ = 0;
   uint64_t read_bytes_ = 0;
   void* read_buffer_ = nullptr;

@@ -54,7 +54,8 @@ class BenchDevice : public DeviceMemory {
   virtual KernelTimes time(uint32_t num_calls, const std::function<void(uint32_t)>& call) = 0;
 };
 
-/// The current GPU. @throws Error{unavailable} when this build or this machine has none
+/// The first visible GPU, whichever is current.
+/// @throws Error{unavailable} when this build or this machine has none
 std::unique_ptr<BenchDevice> open_bench_device();
 
 }  // namespace mimo_rt::cuda
