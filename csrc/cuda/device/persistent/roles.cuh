@@ -204,16 +204,18 @@ __device__ __forceinline__ void run_loader(PersistentShared& shared) {
   for (uint32_t use = 0;; ++use) {
     TaskSlot& slot = shared.slots.wait_full(use);
     if (slot.is_end) return;
-    bool is_skipped = false;
-    if (loads_after_ready(slot, route)) {
-      if (use != 0) shared.slots.wait_done(use - 1);  // an edge from this block's own tasks
-      shared.slots.wait_ready(use);
-      is_skipped = slot.is_skipped != 0;
-      if (!is_skipped) route.learn(slot);
+    const bool is_after_ready = loads_after_ready(slot, route);
+    if (use != 0) {
+      if (is_after_ready) shared.slots.wait_done(use - 1);  // an edge from this block's own tasks
+      ptx::sync_warp();  // all lanes are through with that use
+      if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(&shared.slots.of(use - 1).is_free);
     }
-    if (!is_skipped) load_task(shared.work, slot, ticket);
-    ptx::sync_warp();
-    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(&slot.is_free);
+    if (is_after_ready) {
+      shared.slots.wait_ready(use);
+      if (slot.is_skipped) continue;
+      route.learn(slot);
+    }
+    load_task(shared.work, slot, ticket);
   }
 }
 

@@ -3,12 +3,14 @@
 //
 // Contract. Slot use n is in slot n % kTaskSlots; its phase follows from n. The order of a use:
 // controller writes the task, `full`; waiter has waited for the task's inputs, writes `is_skipped`
-// and `is_route_known`, `ready`; all compute warps have done it, `done`; publisher has signalled and loader has loaded,
-// `is_free`. Then the controller overwrites it, and sees what was written in all of them.
+// and `is_route_known`, `ready`; all compute warps have done it, `done`; publisher has signalled
+// and loader has come to the next use, `is_free`. Then the controller overwrites it, and sees what
+// was written in all of them.
 //
 // `ready` says nothing of the block's own earlier tasks: plans have no counter for those. The
-// compute warps do tasks in order; a loader that needs results waits for `done` of the use before.
-// (That phase cannot be over-run: the use that has it next comes after the loader's.)
+// compute warps do tasks in order; a loader that needs results waits for `done` of the use before,
+// whose slot it gives back only then: a use that came into that slot might be done meanwhile, and
+// the phase be over-run.
 #pragma once
 
 #include "cuda/device/sync/mbarrier.cuh"
