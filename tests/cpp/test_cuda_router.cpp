@@ -207,6 +207,19 @@ TEST_CASE("arguments that the kernels cannot take are refused by name") {
 }
 
 #if !defined(MIMO_RT_TEST_ON_GPU)
+TEST_CASE("weights come once for every 8 tokens") {
+  for (const auto& [num_tokens, num_passes] : {std::pair{1u, 1u}, {8u, 1u}, {9u, 2u}, {64u, 8u}}) {
+    const Router router(RouterFormat::bf16, 10, 736, num_tokens, 5);
+    AlignedRows<float> logits(num_tokens, 12, 0);
+    const cuda::RouterLogitsParams params = router.params(logits);
+    emulation::LaunchOptions options = options_of(params, {});
+    uint64_t num_bytes = 0;
+    options.on_copy = [&](const emulation::BulkCopy& copy) { num_bytes += copy.num_bytes; };
+    run_emulated(kernel_of(params), params, options);
+    CHECK_EQ(num_bytes, num_passes * uint64_t{10} * 736 * 2);
+  }
+}
+
 TEST_CASE("every barrier and every wait that is left out is found") {
   using emulation::Skip;
   const auto is_ever_found = [](const auto& is_found) {

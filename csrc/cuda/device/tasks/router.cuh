@@ -16,7 +16,7 @@
 namespace mimo_rt::cuda {
 
 inline constexpr uint32_t kRouterRows = 4;    ///< experts of a unit: they share the activations
-inline constexpr uint32_t kRouterTokens = 4;  ///< of a unit; with 8 the persistent kernel spills
+inline constexpr uint32_t kRouterTokens = 8;  ///< of a unit
 static_assert(kRouterRows * kComputeWarps <= kNumStages, "all rows of a unit are in the ring");
 
 struct RouterShared {
@@ -52,8 +52,8 @@ struct Bf16Rows {
   }
 };
 
-/// Up to 4 experts times up to 4 tokens. Compute warp i sums segment i of all of them. A step of 64 rows goes through the
-/// weights 16 times, mostly in L2.
+/// Up to 4 experts times up to 8 tokens. Compute warp i sums segment i of all of them. A step of 64
+/// rows goes through the weights 8 times, mostly in L2.
 template <typename Rows>
 struct RouterUnit {
   uint32_t first_expert, num_experts, first_token, num_tokens;
@@ -125,11 +125,13 @@ __device__ void multiply_segment(RouterShared& shared, const RouterLogitsParams&
     }
     const uint32_t num_tiles = tiles_of_stage<Rows>(rest);
     for (uint32_t k = lane_idx * 8; k < num_tiles * Rows::kTileK; k += 256) {
-      ptx::Words4 words[kRouterTokens];  // all are on their way before one is used
+      ptx::Words4 words[kRouterTokens] = {};  // all are on their way before one is used
 #pragma unroll
-      for (uint32_t token = 0; token < kRouterTokens; ++token)
+      for (uint32_t token = 0; token < kRouterTokens; ++token) {
+        if (token == kRouterTokens / 2 && token >= unit.num_tokens) break;  // a decode step's few
         words[token] = ptx::load_16_bytes_keep(
             p.x.row(unit.first_token + (token < unit.num_tokens ? token : 0)) + k_begin + k);
+      }
       float w[kRouterRows][8];
 #pragma unroll
       for (uint32_t expert = 0; expert < kRouterRows; ++expert)
