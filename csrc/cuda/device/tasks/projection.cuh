@@ -228,12 +228,13 @@ __device__ inline void add_segments(const ProjectionShared& shared, const Projec
     }
 }
 
-template <typename Tiles, bool kIsNormed>
+/// `kHasArgmax`: whether p.store may be argmax; plans have no such task.
+template <typename Tiles, bool kIsNormed, bool kHasArgmax = true>
 __device__ void compute_projection(ProjectionShared& shared, const ProjectionParams& p,
                                    UnitRange range, uint32_t& ticket) {
   const uint32_t warp_idx = threadIdx.x / 32;
   using Units = ProjectionUnits<Tiles>;
-  shared.best.reset(p);
+  shared.best.reset<kHasArgmax>(p);
   list_rows(shared, p);
   compute_barrier();
   constexpr RowSource kGlobal = kIsNormed ? RowSource::global_normed : RowSource::global;
@@ -266,9 +267,9 @@ __device__ void compute_projection(ProjectionShared& shared, const ProjectionPar
       add_segments(shared, p, pass_size, outputs);
       compute_barrier();  // before the next pass overwrites the partial sums
     }
-    store_projection(p, u, outputs, shared.best);
+    store_projection<kHasArgmax>(p, u, outputs, shared.best);
   }
-  if (p.store == ProjectionStore::argmax) shared.best.store(p, range.first);
+  if (kHasArgmax && p.store == ProjectionStore::argmax) shared.best.store(p, range.first);
   if (p.store == ProjectionStore::scores) shared.best.store_scores(p, blockIdx.x);
 }
 

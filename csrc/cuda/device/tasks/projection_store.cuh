@@ -44,8 +44,9 @@ struct BestColumns {
   static_assert(Outputs::kTokenStep == kMaxScoredTokens);
   bool is_sampled[kMaxScoredTokens], is_plain[kMaxScoredTokens];
 
+  template <bool kHasArgmax>
   __device__ void reset(const ProjectionParams& p) {
-    if (p.store == ProjectionStore::argmax)
+    if (kHasArgmax && p.store == ProjectionStore::argmax)
       for (uint32_t i = 0; i < Outputs::kTokens; ++i) best[i][threadIdx.x] = Best{};
     if (p.store != ProjectionStore::scores) return;
     scores[threadIdx.x] = BestToken{};
@@ -113,7 +114,8 @@ __device__ inline void store_qkv(const ProjectionParams& p, const QkvTile& tile,
   head[dim + (row < 8 ? 0 : out.rotary_dim / 2)] = to_bf16(fmaf(y, cos_sin[0], turned));
 }
 
-__device__ inline void store_value(const ProjectionParams& p, uint32_t i, uint32_t column, float y, uint16_t before,
+template <bool kHasArgmax>
+__device__ void store_value(const ProjectionParams& p, uint32_t i, uint32_t column, float y, uint16_t before,
                                    BestColumns& best) {
   if (column >= p.num_columns) return;
   const uint32_t token = ProjectionOutputs::token(i);
@@ -125,7 +127,9 @@ __device__ inline void store_value(const ProjectionParams& p, uint32_t i, uint32
       if (p.capture.rows) p.capture.rows[token][p.capture.first_column + column] = x;
       return;
     }
-    case ProjectionStore::argmax: best.best[i][threadIdx.x].take(y, column); break;
+    case ProjectionStore::argmax:
+      if constexpr (kHasArgmax) best.best[i][threadIdx.x].take(y, column);
+      break;
     case ProjectionStore::scores:
       if (best.is_sampled[token]) best.take_score(p, column, y);
       break;
@@ -135,7 +139,8 @@ __device__ inline void store_value(const ProjectionParams& p, uint32_t i, uint32
 }
 
 /// Stores one unit. All compute threads, whole warps.
-__device__ inline void store_projection(const ProjectionParams& p, uint32_t unit, const ProjectionOutputs& outputs,
+template <bool kHasArgmax>
+__device__ void store_projection(const ProjectionParams& p, uint32_t unit, const ProjectionOutputs& outputs,
                                         BestColumns& best) {
   using Outputs = ProjectionOutputs;
 #pragma unroll
@@ -150,7 +155,7 @@ __device__ inline void store_projection(const ProjectionParams& p, uint32_t unit
       if (row < 8 && column < p.num_columns)
         p.out_bf16.row(token)[column] = to_bf16(silu(outputs.y[i]) * partner);
     } else {
-      store_value(p, i, unit * 16 + Outputs::row(), outputs.y[i], outputs.before[i], best);
+      store_value<kHasArgmax>(p, i, unit * 16 + Outputs::row(), outputs.y[i], outputs.before[i], best);
     }
   }
 }
