@@ -365,8 +365,8 @@ TEST_CASE("a long wait sleeps") {
     });
     pool.run(job);
     CHECK(was_met);
-    if (sleeps) CHECK(used < 0.020);
-    else CHECK(used > 0.020);  // control: a spinning waiter is seen, even on a busy machine
+    if (sleeps) CHECK(used < 0.1);
+    else CHECK(used > 0.1);  // control: a spinning waiter is seen, even on a busy machine
   }
 }
 
