@@ -41,8 +41,8 @@ class InputFile {
   uint64_t size() const { return stamp_.size; }
   const FileStamp& stamp() const { return stamp_; }
   int descriptor() const { return descriptor_; }
-  /// Brings all changes to the disk, so that no page is dirty. False on file systems without a disk:
-  /// their pages stay dirty, and stamps miss changes.
+  /// Brings all changes to the disk, so that no page is dirty. False on tmpfs and ramfs, which have
+  /// no disk: their pages stay dirty, and stamps miss changes. Others are believed.
   bool write_back() const noexcept;
   /// @throws Error{io} when the file ends earlier
   void read_exact(uint64_t offset, std::span<std::byte> out) const;

@@ -7,7 +7,6 @@
 #include <mimo_rt/device.h>
 
 #include <sched.h>
-#include <unistd.h>
 
 #include <cfenv>
 #include <chrono>
@@ -28,7 +27,6 @@ constexpr uint32_t kPollsPerClockRead = 32;
 
 WorkerPool::WorkerPool(const Options& options)
     : options_(options),
-      owner_(getpid()),
       pins_(options.num_workers),
       team_(options.num_workers),
       seats_(std::make_unique<Seat[]>(options.num_workers)) {
@@ -57,7 +55,7 @@ WorkerPool::~WorkerPool() { stop(); }
 void WorkerPool::stop() {
   is_stopping_.store(true, std::memory_order_relaxed);
   for (uint32_t worker = 0; worker < options_.num_workers; ++worker) call(seats_[worker]);
-  const bool is_owner = getpid() == owner_;
+  const bool is_owner = owner_.is_here();
   for (std::thread& thread : threads_) {
     if (is_owner)
       thread.join();
@@ -72,6 +70,7 @@ void WorkerPool::notify_caller() {
 }
 
 void WorkerPool::run(Job& job, const std::function<void()>& on_news) {
+  owner_.check("WorkerPool");
   job_ = &job;
   num_running_.store(team_size(), std::memory_order_relaxed);
   for (uint32_t member = 0; member < team_size(); ++member) {

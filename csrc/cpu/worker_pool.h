@@ -5,9 +5,8 @@
 // when the workers still spin.
 #pragma once
 
+#include "core/owner_process.h"
 #include "cpu/core_pin.h"
-
-#include <sys/types.h>
 
 #include <atomic>
 #include <cstdint>
@@ -51,7 +50,7 @@ class WorkerPool {
   /// One caller at a time. The workers compute in the default floating-point environment.
   /// `on_news` is called on the caller's thread after notify_caller, several calls of which may
   /// become one, and at last when all workers have returned; it must not throw.
-  /// Not in a fork, which has no workers: StepQueue sees to that.
+  /// @throws Error{unavailable} in a fork of the process that made the pool
   void run(Job& job, const std::function<void()>& on_news = {});
   /// By a worker inside a job: there is news for the caller. No system call unless the caller
   /// sleeps.
@@ -87,7 +86,7 @@ class WorkerPool {
   void stop();
 
   Options options_;
-  pid_t owner_;  ///< the process that has the threads
+  OwnerProcess owner_;  ///< of the threads
   bool is_oversubscribed_ = false;
   std::vector<int> cores_;      ///< of the workers; empty: none is bound
   std::vector<CorePin> pins_;

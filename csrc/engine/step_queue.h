@@ -3,10 +3,7 @@
 // of some that wait; they leave the queue without a turn of their own.
 #pragma once
 
-#include "core/checks.h"
-
-#include <sys/types.h>
-#include <unistd.h>
+#include "core/owner_process.h"
 
 #include <algorithm>
 #include <chrono>
@@ -37,9 +34,7 @@ class StepQueue {
   /// True: the turn is the caller's, who calls unlock(). False: somebody has served it.
   /// @throws Error{unavailable} in a fork
   bool wait(Waiter& waiter) {
-    const pid_t caller = getpid();
-    MIMO_RT_CHECK(caller == owner_, unavailable, "Engine", "it was opened in process ", owner_, ", this is its fork ",
-                  caller, ": engines do not survive fork. Open it in the child, or use the 'spawn' start method.");
+    owner_.check("Engine");
     std::unique_lock guard(mutex_);
     if (!is_taken_) {
       is_taken_ = true;
@@ -96,7 +91,7 @@ class StepQueue {
     waiter.changed.notify_one();
   }
 
-  const pid_t owner_ = getpid();
+  const OwnerProcess owner_;
   std::mutex mutex_;
   std::deque<Waiter*> waiting_;
   bool is_taken_ = false;

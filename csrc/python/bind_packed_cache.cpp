@@ -4,6 +4,8 @@
 #include <pybind11/stl.h>
 #include <pybind11/stl/filesystem.h>
 
+#include <optional>
+
 namespace mimo_rt::python {
 
 void bind_packed_cache(py::module_& m) {
@@ -11,7 +13,11 @@ void bind_packed_cache(py::module_& m) {
       .def_readonly("part", &PackedCacheReport::part)
       .def_property_readonly("state",
                              [](const PackedCacheReport& report) { return packed_cache_state_name(report.state); })
-      .def_readonly("file", &PackedCacheReport::file)
+      .def_property_readonly("file",
+                             [](const PackedCacheReport& report) {
+                               return report.file.empty() ? std::nullopt : std::optional(report.file);
+                             },
+                             "None where C++ has an empty path.")
       .def_readonly("message", &PackedCacheReport::message);
   py::class_<PackedCacheEntry>(m, "PackedCacheEntry", "A file of a packed cache; fields as in mimo_rt/packed_cache.h.")
       .def_readonly("file", &PackedCacheEntry::file)

@@ -126,7 +126,7 @@ void remove_leftovers(const fs::path& directory, const std::string& name) noexce
 
 WriterLock::~WriterLock() {
   if (!is_held_) return;
-  ::unlink(path_.c_str());
+  if (is_same_file(descriptor_.number(), path_)) ::unlink(path_.c_str());  // the cache may have been cleared
   ::flock(descriptor_.number(), LOCK_UN);  // closing would leave it to children that have a copy of the descriptor
 }
 

@@ -169,7 +169,8 @@ Digest CachedArena::find_contents() const {
   const std::string name = cache_file_name(hash_stamps(recipe_.checkpoint), kContentSuffix);
   if (has_settled_stamps)
     if (const std::optional<Digest> known = read_contents(name)) return *known;
-  const bool do_stamps_tell = write_back(recipe_.checkpoint);
+  // A copy was made before pages came to the disk: it may be of another state than the stamps are.
+  const bool do_stamps_tell = write_back(recipe_.checkpoint) && recipe_.options.use_mmap;
   const Digest contents = hash_contents(recipe_.checkpoint, options_at(0), recipe_.where);
   if (has_settled_stamps && do_stamps_tell) write_contents(name, contents);
   return contents;

@@ -50,6 +50,17 @@ TEST_CASE("one holds the right to write, also when its file was removed and made
   for (int i = 0; i < 3; ++i) CHECK(second.try_lock() == WriterLock::State::busy);
 }
 
+TEST_CASE("a holder leaves the file alone that another one has made since") {
+  const writer::TempDir dir;
+  auto first = std::make_unique<WriterLock>(dir.path() / kLockName);
+  WriterLock second(dir.path() / kLockName), third(dir.path() / kLockName);
+  CHECK(first->try_lock() == WriterLock::State::held);
+  fs::remove(dir.path() / kLockName);  // as who clears the cache does
+  CHECK(second.try_lock() == WriterLock::State::held);
+  first.reset();
+  CHECK(third.try_lock() == WriterLock::State::busy);
+}
+
 TEST_CASE("the directory follows the environment and the option") {
   ::setenv("HOME", "/home/u", 1);
   ::setenv("MIMO_RT_CACHE", "", 1);

@@ -225,7 +225,7 @@ def test_cutlass_is_built_where_it_runs_and_its_headers_are(gate, log, root, tmp
 
 def test_the_first_build_is_one_without_cutlass(gate, log, monkeypatch, tmp_path):
     package, configure, tests = commands_of_build(gate, log, monkeypatch, tmp_path)
-    objects = tmp_path / "b" / "package" / "CMakeFiles"  # of the package: nothing is compiled twice
+    objects = tmp_path / "b" / "package" / "CMakeFiles"  # of the package
     assert f"build-dir={objects.parent} " in package and f"-DMIMO_RT_BUILT_OBJECTS={objects} " in configure
     assert f"-DMIMO_RT_CUDA_OBJECTS={objects / 'mimo_rt_cuda.dir'}" in configure
     assert configure.startswith("cmake OFF ") and "-DMIMO_RT_CUTLASS=OFF" in configure

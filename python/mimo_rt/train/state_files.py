@@ -29,9 +29,14 @@ def load_state(path: Path, options: dict[str, Any]) -> dict[str, Any]:
     """
     state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
     for name, value in options.items():
-        if state["options"].get(name) != value:
+        if name not in state["options"]:
             raise _C.InvalidArgumentError(
-                f"[train] {path} was made with {name} = {state['options'].get(name)}, "
+                f"[train] {path} does not say with which {name} it was made: it is of an older "
+                "version. Begin anew in another directory."
+            )
+        if state["options"][name] != value:
+            raise _C.InvalidArgumentError(
+                f"[train] {path} was made with {name} = {state['options'][name]}, "
                 f"got {value}. Use the same options or another directory."
             )
     return state

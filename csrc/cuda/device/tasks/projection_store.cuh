@@ -116,7 +116,7 @@ __device__ inline void store_qkv(const ProjectionParams& p, const QkvTile& tile,
 
 template <bool kHasArgmax>
 __device__ void store_value(const ProjectionParams& p, uint32_t i, uint32_t column, float y, uint16_t before,
-                                   BestColumns& best) {
+                            BestColumns& best) {
   if (column >= p.num_columns) return;
   const uint32_t token = ProjectionOutputs::token(i);
   switch (p.store) {
@@ -141,7 +141,7 @@ __device__ void store_value(const ProjectionParams& p, uint32_t i, uint32_t colu
 /// Stores one unit. All compute threads, whole warps.
 template <bool kHasArgmax>
 __device__ void store_projection(const ProjectionParams& p, uint32_t unit, const ProjectionOutputs& outputs,
-                                        BestColumns& best) {
+                                 BestColumns& best) {
   using Outputs = ProjectionOutputs;
 #pragma unroll
   for (uint32_t i = 0; i < Outputs::kTokens; ++i) {
