@@ -1,9 +1,7 @@
 // Sessions when things go wrong: bad input, cancels, throwing callbacks, failing steps, threads.
 #include "core/checks.h"
 #include "fake_engine.h"
-
-#include <sys/wait.h>
-#include <unistd.h>
+#include "fork_check.h"
 
 #include <limits>
 #include <locale>
@@ -288,23 +286,7 @@ TEST_CASE("a fork of an engine answers with an error, whether it was busy or not
     Session session(f.engine);
     StepQueue& queue = f.engine->impl().steps;
     if (is_busy) queue.lock();
-    const pid_t child = fork();
-    if (child == 0) {
-      alarm(20);  // a hang becomes a signal
-      int code = 1;
-      try {
-        session.generate(prompt, greedy(3));
-      } catch (const Error& error) {
-        const bool is_clear = std::string(error.what()).find("fork") != std::string::npos;
-        if (error.code() == ErrorCode::unavailable && is_clear) code = 42;
-      }
-      _exit(code);
-    }
-    CHECK(child > 0);
-    int status = 0;
-    CHECK_EQ(waitpid(child, &status, 0), child);
-    CHECK(WIFEXITED(status));
-    CHECK_EQ(WEXITSTATUS(status), 42);
+    fixture::check_refused_in_fork([&] { session.generate(prompt, greedy(3)); });
     if (is_busy) queue.unlock();
     CHECK(session.generate(prompt, greedy(3)).token_ids == reference(prompt, greedy(3)));  // control: the parent goes on
   }

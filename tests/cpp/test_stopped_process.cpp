@@ -2,10 +2,10 @@
 #include "cpu/counters.h"
 
 #include "check.h"
+#include "cpu_seconds.h"
 
 #include <signal.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -14,6 +14,7 @@
 #include <utility>
 
 using namespace mimo_rt::cpu;
+using fixture::thread_cpu_seconds;
 
 namespace {
 
@@ -22,12 +23,6 @@ using std::chrono::milliseconds;
 
 constexpr uint32_t kTimeoutMs = 100;
 constexpr milliseconds kStopped{300};
-
-double thread_cpu_seconds() {
-  timespec time{};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
-  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
-}
 
 /// Stops this process, and lets it go on, once a byte comes out of the pipe.
 pid_t start_stopper(const int (&pipe)[2]) {

@@ -5,13 +5,12 @@
 #include "cpu/worker_pool.h"
 
 #include "check.h"
+#include "cpu_seconds.h"
+#include "fork_check.h"
 
 #include <mimo_rt/device.h>
 
 #include <sched.h>
-#include <sys/wait.h>
-#include <time.h>
-#include <unistd.h>
 
 #include <atomic>
 #include <cfenv>
@@ -25,6 +24,8 @@
 #include <vector>
 
 using namespace mimo_rt::cpu;
+using fixture::process_cpu_seconds;
+using fixture::thread_cpu_seconds;
 
 namespace {
 
@@ -46,18 +47,6 @@ uint32_t num_threads_of_process() {
       return count;
     }
   return 0;
-}
-
-double process_cpu_seconds() {
-  timespec time{};
-  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
-  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
-}
-
-double thread_cpu_seconds() {
-  timespec time{};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
-  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
 }
 
 }  // namespace
@@ -273,24 +262,10 @@ TEST_CASE("a fork gets an error instead of waiting for workers it does not have"
     std::atomic<uint32_t> count{0};
     FunctionJob job([&](uint32_t) { ++count; });
     pool->run(job);
-    const pid_t child = fork();
-    if (child == 0) {
-      alarm(20);  // a hang becomes a signal
-      int code = 1;
-      try {
-        pool->run(job);
-      } catch (const mimo_rt::Error& error) {
-        const bool is_clear = std::string(error.what()).find("fork") != std::string::npos;
-        if (error.code() == mimo_rt::ErrorCode::unavailable && is_clear) code = 42;
-      }
-      pool.reset();  // must not join
-      _exit(code);
-    }
-    CHECK(child > 0);
-    int status = 0;
-    CHECK_EQ(waitpid(child, &status, 0), child);
-    CHECK(WIFEXITED(status));
-    CHECK_EQ(WEXITSTATUS(status), 42);
+    fixture::check_refused_in_fork([&] {
+      const auto of_fork = std::move(pool);  // must not join when it goes
+      of_fork->run(job);
+    });
     pool->run(job);  // control: the parent goes on
     CHECK_EQ(count.load(), 4u);
   }

@@ -1,0 +1,37 @@
+// What engines and pools say in a fork of their process.
+#pragma once
+
+#include "check.h"
+
+#include <mimo_rt/error.h>
+
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <functional>
+#include <string>
+
+namespace fixture {
+
+/// `body`, in a fork, throws Error{unavailable} that speaks of the fork.
+inline void check_refused_in_fork(const std::function<void()>& body) {
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(20);  // a hang becomes a signal
+    int code = 1;
+    try {
+      body();
+    } catch (const mimo_rt::Error& error) {
+      const bool is_clear = std::string(error.what()).find("fork") != std::string::npos;
+      if (error.code() == mimo_rt::ErrorCode::unavailable && is_clear) code = 42;
+    }
+    _exit(code);
+  }
+  CHECK(child > 0);
+  int status = 0;
+  CHECK_EQ(waitpid(child, &status, 0), child);
+  CHECK(WIFEXITED(status));
+  CHECK_EQ(WEXITSTATUS(status), 42);
+}
+
+}  // namespace fixture
