@@ -91,7 +91,7 @@ def build_cpp(targets: list[str], *, sanitize: str = "", niceness: int = 0,
         f"-DMIMO_RT_REQUIRE_SIMDE={'ON' if os.environ.get('CI') else 'OFF'}",
         f"-DMIMO_RT_WERROR={'ON' if os.environ.get('CI') else 'OFF'}",
         f"-DMIMO_RT_SANITIZE={sanitize}", f"-DPython_EXECUTABLE={sys.executable}",
-        "-DMIMO_RT_CUDA_OBJECTS=", f"-DMIMO_RT_BUILT_OBJECTS={'' if sanitize else _built_objects()}", *options,
+        "-DMIMO_RT_CUDA_OBJECTS=", f"-DMIMO_RT_BUILT_OBJECTS={'' if sanitize == 'thread' else _built_objects()}", *options,
     ]
     with _in_build_directory[build]:
         for command in (configure, ["cmake", "--build", str(build), "--target", *targets]):

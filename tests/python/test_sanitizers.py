@@ -39,8 +39,8 @@ EMULATED = ["test_emulation", "test_cuda_accept", "test_cuda_edges", "test_cuda_
             "test_cuda_sampling"]
 # Sanitizer -> programs; tests/conftest.py begins to build them when the run begins.
 PROGRAMS = {
-    "address,undefined": ["fuzz_checkpoint", *HOSTILE_FILE_TESTS, *EMULATED, "test_cuda_draft_rounds"],
     "thread": [*PARALLEL_TESTS, *EMULATED, "test_cuda_persistent", "test_cuda_rounds"],
+    "address,undefined": ["fuzz_checkpoint", *HOSTILE_FILE_TESTS, *EMULATED, "test_cuda_draft_rounds"],
 }
 
 
@@ -57,51 +57,13 @@ def run_all(commands, **environment):
 
 
 @pytest.fixture(scope="module")
-def asan_programs(sanitized):
-    return sanitized("address,undefined")
-
-
-@pytest.fixture(scope="module")
 def tsan_programs(sanitized):
     return sanitized("thread")
 
 
-def test_fuzzing_the_checkpoint_reader_finds_nothing(asan_programs):
-    done = run([asan_programs / "fuzz_checkpoint", "--seconds", FUZZ_SECONDS, "--seed", 1])
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_the_fuzzer_finds_a_planted_fault(asan_programs):
-    done = run([asan_programs / "fuzz_checkpoint", "--seconds", 5, "--self-test", 1])
-    assert done.returncode != 0 and "AddressSanitizer: heap-buffer-overflow" in done.stderr
-
-
-@pytest.mark.parametrize("program", HOSTILE_FILE_TESTS)
-def test_hostile_files_under_asan(asan_programs, program):
-    done = run([asan_programs / program])
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def cases_without_faults(program):
-    """All cases of a test program but those that plant faults, which the sanitizer would find first."""
-    cases = run([program, "--list"]).stdout.splitlines()
-    kept = [case for case in cases if "left out" not in case]
-    assert kept
-    return kept
-
-
-def test_cuda_kernels_under_asan(asan_programs):
-    kernels = [name for name in PROGRAMS["address,undefined"]
-               if name.startswith("test_cuda_") and name not in ("test_cuda_edges", "test_cuda_draft_rounds")]
-    commands = [["test_emulation", "the correct kernel gives the same answer in every schedule"],
-                ["test_cuda_edges", "every edge hands over the right values in every schedule",
-                 "a signal that does not come ends all blocks with one report"],
-                ["test_cuda_draft_rounds", "two tokens from rounds of drawn drafts"],
-                *([name, *cases_without_faults(asan_programs / name)] for name in kernels)]
-    for done in run_all([asan_programs / program, *cases] for program, *cases in commands):
-        assert done.returncode == 0, done.stdout + done.stderr
-    done = run([asan_programs / "test_emulation", "a read before arrival is found"])
-    assert done.returncode != 0 and "use-after-poison" in done.stderr
+@pytest.fixture(scope="module")
+def asan_programs(sanitized):
+    return sanitized("address,undefined")
 
 
 def tsan_command(program, *cases):
@@ -150,3 +112,41 @@ def test_cuda_kernels_under_tsan(tsan_programs):
 def test_parallel_parts_under_tsan(tsan_programs, program):
     done = run(tsan_command(tsan_programs / program, *PARALLEL_TESTS[program]), TSAN_OPTIONS="halt_on_error=1")
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_fuzzing_the_checkpoint_reader_finds_nothing(asan_programs):
+    done = run([asan_programs / "fuzz_checkpoint", "--seconds", FUZZ_SECONDS, "--seed", 1])
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_fuzzer_finds_a_planted_fault(asan_programs):
+    done = run([asan_programs / "fuzz_checkpoint", "--seconds", 5, "--self-test", 1])
+    assert done.returncode != 0 and "AddressSanitizer: heap-buffer-overflow" in done.stderr
+
+
+@pytest.mark.parametrize("program", HOSTILE_FILE_TESTS)
+def test_hostile_files_under_asan(asan_programs, program):
+    done = run([asan_programs / program])
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def cases_without_faults(program):
+    """All cases of a test program but those that plant faults, which the sanitizer would find first."""
+    cases = run([program, "--list"]).stdout.splitlines()
+    kept = [case for case in cases if "left out" not in case]
+    assert kept
+    return kept
+
+
+def test_cuda_kernels_under_asan(asan_programs):
+    kernels = [name for name in PROGRAMS["address,undefined"]
+               if name.startswith("test_cuda_") and name not in ("test_cuda_edges", "test_cuda_draft_rounds")]
+    commands = [["test_emulation", "the correct kernel gives the same answer in every schedule"],
+                ["test_cuda_edges", "every edge hands over the right values in every schedule",
+                 "a signal that does not come ends all blocks with one report"],
+                ["test_cuda_draft_rounds", "two tokens from rounds of drawn drafts"],
+                *([name, *cases_without_faults(asan_programs / name)] for name in kernels)]
+    for done in run_all([asan_programs / program, *cases] for program, *cases in commands):
+        assert done.returncode == 0, done.stdout + done.stderr
+    done = run([asan_programs / "test_emulation", "a read before arrival is found"])
+    assert done.returncode != 0 and "use-after-poison" in done.stderr
