@@ -254,7 +254,7 @@ TEST_CASE("no row beyond max_tokens or max_context") {
   }
 }
 
-TEST_CASE("a request, a full ring and max_rounds end the rounds; begin goes on with the same text") {
+TEST_CASE("a request and max_rounds end the rounds; begin goes on with the same text") {
   const Toy toy = toy_model(3);
   Start start = starts()[3];
   start.max_tokens = 900;
@@ -277,17 +277,26 @@ TEST_CASE("a request, a full ring and max_rounds end the rounds; begin goes on w
   rounds.drain();
   rounds.output.end = state.end;
   CHECK(same(rounds.output, plain));
+}
 
-  Rounds full(toy, start, kFixed, 8);
-  full.state->begin();
-  while (full.state->end == RoundEnd::running) full.run_round();
-  CHECK(full.state->end == RoundEnd::requested);
-  const uint64_t num_waiting = full.state->ring.num_pushed();
-  CHECK(num_waiting <= TokenRing::kCapacity && num_waiting + 8 > TokenRing::kCapacity);
-  full.state->begin();  // still full
-  CHECK(full.state->end == RoundEnd::requested);
-  full.drain();
-  CHECK(same(full.output.tokens.back(), plain.tokens[num_waiting - 1]));
+TEST_CASE("a ring without room for a whole block ends the rounds") {
+  const Toy toy = toy_model(0);
+  Start start = starts()[0];  // greedy: every round emits its whole block
+  start.max_tokens = 900;
+  const Output plain = decode_plainly(toy, start);
+  for (const uint32_t block_size : {5u, 7u, 8u}) {  // the first two do not divide the capacity
+    Rounds full(toy, start, kFixed, block_size);
+    full.state->begin();
+    while (full.state->end == RoundEnd::running) full.run_round();
+    CHECK(full.state->end == RoundEnd::requested);
+    const uint64_t num_waiting = full.state->ring.num_pushed();
+    CHECK_EQ(num_waiting, TokenRing::kCapacity / block_size * block_size);
+    full.state->begin();  // still full
+    CHECK(full.state->end == RoundEnd::requested);
+    full.drain();
+    CHECK_EQ(full.output.tokens.size(), num_waiting);
+    for (size_t i = 0; i < num_waiting; ++i) CHECK(same(full.output.tokens[i], plain.tokens[i]));
+  }
 }
 
 TEST_CASE("a row without finite logits ends the rounds after the tokens before it") {
