@@ -156,6 +156,7 @@ TEST_CASE("stop strings: earliest end wins, then the longest; included when aske
   CHECK((feed({"xabc"}, {"bc", "abc", "c"}, false) == Outcome{"x", 1}));
   CHECK((feed({"xabc"}, {"bc", "abc", "c"}, true) == Outcome{"xabc", 1}));
   CHECK((feed({"aab", "aabaaab"}, {"aabaaa"}, false) == Outcome{"aab", 0}));  // overlapping start
+  CHECK((feed({"aabaaabaaac"}, {"aabaaac"}, false) == Outcome{"aaba", 0}));  // a border of a border
   CHECK((feed({"wait"}, {"waiting"}, false) == Outcome{"wait", -1}));  // released at the end
   CHECK((feed({"na\xc3", "\xafve"}, {"ï"}, false) == Outcome{"na", 0}));
 }
