@@ -136,7 +136,7 @@ TEST_CASE("draws on long rows: blocks and skipped logits change no token") {
                                              sampling(1e-30f),     sampling(2, 130, 0.8f, 0.02f),
                                              sampling(1, 0, 1, 0.05f), sampling(0.5f, 0, 1, 1),
                                              sampling(1, 0, 1, 1e-14f), sampling(1, 0, 1, 0.05f, 1.2f),
-                                             sampling(3, 0, 0.3f, 0.3f),
+                                             sampling(3, 0, 0.3f, 0.3f), sampling(3, 0, 0.05f),
                                              sampling(1, 40, 1, 0, 1.2f), sampling(1, 0, 1, 0.05f, 0.9f)};
   int num_distinct = 0;
   for (uint32_t n = 1; n < 1500; n += n < 140 ? 7 : 171)
