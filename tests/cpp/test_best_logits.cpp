@@ -383,6 +383,9 @@ TEST_CASE("what takes more than the best logits is refused without logits") {
   const SamplingParams penalised{.temperature = 0.5f, .sample_top_k = 5, .repetition_penalty = 1.2f};
   CHECK_EQ(num_best_logits({.params = &penalised, .token_counts = counts.data()}), 0u);
   CHECK_EQ(num_best_logits({.params = &penalised}), 5u);  // nothing has occurred
+  const SamplingParams most{.sample_top_k = kMaxBestLogits}, too_many{.sample_top_k = kMaxBestLogits + 1};
+  CHECK_EQ(num_best_logits({.params = &most}), kMaxBestLogits);
+  CHECK_EQ(num_best_logits({.params = &too_many}), 0u);
 }
 
 CHECK_MAIN()
