@@ -170,6 +170,28 @@ TEST_CASE("text: streamed pieces add up, stop strings end it, specials are skipp
   CHECK_EQ(streamed, by_token.text);
 }
 
+TEST_CASE("a stop string may end with the token after min_tokens, not before") {
+  const Fixture f;
+  const Tokens prompt = iota_tokens(5);
+  Session session(f.engine);
+  session.load_vocabulary(write_vocabulary());
+  GenerateOptions options = greedy(40);
+  const Tokens plain = session.generate(prompt, options).token_ids;
+  uint32_t num_stops = 0;
+  for (uint32_t i = 0; i + 1 < plain.size(); ++i) {
+    if (plain[i] >= 26) continue;  // no letter
+    ++num_stops;
+    options.stop = {std::string(1, char('a' + plain[i]))};
+    options.min_tokens = i;
+    const GenerateResult result = session.generate(prompt, options);
+    CHECK_EQ(result.token_ids.size(), i + 1u);
+    CHECK_EQ(result.stop_string, options.stop[0]);
+    options.min_tokens = i + 1;
+    CHECK(session.generate(prompt, options).token_ids.size() > i + 1);
+  }
+  CHECK(num_stops > 10);
+}
+
 TEST_CASE("logits: every row, whatever the step") {
   const Fixture f;
   const Tokens tokens = iota_tokens(45);
