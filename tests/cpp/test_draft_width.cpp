@@ -64,6 +64,13 @@ double adaptive_ns_per_token(const World& world, uint32_t block_size, uint64_t n
   return simulate(width, world, num_tokens, seed).ns_per_token();
 }
 
+/// What becomes of a width in 100 rounds like this one, and the plain ones that are due then.
+DraftWidth after(DraftWidth width, const RoundOutcome& round) {
+  for (int i = 0; i < 100; ++i) width.observe(round);
+  for (int i = 0; i < 3; ++i) width.observe({.ns = uint64_t(kCosts[0](0))});
+  return width;
+}
+
 }  // namespace
 
 TEST_CASE("off and fixed") {
@@ -317,6 +324,33 @@ TEST_CASE("lookups whose score has been wrong are left alone, whatever others ga
     width.observe({.num_drafts = 7, .num_accepted = 7, .ns = uint64_t(costs(7)), .had_drafts = true});  // a gain
   }
   CHECK(num_drafted < 20);
+}
+
+TEST_CASE("what a stop cuts off says nothing about drafts, nor does a round that makes much context about times") {
+  const auto ns = uint64_t(kCosts[1](7));
+  DraftWidth sure(kAdaptive, 8);
+  simulate(sure, {kCosts[1], always}, 1000);
+  CHECK_EQ(after(sure, {.num_drafts = 7, .num_accepted = 2, .ns = ns, .is_cut = true}).choose(15), 7u);
+  CHECK_EQ(after(sure, {.num_drafts = 7, .num_accepted = 2, .ns = ns}).choose(15), 2u);  // control
+  const RoundOutcome slow{.num_drafts = 7, .num_accepted = 7, .num_context_rows = 200, .ns = 10 * ns};
+  CHECK_EQ(after(sure, slow).choose(15), 7u);
+  CHECK(after(sure, {.num_drafts = 7, .num_accepted = 7, .num_context_rows = 16, .ns = 10 * ns}).choose(15) < 7);
+
+  // A cut behind the anchor does not even age what is known: that the second draft is always wrong.
+  const auto cheap = affine(0.0, 0.1);
+  DraftWidth first = after(after(DraftWidth(kAdaptive, 8), {.ns = uint64_t(cheap(0))}),
+                           {.num_drafts = 7, .num_accepted = 1, .ns = uint64_t(cheap(7))});
+  CHECK_EQ(after(first, {.num_drafts = 1, .ns = uint64_t(cheap(1)), .is_cut = true}).choose(15), 1u);
+  CHECK(after(first, {.num_drafts = 1, .num_accepted = 1, .ns = uint64_t(cheap(1))}).choose(15) > 1);  // control
+
+  const World told{.ns = kCosts[1], .acceptance = nullptr, .told = [](Random&) { return std::pair{5.0f, 1.0}; }};
+  const std::vector<float> scores(7, 5.0f);
+  DraftWidth scored(kAdaptive, 8);
+  simulate(scored, told, 1000);
+  RoundOutcome round{.num_drafts = 7, .num_accepted = 2, .ns = ns, .is_cut = true, .scores = scores};
+  CHECK_EQ(after(scored, round).narrow(scores), 7u);
+  round.is_cut = false;
+  CHECK(after(scored, round).narrow(scores) < 7);  // control
 }
 
 TEST_CASE("statistics of the next generation begin at zero, what was learnt stays") {
