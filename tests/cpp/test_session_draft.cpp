@@ -179,6 +179,37 @@ TEST_CASE("a callback that throws, and a step that fails, leave a usable session
   CHECK(session.generate(prompt, fixed(greedy(50))).token_ids == expected);
 }
 
+TEST_CASE("positions whose features a failed generation may have overwritten run again") {
+  const auto with_long_windows = [] {  // features are what is overwritten first
+    Fixture f = with_draft();
+    f.engine->impl().config.layers[0].window_tokens = 0;
+    f.engine->impl().draft->window_tokens = {200};
+    return f;
+  };
+  const Tokens prompt = iota_tokens(30);  // two steps; of the first one there is context
+  GenerateOptions off = greedy(200);
+  off.draft.mode = DraftOptions::Mode::off;
+  const Fixture g = with_long_windows();
+  Session fresh(g.engine);
+  const GenerateResult expected = fresh.generate(prompt, fixed(greedy(40)));
+  const Engine::Impl& engine = g.engine->impl();
+  const uint32_t num_kept = Sequence(engine.config, engine.draft_config(), 300, 16).cache().feature_rows() + 16;
+  for (const uint32_t num_written : {num_kept - 1, num_kept, num_kept + 1, num_kept + 2}) {
+    const Fixture f = with_long_windows();
+    Session session(f.engine);
+    uint32_t num_steps = 0;
+    f.executor->on_step = [&] {  // rounds note a whole block behind their position
+      if (++num_steps == 3 + num_written - kBlock - 30) fail(ErrorCode::timeout, "fake", "no progress");
+    };
+    CHECK_THROWS(timeout, "no progress", session.generate(prompt, off));
+    f.executor->on_step = nullptr;
+    const GenerateResult again = session.generate(prompt, fixed(greedy(40)));
+    CHECK_EQ(again.stats.num_cached_tokens, num_written > num_kept ? 16u : 29u);
+    CHECK(again.token_ids == expected.token_ids);
+    CHECK_EQ(stats_of(again).num_accepted_tokens, stats_of(expected).num_accepted_tokens);
+  }
+}
+
 TEST_CASE("logits that are not finite are an error, and the next generation starts afresh") {
   const Tokens prompt = iota_tokens(12);
   Fixture f = with_draft();
