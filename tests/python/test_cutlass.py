@@ -30,12 +30,12 @@ def run_cmake(root, directory, lines, **environment):
 
 @pytest.fixture(scope="module")
 def cutlass(root):
-    """The directory of the headers."""
+    """The directory of the headers. Without a network the tests that need them are skipped; in CI they fail."""
     directory = root / "build" / "cutlass"  # kept between runs
     directory.mkdir(parents=True, exist_ok=True)
     done = run_cmake(root, directory, ["mimo_find_cutlass(include)", 'message(STATUS "in ${include}")'])
     said = " ".join(done.stderr.split())
-    if "pip cannot fetch" in said and "DO NOT MATCH THE HASHES" not in said:
+    if "pip cannot fetch" in said and "DO NOT MATCH THE HASHES" not in said and not os.environ.get("CI"):
         pytest.skip(f"no CUTLASS: {said}")
     assert done.returncode == 0, done.stderr
     return pathlib.Path(re.search(r"^-- in (.*)$", done.stdout, re.MULTILINE)[1])
