@@ -119,8 +119,8 @@ def test_fuzzing_the_checkpoint_reader_finds_nothing(asan_programs):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_fuzzer_finds_a_planted_fault(asan_programs):
-    done = run([asan_programs / "fuzz_checkpoint", "--seconds", 5, "--self-test", 1])
+def test_the_fuzzer_finds_a_planted_fault(asan_programs, tmp_path):
+    done = run([asan_programs / "fuzz_checkpoint", "--seconds", 5, "--self-test", 1], TMPDIR=str(tmp_path))
     assert done.returncode != 0 and "AddressSanitizer: heap-buffer-overflow" in done.stderr
 
 
