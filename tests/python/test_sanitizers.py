@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import os
+import re
 import subprocess
 
 import pytest
@@ -117,6 +118,8 @@ def test_parallel_parts_under_tsan(tsan_programs, program):
 def test_fuzzing_the_checkpoint_reader_finds_nothing(asan_programs):
     done = run([asan_programs / "fuzz_checkpoint", "--seconds", FUZZ_SECONDS, "--seed", 1])
     assert done.returncode == 0, done.stdout + done.stderr
+    outcomes = dict(re.findall(r"^(.+?) +\d+ executions +(\d+) unique outcomes$", done.stdout, re.MULTILINE))
+    assert "packed file" in outcomes and min(map(int, outcomes.values())) > 1, done.stdout  # each reader was reached
 
 
 def test_the_fuzzer_finds_a_planted_fault(asan_programs, tmp_path):
