@@ -200,6 +200,11 @@ TEST_CASE("may_stop = false: the bytes are shown at once and match nothing") {
   CHECK_EQ(text.take_released(), "ab");
   CHECK(!text.push("ab"));
   CHECK_EQ(text.text(), "xaabab");
+  StopText begun({"ab"}, false);
+  CHECK(begun.push("a"));
+  CHECK(begun.push("x", false));  // nor does it go on with a stop string that has begun
+  CHECK(begun.push("b"));
+  CHECK_EQ(begun.text(), "axb");
 }
 
 CHECK_MAIN()
