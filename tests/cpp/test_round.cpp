@@ -301,16 +301,20 @@ TEST_CASE("a ring without room for a whole block ends the rounds") {
 
 TEST_CASE("a row without finite logits ends the rounds after the tokens before it") {
   Toy toy = toy_model(0);
-  toy.target = [](int32_t token, uint32_t position) {
-    return position == 33 ? Logits(kVocab, std::numeric_limits<float>::quiet_NaN()) : target_logits(token, position);
-  };
-  for (const uint32_t block_size : {2u, 3u, 8u, 16u}) {
-    const Start start = starts()[0];
-    Rounds rounds(toy, start, kFixed, block_size);
-    const Output output = rounds.run();
-    CHECK(output.end == RoundEnd::bad_logits);
-    CHECK(same(output, decode_plainly(toy, start)));
-    CHECK_EQ(rounds.state->position, 33u);
+  for (const uint32_t bad : {33u, 34u}) {  // rows inside a block, and the first one of most
+    toy.target = [bad](int32_t token, uint32_t position) {
+      return position == bad ? Logits(kVocab, std::numeric_limits<float>::quiet_NaN()) : target_logits(token, position);
+    };
+    for (const uint32_t block_size : {2u, 3u, 8u, 16u}) {
+      const Start start = starts()[0];
+      Rounds rounds(toy, start, kFixed, block_size);
+      const Output output = rounds.run();
+      CHECK(output.end == RoundEnd::bad_logits);
+      CHECK(same(output, decode_plainly(toy, start)));
+      CHECK_EQ(rounds.state->position, bad);
+      const DraftStats& stats = rounds.width.stats();
+      CHECK_EQ(stats.num_draft_tokens, stats.num_accepted_tokens);  // those behind it count nowhere
+    }
   }
 }
 
