@@ -18,7 +18,7 @@ struct alignas(128) RoundRecord {
   uint32_t num_tokens;   ///< rows that were verified: the anchor and drafts
   uint32_t num_context_rows;
   uint32_t num_active_experts;  ///< summed over the layers
-  uint32_t last_was_drafted;    ///< the last token equals the draft of its position
+  uint32_t last_was_drafted;    ///< the last token equals the draft of its position; not said with bad logits
   uint32_t has_bad_logits;      ///< the row after the tokens had no finite logit
   uint32_t has_ended;           ///< the text has: no further round
   uint64_t ns;                  ///< since the round before, without the wait for the host; 0: the first of its launch

@@ -143,7 +143,7 @@ struct RoundReport {
   uint32_t stride = 0;
   uint32_t num_tokens = 1;               ///< rows that the round verified: the anchor and drafts
   uint32_t num_context_rows = 0;
-  bool last_was_drafted = false;         ///< the last token equals the draft of its position
+  bool last_was_drafted = false;         ///< the last token equals the draft of its position; nothing with bad logits
   bool has_bad_logits = false;           ///< the row after the tokens had no finite logit
   uint64_t ns = 0;                       ///< 0: since the round before was reported
 };

@@ -101,8 +101,7 @@ __device__ inline void end_round(const AcceptRoundParams& p, RoundRecord& record
   record.num_tokens = step.num_tokens;
   record.num_context_rows = step.num_context_rows;
   record.num_active_experts = round.num_active_experts;
-  // A row only counts after a confirmed one.
-  record.last_was_drafted = is_bad ? row != 0 : (fate & kRowConfirms) != 0;
+  record.last_was_drafted = (fate & kRowConfirms) != 0;
   record.has_bad_logits = is_bad;
   record.ns = round.last_ns != 0 ? ptx::global_timer_ns() - round.last_ns : 0;
   round.token_position += num_emitted;
