@@ -81,7 +81,7 @@ struct ConfigField {
       std::optional<IntList> RawConfig::*, std::optional<StringList> RawConfig::*>;
 
   /// Spellings, "a.b" for a nested one; where several are present they must agree.
-  std::array<const char*, 3> keys;
+  std::array<const char*, 4> keys;
   Member member;
   Need need;
   double min = 0, max = 0;        ///< of a number, or of each number of a list

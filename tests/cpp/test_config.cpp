@@ -370,8 +370,10 @@ TEST_CASE("the config of transformers' port") {
   CHECK(config.qkv_layout == QkvLayout::split);
   CHECK_EQ(parse(with(port(), "sliding_window_size", "128")).layers[1].window_tokens, 129u);
   REFUSED(with(port(), "sliding_window_size", "129"), "sliding_window: expected 130");
-  refused(with(port(), "rope_parameters.full_attention.rope_type", "\"yarn\""),
-          ErrorCode::unsupported_shape, "rope_type", __LINE__);
+  for (const char* part : {"", "full_attention.", "sliding_attention."})
+    for (const char* key : {"rope_type", "type"})
+      refused(with(port(), std::string("rope_parameters.") + part + key, "\"yarn\""),
+              ErrorCode::unsupported_shape, "rope_type", __LINE__);
   REFUSED(with(port(), "rope_theta", "1e4"), "rope_theta");
 }
 
