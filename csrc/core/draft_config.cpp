@@ -57,6 +57,12 @@ const ConfigField kFields[] = {
   {{"use_qk_norm", "dflash_config.use_qk_norm"}, &Raw::has_qk_norm, Need::optional},
   {{"is_causal", "dflash_config.is_causal"}, &Raw::is_causal, Need::optional, 0, 0, "false",
    kUnsupported},
+  {{"input_embedding_scale", "dflash_config.input_embedding_scale"}, &Raw::input_scale,
+   Need::optional, 1, 1, nullptr, kUnsupported},
+  {{"output_multiplier", "dflash_config.output_multiplier"}, &Raw::logit_scale, Need::optional, 1,
+   1, nullptr, kUnsupported},
+  {{"final_logit_softcapping", "dflash_config.final_logit_softcapping"}, &Raw::logit_cap,
+   Need::optional, 0, 0, nullptr, kUnsupported},
 
   {{"sliding_window"}, &Raw::sliding_window, Need::optional, 1, kMaxTokens},
   {{"use_sliding_window"}, &Raw::use_sliding_window, Need::optional},
@@ -158,7 +164,8 @@ uint32_t Builder::window_of(std::optional<uint32_t> tokens, const char* key,
 }
 
 // Who says that a layer is windowed: `use_swa` (MiMo: all layers), or `layer_types`, or
-// `use_sliding_window` with `max_window_layers` (Qwen3).
+// `use_sliding_window` with `max_window_layers` (Qwen3; its windowed layers are causal unless
+// `is_causal` is false: github.com/z-lab/dflash, dflash/model.py).
 std::vector<uint32_t> Builder::window_tokens() const {
   const uint32_t num_layers = *raw_.num_layers;
   std::vector<uint32_t> windows(num_layers, 0);
@@ -169,14 +176,19 @@ std::vector<uint32_t> Builder::window_tokens() const {
     for (uint32_t i = first; i < num_layers; ++i)
       windows[i] = window_of(raw_.sliding_window, "sliding_window", "use_sliding_window is true");
   }
-  if (!raw_.use_draft_window.value_or(false)) return windows;
+  const auto is_full = [](uint32_t layer_window) { return layer_window == 0; };
+  if (!raw_.use_draft_window.value_or(false)) {
+    if (!raw_.is_causal && !std::all_of(windows.begin(), windows.end(), is_full))
+      unsupported("is_causal: expected false, as layers are windowed, got nothing, which means that ",
+                  "these are causal. Use a draft whose layers see the whole block, or none.");
+    return windows;
+  }
 
   const std::optional<uint32_t> tokens =
       raw_.draft_window ? raw_.draft_window : raw_.sliding_window;
   const uint32_t window = window_of(tokens, "swa_window_size", "use_swa is true");
   if (raw_.sliding_window && *raw_.sliding_window != window)
     bad("sliding_window: expected swa_window_size (", window, "), got ", *raw_.sliding_window);
-  const auto is_full = [](uint32_t layer_window) { return layer_window == 0; };
   if (raw_.layer_types && std::any_of(windows.begin(), windows.end(), is_full))
     bad("layer_types: expected sliding_attention in every layer, as use_swa is true, got another");
   return std::vector<uint32_t>(num_layers, window);

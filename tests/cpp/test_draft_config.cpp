@@ -107,7 +107,7 @@ TEST_CASE("a plain Qwen3 draft has no sinks, full attention and rotates whole he
 
 TEST_CASE("windows follow use_swa, layer_types or use_sliding_window") {
   const auto windows = [](const Fields& changes) {
-    return parse(with(qwen3(), changes)).window_tokens;
+    return parse(with(qwen3(), with({{"is_causal", "false"}}, changes))).window_tokens;
   };
   using List = std::vector<uint32_t>;
   const std::string mixed = "[\"full_attention\",\"sliding_attention\",\"full_attention\"]";
@@ -118,10 +118,18 @@ TEST_CASE("windows follow use_swa, layer_types or use_sliding_window") {
         (List{0, 64, 64}));
   CHECK(windows({{"sliding_window", "64"}, {"use_sliding_window", "true"}, {"layer_types", mixed}}) ==
         (List{0, 64, 0}));
-  CHECK(windows({{".use_swa", "true"}, {".swa_window_size", "9"}}) == List(3, 9));
+  CHECK(windows({{".use_swa", "true"}, {".swa_window_size", "9"}, {"is_causal", ""}}) == List(3, 9));
   CHECK(windows({{".use_swa", "true"}, {"sliding_window", "9"}}) == List(3, 9));
   CHECK(windows({{".use_swa", "true"}, {".swa_window_size", "9"}, {"layer_types", all}}) == List(3, 9));
   CHECK(windows({{".use_swa", "false"}, {".swa_window_size", "9"}}) == List(3, 0));
+
+  for (const char* unsaid : {"", "null"}) {  // Qwen3's windowed layers are causal then
+    const std::string needle = "is_causal: expected false, as layers are windowed, got nothing";
+    const Fields window = {{"sliding_window", "64"}, {"use_sliding_window", "true"}, {"is_causal", unsaid}};
+    CHECK(windows(window) == List(3, 0));  // max_window_layers is 28
+    CHECK_THROWS(unsupported_shape, needle, windows(with(window, {{"layer_types", mixed}})));
+    CHECK_THROWS(unsupported_shape, needle, windows(with(window, {{"max_window_layers", "2"}})));
+  }
 
   const auto refused = [](const Fields& changes, const std::string& needle) {
     CHECK_THROWS(bad_format, needle, parse(with(qwen3(), changes)));
@@ -140,6 +148,10 @@ TEST_CASE("what this library cannot compute is refused by name") {
   const std::vector<std::pair<Fields, std::string>> cases = {
       {{{"is_causal", "true"}}, "is_causal: expected true or false (false), got true"},
       {{{".is_causal", "true"}}, "is_causal"},
+      {{{".input_embedding_scale", "8.0"}}, "input_embedding_scale: expected a number in [1, 1], got 8.0"},
+      {{{".output_multiplier", "0.5"}}, "output_multiplier: expected a number in [1, 1], got 0.5"},
+      {{{"output_multiplier", "2"}}, "output_multiplier"},
+      {{{".final_logit_softcapping", "20.0"}}, "final_logit_softcapping: expected a number in [0, 0], got 20.0"},
       {{{"attention_bias", "true"}}, "attention_bias"},
       {{{"hidden_act", "\"gelu\""}}, "hidden_act"},
       {{{"model_type", "\"llama\""}}, "model_type"},
@@ -161,6 +173,9 @@ TEST_CASE("what this library cannot compute is refused by name") {
   };
   for (const auto& [changes, needle] : cases)
     CHECK_THROWS(unsupported_shape, needle, parse(with(qwen3(), changes)));
+  for (const char* none : {"null", "0"})
+    parse(with(qwen3(), {{".input_embedding_scale", "1.0"}, {".output_multiplier", "1"},
+                         {".final_logit_softcapping", none}}));
   for (int size = 2; size <= 16; ++size)
     CHECK_EQ(parse(with(qwen3(), {{"block_size", std::to_string(size)}})).block_size, uint32_t(size));
 }
