@@ -13,7 +13,9 @@ from ._output import escape_controls, format_bytes, format_table, print_json, pu
 
 # The first pattern that matches a tensor's name gives its group.
 _GROUPS = (
-    ("mtp (unused)", r"model\.mtp\."),
+    ("mtp (unused)", r"^model\.mtp\."),
+    ("vision (unused)", r"^visual\."),
+    ("audio (unused)", r"^(audio_encoder|speech_embeddings)\."),
     ("embedding", r"embed_tokens"),
     ("lm_head", r"lm_head"),
     ("experts", r"\.experts\."),
