@@ -67,7 +67,7 @@ struct RawConfig {
   Maybe<uint32_t> block_size, mask_token_id, num_target_layers, draft_window, first_window_layer;
   Maybe<uint32_t> draft_vocab_size;
   Maybe<IntList> target_layer_ids;
-  Maybe<bool> use_draft_window, use_sliding_window, has_sinks = false, has_qk_norm = true;
+  Maybe<bool> use_draft_window, use_sliding_window, has_sinks, has_qk_norm = true;
   Maybe<bool> is_causal, is_mask_per_position = false;
   Maybe<double> input_scale, logit_scale, logit_cap;
 };

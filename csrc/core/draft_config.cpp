@@ -101,6 +101,12 @@ class Builder {
     fail(kUnsupported, kWhere, source_, ": ", args...);
   }
 
+  // Any field of MiMo's makes it MiMo's.
+  bool is_qwen3() const {
+    return !raw_.use_draft_window && !raw_.draft_window && !raw_.has_sinks && !raw_.v_head_dim &&
+           *raw_.value_scale == 1.0;
+  }
+
   void check_heads(const DraftConfig& config) const;
   uint32_t rotary_dim(uint32_t head_dim) const;
   uint32_t block_size() const;
@@ -250,10 +256,11 @@ DraftConfig Builder::build() const {
   config.rope_theta = *raw_.rope_theta;
   config.rms_norm_eps = *raw_.rms_norm_eps;
   config.value_scale = *raw_.value_scale;
-  config.has_sink = *raw_.has_sinks;
+  config.has_sink = raw_.has_sinks.value_or(false);
   config.has_qk_norm = *raw_.has_qk_norm;
   config.block_size = block_size();
   config.mask_token_id = static_cast<int32_t>(*raw_.mask_token_id);
+  config.uses_target_mask = is_qwen3();
   config.num_target_layers = raw_.num_target_layers.value_or(0);
   config.vocab_size = raw_.vocab_size.value_or(0);
   config.draft_vocab_size = draft_vocab_size();

@@ -83,6 +83,7 @@ TEST_CASE("the published draft's config is read as it is meant") {
   CHECK(config.has_qk_norm);
   CHECK_EQ(config.block_size, 8u);
   CHECK_EQ(config.mask_token_id, 151669);
+  CHECK(!config.uses_target_mask);
   CHECK_EQ(config.num_target_layers, 70u);
   CHECK_EQ(config.vocab_size, 152064u);
   CHECK(config.window_tokens == std::vector<uint32_t>(5, 1024));
@@ -98,6 +99,12 @@ TEST_CASE("a plain Qwen3 draft has no sinks, full attention and rotates whole he
   CHECK(!config.has_sink);
   CHECK(config.has_qk_norm);
   CHECK_EQ(config.num_target_layers, 0u);
+  CHECK(config.uses_target_mask);
+  for (const char* field : {"use_swa", "attention_sink_bias"})  // one of MiMo's fields is enough
+    CHECK(!parse(with(qwen3(), {{std::string(".") + field, "false"}})).uses_target_mask);
+  CHECK(!parse(with(qwen3(), {{"v_head_dim", "32"}})).uses_target_mask);
+  CHECK(!parse(with(qwen3(), {{".swa_window_size", "9"}})).uses_target_mask);
+  CHECK(!parse(with(qwen3(), {{".attention_value_scale", "0.6"}})).uses_target_mask);
   CHECK(config.window_tokens == std::vector<uint32_t>(3, 0));
   CHECK(!parse(with(qwen3(), {{"use_qk_norm", "false"}})).has_qk_norm);
   const std::string nested = "{\"rope_type\":\"default\",\"rope_theta\":5e6}";
