@@ -13,6 +13,9 @@ constexpr ErrorCode kUnsupported = ErrorCode::unsupported_shape;
 constexpr double kMaxHeads = 16384, kMaxHeadDim = 4096, kMaxWidth = 1 << 22, kMaxTokens = 1 << 30;
 constexpr double kMaxToken = 2147483647;  // token ids are int32_t
 
+const ConfigField kEndTokens = {{"eos_token_id"}, &Raw::eos_token_ids, Need::optional, 0, kMaxToken,
+                                nullptr, ErrorCode::bad_format, true};
+
 // clang-format off
 const ConfigField kFields[] = {
   {{"model_type"}, &Raw::model_type, Need::required, 0, 0, "mimo_v2|mimo_v2_flash", kUnsupported},
@@ -24,8 +27,7 @@ const ConfigField kFields[] = {
   {{"rms_norm_eps", "layernorm_epsilon"}, &Raw::rms_norm_eps, Need::required, 1e-30, 1},
   {{"tie_word_embeddings"}, &Raw::tie_word_embeddings, Need::optional},
   {{"hidden_act"}, &Raw::hidden_act, Need::optional, 0, 0, "silu", kUnsupported},
-  {{"eos_token_id"}, &Raw::eos_token_ids, Need::optional, 0, kMaxToken, nullptr,
-   ErrorCode::bad_format, true},
+  kEndTokens,
 
   {{"num_attention_heads"}, &Raw::num_q_heads, Need::required, 1, kMaxHeads},
   {{"num_key_value_heads"}, &Raw::num_kv_heads, Need::required, 1, kMaxHeads},
@@ -119,6 +121,7 @@ std::string describe(const ConfigField& field) {
 }  // namespace
 
 std::span<const ConfigField> config_fields() { return kFields; }
+std::span<const ConfigField> generation_fields() { return {&kEndTokens, 1}; }
 
 void fail_field(const ConfigField& field, ErrorCode code, std::string_view source,
                 std::string_view got, const char* where) {

@@ -92,6 +92,8 @@ struct ConfigField {
 };
 
 std::span<const ConfigField> config_fields();
+/// Those of generation_config.json that the core reads.
+std::span<const ConfigField> generation_fields();
 
 /// Fails with "<source>: <key>: expected <what the field allows>, got <got>".
 [[noreturn]] void fail_field(const ConfigField& field, ErrorCode code, std::string_view source,
