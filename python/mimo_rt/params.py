@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,8 +153,10 @@ def resolve_params(
     return (params or SamplingParams()).replace(**resolve_names(where, arguments))
 
 
-def core_options(params: SamplingParams, defaults: GenerationDefaults, seed: int) -> Any:
-    """The extension module's GenerateOptions."""
+def core_options(
+    params: SamplingParams, defaults: GenerationDefaults, seed: int, eos_token_ids: Iterable[int]
+) -> Any:
+    """The extension module's GenerateOptions. ``eos_token_ids``: those the engine does not know."""
     chosen = {
         name: _first(getattr(params, name), defaults.sampling.get(name), neutral)
         for name, neutral in _NEUTRAL.items()
@@ -180,7 +182,7 @@ def core_options(params: SamplingParams, defaults: GenerationDefaults, seed: int
         draft=draft,
         max_tokens=params.max_tokens or 0,
         min_tokens=params.min_tokens,
-        stop_token_ids=list(params.stop_token_ids),
+        stop_token_ids=[*params.stop_token_ids, *eos_token_ids],
         ignore_eos=params.ignore_eos,
         stop=list(params.stop),
         include_stop_str_in_output=params.include_stop_str_in_output,

@@ -23,7 +23,8 @@ def check_model_files(
 
     Raises:
         InvalidArgumentError: ``max_context`` (0: the default) is more than the model has.
-        BadFormatError: config.json, generation_config.json or tokenizer.json; names the file.
+        BadFormatError: config.json, generation_config.json, tokenizer.json or
+            tokenizer_config.json; names the file.
     """
     config = _C.ModelConfig.from_directory(str(directory), int(window_tokens or 0))
     longest = config.max_position_embeddings
@@ -34,6 +35,7 @@ def check_model_files(
         )
     if text.tokenizer is not None:
         _check_tokenizer(text.tokenizer.path)
+        text.eos_token()  # for its errors
 
 
 def _check_tokenizer(path: Path) -> None:

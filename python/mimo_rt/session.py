@@ -203,7 +203,8 @@ class Session(SessionState):
                 f"got {'another kind' if self._text.tokenizer else 'none'}. Use stop_token_ids."
             )
         seed = next(s for s in (params.seed, self._limits.seed, fresh_seed()) if s is not None)
-        options = core_options(params, self._defaults, seed)
+        eos_token_ids = [] if params.ignore_eos else self._text_eos_token_ids()
+        options = core_options(params, self._defaults, seed, eos_token_ids)
         token_ids = self._text.prompt_ids(prompt)
         self._check_fits(where, len(token_ids), core.max_context - 1)
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 import pathlib
+import re
 import signal
 import subprocess
 import threading
@@ -233,6 +234,16 @@ def test_inspect(model):
     assert record["num_bytes"] == sum(tensor["num_bytes"] for tensor in record["tensors"])
     assert record["config"]["expert_format"] == "mxfp4"
     assert len(record["config"]["layers"]) == record["config"]["num_layers"]
+
+
+def test_inspect_shows_the_end_tokens_of_all_files(tmp_path):
+    path = write_tiny_checkpoint(tmp_path / "tiny")  # its tokenizer's is 258
+    for name, ids in (("config", [7]), ("generation_config", 9)):
+        file = path / f"{name}.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": ids}))
+    assert re.search(r"end tokens +7 9 258\n", cli("inspect", path).stdout)
+    record = json.loads(cli("inspect", path, "--json").stdout)
+    assert (record["eos_token_ids"], record["config"]["eos_token_ids"]) == ([7, 9, 258], [7, 9])
 
 
 def test_inspect_names_what_text_does_not_need():
