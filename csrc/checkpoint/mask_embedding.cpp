@@ -158,6 +158,14 @@ MaskEmbedding copy_of(const TensorInfo& tensor, const DraftConfig& config) {
   return result;
 }
 
+MaskEmbedding copy_of_row(const TensorInfo& table, const DraftConfig& config) {
+  TensorInfo row = table;
+  const uint64_t row_bytes = table.data.size() / table.shape[0];
+  row.shape = {table.shape[1]};
+  row.data = table.data.subspan(static_cast<uint64_t>(config.mask_token_id) * row_bytes, row_bytes);
+  return copy_of(row, config);
+}
+
 bool has_file(const std::filesystem::path& path) {
   std::error_code error;
   return std::filesystem::symlink_status(path, error).type() !=
@@ -198,16 +206,17 @@ MaskEmbedding parse_torch_mask_embedding(std::span<const std::byte> file,
   return TorchReader(file, source).read();
 }
 
-MaskEmbedding read_mask_embedding(const Checkpoint& draft, const DraftConfig& config) {
+MaskEmbedding read_mask_embedding(const Checkpoint& draft, const DraftConfig& config,
+                                  const TensorInfo* target_embedding) {
   const std::filesystem::path& directory = draft.directory();
-  const TensorInfo* own = find_own_mask_embedding(draft);
-  const bool has_torch_file = has_file(directory / kTorchFile);
-  MIMO_RT_CHECK(own || has_torch_file || has_file(directory / kMaskEmbeddingFile), missing_tensor,
-                kWhere, printable(directory.string()), ": expected mask_embedding.safetensors, ",
-                "mask_embedding.pt or a tensor 'mask_embedding', found none. Copy the file from where "
-                "the draft was published: the row of the embedding table is no substitute.");
   if (has_file(directory / kMaskEmbeddingFile)) return read_file_of_its_own(directory, config);
-  return own ? copy_of(*own, config) : read_torch_file(directory, config);
+  if (const TensorInfo* own = find_own_mask_embedding(draft)) return copy_of(*own, config);
+  if (has_file(directory / kTorchFile)) return read_torch_file(directory, config);
+  if (config.uses_target_mask && target_embedding) return copy_of_row(*target_embedding, config);
+  fail(ErrorCode::missing_tensor, kWhere, printable(directory.string()),
+       ": expected mask_embedding.safetensors, mask_embedding.pt or a tensor 'mask_embedding', found "
+       "none. Copy the file from where the draft was published: for a draft with MiMo's fields the row "
+       "of the embedding table is no substitute.");
 }
 
 }  // namespace mimo_rt

@@ -1,6 +1,6 @@
 // The vector that stands for a masked token of a draft: found in `mask_embedding.safetensors` (tensor
 // `embedding`), in the draft's own files (tensor `mask_embedding`) or in `mask_embedding.pt`, in this
-// order.
+// order; for a draft of Qwen3's dialect also in the target's embedding.
 #pragma once
 
 #include <mimo_rt/checkpoint.h>
@@ -26,9 +26,11 @@ inline constexpr const char* kMaskEmbeddingName = "mask_embedding";
 /// A file of the draft's directory that holds nothing else.
 inline constexpr const char* kMaskEmbeddingFile = "mask_embedding.safetensors";
 
-/// Reads it and checks shape, type and the id of the mask token.
+/// Reads it and checks shape, type and the id of the mask token. `target_embedding`: the table
+/// [vocab_size, hidden_size] of the target that `config` was checked against.
 /// @throws Error{missing_tensor, shape_mismatch, bad_format, io}
-MaskEmbedding read_mask_embedding(const Checkpoint& draft, const DraftConfig& config);
+MaskEmbedding read_mask_embedding(const Checkpoint& draft, const DraftConfig& config,
+                                  const TensorInfo* target_embedding = nullptr);
 
 /// Parses a file as torch.save writes it for {"mask_token_id": int, "embedding": tensor}, perhaps with
 /// "per_position": False. Executes nothing: every pickle opcode and global beyond that shape is refused.

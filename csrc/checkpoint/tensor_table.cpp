@@ -3,6 +3,8 @@
 #include "core/checks.h"
 #include "core/text.h"
 
+#include <algorithm>
+#include <iterator>
 #include <utility>
 
 namespace mimo_rt {
@@ -261,7 +263,12 @@ std::vector<ExpectedTensor> expected_tensors(const ModelConfig& config,
   return TableBuilder(config, checkpoint).build();
 }
 
-bool is_ignored_tensor(std::string_view name) { return name.starts_with("model.mtp."); }
+bool is_ignored_tensor(std::string_view name) {
+  static constexpr std::string_view kPrefixes[] = {"model.mtp.", "visual.", "audio_encoder.",
+                                                   "speech_embeddings."};
+  return std::any_of(std::begin(kPrefixes), std::end(kPrefixes),
+                     [&](std::string_view prefix) { return name.starts_with(prefix); });
+}
 
 MatrixSource find_matrix(const Checkpoint& checkpoint, const ModelConfig& config, MatrixKind kind,
                          uint32_t layer_idx, uint32_t expert_idx) {

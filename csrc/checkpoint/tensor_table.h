@@ -29,7 +29,8 @@ struct ExpectedTensor {
 std::vector<ExpectedTensor> expected_tensors(const ModelConfig& config,
                                              const Checkpoint* checkpoint = nullptr);
 
-/// Tensors that are allowed and not read: the multi-token-prediction layers.
+/// Tensors that are allowed and not read: the multi-token-prediction layers, and what MiMo-V2.5 sees and hears with,
+/// which gives vectors in place of embeddings: text does not meet it.
 bool is_ignored_tensor(std::string_view name);
 
 /// Checks name, shape and dtype of every tensor; refuses others, but for `is_ignored_tensor`. Lists up

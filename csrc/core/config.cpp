@@ -17,6 +17,14 @@ constexpr uint64_t kMaxRows = 1 << 30;  // of one matrix: row indices are uint32
 constexpr uint64_t kMaxExperts = 1 << 18;  // of all layers: bounds the tables made from a config
 constexpr size_t kMaxIgnoredLayers = 8192;
 
+void add_end_tokens(const RawConfig& raw, ModelConfig& config) {
+  if (!raw.eos_token_ids) return;
+  auto& ids = config.eos_token_ids;
+  for (const int64_t id : raw.eos_token_ids->values) ids.push_back(static_cast<int32_t>(id));
+  std::sort(ids.begin(), ids.end());
+  ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
+}
+
 /// One value per layer.
 struct LayerFlags {
   std::vector<bool> is_window, is_moe;
@@ -239,9 +247,7 @@ ModelConfig Builder::build() {
   config.routed_scaling_factor = *raw_.routed_scaling_factor;
   config.norm_topk_prob = *raw_.norm_topk_prob;
   config.tie_word_embeddings = *raw_.tie_word_embeddings;
-  if (raw_.eos_token_ids)
-    for (const int64_t id : raw_.eos_token_ids->values)
-      config.eos_token_ids.push_back(static_cast<int32_t>(id));
+  add_end_tokens(raw_, config);
 
   const LayerFlags flags{window_pattern(), moe_pattern()};
   const auto any = [](const std::vector<bool>& list, bool value) {
@@ -276,9 +282,16 @@ ModelConfig ModelConfig::from_json(std::string_view json, std::string_view sourc
 
 ModelConfig ModelConfig::from_directory(const std::filesystem::path& directory,
                                         uint32_t window_tokens_override) {
-  const std::string text =
-      read_text_file(directory, "config.json", kMaxConfigBytes, "ModelConfig.from_directory");
-  return from_json(text, "config.json", window_tokens_override);
+  constexpr const char* kHere = "ModelConfig.from_directory";
+  constexpr const char* kGeneration = "generation_config.json";
+  const std::string text = read_text_file(directory, "config.json", kMaxConfigBytes, kHere);
+  ModelConfig config = from_json(text, "config.json", window_tokens_override);
+  std::error_code error;
+  const std::filesystem::file_status status = symlink_status(directory / kGeneration, error);
+  if (status.type() == std::filesystem::file_type::not_found) return config;
+  const std::string generation = read_text_file(directory, kGeneration, kMaxConfigBytes, kHere);
+  add_end_tokens(parse_raw_config(generation, kGeneration, {generation_fields(), kHere}), config);
+  return config;
 }
 
 WeightFormat ModelConfig::format_of(std::string_view module_name) const {

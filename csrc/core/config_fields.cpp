@@ -13,6 +13,9 @@ constexpr ErrorCode kUnsupported = ErrorCode::unsupported_shape;
 constexpr double kMaxHeads = 16384, kMaxHeadDim = 4096, kMaxWidth = 1 << 22, kMaxTokens = 1 << 30;
 constexpr double kMaxToken = 2147483647;  // token ids are int32_t
 
+const ConfigField kEndTokens = {{"eos_token_id"}, &Raw::eos_token_ids, Need::optional, 0, kMaxToken,
+                                nullptr, ErrorCode::bad_format, true};
+
 // clang-format off
 const ConfigField kFields[] = {
   {{"model_type"}, &Raw::model_type, Need::required, 0, 0, "mimo_v2|mimo_v2_flash", kUnsupported},
@@ -24,8 +27,7 @@ const ConfigField kFields[] = {
   {{"rms_norm_eps", "layernorm_epsilon"}, &Raw::rms_norm_eps, Need::required, 1e-30, 1},
   {{"tie_word_embeddings"}, &Raw::tie_word_embeddings, Need::optional},
   {{"hidden_act"}, &Raw::hidden_act, Need::optional, 0, 0, "silu", kUnsupported},
-  {{"eos_token_id"}, &Raw::eos_token_ids, Need::optional, 0, kMaxToken, nullptr,
-   ErrorCode::bad_format, true},
+  kEndTokens,
 
   {{"num_attention_heads"}, &Raw::num_q_heads, Need::required, 1, kMaxHeads},
   {{"num_key_value_heads"}, &Raw::num_kv_heads, Need::required, 1, kMaxHeads},
@@ -44,10 +46,11 @@ const ConfigField kFields[] = {
    Need::optional, 0, 1},
   {{"swa_partial_rotary_factor", "rope_parameters.sliding_attention.partial_rotary_factor"},
    &Raw::swa_partial_rotary, Need::optional, 0, 1},
-  {{"rope_parameters.rope_type", "rope_parameters.full_attention.rope_type"}, &Raw::rope_type,
-   Need::optional, 0, 0, "default", kUnsupported},
-  {{"rope_parameters.sliding_attention.rope_type"}, &Raw::swa_rope_type, Need::optional, 0, 0,
-   "default", kUnsupported},
+  {{"rope_parameters.rope_type", "rope_parameters.type", "rope_parameters.full_attention.rope_type",
+    "rope_parameters.full_attention.type"}, &Raw::rope_type, Need::optional, 0, 0, "default",
+   kUnsupported},
+  {{"rope_parameters.sliding_attention.rope_type", "rope_parameters.sliding_attention.type"},
+   &Raw::swa_rope_type, Need::optional, 0, 0, "default", kUnsupported},
   {{"rope_scaling.rope_type", "rope_scaling.type"}, &Raw::rope_scaling_type, Need::optional, 0, 0,
    "default", kUnsupported},
   {{"sliding_window"}, &Raw::sliding_window, Need::with_window, 1, kMaxTokens},
@@ -118,6 +121,7 @@ std::string describe(const ConfigField& field) {
 }  // namespace
 
 std::span<const ConfigField> config_fields() { return kFields; }
+std::span<const ConfigField> generation_fields() { return {&kEndTokens, 1}; }
 
 void fail_field(const ConfigField& field, ErrorCode code, std::string_view source,
                 std::string_view got, const char* where) {

@@ -67,8 +67,9 @@ struct RawConfig {
   Maybe<uint32_t> block_size, mask_token_id, num_target_layers, draft_window, first_window_layer;
   Maybe<uint32_t> draft_vocab_size;
   Maybe<IntList> target_layer_ids;
-  Maybe<bool> use_draft_window, use_sliding_window, has_sinks = false, has_qk_norm = true;
-  Maybe<bool> is_causal = false, is_mask_per_position = false;
+  Maybe<bool> use_draft_window, use_sliding_window, has_sinks, has_qk_norm = true;
+  Maybe<bool> is_causal, is_mask_per_position = false;
+  Maybe<double> input_scale, logit_scale, logit_cap;
 };
 
 /// When a field must be there.
@@ -81,7 +82,7 @@ struct ConfigField {
       std::optional<IntList> RawConfig::*, std::optional<StringList> RawConfig::*>;
 
   /// Spellings, "a.b" for a nested one; where several are present they must agree.
-  std::array<const char*, 3> keys;
+  std::array<const char*, 4> keys;
   Member member;
   Need need;
   double min = 0, max = 0;        ///< of a number, or of each number of a list
@@ -91,6 +92,8 @@ struct ConfigField {
 };
 
 std::span<const ConfigField> config_fields();
+/// Those of generation_config.json that the core reads.
+std::span<const ConfigField> generation_fields();
 
 /// Fails with "<source>: <key>: expected <what the field allows>, got <got>".
 [[noreturn]] void fail_field(const ConfigField& field, ErrorCode code, std::string_view source,

@@ -42,7 +42,11 @@ const ConfigField kFields[] = {
   {{"rope_theta", "rope_parameters.rope_theta"}, &Raw::rope_theta, Need::required, 1, 1e15},
   {{"partial_rotary_factor", "rope_parameters.partial_rotary_factor",
     "dflash_config.partial_rotary_factor"}, &Raw::partial_rotary, Need::optional, 0, 1},
-  {{"rope_parameters.rope_type"}, &Raw::rope_type, Need::optional, 0, 0, "default", kUnsupported},
+  {{"rope_parameters.rope_type", "rope_parameters.type", "rope_parameters.full_attention.rope_type",
+    "rope_parameters.full_attention.type"}, &Raw::rope_type, Need::optional, 0, 0, "default",
+   kUnsupported},
+  {{"rope_parameters.sliding_attention.rope_type", "rope_parameters.sliding_attention.type"},
+   &Raw::swa_rope_type, Need::optional, 0, 0, "default", kUnsupported},
   {{"rope_scaling.rope_type", "rope_scaling.type"}, &Raw::rope_scaling_type, Need::optional, 0, 0,
    "default", kUnsupported},
   {{"attention_value_scale", "dflash_config.attention_value_scale"}, &Raw::value_scale,
@@ -53,6 +57,12 @@ const ConfigField kFields[] = {
   {{"use_qk_norm", "dflash_config.use_qk_norm"}, &Raw::has_qk_norm, Need::optional},
   {{"is_causal", "dflash_config.is_causal"}, &Raw::is_causal, Need::optional, 0, 0, "false",
    kUnsupported},
+  {{"input_embedding_scale", "dflash_config.input_embedding_scale"}, &Raw::input_scale,
+   Need::optional, 1, 1, nullptr, kUnsupported},
+  {{"output_multiplier", "dflash_config.output_multiplier"}, &Raw::logit_scale, Need::optional, 1,
+   1, nullptr, kUnsupported},
+  {{"final_logit_softcapping", "dflash_config.final_logit_softcapping"}, &Raw::logit_cap,
+   Need::optional, 0, 0, nullptr, kUnsupported},
 
   {{"sliding_window"}, &Raw::sliding_window, Need::optional, 1, kMaxTokens},
   {{"use_sliding_window"}, &Raw::use_sliding_window, Need::optional},
@@ -89,6 +99,12 @@ class Builder {
   template <typename... Args>
   [[noreturn]] void unsupported(const Args&... args) const {
     fail(kUnsupported, kWhere, source_, ": ", args...);
+  }
+
+  // Any field of MiMo's makes it MiMo's.
+  bool is_qwen3() const {
+    return !raw_.use_draft_window && !raw_.draft_window && !raw_.has_sinks && !raw_.v_head_dim &&
+           *raw_.value_scale == 1.0;
   }
 
   void check_heads(const DraftConfig& config) const;
@@ -154,7 +170,8 @@ uint32_t Builder::window_of(std::optional<uint32_t> tokens, const char* key,
 }
 
 // Who says that a layer is windowed: `use_swa` (MiMo: all layers), or `layer_types`, or
-// `use_sliding_window` with `max_window_layers` (Qwen3).
+// `use_sliding_window` with `max_window_layers` (Qwen3; its windowed layers are causal unless
+// `is_causal` is false: github.com/z-lab/dflash, dflash/model.py).
 std::vector<uint32_t> Builder::window_tokens() const {
   const uint32_t num_layers = *raw_.num_layers;
   std::vector<uint32_t> windows(num_layers, 0);
@@ -165,14 +182,19 @@ std::vector<uint32_t> Builder::window_tokens() const {
     for (uint32_t i = first; i < num_layers; ++i)
       windows[i] = window_of(raw_.sliding_window, "sliding_window", "use_sliding_window is true");
   }
-  if (!raw_.use_draft_window.value_or(false)) return windows;
+  const auto is_full = [](uint32_t layer_window) { return layer_window == 0; };
+  if (!raw_.use_draft_window.value_or(false)) {
+    if (!raw_.is_causal && !std::all_of(windows.begin(), windows.end(), is_full))
+      unsupported("is_causal: expected false, as layers are windowed, got nothing, which means that ",
+                  "these are causal. Use a draft whose layers see the whole block, or none.");
+    return windows;
+  }
 
   const std::optional<uint32_t> tokens =
       raw_.draft_window ? raw_.draft_window : raw_.sliding_window;
   const uint32_t window = window_of(tokens, "swa_window_size", "use_swa is true");
   if (raw_.sliding_window && *raw_.sliding_window != window)
     bad("sliding_window: expected swa_window_size (", window, "), got ", *raw_.sliding_window);
-  const auto is_full = [](uint32_t layer_window) { return layer_window == 0; };
   if (raw_.layer_types && std::any_of(windows.begin(), windows.end(), is_full))
     bad("layer_types: expected sliding_attention in every layer, as use_swa is true, got another");
   return std::vector<uint32_t>(num_layers, window);
@@ -234,10 +256,11 @@ DraftConfig Builder::build() const {
   config.rope_theta = *raw_.rope_theta;
   config.rms_norm_eps = *raw_.rms_norm_eps;
   config.value_scale = *raw_.value_scale;
-  config.has_sink = *raw_.has_sinks;
+  config.has_sink = raw_.has_sinks.value_or(false);
   config.has_qk_norm = *raw_.has_qk_norm;
   config.block_size = block_size();
   config.mask_token_id = static_cast<int32_t>(*raw_.mask_token_id);
+  config.uses_target_mask = is_qwen3();
   config.num_target_layers = raw_.num_target_layers.value_or(0);
   config.vocab_size = raw_.vocab_size.value_or(0);
   config.draft_vocab_size = draft_vocab_size();

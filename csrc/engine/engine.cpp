@@ -1,5 +1,6 @@
 #include "engine/engine_impl.h"
 
+#include "checkpoint/tensor_table.h"
 #include "core/checks.h"
 #include "core/pin.h"
 #include "cpu/dispatch.h"
@@ -184,8 +185,9 @@ std::shared_ptr<Engine> Engine::open(const std::filesystem::path& model_dir,
                         .cache_dir = packed_cache_directory(options.packed_cache),
                         .use_mmap = options.use_mmap};
   if (draft) {  // small, so without progress of its own, and first: a bad one fails at once
-    impl->draft_weights = std::make_unique<DraftWeights>(
-        DraftWeights::load(draft_dir, *draft, load, {.use_mmap = options.use_mmap}));
+    const MatrixSource embedding = find_matrix(checkpoint, config, MatrixKind::embed);
+    impl->draft_weights = std::make_unique<DraftWeights>(DraftWeights::load(
+        draft_dir, *draft, load, {.use_mmap = options.use_mmap}, embedding.weight));
   }
   load.progress = options.progress;
   const PagePlacement placement = weight_placement(*impl, backend);

@@ -72,6 +72,7 @@ void bind_config(py::module_& m) {
       .def_readonly("has_qk_norm", &DraftConfig::has_qk_norm)
       .def_readonly("block_size", &DraftConfig::block_size)
       .def_readonly("mask_token_id", &DraftConfig::mask_token_id)
+      .def_readonly("uses_target_mask", &DraftConfig::uses_target_mask)
       .def_readonly("num_target_layers", &DraftConfig::num_target_layers)
       .def_readonly("vocab_size", &DraftConfig::vocab_size)
       .def_readonly("draft_vocab_size", &DraftConfig::draft_vocab_size)

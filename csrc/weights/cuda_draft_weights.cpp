@@ -26,7 +26,8 @@ class Loader {
       : draft_(draft), target_(target), config_(data.config), data_(data) {}
 
   void load(const CudaPackOptions& options) {
-    const std::vector<uint16_t> mask = read_mask_row(draft_, config_);
+    const MatrixSource embedding = find_matrix(target_.checkpoint, target_.config, MatrixKind::embed);
+    const std::vector<uint16_t> mask = read_mask_row(draft_, config_, embedding.weight);
     data_.fc = add({MatrixKind::context_fc}, RowOrder::plain);
     data_.hidden_norm = add_norm(VectorKind::hidden_norm, 0, config_.hidden_size);
     data_.mask_embedding = block_.add_values(std::span<const uint16_t>(mask));

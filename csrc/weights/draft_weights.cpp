@@ -109,8 +109,9 @@ void copy_head_row(const PackedMatrix& from, uint32_t row, uint8_t* to, uint32_t
 
 }  // namespace
 
-std::vector<bf16_t> read_mask_row(const Checkpoint& draft, const DraftConfig& config) {
-  const MaskEmbedding mask = read_mask_embedding(draft, config);
+std::vector<bf16_t> read_mask_row(const Checkpoint& draft, const DraftConfig& config,
+                                  const TensorInfo* target_embedding) {
+  const MaskEmbedding mask = read_mask_embedding(draft, config, target_embedding);
   const TensorInfo& tensor = mask.tensor;
   std::vector<float> values(tensor.shape[0]);
   read_vector(tensor, values);
@@ -131,12 +132,13 @@ DraftWeights::~DraftWeights() = default;
 
 DraftWeights DraftWeights::load(const std::filesystem::path& draft_dir, const DraftConfig& config,
                                 const Weights::Options& options,
-                                const Checkpoint::Options& file_options) {
+                                const Checkpoint::Options& file_options,
+                                const TensorInfo* target_embedding) {
   const Checkpoint checkpoint = open_draft(draft_dir, file_options);
   check_tensors(checkpoint, expected_draft_tensors(config, &checkpoint), kLoad);
   auto impl = std::make_unique<Impl>();
   impl->config = config;
-  impl->mask_embedding = read_mask_row(checkpoint, config);
+  impl->mask_embedding = read_mask_row(checkpoint, config, target_embedding);
   if (config.draft_vocab_size) impl->vocab_ids = read_draft_vocabulary(checkpoint, config);
   std::vector<PackJob> jobs;
   const WeightsLayout layout = plan_draft_layout(*impl, [&](const MatrixSlot& slot) {

@@ -25,18 +25,21 @@ struct DraftLayerWeights {
   PackedMatrix down;     ///< rows hidden_size, k = intermediate_size
 };
 
-/// The mask embedding of a draft, as a row of a BF16 table.
+/// The mask embedding of a draft, as a row of a BF16 table. `target_embedding`: see read_mask_embedding.
 /// @throws Error{missing_tensor}; Error{unsupported_shape} for a value that BF16 does not hold
-std::vector<uint16_t> read_mask_row(const Checkpoint& draft, const DraftConfig& config);
+std::vector<uint16_t> read_mask_row(const Checkpoint& draft, const DraftConfig& config,
+                                    const TensorInfo* target_embedding = nullptr);
 
 /// Owns its arenas; immutable and shareable once it is bound to its target.
 class DraftWeights {
  public:
   /// Reads the safetensors files (through their index when there is one, whatever their names) and the mask embedding
-  /// of `draft_dir`. @throws as Weights::load; Error{missing_tensor} for a missing mask embedding.
+  /// of `draft_dir`. `target_embedding`: see read_mask_embedding.
+  /// @throws as Weights::load; Error{missing_tensor} for a missing mask embedding.
   static DraftWeights load(const std::filesystem::path& draft_dir, const DraftConfig& config,
                            const Weights::Options& options,
-                           const Checkpoint::Options& file_options = {});
+                           const Checkpoint::Options& file_options = {},
+                           const TensorInfo* target_embedding = nullptr);
   /// Random weights of the right shapes; with a `draft_vocab_size`, tokens spread over `vocab_size`. Equal seeds give
   /// equal bytes.
   static DraftWeights synthetic(const DraftConfig& config, uint64_t seed);

@@ -48,8 +48,9 @@ class MIMO_RT_API Checkpoint {
   /// @throws Error{missing_tensor} with the closest name in the message.
   const TensorInfo& at(std::string_view name) const;
 
-  /// Checks every tensor that `config` implies: name, shape, dtype; refuses unknown ones (MTP tensors,
-  /// "model.mtp.*", are allowed and ignored). Lists up to ten differences in one message.
+  /// Checks every tensor that `config` implies: name, shape, dtype; refuses unknown ones (those of MTP,
+  /// vision and audio, "model.mtp.*", "visual.*", "audio_encoder.*" and "speech_embeddings.*", are allowed and
+  /// ignored). Lists up to ten differences in one message.
   /// @throws Error{missing_tensor, shape_mismatch, bad_format}
   void validate(const ModelConfig& config) const;
 

@@ -68,7 +68,7 @@ struct ModelConfig {
   std::set<std::string, std::less<>> ignored_layers;
 
   std::vector<LayerConfig> layers;        ///< [num_layers]
-  std::vector<int32_t> eos_token_ids;     ///< from config.json; generation_config.json may override
+  std::vector<int32_t> eos_token_ids;     ///< ascending; the engine ignores those beyond vocab_size
 
   /// Parses config.json. `window_tokens_override`: 128-vs-129 knob, 0 = what the config says (`sliding_window`).
   /// Reads the dialects of the vendor and of transformers' port (layer_types, rope_parameters).
@@ -76,7 +76,8 @@ struct ModelConfig {
   ///         valid field whose value this library does not compute (group-limited routing, biases, scaled RoPE).
   MIMO_RT_API static ModelConfig from_json(std::string_view json, std::string_view source_name,
                                            uint32_t window_tokens_override = 0);
-  /// Reads `<directory>/config.json` (at most 1 MiB).
+  /// Reads `<directory>/config.json`, and adds the `eos_token_id` of generation_config.json where there is one,
+  /// as a published config.json may have none. At most 1 MiB each.
   MIMO_RT_API static ModelConfig from_directory(const std::filesystem::path& directory,
                                                 uint32_t window_tokens_override = 0);
   /// How a linear module ("model.layers.3.self_attn.o_proj") is stored: `expert_format` or `linear_format`, but `plain`

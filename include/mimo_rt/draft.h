@@ -32,6 +32,9 @@ struct DraftConfig {
   bool has_qk_norm = false;          ///< RMSNorm over each q and k head before RoPE
   uint32_t block_size = 0;           ///< 2..16: the anchor and block_size - 1 masks
   int32_t mask_token_id = -1;
+  /// Qwen3's dialect: a draft without a mask embedding takes the row of mask_token_id in the target's embedding. MiMo's
+  /// drafts were trained with a vector of their own, which must be there.
+  bool uses_target_mask = false;
   uint32_t num_target_layers = 0;    ///< as the config states it; 0: not stated
   uint32_t vocab_size = 0;           ///< as the config states it; 0: not stated
   uint32_t draft_vocab_size = 0;     ///< tokens that the draft can propose, listed by its tensor `d2t`; 0: all of the target's

@@ -64,7 +64,7 @@ class ChatTemplate:
                 f"[{source_name}] chat_template: expected at most {_MAX_TEMPLATE_BYTES} "
                 f"characters, got {len(source)}."
             )
-        return cls(source, source_name, _special_tokens(config))
+        return cls(source, source_name, special_tokens(config))
 
     def render(
         self,
@@ -186,7 +186,8 @@ def _named_template(entries: list[Any], source_name: str, has_tools: bool) -> An
     return named["default"]
 
 
-def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+def special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """The texts of tokenizer_config.json's special tokens."""
     tokens = {}
     for name in _TOKEN_NAMES:
         value = config.get(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from . import _C
 from .errors import unknown_name
 from .model_files import is_there
-from .value_checks import SAMPLING_CHECKS, invalid_value, token_ids
+from .value_checks import SAMPLING_CHECKS, invalid_value
 
 _MAX_JSON_BYTES = 1 << 20
 _ALIASES = {"max_new_tokens": "max_tokens", "num_logprobs": "logprobs"}
@@ -90,10 +90,9 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class GenerationDefaults:
-    """What generation_config.json says: sampling fields and the ids that end a text."""
+    """The sampling fields of generation_config.json. Its end tokens are part of `ModelConfig`."""
 
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    eos_token_ids: tuple[int, ...] = ()
 
     @classmethod
     def chosen(cls, model_dir: Path, generation_config: str) -> GenerationDefaults:
@@ -122,13 +121,11 @@ class GenerationDefaults:
         sampling = {name: fields[name] for name in _NEUTRAL if fields.get(name) is not None}
         if fields.get("do_sample") is False:
             sampling["temperature"] = 0.0
-        eos = fields.get("eos_token_id")
-        eos_ids = [] if eos is None else eos if isinstance(eos, list) else [eos]
         try:
             SamplingParams(**sampling)
-            return cls(sampling, token_ids("eos_token_id", eos_ids))
         except _C.MimoRtError as error:
             raise _C.BadFormatError(f"[{path}] {error}") from None
+        return cls(sampling)
 
 
 def resolve_names(
@@ -156,8 +153,10 @@ def resolve_params(
     return (params or SamplingParams()).replace(**resolve_names(where, arguments))
 
 
-def core_options(params: SamplingParams, defaults: GenerationDefaults, seed: int) -> Any:
-    """The extension module's GenerateOptions."""
+def core_options(
+    params: SamplingParams, defaults: GenerationDefaults, seed: int, eos_token_ids: Iterable[int]
+) -> Any:
+    """The extension module's GenerateOptions. ``eos_token_ids``: those the engine does not know."""
     chosen = {
         name: _first(getattr(params, name), defaults.sampling.get(name), neutral)
         for name, neutral in _NEUTRAL.items()
@@ -173,7 +172,6 @@ def core_options(params: SamplingParams, defaults: GenerationDefaults, seed: int
         want_logprob=params.logprobs is not None,
         logit_bias=[_C.TokenBias(token_id, bias) for token_id, bias in params.logit_bias],
     )
-    eos_ids = () if params.ignore_eos else defaults.eos_token_ids
     draft = _C.DraftOptions(
         mode=_C.DraftOptions.Mode.__members__[params.draft_mode],
         num_draft_tokens=params.num_draft_tokens or 0,
@@ -184,7 +182,7 @@ def core_options(params: SamplingParams, defaults: GenerationDefaults, seed: int
         draft=draft,
         max_tokens=params.max_tokens or 0,
         min_tokens=params.min_tokens,
-        stop_token_ids=[*params.stop_token_ids, *eos_ids],
+        stop_token_ids=[*params.stop_token_ids, *eos_token_ids],
         ignore_eos=params.ignore_eos,
         stop=list(params.stop),
         include_stop_str_in_output=params.include_stop_str_in_output,

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from . import _C
-from .params import GenerationDefaults
 from .text import ModelText
 
 DEFAULT_MAX_CONTEXT = 8192  # the core's, where max_position_embeddings allows it
@@ -16,7 +15,6 @@ DEFAULT_MAX_CONTEXT = 8192  # the core's, where max_position_embeddings allows i
 def check_model_files(
     directory: Path,
     text: ModelText,
-    defaults: GenerationDefaults,
     *,
     max_context: int,
     window_tokens: int | None,
@@ -25,7 +23,8 @@ def check_model_files(
 
     Raises:
         InvalidArgumentError: ``max_context`` (0: the default) is more than the model has.
-        BadFormatError: config.json, generation_config.json or tokenizer.json; names the file.
+        BadFormatError: config.json, generation_config.json, tokenizer.json or
+            tokenizer_config.json; names the file.
     """
     config = _C.ModelConfig.from_directory(str(directory), int(window_tokens or 0))
     longest = config.max_position_embeddings
@@ -34,14 +33,9 @@ def check_model_files(
             f"[Session] max_context: expected 2..{longest} (the model's max_position_embeddings), "
             f"got {max_context}."
         )
-    for token_id in defaults.eos_token_ids:
-        if token_id >= config.vocab_size:
-            raise _C.BadFormatError(
-                f"[{directory / 'generation_config.json'}] eos_token_id: expected ids in "
-                f"0..{config.vocab_size - 1}, got {token_id}."
-            )
     if text.tokenizer is not None:
         _check_tokenizer(text.tokenizer.path)
+        text.eos_token()  # for its errors
 
 
 def _check_tokenizer(path: Path) -> None:

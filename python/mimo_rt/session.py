@@ -50,7 +50,7 @@ class Session(SessionState):
         progress: called with (done, total) bytes while loading, False cancels; True: a line on
             stderr.
         generation_config: "auto": sampling defaults of the model's generation_config.json;
-            "none": neutral ones (temperature 1, nothing cut off) and no extra end tokens.
+            "none": neutral ones (temperature 1, nothing cut off). Its end tokens always hold.
         options: other fields of the engine's options, e.g. ``timeout_ms``, ``yield_cores``.
 
     Raises:
@@ -95,8 +95,7 @@ class Session(SessionState):
         defaults = GenerationDefaults.chosen(directory, generation_config)
         text = ModelText(directory)
         check_model_files(
-            directory, text, defaults,
-            max_context=limits.max_context, window_tokens=window_tokens,
+            directory, text, max_context=limits.max_context, window_tokens=window_tokens
         )
         self._attach(open_engine(directory, progress, options), text, defaults, limits)
 
@@ -204,7 +203,8 @@ class Session(SessionState):
                 f"got {'another kind' if self._text.tokenizer else 'none'}. Use stop_token_ids."
             )
         seed = next(s for s in (params.seed, self._limits.seed, fresh_seed()) if s is not None)
-        options = core_options(params, self._defaults, seed)
+        eos_token_ids = [] if params.ignore_eos else self._text_eos_token_ids()
+        options = core_options(params, self._defaults, seed, eos_token_ids)
         token_ids = self._text.prompt_ids(prompt)
         self._check_fits(where, len(token_ids), core.max_context - 1)
 

@@ -44,6 +44,7 @@ class SessionState:
         self._num_cached_tokens = 0  # the core's own count may change while it is read
         self._last: GenerationStats | None = None
         self._bandwidth_gbs: float | None = None
+        self._vocab_size = engine.config.vocab_size
         self._core = _C.Session(engine, max_context=limits.max_context)
         self._decodes_in_python = False
         if text.tokenizer is not None:
@@ -51,6 +52,10 @@ class SessionState:
                 self._core.load_vocabulary(str(text.tokenizer.path))
             except _C.UnsupportedShapeError:  # not a byte-level BPE: text is decoded here instead
                 self._decodes_in_python = True
+
+    def _text_eos_token_ids(self) -> list[int]:
+        """The tokenizer's end token, which the engine does not know of."""
+        return [i for i in self._text.eos_token_ids if i < self._vocab_size]
 
     def _record(self, result: GenerationResult) -> None:
         self._last = result.stats

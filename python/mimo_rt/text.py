@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from . import _C
-from .chat_template import ChatTemplate
+from .chat_template import ChatTemplate, special_tokens
+from .model_files import is_there
+from .params import read_json_object
 from .value_checks import as_int
 from .tokenizer import Tokenizer
 
@@ -22,6 +25,23 @@ class ModelText:
         self.directory = directory
         self.tokenizer = None if directory is None else Tokenizer.from_directory(directory)
         self._templates: dict[bool, ChatTemplate] = {}
+
+    def eos_token(self) -> str:
+        """`eos_token` of tokenizer_config.json, "" without one.
+
+        Raises:
+            BadFormatError, IoError: as read_json_object and is_there; names the file.
+        """
+        path = None if self.directory is None else self.directory / "tokenizer_config.json"
+        config = {} if path is None or not is_there(path) else read_json_object(path)
+        return special_tokens(config)["eos_token"]
+
+    @cached_property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The id of `eos_token`, where there is one. Loads the tokenizer."""
+        token = "" if self.tokenizer is None else self.eos_token()
+        token_id = self.tokenizer.token_id(token) if self.tokenizer and token else None
+        return () if token_id is None else (token_id,)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return self._require_tokenizer().encode(text, add_special_tokens=add_special_tokens)

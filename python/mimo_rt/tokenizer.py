@@ -78,6 +78,13 @@ class Tokenizer:
         ids = [as_int("token_ids", i, 0, 2**31 - 1, "Tokenizer.decode") for i in token_ids]
         return self._core.decode(ids, skip_special_tokens=skip_special_tokens)
 
+    def token_id(self, token: str) -> int | None:
+        """The id of a whole token; None when there is none."""
+        try:
+            return self._core.token_to_id(token)
+        except UnicodeEncodeError:  # a lone surrogate
+            return None
+
     def stream_decoder(self) -> Callable[[Sequence[int]], str]:
         """A function that takes the next ids and returns the text that has become certain."""
         from tokenizers.decoders import DecodeStream

@@ -370,8 +370,10 @@ TEST_CASE("the config of transformers' port") {
   CHECK(config.qkv_layout == QkvLayout::split);
   CHECK_EQ(parse(with(port(), "sliding_window_size", "128")).layers[1].window_tokens, 129u);
   REFUSED(with(port(), "sliding_window_size", "129"), "sliding_window: expected 130");
-  refused(with(port(), "rope_parameters.full_attention.rope_type", "\"yarn\""),
-          ErrorCode::unsupported_shape, "rope_type", __LINE__);
+  for (const char* part : {"", "full_attention.", "sliding_attention."})
+    for (const char* key : {"rope_type", "type"})
+      refused(with(port(), std::string("rope_parameters.") + part + key, "\"yarn\""),
+              ErrorCode::unsupported_shape, "rope_type", __LINE__);
   REFUSED(with(port(), "rope_theta", "1e4"), "rope_theta");
 }
 
@@ -409,6 +411,36 @@ TEST_CASE("config.json is read from a directory") {
   std::filesystem::remove(dir.path() / "config.json");
   std::filesystem::create_symlink("/dev/zero", dir.path() / "config.json");
   CHECK_THROWS(bad_format, "symlink", ModelConfig::from_directory(dir.path()));
+}
+
+TEST_CASE("end tokens are those of config.json and of generation_config.json") {
+  using Ids = std::vector<int32_t>;
+  const writer::TempDir dir;
+  const auto ids = [&](const std::string& generation) {
+    dir.write("generation_config.json", generation);
+    return ModelConfig::from_directory(dir.path()).eos_token_ids;
+  };
+  dir.write("config.json", to_json(without(good(), "eos_token_id")));
+  CHECK(ModelConfig::from_directory(dir.path()).eos_token_ids.empty());
+  CHECK(ids("{}").empty());
+  CHECK(ids("{\"temperature\":1.0,\"eos_token_id\":null}").empty());
+  CHECK(ids("{\"eos_token_id\":5}") == Ids{5});
+  dir.write("config.json", to_json(good()));
+  CHECK(ids("{\"eos_token_id\":[11,9,3]}") == (Ids{3, 7, 9, 11}));
+  CHECK(ids("{\"eos_token_id\":[]}") == (Ids{7, 9}));
+
+  const auto bad = [&](const std::string& generation, const std::string& needle) {
+    CHECK_THROWS(bad_format, "[ModelConfig.from_directory] generation_config.json: " + needle, ids(generation));
+  };
+  for (const char* value : {"-1", "2147483648", "1.5", "true", "\"</s>\"", "[1,\"x\"]", "[[1]]", "{}"})
+    bad(std::string("{\"eos_token_id\":") + value + "}", "eos_token_id: expected an integer or a list of integers");
+  bad("{", "not valid JSON");
+  bad("[]", "expected a JSON object");
+  bad("{\"eos_token_id\":1,\"eos_token_id\":2}", "expected each key once");
+  CHECK_THROWS(bad_format, "1048576", ids(std::string((1 << 20) + 1, ' ')));
+  std::filesystem::remove(dir.path() / "generation_config.json");
+  std::filesystem::create_symlink("../blobs/0123", dir.path() / "generation_config.json");
+  CHECK_THROWS(io, "generation_config.json", ModelConfig::from_directory(dir.path()));
 }
 
 CHECK_MAIN()

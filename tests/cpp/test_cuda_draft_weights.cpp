@@ -145,6 +145,15 @@ TEST_CASE("every matrix and vector of a draft is where it says, code by code") {
   }
   const std::vector<uint16_t> mask = read_mask_row(*model.checkpoint, model.config);
   CHECK(!std::memcmp(weights.block().data() + weights.mask_embedding(), mask.data(), 2 * mask.size()));
+
+  Model of_target(0);
+  std::filesystem::remove(of_target.dir.path() / "mask_embedding.safetensors");
+  CHECK_THROWS(missing_tensor, "expected mask_embedding.safetensors", of_target.load());
+  of_target.config.uses_target_mask = true;
+  const CudaDraftWeights shared = of_target.load();
+  const MatrixSource embedding = find_matrix(*of_target.target_checkpoint, of_target.target, MatrixKind::embed);
+  const auto row = embedding.row_data(static_cast<uint32_t>(of_target.config.mask_token_id));
+  CHECK(!std::memcmp(shared.block().data() + shared.mask_embedding(), row.data(), row.size()));
   CHECK(weights.lm_head() == nullptr);
   const CudaDraftWeights alone = model.load(1);
   CHECK(std::equal(alone.block().begin(), alone.block().end(), weights.block().begin(), weights.block().end()));

@@ -83,6 +83,7 @@ TEST_CASE("the published draft's config is read as it is meant") {
   CHECK(config.has_qk_norm);
   CHECK_EQ(config.block_size, 8u);
   CHECK_EQ(config.mask_token_id, 151669);
+  CHECK(!config.uses_target_mask);
   CHECK_EQ(config.num_target_layers, 70u);
   CHECK_EQ(config.vocab_size, 152064u);
   CHECK(config.window_tokens == std::vector<uint32_t>(5, 1024));
@@ -98,6 +99,12 @@ TEST_CASE("a plain Qwen3 draft has no sinks, full attention and rotates whole he
   CHECK(!config.has_sink);
   CHECK(config.has_qk_norm);
   CHECK_EQ(config.num_target_layers, 0u);
+  CHECK(config.uses_target_mask);
+  for (const char* field : {"use_swa", "attention_sink_bias"})  // one of MiMo's fields is enough
+    CHECK(!parse(with(qwen3(), {{std::string(".") + field, "false"}})).uses_target_mask);
+  CHECK(!parse(with(qwen3(), {{"v_head_dim", "32"}})).uses_target_mask);
+  CHECK(!parse(with(qwen3(), {{".swa_window_size", "9"}})).uses_target_mask);
+  CHECK(!parse(with(qwen3(), {{".attention_value_scale", "0.6"}})).uses_target_mask);
   CHECK(config.window_tokens == std::vector<uint32_t>(3, 0));
   CHECK(!parse(with(qwen3(), {{"use_qk_norm", "false"}})).has_qk_norm);
   const std::string nested = "{\"rope_type\":\"default\",\"rope_theta\":5e6}";
@@ -107,7 +114,7 @@ TEST_CASE("a plain Qwen3 draft has no sinks, full attention and rotates whole he
 
 TEST_CASE("windows follow use_swa, layer_types or use_sliding_window") {
   const auto windows = [](const Fields& changes) {
-    return parse(with(qwen3(), changes)).window_tokens;
+    return parse(with(qwen3(), with({{"is_causal", "false"}}, changes))).window_tokens;
   };
   using List = std::vector<uint32_t>;
   const std::string mixed = "[\"full_attention\",\"sliding_attention\",\"full_attention\"]";
@@ -118,10 +125,18 @@ TEST_CASE("windows follow use_swa, layer_types or use_sliding_window") {
         (List{0, 64, 64}));
   CHECK(windows({{"sliding_window", "64"}, {"use_sliding_window", "true"}, {"layer_types", mixed}}) ==
         (List{0, 64, 0}));
-  CHECK(windows({{".use_swa", "true"}, {".swa_window_size", "9"}}) == List(3, 9));
+  CHECK(windows({{".use_swa", "true"}, {".swa_window_size", "9"}, {"is_causal", ""}}) == List(3, 9));
   CHECK(windows({{".use_swa", "true"}, {"sliding_window", "9"}}) == List(3, 9));
   CHECK(windows({{".use_swa", "true"}, {".swa_window_size", "9"}, {"layer_types", all}}) == List(3, 9));
   CHECK(windows({{".use_swa", "false"}, {".swa_window_size", "9"}}) == List(3, 0));
+
+  for (const char* unsaid : {"", "null"}) {  // Qwen3's windowed layers are causal then
+    const std::string needle = "is_causal: expected false, as layers are windowed, got nothing";
+    const Fields window = {{"sliding_window", "64"}, {"use_sliding_window", "true"}, {"is_causal", unsaid}};
+    CHECK(windows(window) == List(3, 0));  // max_window_layers is 28
+    CHECK_THROWS(unsupported_shape, needle, windows(with(window, {{"layer_types", mixed}})));
+    CHECK_THROWS(unsupported_shape, needle, windows(with(window, {{"max_window_layers", "2"}})));
+  }
 
   const auto refused = [](const Fields& changes, const std::string& needle) {
     CHECK_THROWS(bad_format, needle, parse(with(qwen3(), changes)));
@@ -140,6 +155,10 @@ TEST_CASE("what this library cannot compute is refused by name") {
   const std::vector<std::pair<Fields, std::string>> cases = {
       {{{"is_causal", "true"}}, "is_causal: expected true or false (false), got true"},
       {{{".is_causal", "true"}}, "is_causal"},
+      {{{".input_embedding_scale", "8.0"}}, "input_embedding_scale: expected a number in [1, 1], got 8.0"},
+      {{{".output_multiplier", "0.5"}}, "output_multiplier: expected a number in [1, 1], got 0.5"},
+      {{{"output_multiplier", "2"}}, "output_multiplier"},
+      {{{".final_logit_softcapping", "20.0"}}, "final_logit_softcapping: expected a number in [0, 0], got 20.0"},
       {{{"attention_bias", "true"}}, "attention_bias"},
       {{{"hidden_act", "\"gelu\""}}, "hidden_act"},
       {{{"model_type", "\"llama\""}}, "model_type"},
@@ -147,6 +166,11 @@ TEST_CASE("what this library cannot compute is refused by name") {
       {{{"rope_scaling", "{\"factor\":4}"}}, "rope_scaling"},
       {{{"rope_theta", ""}, {"rope_parameters", "{\"rope_type\":\"linear\",\"rope_theta\":1e4}"}},
        "rope_parameters.rope_type"},
+      {{{"rope_parameters", "{\"type\":\"yarn\",\"factor\":4}"}}, "rope_parameters.rope_type"},
+      {{{"rope_parameters", "{\"full_attention\":{\"type\":\"yarn\"}}"}}, "rope_parameters.rope_type"},
+      {{{"rope_parameters", "{\"full_attention\":{\"rope_type\":\"yarn\"}}"}}, "rope_parameters.rope_type"},
+      {{{"rope_parameters", "{\"sliding_attention\":{\"type\":\"yarn\"}}"}}, "sliding_attention.rope_type"},
+      {{{"rope_parameters", "{\"sliding_attention\":{\"rope_type\":\"yarn\"}}"}}, "sliding_attention.rope_type"},
       {{{".per_position", "true"}}, "per_position"},
       {{{"quantization_config", "{\"quant_method\":\"fp8\"}"}}, "Use the unquantised draft"},
       {{{"head_dim", "24"}}, "head_dim: expected a multiple of 16, got 24"},
@@ -156,6 +180,9 @@ TEST_CASE("what this library cannot compute is refused by name") {
   };
   for (const auto& [changes, needle] : cases)
     CHECK_THROWS(unsupported_shape, needle, parse(with(qwen3(), changes)));
+  for (const char* none : {"null", "0"})
+    parse(with(qwen3(), {{".input_embedding_scale", "1.0"}, {".output_multiplier", "1"},
+                         {".final_logit_softcapping", none}}));
   for (int size = 2; size <= 16; ++size)
     CHECK_EQ(parse(with(qwen3(), {{"block_size", std::to_string(size)}})).block_size, uint32_t(size));
 }

@@ -234,6 +234,32 @@ TEST_CASE("the mask embedding has three places; none is a clear error") {
   CHECK_THROWS(bad_format, "expected a finite bf16", load(dir, config));
 }
 
+TEST_CASE("a Qwen3 draft without a mask embedding takes the target's row of the mask token") {
+  DraftConfig config = small_draft();
+  const writer::TempDir dir, target_dir;
+  write_draft(dir, config, {"", false});
+  std::string bytes;
+  for (uint32_t i = 0; i < 9 * 72; ++i) bytes += {static_cast<char>(i % 251), '\x3f'};
+  target_dir.write("model.safetensors", writer::make_file({{"table", "BF16", {9, 72}, bytes}}));
+  const Checkpoint target = Checkpoint::open(target_dir.path());
+  const TensorInfo& table = target.at("table");
+  const auto load_with = [&](const TensorInfo* embedding) {
+    return DraftWeights::load(dir.path(), config, {}, {}, embedding);
+  };
+  const auto is_row = [&](uint32_t row) {
+    return !std::memcmp(load_with(&table).mask_embedding(), bytes.data() + row * 144, 144);
+  };
+  config.uses_target_mask = true;
+  CHECK(!is_row(7));  // its own comes first
+  std::filesystem::remove(dir.path() / "mask_embedding.safetensors");
+  CHECK(is_row(7) && !is_row(6));
+  config.mask_token_id = 8;
+  CHECK(is_row(8));
+  CHECK_THROWS(missing_tensor, "expected mask_embedding.safetensors", load_with(nullptr));
+  config.uses_target_mask = false;
+  CHECK_THROWS(missing_tensor, "MiMo's fields the row of the embedding table is no substitute", load_with(&table));
+}
+
 TEST_CASE("loading can be watched and cancelled, and refuses more than the machine has") {
   const DraftConfig config = small_draft();
   const writer::TempDir dir;

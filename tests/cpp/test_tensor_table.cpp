@@ -158,11 +158,15 @@ TEST_CASE("checkpoints of every layout validate; any change does not") {
     const std::vector<Tensor> tensors = make_tensors(config);
     write_and_open(dir, tensors).validate(config);
     std::vector<Tensor> changed = tensors;
-    changed.push_back({"model.mtp.layers.0.enorm.weight", "BF16", {1}, "ab"});
+    for (const char* unused : {"model.mtp.layers.0.enorm.weight", "visual.blocks.0.attn.qkv.weight",
+                               "audio_encoder.projection.0.weight", "speech_embeddings.0.weight"})
+      changed.push_back({unused, "BF16", {1}, "ab"});
     write_and_open(dir, changed).validate(config);
-    changed.back().name = "model.layers.0.extra.weight";
-    CHECK_THROWS(bad_format, "'model.layers.0.extra.weight'",
-                 write_and_open(dir, changed).validate(config));
+    for (const char* extra : {"model.layers.0.extra.weight", "model.visual.weight"}) {
+      changed.back().name = extra;
+      CHECK_THROWS(bad_format, "'" + changed.back().name + "'",
+                   write_and_open(dir, changed).validate(config));
+    }
     for (size_t i = 0; i < tensors.size(); ++i) {
       changed = tensors;
       changed[i].name += "x";

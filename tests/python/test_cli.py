@@ -3,18 +3,20 @@
 import argparse
 import json
 import pathlib
+import re
 import signal
 import subprocess
 import threading
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import mimo_rt
 from mimo_rt.checkpoints import write_tiny_checkpoint
-from mimo_rt.cli import doctor
+from mimo_rt.cli import doctor, inspect
 from mimo_rt.cli._options import add_engine_options, engine_arguments
 from mimo_rt.loading import engine_options
 
@@ -232,6 +234,26 @@ def test_inspect(model):
     assert record["num_bytes"] == sum(tensor["num_bytes"] for tensor in record["tensors"])
     assert record["config"]["expert_format"] == "mxfp4"
     assert len(record["config"]["layers"]) == record["config"]["num_layers"]
+
+
+def test_inspect_shows_the_end_tokens_of_all_files(tmp_path):
+    path = write_tiny_checkpoint(tmp_path / "tiny")  # its tokenizer's is 258
+    for name, ids in (("config", [7]), ("generation_config", 9)):
+        file = path / f"{name}.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": ids}))
+    assert re.search(r"end tokens +7 9 258\n", cli("inspect", path).stdout)
+    record = json.loads(cli("inspect", path, "--json").stdout)
+    assert (record["eos_token_ids"], record["config"]["eos_token_ids"]) == ([7, 9, 258], [7, 9])
+
+
+def test_inspect_names_what_text_does_not_need():
+    names = ["visual.blocks.0.attn.qkv_proj.weight", "audio_encoder.layers.0.mlp.gate_proj.weight",
+             "speech_embeddings.0.weight", "model.mtp.layers.0.mlp.gate_proj.weight",
+             "model.layers.0.mlp.gate_proj.weight"]
+    tensors = [SimpleNamespace(name=n, dtype="bf16", num_bytes=2, file_name="f") for n in names]
+    groups = {row[0]: row[1] for row in inspect._group_table(tensors)[0]}
+    assert groups == {"mtp (unused)": 1, "vision (unused)": 1, "audio (unused)": 2, "dense mlp": 1,
+                      "all, in 1 file(s)": 5}
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ import pytest
 import mimo_rt
 from mimo_rt import _C
 from mimo_rt.checkpoints import write_tiny_checkpoint, write_tiny_draft
+from mimo_rt.checkpoints.draft import _write_mask as write_mask
+from reference_model import read_tensors
 
 PROMPT = list(range(40, 60))
 
@@ -236,6 +238,22 @@ def test_a_missing_mask_embedding_is_refused(copy):
     (write_tiny_draft(copy) / "mask_embedding.safetensors").unlink()
     with pytest.raises(_C.MissingTensorError, match="Copy the file from where the draft was published"):
         drafted(copy)
+
+
+def test_a_qwen3_draft_takes_its_mask_from_the_target(copy):
+    draft = write_tiny_draft(copy, style="qwen3")
+
+    def draft_logits():
+        with mimo_rt.Session(copy, num_threads=1, max_context=256) as session:
+            return session.draft_logits(PROMPT)
+
+    own = draft_logits()
+    (draft / "mask_embedding.safetensors").unlink()
+    taken = draft_logits()
+    token_id = _C.DraftConfig.from_directory(draft).mask_token_id
+    row = read_tensors(copy)["model.embed_tokens.weight"][1][token_id]
+    write_mask(draft, "safetensors", token_id, row)
+    assert np.array_equal(taken, draft_logits()) and not np.array_equal(taken, own)
 
 
 @pytest.mark.parametrize(

@@ -274,9 +274,16 @@ def test_end_tokens_of_generation_config(session, model_dir, tmp_path):
         assert ends.generate(PROMPT, max_tokens=32, **GREEDY).token_ids == free.token_ids
         later = ends.generate(PROMPT, max_tokens=32, temperature=0.0, min_tokens=first + 3)
         assert len(later.token_ids) >= first + 3 and later.token_ids[first] != eos
-    with Session(copy, num_threads=1, generation_config="none") as ignores:
-        result = ignores.generate(PROMPT, max_tokens=first + 1, temperature=0.0)
-        assert result.finish_reason == "length" or 258 in result.token_ids
+    config = json.loads((copy / "config.json").read_text())
+    del config["eos_token_id"]  # as in the published MiMo-V2.5-Pro
+    (copy / "config.json").write_text(json.dumps(config))
+    with Session(copy, num_threads=1, generation_config="none") as neutral:
+        assert neutral.config.eos_token_ids == sorted({eos, 258})
+        assert neutral.generate(PROMPT, max_tokens=32, temperature=0.0).token_ids == result.token_ids
+    engine = _C.Engine.open(str(copy), _C.EngineOptions(num_threads=1))
+    with Session.from_engine(engine) as alone:
+        ids = session.encode(PROMPT)
+        assert alone.generate(ids, max_tokens=32, temperature=0.0).token_ids == result.token_ids
 
 
 def test_stop_strings(session):
@@ -323,7 +330,11 @@ def test_bad_generation_config(model_dir, tmp_path, content, needle):
     with pytest.raises(errors.BadFormatError, match=needle) as caught:
         Session(copy, num_threads=1)
     assert "generation_config.json" in str(caught.value)
-    Session(copy, num_threads=1, generation_config="none").close()
+    if isinstance(content, dict) and "eos_token_id" not in content:
+        Session(copy, num_threads=1, generation_config="none").close()
+        return
+    with pytest.raises(errors.BadFormatError, match="generation_config.json"):  # has the end tokens, too
+        Session(copy, num_threads=1, generation_config="none")
 
 
 # -- refused before the weights are read
@@ -361,15 +372,19 @@ def test_good_options_reach_the_load(model_dir, never_loads):
         Session(model_dir, max_context=16, pin_threads=False, exact=False, progress=True)
 
 
-@pytest.mark.parametrize(
-    "fields", [{"eos_token_id": 515}, {"eos_token_id": [1, 10**6]}, {"min_p": 1 - 1e-12}]
-)
-def test_generation_config_out_of_range_names_the_file(model_dir, tmp_path, never_loads, fields):
-    copy = with_generation_config(model_dir, tmp_path, fields)
-    with pytest.raises(errors.BadFormatError, match=rf"generation_config.json\].*{min(fields)}"):
+def test_generation_config_out_of_range_names_the_file(model_dir, tmp_path, never_loads):
+    copy = with_generation_config(model_dir, tmp_path, {"min_p": 1 - 1e-12})
+    with pytest.raises(errors.BadFormatError, match=r"generation_config.json\].*min_p"):
         Session(copy)
     with pytest.raises(AssertionError, match="opened"):
         Session(copy, generation_config="none")
+
+
+def test_an_end_token_beyond_the_vocabulary_never_comes(session, model_dir, tmp_path):
+    copy = with_generation_config(model_dir, tmp_path, {"eos_token_id": [515, 10**6]})
+    with Session(copy, num_threads=1) as other:
+        expected = session.generate(PROMPT, max_tokens=8, temperature=0.0).token_ids
+        assert other.generate(PROMPT, max_tokens=8, temperature=0.0).token_ids == expected
 
 
 def test_the_message_of_a_full_context_names_the_option(model_dir):

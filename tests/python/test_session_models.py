@@ -144,6 +144,32 @@ def test_model_without_tokenizer(tmp_path):
             session.generate(IDS, stop="x")
 
 
+def change_json(path, **fields):
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_a_model_without_end_tokens_ends_at_the_tokenizers(model_dir, tmp_path):
+    copy = shutil.copytree(model_dir, tmp_path / "model")
+    change_json(copy / "config.json", eos_token_id=None)
+    (copy / "generation_config.json").unlink()
+    names = json.loads((copy / "tokenizer.json").read_text())["model"]["vocab"]
+
+    def answer(eos_token, **options):
+        change_json(copy / "tokenizer_config.json", eos_token=eos_token)
+        with Session(copy, num_threads=1) as session:
+            assert session.config.eos_token_ids == []
+            return session.generate(IDS, max_tokens=32, temperature=0.0, **options).token_ids
+
+    endless = answer(None)
+    assert len(endless) == 32
+    token, eos = next((token, i) for token, i in names.items() if i in endless[3:])
+    until_eos = endless[: endless.index(eos) + 1]
+    assert answer(token) == answer({"content": token, "lstrip": False}) == until_eos
+    assert answer(token, ignore_eos=True) == endless
+    for other in ("no token", "\ud800", 5, ""):
+        assert answer(other) == endless
+
+
 def test_broken_tokenizer(model_dir, tmp_path):
     copy = shutil.copytree(model_dir, tmp_path / "model")
     (copy / "tokenizer.json").write_text("{}")

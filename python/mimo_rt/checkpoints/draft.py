@@ -136,6 +136,7 @@ def _qwen3_config(shape: DraftShape) -> dict[str, Any]:
     return config | {
         "use_sliding_window": shape.window_tokens > 0,
         "layer_types": [layer_type] * shape.num_layers,
+        "is_causal": False,
         "dflash_config": {k: inner[k] for k in ("target_layer_ids", "mask_token_id", "block_size")},
     }
 

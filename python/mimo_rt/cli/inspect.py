@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from .. import _C
+from ..text import ModelText
 from ._output import escape_controls, format_bytes, format_table, print_json, public_fields
 
 # The first pattern that matches a tensor's name gives its group.
 _GROUPS = (
-    ("mtp (unused)", r"model\.mtp\."),
+    ("mtp (unused)", r"^model\.mtp\."),
+    ("vision (unused)", r"^visual\."),
+    ("audio (unused)", r"^(audio_encoder|speech_embeddings)\."),
     ("embedding", r"embed_tokens"),
     ("lm_head", r"lm_head"),
     ("experts", r"\.experts\."),
@@ -44,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     config = _C.ModelConfig.from_directory(args.model)
     checkpoint = _C.Checkpoint.open(args.model)
     draft = find_draft(args.model, config)
+    eos_token_ids = sorted({*config.eos_token_ids, *ModelText(Path(args.model)).eos_token_ids})
     num_scanned = None
     if args.check:
         from ._scan import scan_scales
@@ -53,9 +57,9 @@ def run(args: argparse.Namespace) -> int:
         checkpoint.validate(config)
         num_scanned = scan_scales(args.model, checkpoint.tensors)
     if args.json:
-        _print_record(args, config, draft, checkpoint.tensors, num_scanned)
+        _print_record(args, config, eos_token_ids, draft, checkpoint.tensors, num_scanned)
         return 0
-    print(format_table(config_rows(config), ("config", args.model)))
+    print(format_table(config_rows(config, eos_token_ids), ("config", args.model)))
     print()
     print(format_table(draft_rows(draft), ("draft", "dflash")))
     print()
@@ -69,8 +73,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def config_rows(config: Any) -> list[tuple[str, Any]]:
-    """The config as (name, value) lines."""
+def config_rows(config: Any, eos_token_ids: list[int]) -> list[tuple[str, Any]]:
+    """The config as (name, value) lines; ``eos_token_ids``: with the tokenizer's."""
     layers = config.layers
     num_window = sum(layer.window_tokens > 0 for layer in layers)
     num_moe = sum(layer.is_moe for layer in layers)
@@ -95,7 +99,7 @@ def config_rows(config: Any) -> list[tuple[str, Any]]:
         ("qkv layout", f"{config.qkv_layout.name}, {config.qkv_chunks} chunks"),
         ("formats", f"experts {config.expert_format.name}, linear {config.linear_format.name}"),
         ("tied embeddings", config.tie_word_embeddings),
-        ("end tokens", " ".join(map(str, config.eos_token_ids)) or "none"),
+        ("end tokens", " ".join(map(str, eos_token_ids)) or "none"),
     ]
 
 
@@ -170,12 +174,14 @@ def _tensor_table(tensors: list[Any]) -> tuple[list[tuple[Any, ...]], tuple[str,
 
 
 def _print_record(
-    args: argparse.Namespace, config: Any, draft: Any, tensors: list[Any], num_scanned: int | None
+    args: argparse.Namespace, config: Any, eos_token_ids: list[int], draft: Any,
+    tensors: list[Any], num_scanned: int | None,
 ) -> None:
     is_unusable = isinstance(draft, _C.MimoRtError)
     record: dict[str, Any] = {
         "model": args.model,
         "config": public_fields(config) | {"layers": [public_fields(x) for x in config.layers]},
+        "eos_token_ids": eos_token_ids,
         "draft": {"error": str(draft)} if is_unusable else draft and public_fields(draft),
         "num_tensors": len(tensors),
         "num_bytes": sum(tensor.num_bytes for tensor in tensors),
