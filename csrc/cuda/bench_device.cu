@@ -116,6 +116,7 @@ class CudaBenchDevice : public CudaMemory<BenchDevice> {
     launch_here(launch_select_experts, params);
   }
   void launch(const SampleParams& params) override { launch_here(launch_sample, params); }
+  void launch(const SampleRowsParams& params) override { launch_here(launch_sample_rows, params); }
   void launch(const EdgeRelayParams& params, uint32_t num_blocks) override {
     launch_here(launch_edge_relay, params, {.stream = nullptr, .num_blocks = num_blocks});
   }

@@ -42,6 +42,7 @@ class BenchDevice : public DeviceMemory {
   virtual void launch(const RouterLogitsParams& params) = 0;
   virtual void launch(const SelectExpertsParams& params) = 0;
   virtual void launch(const SampleParams& params) = 0;
+  virtual void launch(const SampleRowsParams& params) = 0;
   virtual void launch(const AcceptParams& params) = 0;
   virtual void launch(const EdgeRelayParams& params, uint32_t num_blocks) = 0;
 

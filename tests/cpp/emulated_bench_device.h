@@ -117,6 +117,10 @@ class EmulatedBenchDevice : public HostDeviceMemory<cuda::BenchDevice> {
       run(cuda::sample_weigh_kernel, params, 0, kComputeThreads);
     run(cuda::sample_draw_kernel, params, sizeof(cuda::DrawShared), kComputeThreads);
   }
+  void launch(const cuda::SampleRowsParams& params) override {
+    cuda::check_sample_rows(params);
+    run(cuda::sample_rows_kernel, params, sizeof(cuda::DrawShared), kComputeThreads);
+  }
   void launch(const cuda::AcceptParams& params) override {
     cuda::check_accept(params);
     run(cuda::accept_kernel, params, 0, 32, 1);

@@ -51,7 +51,7 @@ KERNELS = {
     "csrc/cuda/router.cu": {"router_logits_f32_kernel", "router_logits_bf16_kernel",
                             "select_experts_kernel"},
     "csrc/cuda/sampling.cu": {"sample_best_kernel", "sample_weigh_kernel", "sample_draw_kernel",
-                              "accept_kernel"},
+                              "sample_rows_kernel", "accept_kernel"},
 }
 
 # What ptxas says, as "info", of wgmma that it serialises and of register counts that it does not set.
