@@ -36,7 +36,6 @@ class BenchDevice : public DeviceMemory {
   virtual void launch(const ExpertGateUpMxfp8Params& params) = 0;
   virtual void launch(const ExpertDownMxfp8Params& params) = 0;
   virtual void launch(const ProjectionParams& params) = 0;
-  virtual void launch(const ArgmaxCombineParams& params) = 0;
   virtual void launch(const RmsNormParams& params) = 0;
   virtual void launch(const AttentionParams& params) = 0;
   virtual void launch(const RouterLogitsParams& params) = 0;
