@@ -104,9 +104,6 @@ class CudaBenchDevice : public CudaMemory<BenchDevice> {
     launch_here(launch_expert_down_mxfp8, params);
   }
   void launch(const ProjectionParams& params) override { launch_here(launch_projection, params); }
-  void launch(const ArgmaxCombineParams& params) override {
-    launch_here(launch_argmax_combine, params);
-  }
   void launch(const RmsNormParams& params) override { launch_here(launch_rms_norm, params); }
   void launch(const AttentionParams& params) override { launch_here(launch_attention, params); }
   void launch(const RouterLogitsParams& params) override {
@@ -116,6 +113,7 @@ class CudaBenchDevice : public CudaMemory<BenchDevice> {
     launch_here(launch_select_experts, params);
   }
   void launch(const SampleParams& params) override { launch_here(launch_sample, params); }
+  void launch(const SampleRowsParams& params) override { launch_here(launch_sample_rows, params); }
   void launch(const EdgeRelayParams& params, uint32_t num_blocks) override {
     launch_here(launch_edge_relay, params, {.stream = nullptr, .num_blocks = num_blocks});
   }

@@ -36,12 +36,12 @@ class BenchDevice : public DeviceMemory {
   virtual void launch(const ExpertGateUpMxfp8Params& params) = 0;
   virtual void launch(const ExpertDownMxfp8Params& params) = 0;
   virtual void launch(const ProjectionParams& params) = 0;
-  virtual void launch(const ArgmaxCombineParams& params) = 0;
   virtual void launch(const RmsNormParams& params) = 0;
   virtual void launch(const AttentionParams& params) = 0;
   virtual void launch(const RouterLogitsParams& params) = 0;
   virtual void launch(const SelectExpertsParams& params) = 0;
   virtual void launch(const SampleParams& params) = 0;
+  virtual void launch(const SampleRowsParams& params) = 0;
   virtual void launch(const AcceptParams& params) = 0;
   virtual void launch(const EdgeRelayParams& params, uint32_t num_blocks) = 0;
 

@@ -25,11 +25,4 @@ void launch_rms_norm(const RmsNormParams& params, const LaunchOptions& options) 
                 options.stream, call);
 }
 
-void launch_argmax_combine(const ArgmaxCombineParams& params, const LaunchOptions& options) {
-  check_argmax_combine(params);
-  const KernelCall call{"cuda.argmax_combine", concat("num_tokens ", params.num_tokens,
-                                                      ", num_blocks ", params.num_blocks)};
-  launch_kernel(argmax_combine_kernel, params, 1, kBlockThreads, 0, options.stream, call);
-}
-
 }  // namespace mimo_rt::cuda

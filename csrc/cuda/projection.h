@@ -11,15 +11,12 @@ namespace mimo_rt::cuda {
 /// @throws Error{invalid_argument, unsupported_shape, capacity} that names the field
 void check_projection(const ProjectionParams& params);
 void check_rms_norm(const RmsNormParams& params);
-void check_argmax_combine(const ArgmaxCombineParams& params);
 
 /// Checks, then launches on the current device and returns at once. All pointers are to its memory.
-/// With ProjectionStore::argmax `options.num_blocks` says how many partial results there are.
+/// With ProjectionStore::scores every block writes a part: as many as the rows' scratches have.
 /// @throws as the checks; Error{unavailable} for a device that the kernels were not built for;
 ///         Error{device_lost} when CUDA refuses, with call, kernel and shapes
 void launch_projection(const ProjectionParams& params, const LaunchOptions& options = {});
 void launch_rms_norm(const RmsNormParams& params, const LaunchOptions& options = {});
-/// The same; one block, whatever the options say.
-void launch_argmax_combine(const ArgmaxCombineParams& params, const LaunchOptions& options = {});
 
 }  // namespace mimo_rt::cuda

@@ -32,11 +32,6 @@ void check_store(const ProjectionParams& p) {
     case ProjectionStore::gate_up:
     case ProjectionStore::add_residual:
       return check_rows(kWhere, "out_bf16", p.out_bf16, p.num_columns);
-    case ProjectionStore::argmax:
-      check_pointer(kWhere, "argmax.values", p.argmax.values, 4);
-      check_pointer(kWhere, "argmax.columns", p.argmax.columns, 4);
-      if (p.out_f32.data) check_rows(kWhere, "out_f32", p.out_f32, p.num_columns);
-      return;
     case ProjectionStore::scores:
       MIMO_RT_CHECK(p.num_tokens <= kMaxScoredTokens, capacity, kWhere, "num_tokens: expected at most ", kMaxScoredTokens,
                     " to be scored, got ", p.num_tokens);
@@ -44,7 +39,7 @@ void check_store(const ProjectionParams& p) {
       return check_rows(kWhere, "out_f32", p.out_f32, p.num_columns);
     case ProjectionStore::qkv: return;
   }
-  fail(ErrorCode::invalid_argument, kWhere, "store: expected 0 .. 6, got ",
+  fail(ErrorCode::invalid_argument, kWhere, "store: expected 0 .. 5, got ",
        static_cast<uint32_t>(p.store));
 }
 
@@ -78,16 +73,6 @@ void check_rms_norm(const RmsNormParams& p) {
   check_rows(kNorm, "out", p.out, p.k);
   check_pointer(kNorm, "weight", p.weight, 16);
   MIMO_RT_CHECK(p.eps >= 0.0f, invalid_argument, kNorm, "eps: expected a number >= 0, got ", p.eps);
-}
-
-void check_argmax_combine(const ArgmaxCombineParams& p) {
-  constexpr const char* kCombine = "cuda.argmax_combine";
-  check_num_tokens(kCombine, p.num_tokens);
-  MIMO_RT_CHECK(p.num_blocks != 0, invalid_argument, kCombine,
-                "num_blocks: expected those of the projection, got 0");
-  check_pointer(kCombine, "partial.values", p.partial.values, 4);
-  check_pointer(kCombine, "partial.columns", p.partial.columns, 4);
-  check_pointer(kCombine, "columns", p.columns, 4);
 }
 
 }  // namespace mimo_rt::cuda

@@ -30,7 +30,6 @@ enum class ProjectionStore : uint8_t {
   add_residual,  ///< out_bf16 = bf16(out_bf16 + y)
   gate_up,       ///< out_bf16 = bf16(silu(gate) * up): rows 0..7 of a group are gate, 8..15 up
   qkv,           ///< RoPE and value scale; q to its rows, k and v to the cache
-  argmax,        ///< best column of each block; out_f32 = y too unless null
   scores,        ///< out_f32 = y, and of the rows that are sampled the best score of this block
 };
 
@@ -45,12 +44,6 @@ struct QkvOutput {
   const float* cos_sin = nullptr;      ///< [num_tokens, rotary_dim]: cos, sin of pair 0, …
   uint32_t qk_head_dim = 0, rotary_dim = 0;
   float value_scale = 1.0f;
-};
-
-/// Best column of each token in the columns of one block: [num_blocks, kMaxTokens].
-struct ArgmaxOutput {
-  float* values = nullptr;
-  uint32_t* columns = nullptr;
 };
 
 struct ProjectionParams {
@@ -72,10 +65,7 @@ struct ProjectionParams {
   RowsView<uint16_t> out_bf16;
   CaptureOutput capture;      ///< add_residual only
   QkvOutput qkv;
-  union {
-    ArgmaxOutput argmax{};
-    const SampledRows* sampled;  ///< scores; part i of a row's scratch: block i
-  };
+  const SampledRows* sampled = nullptr;  ///< scores; part i of a row's scratch: block i
 };
 
 /// The norm alone, for calls with so many tokens that fusing it costs more than writing the rows.
@@ -87,14 +77,6 @@ struct RmsNormParams {
   float eps = 0.0f;
   uint32_t num_tokens = 0;  ///< any number
   uint32_t k = 0;           ///< multiple of 32
-};
-
-struct ArgmaxCombineParams {
-  ArgmaxOutput partial;
-  uint32_t num_blocks = 0;      ///< of the projection
-  uint32_t num_tokens = 0;      ///< 1 .. kMaxTokens
-  uint32_t* columns = nullptr;  ///< [num_tokens] the largest y, the lowest column among equals
-  float* values = nullptr;      ///< [num_tokens]; nullptr: not wanted
 };
 
 }  // namespace mimo_rt::cuda

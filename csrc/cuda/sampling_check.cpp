@@ -70,6 +70,12 @@ void check_sample(const SampleParams& p) {
   check_pointer(kWhere, "proposals.totals", p.proposals.totals, 8);
 }
 
+void check_sample_rows(const SampleRowsParams& p) {
+  constexpr const char* kSampleRows = "cuda.sample_rows";
+  check_num_rows(kSampleRows, "num_rows", p.num_rows);
+  check_pointer(kSampleRows, "rows", p.rows, 8);
+}
+
 void check_accept(const AcceptParams& p) {
   constexpr const char* kAccept = "cuda.accept";
   check_num_rows(kAccept, "num_rows", p.num_rows);

@@ -130,6 +130,12 @@ struct SampledRows {
   }
 };
 
+/// A tile, or a block of the kernel, is a share of the tokens of all rows.
+struct SampleRowsParams {
+  const SampledRows* rows = nullptr;
+  uint32_t num_rows = 0;  ///< 1 .. kMaxTokens
+};
+
 /// How many drafts of a block the target's rows have confirmed, and the token after them.
 struct AcceptParams {
   const int32_t* tokens = nullptr;  ///< [num_rows] of launch_sample

@@ -82,10 +82,4 @@ struct AttendRowsParams {
   uint32_t num_tokens = 0;      ///< 1 .. kMaxTokens; of the block
 };
 
-/// A tile is a share of the tokens of all rows.
-struct SampleRowsParams {
-  const SampledRows* rows = nullptr;
-  uint32_t num_rows = 0;
-};
-
 }  // namespace mimo_rt::cuda

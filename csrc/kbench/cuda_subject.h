@@ -129,16 +129,16 @@ class RowsSubject : public CudaSubject {
     this->relative_error_ = squares > 0 ? std::sqrt(squared_errors / squares) : 0.0;
     return worst;
   }
-
-  Params params_;
-
- private:
+  /// Of the result that was compared last.
   double element(uint32_t row, uint32_t column) const {
     const T value = out_[uint64_t{row} * stride_ + column];
     if constexpr (std::is_same_v<T, float>) return double{value};
     else return double{bf16_to_f32(value)};
   }
 
+  Params params_;
+
+ private:
   uint32_t num_rows_ = 0, num_columns_ = 0, stride_ = 0;
   std::vector<T> out_;
   T* device_out_ = nullptr;

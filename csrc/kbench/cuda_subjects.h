@@ -14,8 +14,8 @@ std::unique_ptr<Subject> make_cuda_experts(const KernelCase& kernel_case,
                                            std::unique_ptr<cuda::BenchDevice> device);
 
 /// A projection, FP8 or BF16: plain, with a fused norm (gemm_normed), as a gated MLP (gemm_gate_up) or
-/// added to rows (gemm_residual); that of q, k and v (gemm_qkv: rows follow from the heads); the best
-/// column of each row (gemm_best).
+/// added to rows (gemm_residual); that of q, k and v (gemm_qkv: rows follow from the heads); logits
+/// and the best token of each row of up to kMaxScoredTokens (gemm_best).
 /// @throws Error{invalid_argument, unsupported_shape, capacity, out_of_memory}
 std::unique_ptr<Subject> make_cuda_gemm(const KernelCase& kernel_case,
                                         const KernelBenchOptions& options,

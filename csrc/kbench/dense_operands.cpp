@@ -61,21 +61,12 @@ void DenseOperands::add_work(KernelWork& work) const {
   work.flops += 2.0 * shape_.rows * shape_.k * num_tokens_;
 }
 
-uint32_t DenseOperands::num_distinct_rows() const {
-  return static_cast<uint32_t>(host_tiles_.size() / shape_.group_bytes()) * kTileRows;
-}
-
-uint32_t DenseOperands::distinct_row(uint32_t place, uint32_t row) const {
-  return (place * shape_.num_row_groups() * kTileRows + row) % num_distinct_rows();
-}
-
-std::vector<double> DenseOperands::row(uint32_t distinct_row) const {
-  return row_values(shape_.format, unpack_cuda_dense_row(shape_, host_tiles_.data(), distinct_row),
-                    shape_.k);
-}
-
 /// k additions of exact products, one FMA per scale block, the parts of K; the norm.
-Bounded DenseOperands::product(std::span<const double> row, uint32_t token) const {
+Bounded DenseOperands::product(uint32_t place, uint32_t token, uint32_t row_idx) const {
+  const auto num_distinct = static_cast<uint32_t>(host_tiles_.size() / shape_.group_bytes()) * kTileRows;
+  const uint32_t distinct_row = (place * shape_.num_row_groups() * kTileRows + row_idx) % num_distinct;
+  const std::vector<double> row =
+      row_values(shape_.format, unpack_cuda_dense_row(shape_, host_tiles_.data(), distinct_row), shape_.k);
   const Product p = dot(row, std::span(a_).subspan(uint64_t{token} * shape_.k, shape_.k));
   const double input_error = is_normed_ ? norm_error(shape_.k) : 0.0;
   const double n = shape_.k + shape_.tiles_per_group() + 2.0 * 8;

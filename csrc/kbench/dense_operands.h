@@ -26,15 +26,8 @@ class DenseOperands {
   /// One call's bytes and operations.
   void add_work(KernelWork& work) const;
 
-  /// Which of the distinct rows a row of the matrix is.
-  uint32_t distinct_row(uint32_t place, uint32_t row) const;
-  uint32_t num_distinct_rows() const;
-  std::vector<double> row(uint32_t distinct_row) const;
-  /// Its product with a token's row, and what the kernel's may be off by.
-  Bounded product(std::span<const double> row, uint32_t token) const;
-  Bounded product(uint32_t place, uint32_t token, uint32_t row_idx) const {
-    return product(row(distinct_row(place, row_idx)), token);
-  }
+  /// The product of a token's row with one of the matrix, and what the kernel's may be off by.
+  Bounded product(uint32_t place, uint32_t token, uint32_t row_idx) const;
 
  private:
   void upload_weights(uint64_t seed, cuda::BenchDevice& device);

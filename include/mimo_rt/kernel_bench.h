@@ -22,7 +22,8 @@ struct KernelCase {
   /// "sample_verify" (a block's drawn drafts, and how many stay), "attention_draft" (of a block that all
   /// tokens see), "rms_norm", and gemm with what goes before or after it: "gemm_normed" (a norm),
   /// "gemm_gate_up" (gated MLP), "gemm_residual", "gemm_qkv" (RoPE of a third of qk_head_dim, value
-  /// scale, k and v to the cache; rows follow from the heads), "gemm_best" (the best column)
+  /// scale, k and v to the cache; rows follow from the heads), "gemm_best" (logits of up to 16 tokens, and the
+  /// next token at temperature 0)
   std::string kernel;
   /// Of the weights: "mxfp4", "fp8_e4m3", "bf16", "f32"; of keys and values: "bf16"; of logits:
   /// "f32"; of edges: "u32".

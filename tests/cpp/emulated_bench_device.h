@@ -89,10 +89,6 @@ class EmulatedBenchDevice : public HostDeviceMemory<cuda::BenchDevice> {
     tiles.push_back(params.tiles);
     run(cuda::projection_kernel(params), params, sizeof(cuda::ProjectionShared));
   }
-  void launch(const cuda::ArgmaxCombineParams& params) override {
-    cuda::check_argmax_combine(params);
-    run(cuda::argmax_combine_kernel, params, 0, cuda::kBlockThreads, 1);
-  }
   void launch(const cuda::RmsNormParams& params) override {
     cuda::check_rms_norm(params);
     run(cuda::rms_norm_kernel, params, sizeof(cuda::NormShared), kComputeThreads);
@@ -116,6 +112,10 @@ class EmulatedBenchDevice : public HostDeviceMemory<cuda::BenchDevice> {
     if (params.rules.temperature != 0.0f)
       run(cuda::sample_weigh_kernel, params, 0, kComputeThreads);
     run(cuda::sample_draw_kernel, params, sizeof(cuda::DrawShared), kComputeThreads);
+  }
+  void launch(const cuda::SampleRowsParams& params) override {
+    cuda::check_sample_rows(params);
+    run(cuda::sample_rows_kernel, params, sizeof(cuda::DrawShared), kComputeThreads);
   }
   void launch(const cuda::AcceptParams& params) override {
     cuda::check_accept(params);

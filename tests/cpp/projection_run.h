@@ -24,10 +24,6 @@ inline void run(const cuda::RmsNormParams& params, const Launch& launch) {
   cuda::launch_rms_norm(params, {.num_blocks = launch.num_blocks});
   finish();
 }
-inline void run(const cuda::ArgmaxCombineParams& params, const Launch&) {
-  cuda::launch_argmax_combine(params);
-  finish();
-}
 #else
 inline emulation::LaunchOptions projection_options(const Launch& launch, uint32_t num_threads) {
   return options_of(launch, num_threads, sizeof(cuda::ProjectionShared));
@@ -41,11 +37,6 @@ inline void run(const cuda::RmsNormParams& params, const Launch& launch) {
   cuda::check_rms_norm(params);
   run_emulated(cuda::rms_norm_kernel, params,
                projection_options(launch, cuda::kComputeWarps * 32));
-}
-inline void run(const cuda::ArgmaxCombineParams& params, const Launch& launch) {
-  cuda::check_argmax_combine(params);
-  run_emulated(cuda::argmax_combine_kernel, params,
-               projection_options({.num_blocks = 1, .seed = launch.seed}, cuda::kBlockThreads));
 }
 #endif
 

@@ -21,6 +21,10 @@ inline void run(const cuda::SampleParams& params, const Launch& launch) {
   cuda::launch_sample(params, {.num_blocks = launch.num_blocks});
   finish();
 }
+inline void run(const cuda::SampleRowsParams& params, const Launch& launch) {
+  cuda::launch_sample_rows(params, {.num_blocks = launch.num_blocks});
+  finish();
+}
 inline void run(const cuda::AcceptParams& params) {
   cuda::launch_accept(params);
   finish();
@@ -39,6 +43,10 @@ inline void run(const cuda::SampleParams& params, const Launch& launch) {
   if (params.rules.temperature != 0.0f)
     run_emulated(cuda::sample_weigh_kernel, params, slice_options(launch));
   run_emulated(cuda::sample_draw_kernel, params, draw_options(launch));
+}
+inline void run(const cuda::SampleRowsParams& params, const Launch& launch) {
+  cuda::check_sample_rows(params);
+  run_emulated(cuda::sample_rows_kernel, params, draw_options(launch));
 }
 inline void run(const cuda::AcceptParams& params) {
   cuda::check_accept(params);

@@ -89,6 +89,17 @@ struct BrokenDevice : EmulatedBenchDevice {
   void (*change)(Params&);
 };
 
+/// Whose first block alone says which of its columns is the best.
+struct OneBlockDevice : EmulatedBenchDevice {
+  using EmulatedBenchDevice::launch;
+  void launch(const cuda::SampleRowsParams& params) override {
+    const cuda::SampleScratch& scratch = params.rows->calls[0].scratch;
+    for (uint32_t i = 0; i < params.num_rows * scratch.num_parts; ++i)
+      if (i % scratch.num_parts != 0) scratch.best_ids[i] = ~0u;
+    EmulatedBenchDevice::launch(params);
+  }
+};
+
 double worst_error(Make make, const KernelCase& c,
                    std::unique_ptr<cuda::BenchDevice> device = std::make_unique<EmulatedBenchDevice>()) {
   return make(c, small(), std::move(device))->worst_error();
@@ -136,21 +147,22 @@ TEST_CASE("q, k and v pass their check; turned otherwise, unscaled or of another
     }
 }
 
-TEST_CASE("the best column passes its check; of a part of the columns or blocks it does not") {
-  for (const uint32_t num_tokens : {1u, 9u}) {
+TEST_CASE("the best token passes its check; of a part of the columns, blocks or rows it does not") {
+  for (const uint32_t num_tokens : {1u, 16u}) {
     KernelCase c = matrix("gemm_best", "bf16", num_tokens);
     const auto subject = kbench::make_cuda_best(c, small(), std::make_unique<EmulatedBenchDevice>());
-    CHECK(subject->worst_error() <= 1.0);
+    expect_right(subject->worst_error());
     c.rows = 16 * 300;  // rows repeat: the lowest of equal columns
     c.k = 32;
-    CHECK(worst_error(kbench::make_cuda_best, c) <= 1.0);
-    CHECK(worst_with<cuda::ProjectionParams>(kbench::make_cuda_best, c, [](cuda::ProjectionParams& p) {
-            p.rows = p.num_columns = 16;
+    expect_right(worst_error(kbench::make_cuda_best, c));
+    using P = cuda::ProjectionParams;
+    CHECK(worst_with<P>(kbench::make_cuda_best, c, [](P& p) { p.rows = p.num_columns = 16; }) > 1.0);
+    CHECK(worst_with<P>(kbench::make_cuda_best, c, [](P& p) { p.store = cuda::ProjectionStore::f32; }) > 1.0);
+    if (num_tokens == 1) continue;  // has no row to lose, and its best column may be of the block that is left
+    CHECK(worst_with<cuda::SampleRowsParams>(kbench::make_cuda_best, c, [](cuda::SampleRowsParams& p) {
+            p.num_rows -= 1;
           }) > 1.0);
-    if (num_tokens == 1) continue;  // its best column may be of the block that is left
-    CHECK(worst_with<cuda::ArgmaxCombineParams>(kbench::make_cuda_best, c, [](cuda::ArgmaxCombineParams& p) {
-            p.num_blocks = 1;
-          }) > 1.0);
+    CHECK(worst_error(kbench::make_cuda_best, c, std::make_unique<OneBlockDevice>()) > 1.0);
   }
 }
 
@@ -226,7 +238,11 @@ TEST_CASE("cases of these kernels that they cannot take are refused by name") {
   CHECK_THROWS(invalid_argument, "num_kv_heads: expected > 0",
                open(kbench::make_cuda_qkv, qkv("bf16", 1), [](C c) { c.num_kv_heads = 0; }));
   CHECK_THROWS(capacity, "num_tokens: expected at most 64, got 65",
-               open(kbench::make_cuda_best, matrix("gemm_best", "bf16", 65), [](C) {}));
+               open(kbench::make_cuda_gemm, matrix("gemm", "bf16", 65), [](C) {}));
+  CHECK_THROWS(capacity, "num_tokens: expected at most 16, got 17",
+               open(kbench::make_cuda_best, matrix("gemm_best", "bf16", 17), [](C) {}));
+  CHECK_THROWS(capacity, "rows: expected at most 524288, got 524304",
+               open(kbench::make_cuda_best, matrix("gemm_best", "bf16", 1), [](C c) { c.rows = 524304; }));
   CHECK_THROWS(invalid_argument, "expected bf16 rows for rms_norm, got 'f32'",
                open(kbench::make_cuda_norm, norm(1), [](C c) { c.format = "f32"; }));
   CHECK_THROWS(invalid_argument, "num_tokens: expected at least 2 for sample_verify",

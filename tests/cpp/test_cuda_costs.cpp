@@ -52,8 +52,8 @@ struct ClockDevice : HostDeviceMemory<cuda::BenchDevice> {
   void launch(const cuda::ExpertGateUpMxfp8Params&) override {}
   void launch(const cuda::ExpertDownMxfp8Params&) override {}
   void launch(const cuda::SelectExpertsParams&) override {}
-  void launch(const cuda::ArgmaxCombineParams&) override {}
   void launch(const cuda::SampleParams&) override {}
+  void launch(const cuda::SampleRowsParams&) override {}
   void launch(const cuda::AcceptParams&) override {}
 
   /// Some calls are disturbed, and the first one is cold.

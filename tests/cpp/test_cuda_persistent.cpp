@@ -123,7 +123,6 @@ void run_alone(const cuda::ExpertDownParams& params) { cuda::launch_expert_down(
 void run_alone(const cuda::SelectExpertsParams& params) { cuda::launch_select_experts(params); }
 #else
 constexpr uint64_t kHangNs = 800'000;  // less than the emulator's patience
-[[maybe_unused]] constexpr auto kNotOfThisTest = &cuda::argmax_combine_kernel;
 
 template <typename Params>
 void emulate(void (*kernel)(Params), const std::type_identity_t<Params>& params,

@@ -1,4 +1,4 @@
-// What becomes of the results of the projection kernels: residual, qkv with RoPE, best columns; and
+// What becomes of the results of the projection kernels: residual, qkv with RoPE, best scores; and
 // the checks of their arguments. native_cuda_projection_stores.cpp: the same on a real GPU.
 #include "projection_run.h"
 #include "sampling_fixture.h"
@@ -149,50 +149,52 @@ TEST_CASE("q, k and v are rotated, scaled and stored where the caller says") {
   for (uint32_t i = kQ; i < kQ + 8; ++i) CHECK_EQ(q_out.at(0, i), kUntouched);
 }
 
-TEST_CASE("the best column is the lowest of the largest, for any number of blocks") {
-  constexpr uint32_t kRows = 150, kTokens = 19, kBlocks = 4, k = 64;
+TEST_CASE("the token is the lowest of the largest, for any number of blocks") {
+  constexpr uint32_t kRows = 90, kTokens = cuda::kMaxScoredTokens, kOverflow = 8, kNone = 9, k = 64;
   Dense dense(PackedFormat::bf16, kRows, k, 23);
   const auto copy_row = [&](uint32_t to, uint32_t from) {
     std::memcpy(dense.matrix->weight_data() + to * k * 2,
                 dense.matrix->weight_data() + from * k * 2, k * 2);
   };
-  for (uint32_t row = 0; row < 70; ++row) copy_row(row + 75, row);  // every maximum is there twice
+  for (uint32_t row = 0; row < 40; ++row) copy_row(row + 45, row);  // every maximum is there twice
   dense.pack();
   AlignedRows<bf16_t> x(kTokens, k, 0);
   fill_rows(x, k, 24);
-  std::fill_n(&x.at(7, 0), k, bf16_t{0});                        // all equal: column 0
-  std::fill_n(&x.at(8, 0), k, f32_to_bf16(0x1p+127f));            // infinities
+  std::fill_n(&x.at(7, 0), k, bf16_t{0});  // all equal: column 0
+  std::fill_n(&x.at(kOverflow, 0), k, f32_to_bf16(0x1.8p+127f));
+  std::fill_n(&x.at(kNone, 0), k, f32_to_bf16(NAN));
   ProjectionParams params = dense.params(x, kTokens);
   const std::vector<float> y = project(params);
-  for (const uint32_t num_blocks : {1u, 3u, kBlocks})
-    for (const bool keeps_logits : {false, true}) {
-      AlignedRows<float> out(kTokens, 152, -77.0f);
-      KernelVector<float> values(kBlocks * cuda::kMaxTokens), best(kTokens);
-      KernelVector<uint32_t> columns(kBlocks * cuda::kMaxTokens), best_columns(kTokens + 1, 77);
-      params.store = ProjectionStore::argmax;
-      params.out_f32 = {keeps_logits ? out.data : nullptr, out.stride};
-      params.argmax = {values.data(), columns.data()};
-      run(params, {.num_blocks = num_blocks, .seed = num_blocks});
-      run({params.argmax, num_blocks, kTokens, best_columns.data(), best.data()},
-          {.num_blocks = 1, .seed = num_blocks});
-      uint32_t num_last = 0;
-      for (uint32_t t = 0; t < kTokens; ++t) {
-        uint32_t column = UINT32_MAX, last = 0;
-        float value = -INFINITY;
-        for (uint32_t i = 0; i < kRows; ++i) {
-          const float logit = y[t * kRows + i];
-          if (logit > value || (logit == value && column == UINT32_MAX)) column = i;
-          if (logit >= value) last = i;
-          if (logit > value) value = logit;
-          if (keeps_logits) CHECK(!std::memcmp(&out.at(t, i), &logit, 4));
-        }
-        CHECK_EQ(best_columns[t], column);
-        CHECK_EQ(best[t], value);
-        num_last += best_columns[t] != last;
+  CHECK(std::count(&y[kOverflow * kRows], &y[(kOverflow + 1) * kRows], INFINITY) > 0);
+  for (const uint32_t num_blocks : {1u, 3u, 7u}) {  // equal columns of one block or two; blocks without a column
+    SampleCall call({.temperature = 0.0f}, kTokens, kRows, Logits::none, 5);
+    KernelVector<uint64_t> memory(cuda::SampleScratch::bytes(kTokens, kRows, num_blocks) / 8, 0);
+    KernelVector<cuda::SampleParams> calls(1, call.kernel_params());
+    calls[0].scratch = cuda::SampleScratch::view(reinterpret_cast<uint8_t*>(memory.data()), kTokens, kRows, num_blocks);
+    KernelVector<uint32_t> num_rows(1, kTokens), arrived(kTokens, 0);
+    KernelVector<cuda::SampledRows> rows(1, {calls.data(), num_rows.data(), arrived.data(), false});
+    params.store = ProjectionStore::scores;
+    params.out_f32 = {call.logits.data, call.logits.stride};
+    params.sampled = rows.data();
+    run(params, {.num_blocks = num_blocks, .seed = num_blocks});
+    run(cuda::SampleRowsParams{rows.data(), kTokens}, {.num_blocks = num_blocks, .seed = num_blocks});
+    uint32_t num_ties = 0;
+    for (uint32_t t = 0; t < kTokens; ++t) {
+      CHECK(!std::memcmp(call.row(t), &y[t * kRows], kRows * 4));
+      int32_t best = -1, last = -1;
+      for (uint32_t i = 0; i < kRows; ++i) {
+        const float logit = y[t * kRows + i], value = best < 0 ? -INFINITY : y[t * kRows + static_cast<uint32_t>(best)];
+        if (!std::isfinite(logit) || logit < value) continue;
+        last = static_cast<int32_t>(i);
+        if (logit > value) best = last;
       }
-      CHECK(num_last > kTokens / 2);  // ties are common: the rule decides
-      CHECK_EQ(best_columns[kTokens], 77u);
+      CHECK_EQ(call.tokens[t], best);
+      CHECK_EQ(best < 0, t == kNone);
+      num_ties += best != last;
     }
+    CHECK(num_ties > kTokens / 2);  // they are common: the rule decides
+    CHECK_EQ(call.tokens[kTokens], -77);
+  }
 }
 
 TEST_CASE("the best score of each block is that of its columns, by the rules of the row; rows that are not drawn have none") {
@@ -293,7 +295,6 @@ TEST_CASE("arguments that the projections cannot take are refused by name") {
     p.store = ProjectionStore::add_residual;
     p.out_bf16.stride = 36;
   });
-  refused(invalid_argument, "argmax.values", [](P p) { p.store = ProjectionStore::argmax; });
   refused(invalid_argument, "qkv.tiles", [](P p) { p.store = ProjectionStore::qkv; });
   refused(invalid_argument, "store", [](P p) { p.store = static_cast<ProjectionStore>(9); });
   refused(invalid_argument, "format", [](P p) { p.format = cuda::ProjectionFormat{7}; });
@@ -303,9 +304,6 @@ TEST_CASE("arguments that the projections cannot take are refused by name") {
   CHECK_THROWS(invalid_argument, "[cuda.rms_norm] out.stride", cuda::check_rms_norm(norm));
   norm.num_tokens = 0;
   CHECK_THROWS(capacity, "num_tokens", cuda::check_rms_norm(norm));
-  cuda::ArgmaxCombineParams combine;
-  combine.num_tokens = 1;
-  CHECK_THROWS(invalid_argument, "num_blocks", cuda::check_argmax_combine(combine));
 }
 
 CHECK_MAIN()

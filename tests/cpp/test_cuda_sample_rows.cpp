@@ -3,7 +3,6 @@
 // CPU), for any number of shares and blocks, in random schedules.
 #include "sampling_fixture.h"
 
-#include "cuda/device/tasks/sample_rows.cuh"
 #include "planted_faults.h"
 
 #include <deque>
@@ -12,18 +11,6 @@ using namespace mimo_rt;
 using namespace fixture;
 
 namespace {
-
-struct SampleRowsCall {
-  cuda::SampledRows rows;
-  uint32_t num_rows, num_shares;
-};
-
-/// The shares are dealt out to the blocks.
-void sample_rows_kernel(SampleRowsCall call) {
-  auto& shared = *reinterpret_cast<cuda::DrawShared*>(ptx::dynamic_shared_memory());
-  for (uint32_t share = blockIdx.x; share < call.num_shares; share += gridDim.x)
-    cuda::sample_rows(shared, call.rows, call.num_rows, share, call.num_shares);
-}
 
 /// The rows of one call, as in a round, or of several with one row each, as in a step.
 class SampledStep {
@@ -40,7 +27,7 @@ class SampledStep {
   const std::vector<int32_t>& right() const { return right_; }
 
   /// @return an error text, or ""
-  std::string try_run(uint32_t num_shares, const emulation::LaunchOptions& options) {
+  std::string try_run(const emulation::LaunchOptions& options) {
     for (SampleCall& call : calls_) std::fill(call.tokens.begin(), call.tokens.end(), -77);
     for (const cuda::SampleParams& p : params_) {  // nothing of an earlier run may help
       const uint32_t num_slices = p.num_rows * cuda::num_slices_of(p.vocab_size);
@@ -48,10 +35,10 @@ class SampledStep {
       std::fill_n(p.scratch.slice_sums, num_slices, uint64_t{0});
       std::fill_n(p.scratch.near_counts, num_slices, 0u);
     }
-    return emulation::launch(options, sample_rows_kernel, SampleRowsCall{rows_, num_rows_, num_shares}).error;
+    return emulation::launch(options, cuda::sample_rows_kernel, cuda::SampleRowsParams{&rows_, num_rows_}).error;
   }
-  std::vector<int32_t> run(uint32_t num_shares, const Launch& launch) {
-    expect_none(try_run(num_shares, draw_options(launch)));
+  std::vector<int32_t> run(const Launch& launch) {
+    expect_none(try_run(draw_options(launch)));
     for (const uint32_t count : arrived_) CHECK_EQ(count, 0u);  // as the next step wants them
     return tokens();
   }
@@ -78,21 +65,17 @@ std::vector<SamplingParams> settings() {
           {.min_p = 0.02f, .repetition_penalty = 1.3f, .seed = 4, .logit_bias = {{1, 4.0f}, {700, 3.0f}}}};
 }
 
-/// One, fewer than rows, as many as slices, and more.
-constexpr uint32_t kShares[] = {1, 2, 5, 9, 40};
-
 }  // namespace
 
-TEST_CASE("any number of shares draws the tokens of a round's call, in every schedule") {
+TEST_CASE("any number of blocks draws the tokens of a round's call, in every schedule") {
   for (const SamplingParams& params : settings()) {
     std::deque<SampleCall> calls;
     calls.emplace_back(params, 3, 1300, Logits::normal, 11);
     calls[0].block = {3, 5, 700};
     SampledStep step(calls);
-    for (const uint32_t num_shares : kShares)
+    for (const uint32_t num_blocks : {1u, 2u, 5u, 9u, 10u})  // fewer than rows, as many as slices, and more
       for (uint64_t seed = 0; seed <= 2; ++seed)
-        CHECK(step.run(num_shares, {.num_blocks = static_cast<uint32_t>(1 + (seed + num_shares) % 4), .seed = seed}) ==
-              step.right());
+        CHECK(step.run({.num_blocks = num_blocks, .seed = seed}) == step.right());
   }
 }
 
@@ -100,12 +83,12 @@ TEST_CASE("rows with rules of their own count apart, whoever comes last") {
   std::deque<SampleCall> calls;
   for (const SamplingParams& params : settings()) calls.emplace_back(params, 1, 1300, Logits::normal, params.seed + 20);
   SampledStep step(calls);
-  for (const uint32_t num_shares : kShares)
+  for (const uint32_t num_blocks : {1u, 2u, 4u})
     for (uint64_t seed = 1; seed <= 3; ++seed)
-      CHECK(step.run(num_shares, {.num_blocks = 4, .seed = seed}) == step.right());
+      CHECK(step.run({.num_blocks = num_blocks, .seed = seed}) == step.right());
   calls[3].logits.at(0, 77) = 50.0f;  // the comparison sees one logit of one row
   run_emulated(cuda::sample_best_kernel, calls[3].kernel_params(), slice_options({}));
-  CHECK(step.run(5, {}) != step.right());
+  CHECK(step.run({.num_blocks = 2}) != step.right());
 }
 
 TEST_CASE("every barrier that is left out is found") {
@@ -113,7 +96,7 @@ TEST_CASE("every barrier that is left out is found") {
   calls.emplace_back(SamplingParams{.sample_top_p = 0.9f}, 1, 8000, Logits::normal, 31);
   SampledStep step(calls);
   const KnownLaunch launch{draw_options({.num_blocks = 2}),
-                           [&](const emulation::LaunchOptions& options) { return step.try_run(2, options); },
+                           [&](const emulation::LaunchOptions& options) { return step.try_run(options); },
                            [&] { return step.tokens() == step.right(); }};
   launch.expect_seen(emulation::Skip::named_barrier, {0, 1});  // before the share counts itself in; of who draws
 }
@@ -124,7 +107,7 @@ TEST_CASE("a share that counts itself in without order looks right: only ThreadS
   SampledStep step(calls);
   emulation::LaunchOptions options = draw_options({.num_blocks = 2});
   options.skip = emulation::Skip::count_order;
-  CHECK(step.try_run(2, options).empty());
+  CHECK(step.try_run(options).empty());
   CHECK(step.tokens() == step.right());
 }
 

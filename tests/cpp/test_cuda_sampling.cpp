@@ -8,7 +8,6 @@
 #include <numeric>
 
 #if !defined(MIMO_RT_TEST_ON_GPU)
-#include "cuda/device/tasks/sample_rows.cuh"
 #include "planted_faults.h"
 #endif
 
@@ -254,6 +253,9 @@ TEST_CASE("arguments that the kernels cannot take are refused by name") {
     p.role = cuda::SampleRole::draft;
     p.proposals = p.scratch;
   });
+  const cuda::SampledRows rows;
+  CHECK_THROWS(capacity, "[cuda.sample_rows] num_rows: expected 1 .. 64, got 65", cuda::check_sample_rows({&rows, 65}));
+  CHECK_THROWS(invalid_argument, "rows: expected memory, got null", cuda::check_sample_rows({nullptr, 2}));
   CHECK_THROWS(invalid_argument, "[cuda.accept] tokens",
                cuda::check_accept({.block = block, .num_rows = 2}));
 }

@@ -47,11 +47,11 @@ KERNELS = {
     "csrc/cuda/persistent.cu": {"persistent_kernel"},
     "csrc/cuda/projection.cu": {"projection_fp8_kernel", "projection_fp8_normed_kernel",
                                 "projection_bf16_kernel", "projection_bf16_normed_kernel",
-                                "rms_norm_kernel", "argmax_combine_kernel"},
+                                "rms_norm_kernel"},
     "csrc/cuda/router.cu": {"router_logits_f32_kernel", "router_logits_bf16_kernel",
                             "select_experts_kernel"},
     "csrc/cuda/sampling.cu": {"sample_best_kernel", "sample_weigh_kernel", "sample_draw_kernel",
-                              "accept_kernel"},
+                              "sample_rows_kernel", "accept_kernel"},
 }
 
 # What ptxas says, as "info", of wgmma that it serialises and of register counts that it does not set.

@@ -94,7 +94,7 @@ def test_cuda_kernels_under_tsan(tsan_programs):
              ("test_cuda_projection", "the schedule of a projection does not change a bit"),
              ("test_cuda_projection", "a fused norm multiplies rows that were rounded once"),
              ("test_cuda_projection_stores", "gate and up become columns of a gated MLP"),
-             ("test_cuda_projection_stores", "the best column is the lowest of the largest, for any number of blocks")]
+             ("test_cuda_projection_stores", "the token is the lowest of the largest, for any number of blocks")]
     commands = [tsan_command(tsan_programs / program, case) for program, case in clean]
     for done in run_all(commands, TSAN_OPTIONS="halt_on_error=1"):
         assert done.returncode == 0, done.stdout + done.stderr

@@ -13,7 +13,7 @@ template <typename Tiles>
 __device__ __forceinline__ void compute_projection_task(ProjectionShared& shared,
                                                         const TaskSlot& slot, uint32_t& ticket) {
   const auto& p = params_of<ProjectionParams>(slot);
-  compute_projection<Tiles, false, false>(shared, p, projection_units_of(slot), ticket);
+  compute_projection<Tiles, false>(shared, p, projection_units_of(slot), ticket);
   const bool is_heads = slot.operands.body == TaskBody::heads;
   if (is_heads) finish_heads(params_of<HeadsParams>(slot), slot.task);
   if (is_heads || p.store == ProjectionStore::qkv)

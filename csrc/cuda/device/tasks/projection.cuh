@@ -22,8 +22,8 @@ namespace mimo_rt::cuda {
 
 inline constexpr uint32_t kMaxProjectionPartials = kProjectionParts * kMaxTokens;
 
-// Elements of rows in shared memory: what is left of it, and by the persistent kernel's task slots
-// and route. 3 rows of 6144, 8 of 2299.
+// Elements of rows in shared memory: 3 rows of 6144, 8 of 2299. For a fourth nothing is left by the
+// persistent kernel's task slots and route.
 inline constexpr uint32_t kKeptElements = 18456;
 
 struct ProjectionShared {
@@ -31,7 +31,7 @@ struct ProjectionShared {
   float partials[kMaxProjectionPartials][kPartialStride];  ///< sums of items, 16 rows each
   uint32_t row_idx[kMaxTokens];  ///< of the token's row in x; beyond the tokens that of the first
   float inverse_rms[kMaxTokens];
-  BestColumns best;
+  BestScores best;
   alignas(16) uint16_t rows[kKeptElements];  ///< token t from t * kept_stride(k) on
 };
 
@@ -228,13 +228,12 @@ __device__ inline void add_segments(const ProjectionShared& shared, const Projec
     }
 }
 
-/// `kHasArgmax`: whether p.store may be argmax; plans have no such task.
-template <typename Tiles, bool kIsNormed, bool kHasArgmax = true>
+template <typename Tiles, bool kIsNormed>
 __device__ void compute_projection(ProjectionShared& shared, const ProjectionParams& p,
                                    UnitRange range, uint32_t& ticket) {
   const uint32_t warp_idx = threadIdx.x / 32;
   using Units = ProjectionUnits<Tiles>;
-  shared.best.reset<kHasArgmax>(p);
+  shared.best.reset(p);
   list_rows(shared, p);
   compute_barrier();
   constexpr RowSource kGlobal = kIsNormed ? RowSource::global_normed : RowSource::global;
@@ -267,9 +266,8 @@ __device__ void compute_projection(ProjectionShared& shared, const ProjectionPar
       add_segments(shared, p, pass_size, outputs);
       compute_barrier();  // before the next pass overwrites the partial sums
     }
-    store_projection<kHasArgmax>(p, u, outputs, shared.best);
+    store_projection(p, u, outputs, shared.best);
   }
-  if (kHasArgmax && p.store == ProjectionStore::argmax) shared.best.store(p, range.first);
   if (p.store == ProjectionStore::scores) shared.best.store_scores(p, blockIdx.x);
 }
 

@@ -35,11 +35,6 @@ __global__ void __launch_bounds__(kComputeWarps * 32, 1)
   compute_rms_norm(*reinterpret_cast<NormShared*>(ptx::dynamic_shared_memory()), params, {blockIdx.x, gridDim.x});
 }
 
-__global__ void __launch_bounds__(kBlockThreads, 1)
-    argmax_combine_kernel(const __grid_constant__ ArgmaxCombineParams params) {
-  combine_argmax(params);
-}
-
 using ProjectionKernel = void (*)(ProjectionParams);
 
 inline ProjectionKernel projection_kernel(const ProjectionParams& params) {

@@ -1,8 +1,6 @@
-// What becomes of the results of a projection: plain, residual, gated MLP, qkv with RoPE, best
-// columns, best scores.
+// What becomes of the results of a projection: plain, residual, gated MLP, qkv with RoPE, best scores.
 #pragma once
 
-#include "cuda/device/math/best.cuh"
 #include "cuda/device/math/silu.cuh"
 #include "cuda/device/tasks/sampling.cuh"
 #include "cuda/projection_params.h"
@@ -33,37 +31,21 @@ __device__ __forceinline__ uint16_t to_bf16(float value) {
   return static_cast<uint16_t>(ptx::to_bf16x2(value, 0.0f));
 }
 
-/// The best of each compute thread's outputs over all units of a block. In shared memory, though
+/// The best score of each compute thread's outputs over all units of a block. In shared memory, though
 /// nobody else reads it: the products need the registers.
-struct BestColumns {
+struct BestScores {
   using Outputs = ProjectionOutputs;
-  union {
-    Best best[Outputs::kTokens][kComputeWarps * 32];
-    BestToken scores[kComputeWarps * 32];
-  };
+  BestToken scores[kComputeWarps * 32];
   static_assert(Outputs::kTokenStep == kMaxScoredTokens);
   bool is_sampled[kMaxScoredTokens], is_plain[kMaxScoredTokens];
 
-  template <bool kHasArgmax>
   __device__ void reset(const ProjectionParams& p) {
-    if (kHasArgmax && p.store == ProjectionStore::argmax)
-      for (uint32_t i = 0; i < Outputs::kTokens; ++i) best[i][threadIdx.x] = Best{};
     if (p.store != ProjectionStore::scores) return;
     scores[threadIdx.x] = BestToken{};
     const uint32_t token = Outputs::token(0);
     if (Outputs::row() != 0) return;  // a barrier follows
     is_sampled[token] = token < *p.sampled->num_rows;
     is_plain[token] = is_sampled[token] && SampleRow{p.sampled->call(token), p.sampled->row_of_call(token)}.is_plain();
-  }
-  __device__ void store(const ProjectionParams& p, uint32_t block) const {
-    for (uint32_t i = 0; i < Outputs::kTokens; ++i) {
-      const uint32_t token = Outputs::token(i);
-      Best of_token = best[i][threadIdx.x];
-      of_token.reduce(16);
-      if (token >= p.num_tokens || Outputs::row() != 0) continue;
-      p.argmax.values[block * kMaxTokens + token] = of_token.value;
-      p.argmax.columns[block * kMaxTokens + token] = of_token.column;
-    }
   }
   /// Not inlined, as what samples.
   __device__ __attribute__((noinline)) void take_score(const ProjectionParams& p, uint32_t column, float y) {
@@ -114,9 +96,8 @@ __device__ inline void store_qkv(const ProjectionParams& p, const QkvTile& tile,
   head[dim + (row < 8 ? 0 : out.rotary_dim / 2)] = to_bf16(fmaf(y, cos_sin[0], turned));
 }
 
-template <bool kHasArgmax>
-__device__ void store_value(const ProjectionParams& p, uint32_t i, uint32_t column, float y, uint16_t before,
-                            BestColumns& best) {
+__device__ inline void store_value(const ProjectionParams& p, uint32_t i, uint32_t column, float y, uint16_t before,
+                                   BestScores& best) {
   if (column >= p.num_columns) return;
   const uint32_t token = ProjectionOutputs::token(i);
   switch (p.store) {
@@ -127,21 +108,17 @@ __device__ void store_value(const ProjectionParams& p, uint32_t i, uint32_t colu
       if (p.capture.rows) p.capture.rows[token][p.capture.first_column + column] = x;
       return;
     }
-    case ProjectionStore::argmax:
-      if constexpr (kHasArgmax) best.best[i][threadIdx.x].take(y, column);
-      break;
     case ProjectionStore::scores:
       if (best.is_sampled[token]) best.take_score(p, column, y);
       break;
     default: break;
   }
-  if (p.out_f32.data) p.out_f32.row(token)[column] = y;
+  p.out_f32.row(token)[column] = y;
 }
 
 /// Stores one unit. All compute threads, whole warps.
-template <bool kHasArgmax>
-__device__ void store_projection(const ProjectionParams& p, uint32_t unit, const ProjectionOutputs& outputs,
-                                 BestColumns& best) {
+__device__ inline void store_projection(const ProjectionParams& p, uint32_t unit, const ProjectionOutputs& outputs,
+                                        BestScores& best) {
   using Outputs = ProjectionOutputs;
 #pragma unroll
   for (uint32_t i = 0; i < Outputs::kTokens; ++i) {
@@ -155,23 +132,8 @@ __device__ void store_projection(const ProjectionParams& p, uint32_t unit, const
       if (row < 8 && column < p.num_columns)
         p.out_bf16.row(token)[column] = to_bf16(silu(outputs.y[i]) * partner);
     } else {
-      store_value<kHasArgmax>(p, i, unit * 16 + Outputs::row(), outputs.y[i], outputs.before[i], best);
+      store_value(p, i, unit * 16 + Outputs::row(), outputs.y[i], outputs.before[i], best);
     }
-  }
-}
-
-/// The best column of all blocks, one warp per token.
-__device__ inline void combine_argmax(const ArgmaxCombineParams& p) {
-  const uint32_t lane_idx = threadIdx.x % 32;
-  for (uint32_t token = threadIdx.x / 32; token < p.num_tokens; token += kBlockThreads / 32) {
-    Best best;
-    for (uint32_t block = lane_idx; block < p.num_blocks; block += 32)
-      best.take(p.partial.values[block * kMaxTokens + token],
-                p.partial.columns[block * kMaxTokens + token]);
-    best.reduce(32);
-    if (lane_idx != 0) continue;
-    p.columns[token] = best.column;
-    if (p.values) p.values[token] = best.value;
   }
 }
 

@@ -9,7 +9,6 @@
 
 #include "cuda/device/tasks/draw_tokens.cuh"
 #include "cuda/device/tasks/last_share.cuh"
-#include "cuda/step_params.h"
 #include "plan/task.h"
 
 namespace mimo_rt::cuda {
