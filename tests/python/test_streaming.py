@@ -323,3 +323,18 @@ def test_a_half_read_stream_does_not_keep_the_process(model_dir, end):
     )
     assert run.stdout == "1\n"
     assert run.returncode == {"": 0, "sys.exit(3)": 3, "1 / 0": 1}[end], run.stderr
+
+
+def test_a_fork_opens_a_session_of_its_own(model_dir):
+    script = ("import os, sys, mimo_rt\n"
+              "session = mimo_rt.Session(sys.argv[1], num_threads=2)\n"
+              "child = os.fork()\n"
+              "if not child:\n"
+              "    session = mimo_rt.Session(sys.argv[1], num_threads=2)  # the parent's goes when its own is there\n"
+              "print(session.generate('a', max_tokens=2, temperature=0.0).token_ids, flush=True)\n"
+              "session.close()\n"
+              "if child:\n"
+              "    sys.exit(os.waitpid(child, 0)[1])\n")
+    done = subprocess.run([sys.executable, "-c", script, str(model_dir)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert len(set(done.stdout.split("\n")[:-1])) == 1 and done.stdout.count("\n") == 2
