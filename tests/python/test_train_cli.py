@@ -204,6 +204,26 @@ def test_a_run_goes_on_with_the_options_that_it_was_begun_with(model, data, tmp_
     assert main(command) == 0  # control
 
 
+def test_a_run_goes_on_with_the_answers_that_it_holds_out(model, data, tmp_path, capsys):
+    """What was trained on may not be measured on: neither other answers nor another split of the same."""
+    text = (data / "part-0-of-1.jsonl").read_text()
+    others = {"fewer": text[: text[:-1].rindex("\n") + 1], "renamed": text.replace('"p/', '"r/')}
+    for name, other in others.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "part-0-of-1.jsonl").write_text(other)
+    teacher = write_tiny_checkpoint(tmp_path / "teacher", linear_format="bf16", expert_format="bf16", **TINY)
+    draft = ["draft", str(model)], [str(tmp_path / "draft"), *DRAFT, "--steps", "1"]
+    experts = (["experts", str(teacher), str(model)],
+               [str(tmp_path / "experts"), "--steps", "1", "--validation", "2", "--gptq-tokens", "0"])
+    for head, tail in (draft, experts):
+        assert main(["train", *head, str(data), *tail]) == 0
+        for name in others:
+            capsys.readouterr()
+            assert main(["train", *head, str(tmp_path / name), *tail]) == 1
+            assert "was made with answers = " in capsys.readouterr().err
+        assert main(["train", *head, str(data), *tail]) == 0  # control
+
+
 def test_a_draft_promises_what_was_measured_on_held_out_answers_only(model, tmp_path, prompt_file):
     few = tmp_path / "few.jsonl"  # too few prompts to hold one out: the training answers promise nothing
     few.write_text("".join(line + "\n" for line in prompt_file.read_text().splitlines()[:3]))

@@ -12,7 +12,7 @@ import torch
 
 from ..checkpoints.draft_layout import DraftShape, default_target_layer_ids
 from .acceptance import evaluate_draft
-from .data import TrainingData
+from .data import TrainingData, answers_digest
 from .draft import DraftModel
 from .draft_files import export_draft
 from .draft_start import start_at_draft, weights_digest
@@ -144,6 +144,7 @@ class DraftJob:
 
     def make_trainer(self, options: DraftTrainingOptions) -> DraftTrainer:
         """A trainer before its first step."""
+        options = replace(options, answers=answers_digest(self.data, self.held_out))
         if self._start_dir is not None:
             draft = start_at_draft(self._start_dir, self.shape)
             options = replace(options, start=weights_digest(draft))
@@ -195,8 +196,8 @@ def train_draft(
         has the acceptance length on the held-out answers, if any were held out.
 
     Raises:
-        InvalidArgumentError: no usable answers, the run was begun with other options or another
-            start, or the draft to start at has another shape.
+        InvalidArgumentError: no usable answers, the run was begun with other options, answers or
+            another start, or the draft to start at has another shape.
     """
     run_dir = Path(run_dir)
     report("loading the target")

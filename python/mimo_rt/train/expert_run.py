@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .data import TrainingData
+from .data import TrainingData, answers_digest
 from .draft_run import split_generations
 from .experts import ExpertTrainer, ExpertTrainingOptions
 from .generations import read_generations
@@ -56,6 +57,7 @@ def train_experts(
     training, validation = split_generations(read_generations(data_dir), num_validation)
     data = TrainingData(training, options.max_sequence_tokens)
     held_out = TrainingData(validation or training[:1], options.max_sequence_tokens)
+    options = replace(options, answers=answers_digest(data, held_out))
     start = None
     if options.gptq_tokens and not (run_dir / STATE_FILE).is_file():
         sequences = calibration_sequences(data, options.gptq_tokens, options.seed)
