@@ -159,6 +159,21 @@ def test_a_failing_answer_ends_the_others(tmp_path):
 def test_other_options_need_another_directory(model, data, prompt_file, capsys):
     assert generate(model, data, prompt_file, "--seed", "5") == 1
     assert "seed is 0 there, 5 now" in capsys.readouterr().err
+    assert generate(model, data, prompt_file, "--window-tokens", "8") == 1
+    assert "window_tokens is None there, 8 now" in capsys.readouterr().err
+    assert generate(model, data, prompt_file, "--activations", "int8") == 1
+    assert "activations is" in capsys.readouterr().err
+    assert generate(model, data, prompt_file) == 0  # control
+
+
+def test_another_model_or_prompts_of_the_same_name_need_another_directory(model, data, prompt_file, tmp_path, capsys):
+    other = write_tiny_checkpoint(tmp_path / model.name, **TINY | {"n_routed_experts": 8})
+    assert generate(other, data, prompt_file) == 1
+    assert "model_digest is '" in capsys.readouterr().err
+    prompts_ = tmp_path / prompt_file.name
+    prompts_.write_text(prompt_file.read_text().replace("time 5", "time 6"))
+    assert generate(model, data, prompts_) == 1
+    assert "prompts_digest is '" in capsys.readouterr().err
 
 
 def promised_length(run):
