@@ -263,13 +263,36 @@ def test_cancelling_a_task_cancels_the_generation(session):
 
 def test_leaving_an_async_loop_early(session):
     async def main():
+        async for _ in session.astream(PROMPT, **ENDLESS):
+            break
+        assert_usable(session)  # at once, in the same turn of the event loop
         events = session.astream(PROMPT, **ENDLESS)
         async for _ in events:
             break
+        with pytest.raises(errors.MimoRtError, match="busy"):  # control: this one goes on
+            session.generate(PROMPT, max_tokens=1)
         await events.aclose()
+        assert_usable(session)
+        assert [event async for event in events] == []
 
     asyncio.run(main())
     assert_usable(session)
+
+
+def test_cancelling_a_task_in_the_body_of_an_async_loop(session):
+    async def read():
+        async for _ in session.astream(PROMPT, **ENDLESS):
+            await asyncio.sleep(60)
+
+    async def main():
+        task = asyncio.create_task(read())
+        await asyncio.sleep(0.5)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert_usable(session)
+
+    asyncio.run(main())
 
 
 # -- Ctrl-C
