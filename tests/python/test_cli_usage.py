@@ -431,3 +431,13 @@ def test_ctrl_c_while_the_bandwidth_is_measured_leaves_the_conversation(monkeypa
         assert "output tokens" in said and "bandwidth" not in said
         conversation._answer("hi")
         assert "% of measured bandwidth" in capsys.readouterr().err  # control
+
+
+def test_only_what_drives_a_terminal_is_escaped():
+    for text in ("a\n\tb", "\u4f60\u597d\u3000\u4e16\u754c", "prix\u00a0: 3\u202f000",
+                 "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
+                 "\U0001f468\u200d\U0001f469\u200d\U0001f467"):
+        assert _output.escape_controls(text) == text
+    for control in ("\x1b", "\r", "\x7f", "\x85", "\u202e", "\u2066", "\u200b", "\ufeff", "\u2028", "\u2029", "\ue000",
+                    "\ud800", "\U000e0041"):
+        assert _output.escape_controls(control) == ascii(control)[1:-1]
