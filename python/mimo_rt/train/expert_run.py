@@ -63,6 +63,9 @@ def train_experts(
         sequences = calibration_sequences(data, options.gptq_tokens, options.seed)
         start = gptq_experts(teacher, student, sequences, report)
     trainer = ExpertTrainer(teacher, student, data, options, start=start)
+    if start is not None:  # GPTQ may have taken longer than all steps will
+        run_dir.mkdir(parents=True, exist_ok=True)
+        trainer.save(run_dir / STATE_FILE)
 
     def evaluate() -> dict[str, Any]:
         return trainer.evaluate(held_out)
