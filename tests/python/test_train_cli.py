@@ -306,6 +306,15 @@ def test_experts(model, data, tmp_path):
     assert any(not torch.equal(changed[name], kept[name]) for name in kept if is_expert[name])
 
 
+@pytest.mark.parametrize(("name", "needle"), [("foo", "expected cpu or cuda, got 'foo'"), ("cuda:x", "got 'cuda:x'"),
+                                              ("cuda:99", "GPUs. Use cpu"), ("meta", "got 'meta'")])
+def test_devices_are_checked_first(tmp_path, capsys, name, needle):
+    for command in (["draft", "none"], ["experts", "none", "none"]):
+        assert main(["train", *command, "data", str(tmp_path / "run"), "--torch-device", name]) == 1
+        said = capsys.readouterr().err
+        assert needle in said and "--debug" not in said
+
+
 def test_missing_torch_is_explained(model, data, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch", None)
     assert main(["train", "draft", str(model), str(data), str(tmp_path / "run")]) == 1

@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..checkpoints.draft_layout import DraftShape, default_target_layer_ids
 from .acceptance import evaluate_draft
 from .data import TrainingData, answers_digest
@@ -20,6 +18,7 @@ from .draft_trainer import DraftTrainer, DraftTrainingOptions
 from .feature_table import FeatureTable
 from .features import FeatureSource
 from .generations import Generation, read_generations
+from .ops import training_device
 from .precision import matmul_dtype
 from .run import Report, RunOptions, run_training
 from .target import TargetModel
@@ -200,9 +199,10 @@ def train_draft(
             another start, or the draft to start at has another shape.
     """
     run_dir = Path(run_dir)
+    torch_device = training_device(device)
     report("loading the target")
-    dtype = matmul_dtype(precision, torch.device(device))
-    target = TargetModel(model_dir, matmul_dtype=dtype, device=device)
+    dtype = matmul_dtype(precision, torch_device)
+    target = TargetModel(model_dir, matmul_dtype=dtype, device=torch_device)
     job = DraftJob(
         target, data_dir, sizes=sizes, options=options, num_validation=num_validation,
         start_dir=start_dir, cache=run_dir if cache_features else None,

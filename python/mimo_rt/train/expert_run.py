@@ -14,6 +14,7 @@ from .draft_run import split_generations
 from .experts import ExpertTrainer, ExpertTrainingOptions
 from .generations import read_generations
 from .gptq import gptq_experts
+from .ops import training_device
 from .run import STATE_FILE, Report, RunOptions, run_training
 from .target import TargetModel
 
@@ -51,9 +52,10 @@ def train_experts(
         The model's directory, or None when the time of this call was up first.
     """
     run_dir = Path(run_dir)
+    torch_device = training_device(device)
     report("loading both models")
-    teacher = TargetModel(teacher_dir, device=device)
-    student = TargetModel(student_dir, device=device)
+    teacher = TargetModel(teacher_dir, device=torch_device)
+    student = TargetModel(student_dir, device=torch_device)
     training, validation = split_generations(read_generations(data_dir), num_validation)
     data = TrainingData(training, options.max_sequence_tokens)
     held_out = TrainingData(validation or training[:1], options.max_sequence_tokens)
