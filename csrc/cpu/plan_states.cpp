@@ -3,8 +3,6 @@
 #include "core/checks.h"
 #include "plan/task.h"
 
-#include <unistd.h>
-
 #include <exception>
 
 namespace mimo_rt::cpu {
@@ -20,7 +18,7 @@ bool has_fused_norms(const Plan& plan) {
 }  // namespace
 
 PlanStates::PlanStates(const std::vector<const Plan*>& plans, const ModelConfig& config, const DraftConfig* draft)
-    : config_(config), draft_(draft), owner_(getpid()) {
+    : config_(config), draft_(draft) {
   for (const Plan* plan : plans) {
     whole_.push_back(std::make_unique<PlanState>(*plan, config, draft));
     smaller_.emplace_back();
@@ -29,13 +27,9 @@ PlanStates::PlanStates(const std::vector<const Plan*>& plans, const ModelConfig&
 }
 
 PlanStates::~PlanStates() {
-  const bool is_owner = getpid() == owner_;
   for (const auto& of_plan : smaller_)
-    for (const auto& smaller : of_plan) {
-      if (!smaller->maker.joinable()) continue;
-      if (is_owner) smaller->maker.join();
-      else smaller->maker.detach();  // a fork has no such thread
-    }
+    for (const auto& smaller : of_plan)
+      if (smaller->maker.joinable()) owner_.join(smaller->maker);
 }
 
 size_t PlanStates::index_of(const Plan& plan) const {

@@ -2,9 +2,8 @@
 // for.
 #pragma once
 
+#include "core/owner_process.h"
 #include "cpu/ops_context.h"
-
-#include <sys/types.h>
 
 #include <atomic>
 #include <memory>
@@ -46,7 +45,7 @@ class PlanStates {
   std::vector<std::unique_ptr<PlanState>> whole_;
   std::vector<std::vector<std::unique_ptr<Smaller>>> smaller_;  ///< [plan][num_workers - 1]
   std::atomic<bool> has_failed_{false};
-  pid_t owner_;                                                ///< the process that has the threads
+  OwnerProcess owner_;                                         ///< of the makers
 };
 
 }  // namespace mimo_rt::cpu

@@ -55,13 +55,7 @@ WorkerPool::~WorkerPool() { stop(); }
 void WorkerPool::stop() {
   is_stopping_.store(true, std::memory_order_relaxed);
   for (uint32_t worker = 0; worker < options_.num_workers; ++worker) call(seats_[worker]);
-  const bool is_owner = owner_.is_here();
-  for (std::thread& thread : threads_) {
-    if (is_owner)
-      thread.join();
-    else
-      thread.detach();  // a fork has no such thread
-  }
+  for (std::thread& thread : threads_) owner_.join(thread);
 }
 
 void WorkerPool::notify_caller() {

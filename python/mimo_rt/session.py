@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import _C
@@ -17,10 +17,10 @@ from .params import (
     resolve_params,
 )
 from .preflight import check_model_files
-from .results import GenerationResult, ScoreResult, StreamEvent, result_from_core
+from .results import GenerationResult, ScoreResult, result_from_core
 from .scoring import score_logits
 from .session_state import Limits, SessionState
-from .streaming import Call, OnToken, TokenStream, call_interruptibly, iterate_async, run_to_end
+from .streaming import AsyncTokenStream, Call, OnToken, TokenStream, call_interruptibly, run_to_end
 from .text import ModelText, Prompt
 from .value_checks import as_int
 
@@ -148,10 +148,10 @@ class Session(SessionState):
 
     def astream(
         self, prompt: Prompt, params: SamplingParams | None = None, **arguments: Any
-    ) -> AsyncIterator[StreamEvent]:
-        """`stream` for ``async for``; cancelling the task cancels the generation."""
+    ) -> AsyncTokenStream:
+        """`stream` for ``async for``; cancelling the task, too, cancels the generation."""
         call = self._prepare("astream", prompt, params, arguments)
-        return iterate_async(TokenStream(call, self.cancel))
+        return AsyncTokenStream(TokenStream(call, self.cancel))
 
     def chat(
         self,

@@ -177,21 +177,38 @@ class TokenStream(Iterator[StreamEvent]):
             self.close()
 
 
-async def iterate_async(stream: TokenStream) -> AsyncIterator[StreamEvent]:
-    """The events of ``stream`` without blocking the event loop; cancelling the task stops it."""
-    import asyncio  # slow to import, and few programs need it
+class AsyncTokenStream(AsyncIterator[StreamEvent]):
+    """A `TokenStream` that does not block the event loop, until it is dropped: then it closes as that does.
 
-    loop = asyncio.get_running_loop()
-    try:
-        while True:
-            event = await loop.run_in_executor(None, next, stream, None)
-            if event is None:
-                return
-            yield event
-    finally:
-        if not stream.ended:
+    Cancelling the task that waits for an event closes it, too. (An asynchronous generator would go
+    on until the event loop finds the time to close it: the session of a loop that was left early
+    would still be busy behind it.)
+    """
+
+    def __init__(self, stream: TokenStream) -> None:
+        self._stream = stream
+
+    async def __anext__(self) -> StreamEvent:
+        import asyncio  # slow to import, and few programs need it
+
+        loop = asyncio.get_running_loop()
+        try:
+            event = await loop.run_in_executor(None, next, self._stream, None)
+        except BaseException:  # the task was cancelled, or the generation failed
+            await self.aclose()
+            raise
+        if event is None:
+            raise StopAsyncIteration
+        return event
+
+    async def aclose(self) -> None:
+        """Cancel what is running; later events end the iteration."""
+        import asyncio
+
+        if not self._stream.ended:
             # A step of a large prefill may take a while: wait for it outside the event loop.
-            await asyncio.shield(loop.run_in_executor(None, stream.close))
+            loop = asyncio.get_running_loop()
+            await asyncio.shield(loop.run_in_executor(None, self._stream.close))
 
 
 def run_to_end(call: Call, cancel: Callable[[], None]) -> GenerationResult:

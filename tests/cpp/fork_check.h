@@ -13,25 +13,31 @@
 
 namespace fixture {
 
-/// `body`, in a fork, throws Error{unavailable} that speaks of the fork.
-inline void check_refused_in_fork(const std::function<void()>& body) {
+/// `body`, in a fork, returns true.
+inline void check_in_fork(const std::function<bool()>& body) {
   const pid_t child = fork();
   if (child == 0) {
     alarm(20);  // a hang becomes a signal
-    int code = 1;
-    try {
-      body();
-    } catch (const mimo_rt::Error& error) {
-      const bool is_clear = std::string(error.what()).find("fork") != std::string::npos;
-      if (error.code() == mimo_rt::ErrorCode::unavailable && is_clear) code = 42;
-    }
-    _exit(code);
+    _exit(body() ? 42 : 1);
   }
   CHECK(child > 0);
   int status = 0;
   CHECK_EQ(waitpid(child, &status, 0), child);
   CHECK(WIFEXITED(status));
   CHECK_EQ(WEXITSTATUS(status), 42);
+}
+
+/// `body`, in a fork, throws Error{unavailable} that speaks of the fork.
+inline void check_refused_in_fork(const std::function<void()>& body) {
+  check_in_fork([&] {
+    try {
+      body();
+    } catch (const mimo_rt::Error& error) {
+      const bool is_clear = std::string(error.what()).find("fork") != std::string::npos;
+      return error.code() == mimo_rt::ErrorCode::unavailable && is_clear;
+    }
+    return false;
+  });
 }
 
 }  // namespace fixture

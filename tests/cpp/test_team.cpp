@@ -1,14 +1,18 @@
 // Who takes part while other processes want cores: the decisions, and executors whose teams change while they run.
 #include "cpu/dispatch.h"
 #include "cpu/executor.h"
+#include "cpu/plan_states.h"
 #include "cpu/team.h"
 #include "cpu/worker_pool.h"
 #include "draft_run.h"
+#include "fork_check.h"
 
 #include "check.h"
 
 #include <array>
+#include <atomic>
 #include <chrono>
+#include <memory>
 #include <set>
 #include <thread>
 
@@ -297,5 +301,23 @@ TEST_CASE("an executor that yields watches its team: a small one tries to be who
     CHECK_EQ(executor.team().is_whole(), yields);
   }
 }
+
+#if !defined(__SANITIZE_THREAD__)  // it does not support threads that a fork begins
+TEST_CASE("a fork lets plans of smaller teams go, and no thread of its own with those that made them") {
+  const ModelConfig config = test_configs::tiny();
+  const Plan plan = Plan::build(config, plan_options(2, 5, 5));
+  auto states = std::make_unique<PlanStates>(std::vector{&plan}, config, nullptr);
+  while (!states->smaller(plan, 1)) std::this_thread::yield();
+  check_in_fork([&] {
+    std::atomic<bool> may_end{false};
+    std::thread of_fork([&] { may_end.wait(false); });
+    states.reset();
+    may_end = true;
+    may_end.notify_one();
+    of_fork.join();
+    return true;
+  });
+}
+#endif
 
 CHECK_MAIN()

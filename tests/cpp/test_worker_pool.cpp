@@ -272,6 +272,22 @@ TEST_CASE("a fork gets an error instead of waiting for workers it does not have"
   }
 }
 
+#if !defined(__SANITIZE_THREAD__)  // it does not support threads that a fork begins
+TEST_CASE("a pool that a fork opens works and ends, though its threads get the handles of the parent's") {
+  const WorkerPool::Options options{.num_workers = 2, .pin_workers = false, .park_after_us = 0};
+  auto pool = std::make_unique<WorkerPool>(options);
+  fixture::check_in_fork([&] {
+    std::atomic<uint32_t> count{0};
+    FunctionJob job([&](uint32_t) { ++count; });
+    auto of_fork = std::make_unique<WorkerPool>(options);
+    pool.reset();
+    of_fork->run(job);
+    of_fork.reset();
+    return count.load() == 2u;
+  });
+}
+#endif
+
 TEST_CASE("workers round to nearest, whatever the caller has set") {
   std::fesetround(FE_UPWARD);
   std::atomic<int> inherited{-1};

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import signal
 import statistics
 import sys
 import time
@@ -18,7 +19,7 @@ from mimo_rt.bench.compare import Case, compare, judge, read_records, unmatched,
 from mimo_rt.bench.contention import Competitors, fair_slowdown
 from mimo_rt.bench.measurement import Measurement, Roofs, repeat, take_turns
 from mimo_rt.bench.sessions import ConcurrentSessions
-from mimo_rt.bench.synthetic import synthetic_config, synthetic_draft_config
+from mimo_rt.bench.synthetic import synthetic_config, synthetic_draft_config, synthetic_engine
 from mimo_rt.bench.work import active_experts, spread_prompt, step_flops
 from mimo_rt.checkpoints.layout import tensor_specs
 from mimo_rt.cli import bench as bench_command
@@ -117,6 +118,21 @@ def test_turns_are_taken_and_reversed():
     assert [len(samples) for samples in times] == [4, 4]
     assert "".join(seen) == "ab" + "abba" * 2  # warm-up, then A B B A
     assert len(repeat(lambda: None, 0.0, min_samples=3)) == 3
+
+
+def test_ctrl_c_ends_a_bench_that_makes_its_model(monkeypatch):
+    """At once, by the system: the extension module makes weights for up to minutes."""
+    handlers = []
+    monkeypatch.setattr(_C.Engine, "synthetic", lambda *_: handlers.append(signal.getsignal(signal.SIGINT)))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        synthetic_engine(synthetic_config(2), {})
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # as shells do for what runs in the background: it stays so
+        synthetic_engine(synthetic_config(2), {})
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert handlers == [signal.SIG_DFL, signal.SIG_IGN]
 
 
 # -- compare

@@ -8,6 +8,7 @@ import pytest
 from mimo_rt import _C
 from mimo_rt.bench import adversarial, draft_share
 from mimo_rt.bench.acceptance import Generation, add_up, record, require_equal, run_prompts
+from mimo_rt.bench.compare import read_records
 from mimo_rt.bench.prompts import DEFAULT_FILE, BenchPrompt, limit_per_category, read_prompts
 from mimo_rt.bench.summary import summarize
 from mimo_rt.checkpoints import write_tiny_checkpoint
@@ -17,6 +18,7 @@ from mimo_rt.cli import _bench_acceptance
 from mimo_rt.cli import main as cli_main
 from mimo_rt.errors import MimoRtError
 from mimo_rt.results import DraftStats, GenerationResult, GenerationStats, Usage
+from mimo_rt.train.prompts import read_prompt_file
 
 # -- prompts
 
@@ -59,6 +61,16 @@ def test_bad_prompt_lines_are_named(tmp_path, bad):
         read_prompts([path])
 
 
+@pytest.mark.parametrize("end", ["\u2028", "\u2029", "\x85"])
+def test_only_line_feeds_end_json_lines(tmp_path, end):
+    path = tmp_path / "set.jsonl"
+    path.write_text(f'{{"name": "a", "text": "one{end}two"}}\n\n{{"name": "b", "text": "three"}}\n', encoding="utf-8")
+    assert [prompt.content for prompt in read_prompts([path])] == [f"one{end}two", "three"]
+    assert [raw["text"] for raw in read_prompt_file(path)] == [f"one{end}two", "three"]
+    path.write_text(f'{{"machine": "M{end}"}}\n', encoding="utf-8")
+    assert read_records(path) == [{"machine": f"M{end}"}]
+
+
 def test_prompt_files_that_cannot_be_read(tmp_path):
     with pytest.raises(_C.IoError):
         read_prompts([tmp_path / "absent"])
@@ -66,8 +78,9 @@ def test_prompt_files_that_cannot_be_read(tmp_path):
     with pytest.raises(_C.BadFormatError, match="at least one"):
         read_prompts([tmp_path / "empty"])
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
-    with pytest.raises(_C.BadFormatError, match="UTF-8"):
-        read_prompts([tmp_path / "binary"])
+    for read in (lambda path: read_prompts([path]), read_prompt_file):
+        with pytest.raises(_C.BadFormatError, match="binary.* expected UTF-8"):
+            read(tmp_path / "binary")
 
 
 # -- statistics

@@ -1,6 +1,8 @@
 """Number formats, safetensors writer and tensor inventory, against independent definitions."""
 
 import json
+import os
+import shutil
 import struct
 
 import numpy as np
@@ -288,6 +290,29 @@ def test_interrupted_directory_leaves_nothing(tmp_path, error):
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
     with pytest.raises(ValueError, match="exists already"), atomic_directory(tmp_path / "model"):
         pass
+
+
+@pytest.mark.parametrize("fails", ["rename", "rmtree"])
+def test_a_directory_is_never_missing_while_it_is_replaced(tmp_path, monkeypatch, fails):
+    """Interrupted between any two of its calls there is the old directory or the new one."""
+    path = tmp_path / "model"
+    path.mkdir()
+    (path / "old").touch()
+    rename = os.rename
+
+    def interrupted(source, *rest, **_):
+        if fails == "rmtree" or rest == (path,):
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+        rename(source, *rest)
+
+    monkeypatch.setattr({"rename": os, "rmtree": shutil}[fails], fails, interrupted)
+    with pytest.raises(KeyboardInterrupt), atomic_directory(path, overwrite=True) as partial:
+        (partial / "new").touch()
+    assert [p.name for p in path.iterdir()] == [{"rename": "old", "rmtree": "new"}[fails]]
+    with atomic_directory(path, overwrite=True) as partial:  # control
+        (partial / "newer").touch()
+    assert [p.name for p in path.iterdir()] == ["newer"]
 
 
 # --- inventory -----------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import mimo_rt
 from mimo_rt import _C
 from mimo_rt.checkpoints import write_tiny_checkpoint
 from mimo_rt.checkpoints.draft import write_tiny_draft
-from mimo_rt.cli import _machine, _output, doctor
+from mimo_rt.cli import _machine, _output, chat, doctor
 from mimo_rt.cli import main as cli_main
 from mimo_rt.cli import plan as plan_command
 
@@ -416,3 +416,28 @@ def test_paths_for_cpp_builds_from_the_console_script():
     script = "import sys; from mimo_rt.cli import main; sys.exit(main())"
     run = subprocess.run([sys.executable, "-c", script, "--cmake-dir"], capture_output=True, text=True)
     assert run.stdout == mimo_rt.get_cmake_dir() + "\n"
+
+
+def test_ctrl_c_while_the_bandwidth_is_measured_leaves_the_conversation(monkeypatch, capsys, model):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with mimo_rt.Session(model, num_threads=1) as session:
+        conversation = chat.Conversation(session, {"max_tokens": 2}, None, False)
+        with monkeypatch.context() as patch:
+            patch.setattr(chat, "with_bandwidth", interrupted)
+            conversation._answer("hi")
+        said = capsys.readouterr().err
+        assert "output tokens" in said and "bandwidth" not in said
+        conversation._answer("hi")
+        assert "% of measured bandwidth" in capsys.readouterr().err  # control
+
+
+def test_only_what_drives_a_terminal_is_escaped():
+    for text in ("a\n\tb", "\u4f60\u597d\u3000\u4e16\u754c", "prix\u00a0: 3\u202f000",
+                 "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
+                 "\U0001f468\u200d\U0001f469\u200d\U0001f467"):
+        assert _output.escape_controls(text) == text
+    for control in ("\x1b", "\r", "\x7f", "\x85", "\u202e", "\u2066", "\u200b", "\ufeff", "\u2028", "\u2029", "\ue000",
+                    "\ud800", "\U000e0041"):
+        assert _output.escape_controls(control) == ascii(control)[1:-1]

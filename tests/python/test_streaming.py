@@ -263,13 +263,36 @@ def test_cancelling_a_task_cancels_the_generation(session):
 
 def test_leaving_an_async_loop_early(session):
     async def main():
+        async for _ in session.astream(PROMPT, **ENDLESS):
+            break
+        assert_usable(session)  # at once, in the same turn of the event loop
         events = session.astream(PROMPT, **ENDLESS)
         async for _ in events:
             break
+        with pytest.raises(errors.MimoRtError, match="busy"):  # control: this one goes on
+            session.generate(PROMPT, max_tokens=1)
         await events.aclose()
+        assert_usable(session)
+        assert [event async for event in events] == []
 
     asyncio.run(main())
     assert_usable(session)
+
+
+def test_cancelling_a_task_in_the_body_of_an_async_loop(session):
+    async def read():
+        async for _ in session.astream(PROMPT, **ENDLESS):
+            await asyncio.sleep(60)
+
+    async def main():
+        task = asyncio.create_task(read())
+        await asyncio.sleep(0.5)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert_usable(session)
+
+    asyncio.run(main())
 
 
 # -- Ctrl-C
@@ -323,3 +346,18 @@ def test_a_half_read_stream_does_not_keep_the_process(model_dir, end):
     )
     assert run.stdout == "1\n"
     assert run.returncode == {"": 0, "sys.exit(3)": 3, "1 / 0": 1}[end], run.stderr
+
+
+def test_a_fork_opens_a_session_of_its_own(model_dir):
+    script = ("import os, sys, mimo_rt\n"
+              "session = mimo_rt.Session(sys.argv[1], num_threads=2)\n"
+              "child = os.fork()\n"
+              "if not child:\n"
+              "    session = mimo_rt.Session(sys.argv[1], num_threads=2)  # the parent's goes when its own is there\n"
+              "print(session.generate('a', max_tokens=2, temperature=0.0).token_ids, flush=True)\n"
+              "session.close()\n"
+              "if child:\n"
+              "    sys.exit(os.waitpid(child, 0)[1])\n")
+    done = subprocess.run([sys.executable, "-c", script, str(model_dir)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert len(set(done.stdout.split("\n")[:-1])) == 1 and done.stdout.count("\n") == 2

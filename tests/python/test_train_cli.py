@@ -159,6 +159,21 @@ def test_a_failing_answer_ends_the_others(tmp_path):
 def test_other_options_need_another_directory(model, data, prompt_file, capsys):
     assert generate(model, data, prompt_file, "--seed", "5") == 1
     assert "seed is 0 there, 5 now" in capsys.readouterr().err
+    assert generate(model, data, prompt_file, "--window-tokens", "8") == 1
+    assert "window_tokens is None there, 8 now" in capsys.readouterr().err
+    assert generate(model, data, prompt_file, "--activations", "int8") == 1
+    assert "activations is" in capsys.readouterr().err
+    assert generate(model, data, prompt_file) == 0  # control
+
+
+def test_another_model_or_prompts_of_the_same_name_need_another_directory(model, data, prompt_file, tmp_path, capsys):
+    other = write_tiny_checkpoint(tmp_path / model.name, **TINY | {"n_routed_experts": 8})
+    assert generate(other, data, prompt_file) == 1
+    assert "model_digest is '" in capsys.readouterr().err
+    prompts_ = tmp_path / prompt_file.name
+    prompts_.write_text(prompt_file.read_text().replace("time 5", "time 6"))
+    assert generate(model, data, prompts_) == 1
+    assert "prompts_digest is '" in capsys.readouterr().err
 
 
 def promised_length(run):
@@ -169,10 +184,11 @@ def promised_length(run):
 def test_draft_in_two_calls(model, data, tmp_path, capsys):
     """A call that runs out of time leaves a checkpoint; the next one finishes; the draft can be read."""
     run = tmp_path / "run"
-    assert main(["train", "draft", str(model), str(data), str(run), *DRAFT, "--max-minutes", "1e-6"]) == 0
+    options = [*DRAFT, "--precision", "fp32"]  # the same bits: on a busy machine "auto" may choose now this, now that
+    assert main(["train", "draft", str(model), str(data), str(run), *options, "--max-minutes", "1e-6"]) == 0
     assert "Out of time" in capsys.readouterr().err
     assert not (run / "dflash").exists()
-    assert main(["train", "draft", str(model), str(data), str(run), *DRAFT]) == 0
+    assert main(["train", "draft", str(model), str(data), str(run), *options]) == 0
     draft = import_draft(run / "dflash")
     assert draft.shape.target_layer_ids == (0, 1)
     assert draft.shape.hidden_size == 160
@@ -182,7 +198,7 @@ def test_draft_in_two_calls(model, data, tmp_path, capsys):
     measured = [entry["mean_acceptance_length"] for entry in log if "mean_acceptance_length" in entry]
     assert len(measured) == 2 and promised_length(run) == pytest.approx(measured[-1], abs=1e-4)
     whole = tmp_path / "whole"
-    assert main(["train", "draft", str(model), str(data), str(whole), *DRAFT]) == 0
+    assert main(["train", "draft", str(model), str(data), str(whole), *options]) == 0
     assert all(torch.equal(value, import_draft(whole / "dflash").state_dict()[name])
                for name, value in draft.state_dict().items())
 
@@ -202,6 +218,26 @@ def test_a_run_goes_on_with_the_options_that_it_was_begun_with(model, data, tmp_
         assert f"was made with {needle}" in capsys.readouterr().err
         assert not (run / "dflash").exists()
     assert main(command) == 0  # control
+
+
+def test_a_run_goes_on_with_the_answers_that_it_holds_out(model, data, tmp_path, capsys):
+    """What was trained on may not be measured on: neither other answers nor another split of the same."""
+    text = (data / "part-0-of-1.jsonl").read_text()
+    others = {"fewer": text[: text[:-1].rindex("\n") + 1], "renamed": text.replace('"p/', '"r/')}
+    for name, other in others.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "part-0-of-1.jsonl").write_text(other)
+    teacher = write_tiny_checkpoint(tmp_path / "teacher", linear_format="bf16", expert_format="bf16", **TINY)
+    draft = ["draft", str(model)], [str(tmp_path / "draft"), *DRAFT, "--steps", "1"]
+    experts = (["experts", str(teacher), str(model)],
+               [str(tmp_path / "experts"), "--steps", "1", "--validation", "2", "--gptq-tokens", "0"])
+    for head, tail in (draft, experts):
+        assert main(["train", *head, str(data), *tail]) == 0
+        for name in others:
+            capsys.readouterr()
+            assert main(["train", *head, str(tmp_path / name), *tail]) == 1
+            assert "was made with answers = " in capsys.readouterr().err
+        assert main(["train", *head, str(data), *tail]) == 0  # control
 
 
 def test_a_draft_promises_what_was_measured_on_held_out_answers_only(model, tmp_path, prompt_file):
@@ -269,6 +305,15 @@ def test_experts(model, data, tmp_path):
     is_expert = {name: ".experts." in name for name in kept}
     assert all(torch.equal(changed[name], kept[name]) for name in kept if not is_expert[name])
     assert any(not torch.equal(changed[name], kept[name]) for name in kept if is_expert[name])
+
+
+@pytest.mark.parametrize(("name", "needle"), [("foo", "expected cpu or cuda, got 'foo'"), ("cuda:x", "got 'cuda:x'"),
+                                              ("cuda:99", "GPUs. Use cpu"), ("meta", "got 'meta'")])
+def test_devices_are_checked_first(tmp_path, capsys, name, needle):
+    for command in (["draft", "none"], ["experts", "none", "none"]):
+        assert main(["train", *command, "data", str(tmp_path / "run"), "--torch-device", name]) == 1
+        said = capsys.readouterr().err
+        assert needle in said and "--debug" not in said
 
 
 def test_missing_torch_is_explained(model, data, tmp_path, monkeypatch, capsys):

@@ -174,6 +174,9 @@ def test_shapes_are_checked():
 def test_default_layers():
     assert default_target_layer_ids(36, 5) == (1, 9, 17, 25, 33)
     assert default_target_layer_ids(30, 5) == (1, 8, 14, 20, 27)
+    assert default_target_layer_ids(8, 5) == (1, 2, 3, 4, 5)
+    assert default_target_layer_ids(6, 5) == (1, 2, 3)  # fewer, but distinct
+    assert default_target_layer_ids(2, 5) == (1,)
 
 
 def test_loss_of_one_block_by_hand():

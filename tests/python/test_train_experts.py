@@ -10,11 +10,12 @@ torch = pytest.importorskip("torch")
 
 import mimo_rt  # noqa: E402
 from mimo_rt.checkpoints import formats, write_tiny_checkpoint  # noqa: E402
-from mimo_rt.train import gptq  # noqa: E402
+from mimo_rt.train import expert_run, gptq  # noqa: E402
 from mimo_rt.train.data import TrainingData  # noqa: E402
 from mimo_rt.train.experts import ExpertTrainer, ExpertTrainingOptions, expert_linears  # noqa: E402
 from mimo_rt.train.generations import Generation  # noqa: E402
 from mimo_rt.train.mxfp4 import quantize_mxfp4  # noqa: E402
+from mimo_rt.train.run import RunOptions  # noqa: E402
 from mimo_rt.train.target import TargetModel  # noqa: E402
 from mimo_rt.train.tensors import CheckpointTensors  # noqa: E402
 
@@ -180,3 +181,23 @@ def test_gptq_names_layers_that_are_too_wide(models, data, monkeypatch):
     monkeypatch.setattr(gptq, "MAX_HIDDEN_UNITS", 1)
     with pytest.raises(mimo_rt.MimoRtError, match="at most 1 hidden units per layer.*layer 0.*--gptq-tokens 0"):
         gptq.gptq_experts(teacher, student, data.token_ids, print)
+
+
+def test_a_run_that_dies_in_its_first_step_keeps_the_start(models, data, tmp_path, monkeypatch):
+    def train():
+        return expert_run.train_experts(*models, tmp_path / "data", tmp_path / "run", num_validation=1,
+                                        options=ExpertTrainingOptions(num_steps=1, gptq_tokens=80),
+                                        run=RunOptions(1), report=lambda text: None)
+
+    def dies(*_):
+        raise OSError("died")
+
+    ids = [row.tolist() for row in data.token_ids]
+    answers = [Generation(f"p/{i}", 0, 0.0, row[:4], row[4:]) for i, row in enumerate(ids)]
+    monkeypatch.setattr(expert_run, "read_generations", lambda directory: answers)
+    with monkeypatch.context() as patch:
+        patch.setattr(ExpertTrainer, "step", dies)
+        with pytest.raises(OSError, match="died"):
+            train()
+    monkeypatch.setattr(expert_run, "gptq_experts", dies)  # not again
+    assert train() == tmp_path / "run" / "model"

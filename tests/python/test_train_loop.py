@@ -1,6 +1,7 @@
 """Training of a draft on a tiny target: it learns, it resumes bit for bit, and its data survives being killed."""
 
 import dataclasses
+import resource
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from mimo_rt.train.draft import DraftModel  # noqa: E402
 from mimo_rt.train.draft_trainer import DraftTrainer, DraftTrainingOptions  # noqa: E402
 from mimo_rt.train.features import FeatureSource  # noqa: E402
 from mimo_rt.train.generations import Generation  # noqa: E402
+from mimo_rt.train.state_files import load_state, save_state  # noqa: E402
 from mimo_rt.train.target import TargetModel  # noqa: E402
 
 LAYERS = (0, 3)
@@ -277,6 +279,37 @@ def test_cached_features_equal_computed_ones(target, data, tmp_path):
         assert all(torch.equal(plain(i), value) for i, value in enumerate(expected))
     other = FeatureSource(target, LAYERS[::-1], data.token_ids, tmp_path)  # other layers: started anew
     assert torch.equal(other(0), expected[0].roll(96, dims=1))
+
+
+@pytest.fixture
+def small_files():
+    """No file may grow beyond so many bytes, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda num_bytes: resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_cache_of_features_has_its_room_on_the_disk(target, data, tmp_path, small_files):
+    """A map of a file without room would end the process when it is written to."""
+    FeatureSource(target, LAYERS, data.token_ids, tmp_path)
+    found = (tmp_path / "features.bf16").stat()
+    assert found.st_blocks * 512 >= found.st_size == 2 * 128 * 192
+    small_files(found.st_size - 1)
+    FeatureSource(target, LAYERS, data.token_ids[:3], tmp_path)  # control
+    with pytest.raises(OSError, match="no room for 49152 bytes.*features.bf16"):
+        FeatureSource(target, LAYERS, data.token_ids, tmp_path)
+    assert not (tmp_path / "features.bf16").exists()
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path, small_files):
+    path = tmp_path / "state.pt"
+    state = {"options": {}, "x": torch.ones(8)}
+    small_files(100_000)
+    save_state(path, state)
+    with pytest.raises(OSError, match="cannot write .*state.pt: .*File too large"):
+        save_state(path, state | {"x": torch.ones(100_000)})
+    assert list(tmp_path.iterdir()) == [path]
+    assert torch.equal(load_state(path, {})["x"], state["x"])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

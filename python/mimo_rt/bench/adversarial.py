@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from .. import _C
-from ..loading import engine_options
 from .measurement import spread
 from .prompts import BenchPrompt
-from .synthetic import synthetic_config, synthetic_draft_config
+from .synthetic import synthetic_config, synthetic_draft_config, synthetic_engine
 from .work import spread_prompt
 
 CATEGORY = "Adversarial"
@@ -23,12 +20,8 @@ def random_engine(num_layers: int, options: dict[str, Any]) -> Any:
     """The random benchmark model with a random draft, which agrees with it by chance only; with
     "ngram" among the options with lookups, for which a random text is as bad."""
     config = synthetic_config(num_layers)
-    target = _C.ModelConfig.from_json(json.dumps(config), "synthetic")
-    draft = None
-    if options["draft"] != "ngram":
-        text = json.dumps(synthetic_draft_config(config))
-        draft = _C.DraftConfig.from_json(text, "synthetic draft")
-    return _C.Engine.synthetic(target, 0, engine_options(**options), draft)
+    draft = None if options["draft"] == "ngram" else synthetic_draft_config(config)
+    return synthetic_engine(config, options, draft)
 
 
 def random_prompts(config: Any, num_prompts: int) -> list[BenchPrompt]:

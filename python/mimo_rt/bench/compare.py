@@ -74,7 +74,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         BadFormatError: a line that is no JSON object, or holds what no measurement gives; names it.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise _C.IoError(f"[{path}] cannot read records: {error}.") from None
     records = []

@@ -43,7 +43,7 @@ def read_prompts(paths: Iterable[Path], limit: int | None = None) -> list[BenchP
         try:
             if path.stat().st_size > _MAX_BYTES:
                 raise _C.CapacityError(f"[{path}] expected at most {_MAX_BYTES >> 20} MiB.")
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8").split("\n")
         except OSError as error:
             raise _C.IoError(f"[{path}] cannot read prompts: {error.strerror}.") from None
         except UnicodeDecodeError:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import signal
+import threading
+from collections.abc import Iterator
 from typing import Any
 
+from .. import _C
 from ..checkpoints.draft_layout import DraftShape, default_target_layer_ids, draft_config
 from ..checkpoints.presets import quantization_fields
+from ..loading import engine_options
 
 
 SLICE_LAYERS, SLICE_EXPERTS = 70, 384
@@ -116,3 +123,27 @@ def synthetic_draft_config(config: dict[str, Any], block_size: int = 8) -> dict[
             block_size=block_size,
         )
     )
+
+
+def synthetic_engine(
+    config: dict[str, Any], options: dict[str, Any], draft: dict[str, Any] | None = None
+) -> Any:
+    """An engine with random weights for a config.json, and for that of a draft."""
+    target = _C.ModelConfig.from_json(json.dumps(config), "synthetic")
+    of_draft = draft and _C.DraftConfig.from_json(json.dumps(draft), "synthetic draft")
+    with _ctrl_c_ends_the_process():
+        return _C.Engine.synthetic(target, 0, engine_options(**options), of_draft)
+
+
+@contextlib.contextmanager
+def _ctrl_c_ends_the_process() -> Iterator[None]:
+    """To make weights takes up to minutes, in which Python would not hear of it; nothing is to be cleaned up."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -84,11 +84,14 @@ def _check(name: str, is_good: object, expected: str, value: object) -> None:
 
 
 def default_target_layer_ids(num_target_layers: int, count: int) -> tuple[int, ...]:
-    """Evenly spread layers from the second to the fourth last, as the DFlash paper chooses them."""
+    """Evenly spread layers from the second to the fourth last, as the DFlash paper chooses them.
+
+    Fewer than ``count`` where there are not so many.
+    """
     last = max(num_target_layers - 4, 0)
     if count == 1:
         return (last + 1,)
-    return tuple(round(1 + i * last / (count - 1)) for i in range(count))
+    return tuple(dict.fromkeys(round(1 + i * last / (count - 1)) for i in range(count)))
 
 
 def draft_config(shape: DraftShape) -> dict[str, Any]:

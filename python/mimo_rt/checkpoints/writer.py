@@ -66,11 +66,24 @@ def atomic_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         yield partial
         partial.chmod(0o755)  # mkdtemp makes it private
         if overwrite and path.exists():
-            shutil.rmtree(path)
-        os.rename(partial, path)
+            _replace(path, partial)
+        else:
+            os.rename(partial, path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _replace(path: Path, partial: Path) -> None:
+    """What was at ``path`` goes only when the new directory is in its place."""
+    before = partial.with_name(f"{partial.name}-before")
+    os.rename(path, before)
+    try:
+        os.rename(partial, path)
+    except BaseException:
+        os.rename(before, path)
+        raise
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def _partial_prefix(path: Path) -> str:

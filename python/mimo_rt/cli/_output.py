@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -57,9 +58,12 @@ def format_stats(stats: GenerationStats) -> str:
 
 def escape_controls(text: str) -> str:
     """``text`` with control characters shown as escapes: foreign names cannot drive a terminal."""
-    return "".join(
-        c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape").decode() for c in text
-    )
+    return "".join(c if _is_text(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def _is_text(c: str) -> bool:
+    """Also the spaces of other scripts, and what joins or parts letters and emoji: no str.isprintable."""
+    return c.isprintable() or c in "\n\t\u200c\u200d" or unicodedata.category(c) == "Zs"
 
 
 def write_text(text: str) -> None:

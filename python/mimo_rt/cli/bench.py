@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import shlex
 from pathlib import Path
@@ -14,8 +13,8 @@ from ..bench.cases import DECODE_ROWS, PREFILL_TOKENS, VERIFY_ROWS, Bench
 from ..bench.measurement import Measurement
 from ..bench.rates import DenseCost, TracedStep, dense_cost
 from ..bench.rounding import compare_logits, prompt_logits
-from ..bench.synthetic import synthetic_config
-from ..loading import engine_options, open_engine
+from ..bench.synthetic import synthetic_config, synthetic_engine
+from ..loading import open_engine
 from . import _bench_acceptance, _bench_costs, _bench_files, _bench_startup
 from ._bench_report import print_measurements, records
 from ._breakdown import traced_step_text
@@ -190,9 +189,8 @@ def _open_engine(args: argparse.Namespace, **changes: Any) -> Any:
         args.layers = 2  # the weights are not read: only the workers are needed
     if not 1 <= args.layers <= 1024:
         raise ValueError(f"--layers: expected 1..1024, got {args.layers}.")
-    config = _C.ModelConfig.from_json(json.dumps(synthetic_config(args.layers)), "synthetic")
     note("making random weights …")
-    return _C.Engine.synthetic(config, 0, engine_options(**options))
+    return synthetic_engine(synthetic_config(args.layers), options)
 
 
 def _row_list(text: str) -> tuple[int, ...]:

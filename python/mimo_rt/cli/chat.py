@@ -99,7 +99,9 @@ class Conversation:
             return
         self._messages.append({"role": "assistant", "content": result.text})
         if not self._is_quiet:
-            stats = with_bandwidth(self._session, result).stats
+            stats = result.stats
+            with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C: without the share
+                stats = with_bandwidth(self._session, result).stats
             note(f"[{result.finish_reason}; {format_stats(stats)}]")
 
     def _stream(self) -> GenerationResult | None:

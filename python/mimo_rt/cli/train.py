@@ -95,7 +95,10 @@ def _run_generate(args: argparse.Namespace) -> int:
     if num_long:
         note(f"{num_long} of {len(raws)} prompts are too long and are left out.")
     meta = {"model": Path(args.model).resolve().name, "prompts": source,
-            "max_prompt_tokens": args.max_prompt_tokens, "mimo_rt": __version__}
+            "max_prompt_tokens": args.max_prompt_tokens, "mimo_rt": __version__,
+            "activations": args.activations, "window_tokens": args.window_tokens,
+            "model_digest": generations.model_digest(Path(args.model)),
+            "prompts_digest": generations.prompts_digest(encoded)}
     max_context = args.max_prompt_tokens + args.max_tokens + 1
     line, progress = _Line(), generations.GenerationProgress()
     with Session(args.model, **engine_arguments(args), max_context=max_context) as session:
@@ -159,24 +162,15 @@ def _run_draft(args: argparse.Namespace) -> int:
     from ..train.draft_trainer import DraftTrainingOptions
 
     sizes = DraftSizes(
-        num_layers=args.layers,
-        target_layer_ids=args.target_layers,
-        block_size=args.block_size,
-        window_tokens=args.window,
-        intermediate_size=args.intermediate_size,
-        loss_decay_gamma=args.gamma,
-        draft_vocab_size=args.draft_vocab_size,
+        num_layers=args.layers, target_layer_ids=args.target_layers, block_size=args.block_size,
+        window_tokens=args.window, intermediate_size=args.intermediate_size,
+        loss_decay_gamma=args.gamma, draft_vocab_size=args.draft_vocab_size,
     )
     options = DraftTrainingOptions(
-        num_steps=args.steps,
-        sequences_per_step=args.sequences,
-        anchors_per_sequence=args.anchors,
-        lr=args.lr,
-        ema_decay=args.ema,
-        num_frequent_ids=args.softmax_ids[0],
-        num_random_ids=args.softmax_ids[1],
-        max_sequence_tokens=args.max_sequence_tokens,
-        seed=args.seed,
+        num_steps=args.steps, sequences_per_step=args.sequences,
+        anchors_per_sequence=args.anchors, lr=args.lr, ema_decay=args.ema,
+        num_frequent_ids=args.softmax_ids[0], num_random_ids=args.softmax_ids[1],
+        max_sequence_tokens=args.max_sequence_tokens, seed=args.seed,
     )
     line = _Line()
     draft_dir = train_draft(

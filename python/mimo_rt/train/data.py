@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import torch
@@ -46,3 +47,13 @@ class TrainingData:
         counts = torch.cat([ids[begin:] for ids, begin in pairs]).bincount(minlength=min_size)
         order = counts.sort(descending=True, stable=True).indices
         return order, int((counts > 0).sum())
+
+
+def answers_digest(training: TrainingData, held_out: TrainingData) -> str:
+    """Hex digits by which a run knows what it trains on and what it holds out."""
+    digest = hashlib.sha256()
+    for data in (training, held_out):
+        for ids, num_prompt_tokens in zip(data.token_ids, data.num_prompt_tokens, strict=True):
+            digest.update(f"{num_prompt_tokens} {len(ids)} ".encode() + ids.numpy().tobytes())
+        digest.update(b"end")
+    return digest.hexdigest()[:16]

@@ -8,11 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..checkpoints.draft_layout import DraftShape, default_target_layer_ids
 from .acceptance import evaluate_draft
-from .data import TrainingData
+from .data import TrainingData, answers_digest
 from .draft import DraftModel
 from .draft_files import export_draft
 from .draft_start import start_at_draft, weights_digest
@@ -20,6 +18,7 @@ from .draft_trainer import DraftTrainer, DraftTrainingOptions
 from .feature_table import FeatureTable
 from .features import FeatureSource
 from .generations import Generation, read_generations
+from .ops import training_device
 from .precision import matmul_dtype
 from .run import Report, RunOptions, run_training
 from .target import TargetModel
@@ -144,6 +143,7 @@ class DraftJob:
 
     def make_trainer(self, options: DraftTrainingOptions) -> DraftTrainer:
         """A trainer before its first step."""
+        options = replace(options, answers=answers_digest(self.data, self.held_out))
         if self._start_dir is not None:
             draft = start_at_draft(self._start_dir, self.shape)
             options = replace(options, start=weights_digest(draft))
@@ -195,13 +195,14 @@ def train_draft(
         has the acceptance length on the held-out answers, if any were held out.
 
     Raises:
-        InvalidArgumentError: no usable answers, the run was begun with other options or another
-            start, or the draft to start at has another shape.
+        InvalidArgumentError: no usable answers, the run was begun with other options, answers or
+            another start, or the draft to start at has another shape.
     """
     run_dir = Path(run_dir)
+    torch_device = training_device(device)
     report("loading the target")
-    dtype = matmul_dtype(precision, torch.device(device))
-    target = TargetModel(model_dir, matmul_dtype=dtype, device=device)
+    dtype = matmul_dtype(precision, torch_device)
+    target = TargetModel(model_dir, matmul_dtype=dtype, device=torch_device)
     job = DraftJob(
         target, data_dir, sizes=sizes, options=options, num_validation=num_validation,
         start_dir=start_dir, cache=run_dir if cache_features else None,

@@ -49,6 +49,8 @@ class DraftTrainingOptions:
             must be 0 for a draft of a part of the vocabulary: its softmax is over that part, and
             tokens outside are no labels.
         start: digest of the draft that training started at; empty: random weights.
+        answers: digest of the answers that are trained on and of those held out: a run that went on
+            with others would be measured on answers that it has seen.
     """
 
     num_steps: int = 1000
@@ -64,6 +66,7 @@ class DraftTrainingOptions:
     max_sequence_tokens: int = 1024
     seed: int = 0
     start: str = ""
+    answers: str = ""
 
 
 class Features(Protocol):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .data import TrainingData
+from .data import TrainingData, answers_digest
 from .draft_run import split_generations
 from .experts import ExpertTrainer, ExpertTrainingOptions
 from .generations import read_generations
 from .gptq import gptq_experts
+from .ops import training_device
 from .run import STATE_FILE, Report, RunOptions, run_training
 from .target import TargetModel
 
@@ -50,17 +52,22 @@ def train_experts(
         The model's directory, or None when the time of this call was up first.
     """
     run_dir = Path(run_dir)
+    torch_device = training_device(device)
     report("loading both models")
-    teacher = TargetModel(teacher_dir, device=device)
-    student = TargetModel(student_dir, device=device)
+    teacher = TargetModel(teacher_dir, device=torch_device)
+    student = TargetModel(student_dir, device=torch_device)
     training, validation = split_generations(read_generations(data_dir), num_validation)
     data = TrainingData(training, options.max_sequence_tokens)
     held_out = TrainingData(validation or training[:1], options.max_sequence_tokens)
+    options = replace(options, answers=answers_digest(data, held_out))
     start = None
     if options.gptq_tokens and not (run_dir / STATE_FILE).is_file():
         sequences = calibration_sequences(data, options.gptq_tokens, options.seed)
         start = gptq_experts(teacher, student, sequences, report)
     trainer = ExpertTrainer(teacher, student, data, options, start=start)
+    if start is not None:  # GPTQ may have taken longer than all steps will
+        run_dir.mkdir(parents=True, exist_ok=True)
+        trainer.save(run_dir / STATE_FILE)
 
     def evaluate() -> dict[str, Any]:
         return trainer.evaluate(held_out)

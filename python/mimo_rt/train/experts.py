@@ -37,6 +37,7 @@ class ExpertTrainingOptions:
     """Numbers of a training run; sequences are cut to max_sequence_tokens.
 
     ``gptq_tokens``: about how many tokens GPTQ may look at for the start; 0 starts at the teacher.
+    ``answers``: as for DraftTrainingOptions.
     """
 
     num_steps: int = 200
@@ -47,6 +48,7 @@ class ExpertTrainingOptions:
     max_sequence_tokens: int = 512
     gptq_tokens: int = 32768
     seed: int = 0
+    answers: str = ""
 
 
 def expert_linears(model: TargetModel) -> list[str]:

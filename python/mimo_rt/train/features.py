@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,10 +56,12 @@ class FeatureSource:
         key = {"fingerprint": self._fingerprint(), "shape": list(shape)}
         meta = cache / "features.json"
         is_same = meta.is_file() and json.loads(meta.read_text(encoding="utf-8")) == key
-        mode = "r+" if is_same else "w+"
         # A row of flags beside the data: set only after the data, so a killed run leaves no lie.
-        self._is_done = np.memmap(cache / "done.u8", np.uint8, mode, shape=(len(self._sequences),))
-        self._rows = np.memmap(cache / "features.bf16", np.uint16, mode, shape=shape)
+        is_done, rows = cache / "done.u8", cache / "features.bf16"
+        _allocate(is_done, len(self._sequences), keep=is_same)
+        _allocate(rows, 2 * shape[0] * shape[1], keep=is_same)
+        self._is_done = np.memmap(is_done, np.uint8, "r+", shape=(len(self._sequences),))
+        self._rows = np.memmap(rows, np.uint16, "r+", shape=shape)
         if not is_same:
             write_json(meta, key)
 
@@ -98,3 +101,14 @@ class FeatureSource:
             out = self._target.forward(token_ids, layer_ids=self._layer_ids, wants_logits=False)
         assert out.features is not None
         return out.features.bfloat16()
+
+
+def _allocate(path: Path, num_bytes: int, *, keep: bool) -> None:
+    """A file with room on the disk: to write where a mapped one has none ends the process (SIGBUS)."""
+    with path.open("r+b" if keep else "wb") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, num_bytes)
+        except OSError as error:
+            if not keep:
+                path.unlink()
+            raise OSError(error.errno, f"no room for {num_bytes} bytes: {error.strerror}", str(path)) from None

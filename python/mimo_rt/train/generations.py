@@ -184,6 +184,21 @@ def _answer(
     return Generation(prompt.name, seed, temperature, list(prompt.token_ids), result.token_ids)
 
 
+def model_digest(directory: Path) -> str:
+    """Hex digits of what says which model a directory holds: not of the weights, which take minutes to read."""
+    digest = hashlib.sha256()
+    for path in (directory / "config.json", directory / "generation_config.json"):
+        digest.update(path.read_bytes() if path.is_file() else b"none")
+    for path in sorted(directory.glob("*.safetensors")):
+        digest.update(f"{path.name} {path.stat().st_size} ".encode())
+    return digest.hexdigest()[:16]
+
+
+def prompts_digest(prompts: Sequence[Prompt]) -> str:
+    """Hex digits of names and token ids."""
+    return hashlib.sha256(repr([(p.name, p.token_ids) for p in prompts]).encode()).hexdigest()[:16]
+
+
 def check_meta(directory: Path, meta: dict[str, Any]) -> None:
     """Record what answers are made with; refuse a directory made otherwise."""
     path = directory / META_FILE

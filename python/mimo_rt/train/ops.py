@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import _C
+
 
 def _widen(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
@@ -45,6 +47,25 @@ def sink_softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
         return scores.softmax(dim=-1)
     sinks = sinks.expand(*scores.shape[:-1], 1)
     return torch.cat([scores, sinks], dim=-1).softmax(dim=-1)[..., :-1]
+
+
+def training_device(name: str) -> torch.device:
+    """The device of that name, e.g. "cpu", "cuda" or "cuda:1".
+
+    Raises:
+        InvalidArgumentError: no such kind. UnavailableError: no such GPU, or a torch without CUDA.
+    """
+    kind, _, idx = name.partition(":")
+    if kind not in ("cpu", "cuda") or (":" in name and not (idx.isascii() and idx.isdigit())):
+        raise _C.InvalidArgumentError(
+            f"[train] torch device: expected cpu or cuda, got '{name}'."
+        )
+    if kind == "cuda" and int(idx or 0) >= (count := torch.cuda.device_count()):
+        raise _C.UnavailableError(
+            f"[train] torch device '{name}': torch {torch.__version__} finds {count} GPUs. "
+            "Use cpu, or install a torch with CUDA for this machine's driver."
+        )
+    return torch.device(name)
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:

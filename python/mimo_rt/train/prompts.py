@@ -49,9 +49,13 @@ def built_in_prompts(names: Sequence[str], count: int, seed: int) -> list[Raw]:
 
 
 def read_prompt_file(path: Path) -> list[Raw]:
-    """The prompts of a file; BadFormatError names the line that is none."""
+    """The prompts of a file; BadFormatError names the line that is none, or the file that is no UTF-8 text."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise _C.BadFormatError(f"[train] {path}: expected UTF-8 text.") from None
     raws: list[Raw] = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines parts strings, at U+2028 and others
         if not line.strip():
             continue
         try:

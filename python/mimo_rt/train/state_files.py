@@ -12,13 +12,23 @@ from .. import _C
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Replace ``path``; the old file stays until the new one is on the disk."""
+    """Replace ``path``; the old file stays until the new one is on the disk.
+
+    Raises:
+        OSError: the new one cannot be written, e.g. on a full disk; nothing is left of it.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        # What the file has said, torch buries under an error of its archive.
+        reason = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise OSError(f"[train] cannot write {path}: {reason}.") from error
 
 
 def load_state(path: Path, options: dict[str, Any]) -> dict[str, Any]:

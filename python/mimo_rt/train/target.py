@@ -46,7 +46,7 @@ class TargetModel:
         *,
         dtype: torch.dtype = torch.float32,
         matmul_dtype: torch.dtype | None = None,
-        device: str = "cpu",
+        device: torch.device | str = "cpu",
     ) -> None:
         self.directory = Path(directory)
         self.config = read_config(self.directory)
