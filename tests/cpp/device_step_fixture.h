@@ -2,7 +2,9 @@
 // kernels, and the executor that runs steps of it on the test's device.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
 #include <memory>
 #include <random>
@@ -89,6 +91,23 @@ struct DeviceModel {
   }
   CudaWeights pack() const { return CudaWeights::load(*checkpoint, config, {{}, {.num_threads = 1, .progress = {}}}); }
 };
+
+/// Whether logits [rows, vocab] are those of another device but for how sums of products are rounded, which no two
+/// kinds of arithmetic do alike: nine of ten rows are within 2 % (1 % is usual), and in as many the same token is the
+/// best. Within 2 % another one is best only at a near tie; where a router has one, a row takes other experts and is
+/// anything.
+inline bool agree(const std::vector<float>& logits, const std::vector<float>& others, uint32_t vocab) {
+  CHECK_EQ(logits.size(), others.size());
+  if (logits.size() != others.size()) return false;
+  const size_t num_rows = logits.size() / vocab;
+  size_t num_near = 0, num_equal = 0;
+  for (auto row = logits.begin(), other = others.begin(); row != logits.end(); row += vocab, other += vocab) {
+    num_near += relative_distance({row, row + vocab}, {other, other + vocab}) < 0.02;
+    num_equal += std::max_element(row, row + vocab) - row == std::max_element(other, other + vocab) - other;
+  }
+  std::printf("  of %zu rows %zu are near, %zu have the same best token\n", num_rows, num_near, num_equal);
+  return 10 * std::min(num_near, num_equal) >= 9 * num_rows;
+}
 
 /// The executor on the test's device, for one plan.
 class StepRunner {

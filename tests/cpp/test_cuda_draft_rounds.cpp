@@ -155,10 +155,12 @@ TEST_CASE("greedy rounds emit the tokens of steps, and their statistics are thos
   const Tokens expected = run_steps(wanted);
   const Outcome rounds = run_rounds(wanted);
   CHECK(rounds.tokens == expected);
+#if !defined(MIMO_RT_TEST_ON_GPU)  // whose products are rounded in another way: near ties of drafts go the other way
   DraftRun cpu(model().host->weights, model().host->draft, {.backend = "cpu-generic", .max_context = 128});
   cpu.feed(prompt());
   CHECK(cpu.decode_rounds(kAnchor, wanted.num_tokens) == expected);
   CHECK(is_same(rounds.stats, cpu.width.stats()));
+#endif
   CHECK_EQ(rounds.stats.num_drafted_rounds, rounds.stats.num_rounds - rounds.stats.width_histogram[0]);
   CHECK(rounds.stats.num_drafted_rounds > 0);
 }

@@ -21,10 +21,10 @@ const DeviceModel& one_dense_layer() {
 }
 
 /// The CPU engine with the same weights.
-std::shared_ptr<Engine> cpu_engine(const DeviceModel& of = model()) {
-  auto impl = Engine::Impl::prepare(of.config, nullptr, options_for(2), plan_options(2, 8, 8));
+std::shared_ptr<Engine> cpu_engine() {
+  auto impl = Engine::Impl::prepare(model().config, nullptr, options_for(2), plan_options(2, 8, 8));
   impl->weights = std::make_unique<Weights>(
-      Weights::load(*of.checkpoint, of.config, {.num_threads = 1, .progress = {}}));
+      Weights::load(*model().checkpoint, model().config, {.num_threads = 1, .progress = {}}));
   impl->weight_bytes = count_weight_bytes(*impl->weights, nullptr);
   impl->executor = make_cpu_executor(*impl->weights, nullptr, {&impl->decode_plan, &impl->prefill_plan},
                                      "cpu-generic", {.num_workers = 2});
@@ -61,7 +61,7 @@ Tokens redrawn(const std::shared_ptr<Engine>& engine, const Tokens& prompt, cons
 
 }  // namespace
 
-TEST_CASE("greedy tokens are the CPU engine's; the same statistics") {
+TEST_CASE("greedy tokens are the best of the engine's logits, which agree with the CPU's; the same statistics") {
   const Tokens prompt = random_tokens(model().config, 21, 3);
   const auto engine = open_engine(), cpu = cpu_engine();
   CHECK_EQ(engine->backend(), std::string("cuda"));
@@ -73,7 +73,14 @@ TEST_CASE("greedy tokens are the CPU engine's; the same statistics") {
   Session session(engine, kSmall), cpu_session(cpu, kSmall);
   const GenerateResult result = session.generate(prompt, greedy(16));
   const GenerateResult expected = cpu_session.generate(prompt, greedy(16));
-  CHECK(result.token_ids == expected.token_ids);
+  CHECK(result.token_ids == redrawn(engine, prompt, result.token_ids, greedy(16).sampling, 0));
+  const Tokens text = joined(prompt, result.token_ids);
+  std::vector<float> logits, cpu_logits;
+  session.logits(text, logits), cpu_session.logits(text, cpu_logits);
+  CHECK(agree(logits, cpu_logits, model().config.vocab_size));
+  cpu_logits.clear();
+  cpu_session.logits(joined(prompt, Tokens(16, 1)), cpu_logits);  // control
+  CHECK(!agree(logits, cpu_logits, model().config.vocab_size));
   CHECK(result.finish_reason == FinishReason::length);
   CHECK_EQ(result.stats.num_prompt_tokens, 21u);
   CHECK_EQ(result.stats.draft.num_rounds, 0u);  // rounds, but no draft
@@ -248,8 +255,8 @@ TEST_CASE("two threads stream in turn, each takes the GPU from a launch that wai
 #endif
   const Tokens& cut = results[1].token_ids;
   CHECK(cut.size() >= kTurns + 2 && results[1].finish_reason == FinishReason::abort);
-  Session cpu_session(cpu_engine(small), kSmall);
-  const auto alone = [&](const Tokens& prompt) { return cpu_session.generate(prompt, greedy(kTurns)).token_ids; };
+  Session third_session(engine, kSmall);
+  const auto alone = [&](const Tokens& prompt) { return third_session.generate(prompt, greedy(kTurns)).token_ids; };
   CHECK(results[0].token_ids == alone(prompts[0]));
   CHECK(Tokens(cut.begin(), cut.begin() + kTurns) == alone(prompts[1]));
 }

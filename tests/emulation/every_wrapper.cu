@@ -22,7 +22,6 @@ __global__ void __launch_bounds__(128, 1) use_every_wrapper(uint32_t* words, flo
   }
   ptx::mbarrier_arrive(barrier);
   ptx::named_barrier_sync(1, 128);
-  ptx::named_barrier_arrive(2, 128);
   ptx::sync_warp();
   uint32_t a[4], b_rows[4], b[2] = {words[0], words[1]};
   float c[4] = {};
@@ -38,8 +37,7 @@ __global__ void __launch_bounds__(128, 1) use_every_wrapper(uint32_t* words, flo
   c[2] = ptx::as_float(words[3]) + ptx::low_bf16(a[2]) * ptx::high_bf16(a[3]);
   c[0] = ptx::exp2_approx(ptx::shuffle(c[0], 3)) + ptx::shuffle_xor(c[1], 1);
   floats[threadIdx.x] = c[0] + c[2];
-  ptx::store_release_gpu(words, ptx::load_acquire_gpu(words + 1) + kept.word[0] + once.word[1]);
-  ptx::add_release_gpu(words + 2, 1);
+  ptx::add_release_gpu(words, ptx::load_acquire_gpu(words + 1) + kept.word[0] + once.word[1]);
   auto* pairs = reinterpret_cast<uint64_t*>(words + 12);
   ptx::store_relaxed_gpu(pairs, ptx::load_relaxed_gpu(pairs + 1));
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)

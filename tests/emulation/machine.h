@@ -9,7 +9,10 @@
 // the async proxy; hand-overs to the host that are not of system scope (host_memory.h); divergent
 // collectives; deadlocks. Not modelled: weak memory order and scopes otherwise (a release of system
 // scope by one lane shows the host also the stores of lanes that it never synchronised with), bank
-// conflicts, registers, time, the rounding inside a tensor core, and PTX text that is wrong but assembles.
+// conflicts, registers, time, PTX text that is wrong but assembles, and the rounding inside a tensor
+// core: here each addition is rounded to nearest, while Hopper aligns 16 products and the accumulator
+// at 25 fractional bits and truncates (MMA-Sim, arXiv 2511.10909). So the bits of products are not
+// those of hardware, and what is compared with a CPU allows for near ties (device_step_fixture.h).
 #pragma once
 
 #include <algorithm>

@@ -90,7 +90,8 @@ inline void fence_proxy_async() { emulation::publish_writes(*emulation::this_lan
 
 // --- group.cuh
 
-inline void named_barrier_update(uint32_t id, uint32_t num_threads, bool is_waiting) {
+inline void named_barrier_sync(uint32_t id, uint32_t num_threads) {
+  if (emulation::is_skipped(emulation::Skip::named_barrier)) return;
   const emulation::Unchecked unchecked;
   if (id > 15) emulation::fail("named barrier " + std::to_string(id) + ": expected 0..15");
   emulation::Lane& lane = emulation::this_lane();
@@ -108,7 +109,7 @@ inline void named_barrier_update(uint32_t id, uint32_t num_threads, bool is_wait
   if (++barrier.num_arrived == num_threads) {
     barrier.num_arrived = 0;
     ++barrier.generation;
-  } else if (is_waiting) {
+  } else {
     emulation::wait_for(
         {[](const emulation::Wait& wait) {
            return static_cast<const emulation::NamedBarrier*>(wait.object)->generation !=
@@ -122,15 +123,7 @@ inline void named_barrier_update(uint32_t id, uint32_t num_threads, bool is_wait
          },
          &barrier, generation, "named barrier"});
   }
-  if (is_waiting) emulation::acquire_from(&barrier);
-}
-
-inline void named_barrier_sync(uint32_t id, uint32_t num_threads) {
-  if (emulation::is_skipped(emulation::Skip::named_barrier)) return;
-  named_barrier_update(id, num_threads, true);
-}
-inline void named_barrier_arrive(uint32_t id, uint32_t num_threads) {
-  named_barrier_update(id, num_threads, false);
+  emulation::acquire_from(&barrier);
 }
 
 inline void sync_warp() {
@@ -367,7 +360,8 @@ inline uint32_t load_acquire_gpu(const uint32_t* address) {
   return lane.acquired_value = *address;
 }
 
-inline void store_release_gpu(uint32_t* address, uint32_t value) {
+/// What releases have in common.
+inline void store_release(uint32_t* address, uint32_t value) {
   emulation::release_to(address);
   const emulation::Unchecked unchecked;
   *address = value;
@@ -377,11 +371,11 @@ inline void store_release_gpu(uint32_t* address, uint32_t value) {
 
 inline void add_release_gpu(uint32_t* address, uint32_t value) {
   const emulation::Unchecked unchecked;
-  store_release_gpu(address, *address + value);
+  store_release(address, *address + value);
 }
 
 inline void store_release_system(uint32_t* address, uint32_t value) {
-  store_release_gpu(address, value);
+  store_release(address, value);
   const emulation::Unchecked unchecked;
   if (!emulation::is_skipped(emulation::Skip::system_scope))
     emulation::machine->host_memory.publish();

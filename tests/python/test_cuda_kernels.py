@@ -248,6 +248,12 @@ def wrapper_names() -> set[str]:
     return names - {"shared_address"}
 
 
+def test_kernels_call_every_wrapper():
+    device = ROOT / "csrc" / "cuda" / "device"
+    text = "".join(path.read_text() for path in device.rglob("*.cuh") if path.parent.name != "ptx")
+    assert {name for name in wrapper_names() if not re.search(rf"\bptx::{name}\b", text)} == set()
+
+
 def test_the_emulation_has_every_wrapper():
     names = wrapper_names()
     emulated = (ROOT / "tests" / "emulation" / "ptx.h").read_text()

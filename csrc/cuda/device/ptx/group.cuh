@@ -13,11 +13,6 @@ __device__ __forceinline__ void named_barrier_sync(uint32_t id, uint32_t num_thr
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(num_threads) : "memory");
 }
 
-/// bar.arrive: counts this thread at barrier `id` without waiting.
-__device__ __forceinline__ void named_barrier_arrive(uint32_t id, uint32_t num_threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(num_threads) : "memory");
-}
-
 /// bar.warp.sync: all lanes meet; orders their memory accesses.
 __device__ __forceinline__ void sync_warp() { __syncwarp(kAllLanes); }
 

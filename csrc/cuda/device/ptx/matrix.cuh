@@ -22,7 +22,9 @@ __device__ __forceinline__ void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[
 
 /// mma.sync.m16n8k32, E4M3 in, FP32 accumulators: c += a b. Fragments as above with four neighbours
 /// of k in a word: a[0] = A[g][4q .. 4q + 3], a[1] the same of g + 8, a[2], a[3] the same at k + 16;
-/// b[0] = B[4q .. 4q + 3][g], b[1] the same at k + 16. All lanes take part.
+/// b[0] = B[4q .. 4q + 3][g], b[1] the same at k + 16. All lanes take part. One
+/// instruction on sm_89 and sm_120; for sm_90a and sm_100a ptxas makes 12 unpackings to FP16 and two
+/// HMMA.16816 of it.
 __device__ __forceinline__ void mma_m16n8k32_e4m3(float (&c)[4], const uint32_t (&a)[4],
                                                   const uint32_t (&b)[2]) {
   asm volatile(

@@ -1,6 +1,7 @@
-// FP8 activations for the expert tasks: rows are rounded by a kernel of their own, then multiplied
-// with half as many tensor-core instructions and bytes as BF16 takes. Unpacking weights takes more
-// instructions than for BF16, so it is many tokens per expert that can gain, not few.
+// FP8 activations for the expert tasks: rows are rounded by a kernel of their own, then multiplied.
+// They are half the bytes of BF16, which is all that this saves on sm_90a and sm_100a: their
+// tensor cores have no mma.sync of E4M3, so that ptxas unpacks both operands to FP16 and issues as
+// many HMMA as BF16 takes (device/ptx/matrix.cuh).
 #pragma once
 
 #include "cuda/device/tasks/expert_mlp.cuh"
