@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -96,6 +97,128 @@ def test_a_step_beyond_its_limit_is_cut_off_with_its_children(gate, log, monkeyp
     log.deadline = time.monotonic() + 60
     assert not gate.Stage("tests", log, limit_s=2).run("test", python("import time; time.sleep(50)"))
     assert kept(log)[-1]["status"] == "failed"  # what hangs in its own time
+
+
+def test_a_step_that_hangs_leaves_the_time_of_its_stage(gate, log):
+    """Silence is what tells it from one that takes long; what it printed last is kept, by Python without a flush too."""
+    stage = gate.Stage("kbench", log)
+    slow = "import time\nfor i in range(5): print(i); time.sleep(0.5)"
+    assert stage.run("slow", python(slow), silence_s=1.5)
+    hang = "import time; print('case 7'); time.sleep(50)"
+    begin = time.monotonic()
+    assert not stage.run("hang", python(hang), may_be_cut=True, silence_s=1.5)
+    assert not stage.run("long", python(hang), step_s=1.5)
+    assert not stage.run("part", python(hang), may_be_cut=True, step_s=1.5)
+    assert stage.run("next", python("pass")) and time.monotonic() - begin < 30
+    slow, hang, long, part, _ = kept(log)
+    assert slow["status"] == "passed" and slow["seconds"] > 2
+    assert hang["status"] == "failed" and hang["reason"].startswith("hangs") and hang["output"] == "case 7\n"
+    assert long["status"] == "failed" and part["status"] == "not run"
+    assert long["reason"] == part["reason"] == "cut off after 2 s"
+
+
+def test_cases_before_one_that_hangs_are_known(gate, log, root, tmp_path):
+    source, program = tmp_path / "hang.cpp", tmp_path / "hang"
+    source.write_text('#include "check.h"\n#include <unistd.h>\nTEST_CASE("first") { CHECK(true); }\n'
+                      'TEST_CASE("second") { pause(); }\nCHECK_MAIN()\n')
+    subprocess.run(["c++", "-std=c++20", f"-I{root / 'tests' / 'cpp'}", f"-I{root / 'include'}", source, "-o", program],
+                   check=True)
+    assert not gate.Stage("tests", log).run("hang", [str(program)], silence_s=1)
+    assert kept(log)[-1]["output"] == "ok   first\n"
+
+
+def test_a_process_that_cannot_be_killed_is_left_behind(gate, log, monkeypatch):
+    import gate_steps
+
+    monkeypatch.setattr(gate_steps.os, "killpg", lambda pid, signal: None)
+    monkeypatch.setattr(gate_steps, "KILL_S", 0.5)
+    assert not gate.Stage("tests", log).run("stuck", ["sleep", "4"], step_s=1)
+    assert gate.Stage("tests", log).run("next", python("pass"))
+    assert [line["status"] for line in kept(log)] == ["failed", "passed"]
+
+
+ENDED_GATE = """
+import subprocess, sys
+import gpu_gate as gate
+gate.find_gpu, gate.missing = lambda: "", lambda wheels: []
+gate.device_facts = lambda: {"name": "H200"}
+gate.build = lambda log, args: gate.Stage("build", log).run("stuck", ["sleep", "51.25"], on_line=print)
+sys.exit(gate.main(["--results", sys.argv[1], "--build", sys.argv[1]]))
+"""
+
+
+def test_a_gate_that_is_ended_ends_its_step_and_sums_up(gate, root, tmp_path):
+    with subprocess.Popen([sys.executable, "-c", ENDED_GATE, tmp_path], stdout=subprocess.PIPE, text=True,
+                          env={**os.environ, "PYTHONPATH": str(root / "bench")}) as process:
+        while not (running := children(process.pid)):
+            time.sleep(0.05)
+        process.terminate()
+        out, _ = process.communicate(timeout=30)
+    assert process.returncode == 1 and "written:" in out and not any(map(alive, running))
+    (path,) = tmp_path.glob("*.jsonl")
+    step = json.loads(path.read_text().splitlines()[-1])
+    assert step["step"] == "stuck" and step["status"] == "not run" and step["reason"] == "the gate was ended"
+
+
+def children(pid):
+    """Processes `sleep` of a process."""
+    lists = pathlib.Path(f"/proc/{pid}/task").glob("*/children")
+    found = [int(child) for path in lists for child in path.read_text().split()]
+    return [child for child in found if b"51.25" in pathlib.Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def alive(pid):
+    status = pathlib.Path(f"/proc/{pid}/status")
+    return status.exists() and "State:\tZ" not in status.read_text()
+
+
+KERNELS = ("a", "b", "c", "d")
+PLAYED_KBENCH = f"""#!{sys.executable}
+import json, sys, time
+kernels, bad = {KERNELS}, json.loads(open(__file__ + ".bad").read())
+if "--after" in sys.argv: kernels = kernels[kernels.index(sys.argv[sys.argv.index("--after") + 1]) + 1:]
+code = 0
+for i, kernel in enumerate(kernels):
+    print(f"{{i + 1}} of {{len(kernels)}}: pro/{{kernel}}, 1 tokens", file=sys.stderr, flush=True)
+    fate = bad.get(kernel, "")
+    if fate == "hangs": time.sleep(50)
+    print(json.dumps({{"case": f"pro/{{kernel}}", **({{"error": fate}} if fate else {{"median_us": 1.0}})}}), flush=True)
+    code = code or bool(fate)
+    if fate == "lost": break
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(("bad", "processes", "measured"), [
+    ({}, ["passed"], "abcd"), ({"a": "lost"}, ["failed", "passed"], "bcd"), ({"b": "hangs"}, ["failed", "passed"], "acd"),
+    ({"a": "lost", "c": "hangs"}, ["failed", "failed", "passed"], "bd"), ({"b": "no room"}, ["failed"], "acd"),
+    ({"d": "hangs"}, ["failed"], "abc"), ({"a": "lost", "d": "lost"}, ["failed", "failed"], "bc")])
+def test_a_kernel_that_fails_or_hangs_takes_no_others_along(gate, log, tmp_path, bad, processes, measured):
+    program = tmp_path / "python"
+    program.write_text(PLAYED_KBENCH)
+    program.chmod(0o755)
+    (tmp_path / "python.bad").write_text(json.dumps(bad))
+    gate.measure(gate.Stage("kbench", log), str(program), "pro", "--shape", "pro", may_be_cut=True, silence_s=2)
+    steps = [line for line in kept(log) if "status" in line]
+    assert [step["status"] for step in steps] == processes
+    times = [line["case"].split("/")[1] for line in kept(log) if "median_us" in line]
+    assert "".join(times) == measured
+    failed = {line["case"].split("/")[1] for line in kept(log) if "error" in line}
+    assert failed == {kernel for kernel, fate in bad.items() if fate != "hangs"}
+
+
+def test_a_kbench_that_does_not_begin_is_not_tried_again(gate, log):
+    gate.measure(gate.Stage("kbench", log), "/bin/false", "pro", "--shape", "pro")
+    assert len(kept(log)) == 1
+
+
+def test_progress_of_kbench_is_understood(gate, capsys):
+    import gate_kbench
+    from mimo_rt.cli import main
+
+    main(["kbench", "router", "--tokens", "2", "--seconds", "0.001", "--no-baseline", "--json"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert gate_kbench._PROGRESS.match(line).groups() == ("1", "1", "router")
 
 
 def run_gate(gate, monkeypatch, tmp_path, record, test_code="pass", cmake_code=None):
