@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import re
 
-from gate_steps import Stage
+from gate_steps import Log, Stage
 
+SHAPES = ("pro-r8", "pro", "gpt-oss-120b", "flash")
 KBENCH = ("kbench", "--device", "cuda", "--seconds", "0.1", "--json")  # per kernel and tokens: hundreds of calls
 SILENCE_S = 30  # of a case, the first one's compilations by Triton included
 _PROGRESS = re.compile(r"(\d+) of (\d+): [^/]+/(\w+), \d+ tokens$")  # as kbench says it
 
 
+def run_kbench(log: Log, python: str) -> None:
+    stage = Stage("kbench", log)
+    for shape in SHAPES:
+        measure(stage, python, shape, "--shape", shape, may_be_cut=True)
+
+
 def measure(stage: Stage, python: str, step: str, *arguments: str, may_be_cut: bool = False,
             silence_s: float = SILENCE_S) -> None:
-    """One process for all kernels; where it ends before the last one, another for those after the one that it was at."""
+    """One process for all kernels; where it ends before the last one, another for those behind the one it was at."""
     after = ""
     while True:
         progress: list[re.Match[str]] = []

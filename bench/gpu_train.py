@@ -55,7 +55,7 @@ def collect(args: argparse.Namespace) -> None:
 
     directory, answers = args.collect, args.answers
     model = args.model or ensure_demo_model()
-    checkpoint = [model / "config.json", *sorted(model.glob("model*safetensors*"))]
+    checkpoint = [model / "config.json", *sorted(model.glob("tokenizer*.json")), *sorted(model.glob("model*safetensors*"))]
     files = {path.name: path.read_bytes() for path in checkpoint}
     files["prompts.jsonl"] = "".join(json.dumps(line) + "\n" for line in encoded_prompts(model, args)).encode()
     if answers:

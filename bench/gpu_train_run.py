@@ -165,8 +165,8 @@ def plan_steps(args: argparse.Namespace, job: DraftJob, clock: Clock) -> dict[st
         num_steps = max(math.floor(left / step_s), 0)
         print(f"{num_steps} steps of {1000 * step_s:.1f} ms; an evaluation takes {evaluation_s:.1f} s", flush=True)
         if num_steps < MIN_STEPS:
-            print(f"gpu_train: fewer than {MIN_STEPS} steps: no run is planned. Call again with more --minutes, or with "
-                  "--answer-share 0: the answers made so far are kept.", flush=True)
+            print(f"gpu_train: fewer than {MIN_STEPS} steps: no run is planned. Call again with more --minutes, or "
+                  "with --answer-share 0: the answers made so far are kept.", flush=True)
             return None
     clock.end_stage("plan")
     return {"num_steps": num_steps, "eval_every": max(math.ceil(num_steps / NUM_EVALUATIONS), 1),

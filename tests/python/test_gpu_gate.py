@@ -253,6 +253,7 @@ def run_gate(gate, monkeypatch, tmp_path, record, test_code="pass", cmake_code=N
     return code, [json.loads(line) for line in path.read_text().splitlines()]
 
 
+NUM_SHAPES = 4  # that kbench measures
 NUM_SCRIPTS = 7  # that leave a record, too: gpu_engine, gpu_bits, gpu_kill, soak and gpu_slice.py, two of `costs`
 RECORD = {"case": "pro-r8/qkv/fp8_e4m3/t1", "kernel_name": "qkv", "median_us": 5.5, "gbs": 3900.0, "bandwidth_fraction": 0.9,
           "times_baseline": 2.0}
@@ -261,13 +262,13 @@ RECORD = {"case": "pro-r8/qkv/fp8_e4m3/t1", "kernel_name": "qkv", "median_us": 5
 def test_a_whole_gate_leaves_device_steps_and_records(gate, monkeypatch, tmp_path, capsys):
     code, lines = run_gate(gate, monkeypatch, tmp_path, RECORD)
     assert code == 0 and lines[0]["name"] == "NVIDIA H200 NVL" and lines[0]["date"]
-    num_tests, num_shapes, num_sessions, num_costs = len(gate.NATIVE_TESTS), len(gate.KBENCH_SHAPES), 6, 2
+    num_tests, num_sessions, num_costs = len(gate.NATIVE_TESTS), 6, 2
     steps = [line for line in lines if "status" in line]
-    assert len(steps) == num_tests + 2 * num_tests + num_sessions + num_costs + num_shapes
+    assert len(steps) == num_tests + 2 * num_tests + num_sessions + num_costs + NUM_SHAPES
     assert {s["status"] for s in steps} == {"passed"}
     order = list(dict.fromkeys(s["stage"] for s in steps))
     assert order == ["tests", "costs", "engine", "bits", "kill", "soak", "slice", "kbench", "sanitizer"]
-    assert sum("case" in line for line in lines) == num_shapes + NUM_SCRIPTS
+    assert sum("case" in line for line in lines) == NUM_SHAPES + NUM_SCRIPTS
     out = capsys.readouterr().out
     assert "sanitizer" in out and "5.5" in out and "90.0" in out and "written:" in out
 
@@ -322,7 +323,7 @@ def test_a_slice_that_is_cut_off_keeps_its_rounds_and_fails_nothing(gate, log, m
 
 def test_a_failed_test_fails_the_gate_but_not_the_rest(gate, monkeypatch, tmp_path):
     code, lines = run_gate(gate, monkeypatch, tmp_path, RECORD, "sys.exit('worst error 3')")
-    assert code == 1 and sum("case" in line for line in lines) == len(gate.KBENCH_SHAPES) + NUM_SCRIPTS
+    assert code == 1 and sum("case" in line for line in lines) == NUM_SHAPES + NUM_SCRIPTS
     failed = [line for line in lines if line.get("status") == "failed"]
     assert [line["step"] for line in failed] == list(gate.NATIVE_TESTS)
     assert "worst error 3" in failed[0]["output"]
@@ -389,7 +390,7 @@ def test_a_build_with_cutlass_comes_last_and_takes_nothing_from_the_rest(gate, m
     assert code == 1 and steps[-3:] == optional and {s["status"] for s in steps[:-3]} == {"passed"}
     assert [(s["step"], s["status"]) for s in optional] == [("package", "passed"), ("configure tests", "failed"),
                                                             ("tests", "failed")]
-    assert sum("case" in line for line in lines) == len(gate.KBENCH_SHAPES) + NUM_SCRIPTS
+    assert sum("case" in line for line in lines) == NUM_SHAPES + NUM_SCRIPTS
 
 
 def test_kernels_of_cutlass_are_tested_and_measured(gate, monkeypatch, tmp_path):
@@ -400,7 +401,7 @@ def test_kernels_of_cutlass_are_tested_and_measured(gate, monkeypatch, tmp_path)
     code, lines = run_gate(gate, monkeypatch, tmp_path, RECORD, cmake_code=0)
     steps = [line["step"] for line in lines if line.get("stage") == "cutlass"]
     assert code == 0 and steps == ["package", "configure tests", "tests", gate.CUTLASS_TEST, "kbench"]
-    assert sum("case" in line for line in lines) == len(gate.KBENCH_SHAPES) + NUM_SCRIPTS + 1
+    assert sum("case" in line for line in lines) == NUM_SHAPES + NUM_SCRIPTS + 1
 
 
 def test_a_build_that_fails_is_told(gate, monkeypatch, tmp_path):
@@ -432,6 +433,42 @@ def test_the_demo_model_comes_along(gate, monkeypatch, tmp_path):
     monkeypatch.setenv("MIMO_RT_CACHE", gate.model_environment(wheels)["MIMO_RT_CACHE"])
     found = demo.cache_directory() / demo.MODEL_NAME
     assert found == wheels / "models" / demo.MODEL_NAME and (found / "config.json").read_text() == "{}"
+
+
+def play_engine(program, line):
+    program.write_text(f"#!/bin/sh\necho \"$@\" >> {program}.called\necho '{json.dumps(line)}'\n")
+    program.chmod(0o755)
+
+
+def test_a_demo_model_that_is_not_there_is_a_step_that_was_not_run(gate, log, tmp_path):
+    play_engine(tmp_path / "python", {"model": "demo", "not_run": "no model in x"})
+    gate.run_engine(log, str(tmp_path / "python"), None)
+    step = kept(log)[-1]
+    assert (step["step"], step["status"], step["reason"]) == ("sessions of demo", "not run", "no model in x")
+    assert "--demo" not in (tmp_path / "python.called").read_text()
+
+
+def test_the_demo_model_comes_in_pieces(gate, monkeypatch, tmp_path, capsys):
+    """As many folders as it takes; one that is missing is told before anything is built."""
+    monkeypatch.setattr(gate, "find_gpu", lambda: "")
+    monkeypatch.setattr(gate, "missing", lambda wheels: [])
+    monkeypatch.setattr(gate, "device_facts", lambda: {"name": "H200"})
+    monkeypatch.setattr(gate.pieces, "RAW_BYTES", 1000)
+    gate.pieces.cut({"config.json": b"{}" * 400, "model.safetensors": bytes(range(256)) * 8}, tmp_path / "p", 1)
+    play_engine(tmp_path / "python", {"model": "demo", "passed": True})
+    monkeypatch.setattr(gate, "build", lambda log, args: {"tests": "", "python": str(tmp_path / "python")})
+    for name in vars(gate).keys() - {"run_engine"}:
+        if name.startswith("run_"):
+            monkeypatch.setattr(gate, name, lambda *_: None)
+    arguments = ["--results", str(tmp_path / "r"), "--build", str(tmp_path / "b"), "--model-pieces", str(tmp_path / "p")]
+    (tmp_path / "p" / "part-2").rename(tmp_path / "kept")
+    assert gate.main(arguments) == gate.LACKING and not (tmp_path / "r").exists()
+    assert "pieces are missing: part-2/piece-02.xz" in capsys.readouterr().err
+    (tmp_path / "kept").rename(tmp_path / "p" / "part-2")
+    assert gate.main(arguments) == 1  # without a measured kernel
+    assert sorted(path.name for path in (tmp_path / "b" / "demo").iterdir()) == ["config.json", "model.safetensors"]
+    assert f"--demo {tmp_path / 'b' / 'demo'}" in (tmp_path / "python.called").read_text()
+    assert "not run" not in next((tmp_path / "r").iterdir()).read_text()
 
 
 def test_a_demo_model_that_cannot_be_collected_is_told(gate, monkeypatch, tmp_path, capsys):
