@@ -86,7 +86,7 @@ def run_counters(log: Log, python: str) -> None:
         code, output = run_command(command, min(left, CASE_S), dict(os.environ), None)
         counters = parse_counters(output)
         if counters:  # ncu ends the program, which may count as a failure of it
-            log.write({"stage": "counters", "kernel": kernel, "shape": SHAPE, "tokens": tokens, "counters": counters})
+            log.write({"stage": "counters", "op": kernel, "shape": SHAPE, "tokens": tokens, "counters": counters})
         more = {} if counters else {"output": output[-4000:], "exit_code": code}
         log.add(stage.name, f"ncu: {kernel}", PASSED if counters else NOT_RUN, time.monotonic() - begin, **more)
         if "ERR_NVGPUCTRPERM" in output:
