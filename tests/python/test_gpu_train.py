@@ -81,6 +81,8 @@ def test_a_draft_comes_back(root, bench, model, collected, tmp_path):
     assert all(path.stat().st_size <= 16 << 20 for path in (work / "out").iterdir())
     assert len(list((work / "out").iterdir())) <= 8
 
+    with mimo_rt.Session(work / "input", threads=1, draft=None) as joined:
+        assert joined.has_tokenizer  # bench/gpu_gate.py --model-pieces
     assert script.main(["--join", str(work / "out"), str(tmp_path / "dflash")]) == 0
     prompt = list(range(20, 32))
     with mimo_rt.Session(model, threads=1, draft=tmp_path / "dflash") as drafted:
