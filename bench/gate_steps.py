@@ -128,9 +128,9 @@ def run_command(command: list[str], limit_s: float, environment: dict[str, str],
                 on_line(line)
 
     reader = threading.Thread(target=read, daemon=True)
-    reader.start()
     code: int | None = None
     try:
+        reader.start()
         while code is None and (left := min(until, heard[0] + silence_s) - time.monotonic()) > 0:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 code = process.wait(timeout=left)

@@ -138,11 +138,12 @@ def test_a_process_that_cannot_be_killed_is_left_behind(gate, log, monkeypatch):
 
 
 ENDED_GATE = """
-import subprocess, sys
+import sys
 import gpu_gate as gate
 gate.find_gpu, gate.missing = lambda: "", lambda wheels: []
 gate.device_facts = lambda: {"name": "H200"}
-gate.build = lambda log, args: gate.Stage("build", log).run("stuck", ["sleep", "51.25"], on_line=print)
+command = ["sh", "-c", "echo $$; exec sleep 50"]
+gate.build = lambda log, args: gate.Stage("build", log).run("stuck", command, on_line=lambda line: print(line, flush=True))
 sys.exit(gate.main(["--results", sys.argv[1], "--build", sys.argv[1]]))
 """
 
@@ -150,26 +151,16 @@ sys.exit(gate.main(["--results", sys.argv[1], "--build", sys.argv[1]]))
 def test_a_gate_that_is_ended_ends_its_step_and_sums_up(gate, root, tmp_path):
     with subprocess.Popen([sys.executable, "-c", ENDED_GATE, tmp_path], stdout=subprocess.PIPE, text=True,
                           env={**os.environ, "PYTHONPATH": str(root / "bench")}) as process:
-        while not (running := children(process.pid)):
-            time.sleep(0.05)
+        step_pid = int(process.stdout.readline())
+        os.kill(step_pid, 0)
         process.terminate()
         out, _ = process.communicate(timeout=30)
-    assert process.returncode == 1 and "written:" in out and not any(map(alive, running))
+    assert process.returncode == 1 and "written:" in out
+    with pytest.raises(ProcessLookupError):
+        os.kill(step_pid, 0)
     (path,) = tmp_path.glob("*.jsonl")
     step = json.loads(path.read_text().splitlines()[-1])
     assert step["step"] == "stuck" and step["status"] == "not run" and step["reason"] == "the gate was ended"
-
-
-def children(pid):
-    """Processes `sleep` of a process."""
-    lists = pathlib.Path(f"/proc/{pid}/task").glob("*/children")
-    found = [int(child) for path in lists for child in path.read_text().split()]
-    return [child for child in found if b"51.25" in pathlib.Path(f"/proc/{child}/cmdline").read_bytes()]
-
-
-def alive(pid):
-    status = pathlib.Path(f"/proc/{pid}/status")
-    return status.exists() and "State:\tZ" not in status.read_text()
 
 
 KERNELS = ("a", "b", "c", "d")
@@ -193,7 +184,7 @@ sys.exit(code)
     ({}, ["passed"], "abcd"), ({"a": "lost"}, ["failed", "passed"], "bcd"), ({"b": "hangs"}, ["failed", "passed"], "acd"),
     ({"a": "lost", "c": "hangs"}, ["failed", "failed", "passed"], "bd"), ({"b": "no room"}, ["failed"], "acd"),
     ({"d": "hangs"}, ["failed"], "abc"), ({"a": "lost", "d": "lost"}, ["failed", "failed"], "bc")])
-def test_a_kernel_that_fails_or_hangs_takes_no_others_along(gate, log, tmp_path, bad, processes, measured):
+def test_a_kernel_that_fails_or_hangs_takes_no_others_along(gate, log, tmp_path, capsys, bad, processes, measured):
     program = tmp_path / "python"
     program.write_text(PLAYED_KBENCH)
     program.chmod(0o755)
@@ -205,6 +196,9 @@ def test_a_kernel_that_fails_or_hangs_takes_no_others_along(gate, log, tmp_path,
     assert "".join(times) == measured
     failed = {line["case"].split("/")[1] for line in kept(log) if "error" in line}
     assert failed == {kernel for kernel, fate in bad.items() if fate != "hangs"}
+    capsys.readouterr()
+    gate.print_summary(log)
+    assert capsys.readouterr().out.count(" FAILED ") == len(failed)
 
 
 def test_a_kbench_that_does_not_begin_is_not_tried_again(gate, log):
