@@ -14,7 +14,7 @@ import subprocess
 import sys
 import sysconfig
 
-from gate_steps import Stage
+from gate_steps import ROOT, Stage
 
 # With all that they need here: they are installed without their other dependencies.
 SMALL = ("scikit-build-core>=0.11", "packaging", "pathspec", "pybind11>=2.13", "nlohmann-json==3.12.0", "cmake>=3.25",
@@ -50,6 +50,18 @@ def device_facts() -> dict[str, str]:
         return {"name": "unknown"}
     values = done.stdout.splitlines()[0].split(", ")
     return dict(zip(names, values, strict=False))
+
+
+def find_commit() -> str | None:
+    """Of these sources: MIMO_RT_COMMIT, as for the build, or git's."""
+    if (commit := os.environ.get("MIMO_RT_COMMIT")) or not (ROOT / ".git").exists():
+        return commit or None
+    try:
+        done = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True,
+                              check=False)
+    except OSError:  # without git
+        return None
+    return done.stdout.strip() or None
 
 
 def collect(directory: pathlib.Path, is_small: bool) -> int:

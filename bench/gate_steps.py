@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import pathlib
 import signal
@@ -21,6 +22,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 LIMITS_S = {"build": 300, "tests": 60, "costs": 35, "engine": 45, "bits": 40, "kill": 40, "soak": 40, "slice": 50,
             "kbench": 110, "sanitizer": 60, "counters": 45, "cutlass": 240}
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
+KILL_S = 15  # after which a killed process is left behind
 
 
 @dataclass
@@ -69,50 +71,74 @@ class Stage:
         self.until = min(time.monotonic() + limit_s, self.log.deadline)
 
     def run(self, step: str, command: list[str], environment: dict[str, str] | None = None,
-            on_line: Callable[[str], None] | None = None, may_be_cut: bool = False) -> bool:
-        """Runs a command. `on_line` gets each line of its output; `may_be_cut`: a part of it is worth having."""
-        left = self.until - time.monotonic()
+            on_line: Callable[[str], None] | None = None, may_be_cut: bool = False, step_s: float = math.inf,
+            silence_s: float = math.inf) -> bool:
+        """Runs a command.
+
+        Args:
+            on_line: gets each line of its output.
+            may_be_cut: a part of it is worth having: it has not failed when its time is over.
+            step_s: what it may take, if the stage has more.
+            silence_s: it hangs when it has printed nothing for so long: it has failed, and others get its time.
+        """
+        left = min(self.left_s(), step_s)
         if left < 1:
             self.log.add(self.name, step, NOT_RUN, 0.0, reason="no time left")
             return False
         begin = time.monotonic()
-        code, output = run_command(command, left, {**os.environ, **(environment or {})}, on_line)
+        try:
+            code, output = run_command(command, left, {**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
+                                       on_line, silence_s)
+        except (KeyboardInterrupt, SystemExit):
+            self.log.add(self.name, step, NOT_RUN, time.monotonic() - begin, reason="the gate was ended")
+            raise
         seconds = time.monotonic() - begin
         if code is None:
-            status = NOT_RUN if may_be_cut or self.until >= self.log.deadline else FAILED
-            self.log.add(self.name, step, status, seconds, reason=f"cut off after {left:.0f} s", output=output[-4000:])
+            hangs = seconds < left
+            status = FAILED if hangs or not may_be_cut and begin + left < self.log.deadline else NOT_RUN
+            reason = f"hangs: nothing printed for {silence_s:g} s" if hangs else f"cut off after {left:.0f} s"
+            self.log.add(self.name, step, status, seconds, reason=reason, output=output[-4000:])
             return False
         status = PASSED if code == 0 else FAILED
         more = {"output": output[-4000:], "exit_code": code, "command": command} if code else {}
         self.log.add(self.name, step, status, seconds, **more)
         return code == 0
 
+    def left_s(self) -> float:
+        return self.until - time.monotonic()
+
 
 def run_command(command: list[str], limit_s: float, environment: dict[str, str],
-                on_line: Callable[[str], None] | None) -> tuple[int | None, str]:
-    """Exit code (None: cut off at the limit, with everything that the command had started) and output."""
+                on_line: Callable[[str], None] | None, silence_s: float = math.inf) -> tuple[int | None, str]:
+    """Exit code (None: cut off, with everything that the command had started) and output."""
     try:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                    stdin=subprocess.DEVNULL, start_new_session=True, text=True, errors="replace")
     except OSError as error:
         return 127, str(error)
     lines: list[str] = []
+    until = time.monotonic() + limit_s
+    heard = [time.monotonic()]
 
     def read() -> None:  # as they come: what a stop leaves is in the file already
         for line in process.stdout:
+            heard[0] = time.monotonic()
             lines.append(line)
             if on_line:
                 on_line(line)
 
     reader = threading.Thread(target=read, daemon=True)
-    reader.start()
+    code: int | None = None
     try:
-        code: int | None = process.wait(timeout=limit_s)
-    except subprocess.TimeoutExpired:
-        code = None
+        reader.start()
+        while code is None and (left := min(until, heard[0] + silence_s) - time.monotonic()) > 0:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = process.wait(timeout=left)
     finally:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):  # one that waits for the driver may never end
+                process.wait(timeout=KILL_S)
         reader.join(timeout=10)  # a process that left the group may hold the pipe
     return code, "".join(lines)

@@ -3,6 +3,9 @@
     python bench/gpu_gate.py --collect wheels [--small]    where there is a network: what a bare machine needs, or
                                                            (40 MB) one with a CUDA toolkit and PyTorch
     python bench/gpu_gate.py [--wheels wheels]             on the GPU machine
+    python bench/gpu_gate.py --model-pieces DIR            with the demo model, as gpu_train.py --collect DIR cuts it: where
+                                                           little travels at once, bring DIR/part-1, part-2, … one by
+                                                           one before; the same pieces serve gpu_train.py --pieces DIR
     python bench/gpu_gate.py --soak-seconds 600            with ten minutes of soak, which come on top
 
 Stages: `build` (package and tests), `tests` (tests/cpp/native_cuda_*.cpp on the device), `costs` (mimo-rt kbench
@@ -11,11 +14,13 @@ sessions against the CPU engine's), `bits` (bench/gpu_bits.py: 100 runs of any s
 delays planted into the kernel, give the same bits), `kill` (bench/gpu_kill.py: a process that is killed leaves a
 usable GPU), `soak` (half a minute of bench/soak.py, or --soak-seconds), `slice` (bench/gpu_slice.py: rounds of the rank
 slice of MiMo-V2.5-Pro-FP4, where 84 GB are free), `kbench` (mimo-rt kbench, cold caches, results checked),
-`sanitizer` (compute-sanitizer memcheck and racecheck, test by test, as far as its time goes), `counters` (cuobjdump's registers of every kernel, Nsight Compute's counters of some, where these tools are) and, on B200 and with
-CUTLASS, `cutlass`: a second build with its kernels, tested and measured, which takes nothing from the rest when it
-fails. Every step is one JSON line in bench/results/<date>-gpu-<device>.jsonl (of a second run
-<date>-gpu-<device>-2.jsonl), written when it ends, so whatever stops the script leaves what was done. Exit codes: 0 all
-passed, 1 something failed, 2 wrong usage or the machine lacks something, 3 no GPU.
+`sanitizer` (compute-sanitizer memcheck and racecheck, test by test, as far as its time goes), `counters` (cuobjdump's
+registers of every kernel, Nsight Compute's counters of some, where these tools are) and, on B200 and with CUTLASS,
+`cutlass`: a second build with its kernels, tested and measured, which takes nothing from the rest when it fails. A test,
+an edge or a kernel that hangs is cut off after seconds, and the others have their turn. Every step is one JSON line in
+bench/results/<date>-gpu-<device>.jsonl (of a second run <date>-gpu-<device>-2.jsonl), written when it ends, so whatever
+stops the script leaves what was done. Where the sources have no .git, the environment variable MIMO_RT_COMMIT names
+their commit. Exit codes: 0 all passed, 1 something failed, 2 wrong usage or the machine lacks something, 3 no GPU.
 """
 
 from __future__ import annotations
@@ -28,14 +33,17 @@ import itertools
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 
+import pieces
 from gate_counters import run_counters, run_resources
-from gate_needs import (CUTLASS, collect, device_facts, find_baselines, find_gpu, find_tool, has_nvcc, make_environment,
-                        missing, model_environment)
+from gate_kbench import measure, run_kbench
+from gate_needs import (CUTLASS, collect, device_facts, find_baselines, find_commit, find_gpu, find_tool, has_nvcc,
+                        make_environment, missing, model_environment)
 from gate_slice import run_slice
 from gate_steps import FAILED, LIMITS_S, NOT_RUN, PASSED, Log, Stage
 
@@ -43,9 +51,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 LACKING, NO_GPU = 2, 3
 SECONDS, SOAK_S = 540, 30
 NATIVE_TESTS = tuple(sorted(p.stem for p in (ROOT / "tests" / "cpp").glob("native_cuda_*.cpp")))
-KBENCH_SHAPES = ("pro-r8", "pro", "gpt-oss-120b", "flash")
-KBENCH = ("kbench", "--device", "cuda", "--seconds", "0.1", "--json")  # per kernel and tokens: hundreds of calls
 TOOLS = ("memcheck", "racecheck")
+TEST_SILENCE_S, EDGE_SILENCE_S, DOCTOR_S, SANITIZER_CASE_S = 15, 15, 20, 20  # with CUDA's start, which takes seconds
 ARCHITECTURES = {"9.0": "90a-real", "10.0": "100a-real"}  # of the device alone: half the time to compile
 CUTLASS_DEVICE = "10.0"
 CUTLASS_TEST = "native_cuda_expert_mxfp8"
@@ -113,15 +120,14 @@ def run_cutlass(log: Log, args: argparse.Namespace, python: str) -> None:
     """Last: its build replaces the one before."""
     stage = Stage("cutlass", log)
     if programs := make_programs(stage, args, python, (CUTLASS_TEST,), "ON"):
-        stage.run(CUTLASS_TEST, [str(programs / CUTLASS_TEST)])
-        command = [python, "-m", "mimo_rt", *KBENCH, *CUTLASS_KBENCH]
-        stage.run("kbench", command, {"PYTHONUNBUFFERED": "1"}, on_line=log.keep_record, may_be_cut=True)
+        stage.run(CUTLASS_TEST, [str(programs / CUTLASS_TEST)], silence_s=TEST_SILENCE_S)
+        measure(stage, python, "kbench", *CUTLASS_KBENCH, may_be_cut=True)
 
 
 def run_tests(log: Log, programs: pathlib.Path) -> None:
     stage = Stage("tests", log)
     for name in NATIVE_TESTS:
-        stage.run(name, [str(programs / name)])
+        stage.run(name, [str(programs / name)], silence_s=TEST_SILENCE_S)
 
 
 def find_sanitizer(python: str) -> str | None:
@@ -140,7 +146,7 @@ def run_sanitizer(log: Log, programs: pathlib.Path, sanitizer: str | None) -> No
         for tool in TOOLS:
             stage.run(f"{tool}: {program}: {case}",
                       [sanitizer, "--tool", tool, "--error-exitcode", "9", str(programs / program), case],
-                      may_be_cut=True)
+                      may_be_cut=True, step_s=SANITIZER_CASE_S)
 
 
 def test_cases(programs: pathlib.Path) -> Iterator[tuple[str, str]]:
@@ -153,15 +159,20 @@ def test_cases(programs: pathlib.Path) -> Iterator[tuple[str, str]]:
 def run_costs(log: Log, python: str) -> None:
     """Edges, then the cost table of this GPU, by which the engines of the stages that follow plan."""
     stage = Stage("costs", log)
-    for step, command in (("edges", [*KBENCH, "edges"]), ("costs", ["bench", "costs", "--device", "cuda", "--json"])):
-        stage.run(step, [python, "-m", "mimo_rt", *command], on_line=log.keep_record)
+    measure(stage, python, "edges", "edges", silence_s=EDGE_SILENCE_S)
+    stage.run("costs", [python, "-m", "mimo_rt", "bench", "costs", "--device", "cuda", "--json"],
+              on_line=log.keep_record)
 
 
-def run_engine(log: Log, python: str) -> None:
+def run_engine(log: Log, python: str, demo: pathlib.Path | None) -> None:
     """Whole sessions: what `doctor` checks, then tokens and logits beside the CPU engine's."""
     stage = Stage("engine", log)
-    stage.run("doctor", [python, "-m", "mimo_rt", "doctor", "--device", "cuda"])
-    stage.run("sessions", [python, str(ROOT / "bench" / "gpu_engine.py")], on_line=log.keep_record)
+    stage.run("doctor", [python, "-m", "mimo_rt", "doctor", "--device", "cuda"], step_s=DOCTOR_S)
+    command = [python, str(ROOT / "bench" / "gpu_engine.py"), *(("--demo", str(demo)) if demo else ())]
+    stage.run("sessions", command, on_line=log.keep_record)
+    for record in log.records:
+        if reason := record.get("not_run"):
+            log.add(stage.name, f"sessions of {record['model']}", NOT_RUN, 0.0, reason=reason)
 
 
 def run_bits(log: Log, python: str) -> None:
@@ -181,13 +192,6 @@ def run_soak(log: Log, python: str, seconds: float) -> None:
     Stage("soak", log, limit_s=LIMITS_S["soak"] + seconds - SOAK_S).run("sessions", command, on_line=log.keep_record)
 
 
-def run_kbench(log: Log, python: str) -> None:
-    stage = Stage("kbench", log)
-    for shape in KBENCH_SHAPES:
-        command = [python, "-m", "mimo_rt", *KBENCH, "--shape", shape]
-        stage.run(shape, command, {"PYTHONUNBUFFERED": "1"}, on_line=log.keep_record, may_be_cut=True)
-
-
 def print_summary(log: Log) -> None:
     print(f"\n{'stage':<10} {'passed':>7} {'failed':>7} {'not run':>8} {'seconds':>8}")
     for stage in LIMITS_S:
@@ -200,7 +204,7 @@ def print_summary(log: Log) -> None:
         print(f"\n{'case':<40} {'median us':>10} {'GB/s':>8} {'%read':>6} {'x base':>7}")
     for r in records:
         share = f"{100 * r['bandwidth_fraction']:.1f}" if r.get("bandwidth_fraction") else "-"
-        share = "WRONG" if r.get("correct") is False else share
+        share = "WRONG" if r.get("correct") is False else "FAILED" if r.get("error") else share
         base = f"{r['times_baseline']:.2f}" if r.get("times_baseline") else "-"
         base = "FAILED" if r.get("baseline_failed") else base
         print(f"{r['case']:<40} {r.get('median_us', '-'):>10} {r.get('gbs', '-'):>8} {share:>6} {base:>7}")
@@ -217,6 +221,7 @@ def result_path(directory: pathlib.Path, device: str) -> pathlib.Path:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wheels", type=pathlib.Path, help="folder of wheels, for what this machine lacks")
+    parser.add_argument("--model-pieces", type=pathlib.Path, metavar="DIR", help="of the demo model, see above")
     parser.add_argument("--collect", type=pathlib.Path, metavar="DIR", help="download wheels and demo model and stop")
     parser.add_argument("--small", action="store_true", help="only those that a machine with nvcc and PyTorch lacks")
     parser.add_argument("--build", type=pathlib.Path, default=ROOT / "build" / "gpu-gate", help="build folder")
@@ -225,7 +230,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help=f"for everything (default {SECONDS}, and a longer soak)")
     parser.set_defaults(architecture="")  # of the device, once it is known
     args = parser.parse_args(argv)
-    for name in ("wheels", "collect", "build", "results"):  # steps run elsewhere
+    for name in ("wheels", "model_pieces", "collect", "build", "results"):  # steps run elsewhere
         if path := getattr(args, name):
             setattr(args, name, path.resolve())
     if args.seconds is None:
@@ -245,23 +250,27 @@ def main(argv: list[str] | None = None) -> int:
               "`python bench/gpu_gate.py --collect DIR [--small]` downloads packages; bring DIR along as --wheels DIR.",
               file=sys.stderr)
         return LACKING
+    demo = args.model_pieces and args.build / "demo"
+    try:
+        if demo:
+            pieces.join(args.model_pieces, demo)
+    except pieces.PiecesError as error:
+        print(f"gpu_gate: nothing was built or run: {error}", file=sys.stderr)
+        return LACKING
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # whatever it was at ends with it, and is told
     facts = device_facts()
     os.environ |= model_environment(args.wheels)  # the cache of all stages: cost tables must be found, too
     args.architecture = ARCHITECTURES.get(facts.get("compute_cap", ""), "")
     args.results.mkdir(parents=True, exist_ok=True)
     log = Log(result_path(args.results, facts["name"]), time.monotonic() + args.seconds)
-    commit = ""
-    with contextlib.suppress(OSError):  # without git
-        commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True,
-                                check=False).stdout.strip()
-    log.write({"stage": "device", **facts, "commit": commit or None,
+    log.write({"stage": "device", **facts, "commit": find_commit(),
                "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")})
     try:
         if built := build(log, args):
             programs = pathlib.Path(built["tests"])
             run_tests(log, programs)
             run_costs(log, built["python"])
-            run_engine(log, built["python"])
+            run_engine(log, built["python"], demo)
             run_bits(log, built["python"])
             run_kill(log, built["python"])
             run_soak(log, built["python"], args.soak_seconds)

@@ -27,6 +27,7 @@ DONE, NO_GPU, OUT_OF_TIME = 0, 3, 4
 NUM_EVALUATIONS = 8
 WARM_STEPS, TIMED_STEPS = 3, 10
 PROGRESS_S = 5.0
+MIN_STEPS = 50  # for fewer no run is planned: later calls would be bound to them
 END_S = 12.0  # for the last checkpoint, an evaluation and the results
 USED_SHARE = 0.92  # of the time that steps may take, when their number is chosen
 MAX_SEQUENCE_TOKENS = 640
@@ -70,6 +71,7 @@ def run(args: argparse.Namespace, begin: float) -> int:
         print("gpu_train: torch finds no CUDA device. To try everything on a CPU: --torch-device cpu.")
         return NO_GPU
     clock = Clock(begin, args.minutes)
+    send_best(args)  # of earlier calls
     plan_path = args.work / "plan.json"
     dtype = matmul_dtype("auto", torch.device(args.torch_device))
     target = TargetModel(args.work / "input", matmul_dtype=dtype, device=args.torch_device)
@@ -80,29 +82,45 @@ def run(args: argparse.Namespace, begin: float) -> int:
     job = make_job(args, target)
     clock.end_stage("features")
     if not plan_path.is_file():
+        plan = plan_steps(args, job, clock)
+        if plan is None:
+            return OUT_OF_TIME
         temporary = plan_path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(plan_steps(args, job, clock)) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(plan) + "\n", encoding="utf-8")
         temporary.replace(plan_path)
-    plan = json.loads(plan_path.read_text(encoding="utf-8"))
+    return train(args, job, json.loads(plan_path.read_text(encoding="utf-8")), clock)
+
+
+def train(args: argparse.Namespace, job: DraftJob, plan: dict[str, Any], clock: Clock) -> int:
+    """Steps; whatever ends them, the best draft and the results come back."""
     trainer = job.make_trainer(training_options(args, plan["num_steps"]))
     best = args.work / "best"
     if args.start and not best.exists():  # what comes back is never worse than what was given
         export_draft(trainer.draft, best, acceptance_length=plan["untrained_acceptance_length"], overwrite=True)
+        send_best(args)
 
     def evaluate() -> dict[str, Any]:
         values = job.evaluate(trainer.averaged_draft())
         length = values["mean_acceptance_length"]
         if length > promised_length(best):
             export_draft(trainer.averaged_draft(), best, acceptance_length=length, overwrite=True)
+            send_best(args)
         return values
 
     options = RunOptions(plan["num_steps"], plan["eval_every"], checkpoint_minutes=1.0,
                          max_minutes=max(clock.left() - END_S, 1e-3) / 60)
-    is_done = run_training(trainer, args.work / "run", options, evaluate=evaluate, report=Progress())
-    if not is_done:
-        trainer.history.append({"step": trainer.step_idx, **evaluate()})
-    clock.end_stage("train")
-    write_results(args, job, trainer, plan, clock)
+    failure = "ended"  # by a signal or Ctrl-C
+    try:
+        is_done = run_training(trainer, args.work / "run", options, evaluate=evaluate, report=Progress())
+        if not is_done:
+            trainer.history.append({"step": trainer.step_idx, **evaluate()})
+        clock.end_stage("train")
+        failure = ""
+    except Exception as error:
+        failure = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        write_results(args, job, trainer, plan, clock, failure)
     return DONE if is_done else OUT_OF_TIME
 
 
@@ -132,16 +150,24 @@ def training_options(args: argparse.Namespace, num_steps: int) -> DraftTrainingO
                                 anchors_per_sequence=args.anchors, max_sequence_tokens=MAX_SEQUENCE_TOKENS)
 
 
-def plan_steps(args: argparse.Namespace, job: DraftJob, clock: Clock) -> dict[str, Any]:
-    """How many steps and evaluations the run has: as many as fit into what is left, when the number is not given."""
+def plan_steps(args: argparse.Namespace, job: DraftJob, clock: Clock) -> dict[str, Any] | None:
+    """How many steps and evaluations the run has: as many as fit into what is left, when the number is not given.
+
+    Returns:
+        None when so few fit that they are not worth a run.
+    """
     trainer = job.make_trainer(training_options(args, WARM_STEPS + TIMED_STEPS))
     untrained = job.evaluate(trainer.draft)  # loads kernels, too
     num_steps, step_s = args.steps, None
     if not num_steps:
         step_s, evaluation_s = measure(trainer, lambda: job.evaluate(trainer.draft))
         left = USED_SHARE * (clock.left() - END_S - (NUM_EVALUATIONS + 1) * evaluation_s)
-        num_steps = max(math.floor(left / step_s), 1)
+        num_steps = max(math.floor(left / step_s), 0)
         print(f"{num_steps} steps of {1000 * step_s:.1f} ms; an evaluation takes {evaluation_s:.1f} s", flush=True)
+        if num_steps < MIN_STEPS:
+            print(f"gpu_train: fewer than {MIN_STEPS} steps: no run is planned. Call again with more --minutes, or "
+                  "with --answer-share 0: the answers made so far are kept.", flush=True)
+            return None
     clock.end_stage("plan")
     return {"num_steps": num_steps, "eval_every": max(math.ceil(num_steps / NUM_EVALUATIONS), 1),
             "seconds_per_step": step_s, "untrained_acceptance_length": untrained["mean_acceptance_length"]}
@@ -168,16 +194,23 @@ def promised_length(draft: pathlib.Path) -> float:
     return json.loads(path.read_text(encoding="utf-8"))["acceptance_length"] if path.is_file() else 0.0
 
 
-def write_results(
-    args: argparse.Namespace, job: DraftJob, trainer: DraftTrainer, plan: dict[str, Any], clock: Clock
-) -> None:
-    """The best draft as pieces, the curve, and one line more in result.jsonl."""
-    best, history = args.work / "best", trainer.history
+def send_best(args: argparse.Namespace) -> None:
+    """The best draft so far, if there is one, as pieces in --out."""
+    if (best := args.work / "best").is_dir():
+        pieces.cut({path.name: path.read_bytes() for path in sorted(best.iterdir())}, args.out, preset=0)
+
+
+def write_results(args: argparse.Namespace, job: DraftJob, trainer: DraftTrainer, plan: dict[str, Any], clock: Clock,
+                  failure: str) -> None:
+    """One line more in result.jsonl, and the curve."""
+    try:
+        history = trainer.history
+    except RuntimeError:  # of a lost GPU, with the last losses, which are not asked for again
+        history = trainer.history
     args.out.mkdir(parents=True, exist_ok=True)
-    pieces.cut({path.name: path.read_bytes() for path in sorted(best.iterdir())}, args.out, preset=0)
-    draw_curve(history, args.out / CURVE_FILE)
     is_cuda = args.torch_device == "cuda"
     evaluations = [entry for entry in history if "mean_acceptance_length" in entry]
+    last_loss = next((entry["loss"] for entry in reversed(history) if "loss" in entry), math.nan)
     record = {
         "record": "gpu_train",
         "device": torch.cuda.get_device_name() if is_cuda else "cpu",
@@ -185,11 +218,12 @@ def write_results(
         "max_memory_bytes": torch.cuda.max_memory_allocated() if is_cuda else None,
         **plan,
         "step": trainer.step_idx,
+        "failure": failure or None,
         "blocks_per_step": args.sequences * args.anchors,
         "num_answers": len(job.data),
         "num_tokens": sum(map(len, job.data.token_ids)),
-        "best_acceptance_length": promised_length(best),
-        "last_loss": next(entry["loss"] for entry in reversed(history) if "loss" in entry),
+        "best_acceptance_length": promised_length(args.work / "best") or None,
+        "last_loss": last_loss if math.isfinite(last_loss) else None,
         "evaluations": evaluations,
         "stage_seconds": clock.stages,
     }
@@ -198,3 +232,4 @@ def write_results(
         file.write(line + "\n")
     shutil.copy2(args.work / "result.jsonl", args.out / "result.jsonl")
     print(line, flush=True)
+    draw_curve(history, args.out / CURVE_FILE)

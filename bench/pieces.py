@@ -40,13 +40,13 @@ def cut(files: dict[str, bytes], directory: pathlib.Path, folder_bytes: int = 0,
         The manifest, which lies beside the pieces of every folder: files and pieces in order, each with its name,
         number of bytes and SHA-256.
     """
-    for old in folders(directory):
-        for path in (*old.glob("piece-*.xz"), *old.glob(MANIFEST)):
-            path.unlink()
     content = b"".join(files.values())
     raw = [content[begin : begin + RAW_BYTES] for begin in range(0, len(content), RAW_BYTES)]
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         packed = list(pool.map(lambda data: lzma.compress(data, preset=preset), raw))
+    for old in folders(directory):
+        for path in (*old.glob("piece-*.xz"), *old.glob(MANIFEST)):
+            path.unlink()
     manifest: dict[str, Any] = {"files": [describe(name, data) for name, data in files.items()], "pieces": []}
     folder, filled = 1, 0
     for number, data in enumerate(packed, 1):

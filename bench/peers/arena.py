@@ -223,17 +223,22 @@ def main() -> None:
     args.threads = args.threads or machine_record()["num_usable_cores"]
     common = {**machine_record(), "model": args.model.name, "num_workers": args.threads,
               "repeat": shlex.join(["python", *sys.argv])}
+    records: list[dict[str, Any]] = []
+    failure = ""
     try:
-        records = [record for case in args.cases for record in run_case(case, args)]
+        for case in args.cases:
+            for record in run_case(case, args):
+                records.append(record)
+                if args.json:  # now: whatever stops what follows leaves them
+                    print(json.dumps({**record, **common}), flush=True)
     except (RuntimeError, MimoRtError) as error:
-        sys.exit(f"arena: {error}")
-    if args.json:
-        for record in records:
-            print(json.dumps({**record, **common}))
-        return
-    print(format_table([_row(record) for record in records],
-                       ("case", "median ms", "p10..p90", "n", "tok/s", "time / mimo_rt",
-                        "tokens as ours", "logits from ours")))
+        failure = f"arena: {error}"
+    if records and not args.json:
+        print(format_table([_row(record) for record in records],
+                           ("case", "median ms", "p10..p90", "n", "tok/s", "time / mimo_rt",
+                            "tokens as ours", "logits from ours")))
+    if failure:
+        sys.exit(failure)
 
 
 def _row(record: dict[str, Any]) -> tuple[str, ...]:

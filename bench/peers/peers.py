@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import json
 import os
 import subprocess
@@ -119,8 +120,9 @@ class Worker:
         assert self._process.stdin is not None
         is_new = case.prompt_ids not in self.outputs
         question = {"prompt_ids": case.prompt_ids, "wants_logits": is_new}
-        self._process.stdin.write(json.dumps(question) + "\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # of a dead process: `_answer` has its last words
+            self._process.stdin.write(json.dumps(question) + "\n")
+            self._process.stdin.flush()
         answer = self._answer()
         if is_new and answer["token_ids"]:
             logits = answer["logits"] and np.frombuffer(base64.b64decode(answer["logits"]), "<f4")

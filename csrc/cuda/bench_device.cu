@@ -23,7 +23,8 @@ namespace {
 
 constexpr uint32_t kReadThreads = 512, kReadBlocksPerSm = 4, kReadUnroll = 8;
 
-/// Reads `num_lines` lines of 16 bytes, a multiple of what one step of the grid takes.
+/// Reads `num_lines` lines of 16 bytes, a multiple of what one step of the grid takes. They take the place of whatever
+/// the L2 held: not __ldcs, whose lines are the first to go.
 __global__ void __launch_bounds__(kReadThreads)
     read_kernel(const uint4* __restrict__ lines, uint64_t num_lines, uint32_t* sink) {
   const uint64_t num_threads = uint64_t{gridDim.x} * kReadThreads;
@@ -32,7 +33,7 @@ __global__ void __launch_bounds__(kReadThreads)
        i += num_threads * kReadUnroll) {
     uint4 line[kReadUnroll];
 #pragma unroll
-    for (uint32_t j = 0; j < kReadUnroll; ++j) line[j] = __ldcs(lines + i + j * num_threads);
+    for (uint32_t j = 0; j < kReadUnroll; ++j) line[j] = __ldcg(lines + i + j * num_threads);
 #pragma unroll
     for (uint32_t j = 0; j < kReadUnroll; ++j)
       sum |= line[j].x | line[j].y | line[j].z | line[j].w;

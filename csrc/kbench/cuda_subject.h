@@ -53,7 +53,7 @@ class CudaSubject : public Subject {
   /// As many copies of `data` as the rotation takes, each a place.
   template <typename T>
   void upload_places(const std::vector<T>& data, const KernelBenchOptions& options) {
-    constexpr uint64_t kMaxPlaces = 64;  // the plain read between the calls empties the cache too
+    constexpr uint64_t kMaxPlaces = 512;  // the plain read between the calls empties the cache too
     const uint64_t num_bytes = data.size() * sizeof(T);
     place_bytes_ = (num_bytes + 255) / 256 * 256;
     num_places_ = static_cast<uint32_t>(

@@ -82,6 +82,7 @@ inline int main(int argc, char** argv) {
     for (const Case& test : cases()) std::printf("%s\n", test.name);
     return 0;
   }
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);  // whoever ends a program that hangs knows the cases before
   int num_run = 0;
   for (const Case& test : cases()) {
     bool wanted = argc == 1;

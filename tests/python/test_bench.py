@@ -91,6 +91,13 @@ def test_a_record_names_the_bound_that_is_nearer():
     assert "bound_by" not in m.record(Roofs(20.0))
 
 
+def test_a_record_of_few_bytes_can_be_read_again(tmp_path):
+    line = Measurement("flash/select_experts/f32/t1", (8e-6,) * 5, 1, num_bytes=1536).record(Roofs(4300.0))
+    assert line["bandwidth_fraction"] == pytest.approx(1536 / 8e-6 / 4300e9, rel=1e-3)
+    (tmp_path / "a").write_text(json.dumps(line) + "\n")
+    assert read_records(tmp_path / "a") == [line]
+
+
 def test_a_bandwidth_read_between_the_samples_counts_before_the_best_of_all():
     m = Measurement("decode/ctx16/1", (0.010, 0.011, 0.012), 1, num_bytes=110e6, in_situ_fraction=0.8)
     line = m.record(Roofs(bandwidth_gbs=20.0))

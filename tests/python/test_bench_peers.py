@@ -440,3 +440,26 @@ def test_arena_reports_a_process_that_ends(tmp_path):
     (tmp_path / "empty").mkdir()
     code, _, err = run_arena("--model", tmp_path / "empty", "--engines", "mimo_rt", "--cases", "decode")
     assert code == 1 and "arena: mimo_rt: the process ended" in err and "Traceback" not in err
+
+
+def test_cases_before_one_that_fails_are_kept(tiny, tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"text": "def f(x):"}\n')
+    arguments = ("--model", tiny, "--prompts", tmp_path / "p.jsonl", "--rounds", 1, "--threads", 1, "--engines", "mimo_rt",
+                 "--cases", "decode,text3")
+    code, out, err = run_arena(*arguments, "--json")
+    assert code == 1 and err.startswith("arena: ") and "expected 3 prompts, got 1" in err
+    assert [json.loads(line)["case"] for line in out.splitlines()] == ["peers/decode/mimo_rt"]
+    code, out, err = run_arena(*arguments)
+    assert code == 1 and "peers/decode/mimo_rt" in out and "expected 3 prompts" in err
+
+
+def test_a_process_that_ended_between_questions_is_named(tmp_path):
+    with open(tmp_path / "errors", "w+") as errors:
+        errors.write("killed for memory\n")
+        worker = object.__new__(peers.Worker)
+        worker.name, worker.outputs, worker._errors = "b", {}, errors
+        worker._process = subprocess.Popen(["true"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        worker._process.wait()
+        with pytest.raises(RuntimeError, match="b: the process ended: killed for memory"):
+            worker.run(peers.Case("decode", 1))
+        worker.close()

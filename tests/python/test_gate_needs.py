@@ -146,3 +146,27 @@ def test_baselines_are_those_that_the_environment_sees(needs, monkeypatch, tmp_p
     (tmp_path / "python").write_text("#!/bin/sh\n")
     (tmp_path / "python").chmod(0o755)
     assert needs.find_baselines(str(tmp_path / "python")) == {"torch": None, "triton": None}
+
+
+def test_the_commit_of_sources_without_git_is_that_of_the_environment(needs, root, monkeypatch, tmp_path):
+    """For the gate and for the build, and neither takes that of a repository around the sources."""
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x", "-C", str(tmp_path)]
+    for arguments in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
+        subprocess.run([*git, *arguments], check=True)
+    commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True).stdout
+    cmake = root / "third_party" / "cmake" / "Commit.cmake"
+
+    def found(directory):
+        monkeypatch.setattr(needs, "ROOT", directory)
+        (tmp_path / "script.cmake").write_text(
+            f'include("{cmake}")\nmimo_commit("{directory}" commit)\nfile(WRITE "{tmp_path}/said" "${{commit}}")\n')
+        done = subprocess.run(["cmake", "-P", tmp_path / "script.cmake"], capture_output=True, text=True)
+        return done.stderr or (tmp_path / "said").read_text(), needs.find_commit()
+
+    assert found(tmp_path) == (commit.strip(), commit.strip()) and found(inner) == ("", None)
+    monkeypatch.setenv("MIMO_RT_COMMIT", "0123456789ab+")
+    assert found(tmp_path) == found(inner) == ("0123456789ab+", "0123456789ab+")
+    monkeypatch.setenv("MIMO_RT_COMMIT", 'x"; int y')
+    assert "MIMO_RT_COMMIT: expected a commit such as" in found(inner)[0]

@@ -90,6 +90,26 @@ def test_only_rounding_excuses_another_token(script):
     assert script.first_difference([1, 2, 3], [1, 2, 3]) is None and script.first_difference([1, 2], [1, 3]) == 1
 
 
+def test_a_demo_model_that_is_not_there_is_told(script, capsys, model_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "models", lambda parent, demo_dir: [model_dir, demo_dir])
+    code, (_, line) = run(script, capsys, "--device", "cpu-generic", "--demo", str(tmp_path / "none"))
+    assert code == 0 and line == {"model": "demo", "not_run": f"no model in {tmp_path / 'none'}"}
+    (tmp_path / "demo").symlink_to(model_dir)
+    code, (_, line) = run(script, capsys, "--device", "cpu-generic", "--demo", str(tmp_path / "demo"))
+    assert code == 0 and line["model"] == "demo" and line["passed"]
+
+
+def test_logits_that_are_no_numbers_fail_in_json(script, capsys, model_dir, monkeypatch):
+    class Session(script.Session):
+        def logits(self, *arguments, **options):
+            return super().logits(*arguments, **options) * (np.nan if self.backend == "cpu-generic" else 1)
+
+    monkeypatch.setattr(script, "Session", Session)
+    assert script.main(["--device", "cpu-generic", "--model", str(model_dir)]) == 1
+    record = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert record["relative_error"] is None and not record["passed"]
+
+
 def test_without_a_gpu_it_says_why(script, model_dir):
     from mimo_rt import list_backends
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -98,6 +99,122 @@ def test_a_step_beyond_its_limit_is_cut_off_with_its_children(gate, log, monkeyp
     assert kept(log)[-1]["status"] == "failed"  # what hangs in its own time
 
 
+def test_a_step_that_hangs_leaves_the_time_of_its_stage(gate, log):
+    """Silence is what tells it from one that takes long; what it printed last is kept, by Python without a flush too."""
+    stage = gate.Stage("kbench", log)
+    slow = "import time\nfor i in range(5): print(i); time.sleep(0.5)"
+    assert stage.run("slow", python(slow), silence_s=1.5)
+    hang = "import time; print('case 7'); time.sleep(50)"
+    begin = time.monotonic()
+    assert not stage.run("hang", python(hang), may_be_cut=True, silence_s=1.5)
+    assert not stage.run("long", python(hang), step_s=1.5)
+    assert not stage.run("part", python(hang), may_be_cut=True, step_s=1.5)
+    assert stage.run("next", python("pass")) and time.monotonic() - begin < 30
+    slow, hang, long, part, _ = kept(log)
+    assert slow["status"] == "passed" and slow["seconds"] > 2
+    assert hang["status"] == "failed" and hang["reason"].startswith("hangs") and hang["output"] == "case 7\n"
+    assert long["status"] == "failed" and part["status"] == "not run"
+    assert long["reason"] == part["reason"] == "cut off after 2 s"
+
+
+def test_cases_before_one_that_hangs_are_known(gate, log, root, tmp_path):
+    source, program = tmp_path / "hang.cpp", tmp_path / "hang"
+    source.write_text('#include "check.h"\n#include <unistd.h>\nTEST_CASE("first") { CHECK(true); }\n'
+                      'TEST_CASE("second") { pause(); }\nCHECK_MAIN()\n')
+    subprocess.run(["c++", "-std=c++20", f"-I{root / 'tests' / 'cpp'}", f"-I{root / 'include'}", source, "-o", program],
+                   check=True)
+    assert not gate.Stage("tests", log).run("hang", [str(program)], silence_s=1)
+    assert kept(log)[-1]["output"] == "ok   first\n"
+
+
+def test_a_process_that_cannot_be_killed_is_left_behind(gate, log, monkeypatch):
+    import gate_steps
+
+    monkeypatch.setattr(gate_steps.os, "killpg", lambda pid, signal: None)
+    monkeypatch.setattr(gate_steps, "KILL_S", 0.5)
+    assert not gate.Stage("tests", log).run("stuck", ["sleep", "4"], step_s=1)
+    assert gate.Stage("tests", log).run("next", python("pass"))
+    assert [line["status"] for line in kept(log)] == ["failed", "passed"]
+
+
+ENDED_GATE = """
+import sys
+import gpu_gate as gate
+gate.find_gpu, gate.missing = lambda: "", lambda wheels: []
+gate.device_facts = lambda: {"name": "H200"}
+command = ["sh", "-c", "echo $$; exec sleep 50"]
+gate.build = lambda log, args: gate.Stage("build", log).run("stuck", command, on_line=lambda line: print(line, flush=True))
+sys.exit(gate.main(["--results", sys.argv[1], "--build", sys.argv[1]]))
+"""
+
+
+def test_a_gate_that_is_ended_ends_its_step_and_sums_up(gate, root, tmp_path):
+    with subprocess.Popen([sys.executable, "-c", ENDED_GATE, tmp_path], stdout=subprocess.PIPE, text=True,
+                          env={**os.environ, "PYTHONPATH": str(root / "bench")}) as process:
+        step_pid = int(process.stdout.readline())
+        os.kill(step_pid, 0)
+        process.terminate()
+        out, _ = process.communicate(timeout=30)
+    assert process.returncode == 1 and "written:" in out
+    with pytest.raises(ProcessLookupError):
+        os.kill(step_pid, 0)
+    (path,) = tmp_path.glob("*.jsonl")
+    step = json.loads(path.read_text().splitlines()[-1])
+    assert step["step"] == "stuck" and step["status"] == "not run" and step["reason"] == "the gate was ended"
+
+
+KERNELS = ("a", "b", "c", "d")
+PLAYED_KBENCH = f"""#!{sys.executable}
+import json, sys, time
+kernels, bad = {KERNELS}, json.loads(open(__file__ + ".bad").read())
+if "--after" in sys.argv: kernels = kernels[kernels.index(sys.argv[sys.argv.index("--after") + 1]) + 1:]
+code = 0
+for i, kernel in enumerate(kernels):
+    print(f"{{i + 1}} of {{len(kernels)}}: pro/{{kernel}}, 1 tokens", file=sys.stderr, flush=True)
+    fate = bad.get(kernel, "")
+    if fate == "hangs": time.sleep(50)
+    print(json.dumps({{"case": f"pro/{{kernel}}", **({{"error": fate}} if fate else {{"median_us": 1.0}})}}), flush=True)
+    code = code or bool(fate)
+    if fate == "lost": break
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(("bad", "processes", "measured"), [
+    ({}, ["passed"], "abcd"), ({"a": "lost"}, ["failed", "passed"], "bcd"), ({"b": "hangs"}, ["failed", "passed"], "acd"),
+    ({"a": "lost", "c": "hangs"}, ["failed", "failed", "passed"], "bd"), ({"b": "no room"}, ["failed"], "acd"),
+    ({"d": "hangs"}, ["failed"], "abc"), ({"a": "lost", "d": "lost"}, ["failed", "failed"], "bc")])
+def test_a_kernel_that_fails_or_hangs_takes_no_others_along(gate, log, tmp_path, capsys, bad, processes, measured):
+    program = tmp_path / "python"
+    program.write_text(PLAYED_KBENCH)
+    program.chmod(0o755)
+    (tmp_path / "python.bad").write_text(json.dumps(bad))
+    gate.measure(gate.Stage("kbench", log), str(program), "pro", "--shape", "pro", may_be_cut=True, silence_s=2)
+    steps = [line for line in kept(log) if "status" in line]
+    assert [step["status"] for step in steps] == processes
+    times = [line["case"].split("/")[1] for line in kept(log) if "median_us" in line]
+    assert "".join(times) == measured
+    failed = {line["case"].split("/")[1] for line in kept(log) if "error" in line}
+    assert failed == {kernel for kernel, fate in bad.items() if fate != "hangs"}
+    capsys.readouterr()
+    gate.print_summary(log)
+    assert capsys.readouterr().out.count(" FAILED ") == len(failed)
+
+
+def test_a_kbench_that_does_not_begin_is_not_tried_again(gate, log):
+    gate.measure(gate.Stage("kbench", log), "/bin/false", "pro", "--shape", "pro")
+    assert len(kept(log)) == 1
+
+
+def test_progress_of_kbench_is_understood(gate, capsys):
+    import gate_kbench
+    from mimo_rt.cli import main
+
+    main(["kbench", "router", "--tokens", "2", "--seconds", "0.001", "--no-baseline", "--json"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert gate_kbench._PROGRESS.match(line).groups() == ("1", "1", "router")
+
+
 def run_gate(gate, monkeypatch, tmp_path, record, test_code="pass", cmake_code=None):
     """The gate with a build that makes Python programs instead; its exit code and lines."""
     programs = tmp_path / "programs"
@@ -130,6 +247,7 @@ def run_gate(gate, monkeypatch, tmp_path, record, test_code="pass", cmake_code=N
     return code, [json.loads(line) for line in path.read_text().splitlines()]
 
 
+NUM_SHAPES = 4  # that kbench measures
 NUM_SCRIPTS = 7  # that leave a record, too: gpu_engine, gpu_bits, gpu_kill, soak and gpu_slice.py, two of `costs`
 RECORD = {"case": "pro-r8/qkv/fp8_e4m3/t1", "kernel_name": "qkv", "median_us": 5.5, "gbs": 3900.0, "bandwidth_fraction": 0.9,
           "times_baseline": 2.0}
@@ -138,13 +256,13 @@ RECORD = {"case": "pro-r8/qkv/fp8_e4m3/t1", "kernel_name": "qkv", "median_us": 5
 def test_a_whole_gate_leaves_device_steps_and_records(gate, monkeypatch, tmp_path, capsys):
     code, lines = run_gate(gate, monkeypatch, tmp_path, RECORD)
     assert code == 0 and lines[0]["name"] == "NVIDIA H200 NVL" and lines[0]["date"]
-    num_tests, num_shapes, num_sessions, num_costs = len(gate.NATIVE_TESTS), len(gate.KBENCH_SHAPES), 6, 2
+    num_tests, num_sessions, num_costs = len(gate.NATIVE_TESTS), 6, 2
     steps = [line for line in lines if "status" in line]
-    assert len(steps) == num_tests + 2 * num_tests + num_sessions + num_costs + num_shapes
+    assert len(steps) == num_tests + 2 * num_tests + num_sessions + num_costs + NUM_SHAPES
     assert {s["status"] for s in steps} == {"passed"}
     order = list(dict.fromkeys(s["stage"] for s in steps))
     assert order == ["tests", "costs", "engine", "bits", "kill", "soak", "slice", "kbench", "sanitizer"]
-    assert sum("case" in line for line in lines) == num_shapes + NUM_SCRIPTS
+    assert sum("case" in line for line in lines) == NUM_SHAPES + NUM_SCRIPTS
     out = capsys.readouterr().out
     assert "sanitizer" in out and "5.5" in out and "90.0" in out and "written:" in out
 
@@ -199,7 +317,7 @@ def test_a_slice_that_is_cut_off_keeps_its_rounds_and_fails_nothing(gate, log, m
 
 def test_a_failed_test_fails_the_gate_but_not_the_rest(gate, monkeypatch, tmp_path):
     code, lines = run_gate(gate, monkeypatch, tmp_path, RECORD, "sys.exit('worst error 3')")
-    assert code == 1 and sum("case" in line for line in lines) == len(gate.KBENCH_SHAPES) + NUM_SCRIPTS
+    assert code == 1 and sum("case" in line for line in lines) == NUM_SHAPES + NUM_SCRIPTS
     failed = [line for line in lines if line.get("status") == "failed"]
     assert [line["step"] for line in failed] == list(gate.NATIVE_TESTS)
     assert "worst error 3" in failed[0]["output"]
@@ -266,7 +384,7 @@ def test_a_build_with_cutlass_comes_last_and_takes_nothing_from_the_rest(gate, m
     assert code == 1 and steps[-3:] == optional and {s["status"] for s in steps[:-3]} == {"passed"}
     assert [(s["step"], s["status"]) for s in optional] == [("package", "passed"), ("configure tests", "failed"),
                                                             ("tests", "failed")]
-    assert sum("case" in line for line in lines) == len(gate.KBENCH_SHAPES) + NUM_SCRIPTS
+    assert sum("case" in line for line in lines) == NUM_SHAPES + NUM_SCRIPTS
 
 
 def test_kernels_of_cutlass_are_tested_and_measured(gate, monkeypatch, tmp_path):
@@ -277,7 +395,7 @@ def test_kernels_of_cutlass_are_tested_and_measured(gate, monkeypatch, tmp_path)
     code, lines = run_gate(gate, monkeypatch, tmp_path, RECORD, cmake_code=0)
     steps = [line["step"] for line in lines if line.get("stage") == "cutlass"]
     assert code == 0 and steps == ["package", "configure tests", "tests", gate.CUTLASS_TEST, "kbench"]
-    assert sum("case" in line for line in lines) == len(gate.KBENCH_SHAPES) + NUM_SCRIPTS + 1
+    assert sum("case" in line for line in lines) == NUM_SHAPES + NUM_SCRIPTS + 1
 
 
 def test_a_build_that_fails_is_told(gate, monkeypatch, tmp_path):
@@ -309,6 +427,42 @@ def test_the_demo_model_comes_along(gate, monkeypatch, tmp_path):
     monkeypatch.setenv("MIMO_RT_CACHE", gate.model_environment(wheels)["MIMO_RT_CACHE"])
     found = demo.cache_directory() / demo.MODEL_NAME
     assert found == wheels / "models" / demo.MODEL_NAME and (found / "config.json").read_text() == "{}"
+
+
+def play_engine(program, line):
+    program.write_text(f"#!/bin/sh\necho \"$@\" >> {program}.called\necho '{json.dumps(line)}'\n")
+    program.chmod(0o755)
+
+
+def test_a_demo_model_that_is_not_there_is_a_step_that_was_not_run(gate, log, tmp_path):
+    play_engine(tmp_path / "python", {"model": "demo", "not_run": "no model in x"})
+    gate.run_engine(log, str(tmp_path / "python"), None)
+    step = kept(log)[-1]
+    assert (step["step"], step["status"], step["reason"]) == ("sessions of demo", "not run", "no model in x")
+    assert "--demo" not in (tmp_path / "python.called").read_text()
+
+
+def test_the_demo_model_comes_in_pieces(gate, monkeypatch, tmp_path, capsys):
+    """As many folders as it takes; one that is missing is told before anything is built."""
+    monkeypatch.setattr(gate, "find_gpu", lambda: "")
+    monkeypatch.setattr(gate, "missing", lambda wheels: [])
+    monkeypatch.setattr(gate, "device_facts", lambda: {"name": "H200"})
+    monkeypatch.setattr(gate.pieces, "RAW_BYTES", 1000)
+    gate.pieces.cut({"config.json": b"{}" * 400, "model.safetensors": bytes(range(256)) * 8}, tmp_path / "p", 1)
+    play_engine(tmp_path / "python", {"model": "demo", "passed": True})
+    monkeypatch.setattr(gate, "build", lambda log, args: {"tests": "", "python": str(tmp_path / "python")})
+    for name in vars(gate).keys() - {"run_engine"}:
+        if name.startswith("run_"):
+            monkeypatch.setattr(gate, name, lambda *_: None)
+    arguments = ["--results", str(tmp_path / "r"), "--build", str(tmp_path / "b"), "--model-pieces", str(tmp_path / "p")]
+    (tmp_path / "p" / "part-2").rename(tmp_path / "kept")
+    assert gate.main(arguments) == gate.LACKING and not (tmp_path / "r").exists()
+    assert "pieces are missing: part-2/piece-02.xz" in capsys.readouterr().err
+    (tmp_path / "kept").rename(tmp_path / "p" / "part-2")
+    assert gate.main(arguments) == 1  # without a measured kernel
+    assert sorted(path.name for path in (tmp_path / "b" / "demo").iterdir()) == ["config.json", "model.safetensors"]
+    assert f"--demo {tmp_path / 'b' / 'demo'}" in (tmp_path / "python.called").read_text()
+    assert "not run" not in next((tmp_path / "r").iterdir()).read_text()
 
 
 def test_a_demo_model_that_cannot_be_collected_is_told(gate, monkeypatch, tmp_path, capsys):

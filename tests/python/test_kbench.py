@@ -13,7 +13,7 @@ from mimo_rt.bench import kernel_run
 from mimo_rt.bench.kernel_baseline import make_baseline
 from mimo_rt.bench.kernel_shapes import MODELS, SHAPES, choose
 from mimo_rt.cli import main as cli_main
-from mimo_rt.errors import UnavailableError
+from mimo_rt.errors import DeviceLostError, OutOfMemoryError, UnavailableError
 
 SAMPLERS = ("sample_best", "sample", "sample_filtered", "sample_verify")
 REPLICATED = ("router", "select_experts", "route", "rms_norm", *SAMPLERS)
@@ -198,6 +198,47 @@ def test_a_kernel_that_is_not_there_is_skipped_unless_it_was_asked_for(capsys, m
     assert "no such device" in capsys.readouterr().err
 
 
+def play_failures(monkeypatch, failures):
+    """Kernels by name that fail, with their errors."""
+    def measure(shape, *args, **more):
+        if shape.op in failures:
+            raise failures[shape.op]
+        return kernel_run.measure_kernel(shape, *args, **more)
+
+    monkeypatch.setattr("mimo_rt.cli.kbench.measure_kernel", measure)
+
+
+QUICK = ["--tokens", "1", "--seconds", "0.001", "--no-baseline"]
+
+
+@pytest.mark.parametrize("failing", ["expert_gate_up", "expert_down", "router"])
+def test_a_case_that_fails_leaves_the_others(capsys, monkeypatch, failing):
+    play_failures(monkeypatch, {failing: OutOfMemoryError("[x] no room")})
+    names = ["expert_gate_up", "expert_down", "router"]
+    assert cli_main(["kbench", *names, *QUICK, "--json"]) == 1
+    shown = capsys.readouterr()
+    lines = {line["case"].split("/")[1]: line for line in map(json.loads, shown.out.splitlines())}
+    assert list(lines) == names and lines[failing]["error"] == "[x] no room" and "median_us" not in lines[failing]
+    assert lines[failing]["repeat"].startswith(f"mimo-rt kbench --shape pro-r8/{failing} --tokens 1 ")
+    assert all("median_us" in line for name, line in lines.items() if name != failing)
+    assert f"failed, not timed: pro-r8/{failing}/" in shown.err
+    assert cli_main(["kbench", *names, *QUICK]) == 1
+    assert "failed, not timed" in capsys.readouterr().err
+
+
+def test_a_lost_gpu_ends_the_process_and_another_goes_on(capsys, monkeypatch):
+    play_failures(monkeypatch, {"expert_gate_up": DeviceLostError("[x] illegal address")})
+    arguments = ["kbench", "--shape", "gpt-oss-120b", *QUICK, "--json"]
+    assert cli_main(arguments) == 1
+    shown = capsys.readouterr()
+    assert [json.loads(line)["error"] for line in shown.out.splitlines()] == ["[x] illegal address"]
+    assert "To measure it: --after expert_gate_up" in shown.err
+    assert cli_main([*arguments, "--after", "expert_gate_up"]) == 0
+    assert [line["case"] for line in lines_of(capsys)] == ["gpt-oss-120b/expert_down/mxfp4/t1"]
+    assert cli_main(["kbench", *arguments[1:], "--after", "expert_down"]) == 1
+    assert "--after: expected one of expert_gate_up, got 'expert_down'" in capsys.readouterr().err
+
+
 class WrongBench:
     """Stands in for `_C.KernelBench`: a kernel whose result is off."""
 
@@ -275,6 +316,19 @@ def test_compare(capsys, tmp_path, after, verdict, code):
     assert verdict in capsys.readouterr().out
 
 
+def test_compare_names_what_failed(capsys, tmp_path):
+    before, after = tmp_path / "a", tmp_path / "b"
+    before.write_text(json.dumps(record(100.0)) + "\n")
+    kill = {"kill": "tiny", "error": "no case of kbench"}
+    failed = {"case": "pro-r8/o_proj/bf16/t1", "backend": "cuda", "error": "[x] no room"}
+    after.write_text("".join(json.dumps(line) + "\n" for line in (kill, record(100.0))))
+    assert cli_main(["kbench", "compare", str(before), str(after)]) == 0
+    after.write_text(after.read_text() + json.dumps(failed) + "\n")
+    capsys.readouterr()
+    assert cli_main(["kbench", "compare", str(before), str(after)]) == 1
+    assert f"failed in {after}: pro-r8/o_proj/bf16/t1" in capsys.readouterr().err
+
+
 def test_compare_says_when_the_records_are_of_different_gpus(capsys, tmp_path):
     files = []
     for name in ("NVIDIA H100", "NVIDIA H200"):
@@ -309,8 +363,8 @@ def test_a_gpu_that_is_not_there(capsys):
     if "sm_" in cuda.reason:
         pytest.skip("there is a GPU")
     assert cli_main(["kbench", "qkv", "--device", "cuda", "--tokens", "1", "--json"]) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("mimo-rt: error: [KernelBench") and error.count("\n") == 1
+    progress, error = capsys.readouterr().err.splitlines()
+    assert progress.startswith("1 of 1: pro-r8/qkv") and error.startswith("mimo-rt: error: [KernelBench")
 
 
 @pytest.mark.parametrize(("arguments", "needle"), [

@@ -114,6 +114,13 @@ class KernelResult:
         }
 
 
+def case_name(shape: Shape, num_tokens: int, options: Any) -> str:
+    """As in records."""
+    name = f"{shape.name}/{shape.format}/t{num_tokens}"
+    name += "/int8" if options.activations == "int8" else ""
+    return name + ("/hot" if options.is_hot else "")
+
+
 def measure_kernel(
     shape: Shape, num_tokens: int, options: Any, seconds: float, *, with_baseline: bool = True
 ) -> KernelResult:
@@ -121,9 +128,7 @@ def measure_kernel(
     kernel_case = _C.KernelCase(**shape.kernel_case(options.backend, num_tokens))
     bench = _C.KernelBench.open(kernel_case, options)
     cache = "hot" if options.is_hot else "cold"
-    case = f"{shape.name}/{shape.format}/t{num_tokens}"
-    case += "/int8" if options.activations == "int8" else ""
-    case += "/hot" if options.is_hot else ""
+    case = case_name(shape, num_tokens, options)
     facts = {"case": case, "shape": shape, "measured": bench.measured, "backend": bench.backend,
              "device": bench.device, "error_over_bound": bench.worst_error(), "cache": cache,
              "relative_error": bench.relative_error, "activations": options.activations,

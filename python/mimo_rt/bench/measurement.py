@@ -84,7 +84,7 @@ class Measurement:
             "bytes_estimated": self.is_bytes_estimated,
             "gbs": round(self.gbs, 3),
             "bound_us": round(self.median_s * fraction * 1e6, 2),
-            "bandwidth_fraction": round(fraction, 4),
+            "bandwidth_fraction": float(f"{fraction:.4g}"),  # of few bytes: not 0
             **self.facts,
         }
         if self.in_situ_gbs is not None:

@@ -11,9 +11,9 @@ from typing import Any
 
 from .. import _C
 from ..bench.compare import TOLERANCE, read_records
-from ..bench.kernel_run import KernelResult, measure_kernel
+from ..bench.kernel_run import KernelResult, case_name, measure_kernel
 from ..bench.kernel_shapes import FORMATS, MODELS, OPS, Shape, choose
-from ..errors import UnavailableError
+from ..errors import DeviceLostError, MimoRtError, UnavailableError
 from ..value_checks import as_int
 from ._bench_files import run_compare
 from ._machine import machine_record
@@ -29,9 +29,10 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
         "of the same memory and beside PyTorch where it is installed (MXFP4 experts on a GPU: also "
         "beside Triton, whichever is faster). 'edges' hands a token from worker to worker: a hop "
         "is what an edge between tasks costs. Results are compared with float64 first: a wrong "
-        "one is not timed and makes the exit code 1. CPU kernels run on one thread, edges on all. "
+        "one is not timed, and a case that fails has an 'error' instead of times; both make the "
+        "exit code 1. CPU kernels run on one thread, edges on all. "
         "'mimo-rt kbench compare A.jsonl B.jsonl' judges two files of --json lines; exit code 1 "
-        "when a case is SLOWER or wrong.",
+        "when a case is SLOWER, wrong or failed.",
     )
     parser.add_argument("kernels", nargs="*", metavar="KERNEL",
                         help=f"edges, or of {', '.join((*OPS, *FORMATS))} (default: all of the "
@@ -39,6 +40,8 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--shape", metavar="NAME", default=_DEFAULT_SHAPE,
                         help=f"{', '.join(MODELS)}, MODEL/OP, or ROWSxK for formats "
                         f"(default {_DEFAULT_SHAPE})")
+    parser.add_argument("--after", dest="behind", metavar="KERNEL",
+                        help="only the kernels behind this one, which failed or hung")
     parser.add_argument("--tokens", type=_token_list, metavar="LIST",
                         help="e.g. 1,8,64 (default: the usual numbers of the backend)")
     parser.add_argument("--workers", type=int, metavar="N",
@@ -74,34 +77,65 @@ def run(args: argparse.Namespace) -> int:
     shapes = _runnable(args, shapes, backend)
     if args.tokens and any(shape.is_edge for shape in shapes):
         args.refuse("--tokens means nothing for edges.")
+    shapes = _behind(args, shapes)
     cases = [(shape, tokens) for shape in shapes
              for tokens in args.tokens or shape.tokens(backend)]
     options = _C.KernelBenchOptions(
         backend=backend, is_hot=args.hot, activations=args.activations
     )
     command = shlex.join(args.command_line)
-    results = []
-    for index, (shape, tokens) in enumerate(cases):
-        if not args.json:
-            note(f"{index + 1} of {len(cases)}: {shape.name}, {tokens} tokens")
-        try:
-            result = measure_kernel(shape, tokens, options, args.seconds,
-                                    with_baseline=not args.no_baseline)
-        except UnavailableError as error:  # of a kernel that this GPU or this build does not have
-            if args.kernels or not results:
-                raise
-            note(f"skipped {shape.name}, {tokens} tokens: {error}")
-            continue
-        results.append(result)
-        if args.json:
-            print_json({**result.record(), **machine_record(), "repeat": _repeat(result, args)})
-    if not args.json:
+    results, failed = _measure(args, cases, options)
+    if not args.json and results:
         _print_results(results)
         print(f"repeat: {command}")
     wrong = [result.case for result in results if not result.is_correct]
     if wrong:
         note(f"mimo-rt: error: wrong results, not timed: {', '.join(wrong)}")
-    return int(bool(wrong))
+    if failed:
+        note(f"mimo-rt: error: failed, not timed: {', '.join(failed)}")
+    return int(bool(wrong or failed))
+
+
+def _measure(
+    args: argparse.Namespace, cases: list[tuple[Shape, int]], options: Any
+) -> tuple[list[KernelResult], list[str]]:
+    """Results of cases, and the names of those that failed: they keep nothing from the others."""
+    results: list[KernelResult] = []
+    failed: list[str] = []
+    for index, (shape, tokens) in enumerate(cases):
+        note(f"{index + 1} of {len(cases)}: {shape.name}, {tokens} tokens")
+        more = {**machine_record(), "repeat": _repeat(shape, tokens, args)}
+        try:
+            result = measure_kernel(shape, tokens, options, args.seconds,
+                                    with_baseline=not args.no_baseline)
+        except UnavailableError as error:  # of a kernel that this GPU or this build does not have
+            if args.kernels or not (results or failed or args.behind):
+                raise
+            note(f"skipped {shape.name}, {tokens} tokens: {error}")
+        except MimoRtError as error:
+            failed.append(case_name(shape, tokens, options))
+            note(f"mimo-rt: error: {failed[-1]}: {error}")
+            if args.json:
+                print_json({"case": failed[-1], "error": str(error), "backend": options.backend,
+                            **more})
+            if isinstance(error, DeviceLostError):  # for this process
+                note(f"not measured: what follows. To measure it: --after {shape.op}")
+                break
+        else:
+            results.append(result)
+            if args.json:
+                print_json({**result.record(), **more})
+    return results, failed
+
+
+def _behind(args: argparse.Namespace, shapes: list[Shape]) -> list[Shape]:
+    """Shapes after that of ``--after``."""
+    ops = [shape.op for shape in shapes]
+    if args.behind is None:
+        return shapes
+    if args.behind not in ops[:-1]:
+        raise ValueError(f"--after: expected one of {', '.join(ops[:-1])}, got '{args.behind}'.")
+    return shapes[ops.index(args.behind) + 1:]
 
 
 def _backend(device: str) -> str:
@@ -141,24 +175,26 @@ def _compare(args: argparse.Namespace) -> int:
         args.refuse("compare: expected two files, A.jsonl and B.jsonl.")
     args.before, args.after = map(Path, args.kernels[1:])
     args.fail_on_slower = True
-    wrong = [str(r.get("case")) for r in read_records(args.after) if r.get("correct") is False]
+    records = [r for r in read_records(args.after) if "case" in r]
+    wrong = [str(r["case"]) for r in records if r.get("correct") is False]
+    failed = [str(r["case"]) for r in records if r.get("error")]
     code = run_compare(args)
-    if wrong:
-        note(f"mimo-rt: error: wrong results in {args.after}: {', '.join(wrong)}")
-    return code or int(bool(wrong))
+    for names, what in ((wrong, "wrong results"), (failed, "failed")):
+        if names:
+            note(f"mimo-rt: error: {what} in {args.after}: {', '.join(names)}")
+    return code or int(bool(wrong or failed))
 
 
-def _repeat(result: KernelResult, args: argparse.Namespace) -> str:
+def _repeat(shape: Shape, tokens: int, args: argparse.Namespace) -> str:
     """The command for this case alone."""
-    shape = result.shape
     parts = ["mimo-rt", "kbench"]
     if shape.model == "custom":
         parts += [shape.format, "--shape", shape.op]
     else:
         parts += ["--shape", shape.name]
     if not shape.is_edge:
-        parts += ["--tokens", str(result.case.split("/t")[-1].split("/")[0])]
-    parts += ["--device", result.backend, "--seconds", f"{args.seconds:g}"]
+        parts += ["--tokens", str(tokens)]
+    parts += ["--device", _backend(args.device), "--seconds", f"{args.seconds:g}"]
     parts += ["--activations", "int8"] if args.activations == "int8" else []
     parts += ["--workers", str(args.workers)] if args.workers else []
     return shlex.join([*parts, *(["--hot"] if args.hot else []), "--json"])
