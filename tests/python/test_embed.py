@@ -42,3 +42,10 @@ def test_licences_of_what_is_compiled_in_are_installed(root, tmp_path):
     own = {"nlohmann-json"} | ({"pybind11"} if importlib.util.find_spec("pybind11") else set())  # needed to build alone
     assert len(lines) == 2 and installed.keys() == own
     assert all("granted, free of charge" in text or "Redistribution and use" in text for text in installed.values())
+
+
+def test_notices_lie_beside_data_of_others(root):
+    assets = pathlib.Path(mimo_rt.__file__).parent / "assets"
+    folders = [path for path in assets.iterdir() if path.is_dir()]
+    assert folders and all("Apache License" in (path / "NOTICE").read_text() for path in folders)
+    assert "Copyright (c) OpenAI" in (root / "bench" / "prompts" / "NOTICE").read_text()
