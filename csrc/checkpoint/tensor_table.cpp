@@ -157,6 +157,34 @@ std::vector<ExpectedTensor> TableBuilder::build() {
   return std::move(tensors_);
 }
 
+/// What the shapes are made of. ModelConfig::from_json gives no other, but whoever has a config may change it.
+void check_config(const ModelConfig& config) {
+  constexpr const char* kWhere = "ModelConfig";
+  const auto in_range = [](const char* name, uint64_t value) {  // so that no product overflows
+    MIMO_RT_CHECK(value >= 1 && value <= uint64_t{1} << 31, unsupported_shape, kWhere, name,
+                  ": expected 1..2^31, got ", value);
+  };
+  MIMO_RT_CHECK(config.layers.size() == config.num_layers, unsupported_shape, kWhere,
+                "layers: expected ", config.num_layers, " entries, got ", config.layers.size());
+  in_range("hidden_size", config.hidden_size);
+  in_range("qkv_chunks", config.qkv_chunks);
+  in_range("fp8_block_rows", config.fp8_block_rows);
+  in_range("fp8_block_cols", config.fp8_block_cols);
+  for (const LayerConfig& layer : config.layers) {
+    in_range("num_q_heads", layer.num_q_heads);
+    in_range("num_kv_heads", layer.num_kv_heads);
+    in_range("qk_head_dim", layer.qk_head_dim);
+    in_range("v_head_dim", layer.v_head_dim);
+    in_range(layer.is_moe ? "expert_intermediate_size" : "intermediate_size",
+             layer.is_moe ? config.expert_intermediate_size : config.intermediate_size);
+    MIMO_RT_CHECK(config.qkv_layout == QkvLayout::split ||
+                      (layer.num_q_heads % config.qkv_chunks == 0 &&
+                       layer.num_kv_heads % config.qkv_chunks == 0),
+                  unsupported_shape, kWhere, "num_q_heads and num_kv_heads: expected multiples of qkv_chunks ",
+                  config.qkv_chunks, ", got ", layer.num_q_heads, " and ", layer.num_kv_heads);
+  }
+}
+
 /// Finds one logical matrix; one per call, so that errors carry the names asked for.
 class MatrixFinder {
  public:
@@ -260,6 +288,7 @@ MatrixSource MatrixFinder::expert(MatrixKind kind, uint32_t layer_idx, uint32_t 
 
 std::vector<ExpectedTensor> expected_tensors(const ModelConfig& config,
                                              const Checkpoint* checkpoint) {
+  check_config(config);
   return TableBuilder(config, checkpoint).build();
 }
 

@@ -26,6 +26,7 @@ struct ExpectedTensor {
 };
 
 /// Every tensor that `config` implies. With a checkpoint, picks the naming that its tensors use.
+/// @throws Error{unsupported_shape} for a config that ModelConfig::from_json would not give
 std::vector<ExpectedTensor> expected_tensors(const ModelConfig& config,
                                              const Checkpoint* checkpoint = nullptr);
 

@@ -54,7 +54,6 @@ CpuExecutor::CpuExecutor(const Weights& weights, const DraftWeights* draft,
                          const std::vector<const Plan*>& plans, const std::string& backend,
                          const Kernels& kernels, const ExecutorOptions& options)
     : weights_(weights),
-      draft_(draft),
       backend_(backend),
       timeout_ms_(options.timeout_ms),
       max_job_ns_(uint64_t{1000} * options.max_job_us),

@@ -55,7 +55,6 @@ class CpuExecutor final : public Executor, private WorkerPool::Job {
   uint64_t now_ns() const;
 
   const Weights& weights_;
-  const DraftWeights* const draft_;
   const std::string backend_;
   const uint32_t timeout_ms_;
   const uint64_t max_job_ns_;

@@ -256,8 +256,8 @@ double Engine::measure_bandwidth_gbs(double seconds, const std::function<void()>
   MIMO_RT_CHECK(seconds > 0.0 && seconds <= 60.0, invalid_argument, "Engine.measure_bandwidth_gbs",
                 "seconds: expected > 0 and <= 60, got ", seconds);
   constexpr double kPollSeconds = 0.5;
-  const std::lock_guard lock(impl_->steps);
   const auto measure = [&](double part_seconds) {
+    const std::lock_guard lock(impl_->steps);
     if (backend() == "cuda") return cuda::measure_read_gbs(*cuda::open_bench_device(), part_seconds);
     const std::vector<ReadRange> ranges =
         impl_->weights ? weight_ranges(*impl_->weights) : std::vector<ReadRange>{};

@@ -1,5 +1,6 @@
 #include "engine/machine_notes.h"
 
+#include "core/available_memory.h"
 #include "core/checks.h"
 #include "weights/arena.h"
 
@@ -87,7 +88,9 @@ PageUse page_use(const void* begin, const void* end, const std::string& root) {
 }
 
 uint64_t probe_huge_pages(uint64_t num_bytes) {
-  const Arena arena(num_bytes, "probe_huge_pages");
+  constexpr const char* kWhere = "probe_huge_pages";
+  check_memory(num_bytes, available_memory_bytes(), kWhere, "the probed pages");
+  const Arena arena(num_bytes, kWhere);
   constexpr uint64_t kSmallestPage = 4096;
   for (uint64_t at = 0; at < num_bytes; at += kSmallestPage) arena.data()[at] = 1;
   return std::min(page_use(arena.data(), arena.data() + num_bytes).huge_bytes, num_bytes);

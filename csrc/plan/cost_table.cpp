@@ -2,6 +2,7 @@
 #include <mimo_rt/costs.h>
 
 #include "core/checks.h"
+#include "core/text.h"
 #include "weights/cache_files.h"
 
 #include <mimo_rt/device.h>
@@ -43,7 +44,10 @@ std::string processor_name() {
 
 uint32_t workers_of(const CostKey& key) { return key.num_workers ? key.num_workers : num_usable_cores(); }
 
-std::string processor_of(const CostKey& key) { return key.processor.empty() ? processor_name() : key.processor; }
+std::string processor_of(const CostKey& key) {
+  const std::string name = key.processor.empty() ? processor_name() : key.processor;
+  return is_valid_utf8(name) ? name : printable(name);  // JSON holds no other bytes
+}
 
 /// Two GPUs may have as many multiprocessors; a CPU is the only one of its machine.
 std::string gpu_in_file_name(const CostKey& key) {

@@ -84,7 +84,7 @@ std::vector<uint32_t> choose_touchers(const WeightsLayout& layout, const PagePla
 void place_pages(const Arena& arena, const WeightsLayout& layout, const PagePlacement& placement) {
   if (placement.cores.empty()) return;
   const std::vector<uint32_t> touchers = choose_touchers(layout, placement);
-  std::vector<std::thread> threads;
+  std::vector<std::jthread> threads;
   threads.reserve(placement.cores.size());
   try {
     for (uint32_t worker = 0; worker < placement.cores.size(); ++worker)
@@ -94,7 +94,6 @@ void place_pages(const Arena& arena, const WeightsLayout& layout, const PagePlac
       });
   } catch (const std::system_error&) {  // no more threads: their pages stay untouched
   }
-  for (std::thread& thread : threads) thread.join();
 }
 
 }  // namespace mimo_rt

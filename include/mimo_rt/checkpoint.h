@@ -51,7 +51,8 @@ class MIMO_RT_API Checkpoint {
   /// Checks every tensor that `config` implies: name, shape, dtype; refuses unknown ones (those of MTP,
   /// vision and audio, "model.mtp.*", "visual.*", "audio_encoder.*" and "speech_embeddings.*", are allowed and
   /// ignored). Lists up to ten differences in one message.
-  /// @throws Error{missing_tensor, shape_mismatch, bad_format}
+  /// @throws Error{missing_tensor, shape_mismatch, bad_format}; Error{unsupported_shape} for a changed config whose
+  ///         fields do not fit together
   void validate(const ModelConfig& config) const;
 
   /// Tells the kernel that the pages of `tensor` are no longer needed (they can be read again).

@@ -86,7 +86,8 @@ class MIMO_RT_API Engine {
   std::vector<std::string> notes() const;
   /// Reads memory with all workers for about `seconds` and remembers the result for statistics. GB/s, 1e9 bytes. On
   /// cuda with all multiprocessors, for which 1 GiB must be free. @throws Error{out_of_memory}
-  /// `poll`: called about twice a second; it may throw to stop, then what was measured before stays.
+  /// `poll`: called about twice a second, and may use the engine; it may throw to stop, then what was measured before
+  /// stays.
   double measure_bandwidth_gbs(double seconds = 0.2, const std::function<void()>& poll = {});
   /// Runs the fastest multiply-adds of the backend's products on all workers for about `seconds`, in registers alone:
   /// no step can do more. Empty for the reference, for cuda and with INT8 activations. @throws Error{out_of_memory}

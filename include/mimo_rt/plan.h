@@ -93,9 +93,11 @@ struct VerifyReport {
 };
 
 /// A pure function of (config, options): equal inputs give equal bytes. Immutable; serves any step with
-/// 1..max_tokens tokens.
+/// 1..max_tokens tokens. Never empty: moving copies, and copies share the tasks.
 class MIMO_RT_API Plan {
  public:
+  Plan(const Plan&) = default;
+  Plan& operator=(const Plan&) = default;
   /// @throws Error{invalid_argument, unsupported_shape}
   static Plan build(const ModelConfig& config, const PlanOptions& options, const DraftConfig* draft = nullptr);
 
@@ -120,7 +122,9 @@ class MIMO_RT_API Plan {
 
  private:
   friend class PlanBuilder;
+  friend class Engine;        ///< makes its plans one by one
   friend struct PlanMutator;  ///< tests corrupt plans through this
+  Plan() = default;
   PlanOptions options_;
   PlanShape shape_;
   std::vector<BufferInfo> buffers_;

@@ -83,6 +83,9 @@ TEST_CASE("a table comes back from its file as it was, for its key alone") {
   table.norm_ns = 1.0;
   save_cost_table(key, table);
   CHECK(load_cost_table(key) == table);
+  const CostKey no_utf8{.backend = "cpu-generic", .num_workers = 5, .processor = "\xff"};
+  save_cost_table(no_utf8, table);
+  CHECK(load_cost_table(no_utf8) == table);
 }
 
 TEST_CASE("a file that is no table is refused by name; one of another processor is not used") {

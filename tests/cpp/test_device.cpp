@@ -10,6 +10,7 @@
 #include "core/usable_cores.h"
 #include "cpu/dispatch.h"
 #include "engine/machine_notes.h"
+#include "weights/arena.h"
 
 using namespace mimo_rt;
 
@@ -184,6 +185,13 @@ TEST_CASE("huge pages that are denied are told") {
   CHECK_EQ(page_use(at(0), at(~uintptr_t{0}), empty.path()).private_bytes, 0u);
   CHECK(note_on_pages(inside, empty.path()).find("enabled: unknown") != std::string::npos);
   CHECK_EQ(probe_huge_pages(8 << 20) % (2u << 20), 0u);  // whole pages of 2 MiB, none where the system grants none
+}
+
+TEST_CASE("memory that no machine has is refused") {
+  for (const uint64_t num_bytes : {~uint64_t{0}, ~uint64_t{0} - (4u << 20), uint64_t{1} << 62}) {
+    CHECK_THROWS(out_of_memory, std::to_string(num_bytes), probe_huge_pages(num_bytes));
+    CHECK_THROWS(out_of_memory, "[test] reserving " + std::to_string(num_bytes), Arena(num_bytes, "test"));
+  }
 }
 
 TEST_CASE("a mapped file's pages are counted by themselves, small ones are told") {

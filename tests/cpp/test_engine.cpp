@@ -139,6 +139,16 @@ TEST_CASE("statistics: bytes of a step lie between the dense part and all expert
   CHECK(later.stats.bandwidth_fraction > 0);
 }
 
+TEST_CASE("bandwidth: what is called between its parts may generate") {
+  const auto engine = small_engine("cpu");
+  Session session(engine);
+  uint32_t num_tokens = 0;
+  engine->measure_bandwidth_gbs(0.01, [&] {
+    num_tokens += static_cast<uint32_t>(session.generate(fixture::random_tokens(engine->config(), 9, 5), sampled(3)).token_ids.size());
+  });
+  CHECK_EQ(num_tokens, 3u);
+}
+
 TEST_CASE("bandwidth: threads share the ranges, every byte once") {
   const std::vector<uint8_t> data(10'000);
   const uint8_t* begin = data.data();

@@ -7,6 +7,8 @@
 
 #include <cstdlib>
 #include <map>
+#include <type_traits>
+#include <utility>
 
 using namespace mimo_rt;
 using namespace plan_mutations;
@@ -234,6 +236,14 @@ TEST_CASE("a plan changed without harm is accepted") {
       }
   for (const auto& [name, count] : counts) std::printf("%-20s %6u accepted\n", name.c_str(), count);
   CHECK_EQ(counts.size(), harmless.size());
+}
+
+TEST_CASE("no plan is empty, not even one that was moved from") {
+  static_assert(!std::is_default_constructible_v<Plan>);
+  Plan plan = Plan::build(test_configs::tiny(), PlanOptions{});
+  const Plan moved = std::move(plan);
+  CHECK_EQ(plan.dump(), moved.dump());
+  CHECK_EQ(plan.verify().num_tasks, moved.num_tasks());
 }
 
 // The last of them sets up the next epoch before all have signalled.

@@ -7,6 +7,7 @@
 #include "safetensors_writer.h"
 
 #include <algorithm>
+#include <functional>
 #include <map>
 #include <set>
 
@@ -181,6 +182,31 @@ TEST_CASE("checkpoints of every layout validate; any change does not") {
       CHECK_THROWS(shape_mismatch, "got boolean", write_and_open(dir, changed).validate(config));
     }
   }
+}
+
+TEST_CASE("a config whose fields were changed and do not fit is refused by name") {
+  const TempDir dir;
+  const ModelConfig config = tiny_config("mimo_v2", ",\"attention_projection_layout\":\"fused_qkv\"" + kFp8);
+  const Checkpoint checkpoint = write_and_open(dir, make_tensors(config));
+  const auto check = [&](const std::string& said, const std::function<void(ModelConfig&)>& change) {
+    ModelConfig changed = config;
+    change(changed);
+    CHECK_THROWS(unsupported_shape, said, checkpoint.validate(changed));
+  };
+  checkpoint.validate(config);
+  check("layers: expected 2 entries, got 0", [](ModelConfig& c) { c.layers.clear(); });
+  check("layers: expected 100 entries, got 2", [](ModelConfig& c) { c.num_layers = 100; });
+  check("hidden_size: expected 1..2^31, got 0", [](ModelConfig& c) { c.hidden_size = 0; });
+  check("qkv_chunks: expected 1..2^31, got 0", [](ModelConfig& c) { c.qkv_chunks = 0; });
+  check("expected multiples of qkv_chunks 3, got 4 and 2", [](ModelConfig& c) { c.qkv_chunks = 3; });
+  check("fp8_block_rows", [](ModelConfig& c) { c.fp8_block_rows = 0; });
+  check("fp8_block_cols", [](ModelConfig& c) { c.fp8_block_cols = 0; });
+  check("num_q_heads", [](ModelConfig& c) { c.layers[1].num_q_heads = 0; });
+  check("num_kv_heads", [](ModelConfig& c) { c.layers[1].num_kv_heads = 0; });
+  check("qk_head_dim", [](ModelConfig& c) { c.layers[0].qk_head_dim = 0; });
+  check("v_head_dim", [](ModelConfig& c) { c.layers[0].v_head_dim = ~0u; });
+  check("intermediate_size", [](ModelConfig& c) { c.intermediate_size = 0; });
+  check("expert_intermediate_size", [](ModelConfig& c) { c.expert_intermediate_size = 0; });
 }
 
 TEST_CASE("at most ten differences are listed") {

@@ -108,6 +108,36 @@ def test_without_a_compiler_on_says_what_to_do(root, tmp_path):
             "MIMO_RT_CUDA_FROM_PIP=1.") in " ".join(done.stderr.split())
 
 
+@pytest.mark.parametrize(("switch", "said"), [("auto", "without CUDA: no CUDA compiler"), ("0", ""), ("False", ""),
+                                             ("yes", "MIMO_RT_CUDA=ON, but"),
+                                             ("of", "expected AUTO, ON or OFF, got 'of'"), ("", "OFF, got ''")])
+def test_the_switch_is_spelled_as_cmake_spells_it(root, tmp_path, switch, said):
+    done = configure_without_nvcc(root, tmp_path, switch)
+    is_refused = switch not in ("auto", "0", "False")
+    assert (done.returncode != 0) == is_refused, done.stdout + done.stderr
+    output = done.stderr if is_refused else done.stdout
+    assert said in output and ("without CUDA" in output) == (switch == "auto")
+
+
+@needs_nvcc
+def test_without_a_working_host_compiler_auto_builds_for_the_cpu(root, tmp_path):
+    done = configure(root, tmp_path / "build", tmp_path, cuda="AUTO", CUDAHOSTCXX="/bin/false")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "CUDA OFF" in done.stdout
+    assert f"without CUDA: {shutil.which('nvcc')} makes no program (1)." in done.stdout
+    again = configure(root, tmp_path / "build", tmp_path, cuda="AUTO")
+    assert again.returncode == 0 and "CUDA ON" in again.stdout, again.stdout + again.stderr
+
+
+def test_why_a_compiler_fails_is_told(root, tmp_path):
+    tool = tmp_path / "nvcc"
+    tool.write_text("#!/bin/sh\necho unsupported GNU version >&2\nexit 7\n")
+    tool.chmod(0o755)
+    done = configure(root, tmp_path / "build", tmp_path, f"-DCMAKE_CUDA_COMPILER={tool}", cuda="AUTO")
+    assert done.returncode == 0 and "CUDA OFF" in done.stdout, done.stdout + done.stderr
+    assert f"without CUDA: {tool} makes no program (7). unsupported GNU version" in done.stdout
+
+
 def needed(library):
     """Libraries that a shared library or a program asks for."""
     done = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=True)

@@ -1,11 +1,16 @@
 """A C++ program builds against the installed package with find_package(mimo_rt) and decodes the same tokens."""
 
 import importlib.util
+import json
 import pathlib
+import re
 import subprocess
 import sys
 
+import pytest
+
 import mimo_rt
+from mimo_rt import _C
 from mimo_rt.checkpoints.tiny import write_tiny_checkpoint
 
 SOURCE = pathlib.Path(__file__).resolve().parents[1] / "cpp" / "embed"
@@ -42,3 +47,31 @@ def test_licences_of_what_is_compiled_in_are_installed(root, tmp_path):
     own = {"nlohmann-json"} | ({"pybind11"} if importlib.util.find_spec("pybind11") else set())  # needed to build alone
     assert len(lines) == 2 and installed.keys() == own
     assert all("granted, free of charge" in text or "Redistribution and use" in text for text in installed.values())
+
+
+@pytest.mark.parametrize("flags", ["", "-O1 -g"])
+def test_the_library_built_by_itself(root, tmp_path, flags):
+    """A packager's flags of Release count; the library's name changes where its interface may; licences go along."""
+    options = [f"-DCMAKE_CXX_FLAGS_RELEASE={flags}"] if flags else []
+    subprocess.run(["cmake", "-S", root, "-B", tmp_path, "-G", "Ninja", "-DMIMO_RT_CUDA=OFF",
+                    f"-DPython_EXECUTABLE={sys.executable}", *options], check=True, capture_output=True)
+    (command,) = [entry["command"] for entry in json.loads((tmp_path / "compile_commands.json").read_text())
+                  if entry["file"].endswith("/core/error.cpp")]
+    assert re.findall(r" (-O\d|-g|-DNDEBUG)(?= )", command) == (flags.split() or ["-O2", "-DNDEBUG"])
+    assert f"SONAME = libmimo_rt.so.{mimo_rt.__version__.rpartition('.')[0]}\n" in (tmp_path / "build.ninja").read_text()
+    assert "share/licenses/nlohmann-json" in (tmp_path / "cmake_install.cmake").read_text()
+
+
+def test_no_assert_of_others_and_no_path_of_the_build_is_left():
+    package = pathlib.Path(mimo_rt.__file__).parent
+    for library in (pathlib.Path(_C.__file__), package / "lib" / "libmimo_rt.so"):
+        content = library.read_bytes()
+        assert b"__assert_fail" not in content, library
+        assert not re.findall(rb"\0(/[\w./-]+\.(?:h|hpp|cpp))\0", content), library
+
+
+def test_notices_lie_beside_data_of_others(root):
+    assets = pathlib.Path(mimo_rt.__file__).parent / "assets"
+    folders = [path for path in assets.iterdir() if path.is_dir()]
+    assert folders and all("Apache License" in (path / "NOTICE").read_text() for path in folders)
+    assert "Copyright (c) OpenAI" in (root / "bench" / "prompts" / "NOTICE").read_text()
