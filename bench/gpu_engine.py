@@ -3,12 +3,13 @@
     python bench/gpu_engine.py [--device cuda] [--demo DIR | --model DIR ...]
 
 Without --model: a tiny random model with every feature, and the demo model, of --demo or where it was converted before;
-a line says so where it is in neither place. One JSON line per model: whether the logits agree within the rounding of BF16 activations, have the same bits for steps of one and of
-all rows, whether greedy tokens are equal (at the first other one, the CPU's logits of both must be as close as the
-logits of both devices), and whether drafts (of the model's dflash/, and where the device has them looked up in the
-text) change no token of the device's own, with tokens/s of plain decoding and of both, and of a prompt; then what a
-step is made of: for each kind of task its number, the mean time of one and what of it was spent waiting for weights,
-and the mean time of a worker by what it did. Exit code 1: something is wrong.
+a line says so where it is in neither place. One JSON line per model: whether the logits agree within the rounding of
+BF16 activations (but for a row in ten: where a router has a near tie, a row takes other experts), have the same bits
+for steps of one and of all rows, whether greedy tokens are equal (up to the first other one the logits of both must
+agree, and it must be the best of its device's), and whether drafts (of the model's dflash/, and where the device has
+them looked up in the text) change no token of the device's own, with tokens/s of plain decoding and of both, and of a
+prompt; then what a step is made of: for each kind of task its number, the mean time of one and what of it was spent
+waiting for weights, and the mean time of a worker by what it did. Exit code 1: something is wrong.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from mimo_rt.bench.prompts import read_prompts
 from mimo_rt.checkpoints import demo, write_tiny_checkpoint, write_tiny_draft
 from mimo_rt.loading import open_engine
 
-MAX_RELATIVE_ERROR = 2.0**-5  # of logits, L2: `mimo-rt doctor` says what 2**-7 against ref means
+MAX_RELATIVE_ERROR = 2.0**-5  # of a row of logits, L2: `mimo-rt doctor` says what 2**-7 against ref means
+MIN_NEAR_ROWS = 0.9
 NUM_IDS, NUM_TOKENS = 24, 32
 NUM_TIMED_TOKENS, NUM_PREFILL_TOKENS, NUM_PROMPT_IDS = 128, 512, 251
 PROMPTS = pathlib.Path(__file__).with_name("prompts") / "coding.jsonl"
@@ -40,10 +42,14 @@ def first_difference(a: list[int], b: list[int]) -> int | None:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), None)
 
 
-def is_tie(cpu_logits: np.ndarray, gpu_logits: np.ndarray, cpu_id: int, gpu_id: int) -> bool:
-    """Whether rounding explains that the devices prefer different tokens."""
-    distance = float(np.abs(cpu_logits - gpu_logits).max())
-    return float(cpu_logits[cpu_id] - cpu_logits[gpu_id]) <= 2 * distance
+def row_distances(logits: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Of each row, L2 over that of the expected one."""
+    return np.linalg.norm(logits - expected, axis=1) / np.linalg.norm(expected, axis=1)
+
+
+def agree(logits: np.ndarray, expected: np.ndarray) -> bool:
+    """Whether both are logits of one model but for rounding."""
+    return bool(np.mean(row_distances(logits, expected) <= MAX_RELATIVE_ERROR) >= MIN_NEAR_ROWS)
 
 
 def draft_kinds(model_dir: pathlib.Path, device: str) -> dict[str, str]:
@@ -117,19 +123,21 @@ def compare(model_dir: pathlib.Path, device: str) -> dict[str, Any]:
         gpu_ids = list(gpu.generate(ids, **greedy).token_ids)
         same_bits = all(np.array_equal(logits, gpu.logits(ids, step_tokens=rows)) for rows in (1, NUM_IDS))
         place = first_difference(cpu_ids, gpu_ids)
-        tie = False
+        is_explained = True
         if place is not None:
             common = ids + cpu_ids[:place]
-            tie = is_tie(cpu.logits(common)[-1], gpu.logits(common)[-1], cpu_ids[place], gpu_ids[place])
+            of_cpu, of_gpu = cpu.logits(common), gpu.logits(common)
+            best = [int(rows[-1].argmax()) for rows in (of_cpu, of_gpu)]
+            is_explained = agree(of_gpu, of_cpu) and best == [cpu_ids[place], gpu_ids[place]]
         backends = (cpu.backend, gpu.backend)
     timed = timed_runs(model_dir, device)
-    error = float(np.linalg.norm(logits - expected) / np.linalg.norm(expected))
-    passed = error <= MAX_RELATIVE_ERROR and bool(same_bits) and (place is None or tie)
+    error = float(np.median(row_distances(logits, expected)))
+    passed = agree(logits, expected) and bool(same_bits) and is_explained
     passed = passed and all(draft["changes_nothing"] for draft in timed["drafts"].values())
     return {"model": model_dir.name, "backends": backends, "passed": passed,
             "relative_error": error if math.isfinite(error) else None,
             "same_bits": bool(same_bits), "num_equal_tokens": NUM_TOKENS if place is None else place,
-            "ended_by_tie": tie, "num_tokens": NUM_TOKENS, **timed,
+            "other_token_explained": None if place is None else is_explained, "num_tokens": NUM_TOKENS, **timed,
             **step_times(model_dir, device)}
 
 

@@ -85,9 +85,41 @@ def test_other_weights_are_seen(script, capsys, model_dir, tmp_path, monkeypatch
 
 
 def test_only_rounding_excuses_another_token(script):
-    cpu, gpu = np.array([1.0, 0.9, 0.0]), np.array([0.94, 0.95, 0.0])
-    assert script.is_tie(cpu, gpu, 0, 1) and not script.is_tie(cpu, gpu, 0, 2)
+    expected = np.random.default_rng(1).normal(size=(24, 100)).astype(np.float32)
+    near = expected * np.float32(1 + 2**-6)
+    assert script.agree(near, expected) and not script.agree(expected * np.float32(1 + 2**-4), expected)
+    near[3:5] = expected[5:7]  # two rows took other experts
+    assert script.agree(near, expected)
+    near[9] = expected[5]
+    assert not script.agree(near, expected)
     assert script.first_difference([1, 2, 3], [1, 2, 3]) is None and script.first_difference([1, 2], [1, 3]) == 1
+
+
+@pytest.mark.parametrize("is_of_its_logits", [True, False])
+def test_another_token_must_be_the_best_of_its_devices_logits(script, capsys, model_dir, monkeypatch, is_of_its_logits):
+    class Result:
+        token_ids = range(32)
+
+    class Session(script.Session):  # of the compared device: a text that its logits do not say, or say by a near tie
+        def generate(self, ids, **options):
+            result = super().generate(ids, **options)
+            if self.backend != "cpu-generic" or options["max_tokens"] != script.NUM_TOKENS:
+                return result
+            other = Result()
+            other.token_ids = [*result.token_ids[:5], (result.token_ids[5] + 1) % 100, *result.token_ids[6:]]
+            self.other = other.token_ids[5]
+            return other
+
+        def logits(self, ids, **options):
+            rows = super().logits(ids, **options)
+            if hasattr(self, "other") and len(ids) == script.NUM_IDS + 5 and is_of_its_logits:
+                rows[-1, self.other] = rows[-1].max() + 1e-3
+            return rows
+
+    monkeypatch.setattr(script, "Session", Session)
+    code, (record,) = run(script, capsys, "--device", "cpu-generic", "--model", str(model_dir))
+    assert record["num_equal_tokens"] == 5 and record["other_token_explained"] is is_of_its_logits
+    assert code == int(not is_of_its_logits)
 
 
 def test_a_demo_model_that_is_not_there_is_told(script, capsys, model_dir, tmp_path, monkeypatch):
