@@ -163,7 +163,9 @@ MaskEmbedding copy_of_row(const TensorInfo& table, const DraftConfig& config) {
   const uint64_t row_bytes = table.data.size() / table.shape[0];
   row.shape = {table.shape[1]};
   row.data = table.data.subspan(static_cast<uint64_t>(config.mask_token_id) * row_bytes, row_bytes);
-  return copy_of(row, config);
+  MaskEmbedding result = copy_of(row, config);
+  result.is_of_target = true;
+  return result;
 }
 
 bool has_file(const std::filesystem::path& path) {

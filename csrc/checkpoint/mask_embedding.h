@@ -19,6 +19,7 @@ struct MaskEmbedding {
   TensorInfo tensor;               ///< F32, BF16 or F16, [hidden_size]; views `bytes`
   std::vector<std::byte> bytes;
   std::optional<int64_t> mask_token_id;  ///< what a .pt file says
+  bool is_of_target = false;             ///< a row of the target's embedding
 };
 
 /// The name that a draft's own files may hold it under, without the prefix of the other tensors.

@@ -1,6 +1,7 @@
 #include "checkpoint/tensor_table.h"
 
 #include "core/checks.h"
+#include "core/config_fields.h"
 #include "core/text.h"
 
 #include <algorithm>
@@ -170,6 +171,11 @@ void check_config(const ModelConfig& config) {
   in_range("qkv_chunks", config.qkv_chunks);
   in_range("fp8_block_rows", config.fp8_block_rows);
   in_range("fp8_block_cols", config.fp8_block_cols);
+  const auto num_moe_layers = std::count_if(config.layers.begin(), config.layers.end(),
+                                            [](const LayerConfig& layer) { return layer.is_moe; });
+  MIMO_RT_CHECK(uint64_t{config.num_experts} * static_cast<uint64_t>(num_moe_layers) <= kMaxExpertsOfModel, unsupported_shape,
+                kWhere, "num_experts: expected at most ", kMaxExpertsOfModel, " in all layers, got ", config.num_experts,
+                " in each of ", num_moe_layers);
   for (const LayerConfig& layer : config.layers) {
     in_range("num_q_heads", layer.num_q_heads);
     in_range("num_kv_heads", layer.num_kv_heads);

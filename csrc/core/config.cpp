@@ -14,7 +14,6 @@ namespace {
 constexpr const char* kWhere = "ModelConfig.from_json";
 constexpr uint64_t kMaxConfigBytes = 1 << 20;
 constexpr uint64_t kMaxRows = 1 << 30;  // of one matrix: row indices are uint32_t everywhere
-constexpr uint64_t kMaxExperts = 1 << 18;  // of all layers: bounds the tables made from a config
 constexpr size_t kMaxIgnoredLayers = 8192;
 
 void add_end_tokens(const RawConfig& raw, ModelConfig& config) {
@@ -196,8 +195,8 @@ void Builder::check_heads(const LayerConfig& layer, const char* prefix) const {
 
 void Builder::fill_moe(ModelConfig& config, uint64_t num_moe_layers) const {
   require(Need::with_moe);
-  if (*raw_.num_experts * num_moe_layers > kMaxExperts)
-    bad("n_routed_experts: expected at most ", kMaxExperts, " experts in all layers, got ",
+  if (*raw_.num_experts * num_moe_layers > kMaxExpertsOfModel)
+    bad("n_routed_experts: expected at most ", kMaxExpertsOfModel, " experts in all layers, got ",
         *raw_.num_experts * num_moe_layers);
   config.num_experts = *raw_.num_experts;
   config.experts_per_token = *raw_.experts_per_token;
@@ -243,7 +242,7 @@ ModelConfig Builder::build() {
   config.vocab_size = *raw_.vocab_size;
   config.max_position_embeddings = *raw_.max_position_embeddings;
   config.rms_norm_eps = *raw_.rms_norm_eps;
-  config.value_scale = *raw_.value_scale;
+  config.value_scale = raw_.value_scale.value_or(1.0);
   config.routed_scaling_factor = *raw_.routed_scaling_factor;
   config.norm_topk_prob = *raw_.norm_topk_prob;
   config.tie_word_embeddings = *raw_.tie_word_embeddings;

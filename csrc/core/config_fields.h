@@ -15,6 +15,8 @@
 
 namespace mimo_rt {
 
+inline constexpr uint64_t kMaxExpertsOfModel = 1 << 18;  ///< in all layers: bounds the tables made from a config
+
 /// A list of integers, or one integer that stands for a rule (`scalar`).
 struct IntList {
   std::vector<int64_t> values;
@@ -42,7 +44,7 @@ struct RawConfig {
   Maybe<double> rope_theta, swa_rope_theta, partial_rotary, swa_partial_rotary;
   Maybe<std::string> rope_type, swa_rope_type, rope_scaling_type;
   Maybe<uint32_t> sliding_window, sliding_window_size;
-  Maybe<double> value_scale = 1.0;
+  Maybe<double> value_scale;
   Maybe<bool> attention_bias = false, use_qk_norm = false;
   Maybe<bool> swa_sinks, full_sinks = false;
   Maybe<std::string> qkv_layout = "split";

@@ -101,10 +101,10 @@ class Builder {
     fail(kUnsupported, kWhere, source_, ": ", args...);
   }
 
-  // Any field of MiMo's makes it MiMo's.
+  // Any of these fields of MiMo's makes it MiMo's.
   bool is_qwen3() const {
     return !raw_.use_draft_window && !raw_.draft_window && !raw_.has_sinks && !raw_.v_head_dim &&
-           *raw_.value_scale == 1.0;
+           !raw_.value_scale;
   }
 
   void check_heads(const DraftConfig& config) const;
@@ -255,7 +255,7 @@ DraftConfig Builder::build() const {
   config.rotary_dim = rotary_dim(config.qk_head_dim);
   config.rope_theta = *raw_.rope_theta;
   config.rms_norm_eps = *raw_.rms_norm_eps;
-  config.value_scale = *raw_.value_scale;
+  config.value_scale = raw_.value_scale.value_or(1.0);
   config.has_sink = raw_.has_sinks.value_or(false);
   config.has_qk_norm = *raw_.has_qk_norm;
   config.block_size = block_size();

@@ -89,7 +89,9 @@ PageUse page_use(const void* begin, const void* end, const std::string& root) {
 
 uint64_t probe_huge_pages(uint64_t num_bytes) {
   constexpr const char* kWhere = "probe_huge_pages";
-  check_memory(num_bytes, available_memory_bytes(), kWhere, "the probed pages");
+  const uint64_t free_bytes = available_memory_bytes();
+  MIMO_RT_CHECK(num_bytes <= free_bytes, out_of_memory, kWhere, "num_bytes: expected at most the ", free_bytes,
+                " that are free, got ", num_bytes);
   const Arena arena(num_bytes, kWhere);
   constexpr uint64_t kSmallestPage = 4096;
   for (uint64_t at = 0; at < num_bytes; at += kSmallestPage) arena.data()[at] = 1;

@@ -380,7 +380,7 @@ Plan PlanBuilder::build() {
   if (options.is_round) add_sampling(TaskKind::accept, costs_.small_tile(8.0 * share, 8.0 * share));
   else add_sampling(TaskKind::sample, costs_.small_tile(4.0 * share, 4.0 * share));
   finish();
-  return std::move(plan_);
+  return plan_;
 }
 
 Plan Plan::build(const ModelConfig& config, const PlanOptions& options, const DraftConfig* draft) {

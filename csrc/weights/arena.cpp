@@ -26,7 +26,7 @@ bool is_in_page_cache(const std::byte* address) {
 
 void Arena::reserve(uint64_t num_bytes, const char* where) {
   MIMO_RT_CHECK(num_bytes <= UINT64_MAX - 2 * kHugePage, out_of_memory, where, "reserving ", num_bytes,
-                " bytes for the weights: expected at most 2^64 - 2^22");
+                " bytes for the weights: expected less than 2^64 - 2^22");
   size_bytes_ = num_bytes;
   mapping_bytes_ = (num_bytes + kHugePage - 1) / kHugePage * kHugePage + kHugePage;
   void* mapping = ::mmap(nullptr, mapping_bytes_, PROT_READ | PROT_WRITE,

@@ -104,7 +104,8 @@ TEST_CASE("a plain Qwen3 draft has no sinks, full attention and rotates whole he
     CHECK(!parse(with(qwen3(), {{std::string(".") + field, "false"}})).uses_target_mask);
   CHECK(!parse(with(qwen3(), {{"v_head_dim", "32"}})).uses_target_mask);
   CHECK(!parse(with(qwen3(), {{".swa_window_size", "9"}})).uses_target_mask);
-  CHECK(!parse(with(qwen3(), {{".attention_value_scale", "0.6"}})).uses_target_mask);
+  for (const char* scale : {"0.6", "1.0"})
+    CHECK(!parse(with(qwen3(), {{".attention_value_scale", scale}})).uses_target_mask);
   CHECK(config.window_tokens == std::vector<uint32_t>(3, 0));
   CHECK(!parse(with(qwen3(), {{"use_qk_norm", "false"}})).has_qk_norm);
   const std::string nested = "{\"rope_type\":\"default\",\"rope_theta\":5e6}";

@@ -238,9 +238,11 @@ TEST_CASE("a Qwen3 draft without a mask embedding takes the target's row of the 
   DraftConfig config = small_draft();
   const writer::TempDir dir, target_dir;
   write_draft(dir, config, {"", false});
-  std::string bytes;
+  std::string bytes, wide;  // wide: between two values of BF16, next to those of `bytes`
   for (uint32_t i = 0; i < 9 * 72; ++i) bytes += {static_cast<char>(i % 251), '\x3f'};
-  target_dir.write("model.safetensors", writer::make_file({{"table", "BF16", {9, 72}, bytes}}));
+  for (size_t i = 0; i < bytes.size(); i += 2) wide += {'\x01', '\x01', bytes[i], bytes[i + 1]};
+  target_dir.write("model.safetensors",
+                   writer::make_file({{"table", "BF16", {9, 72}, bytes}, {"wide", "F32", {9, 72}, wide}}));
   const Checkpoint target = Checkpoint::open(target_dir.path());
   const TensorInfo& table = target.at("table");
   const auto load_with = [&](const TensorInfo* embedding) {
@@ -255,6 +257,7 @@ TEST_CASE("a Qwen3 draft without a mask embedding takes the target's row of the 
   CHECK(is_row(7) && !is_row(6));
   config.mask_token_id = 8;
   CHECK(is_row(8));
+  CHECK(!std::memcmp(load_with(&target.at("wide")).mask_embedding(), bytes.data() + 8 * 144, 144));  // rounded
   CHECK_THROWS(missing_tensor, "expected mask_embedding.safetensors", load_with(nullptr));
   config.uses_target_mask = false;
   CHECK_THROWS(missing_tensor, "MiMo's fields the row of the embedding table is no substitute", load_with(&table));

@@ -206,6 +206,8 @@ TEST_CASE("a config whose fields were changed and do not fit is refused by name"
   check("qk_head_dim", [](ModelConfig& c) { c.layers[0].qk_head_dim = 0; });
   check("v_head_dim", [](ModelConfig& c) { c.layers[0].v_head_dim = ~0u; });
   check("intermediate_size", [](ModelConfig& c) { c.intermediate_size = 0; });
+  check("num_experts: expected at most 262144 in all layers, got 4294967295 in each of 1",
+        [](ModelConfig& c) { c.num_experts = ~0u; });
   check("expert_intermediate_size", [](ModelConfig& c) { c.expert_intermediate_size = 0; });
 }
 
