@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tarfile
 import threading
 import time
 import types
@@ -174,6 +175,22 @@ def test_another_model_or_prompts_of_the_same_name_need_another_directory(model,
     prompts_.write_text(prompt_file.read_text().replace("time 5", "time 6"))
     assert generate(model, data, prompts_) == 1
     assert "prompts_digest is '" in capsys.readouterr().err
+
+
+def test_answers_of_the_demo_are_gone_on_from(model, prompt_file, tmp_path, load_bench_script, capsys):
+    """What bench/train_demo.py --skip-experts does."""
+    train_demo = load_bench_script("train_demo")
+    train_demo.unpack_answers(tmp_path)  # exists: somebody's answers stay as they are
+    assert not list(tmp_path.iterdir())
+    train_demo.unpack_answers(tmp_path / "answers")
+    num_unpacked = len(generations.read_generations(tmp_path / "answers"))
+    assert generate(model, tmp_path / "answers", prompt_file, "--temperatures", "0") == 0
+    assert num_unpacked > 700 and len(generations.read_generations(tmp_path / "answers")) == num_unpacked + 6
+    with tarfile.open(train_demo.ANSWERS) as archive:
+        archive.extractall(tmp_path / "old", filter="data")
+    capsys.readouterr()
+    assert generate(model, tmp_path / "old", prompt_file) == 1
+    assert "meta.json does not say with which activations it was made: it is of an older" in capsys.readouterr().err
 
 
 def promised_length(run):

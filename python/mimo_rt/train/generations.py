@@ -211,6 +211,11 @@ def check_meta(directory: Path, meta: dict[str, Any]) -> None:
     different = sorted(k for k in meta.keys() | found.keys() if meta.get(k) != found.get(k))
     if different:
         name = different[0]
+        if name not in found:
+            raise _C.InvalidArgumentError(
+                f"[train] {path} does not say with which {name} it was made: it is of an older "
+                "version. Use another directory."
+            )
         raise _C.InvalidArgumentError(
             f"[train] {directory} was made with other options: {name} is {found.get(name)!r} "
             f"there, {meta.get(name)!r} now. Use another directory."
