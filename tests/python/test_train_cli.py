@@ -252,8 +252,10 @@ def test_a_run_goes_on_with_the_answers_that_it_holds_out(model, data, tmp_path,
         assert main(["train", *head, str(data), *tail]) == 0
         for name in others:
             capsys.readouterr()
+            cached = {path: path.read_bytes() for path in (tmp_path / "draft" / "features").iterdir()}
             assert main(["train", *head, str(tmp_path / name), *tail]) == 1
             assert "was made with answers = " in capsys.readouterr().err
+            assert len(cached) == 3 and all(path.read_bytes() == content for path, content in cached.items())
         assert main(["train", *head, str(data), *tail]) == 0  # control
 
 
