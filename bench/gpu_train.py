@@ -51,13 +51,17 @@ MISSING = 2
 
 def collect(args: argparse.Namespace) -> None:
     """Checkpoint, prompts, and the engine's answers to some of them."""
+    from mimo_rt import _C
     from mimo_rt.checkpoints import ensure_demo_model
+    from mimo_rt.text import ModelText
 
     directory, answers = args.collect, args.answers
     model = args.model or ensure_demo_model()
     checkpoint = [model / "config.json", *sorted(model.glob("tokenizer*.json")), *sorted(model.glob("model*safetensors*"))]
     files = {path.name: path.read_bytes() for path in checkpoint}
     files["prompts.jsonl"] = "".join(json.dumps(line) + "\n" for line in encoded_prompts(model, args)).encode()
+    stop_ids = sorted({*_C.ModelConfig.from_directory(str(model)).eos_token_ids, *ModelText(model).eos_token_ids})
+    files["stop_ids.json"] = json.dumps(stop_ids).encode()
     if answers:
         for path in sorted(answers.glob("part-*.jsonl")):
             files[path.name] = path.read_bytes()

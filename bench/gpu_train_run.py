@@ -130,7 +130,8 @@ def make_answers(args: argparse.Namespace, target: TargetModel) -> None:
     done = {(g.prompt, g.temperature) for g in read_generations(inputs)}
     lines = (inputs / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
     prompts = [Prompt(name, tuple(token_ids)) for name, token_ids in map(json.loads, lines)]
-    make_batch_answers(target, prompts, args.work / "answers", options, batch=args.batch, done=done,
+    stop_ids = json.loads((inputs / "stop_ids.json").read_text(encoding="utf-8"))
+    make_batch_answers(target, prompts, args.work / "answers", options, stop_ids=stop_ids, batch=args.batch, done=done,
                        seconds=args.answer_share * 60 * args.minutes, meta={"made_by": "torch"}, report=Progress())
     if args.torch_device == "cuda":
         torch.cuda.empty_cache()  # of the keys and values

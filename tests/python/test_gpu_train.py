@@ -399,6 +399,22 @@ def test_a_prompt_travels_once(bench, model):
     assert all(first[tuple(ids)] == name for name, ids in found)
 
 
+def test_end_tokens_of_all_files_travel(bench, model, tmp_path, monkeypatch):
+    copy = shutil.copytree(model, tmp_path / "model")  # its tokenizer's is 258
+    for name, ids in (("config", [7]), ("generation_config", 9)):
+        file = copy / f"{name}.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": ids}))
+    script = bench("gpu_train")
+    arguments = ["--model", str(copy), "--per-set", "1", "--answers", str(model.parent / "answers")]
+    assert script.main(["--collect", str(tmp_path / "pieces"), *arguments]) == 0
+    script.pieces.join(tmp_path / "pieces", tmp_path / "work" / "input")
+    run, used = bench("gpu_train_run"), []
+    monkeypatch.setattr(run, "make_batch_answers", lambda *_, stop_ids, **more: used.append(stop_ids))
+    run.make_answers(script.parse(["--pieces", "x", "--work", str(tmp_path / "work"), "--out", "out",
+                                   "--torch-device", "cpu"]), None)
+    assert used == [[7, 9, 258]]
+
+
 def test_no_evaluation_prompt_travels(root, bench):
     """Planted ones are left out, also inside of another text; the rest stays."""
     script = bench("gpu_train")

@@ -1,6 +1,7 @@
 """`mimo-rt train` from prompts to a draft and to trained experts, on tiny models."""
 
 import json
+import shutil
 import sys
 import tarfile
 import threading
@@ -169,6 +170,11 @@ def test_other_options_need_another_directory(model, data, prompt_file, capsys):
 
 def test_another_model_or_prompts_of_the_same_name_need_another_directory(model, data, prompt_file, tmp_path, capsys):
     other = write_tiny_checkpoint(tmp_path / model.name, **TINY | {"n_routed_experts": 8})
+    assert generate(other, data, prompt_file) == 1
+    assert "model_digest is '" in capsys.readouterr().err
+    other = shutil.copytree(model, tmp_path / "other" / model.name)
+    config = other / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"eos_token": "!"}))  # answers end elsewhere
     assert generate(other, data, prompt_file) == 1
     assert "model_digest is '" in capsys.readouterr().err
     prompts_ = tmp_path / prompt_file.name

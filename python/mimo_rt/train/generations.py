@@ -187,7 +187,8 @@ def _answer(
 def model_digest(directory: Path) -> str:
     """Hex digits of what says which model a directory holds: not of the weights, which take minutes to read."""
     digest = hashlib.sha256()
-    for path in (directory / "config.json", directory / "generation_config.json"):
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):  # end tokens, too
+        path = directory / name
         digest.update(path.read_bytes() if path.is_file() else b"none")
     for path in sorted(directory.glob("*.safetensors")):
         digest.update(f"{path.name} {path.stat().st_size} ".encode())
