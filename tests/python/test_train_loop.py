@@ -21,6 +21,7 @@ from mimo_rt.train.draft import DraftModel  # noqa: E402
 from mimo_rt.train.draft_trainer import DraftTrainer, DraftTrainingOptions  # noqa: E402
 from mimo_rt.train.features import FeatureSource  # noqa: E402
 from mimo_rt.train.generations import Generation  # noqa: E402
+from mimo_rt.train.state_files import save_state  # noqa: E402
 from mimo_rt.train.target import TargetModel  # noqa: E402
 
 LAYERS = (0, 3)
@@ -340,6 +341,17 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path):
     path = tmp_path / "state.pt"
     assert re.search("cannot write .*state.pt: .*File too large", with_small_files(100_000, SMALL_STATE, path))
     assert list(tmp_path.iterdir()) == [path]
+
+
+class OnLostGpu:
+    def __reduce__(self):
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+
+def test_what_is_no_trouble_of_the_disk_is_not_called_so(tmp_path):
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        save_state(tmp_path / "state.pt", {"options": {}, "x": OnLostGpu()})
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
