@@ -7,6 +7,8 @@ import json
 import math
 import pathlib
 import shutil
+import signal
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -70,6 +72,7 @@ def run(args: argparse.Namespace, begin: float) -> int:
     if args.torch_device == "cuda" and not torch.cuda.is_available():
         print("gpu_train: torch finds no CUDA device. To try everything on a CPU: --torch-device cpu.")
         return NO_GPU
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # whatever it was at, what there is comes back
     clock = Clock(begin, args.minutes)
     send_best(args)  # of earlier calls
     plan_path = args.work / "plan.json"

@@ -1,8 +1,10 @@
 """The way of a draft over a GPU machine, on a CPU: pieces there, calls that go on where others stopped, pieces back."""
 
+import contextlib
 import json
 import math
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -30,7 +32,9 @@ SIZES = ["--layers", "1", "--sequences", "4", "--anchors", "8", "--draft-vocab-s
 @pytest.fixture
 def bench(root, monkeypatch, load_bench_script):
     monkeypatch.syspath_prepend(str(root / "bench"))
-    return load_bench_script
+    handler = signal.getsignal(signal.SIGTERM)
+    yield load_bench_script
+    signal.signal(signal.SIGTERM, handler)  # a call sets its own
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +129,7 @@ def test_a_call_without_time_for_a_run_plans_none(bench, collected, tmp_path, ca
     assert not (work / "plan.json").exists() and "no run is planned" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("fate", ["not a number", "lost GPU"])
+@pytest.mark.parametrize("fate", ["not a number", "lost GPU", "SIGTERM"])
 def test_a_run_that_fails_leaves_its_best_draft(bench, collected, tmp_path, monkeypatch, fate):
     """And what it knows of itself; a process that is killed at that moment leaves the draft, too."""
     step, history = DraftTrainer.step, DraftTrainer.history.fget
@@ -134,6 +138,8 @@ def test_a_run_that_fails_leaves_its_best_draft(bench, collected, tmp_path, monk
         loss = step(trainer)
         if trainer.step_idx == 6 and fate == "lost GPU":
             raise RuntimeError("CUDA error")
+        if trainer.step_idx == 6 and fate == "SIGTERM":
+            signal.raise_signal(signal.SIGTERM)
         return torch.tensor(math.nan) if trainer.step_idx == 6 else loss
 
     def read(trainer):
@@ -155,13 +161,13 @@ def test_a_run_that_fails_leaves_its_best_draft(bench, collected, tmp_path, monk
 
     monkeypatch.setattr(run, "write_results", write)
     arguments = ["--pieces", str(collected), "--work", str(tmp_path / "work"), "--out", str(out), *SIZES]
-    if fate == "lost GPU":
-        with pytest.raises(RuntimeError, match="CUDA error"):
-            script.main(arguments)
-    else:
+    expected, failure = {"not a number": (contextlib.nullcontext(), "InvalidArgumentError: [train] step"),
+                         "lost GPU": (pytest.raises(RuntimeError, match="CUDA error"), "RuntimeError: CUDA"),
+                         "SIGTERM": (pytest.raises(SystemExit, match="1"), "ended")}[fate]
+    with expected:
         assert script.main(arguments) == 2
     (result,) = map(json.loads, (out / "result.jsonl").read_text().splitlines())
-    assert result["failure"].startswith("RuntimeError: CUDA" if fate == "lost GPU" else "InvalidArgumentError: [train] step")
+    assert result["failure"].startswith(failure)
     assert result["best_acceptance_length"] == 1.6 and len(result["evaluations"]) == 5
     assert "pieces.json" in before[0] and "result.jsonl" not in before[0]
     assert script.main(["--join", str(out), str(back)]) == 0
