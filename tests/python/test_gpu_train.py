@@ -226,16 +226,19 @@ class SlowJob:
         self.shown.append(name)
 
 
-def test_the_number_of_steps_fits_the_time(bench):
-    """By measured steps and evaluations."""
+def test_the_number_of_steps_fits_the_time(bench, tmp_path, monkeypatch):
+    """By measured steps and evaluations, the best draft's export and pieces included."""
     script, run = bench("gpu_train"), bench("gpu_train_run")
     job = SlowJob(0.01, 0.05, 60.0)
-    args = script.parse(["--pieces", "x", "--work", "x", "--out", "out"])
+    args = script.parse(["--pieces", "x", "--work", str(tmp_path), "--out", "out"])
+    monkeypatch.setattr(run, "export_draft", lambda draft, path, **_: time.sleep(0.4) or path)
+    monkeypatch.setattr(run, "send", lambda draft, out: time.sleep(0.1))
     plan = run.plan_steps(args, job, job)
     assert plan["seconds_per_step"] >= job.step_s
-    assert 1500 <= plan["num_steps"] <= (job.left_s - run.END_S - 9 * job.evaluation_s) / job.step_s
+    assert 1500 <= plan["num_steps"] <= (job.left_s - run.END_S - 9 * (job.evaluation_s + 0.5)) / job.step_s
+    assert not list(tmp_path.iterdir())
     assert plan["num_steps"] / 9 <= plan["eval_every"] <= plan["num_steps"]
-    job.left_s = run.END_S + 0.7
+    job.left_s = run.END_S + 5.2
     assert run.plan_steps(args, job, job) is None  # too few to bind later calls to them
     args.steps = 7
     assert run.plan_steps(args, job, job)["num_steps"] == 7
