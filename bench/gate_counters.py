@@ -83,7 +83,7 @@ def run_counters(log: Log, python: str) -> None:
                    "mimo_rt", "kbench", kernel, "--shape", SHAPE, "--tokens", str(tokens), "--device", "cuda",
                    "--no-baseline", "--seconds", "0.01", "--json"]
         begin = time.monotonic()
-        code, output = run_command(command, min(left, CASE_S), dict(os.environ), None)
+        code, output, _ = run_command(command, min(left, CASE_S), dict(os.environ), None)
         counters = parse_counters(output)
         if counters:  # ncu ends the program, which may count as a failure of it
             log.write({"stage": "counters", "op": kernel, "shape": SHAPE, "tokens": tokens, "counters": counters})

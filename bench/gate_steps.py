@@ -87,14 +87,13 @@ class Stage:
             return False
         begin = time.monotonic()
         try:
-            code, output = run_command(command, left, {**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
-                                       on_line, silence_s)
+            code, output, hangs = run_command(
+                command, left, {**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})}, on_line, silence_s)
         except (KeyboardInterrupt, SystemExit):
             self.log.add(self.name, step, NOT_RUN, time.monotonic() - begin, reason="the gate was ended")
             raise
         seconds = time.monotonic() - begin
         if code is None:
-            hangs = seconds < left
             status = FAILED if hangs or not may_be_cut and begin + left < self.log.deadline else NOT_RUN
             reason = f"hangs: nothing printed for {silence_s:g} s" if hangs else f"cut off after {left:.0f} s"
             self.log.add(self.name, step, status, seconds, reason=reason, output=output[-4000:])
@@ -109,13 +108,13 @@ class Stage:
 
 
 def run_command(command: list[str], limit_s: float, environment: dict[str, str],
-                on_line: Callable[[str], None] | None, silence_s: float = math.inf) -> tuple[int | None, str]:
-    """Exit code (None: cut off, with everything that the command had started) and output."""
+                on_line: Callable[[str], None] | None, silence_s: float = math.inf) -> tuple[int | None, str, bool]:
+    """Exit code (None: cut off, with everything that the command had started), output, and whether silence ended it."""
     try:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                    stdin=subprocess.DEVNULL, start_new_session=True, text=True, errors="replace")
     except OSError as error:
-        return 127, str(error)
+        return 127, str(error), False
     lines: list[str] = []
     until = time.monotonic() + limit_s
     heard = [time.monotonic()]
@@ -129,11 +128,13 @@ def run_command(command: list[str], limit_s: float, environment: dict[str, str],
 
     reader = threading.Thread(target=read, daemon=True)
     code: int | None = None
+    hangs = False
     try:
         reader.start()
         while code is None and (left := min(until, heard[0] + silence_s) - time.monotonic()) > 0:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 code = process.wait(timeout=left)
+        hangs = code is None and time.monotonic() < until  # before the kill, which may take long
     finally:
         if process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
@@ -141,4 +142,4 @@ def run_command(command: list[str], limit_s: float, environment: dict[str, str],
             with contextlib.suppress(subprocess.TimeoutExpired):  # one that waits for the driver may never end
                 process.wait(timeout=KILL_S)
         reader.join(timeout=10)  # a process that left the group may hold the pipe
-    return code, "".join(lines)
+    return code, "".join(lines), hangs

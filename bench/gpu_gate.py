@@ -19,8 +19,8 @@ registers of every kernel, Nsight Compute's counters of some, where these tools 
 `cutlass`: a second build with its kernels, tested and measured, which takes nothing from the rest when it fails. A test,
 an edge or a kernel that hangs is cut off after seconds, and the others have their turn. Every step is one JSON line in
 bench/results/<date>-gpu-<device>.jsonl (of a second run <date>-gpu-<device>-2.jsonl), written when it ends, so whatever
-stops the script leaves what was done. Where the sources have no .git, the environment variable MIMO_RT_COMMIT names
-their commit. Exit codes: 0 all passed, 1 something failed, 2 wrong usage or the machine lacks something, 3 no GPU.
+stops the script leaves what was done. The environment variable MIMO_RT_COMMIT names the commit of the sources, for
+those without a .git; it wins over one. Exit codes: 0 all passed, 1 something failed, 2 wrong usage or the machine lacks something, 3 no GPU.
 """
 
 from __future__ import annotations

@@ -21,15 +21,14 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mimo_rt import _C, list_backends
+from mimo_rt import list_backends
 from mimo_rt.bench.measurement import Roofs
 from mimo_rt.bench.rank_slice import (NOT_COUNTED, NUM_RANKS, Projection, SliceRounds, count_allreduces, measure_rounds,
                                       project)
-from mimo_rt.bench.synthetic import SLICE_EXPERTS, SLICE_LAYERS, slice_config, slice_draft_config
+from mimo_rt.bench.synthetic import SLICE_EXPERTS, SLICE_LAYERS, slice_config, slice_draft_config, synthetic_engine
 from mimo_rt.bench.torch_round import TorchResult, has_failed, measure_torch, round_products
 from mimo_rt.cli._machine import machine_record
 from mimo_rt.errors import MimoRtError, OutOfMemoryError
-from mimo_rt.loading import engine_options
 
 TORCH_ROUNDS = 30
 
@@ -37,10 +36,8 @@ TORCH_ROUNDS = 30
 def open_engine(args: argparse.Namespace) -> Any:
     """Random weights of the slice and of its draft."""
     config = slice_config(args.layers, args.experts)
-    model = _C.ModelConfig.from_json(json.dumps(config), "slice")
-    draft = _C.DraftConfig.from_json(json.dumps(slice_draft_config(config)), "slice of the draft")
     try:
-        return _C.Engine.synthetic(model, args.seed, engine_options(device=args.device), draft)
+        return synthetic_engine(config, {"device": args.device}, slice_draft_config(config), args.seed)
     except OutOfMemoryError as error:
         raise MimoRtError(f"{error} Or lower --layers or --experts.") from None
 

@@ -9,7 +9,7 @@ What travels are pieces below 16 MiB, to it in folders DIR/part-1, … of at mos
 two for a draft of three layers, the curve and result.jsonl. A call stops in time; the next one with the same WORK goes
 on: answers batch by batch, then training from its last checkpoint. Where WORK is lost, `--start DRAFT` begins at what
 came back. OUT has the best draft so far from the first evaluation on, so that a call that is cut off or fails leaves it.
-Exit codes: 0 all steps done, 2 wrong usage or something is missing, 3 no GPU, 4 out of time, call again.
+Exit codes: 0 all steps done, 1 it failed or was ended, 2 wrong usage or something is missing, 3 no GPU, 4 out of time, call again.
 
 Stages: `answers` (train/batch_answers.py: the target answers further prompts; the answers in the repo alone are learnt
 by heart), `features` (of all answers, kept on the GPU), `train` (as many steps as fit into the time, by measured steps;
@@ -51,13 +51,17 @@ MISSING = 2
 
 def collect(args: argparse.Namespace) -> None:
     """Checkpoint, prompts, and the engine's answers to some of them."""
+    from mimo_rt import _C
     from mimo_rt.checkpoints import ensure_demo_model
+    from mimo_rt.text import ModelText
 
     directory, answers = args.collect, args.answers
     model = args.model or ensure_demo_model()
     checkpoint = [model / "config.json", *sorted(model.glob("tokenizer*.json")), *sorted(model.glob("model*safetensors*"))]
     files = {path.name: path.read_bytes() for path in checkpoint}
     files["prompts.jsonl"] = "".join(json.dumps(line) + "\n" for line in encoded_prompts(model, args)).encode()
+    stop_ids = sorted({*_C.ModelConfig.from_directory(str(model)).eos_token_ids, *ModelText(model).eos_token_ids})
+    files["stop_ids.json"] = json.dumps(stop_ids).encode()
     if answers:
         for path in sorted(answers.glob("part-*.jsonl")):
             files[path.name] = path.read_bytes()

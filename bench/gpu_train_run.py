@@ -7,6 +7,9 @@ import json
 import math
 import pathlib
 import shutil
+import signal
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +18,7 @@ import pieces
 import torch
 from mimo_rt.train.batch_answers import make_batch_answers
 from mimo_rt.train.curve import draw_curve
+from mimo_rt.train.draft import DraftModel
 from mimo_rt.train.draft_files import export_draft
 from mimo_rt.train.draft_run import DraftJob, DraftSizes
 from mimo_rt.train.draft_trainer import DraftTrainer, DraftTrainingOptions
@@ -70,6 +74,7 @@ def run(args: argparse.Namespace, begin: float) -> int:
     if args.torch_device == "cuda" and not torch.cuda.is_available():
         print("gpu_train: torch finds no CUDA device. To try everything on a CPU: --torch-device cpu.")
         return NO_GPU
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # whatever it was at, what there is comes back
     clock = Clock(begin, args.minutes)
     send_best(args)  # of earlier calls
     plan_path = args.work / "plan.json"
@@ -130,7 +135,8 @@ def make_answers(args: argparse.Namespace, target: TargetModel) -> None:
     done = {(g.prompt, g.temperature) for g in read_generations(inputs)}
     lines = (inputs / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
     prompts = [Prompt(name, tuple(token_ids)) for name, token_ids in map(json.loads, lines)]
-    make_batch_answers(target, prompts, args.work / "answers", options, batch=args.batch, done=done,
+    stop_ids = json.loads((inputs / "stop_ids.json").read_text(encoding="utf-8"))
+    make_batch_answers(target, prompts, args.work / "answers", options, stop_ids=stop_ids, batch=args.batch, done=done,
                        seconds=args.answer_share * 60 * args.minutes, meta={"made_by": "torch"}, report=Progress())
     if args.torch_device == "cuda":
         torch.cuda.empty_cache()  # of the keys and values
@@ -160,7 +166,7 @@ def plan_steps(args: argparse.Namespace, job: DraftJob, clock: Clock) -> dict[st
     untrained = job.evaluate(trainer.draft)  # loads kernels, too
     num_steps, step_s = args.steps, None
     if not num_steps:
-        step_s, evaluation_s = measure(trainer, lambda: job.evaluate(trainer.draft))
+        step_s, evaluation_s = measure(trainer, lambda: evaluate_and_keep(args, job, trainer.draft))
         left = USED_SHARE * (clock.left() - END_S - (NUM_EVALUATIONS + 1) * evaluation_s)
         num_steps = max(math.floor(left / step_s), 0)
         print(f"{num_steps} steps of {1000 * step_s:.1f} ms; an evaluation takes {evaluation_s:.1f} s", flush=True)
@@ -171,6 +177,13 @@ def plan_steps(args: argparse.Namespace, job: DraftJob, clock: Clock) -> dict[st
     clock.end_stage("plan")
     return {"num_steps": num_steps, "eval_every": max(math.ceil(num_steps / NUM_EVALUATIONS), 1),
             "seconds_per_step": step_s, "untrained_acceptance_length": untrained["mean_acceptance_length"]}
+
+
+def evaluate_and_keep(args: argparse.Namespace, job: DraftJob, draft: DraftModel) -> None:
+    """What an evaluation takes at most: that of the best draft so far. Leaves nothing."""
+    job.evaluate(draft)
+    with tempfile.TemporaryDirectory(dir=args.work) as scratch:
+        send(export_draft(draft, pathlib.Path(scratch) / "best", acceptance_length=1.0), pathlib.Path(scratch) / "out")
 
 
 def measure(trainer: DraftTrainer, evaluate: Callable[[], object]) -> tuple[float, float]:
@@ -197,7 +210,11 @@ def promised_length(draft: pathlib.Path) -> float:
 def send_best(args: argparse.Namespace) -> None:
     """The best draft so far, if there is one, as pieces in --out."""
     if (best := args.work / "best").is_dir():
-        pieces.cut({path.name: path.read_bytes() for path in sorted(best.iterdir())}, args.out, preset=0)
+        send(best, args.out)
+
+
+def send(draft: pathlib.Path, out: pathlib.Path) -> None:
+    pieces.cut({path.name: path.read_bytes() for path in sorted(draft.iterdir())}, out, preset=0)
 
 
 def write_results(args: argparse.Namespace, job: DraftJob, trainer: DraftTrainer, plan: dict[str, Any], clock: Clock,

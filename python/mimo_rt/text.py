@@ -38,9 +38,15 @@ class ModelText:
 
     @cached_property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """The id of `eos_token`, where there is one. Loads the tokenizer."""
+        """The id of `eos_token`, where there is one. Loads the tokenizer; () when that fails.
+
+        Prompts of token ids do not need the tokenizer; those of text say what is wrong with it.
+        """
         token = "" if self.tokenizer is None else self.eos_token()
-        token_id = self.tokenizer.token_id(token) if self.tokenizer and token else None
+        try:
+            token_id = self.tokenizer.token_id(token) if self.tokenizer and token else None
+        except (ImportError, OSError, _C.MimoRtError):
+            return ()
         return () if token_id is None else (token_id,)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:

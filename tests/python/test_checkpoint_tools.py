@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -313,6 +315,35 @@ def test_a_directory_is_never_missing_while_it_is_replaced(tmp_path, monkeypatch
     with atomic_directory(path, overwrite=True) as partial:  # control
         (partial / "newer").touch()
     assert [p.name for p in path.iterdir()] == ["newer"]
+
+
+KILLED_BETWEEN_RENAMES = """
+import os, pathlib, sys
+from mimo_rt.checkpoints import atomic_directory
+rename, path = os.rename, pathlib.Path(sys.argv[1])
+os.rename = lambda source, to: os._exit(9) if to == path else rename(source, to)
+with atomic_directory(path, overwrite=True): pass
+"""
+
+
+def test_what_a_killed_process_was_replacing_stays(tmp_path):
+    path = tmp_path / "model"
+    path.mkdir()
+    (path / "old").touch()
+    os.utime(path, (0, 0))
+    assert subprocess.run([sys.executable, "-c", KILLED_BETWEEN_RENAMES, path], check=False).returncode == 9
+    (before,) = tmp_path.glob(".model.partial-*-before")
+    assert not path.exists() and before.stat().st_mtime > 0
+    os.utime(before, (0, 0))  # hours later
+    with pytest.raises(KeyboardInterrupt), atomic_directory(path):
+        raise KeyboardInterrupt
+    assert (before / "old").exists()
+    with atomic_directory(path):
+        pass
+    assert (before / "old").exists()
+    with atomic_directory(path, overwrite=True):  # control: there is another one
+        pass
+    assert not before.exists()
 
 
 # --- inventory -----------------------------------------------------------------------------------

@@ -156,7 +156,7 @@ def test_what_does_not_fit_or_run_is_told(script, capsys, monkeypatch):
     def synthetic(*arguments):
         raise errors.OutOfMemoryError("[cuda] weights: expected 9 free bytes on GPU, got 8; 1 are missing.")
 
-    monkeypatch.setattr(script._C.Engine, "synthetic", synthetic)
+    monkeypatch.setattr(_C.Engine, "synthetic", synthetic)
     code, out = run(script, capsys)
     assert code == 1 and "1 are missing. Or lower --layers or --experts." in out.err and not out.out
     for arguments in (["--layers", "71"], ["--experts", "7"], ["--allreduce-us", "-1"]):

@@ -1,8 +1,10 @@
 """The way of a draft over a GPU machine, on a CPU: pieces there, calls that go on where others stopped, pieces back."""
 
+import contextlib
 import json
 import math
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -30,7 +32,9 @@ SIZES = ["--layers", "1", "--sequences", "4", "--anchors", "8", "--draft-vocab-s
 @pytest.fixture
 def bench(root, monkeypatch, load_bench_script):
     monkeypatch.syspath_prepend(str(root / "bench"))
-    return load_bench_script
+    handler = signal.getsignal(signal.SIGTERM)
+    yield load_bench_script
+    signal.signal(signal.SIGTERM, handler)  # a call sets its own
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +129,7 @@ def test_a_call_without_time_for_a_run_plans_none(bench, collected, tmp_path, ca
     assert not (work / "plan.json").exists() and "no run is planned" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("fate", ["not a number", "lost GPU"])
+@pytest.mark.parametrize("fate", ["not a number", "lost GPU", "SIGTERM"])
 def test_a_run_that_fails_leaves_its_best_draft(bench, collected, tmp_path, monkeypatch, fate):
     """And what it knows of itself; a process that is killed at that moment leaves the draft, too."""
     step, history = DraftTrainer.step, DraftTrainer.history.fget
@@ -134,6 +138,8 @@ def test_a_run_that_fails_leaves_its_best_draft(bench, collected, tmp_path, monk
         loss = step(trainer)
         if trainer.step_idx == 6 and fate == "lost GPU":
             raise RuntimeError("CUDA error")
+        if trainer.step_idx == 6 and fate == "SIGTERM":
+            signal.raise_signal(signal.SIGTERM)
         return torch.tensor(math.nan) if trainer.step_idx == 6 else loss
 
     def read(trainer):
@@ -155,13 +161,13 @@ def test_a_run_that_fails_leaves_its_best_draft(bench, collected, tmp_path, monk
 
     monkeypatch.setattr(run, "write_results", write)
     arguments = ["--pieces", str(collected), "--work", str(tmp_path / "work"), "--out", str(out), *SIZES]
-    if fate == "lost GPU":
-        with pytest.raises(RuntimeError, match="CUDA error"):
-            script.main(arguments)
-    else:
+    expected, failure = {"not a number": (contextlib.nullcontext(), "InvalidArgumentError: [train] step"),
+                         "lost GPU": (pytest.raises(RuntimeError, match="CUDA error"), "RuntimeError: CUDA"),
+                         "SIGTERM": (pytest.raises(SystemExit, match="1"), "ended")}[fate]
+    with expected:
         assert script.main(arguments) == 2
     (result,) = map(json.loads, (out / "result.jsonl").read_text().splitlines())
-    assert result["failure"].startswith("RuntimeError: CUDA" if fate == "lost GPU" else "InvalidArgumentError: [train] step")
+    assert result["failure"].startswith(failure)
     assert result["best_acceptance_length"] == 1.6 and len(result["evaluations"]) == 5
     assert "pieces.json" in before[0] and "result.jsonl" not in before[0]
     assert script.main(["--join", str(out), str(back)]) == 0
@@ -220,16 +226,19 @@ class SlowJob:
         self.shown.append(name)
 
 
-def test_the_number_of_steps_fits_the_time(bench):
-    """By measured steps and evaluations."""
+def test_the_number_of_steps_fits_the_time(bench, tmp_path, monkeypatch):
+    """By measured steps and evaluations, the best draft's export and pieces included."""
     script, run = bench("gpu_train"), bench("gpu_train_run")
     job = SlowJob(0.01, 0.05, 60.0)
-    args = script.parse(["--pieces", "x", "--work", "x", "--out", "out"])
+    args = script.parse(["--pieces", "x", "--work", str(tmp_path), "--out", "out"])
+    monkeypatch.setattr(run, "export_draft", lambda draft, path, **_: time.sleep(0.4) or path)
+    monkeypatch.setattr(run, "send", lambda draft, out: time.sleep(0.1))
     plan = run.plan_steps(args, job, job)
     assert plan["seconds_per_step"] >= job.step_s
-    assert 1500 <= plan["num_steps"] <= (job.left_s - run.END_S - 9 * job.evaluation_s) / job.step_s
+    assert 1500 <= plan["num_steps"] <= (job.left_s - run.END_S - 9 * (job.evaluation_s + 0.5)) / job.step_s
+    assert not list(tmp_path.iterdir())
     assert plan["num_steps"] / 9 <= plan["eval_every"] <= plan["num_steps"]
-    job.left_s = run.END_S + 0.7
+    job.left_s = run.END_S + 5.2
     assert run.plan_steps(args, job, job) is None  # too few to bind later calls to them
     args.steps = 7
     assert run.plan_steps(args, job, job)["num_steps"] == 7
@@ -397,6 +406,22 @@ def test_a_prompt_travels_once(bench, model):
     assert len({p.token_ids for p in every}) == len({tuple(ids) for _, ids in found}) == len(found) < len(every)
     first = {p.token_ids: p.name for p in reversed(every)}
     assert all(first[tuple(ids)] == name for name, ids in found)
+
+
+def test_end_tokens_of_all_files_travel(bench, model, tmp_path, monkeypatch):
+    copy = shutil.copytree(model, tmp_path / "model")  # its tokenizer's is 258
+    for name, ids in (("config", [7]), ("generation_config", 9)):
+        file = copy / f"{name}.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": ids}))
+    script = bench("gpu_train")
+    arguments = ["--model", str(copy), "--per-set", "1", "--answers", str(model.parent / "answers")]
+    assert script.main(["--collect", str(tmp_path / "pieces"), *arguments]) == 0
+    script.pieces.join(tmp_path / "pieces", tmp_path / "work" / "input")
+    run, used = bench("gpu_train_run"), []
+    monkeypatch.setattr(run, "make_batch_answers", lambda *_, stop_ids, **more: used.append(stop_ids))
+    run.make_answers(script.parse(["--pieces", "x", "--work", str(tmp_path / "work"), "--out", "out",
+                                   "--torch-device", "cpu"]), None)
+    assert used == [[7, 9, 258]]
 
 
 def test_no_evaluation_prompt_travels(root, bench):

@@ -235,8 +235,19 @@ def test_a_lost_gpu_ends_the_process_and_another_goes_on(capsys, monkeypatch):
     assert "To measure it: --after expert_gate_up" in shown.err
     assert cli_main([*arguments, "--after", "expert_gate_up"]) == 0
     assert [line["case"] for line in lines_of(capsys)] == ["gpt-oss-120b/expert_down/mxfp4/t1"]
-    assert cli_main(["kbench", *arguments[1:], "--after", "expert_down"]) == 1
-    assert "--after: expected one of expert_gate_up, got 'expert_down'" in capsys.readouterr().err
+    assert cli_main([*arguments, "--after", "router"]) == 1
+    assert "--after: expected one of expert_gate_up, expert_down, got 'router'" in capsys.readouterr().err
+
+
+def test_nothing_follows_the_last_kernel(capsys, monkeypatch):
+    play_failures(monkeypatch, {"expert_down": DeviceLostError("[x] illegal address")})
+    arguments = ["kbench", "--shape", "gpt-oss-120b", *QUICK, "--json"]
+    assert cli_main(arguments) == 1
+    shown = capsys.readouterr()
+    assert "error: gpt-oss-120b/expert_down/" in shown.err and "--after" not in shown.err
+    assert cli_main([*arguments, "--after", "expert_down"]) == 0  # whoever goes on behind each that failed
+    shown = capsys.readouterr()
+    assert not shown.out and "no kernel follows expert_down" in shown.err
 
 
 class WrongBench:
@@ -327,6 +338,10 @@ def test_compare_names_what_failed(capsys, tmp_path):
     capsys.readouterr()
     assert cli_main(["kbench", "compare", str(before), str(after)]) == 1
     assert f"failed in {after}: pro-r8/o_proj/bf16/t1" in capsys.readouterr().err
+    after.write_text(json.dumps(failed) + "\n")  # all of them
+    assert cli_main(["kbench", "compare", str(before), str(after)]) == 1
+    error = capsys.readouterr().err
+    assert f"failed in {after}: pro-r8/o_proj/bf16/t1" in error and "no case in common" in error
 
 
 def test_compare_says_when_the_records_are_of_different_gpus(capsys, tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 import mimo_rt
 from mimo_rt import SamplingParams, Session, _C, errors
 from mimo_rt.checkpoints import write_tiny_checkpoint
+from mimo_rt.cli import main as cli_main
 
 PROMPT = "Once upon a time"
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
@@ -284,6 +286,23 @@ def test_end_tokens_of_generation_config(session, model_dir, tmp_path):
     with Session.from_engine(engine) as alone:
         ids = session.encode(PROMPT)
         assert alone.generate(ids, max_tokens=32, temperature=0.0).token_ids == result.token_ids
+
+
+@pytest.mark.parametrize("lacking", ["library", "sense"])
+def test_token_ids_need_no_tokenizer(session, model_dir, tmp_path, monkeypatch, capsys, lacking):
+    copy = shutil.copytree(model_dir, tmp_path / "model")
+    if lacking == "library":
+        monkeypatch.setitem(sys.modules, "tokenizers", None)
+    else:  # to that library: the engine looks at the vocabulary only
+        path = copy / "tokenizer.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"normalizer": {"type": "of tomorrow"}}))
+    with Session(copy, num_threads=1) as other:
+        expected = session.generate([1, 2, 3], max_tokens=8, temperature=0.0).token_ids
+        assert other.generate([1, 2, 3], max_tokens=8, temperature=0.0).token_ids == expected
+        with pytest.raises((ImportError, errors.BadFormatError), match="tokenizer"):
+            other.generate("text", max_tokens=8)
+    assert cli_main(["inspect", str(copy)]) == 0
+    assert "end tokens" in capsys.readouterr().out
 
 
 def test_stop_strings(session):

@@ -94,7 +94,7 @@ def test_greedy_answers_equal_the_engines(tmp_path):
     prompts = [tuple(range(5 + i, 12 + 3 * i)) for i in range(6)]
     target = TargetModel(model)
     with torch.no_grad():
-        made = batch_answers.decode_batch(target, [torch.tensor(p) for p in prompts], torch.zeros(6), 20, 0)
+        made = batch_answers.decode_batch(target, [torch.tensor(p) for p in prompts], torch.zeros(6), 20, 0, [258])
 
         def leads(expected):
             """By how much our token's logit leads theirs where they differ first."""
@@ -133,7 +133,7 @@ def test_answers_are_made_batch_by_batch(tmp_path):
 
     def make(directory, seconds=float("inf"), options=options):
         return batch_answers.make_batch_answers(
-            target, prompts, tmp_path / directory, options, batch=3, done=done, seconds=seconds,
+            target, prompts, tmp_path / directory, options, stop_ids=[258], batch=3, done=done, seconds=seconds,
             meta={"made_by": "torch"}, report=lambda text: None)
 
     make("whole")
@@ -155,10 +155,9 @@ def test_an_answer_ends_with_its_stop_id(tmp_path):
     prompt = tuple(range(5, 12))
     target = TargetModel(model)
     with torch.no_grad():
-        made = batch_answers.decode_batch(target, [torch.tensor(prompt)] * 2, torch.zeros(2), 12, 0)[0]
+        made = batch_answers.decode_batch(target, [torch.tensor(prompt)] * 2, torch.zeros(2), 12, 0, [])[0]
         stop = made[3]
-        target.config["eos_token_id"] = [stop]
-        ended = batch_answers.decode_batch(target, [torch.tensor(prompt)] * 2, torch.zeros(2), 12, 0)
+        ended = batch_answers.decode_batch(target, [torch.tensor(prompt)] * 2, torch.zeros(2), 12, 0, [299, stop])
     assert len(made) == 12
     assert ended == [made[: made.index(stop) + 1]] * 2
     config = json.loads((model / "config.json").read_text()) | {"eos_token_id": stop}

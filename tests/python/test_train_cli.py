@@ -1,7 +1,9 @@
 """`mimo-rt train` from prompts to a draft and to trained experts, on tiny models."""
 
 import json
+import shutil
 import sys
+import tarfile
 import threading
 import time
 import types
@@ -170,10 +172,31 @@ def test_another_model_or_prompts_of_the_same_name_need_another_directory(model,
     other = write_tiny_checkpoint(tmp_path / model.name, **TINY | {"n_routed_experts": 8})
     assert generate(other, data, prompt_file) == 1
     assert "model_digest is '" in capsys.readouterr().err
+    other = shutil.copytree(model, tmp_path / "other" / model.name)
+    config = other / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"eos_token": "!"}))  # answers end elsewhere
+    assert generate(other, data, prompt_file) == 1
+    assert "model_digest is '" in capsys.readouterr().err
     prompts_ = tmp_path / prompt_file.name
     prompts_.write_text(prompt_file.read_text().replace("time 5", "time 6"))
     assert generate(model, data, prompts_) == 1
     assert "prompts_digest is '" in capsys.readouterr().err
+
+
+def test_answers_of_the_demo_are_gone_on_from(model, prompt_file, tmp_path, load_bench_script, capsys):
+    """What bench/train_demo.py --skip-experts does."""
+    train_demo = load_bench_script("train_demo")
+    train_demo.unpack_answers(tmp_path)  # exists: somebody's answers stay as they are
+    assert not list(tmp_path.iterdir())
+    train_demo.unpack_answers(tmp_path / "answers")
+    num_unpacked = len(generations.read_generations(tmp_path / "answers"))
+    assert generate(model, tmp_path / "answers", prompt_file, "--temperatures", "0") == 0
+    assert num_unpacked > 700 and len(generations.read_generations(tmp_path / "answers")) == num_unpacked + 6
+    with tarfile.open(train_demo.ANSWERS) as archive:
+        archive.extractall(tmp_path / "old", filter="data")
+    capsys.readouterr()
+    assert generate(model, tmp_path / "old", prompt_file) == 1
+    assert "meta.json does not say with which activations it was made: it is of an older" in capsys.readouterr().err
 
 
 def promised_length(run):
@@ -235,8 +258,10 @@ def test_a_run_goes_on_with_the_answers_that_it_holds_out(model, data, tmp_path,
         assert main(["train", *head, str(data), *tail]) == 0
         for name in others:
             capsys.readouterr()
+            cached = {path: path.read_bytes() for path in (tmp_path / "draft" / "features").iterdir()}
             assert main(["train", *head, str(tmp_path / name), *tail]) == 1
             assert "was made with answers = " in capsys.readouterr().err
+            assert len(cached) == 3 and all(path.read_bytes() == content for path, content in cached.items())
         assert main(["train", *head, str(data), *tail]) == 0  # control
 
 

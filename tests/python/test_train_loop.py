@@ -1,7 +1,10 @@
 """Training of a draft on a tiny target: it learns, it resumes bit for bit, and its data survives being killed."""
 
 import dataclasses
-import resource
+import os
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -18,7 +21,7 @@ from mimo_rt.train.draft import DraftModel  # noqa: E402
 from mimo_rt.train.draft_trainer import DraftTrainer, DraftTrainingOptions  # noqa: E402
 from mimo_rt.train.features import FeatureSource  # noqa: E402
 from mimo_rt.train.generations import Generation  # noqa: E402
-from mimo_rt.train.state_files import load_state, save_state  # noqa: E402
+from mimo_rt.train.state_files import save_state  # noqa: E402
 from mimo_rt.train.target import TargetModel  # noqa: E402
 
 LAYERS = (0, 3)
@@ -281,35 +284,74 @@ def test_cached_features_equal_computed_ones(target, data, tmp_path):
     assert torch.equal(other(0), expected[0].roll(96, dims=1))
 
 
-@pytest.fixture
-def small_files():
-    """No file may grow beyond so many bytes, as on a full disk."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda num_bytes: resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+def with_small_files(num_bytes, body, *arguments):
+    """Runs `body` in a process of its own, where no file may grow beyond so many bytes, as on a full disk.
+
+    A limit of this process would be that of all that other threads start meanwhile.
+    """
+    begin = f"import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, ({num_bytes},) * 2)\n"
+    ended = subprocess.run([sys.executable, "-c", begin + body, *map(str, arguments)], capture_output=True, text=True,
+                           check=False, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
 
 
-def test_a_cache_of_features_has_its_room_on_the_disk(target, data, tmp_path, small_files):
-    """A map of a file without room would end the process when it is written to."""
-    FeatureSource(target, LAYERS, data.token_ids, tmp_path)
+SMALL_CACHE = """
+import pathlib, sys
+import torch
+from mimo_rt.train.features import FeatureSource
+from mimo_rt.train.target import TargetModel
+target, cache = TargetModel(pathlib.Path(sys.argv[1])), pathlib.Path(sys.argv[2])
+sequences = [torch.arange(32) + i for i in range(4)]
+def open_cache(num_sequences): return FeatureSource(target, (0, 1), sequences[:num_sequences], cache)(0)
+first = open_cache(3)
+try:
+    open_cache(4)
+except OSError as error:
+    print(error, (cache / "features.bf16").exists())
+assert torch.equal(open_cache(3), first)
+"""
+
+
+def test_a_cache_of_features_has_its_room_on_the_disk(target, data, tmp_path):
+    """A map of a file without room would end the process when it is written to; the data before it go on working."""
+    FeatureSource(target, LAYERS, data.token_ids, tmp_path)(0)
     found = (tmp_path / "features.bf16").stat()
     assert found.st_blocks * 512 >= found.st_size == 2 * 128 * 192
-    small_files(found.st_size - 1)
-    FeatureSource(target, LAYERS, data.token_ids[:3], tmp_path)  # control
-    with pytest.raises(OSError, match="no room for 49152 bytes.*features.bf16"):
-        FeatureSource(target, LAYERS, data.token_ids, tmp_path)
-    assert not (tmp_path / "features.bf16").exists()
+    out = with_small_files(4 * 32 * 2 * 192 - 1, SMALL_CACHE, target.directory, tmp_path / "small")
+    assert re.search("no room for 49152 bytes.*features.bf16.* False", out)
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path, small_files):
+SMALL_STATE = """
+import pathlib, sys
+import torch
+from mimo_rt.train.state_files import load_state, save_state
+path = pathlib.Path(sys.argv[1])
+state = {"options": {}, "x": torch.ones(8)}
+save_state(path, state)
+try:
+    save_state(path, state | {"x": torch.ones(100_000)})
+except OSError as error:
+    print(error)
+assert torch.equal(load_state(path, {})["x"], state["x"])
+"""
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path):
     path = tmp_path / "state.pt"
-    state = {"options": {}, "x": torch.ones(8)}
-    small_files(100_000)
-    save_state(path, state)
-    with pytest.raises(OSError, match="cannot write .*state.pt: .*File too large"):
-        save_state(path, state | {"x": torch.ones(100_000)})
+    assert re.search("cannot write .*state.pt: .*File too large", with_small_files(100_000, SMALL_STATE, path))
     assert list(tmp_path.iterdir()) == [path]
-    assert torch.equal(load_state(path, {})["x"], state["x"])
+
+
+class OnLostGpu:
+    def __reduce__(self):
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+
+def test_what_is_no_trouble_of_the_disk_is_not_called_so(tmp_path):
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        save_state(tmp_path / "state.pt", {"options": {}, "x": OnLostGpu()})
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -126,13 +126,16 @@ def synthetic_draft_config(config: dict[str, Any], block_size: int = 8) -> dict[
 
 
 def synthetic_engine(
-    config: dict[str, Any], options: dict[str, Any], draft: dict[str, Any] | None = None
+    config: dict[str, Any],
+    options: dict[str, Any],
+    draft: dict[str, Any] | None = None,
+    seed: int = 0,
 ) -> Any:
     """An engine with random weights for a config.json, and for that of a draft."""
     target = _C.ModelConfig.from_json(json.dumps(config), "synthetic")
     of_draft = draft and _C.DraftConfig.from_json(json.dumps(draft), "synthetic draft")
     with _ctrl_c_ends_the_process():
-        return _C.Engine.synthetic(target, 0, engine_options(**options), of_draft)
+        return _C.Engine.synthetic(target, seed, engine_options(**options), of_draft)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import struct
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -33,6 +33,7 @@ STORAGE_TYPES = {
     "I64": np.dtype("<i8"),
 }
 STALE_PARTIAL_SECONDS = 3600.0
+_BEFORE = "-before"
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,9 @@ def atomic_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary directory that becomes ``path`` when the block ends without an error.
 
     ``path`` therefore never exists half-written. An interrupted block removes its temporary
-    directory; those of killed processes are removed after an hour.
+    directory; those of killed processes are removed after an hour. Of one that was killed while it
+    replaced ``path``, ``.NAME.partial-…-before`` is the old directory: it stays while there is no
+    new one.
     """
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,9 +79,11 @@ def atomic_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 def _replace(path: Path, partial: Path) -> None:
     """What was at ``path`` goes only when the new directory is in its place."""
-    before = partial.with_name(f"{partial.name}-before")
+    before = partial.with_name(f"{partial.name}{_BEFORE}")
     os.rename(path, before)
     try:
+        with suppress(PermissionError):  # of another user
+            os.utime(before)  # an hour from now
         os.rename(partial, path)
     except BaseException:
         os.rename(before, path)
@@ -92,6 +97,8 @@ def _partial_prefix(path: Path) -> str:
 
 def _remove_stale(path: Path) -> None:
     for other in path.parent.glob(_partial_prefix(path) + "*"):
+        if other.name.endswith(_BEFORE) and not path.exists():
+            continue  # of a process that was killed while it replaced `path`: the only one left
         try:
             is_stale = time.time() - other.stat().st_mtime > STALE_PARTIAL_SECONDS
         except FileNotFoundError:  # its owner has just finished

@@ -119,7 +119,8 @@ def _measure(
                 print_json({"case": failed[-1], "error": str(error), "backend": options.backend,
                             **more})
             if isinstance(error, DeviceLostError):  # for this process
-                note(f"not measured: what follows. To measure it: --after {shape.op}")
+                if shape is not cases[-1][0]:
+                    note(f"not measured: what follows. To measure it: --after {shape.op}")
                 break
         else:
             results.append(result)
@@ -129,13 +130,16 @@ def _measure(
 
 
 def _behind(args: argparse.Namespace, shapes: list[Shape]) -> list[Shape]:
-    """Shapes after that of ``--after``."""
+    """Shapes after that of ``--after``; none after the last one."""
     ops = [shape.op for shape in shapes]
     if args.behind is None:
         return shapes
-    if args.behind not in ops[:-1]:
-        raise ValueError(f"--after: expected one of {', '.join(ops[:-1])}, got '{args.behind}'.")
-    return shapes[ops.index(args.behind) + 1:]
+    if args.behind not in ops:
+        raise ValueError(f"--after: expected one of {', '.join(ops)}, got '{args.behind}'.")
+    following = shapes[ops.index(args.behind) + 1:]
+    if not following:
+        note(f"no kernel follows {args.behind}.")
+    return following
 
 
 def _backend(device: str) -> str:
@@ -178,11 +182,10 @@ def _compare(args: argparse.Namespace) -> int:
     records = [r for r in read_records(args.after) if "case" in r]
     wrong = [str(r["case"]) for r in records if r.get("correct") is False]
     failed = [str(r["case"]) for r in records if r.get("error")]
-    code = run_compare(args)
-    for names, what in ((wrong, "wrong results"), (failed, "failed")):
+    for names, what in ((wrong, "wrong results"), (failed, "failed")):  # first: there may be nothing to compare
         if names:
             note(f"mimo-rt: error: {what} in {args.after}: {', '.join(names)}")
-    return code or int(bool(wrong or failed))
+    return run_compare(args) or int(bool(wrong or failed))
 
 
 def _repeat(shape: Shape, tokens: int, args: argparse.Namespace) -> str:

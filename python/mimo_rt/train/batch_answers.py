@@ -37,6 +37,7 @@ def make_batch_answers(
     directory: Path,
     options: GenerateOptions,
     *,
+    stop_ids: Sequence[int],
     batch: int = 1024,
     done: Collection[tuple[str, float]] = (),
     seconds: float = float("inf"),
@@ -51,6 +52,8 @@ def make_batch_answers(
     Args:
         directory: as :func:`make_generations` makes it.
         options: without ``part``.
+        stop_ids: end an answer, as in the engine: those of config.json, generation_config.json and
+            the tokenizer.
         batch: answers at a time; equal numbers give equal answers.
         done: (prompt, temperature) of answers that are there already.
 
@@ -58,7 +61,7 @@ def make_batch_answers(
         The number of tokens made by this call.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    recorded = meta | asdict(options) | {"batch": batch}
+    recorded = meta | asdict(options) | {"batch": batch, "stop_ids": list(stop_ids)}
     check_meta(directory, json.loads(json.dumps(recorded)))
     jobs = [(p, t) for p in prompts for t in options.temperatures if (p.name, t) not in done]
     start_time, num_tokens, num_made = time.monotonic(), 0, 0
@@ -69,7 +72,7 @@ def make_batch_answers(
         elapsed = time.monotonic() - start_time
         if num_made and elapsed * (1 + 1 / num_made) > seconds:  # the next one would end too late
             break
-        answers = _answer_batch(target, jobs[begin : begin + batch], options, number)
+        answers = _answer_batch(target, jobs[begin : begin + batch], options, number, stop_ids)
         lines = [json.dumps(asdict(answer)) + "\n" for answer in answers]
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(lines), encoding="utf-8")
@@ -82,14 +85,18 @@ def make_batch_answers(
 
 
 def _answer_batch(
-    target: TargetModel, jobs: Sequence[tuple[Prompt, float]], options: GenerateOptions, number: int
+    target: TargetModel,
+    jobs: Sequence[tuple[Prompt, float]],
+    options: GenerateOptions,
+    number: int,
+    stop_ids: Sequence[int],
 ) -> list[Generation]:
     jobs = sorted(jobs, key=lambda job: len(job[0].token_ids))  # alike ones share a prefill
     seed = mix_seed(options.seed, number)
     prompts = [torch.tensor(prompt.token_ids) for prompt, _ in jobs]
     temperatures = torch.tensor([temperature for _, temperature in jobs])
     with torch.no_grad():
-        outputs = decode_batch(target, prompts, temperatures, options.max_tokens, seed)
+        outputs = decode_batch(target, prompts, temperatures, options.max_tokens, seed, stop_ids)
     return [
         Generation(prompt.name, seed, temperature, list(prompt.token_ids), output)
         for (prompt, temperature), output in zip(jobs, outputs, strict=True)
@@ -97,7 +104,12 @@ def _answer_batch(
 
 
 def decode_batch(
-    target: TargetModel, prompts: Sequence[Tensor], temperatures: Tensor, max_tokens: int, seed: int
+    target: TargetModel,
+    prompts: Sequence[Tensor],
+    temperatures: Tensor,
+    max_tokens: int,
+    seed: int,
+    stop_ids: Sequence[int],
 ) -> list[list[int]]:
     """Answers of at most ``max_tokens``, a stop id included, to prompts of token ids."""
     device = target.device
@@ -107,19 +119,18 @@ def decode_batch(
     last = model.logits(_prefill(model, prompts, lengths, target))
     positions, temperatures = lengths.to(device), temperatures.to(device)[:, None]
     generator = torch.Generator(device).manual_seed(seed)
-    stop_ids = torch.tensor(_stop_ids(target.config), dtype=torch.long, device=device)
+    stops = torch.tensor(stop_ids, dtype=torch.long, device=device)
     made = torch.zeros(len(prompts), max_tokens, dtype=torch.long, device=device)
     has_ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     for i in range(max_tokens):
         made[:, i] = _choose(last, temperatures, generator)
-        has_ended |= torch.isin(made[:, i], stop_ids)
+        has_ended |= torch.isin(made[:, i], stops)
         if i + 1 == max_tokens or (i % _LOOK_EVERY == 0 and bool(has_ended.all())):
             break
         num_keys = min(-(-(int(lengths.max()) + i + 1) // _KEYS) * _KEYS, max_keys)
         x, _ = model.forward(made[:, i : i + 1], positions + i, num_keys)
         last = model.logits(x[:, 0])
-    stops = set(stop_ids.tolist())
-    return [_until_stop(row[: i + 1], stops) for row in made.tolist()]
+    return [_until_stop(row[: i + 1], set(stop_ids)) for row in made.tolist()]
 
 
 def _prefill(
@@ -148,11 +159,6 @@ def _choose(logits: Tensor, temperatures: Tensor, generator: torch.Generator) ->
     noise = torch.empty_like(logits).exponential_(generator=generator).log_()
     drawn = logits / temperatures.clamp(min=1e-6) - noise
     return torch.where(temperatures > 0, drawn, logits).argmax(dim=-1)
-
-
-def _stop_ids(config: dict[str, Any]) -> list[int]:
-    ids = config.get("eos_token_id")
-    return ids if isinstance(ids, list) else [] if ids is None else [ids]
 
 
 def _until_stop(ids: list[int], stops: set[int]) -> list[int]:

@@ -31,7 +31,8 @@ class FeatureSource:
         target: makes the features.
         layer_ids: captured layers.
         sequences: token ids ``[num_tokens]`` of every sequence.
-        cache: directory of the cache (2 bytes per value); None keeps nothing.
+        cache: directory of the cache (2 bytes per value), opened when first needed: a run that is
+            refused before leaves that of earlier ones alone; None keeps nothing.
     """
 
     def __init__(
@@ -46,10 +47,9 @@ class FeatureSource:
         self._sequences = sequences
         self._begin = np.cumsum([0, *(len(s) for s in sequences)])
         self._rows: np.ndarray | None = None
-        if cache is not None:
-            self._open_cache(Path(cache))
+        self._cache = cache
 
-    def _open_cache(self, cache: Path) -> None:
+    def _open_cache(self, cache: Path) -> np.ndarray:
         """Map the files of ``cache``; files of other sequences or layers are started anew."""
         cache.mkdir(parents=True, exist_ok=True)
         shape = (int(self._begin[-1]), len(self._layer_ids) * self._target.hidden_size)
@@ -57,13 +57,15 @@ class FeatureSource:
         meta = cache / "features.json"
         is_same = meta.is_file() and json.loads(meta.read_text(encoding="utf-8")) == key
         # A row of flags beside the data: set only after the data, so a killed run leaves no lie.
+        if not is_same:
+            meta.unlink(missing_ok=True)  # what it says is no longer there, even without room for the new
         is_done, rows = cache / "done.u8", cache / "features.bf16"
         _allocate(is_done, len(self._sequences), keep=is_same)
         _allocate(rows, 2 * shape[0] * shape[1], keep=is_same)
         self._is_done = np.memmap(is_done, np.uint8, "r+", shape=(len(self._sequences),))
-        self._rows = np.memmap(rows, np.uint16, "r+", shape=shape)
         if not is_same:
             write_json(meta, key)
+        return np.memmap(rows, np.uint16, "r+", shape=shape)
 
     def _fingerprint(self) -> str:
         digest = hashlib.sha256(
@@ -78,8 +80,10 @@ class FeatureSource:
 
     def __call__(self, seq_idx: int) -> Tensor:
         """float32 on the target's device; equal bits whether computed or read."""
-        if self._rows is None:
+        if self._cache is None:
             return self._compute(seq_idx).float()
+        if self._rows is None:
+            self._rows = self._open_cache(self._cache)
         rows = slice(int(self._begin[seq_idx]), int(self._begin[seq_idx + 1]))
         if not self._is_done[seq_idx]:
             values = self._compute(seq_idx).cpu()

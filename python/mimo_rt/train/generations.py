@@ -187,7 +187,8 @@ def _answer(
 def model_digest(directory: Path) -> str:
     """Hex digits of what says which model a directory holds: not of the weights, which take minutes to read."""
     digest = hashlib.sha256()
-    for path in (directory / "config.json", directory / "generation_config.json"):
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):  # end tokens, too
+        path = directory / name
         digest.update(path.read_bytes() if path.is_file() else b"none")
     for path in sorted(directory.glob("*.safetensors")):
         digest.update(f"{path.name} {path.stat().st_size} ".encode())
@@ -211,6 +212,11 @@ def check_meta(directory: Path, meta: dict[str, Any]) -> None:
     different = sorted(k for k in meta.keys() | found.keys() if meta.get(k) != found.get(k))
     if different:
         name = different[0]
+        if name not in found:
+            raise _C.InvalidArgumentError(
+                f"[train] {path} does not say with which {name} it was made: it is of an older "
+                "version. Use another directory."
+            )
         raise _C.InvalidArgumentError(
             f"[train] {directory} was made with other options: {name} is {found.get(name)!r} "
             f"there, {meta.get(name)!r} now. Use another directory."

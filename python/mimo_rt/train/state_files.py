@@ -27,7 +27,9 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
         # What the file has said, torch buries under an error of its archive.
-        reason = error.__context__ if isinstance(error.__context__, OSError) else error
+        reason = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(reason, OSError):  # e.g. of the GPU that the state comes from
+            raise
         raise OSError(f"[train] cannot write {path}: {reason}.") from error
 
 
