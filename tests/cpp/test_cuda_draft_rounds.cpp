@@ -132,7 +132,7 @@ std::string to_json(const DraftConfig& c) {
       << R"(, "attention_value_scale": )" << c.value_scale << R"(, "attention_sink_bias": )" << (c.has_sink ? "true" : "false")
       << R"(, "use_qk_norm": )" << (c.has_qk_norm ? "true" : "false") << R"(, "use_sliding_window": true, "sliding_window": )"
       << c.window_tokens[0] << R"(, "block_size": )" << c.block_size << R"(, "mask_token_id": )" << c.mask_token_id
-      << R"(, "target_layer_ids": [2, 0, 3], "layer_types": [)";
+      << R"(, "target_layer_ids": [2, 0, 3], "is_causal": false, "layer_types": [)";
   for (uint32_t l = 0; l < c.num_layers; ++l)
     out << (l ? ", " : "") << (c.window_tokens[l] ? R"("sliding_attention")" : R"("full_attention")");
   out << "]}";
