@@ -16,13 +16,6 @@ struct Best {
       column = other_column;
     }
   }
-  /// Over lanes whose indices differ in bits below `width`. All lanes of the warp take part.
-  __device__ void reduce(uint32_t width) {
-    for (uint32_t mask = width / 2; mask != 0; mask /= 2) {
-      const float other = ptx::shuffle_xor(value, mask);
-      take(other, ptx::shuffle_xor(column, mask));
-    }
-  }
 };
 
 }  // namespace mimo_rt::cuda
