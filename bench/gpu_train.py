@@ -60,7 +60,7 @@ def collect(args: argparse.Namespace) -> None:
     checkpoint = [model / "config.json", *sorted(model.glob("tokenizer*.json")), *sorted(model.glob("model*safetensors*"))]
     files = {path.name: path.read_bytes() for path in checkpoint}
     files["prompts.jsonl"] = "".join(json.dumps(line) + "\n" for line in encoded_prompts(model, args)).encode()
-    stop_ids = sorted({*_C.ModelConfig.from_directory(str(model)).eos_token_ids, *ModelText(model).eos_token_ids})
+    stop_ids = ModelText(model).end_token_ids(_C.ModelConfig.from_directory(str(model)))
     files["stop_ids.json"] = json.dumps(stop_ids).encode()
     if answers:
         for path in sorted(answers.glob("part-*.jsonl")):

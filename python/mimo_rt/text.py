@@ -49,6 +49,10 @@ class ModelText:
             return ()
         return () if token_id is None else (token_id,)
 
+    def end_token_ids(self, config: Any) -> list[int]:
+        """The ids that end a text, ascending: those of ``config``, a `ModelConfig`, and `eos_token_ids`."""
+        return sorted({*config.eos_token_ids, *self.eos_token_ids})
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return self._require_tokenizer().encode(text, add_special_tokens=add_special_tokens)
 

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     config = _C.ModelConfig.from_directory(args.model)
     checkpoint = _C.Checkpoint.open(args.model)
     draft = find_draft(args.model, config)
-    eos_token_ids = sorted({*config.eos_token_ids, *ModelText(Path(args.model)).eos_token_ids})
+    eos_token_ids = ModelText(Path(args.model)).end_token_ids(config)
     num_scanned = None
     if args.check:
         from ._scan import scan_scales
