@@ -7,8 +7,9 @@
 // Order. In every block of 32 k a lane sums its products in k order, from zero, with FMA; then
 // acc = fma(block sum, scale, acc), blocks ascending. Both paths below execute exactly this
 // sequence per lane, so a token's result does not depend on how many tokens are computed with it:
-//   direct  a few tokens: weights are expanded in registers next to the FMAs of a group of tokens
-//   panel   more: a tile is expanded once into L1 and multiplied with up to six tokens at a time
+//   direct  weights are expanded in registers next to the FMAs of a group of tokens
+//   panel   a tile is expanded once into L1 and multiplied with up to six tokens at a time: for
+//           fp8 and more than a few tokens, others take no more than a load and a shift to expand
 //
 // Prepared activations are FP32, in groups of tokens: [group][k][token], then a factor per token.
 #pragma once
@@ -22,10 +23,12 @@
 namespace mimo_rt::cpu::avx2 {
 namespace {
 
-/// Up to kMaxDirect tokens take the direct path, more the panel path, in groups of up to
-/// kPanelGroup. kBlockTokens bounds the accumulators and keeps the activations of a row group's
-/// pass in L2.
-enum : uint32_t { kMaxDirect = 8, kPanelGroup = 6, kBlockTokens = 48 };
+/// kBlockTokens bounds the accumulators and keeps the activations of a row group's pass in L2.
+enum : uint32_t { kPanelGroup = 6, kBlockTokens = 48 };
+
+MIMO_RT_INLINE constexpr bool takes_panel(int format, uint32_t num_tokens) {
+  return format == layout::kFp8 && num_tokens > 8;
+}
 
 /// Largest group of the direct path: the sums of 16 rows of six tokens leave room in the registers
 /// for a pair of weights, those of five for the pieces of the next fp8 weights as well.
@@ -35,7 +38,7 @@ static constexpr uint32_t direct_group(int format) { return format == layout::kF
 /// must agree on it.
 MIMO_RT_INLINE uint32_t group_width(int format, uint32_t num_tokens, uint32_t first) {
   const uint32_t largest =
-      num_tokens <= kMaxDirect ? direct_group(format) : uint32_t{kPanelGroup};
+      takes_panel(format, num_tokens) ? uint32_t{kPanelGroup} : direct_group(format);
   const uint32_t rest = num_tokens - first, num_groups = (rest + largest - 1) / largest;
   return (rest + num_groups - 1) / num_groups;
 }
@@ -83,6 +86,7 @@ MIMO_RT_INLINE void add_scaled(const Sums<T>& sums, __m256 scale0, __m256 scale1
 #pragma GCC unroll 8
   for (uint32_t t = 0; t < T; ++t) {
     float* a = acc + t * 16;
+    asm("" : "+r"(a));  // gcc would keep acc on the stack as well, and store all of it twice
     _mm256_store_ps(a, _mm256_fmadd_ps(sums[t][0], scale0, _mm256_load_ps(a)));
     _mm256_store_ps(a + 8, _mm256_fmadd_ps(sums[t][1], scale1, _mm256_load_ps(a + 8)));
   }
@@ -212,7 +216,7 @@ static void multiply_tile(const GemmArgs& args, const uint8_t* tile, uint32_t k,
   const uint32_t left = (args.k - k) / layout::kBlockK;
   const uint32_t num_blocks =
       left < layout::kBlocksPerTile ? left : uint32_t{layout::kBlocksPerTile};
-  const bool use_panel = args.num_tokens > kMaxDirect;
+  const bool use_panel = takes_panel(F::kFormat, args.num_tokens);
   if (use_panel) expand_tile<F>(tile, num_blocks, panel);
   for (uint32_t t = first, width; t < last; t += width, acc += width * layout::kRows) {
     width = group_width(F::kFormat, args.num_tokens, t);
