@@ -100,28 +100,16 @@ MIMO_RT_INLINE void store_digits(const __m256i (&units)[kVectors], int32_t shift
 }
 
 /// `left` is what high and low leave of the block, `infinite` its infinities and NaN.
-static void store_extra(__m256 (&left)[kVectors], const __m256i (&infinite)[2], int32_t shift,
-                        uint32_t token, Extra& extra) {
-  __m256i digit[kVectors];
-  uint32_t rest_mask = 0;
+static uint32_t store_rests(const __m256 (&left)[kVectors], const __m256i (&infinite)[2],
+                            Rests& rests) {
+  uint32_t mask = 0;
   for (uint32_t i = 0; i < kVectors; ++i) {
-    __m256 rest = left[i];
-    const __m256 units = take_units(rest, shift + 8);
-    const __m256 capped = _mm256_min_ps(units, _mm256_set1_ps(127.0f));
-    rest = _mm256_fmadd_ps(_mm256_sub_ps(units, capped),
-                           _mm256_set1_ps(power_of_two(-shift - 8)), rest);
-    rest = _mm256_or_ps(rest, widen(infinite, i));
-    digit[i] = _mm256_cvtps_epi32(capped);
-    _mm256_storeu_ps(extra.rest + i * 8, rest);
+    const __m256 rest = _mm256_or_ps(left[i], widen(infinite, i));
+    _mm256_storeu_ps(rests.values + i * 8, rest);
     const __m256 is_left = _mm256_cmp_ps(rest, _mm256_setzero_ps(), _CMP_NEQ_UQ);
-    rest_mask |= static_cast<uint32_t>(_mm256_movemask_ps(is_left)) << i * 8;
+    mask |= static_cast<uint32_t>(_mm256_movemask_ps(is_left)) << i * 8;
   }
-  const __m256i bytes = pack_bytes(digit);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(extra.digit), bytes);
-  extra.token = token;
-  extra.start = paired_start(bytes);
-  extra.half_unit = power_of_two(-shift - 9);
-  extra.rest_mask = rest_mask;
+  return mask;
 }
 
 /// Zeroes infinities and NaN.
@@ -134,8 +122,8 @@ static void take_infinite(__m256i (&bits)[2], __m256i (&infinite)[2]) {
   }
 }
 
-/// One block of one token; true if it needs `extra`, which is written then.
-static bool prepare_block(__m256i (&bits)[2], uint32_t token, Digits& out, Extra& extra) {
+/// One block of one token.
+static void prepare_block(__m256i (&bits)[2], Digits& out, Rests& rests) {
   int32_t max_bits = max_magnitude(bits);
   __m256i infinite[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
   const bool is_finite = max_bits < 0x7f80;
@@ -155,34 +143,28 @@ static bool prepare_block(__m256i (&bits)[2], uint32_t token, Digits& out, Extra
   store_digits(units, shift, out);
   const __m256i is_zero =
       _mm256_cmpeq_epi32(_mm256_slli_epi32(_mm256_castps_si256(any), 1), _mm256_setzero_si256());
-  if (is_finite && _mm256_movemask_epi8(is_zero) == -1) return false;
-  store_extra(left, infinite, shift, token, extra);
-  return true;
+  const bool has_rests = !is_finite || _mm256_movemask_epi8(is_zero) != -1;
+  out.rest_mask = has_rests ? store_rests(left, infinite, rests) : 0;
 }
 
 }  // namespace
 
 uint64_t prepared_bytes_mxfp4(uint32_t num_tokens, uint32_t k) {
-  return DigitsLayout(num_tokens, k).num_bytes;
+  return digits_bytes(num_tokens, k) +
+         uint64_t{k / layout::kBlockK} * num_tokens * sizeof(Rests);
 }
 
 void prepare_mxfp4(const PrepareArgs& args) {
-  const DigitsLayout parts(args.num_tokens, args.k);
-  auto* bytes = static_cast<uint8_t*>(args.prepared);
-  auto* num_extras = reinterpret_cast<uint32_t*>(bytes);
-  auto* digits = reinterpret_cast<Digits*>(bytes + parts.digits);
-  auto* extras = reinterpret_cast<Extra*>(bytes + parts.extras);
-  const uint32_t num_blocks = args.k / layout::kBlockK;
-  for (uint32_t block = 0; block < num_blocks; ++block) num_extras[block] = 0;
+  auto* digits = static_cast<Digits*>(args.prepared);
+  auto* rests = reinterpret_cast<Rests*>(static_cast<uint8_t*>(args.prepared) +
+                                         digits_bytes(args.num_tokens, args.k));
   for (uint32_t t = 0; t < args.num_tokens; ++t) {
     const bf16_t* row = args.x + uint64_t{args.row_ids ? args.row_ids[t] : t} * args.x_stride;
-    for (uint32_t block = 0; block < num_blocks; ++block) {
-      const uint32_t k = block * layout::kBlockK;
+    for (uint32_t k = 0; k < args.k; k += layout::kBlockK) {
       __m256i bits[2];
       load_block(row + k, k < args.k_valid ? args.k_valid - k : 0, bits);
-      const uint64_t first = uint64_t{block} * args.num_tokens;
-      num_extras[block] += prepare_block(bits, t, digits[first + t],
-                                         extras[first + num_extras[block]]);
+      const uint64_t i = uint64_t{k / layout::kBlockK} * args.num_tokens + t;
+      prepare_block(bits, digits[i], rests[i]);
     }
   }
 }
