@@ -24,6 +24,8 @@ changes speed hits both sides. Peers that are not there are reported as skipped.
 text), records have the relative L2 difference from ours: some percent are roundings, more is
 another model, such as a wrong field of the GGUF file. The case textN is what users see: 128 greedy
 tokens after each of N real prompts.
+
+Weights of the engines on the GGUF file are read into huge pages (``huge_page_mb`` in the records).
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class LlamaCppPython:
         self._llama = llama_cpp.Llama(
             model_path=str(model), n_ctx=MAX_CONTEXT, n_batch=BATCH, n_ubatch=BATCH,
             n_threads=threads, n_threads_batch=threads, logits_all=wants_all_logits,
-            verbose=False,
+            use_mmap=False, verbose=False,
         )
         self.vocab_size = self._llama.n_vocab()
 
@@ -100,7 +100,7 @@ class IkLlama(_NativeLlama):
         self._api = api
         api.llama_backend_init()
         params = api.llama_model_default_params()
-        params.n_gpu_layers = 0
+        params.n_gpu_layers, params.use_mmap = 0, False
         for name in ("repack_tensors", "merge_qkv", "merge_up_gate_exps", "use_thp"):
             setattr(params, name, True)
         self._model = api.llama_model_load_from_file(str(model).encode(), params)
@@ -135,7 +135,7 @@ class LlamaSync(_NativeLlama):
         self._api, self._ffi = get_lib(), get_ffi()
         self._api.llama_backend_init()
         params = self._api.llama_model_default_params()
-        params.n_gpu_layers = 0
+        params.n_gpu_layers, params.load_mode = 0, self._api.LLAMA_LOAD_MODE_NONE
         self._model = self._api.llama_model_load_from_file(str(model).encode(), params)
         if self._model == self._ffi.NULL:
             raise RuntimeError(f"cannot load {model}")

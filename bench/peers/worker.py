@@ -141,6 +141,7 @@ def open_xllamacpp(model: Path, kind: str, num_rows: int, threads: int) -> Opene
     params.model.path = str(model)
     params.n_ctx, params.n_batch, params.n_ubatch, params.n_parallel = MAX_CONTEXT, 512, 512, 1
     params.n_gpu_layers, params.warmup, params.cache_prompt = 0, False, False
+    params.load_mode = xllamacpp.llama_load_mode.LLAMA_LOAD_MODE_NONE
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     server = xllamacpp.Server(params)
     vocab_size = _gguf_vocab_size(model)
@@ -185,6 +186,12 @@ OPENERS: dict[str, Callable[..., Opened]] = {
 }
 
 
+def huge_page_mb() -> float:
+    """How much of this process's memory lies in huge pages: of every engine it should be most."""
+    rollup = Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines()
+    return sum(int(line.split()[1]) for line in rollup if line.startswith("AnonHuge")) * 1.024e-3
+
+
 def main() -> None:
     name, model, kind, num_rows, threads = sys.argv[1:]
     # Libraries print to stdout as they like; answers go where stdout was.
@@ -202,7 +209,7 @@ def main() -> None:
             raise
         answer(skipped=str(error))  # a peer may be missing, or not fit this machine
         return
-    answer(**facts)
+    answer(**facts, huge_page_mb=round(huge_page_mb(), 1))
     for line in sys.stdin:
         question = json.loads(line)
         outcome = run(question["prompt_ids"], question["wants_logits"])

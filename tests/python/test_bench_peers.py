@@ -346,7 +346,10 @@ def run_arena(*arguments, **environment):
 
 def test_arena_runs_what_is_there_and_names_what_is_not(tiny, tmp_path):
     program = tmp_path / "llama-bench"  # answers like the real one
-    program.write_text(f"#!{sys.executable}\nimport sys, json\nn = int(sys.argv[sys.argv.index('-n') + 1])\n"
+    program.write_text(f"#!{sys.executable}\nimport os, sys, json\n"
+                       "assert sys.argv[sys.argv.index('-mmp') + 1] == '0'\n"
+                       "assert 'hugetlb=1' in os.environ['GLIBC_TUNABLES']\n"
+                       "n = int(sys.argv[sys.argv.index('-n') + 1])\n"
                        "print('noise')\nprint(json.dumps({'avg_ns': 1e6 * max(n, 1), 'build_commit': 'abc'}))\n")
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
@@ -374,7 +377,9 @@ def llama_get_logits_ith(ctx, i):
     return (ctypes.c_float * VOCAB_SIZE)(*[1.0] * VOCAB_SIZE)
 __version__ = os.environ["LLAMA_CPP_LIB_PATH"]
 class Llama:
-    def __init__(self, *, model_path, n_ctx, n_batch, n_ubatch, n_threads, n_threads_batch, logits_all, verbose):
+    def __init__(self, *, model_path, n_ctx, n_batch, n_ubatch, n_threads, n_threads_batch, logits_all,
+                 use_mmap, verbose):
+        assert not use_mmap and os.environ["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
         assert n_threads == n_threads_batch == 3 and os.path.isfile(model_path)
         self.tokens, self.logits_all, self.ctx = None, logits_all, "ctx"
     def n_vocab(self):
@@ -401,7 +406,9 @@ def test_arena_runs_llama_cpp_python_with_a_given_library(tiny, tmp_path):
     assert code == 0, err
     lines = [json.loads(line) for line in out.splitlines()]
     assert [line["case"] for line in lines] == [f"peers/{c}/llama_cpp" for c in ("decode", "rows4", "prefill64")]
-    assert all(line["median_us"] > 0 and line["engine_version"] == str(tmp_path) for line in lines)
+    for line in lines:
+        assert line["median_us"] > 0 and line["engine_version"] == str(tmp_path) and line["huge_page_mb"] >= 0
+        assert line["glibc_tunables"] == "glibc.malloc.hugetlb=1" and not line["use_mmap"]
 
 
 def test_real_prompts_with_and_without_drafts(tiny, tmp_path):
