@@ -18,7 +18,8 @@ import numpy as np
 
 _ON_GGUF = ("llama_cpp", "xllamacpp", "llama_sync", "ik_llama", "llama_bench")
 WITH_DRAFTS = "mimo_rt_drafts"
-ENGINES = ("mimo_rt", WITH_DRAFTS, *_ON_GGUF, "transformers", "transformers_f32")
+WITH_INT8 = "mimo_rt_int8"
+ENGINES = ("mimo_rt", WITH_DRAFTS, WITH_INT8, *_ON_GGUF, "transformers", "transformers_f32")
 # Weights that peers read into memory of malloc lie in huge pages then, as ours do. Mapped files
 # have pages of 4 KiB, with which llama.cpp decodes a quarter slower.
 _HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}

@@ -92,6 +92,9 @@ class IkLlama(_NativeLlama):
     """The package ik-llama-cpp-python, with what makes it fast: repacked and merged weights."""
 
     def __init__(self, model: Path, threads: int, wants_all_logits: bool) -> None:
+        if (scale := _value_scale(model)) != 1.0:
+            raise RuntimeError(f"ignores the file's attention value scale {scale:.4g}: make the "
+                               "file with convert.py --fold-value-scale")
         import ik_llama_cpp
         from ik_llama_cpp import _ctypes_api as api
 
@@ -121,6 +124,14 @@ class IkLlama(_NativeLlama):
     def logits(self) -> np.ndarray:
         pointer = self._api.llama_get_logits_ith(self._context, -1)
         return np.ctypeslib.as_array(pointer, (self.vocab_size,))
+
+
+def _value_scale(model: Path) -> float:
+    import gguf
+
+    fields = gguf.GGUFReader(str(model)).fields
+    return next((float(field.contents()) for name, field in fields.items()
+                 if name.endswith(".attention.value_scale")), 1.0)
 
 
 class LlamaSync(_NativeLlama):

@@ -17,7 +17,15 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-from peers import CONTEXT_TOKENS, DECODE_STEPS, MAX_CONTEXT, ROW_STEPS, TEXT_TOKENS, WITH_DRAFTS
+from peers import (
+    CONTEXT_TOKENS,
+    DECODE_STEPS,
+    MAX_CONTEXT,
+    ROW_STEPS,
+    TEXT_TOKENS,
+    WITH_DRAFTS,
+    WITH_INT8,
+)
 from steppers import IkLlama, LlamaCppPython, LlamaSync, Stepper, Transformers
 
 
@@ -41,13 +49,14 @@ def prompt(vocab_size: int, num_tokens: int) -> list[int]:
 
 
 def open_mimo_rt(
-    model: Path, kind: str, num_rows: int, threads: int, draft: str = "none"
+    model: Path, kind: str, num_rows: int, threads: int, draft: str = "none",
+    activations: str = "bf16",
 ) -> Opened:
     import mimo_rt
     from mimo_rt import _C
     from mimo_rt.bench.cases import greedy
 
-    options = _C.EngineOptions(num_threads=threads, draft=draft,
+    options = _C.EngineOptions(num_threads=threads, draft=draft, activations=activations,
                                max_decode_tokens=max(8, num_rows if kind == "rows" else 1))
     engine = _C.Engine.open(str(model), options)
     session = _C.Session(engine, max_context=MAX_CONTEXT)
@@ -177,6 +186,7 @@ def _gguf_vocab_size(model: Path) -> int:
 OPENERS: dict[str, Callable[..., Opened]] = {
     "mimo_rt": open_mimo_rt,
     WITH_DRAFTS: partial(open_mimo_rt, draft="auto"),
+    WITH_INT8: partial(open_mimo_rt, activations="int8"),
     "llama_cpp": partial(open_stepper, LlamaCppPython),
     "llama_sync": partial(open_stepper, LlamaSync),
     "xllamacpp": open_xllamacpp,
@@ -205,7 +215,7 @@ def main() -> None:
     try:
         facts, run = OPENERS[name](Path(model), kind, int(num_rows), int(threads))
     except Exception as error:
-        if name in ("mimo_rt", WITH_DRAFTS):
+        if name in ("mimo_rt", WITH_DRAFTS, WITH_INT8):
             raise
         answer(skipped=str(error))  # a peer may be missing, or not fit this machine
         return
