@@ -18,7 +18,12 @@ import numpy as np
 
 _ON_GGUF = ("llama_cpp", "xllamacpp", "llama_sync", "ik_llama", "llama_bench")
 WITH_DRAFTS = "mimo_rt_drafts"
-ENGINES = ("mimo_rt", WITH_DRAFTS, *_ON_GGUF, "transformers", "transformers_f32")
+WITH_INT8 = "mimo_rt_int8"
+ENGINES = ("mimo_rt", WITH_DRAFTS, WITH_INT8, *_ON_GGUF, "transformers", "transformers_f32")
+# Weights that peers read into memory of malloc lie in huge pages then, as ours do. Mapped files
+# have pages of 4 KiB, with which llama.cpp decodes a quarter slower.
+_HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+_GGUF_FACTS = {"use_mmap": False, "glibc_tunables": _HUGE_PAGES["GLIBC_TUNABLES"]}
 CONTEXT_TOKENS = 16
 DECODE_STEPS = 16
 ROW_STEPS = 4
@@ -98,7 +103,8 @@ class Worker:
     ) -> None:
         self.name = name
         self.outputs: dict[tuple[int, ...], Output] = {}
-        environment = dict(os.environ)
+        is_on_gguf = name in _ON_GGUF
+        environment = os.environ | (_HUGE_PAGES if is_on_gguf else {})
         for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
             environment[variable] = str(threads)
         if llama_library is not None:
@@ -114,7 +120,7 @@ class Worker:
         if "skipped" in answer:
             self.close()
             raise Skipped(answer["skipped"])
-        self.facts = answer
+        self.facts = answer | (_GGUF_FACTS if is_on_gguf else {})
 
     def run(self, case: Case) -> float:
         assert self._process.stdin is not None
@@ -154,7 +160,8 @@ class LlamaBench:
     def __init__(self, program: Path, model: Path, threads: int) -> None:
         if not program.is_file():
             raise Skipped(f"no file {program}")
-        self._head = [str(program), "-m", str(model), "-t", str(threads), "-r", "1", "-o", "jsonl"]
+        self._head = [str(program), "-m", str(model), "-t", str(threads), "-r", "1", "-o", "jsonl",
+                      "-mmp", "0"]
         self.facts: dict[str, Any] = {}
         self.outputs: dict[tuple[int, ...], Output] = {}
 
@@ -162,14 +169,15 @@ class LlamaBench:
         prompt, output = (0, DECODE_STEPS) if case.kind == "decode" else (case.num_rows, 0)
         command = [*self._head, "-p", str(prompt), "-n", str(output)]
         done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", check=False
+            command, capture_output=True, text=True, errors="replace", check=False,
+            env=os.environ | _HUGE_PAGES,
         )
         lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
         if done.returncode or not lines:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise RuntimeError(f"llama-bench: exit code {done.returncode}: {last}")
         record = json.loads(lines[-1])
-        self.facts = {"engine_version": str(record.get("build_commit", "unknown"))}
+        self.facts = {"engine_version": str(record.get("build_commit", "unknown")), **_GGUF_FACTS}
         return record["avg_ns"] / 1e9 / (DECODE_STEPS if case.kind == "decode" else 1)
 
     def close(self) -> None:

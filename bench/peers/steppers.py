@@ -39,7 +39,7 @@ class LlamaCppPython:
         self._llama = llama_cpp.Llama(
             model_path=str(model), n_ctx=MAX_CONTEXT, n_batch=BATCH, n_ubatch=BATCH,
             n_threads=threads, n_threads_batch=threads, logits_all=wants_all_logits,
-            verbose=False,
+            use_mmap=False, verbose=False,
         )
         self.vocab_size = self._llama.n_vocab()
 
@@ -92,6 +92,9 @@ class IkLlama(_NativeLlama):
     """The package ik-llama-cpp-python, with what makes it fast: repacked and merged weights."""
 
     def __init__(self, model: Path, threads: int, wants_all_logits: bool) -> None:
+        if (scale := _value_scale(model)) != 1.0:
+            raise RuntimeError(f"ignores the file's attention value scale {scale:.4g}: make the "
+                               "file with convert.py --fold-value-scale")
         import ik_llama_cpp
         from ik_llama_cpp import _ctypes_api as api
 
@@ -100,7 +103,7 @@ class IkLlama(_NativeLlama):
         self._api = api
         api.llama_backend_init()
         params = api.llama_model_default_params()
-        params.n_gpu_layers = 0
+        params.n_gpu_layers, params.use_mmap = 0, False
         for name in ("repack_tensors", "merge_qkv", "merge_up_gate_exps", "use_thp"):
             setattr(params, name, True)
         self._model = api.llama_model_load_from_file(str(model).encode(), params)
@@ -123,6 +126,14 @@ class IkLlama(_NativeLlama):
         return np.ctypeslib.as_array(pointer, (self.vocab_size,))
 
 
+def _value_scale(model: Path) -> float:
+    import gguf
+
+    fields = gguf.GGUFReader(str(model)).fields
+    return next((float(field.contents()) for name, field in fields.items()
+                 if name.endswith(".attention.value_scale")), 1.0)
+
+
 class LlamaSync(_NativeLlama):
     """The package llama-cpp-py-sync: llama.cpp of the day, built for AVX2."""
 
@@ -135,7 +146,7 @@ class LlamaSync(_NativeLlama):
         self._api, self._ffi = get_lib(), get_ffi()
         self._api.llama_backend_init()
         params = self._api.llama_model_default_params()
-        params.n_gpu_layers = 0
+        params.n_gpu_layers, params.load_mode = 0, self._api.LLAMA_LOAD_MODE_NONE
         self._model = self._api.llama_model_load_from_file(str(model).encode(), params)
         if self._model == self._ffi.NULL:
             raise RuntimeError(f"cannot load {model}")

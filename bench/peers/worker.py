@@ -17,7 +17,15 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-from peers import CONTEXT_TOKENS, DECODE_STEPS, MAX_CONTEXT, ROW_STEPS, TEXT_TOKENS, WITH_DRAFTS
+from peers import (
+    CONTEXT_TOKENS,
+    DECODE_STEPS,
+    MAX_CONTEXT,
+    ROW_STEPS,
+    TEXT_TOKENS,
+    WITH_DRAFTS,
+    WITH_INT8,
+)
 from steppers import IkLlama, LlamaCppPython, LlamaSync, Stepper, Transformers
 
 
@@ -41,13 +49,14 @@ def prompt(vocab_size: int, num_tokens: int) -> list[int]:
 
 
 def open_mimo_rt(
-    model: Path, kind: str, num_rows: int, threads: int, draft: str = "none"
+    model: Path, kind: str, num_rows: int, threads: int, draft: str = "none",
+    activations: str = "bf16",
 ) -> Opened:
     import mimo_rt
     from mimo_rt import _C
     from mimo_rt.bench.cases import greedy
 
-    options = _C.EngineOptions(num_threads=threads, draft=draft,
+    options = _C.EngineOptions(num_threads=threads, draft=draft, activations=activations,
                                max_decode_tokens=max(8, num_rows if kind == "rows" else 1))
     engine = _C.Engine.open(str(model), options)
     session = _C.Session(engine, max_context=MAX_CONTEXT)
@@ -141,6 +150,7 @@ def open_xllamacpp(model: Path, kind: str, num_rows: int, threads: int) -> Opene
     params.model.path = str(model)
     params.n_ctx, params.n_batch, params.n_ubatch, params.n_parallel = MAX_CONTEXT, 512, 512, 1
     params.n_gpu_layers, params.warmup, params.cache_prompt = 0, False, False
+    params.load_mode = xllamacpp.llama_load_mode.LLAMA_LOAD_MODE_NONE
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     server = xllamacpp.Server(params)
     vocab_size = _gguf_vocab_size(model)
@@ -176,6 +186,7 @@ def _gguf_vocab_size(model: Path) -> int:
 OPENERS: dict[str, Callable[..., Opened]] = {
     "mimo_rt": open_mimo_rt,
     WITH_DRAFTS: partial(open_mimo_rt, draft="auto"),
+    WITH_INT8: partial(open_mimo_rt, activations="int8"),
     "llama_cpp": partial(open_stepper, LlamaCppPython),
     "llama_sync": partial(open_stepper, LlamaSync),
     "xllamacpp": open_xllamacpp,
@@ -183,6 +194,12 @@ OPENERS: dict[str, Callable[..., Opened]] = {
     "transformers": partial(open_stepper, partial(Transformers, dtype="bfloat16")),
     "transformers_f32": partial(open_stepper, partial(Transformers, dtype="float32")),
 }
+
+
+def huge_page_mb() -> float:
+    """How much of this process's memory lies in huge pages: of every engine it should be most."""
+    rollup = Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines()
+    return sum(int(line.split()[1]) for line in rollup if line.startswith("AnonHuge")) * 1.024e-3
 
 
 def main() -> None:
@@ -198,11 +215,11 @@ def main() -> None:
     try:
         facts, run = OPENERS[name](Path(model), kind, int(num_rows), int(threads))
     except Exception as error:
-        if name in ("mimo_rt", WITH_DRAFTS):
+        if name in ("mimo_rt", WITH_DRAFTS, WITH_INT8):
             raise
         answer(skipped=str(error))  # a peer may be missing, or not fit this machine
         return
-    answer(**facts)
+    answer(**facts, huge_page_mb=round(huge_page_mb(), 1))
     for line in sys.stdin:
         question = json.loads(line)
         outcome = run(question["prompt_ids"], question["wants_logits"])

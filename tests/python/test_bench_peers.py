@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import pathlib
 import stat
@@ -24,6 +25,7 @@ import demo_loss  # noqa: E402
 import gguf_blocks  # noqa: E402
 import gguf_models  # noqa: E402
 import peers  # noqa: E402
+import steppers  # noqa: E402
 import synthetic  # noqa: E402
 import worker  # noqa: E402
 from stored import Linear, StoredCheckpoint  # noqa: E402
@@ -288,10 +290,31 @@ def test_agreement_counts_tokens_and_compares_logits():
     theirs[1,] = peers.Output([1, 2, 3], None)  # a server that does not say them
     assert arena.agreement(ours, theirs) == {"equal_tokens": 3, "compared_tokens": 6}
     assert arena.agreement({}, theirs) == {}
-    shown = [arena._logits_text(difference) for difference in (None, 0.0366, 0.6594)]
-    assert shown == ["-", "3.66 %", "65.94 %: another model?"]
     with pytest.raises(RuntimeError, match="logits of 2 tokens as ours, got 3"):
         arena.agreement(ours, {(1,): output([1], 1.0, 1.0, 1.0)})
+
+
+def test_doubts_are_measured_by_our_own_int8():
+    records = [{"engine": name, "logits_difference": difference}
+               for name, difference in (("mimo_rt", 0.0), ("mimo_rt_int8", 0.014), ("b", 0.056), ("c", 0.75))]
+    records.append({"engine": "d"})
+    shown = [arena._logits_text(r.get("logits_difference"), r.get("int8_difference", math.inf))
+             for r in arena.with_int8_difference(records)]
+    assert shown == ["0.00 %", "1.40 %", "5.60 %", "75.00 %: another model?", "-"]
+    without = records[:1] + records[2:]
+    assert arena.with_int8_difference(without) == without
+    assert arena._logits_text(0.75, math.inf) == "75.00 %"  # nothing to judge by
+    assert arena._logits_text(0.785, 0.35) == "78.50 %"  # roundings alone move so deep a model by a third
+
+
+def test_ik_llama_refuses_a_file_whose_value_scale_it_would_ignore(tiny, plain_model, tmp_path):
+    for model, folds in ((tiny, False), (tiny, True), (plain_model, False)):
+        convert.convert(model, tmp_path / "m.gguf", folds_value_scale=folds)
+        scale = steppers._value_scale(tmp_path / "m.gguf")
+        assert scale == pytest.approx(0.612 if (model, folds) == (tiny, False) else 1.0)
+        if scale != 1.0:
+            with pytest.raises(RuntimeError, match="value scale 0.612: .*--fold-value-scale"):
+                steppers.IkLlama(tmp_path / "m.gguf", 1, False)
 
 
 def test_logits_tell_the_same_weights_from_others(plain_model, tmp_path):
@@ -346,7 +369,10 @@ def run_arena(*arguments, **environment):
 
 def test_arena_runs_what_is_there_and_names_what_is_not(tiny, tmp_path):
     program = tmp_path / "llama-bench"  # answers like the real one
-    program.write_text(f"#!{sys.executable}\nimport sys, json\nn = int(sys.argv[sys.argv.index('-n') + 1])\n"
+    program.write_text(f"#!{sys.executable}\nimport os, sys, json\n"
+                       "assert sys.argv[sys.argv.index('-mmp') + 1] == '0'\n"
+                       "assert 'hugetlb=1' in os.environ['GLIBC_TUNABLES']\n"
+                       "n = int(sys.argv[sys.argv.index('-n') + 1])\n"
                        "print('noise')\nprint(json.dumps({'avg_ns': 1e6 * max(n, 1), 'build_commit': 'abc'}))\n")
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
@@ -374,7 +400,9 @@ def llama_get_logits_ith(ctx, i):
     return (ctypes.c_float * VOCAB_SIZE)(*[1.0] * VOCAB_SIZE)
 __version__ = os.environ["LLAMA_CPP_LIB_PATH"]
 class Llama:
-    def __init__(self, *, model_path, n_ctx, n_batch, n_ubatch, n_threads, n_threads_batch, logits_all, verbose):
+    def __init__(self, *, model_path, n_ctx, n_batch, n_ubatch, n_threads, n_threads_batch, logits_all,
+                 use_mmap, verbose):
+        assert not use_mmap and os.environ["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
         assert n_threads == n_threads_batch == 3 and os.path.isfile(model_path)
         self.tokens, self.logits_all, self.ctx = None, logits_all, "ctx"
     def n_vocab(self):
@@ -401,7 +429,9 @@ def test_arena_runs_llama_cpp_python_with_a_given_library(tiny, tmp_path):
     assert code == 0, err
     lines = [json.loads(line) for line in out.splitlines()]
     assert [line["case"] for line in lines] == [f"peers/{c}/llama_cpp" for c in ("decode", "rows4", "prefill64")]
-    assert all(line["median_us"] > 0 and line["engine_version"] == str(tmp_path) for line in lines)
+    for line in lines:
+        assert line["median_us"] > 0 and line["engine_version"] == str(tmp_path) and line["huge_page_mb"] >= 0
+        assert line["glibc_tunables"] == "glibc.malloc.hugetlb=1" and not line["use_mmap"]
 
 
 def test_real_prompts_with_and_without_drafts(tiny, tmp_path):
@@ -411,7 +441,7 @@ def test_real_prompts_with_and_without_drafts(tiny, tmp_path):
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     code, out, err = run_arena(
         "--model", tiny, "--gguf", tmp_path / "m.gguf", "--prompts", tmp_path / "p.jsonl", "--rounds", 2, "--threads", 3,
-        "--engines", "mimo_rt,mimo_rt_drafts,llama_cpp", "--cases", "text2,rows2", "--json", PYTHONPATH=path,
+        "--engines", "mimo_rt,mimo_rt_drafts,mimo_rt_int8,llama_cpp", "--cases", "text2,rows2", "--json", PYTHONPATH=path,
         FAKE_VOCAB_SIZE="515", LLAMA_CPP_LIB_PATH="none")
     assert code == 0, err
     lines = {line["case"]: line for line in map(json.loads, out.splitlines())}
@@ -419,6 +449,9 @@ def test_real_prompts_with_and_without_drafts(tiny, tmp_path):
     assert drafts["equal_tokens"] == drafts["compared_tokens"] == ours["compared_tokens"] == 256
     assert drafts["logits_difference"] == 0.0 and drafts["tokens"] == 1 and drafts["n"] == 2
     assert other["logits_difference"] > 0.5 and other["equal_tokens"] < 256  # control: it is no model
+    int8 = lines["peers/text2/mimo_rt_int8"]
+    assert 0 < int8["logits_difference"] < 0.5 and other["int8_difference"] == int8["logits_difference"]
+    assert "glibc_tunables" not in int8  # ours asks the kernel itself
     assert "drafts change no step" in lines["peers/rows2/mimo_rt_drafts"]["skipped"]
     assert "logits_difference" not in lines["peers/rows2/mimo_rt"]
 
