@@ -32,7 +32,7 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
         "one is not timed, and a case that fails has an 'error' instead of times; both make the "
         "exit code 1. CPU kernels run on one thread, edges on all. "
         "'mimo-rt kbench compare A.jsonl B.jsonl' judges two files of --json lines; exit code 1 "
-        "when a case is SLOWER, wrong or failed.",
+        "when a case is SLOWER, wrong, failed, or MISSING: measured in A alone.",
     )
     parser.add_argument("kernels", nargs="*", metavar="KERNEL",
                         help=f"edges, or of {', '.join((*OPS, *FORMATS))} (default: all of the "
