@@ -194,8 +194,14 @@ def test_a_kernel_that_is_not_there_is_skipped_unless_it_was_asked_for(capsys, m
     shown = capsys.readouterr()
     assert "skipped gpt-oss-120b/expert_down, 1 tokens: no such device" in shown.err
     assert len(shown.out.splitlines()) == 1
-    assert cli_main(["kbench", "mxfp4", *arguments]) == 1
-    assert "no such device" in capsys.readouterr().err
+    assert cli_main(["kbench", "mxfp4", *arguments]) == 0  # a format asks for no kernel
+    assert len(lines_of(capsys)) == 1
+    named = ["kbench", "expert_gate_up", "expert_down", *arguments]
+    assert cli_main(named) == 1
+    shown = capsys.readouterr()
+    assert "mimo-rt: error: no such device" in shown.err and len(shown.out.splitlines()) == 1
+    assert cli_main(named[:-1]) == 1  # as a table, the same
+    assert "gpt-oss-120b/expert_gate_up/mxfp4/t1" in capsys.readouterr().out
 
 
 def play_failures(monkeypatch, failures):

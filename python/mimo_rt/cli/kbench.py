@@ -84,10 +84,13 @@ def run(args: argparse.Namespace) -> int:
         backend=backend, is_hot=args.hot, activations=args.activations
     )
     command = shlex.join(args.command_line)
-    results, failed = _measure(args, cases, options)
-    if not args.json and results:
-        _print_results(results)
-        print(f"repeat: {command}")
+    results: list[KernelResult] = []
+    try:
+        failed = _measure(args, cases, options, results)
+    finally:  # whatever ends it, what was measured counts
+        if not args.json and results:
+            _print_results(results)
+            print(f"repeat: {command}")
     wrong = [result.case for result in results if not result.is_correct]
     if wrong:
         note(f"mimo-rt: error: wrong results, not timed: {', '.join(wrong)}")
@@ -97,10 +100,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _measure(
-    args: argparse.Namespace, cases: list[tuple[Shape, int]], options: Any
-) -> tuple[list[KernelResult], list[str]]:
-    """Results of cases, and the names of those that failed: they keep nothing from the others."""
-    results: list[KernelResult] = []
+    args: argparse.Namespace, cases: list[tuple[Shape, int]], options: Any,
+    results: list[KernelResult],
+) -> list[str]:
+    """Adds to ``results``; names of cases that failed: they keep nothing from the others."""
     failed: list[str] = []
     for index, (shape, tokens) in enumerate(cases):
         note(f"{index + 1} of {len(cases)}: {shape.name}, {tokens} tokens")
@@ -109,7 +112,7 @@ def _measure(
             result = measure_kernel(shape, tokens, options, args.seconds,
                                     with_baseline=not args.no_baseline)
         except UnavailableError as error:  # of a kernel that this GPU or this build does not have
-            if args.kernels or not (results or failed or args.behind):
+            if shape.op in args.kernels or not (results or failed or args.behind):
                 raise
             note(f"skipped {shape.name}, {tokens} tokens: {error}")
         except MimoRtError as error:
@@ -126,7 +129,7 @@ def _measure(
             results.append(result)
             if args.json:
                 print_json({**result.record(), **more})
-    return results, failed
+    return failed
 
 
 def _behind(args: argparse.Namespace, shapes: list[Shape]) -> list[Shape]:
