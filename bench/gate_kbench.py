@@ -7,6 +7,10 @@ import re
 from gate_steps import Log, Stage
 
 SHAPES = ("pro-r8", "pro", "gpt-oss-120b", "flash")
+# Before all other kernels and tokens, for which there may be no time.
+TARGETS = ("expert_gate_up", "expert_down", "qkv", "o_proj", "attention_window", "route")
+TARGET_TOKENS = ("--tokens", "1,8")
+EXPERTS_ONLY = "gpt-oss-120b"  # the shapes of that model
 KBENCH = ("kbench", "--device", "cuda", "--seconds", "0.1", "--json")  # per kernel and tokens: hundreds of calls
 SILENCE_S = 30  # of a case, the first one's compilations by Triton included
 _PROGRESS = re.compile(r"(\d+) of (\d+): [^/]+/(\w+), \d+ tokens$")  # as kbench says it
@@ -14,6 +18,9 @@ _PROGRESS = re.compile(r"(\d+) of (\d+): [^/]+/(\w+), \d+ tokens$")  # as kbench
 
 def run_kbench(log: Log, python: str) -> None:
     stage = Stage("kbench", log)
+    for shape in SHAPES:
+        kernels = TARGETS[:2] if shape == EXPERTS_ONLY else TARGETS
+        measure(stage, python, f"{shape}, targets", *kernels, "--shape", shape, *TARGET_TOKENS, may_be_cut=True)
     for shape in SHAPES:
         measure(stage, python, shape, "--shape", shape, may_be_cut=True)
 

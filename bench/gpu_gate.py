@@ -34,16 +34,15 @@ import os
 import pathlib
 import re
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
 
 import pieces
 from gate_counters import run_counters, run_resources
 from gate_kbench import measure, run_kbench
-from gate_needs import (CUTLASS, collect, device_facts, find_baselines, find_commit, find_gpu, find_tool, has_nvcc,
+from gate_needs import (CUTLASS, collect, device_facts, find_baselines, find_commit, find_gpu, has_nvcc,
                         make_environment, missing, model_environment)
+from gate_sanitizer import find_sanitizer, run_sanitizer
 from gate_slice import run_slice
 from gate_steps import FAILED, LIMITS_S, NOT_RUN, PASSED, Log, Stage
 
@@ -51,8 +50,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 LACKING, NO_GPU = 2, 3
 SECONDS, SOAK_S = 540, 30
 NATIVE_TESTS = tuple(sorted(p.stem for p in (ROOT / "tests" / "cpp").glob("native_cuda_*.cpp")))
-TOOLS = ("memcheck", "racecheck")
-TEST_SILENCE_S, EDGE_SILENCE_S, DOCTOR_S, SANITIZER_CASE_S = 15, 15, 20, 20  # with CUDA's start, which takes seconds
+TEST_SILENCE_S, EDGE_SILENCE_S, DOCTOR_S = 15, 15, 20  # with CUDA's start, which takes seconds
 ARCHITECTURES = {"9.0": "90a-real", "10.0": "100a-real"}  # of the device alone: half the time to compile
 CUTLASS_DEVICE = "10.0"
 CUTLASS_TEST = "native_cuda_expert_mxfp8"
@@ -128,32 +126,6 @@ def run_tests(log: Log, programs: pathlib.Path) -> None:
     stage = Stage("tests", log)
     for name in NATIVE_TESTS:
         stage.run(name, [str(programs / name)], silence_s=TEST_SILENCE_S)
-
-
-def find_sanitizer(python: str) -> str | None:
-    """compute-sanitizer of the machine or of the wheel."""
-    of_wheel = pathlib.Path(python).parents[1].glob("lib/python3*/site-packages/nvidia/*/bin/compute-sanitizer")
-    return find_tool("compute-sanitizer") or next(map(str, of_wheel), None)
-
-
-def run_sanitizer(log: Log, programs: pathlib.Path, sanitizer: str | None) -> None:
-    """Test by test, tools by turns, so that what there is time for covers a little of everything."""
-    stage = Stage("sanitizer", log)
-    if not sanitizer:
-        log.add(stage.name, "compute-sanitizer", NOT_RUN, 0.0, reason="not on this machine")
-        return
-    for program, case in test_cases(programs):
-        for tool in TOOLS:
-            stage.run(f"{tool}: {program}: {case}",
-                      [sanitizer, "--tool", tool, "--error-exitcode", "9", str(programs / program), case],
-                      may_be_cut=True, step_s=SANITIZER_CASE_S)
-
-
-def test_cases(programs: pathlib.Path) -> Iterator[tuple[str, str]]:
-    for name in NATIVE_TESTS:
-        listed = subprocess.run([str(programs / name), "--list"], capture_output=True, text=True, check=False)
-        for case in listed.stdout.splitlines():
-            yield name, case
 
 
 def run_costs(log: Log, python: str) -> None:
@@ -276,7 +248,7 @@ def main(argv: list[str] | None = None) -> int:
             run_soak(log, built["python"], args.soak_seconds)
             run_slice(log, built["python"])
             run_kbench(log, built["python"])
-            run_sanitizer(log, programs, find_sanitizer(built["python"]))
+            run_sanitizer(log, [programs / name for name in NATIVE_TESTS], find_sanitizer(built["python"]))
             run_resources(log, built["python"])
             run_counters(log, built["python"])
             if has_cutlass(log, args, facts):

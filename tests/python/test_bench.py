@@ -15,7 +15,7 @@ import pytest
 from mimo_rt import _C
 from mimo_rt.bench import roofline
 from mimo_rt.bench.cases import Bench
-from mimo_rt.bench.compare import Case, compare, judge, read_records, unmatched, warnings
+from mimo_rt.bench.compare import Case, compare, judge, missing, read_records, warnings
 from mimo_rt.bench.contention import Competitors, fair_slowdown
 from mimo_rt.bench.measurement import Measurement, Roofs, repeat, take_turns
 from mimo_rt.bench.sessions import ConcurrentSessions
@@ -189,12 +189,25 @@ def test_compare_command(capsys, tmp_path):
     assert cli_main(["bench", "compare", str(a), str(b)]) == 0
     shown = capsys.readouterr()
     assert "SLOWER" in shown.out and "FASTER" in shown.out and "+20.0 %" in shown.out
-    assert "only in one file: only" in shown.err and "warning" not in shown.err
+    (row,) = [text for text in shown.out.splitlines() if text.startswith("only ")]
+    assert row.endswith("MISSING") and not shown.err
     assert cli_main(["bench", "compare", str(a), str(b), "--fail-on-slower"]) == 1
     assert cli_main(["bench", "compare", str(a), str(a), "--fail-on-slower"]) == 0
     capsys.readouterr()
+    assert cli_main(["bench", "compare", str(b), str(a)]) == 0
+    assert f"only in {a}: only" in capsys.readouterr().err
     assert cli_main(["bench", "compare", str(a), str(b), "--json"]) == 0
-    assert [json.loads(text)["verdict"] for text in capsys.readouterr().out.splitlines()] == ["SLOWER", "FASTER"]
+    verdicts = [json.loads(text)["verdict"] for text in capsys.readouterr().out.splitlines()]
+    assert verdicts == ["SLOWER", "FASTER", "MISSING"]
+
+
+def test_a_case_that_is_gone_fails_where_a_slower_one_would(tmp_path):
+    a = write_lines(tmp_path / "a", [line("x", 100), line("y", 100)])
+    b = write_lines(tmp_path / "b", [line("x", 100), line("new", 100)])
+    for before, after, code in ((a, b, 1), (b, b, 0), (b, write_lines(tmp_path / "c", [line("x", 100)]), 1)):
+        assert cli_main(["kbench", "compare", str(before), str(after)]) == code
+        assert cli_main(["bench", "compare", str(before), str(after), "--fail-on-slower"]) == code
+        assert cli_main(["bench", "compare", str(before), str(after)]) == 0
 
 
 def test_compare_warns_of_another_machine():
@@ -211,7 +224,7 @@ def test_compare_keeps_models_apart_and_pools_repeats():
     pooled = next(r.before for r in results if r.name == "x m")
     assert pooled.median_us == 102 and pooled.n == 100
     assert pooled.p10_us == 99 and pooled.p90_us == pytest.approx(105.04)
-    assert unmatched(a, a) == []
+    assert missing(a, a) == {} and set(missing(a, a[:1])) == {"x n"}
 
 
 @pytest.mark.parametrize("text", ["[1]\n", "nothing\n", "{\n"])
@@ -255,7 +268,8 @@ def test_records_with_other_activations_are_other_cases():
     exact, old = line("a", 100, activations="bf16"), line("a", 100)
     rounded = line("a", 50, activations="int8")
     assert len(compare([old], [exact])) == 1  # records from before the option: bf16
-    assert not compare([exact], [rounded]) and len(unmatched([exact], [rounded])) == 2
+    assert not compare([exact], [rounded])
+    assert len(missing([exact], [rounded])) == len(missing([rounded], [exact])) == 1
     roof = roofline.step_roof([STEP])
     points = roofline.step_points([STEP, {**STEP, "activations": "int8"}], roof)
     assert [point.label for point in points] == ["verify/ctx0/8", "verify/ctx0/8 int8"]

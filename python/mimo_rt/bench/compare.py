@@ -20,6 +20,7 @@ from .. import _C
 TOLERANCE = 0.03
 MIN_SAMPLES = 3
 FASTER, SLOWER, SAME, UNDECIDED = "FASTER", "SLOWER", "SAME", "UNDECIDED"
+MISSING = "MISSING"  # of a case that has no second measurement
 # Records of equal case are comparable when these agree.
 _KEY = ("case", "model", "backend", "num_workers", "activations", "temperature", "max_tokens")
 _MACHINE = ("machine", "device", "num_usable_cores", "memory_bytes", "kernel")
@@ -128,10 +129,11 @@ def compare(
     return [_compare(names[key], old[key], new[key], tolerance) for key in names]
 
 
-def unmatched(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> list[str]:
-    """Cases that only one side has."""
+def missing(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> dict[str, Case]:
+    """Cases of ``before`` that ``after`` lacks, by name."""
     old, new = _cases(before), _cases(after)
-    return [str(key[0]) for key in [*old, *new] if (key in old) != (key in new)]
+    names = _short_names(old)
+    return {names[key]: case for key, case in old.items() if key not in new}
 
 
 def warnings(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> list[str]:

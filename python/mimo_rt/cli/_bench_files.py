@@ -8,14 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from ..bench import roofline
-from ..bench.compare import SLOWER, TOLERANCE, Case, compare, read_records, unmatched, warnings
+from ..bench.compare import (
+    MISSING,
+    SLOWER,
+    TOLERANCE,
+    Case,
+    compare,
+    missing,
+    read_records,
+    warnings,
+)
 from ..errors import MimoRtError
 from ._options import require_writable
 from ._output import format_table, note, print_json
 
 
 def add_parsers(cases: Any, common: argparse.ArgumentParser) -> None:
-    text = "two files of --json lines: FASTER, SLOWER, SAME or UNDECIDED for each case"
+    text = ("two files of --json lines: FASTER, SLOWER, SAME or UNDECIDED for each case, "
+            "MISSING for one that the second lacks")
     parser = cases.add_parser("compare", parents=[common], help=text, description=text,
                               allow_abbrev=False)
     parser.add_argument("before", type=Path, metavar="A.jsonl")
@@ -23,7 +33,7 @@ def add_parsers(cases: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--tolerance", type=float, default=TOLERANCE, metavar="X",
                         help=f"smaller changes are the same (default {TOLERANCE})")
     parser.add_argument("--fail-on-slower", action="store_true",
-                        help="exit code 1 if a case is SLOWER")
+                        help="exit code 1 if a case is SLOWER or MISSING")
     parser.add_argument("--json", action="store_true", help="one JSON object per case and line")
     parser.set_defaults(run=run_compare, refuse=parser.error)
     text = "a roofline picture of --json lines (needs matplotlib)"
@@ -43,23 +53,27 @@ def run_compare(args: argparse.Namespace) -> int:
     results = compare(before, after, args.tolerance)
     if not results:
         raise MimoRtError("[bench] compare: the files have no case in common.")
+    gone = missing(before, after)
     if args.json:
         for r in results:
             print_json({"case": r.name, "before_us": r.before.median_us,
                         "after_us": r.after.median_us, "change": round(r.change, 4),
                         "verdict": r.verdict})
+        for name, case in gone.items():
+            print_json({"case": name, "before_us": case.median_us, "verdict": MISSING})
     else:
         header = ("case", "before ms", "after ms", "change", "%bandwidth", "verdict")
         print(format_table([
             (r.name, _shown(r.before), _shown(r.after), f"{100 * r.change:+.1f} %",
              _shares(before, after, r.name), r.verdict)
             for r in results
-        ], header))
+        ] + [(name, _shown(case), "-", "-", "-", MISSING) for name, case in gone.items()], header))
     for text in warnings(before, after):
         note(f"warning: {text}")
-    if missing := unmatched(before, after):
-        note(f"only in one file: {', '.join(missing)}")
-    return int(args.fail_on_slower and any(r.verdict == SLOWER for r in results))
+    if new := missing(after, before):
+        note(f"only in {args.after}: {', '.join(new)}")
+    is_worse = bool(gone) or any(r.verdict == SLOWER for r in results)
+    return int(args.fail_on_slower and is_worse)
 
 
 def _shown(case: Case) -> str:

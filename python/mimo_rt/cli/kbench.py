@@ -32,7 +32,7 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
         "one is not timed, and a case that fails has an 'error' instead of times; both make the "
         "exit code 1. CPU kernels run on one thread, edges on all. "
         "'mimo-rt kbench compare A.jsonl B.jsonl' judges two files of --json lines; exit code 1 "
-        "when a case is SLOWER, wrong or failed.",
+        "when a case is SLOWER, wrong, failed, or MISSING: measured in A alone.",
     )
     parser.add_argument("kernels", nargs="*", metavar="KERNEL",
                         help=f"edges, or of {', '.join((*OPS, *FORMATS))} (default: all of the "
@@ -84,10 +84,13 @@ def run(args: argparse.Namespace) -> int:
         backend=backend, is_hot=args.hot, activations=args.activations
     )
     command = shlex.join(args.command_line)
-    results, failed = _measure(args, cases, options)
-    if not args.json and results:
-        _print_results(results)
-        print(f"repeat: {command}")
+    results: list[KernelResult] = []
+    try:
+        failed = _measure(args, cases, options, results)
+    finally:  # whatever ends it, what was measured counts
+        if not args.json and results:
+            _print_results(results)
+            print(f"repeat: {command}")
     wrong = [result.case for result in results if not result.is_correct]
     if wrong:
         note(f"mimo-rt: error: wrong results, not timed: {', '.join(wrong)}")
@@ -97,10 +100,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _measure(
-    args: argparse.Namespace, cases: list[tuple[Shape, int]], options: Any
-) -> tuple[list[KernelResult], list[str]]:
-    """Results of cases, and the names of those that failed: they keep nothing from the others."""
-    results: list[KernelResult] = []
+    args: argparse.Namespace, cases: list[tuple[Shape, int]], options: Any,
+    results: list[KernelResult],
+) -> list[str]:
+    """Adds to ``results``; names of cases that failed: they keep nothing from the others."""
     failed: list[str] = []
     for index, (shape, tokens) in enumerate(cases):
         note(f"{index + 1} of {len(cases)}: {shape.name}, {tokens} tokens")
@@ -109,7 +112,7 @@ def _measure(
             result = measure_kernel(shape, tokens, options, args.seconds,
                                     with_baseline=not args.no_baseline)
         except UnavailableError as error:  # of a kernel that this GPU or this build does not have
-            if args.kernels or not (results or failed or args.behind):
+            if shape.op in args.kernels or not (results or failed or args.behind):
                 raise
             note(f"skipped {shape.name}, {tokens} tokens: {error}")
         except MimoRtError as error:
@@ -126,7 +129,7 @@ def _measure(
             results.append(result)
             if args.json:
                 print_json({**result.record(), **more})
-    return results, failed
+    return failed
 
 
 def _behind(args: argparse.Namespace, shapes: list[Shape]) -> list[Shape]:
@@ -211,6 +214,8 @@ def _print_results(results: list[KernelResult]) -> None:
     where = results[0].device or f"{facts['machine']}, {threads}"
     reads = [r.read_gbs for r in results if r.read_gbs]
     read = f", read {max(reads):.2f} GB/s measured" if reads else ""
+    if floors := [r.floor_us for r in results if r.floor_us]:
+        read += f", an empty kernel {min(floors):.2f} us"
     print(f"mimo_rt kbench {facts['version']} ({commit}{'+' if facts['dirty'] else ''})  "
           f"{results[0].backend}  {where}{read}  {facts['date']}")
     if edges := [_edge_row(r) for r in results if r.num_hops]:
