@@ -279,6 +279,8 @@ TEST_CASE("arguments that the kernels cannot take are refused by name") {
           [](P p) { p.num_experts = 0; });
   refused(unsupported_shape, "num_segments", [](P p) { p.num_segments = 0; });
   refused(invalid_argument, "packed: expected memory, got null", [](P p) { p.packed = nullptr; });
+  uint16_t* rows[1] = {};
+  refused(invalid_argument, "capture.rows: expected null", [&](P p) { p.capture.rows = rows; });
   refused(invalid_argument, "packed: expected an address", [](P p) { p.packed += 8; });
   refused(invalid_argument, "partials", [](P p) { p.partials = nullptr; });
   refused(invalid_argument, "act.stride", [](P p) { p.act.stride = 56; });

@@ -269,6 +269,8 @@ TEST_CASE("arguments that the kernels cannot take are refused by name") {
   refused(invalid_argument, "route.slot_weight", [](P p) { p.route.slot_weight = nullptr; });
   refused(invalid_argument, "route.num_active", [](P p) { p.route.num_active = nullptr; });
   refused(unsupported_shape, "num_segments", [](P p) { p.num_segments = 65; });
+  refused(invalid_argument, "capture.rows: expected an address that is a multiple of 8",
+          [](P p) { p.capture.rows = reinterpret_cast<uint16_t* const*>(memory + 4); });
   cuda::ExpertGateUpParams gate_up;
   CHECK_THROWS(unsupported_shape, "[cuda.expert_gate_up] hidden_size",
                cuda::check_expert_gate_up(gate_up));
