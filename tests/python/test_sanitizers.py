@@ -44,7 +44,9 @@ PROGRAMS = {
     "address,undefined": ["fuzz_checkpoint", *HOSTILE_FILE_TESTS, *EMULATED, "test_cuda_embed", "test_cuda_draft_rounds"],
 }
 # Cases that take long under AddressSanitizer, over code that others run there.
-LONG_CASES = ["a row of the model's vocabulary has the CPU's tokens, most of them behind the first 256 slices"]
+LONG_CASES = ["a row of the model's vocabulary has the CPU's tokens, most of them behind the first 256 slices",
+              "act of many tokens is exact where every partial sum is; one activation changes it",
+              "sums of many tokens are exact where every partial sum is; one activation changes them"]
 
 
 def run(command, **environment):
