@@ -161,6 +161,59 @@ TEST_CASE("partial sums that do not fit at once follow in passes, same bits") {
   }
 }
 
+TEST_CASE("as many slots as a call may have: within the bound of float64, and a token's bits as alone") {
+  const ExpertShape shape{32, 512, 16};
+  Experts experts(shape, Weights::random, 31);
+  Route route = Route::random(cuda::kMaxExpertTokens, 8, 16, 7);
+  CHECK_EQ(route.num_slots(), cuda::kMaxExpertSlots);
+  AlignedRows<bf16_t> act(route.num_slots(), shape.width, 0), own(8, shape.width, 0);
+  fill_normal(act, shape.width, 8);
+  const std::vector<float> sums = down(experts, route, act, 8);
+  CHECK(worst_sum(experts, route, act, sums) <= 1.0);
+  for (const uint32_t t : {0u, 63u}) {
+    Route alone = route.of_token(t);
+    for (uint32_t s = 0, i = 0; s < route.num_slots(); ++s)
+      if (route.slots[s].token == t) std::copy_n(&act.at(s, 0), shape.width, &own.at(i++, 0));
+    const std::vector<float> own_sums = down(experts, alone, own, 8);
+    CHECK(!std::memcmp(own_sums.data(), &sums[t * shape.hidden_size], shape.hidden_size * 4));
+  }
+  std::swap(experts.down[route.slots.back().expert], experts.down[route.slots.front().expert]);  // control
+  CHECK(worst_sum(experts, route, act, sums) > 1.0);
+}
+
+TEST_CASE("with a residual the sums are added and rounded once, and captured in rows of the caller's") {
+  constexpr uint32_t kTokens = 20, kHidden = 96, kFirst = 8;
+  const ExpertShape shape{kHidden, 64, 3};
+  Experts experts(shape, Weights::random, 12);
+  Route route = Route::random(kTokens, 2, 3, 8);
+  AlignedRows<bf16_t> act(route.num_slots(), 64, 0), residual(kTokens, kHidden, 0), before(kTokens, kHidden, 0);
+  AlignedRows<bf16_t> captured(kTokens, kHidden + 2 * kFirst, kUntouched);
+  fill_normal(act, 64, 1);
+  fill_normal(residual, kHidden, 2);
+  fill_normal(before, kHidden, 2);
+  const std::vector<float> sums = down(experts, route, act, 2);
+  auto params = layer_params<cuda::ExpertDownParams>(experts.down_tiles, shape, route);
+  params.act = {act.data, act.stride};
+  params.residual = {residual.data, residual.stride};
+  params.num_segments = 2;
+  KernelVector<uint16_t*> rows;
+  for (uint32_t t = 0; t < kTokens; ++t) rows.push_back(&captured.at(t * 7 % kTokens, 0));
+  params.capture = {rows.data(), kFirst};
+  run(params, {.num_blocks = 3, .seed = 2});
+  for (uint32_t t = 0; t < kTokens; ++t)
+    for (uint32_t i = 0; i < captured.stride; ++i) {
+      const bf16_t copy = captured.at(t * 7 % kTokens, i);
+      if (i < kFirst || i >= kFirst + kHidden) {
+        CHECK_EQ(copy, kUntouched);
+        continue;
+      }
+      const uint32_t column = i - kFirst;
+      const float sum = sums[t * kHidden + column];
+      CHECK_EQ(copy, f32_to_bf16(bf16_to_f32(before.at(t, column)) + sum));
+      CHECK_EQ(residual.at(t, column), copy);
+    }
+}
+
 TEST_CASE("sums of 8 ranks, added in order, have the bits of one rank") {
   const ExpertShape shape{32, 512, 3};
   Experts experts(shape, Weights::random, 61);
