@@ -115,6 +115,7 @@ TaskOperands OperandMaker::qkv_proj(const Task& task) const {
   p.qkv.qk_head_dim = layer.config.qk_head_dim;
   p.qkv.rotary_dim = layer.config.rotary_dim;
   p.qkv.value_scale = static_cast<float>(config_.value_scale);
+  p.qkv.num_q_heads = layer.config.num_q_heads;
   check_projection(p);
   return pack_tokens(TaskBody::projection, p);
 }

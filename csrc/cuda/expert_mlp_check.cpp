@@ -42,6 +42,7 @@ void check_down(const char* where, const ExpertDownParams& params, const Limits&
     check_rows(where, "residual", params.residual, params.hidden_size);
   else
     check_rows(where, "sums", params.sums, params.hidden_size);
+  check_capture(where, params.capture);
   MIMO_RT_CHECK(params.num_segments >= 1 && params.num_segments <= kMaxDownSegments,
                 unsupported_shape, where, "num_segments: expected 1 .. ", kMaxDownSegments,
                 ", got ", params.num_segments);
@@ -53,6 +54,12 @@ void check_gemm(const char* where, const Params& params) {
                 unsupported_shape, where, "num_experts: expected 1 .. ", kMaxGemmExperts, ", got ",
                 params.num_experts);
   check_pointer(where, "packed", params.packed, 16);
+}
+
+/// Of the kernels whose last step is combine_slots.cuh.
+void check_no_capture(const char* where, const ExpertDownParams& params) {
+  MIMO_RT_CHECK(!params.capture.rows, invalid_argument, where,
+                "capture.rows: expected null, this kernel has one place for its results");
 }
 
 template <typename Params>
@@ -101,6 +108,7 @@ void check_expert_down_gemm(const ExpertDownGemmParams& params) {
   constexpr const char* kWhere = "cuda.expert_down_gemm";
   check_down(kWhere, params, kManyTokens);
   check_gemm(kWhere, params);
+  check_no_capture(kWhere, params);
   check_pointer(kWhere, "partials", params.partials, 16);
 }
 
@@ -115,6 +123,7 @@ void check_expert_down_mxfp8(const ExpertDownMxfp8Params& params) {
   constexpr const char* kWhere = "cuda.expert_down_mxfp8";
   check_down(kWhere, params, kManyTokens);
   check_mxfp8(kWhere, params);
+  check_no_capture(kWhere, params);
   check_pointer(kWhere, "partials", params.partials, 128);
   MIMO_RT_CHECK(params.num_segments == 1, unsupported_shape, kWhere,
                 "num_segments: expected 1, got ", params.num_segments,

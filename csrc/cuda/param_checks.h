@@ -43,4 +43,8 @@ void check_rows(const char* where, const char* name, const RowsView<T>& rows, ui
                 ", got ", rows.stride);
 }
 
+inline void check_capture(const char* where, const CaptureOutput& capture) {
+  if (capture.rows) check_pointer(where, "capture.rows", capture.rows, sizeof(void*));
+}
+
 }  // namespace mimo_rt::cuda

@@ -12,9 +12,12 @@ void check_qkv(const ProjectionParams& p) {
   check_pointer(kWhere, "qkv.tiles", qkv.tiles, alignof(QkvTile));
   check_pointer(kWhere, "qkv.k_rows", qkv.k_rows, sizeof(void*));
   check_pointer(kWhere, "qkv.v_rows", qkv.v_rows, sizeof(void*));
-  check_rows(kWhere, "qkv.q", qkv.q, qkv.qk_head_dim);
-  MIMO_RT_CHECK(qkv.qk_head_dim != 0, unsupported_shape, kWhere,
-                "qkv.qk_head_dim: expected > 0, got 0");
+  MIMO_RT_CHECK(qkv.qk_head_dim != 0 && qkv.qk_head_dim <= kMaxWidth, unsupported_shape, kWhere,
+                "qkv.qk_head_dim: expected 1 .. ", kMaxWidth, ", got ", qkv.qk_head_dim);
+  MIMO_RT_CHECK(qkv.num_q_heads != 0 && qkv.num_q_heads <= p.rows / qkv.qk_head_dim, unsupported_shape, kWhere,
+                "qkv.num_q_heads: expected 1 .. ", p.rows / qkv.qk_head_dim, ", what the matrix has rows for, got ",
+                qkv.num_q_heads);
+  check_rows(kWhere, "qkv.q", qkv.q, qkv.num_q_heads * qkv.qk_head_dim);
   MIMO_RT_CHECK(qkv.rotary_dim % 2 == 0 && qkv.rotary_dim <= qkv.qk_head_dim, unsupported_shape,
                 kWhere, "qkv.rotary_dim: expected an even number up to qk_head_dim ",
                 qkv.qk_head_dim, ", got ", qkv.rotary_dim);
@@ -31,6 +34,7 @@ void check_store(const ProjectionParams& p) {
     case ProjectionStore::bf16:
     case ProjectionStore::gate_up:
     case ProjectionStore::add_residual:
+      check_capture(kWhere, p.capture);
       return check_rows(kWhere, "out_bf16", p.out_bf16, p.num_columns);
     case ProjectionStore::scores:
       MIMO_RT_CHECK(p.num_tokens <= kMaxScoredTokens, capacity, kWhere, "num_tokens: expected at most ", kMaxScoredTokens,
@@ -51,6 +55,7 @@ void check_projection(const ProjectionParams& p) {
   check_num_tokens(kWhere, p.num_tokens);
   check_pointer(kWhere, "tiles", p.tiles, 16);
   check_rows(kWhere, "x", p.x, p.k);
+  if (p.row_ids) check_pointer(kWhere, "row_ids", p.row_ids, 4);
   if (p.norm_weight) {
     check_pointer(kWhere, "norm_weight", p.norm_weight, 16);
     MIMO_RT_CHECK(p.norm_eps >= 0.0f, invalid_argument, kWhere,
@@ -70,6 +75,7 @@ void check_rms_norm(const RmsNormParams& p) {
   check_size(kNorm, "k", p.k);
   MIMO_RT_CHECK(p.num_tokens != 0, capacity, kNorm, "num_tokens: expected > 0, got 0");
   check_rows(kNorm, "x", p.x, p.k);
+  if (p.row_ids) check_pointer(kNorm, "row_ids", p.row_ids, 4);
   check_rows(kNorm, "out", p.out, p.k);
   check_pointer(kNorm, "weight", p.weight, 16);
   MIMO_RT_CHECK(p.eps >= 0.0f, invalid_argument, kNorm, "eps: expected a number >= 0, got ", p.eps);

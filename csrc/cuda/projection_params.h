@@ -44,6 +44,7 @@ struct QkvOutput {
   const float* cos_sin = nullptr;      ///< [num_tokens, rotary_dim]: cos, sin of pair 0, …
   uint32_t qk_head_dim = 0, rotary_dim = 0;
   float value_scale = 1.0f;
+  uint32_t num_q_heads = 0;  ///< that the tiles have
 };
 
 struct ProjectionParams {

@@ -93,6 +93,7 @@ class CudaQkv final : public RowsSubject<cuda::ProjectionParams, uint16_t> {
     qkv.qk_head_dim = layer_.qk_head_dim;
     qkv.rotary_dim = layer_.rotary_dim;
     qkv.value_scale = kValueScale;
+    qkv.num_q_heads = layer_.num_q_heads;
   }
 
   void aim(uint32_t place) override { params_.tiles = operands_.tiles(place); }

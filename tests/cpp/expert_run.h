@@ -165,4 +165,37 @@ inline double worst_sum(const Experts& experts, const Route& route, const Aligne
   return worst;
 }
 
+/// Elements of act that are not the exact product, rounded once. For Weights::exact_positive and activations 1 .. 3:
+/// multiples of 2^-2.
+inline uint32_t num_inexact(const Experts& experts, const Route& route, const AlignedRows<bf16_t>& x,
+                            const std::vector<bf16_t>& act) {
+  uint32_t num_different = 0;
+  for (uint32_t s = 0; s < route.num_slots(); ++s)
+    for (uint32_t i = 0; i < experts.shape.width; ++i) {
+      const bf16_t* row = &x.at(route.slots[s].token, 0);
+      const Product g = dot(*experts.gate[route.slots[s].expert], i, row);
+      const Product u = dot(*experts.up[route.slots[s].expert], i, row);
+      CHECK(g.value >= 20.0);  // silu(g) == g in FP32
+      CHECK(g.magnitude < 0x1p+21 && u.magnitude < 0x1p+21);
+      const auto product = static_cast<float>(g.value) * static_cast<float>(u.value);
+      num_different += act[s * experts.shape.width + i] != f32_to_bf16(product);
+    }
+  return num_different;
+}
+
+/// Sums that are not exact. For Weights::exact and integers: multiples of 2^-3, weights of slots multiples of 2^-2.
+inline uint32_t num_inexact(const Experts& experts, const Route& route, const AlignedRows<bf16_t>& act,
+                            const std::vector<float>& sums) {
+  std::vector<double> exact(sums.size());
+  for (uint32_t s = 0; s < route.num_slots(); ++s)
+    for (uint32_t i = 0; i < experts.shape.hidden_size; ++i) {
+      const Product p = dot(*experts.down[route.slots[s].expert], i, &act.at(s, 0));
+      CHECK(p.magnitude < 0x1p+15);
+      exact[route.slots[s].token * experts.shape.hidden_size + i] += double{route.slots[s].weight} * p.value;
+    }
+  uint32_t num_different = 0;
+  for (size_t i = 0; i < sums.size(); ++i) num_different += sums[i] != exact[i];
+  return num_different;
+}
+
 }  // namespace fixture

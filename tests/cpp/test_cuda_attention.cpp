@@ -93,6 +93,9 @@ std::vector<AttentionShape> awkward_shapes() {
   };
 }
 
+/// More splits than a warp has lanes.
+constexpr AttentionShape kLongShape{2, 8, 1, 16, 16, 2100, 0, 64};
+
 }  // namespace
 
 TEST_CASE("results are within the bound of float64; one key more or less is not") {
@@ -108,7 +111,9 @@ TEST_CASE("results are within the bound of float64; one key more or less is not"
 }
 
 TEST_CASE("keys of equal score are averaged exactly, the sink counts as one of value 0") {
-  for (const AttentionShape& shape : awkward_shapes()) {
+  std::vector<AttentionShape> shapes = awkward_shapes();
+  shapes.push_back(kLongShape);
+  for (const AttentionShape& shape : shapes) {
     Attention call(shape, Values::equal_scores, 7);
     const std::vector<bf16_t> out = attend(call);
     uint32_t num_different = 0, num_without_one_key = 0;
@@ -164,6 +169,18 @@ TEST_CASE("a key that scores high alone is selected exactly, whichever it is") {
       }
     CHECK_EQ(num_different, 0u);
   }
+}
+
+TEST_CASE("a key that scores high alone is selected, also where only the last of many splits has it") {
+  constexpr uint32_t kDim = 15, kKey = 2095;  // in split 32
+  Attention call(kLongShape, Values::selecting, 13);
+  for (uint32_t pos = kDim; pos < kKey; pos += kLongShape.qk_head_dim)
+    call.key(0, pos, false, false)[kDim] = 0;
+  for (uint32_t i = 0; i < kLongShape.num_rows * call.q.stride; ++i)
+    call.q.data[i] = i % kLongShape.qk_head_dim == kDim ? f32_to_bf16(1024.0f) : 0;
+  const std::vector<bf16_t> out = attend(call);
+  const bf16_t* value = call.key(0, kKey, false, true);
+  for (uint32_t i = 0; i < out.size(); ++i) CHECK_EQ(out[i], value[i % kLongShape.v_head_dim]);
 }
 
 TEST_CASE("a row's results have the same bits alone and with any number of others") {

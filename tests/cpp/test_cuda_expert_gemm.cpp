@@ -193,26 +193,32 @@ TEST_CASE("results are within the bound of float64; swapped experts are not") {
   CHECK(worst_sum(experts, c.route, rows, sums) > 1.0);
 }
 
-TEST_CASE("sums are exact where every partial sum is; one activation changes them") {
-  Case c{{160, 96, 3}, Route::random(140, 2, 3, 6), 2};
-  Experts experts(c.shape, Weights::exact, 11);
-  AlignedRows<bf16_t> act(c.route.num_slots(), c.shape.width, 0);
-  fill_integers(act, c.shape.width, -4, 4, 6);
-  const auto count_different = [&](const std::vector<float>& sums) {
-    std::vector<double> exact(sums.size());
-    for (uint32_t s = 0; s < c.route.num_slots(); ++s)
-      for (uint32_t i = 0; i < c.shape.hidden_size; ++i)
-        exact[c.route.slots[s].token * c.shape.hidden_size + i] +=
-            double{c.route.slots[s].weight} *
-            dot(*experts.down[c.route.slots[s].expert], i, &act.at(s, 0)).value;
-    uint32_t num_different = 0;
-    for (size_t i = 0; i < sums.size(); ++i) num_different += sums[i] != exact[i];
-    return num_different;
-  };
-  const std::vector<float> sums = down_gemm(experts, c.route, act, c.num_segments);
-  CHECK_EQ(count_different(sums), 0u);
-  act.at(c.route.num_slots() - 1, c.shape.width - 1) = f32_to_bf16(5.0f);
-  CHECK(count_different(sums) > 0);
+TEST_CASE("act of many tokens is exact where every partial sum is; one activation changes it") {
+  for (const bool of_group : kAllProducts)
+    for (Case& c : awkward_cases()) {
+      Experts experts(c.shape, Weights::exact_positive, 9);
+      AlignedRows<bf16_t> x(c.route.num_tokens, c.shape.hidden_size, 0);
+      fill_integers(x, c.shape.hidden_size, 1, 3, 5);
+      const std::vector<bf16_t> act = gate_up_gemm(experts, c.route, x, of_group);
+      CHECK_EQ(num_inexact(experts, c.route, x, act), 0u);
+      if (c.route.num_slots() == 0) continue;
+      x.at(c.route.slots.back().token, c.shape.hidden_size - 1) = f32_to_bf16(50.0f);
+      CHECK(num_inexact(experts, c.route, x, act) > 0);
+    }
+}
+
+TEST_CASE("sums of many tokens are exact where every partial sum is; one activation changes them") {
+  for (const bool of_group : kAllProducts)
+    for (Case& c : awkward_cases()) {
+      Experts experts(c.shape, Weights::exact, 11);
+      AlignedRows<bf16_t> act(std::max(1u, c.route.num_slots()), c.shape.width, 0);
+      fill_integers(act, c.shape.width, -4, 4, 6);
+      const std::vector<float> sums = down_gemm(experts, c.route, act, c.num_segments, of_group);
+      CHECK_EQ(num_inexact(experts, c.route, act, sums), 0u);
+      if (c.route.num_slots() == 0) continue;
+      act.at(c.route.num_slots() - 1, c.shape.width - 1) = f32_to_bf16(5.0f);
+      CHECK(num_inexact(experts, c.route, act, sums) > 0);
+    }
 }
 
 TEST_CASE("with a residual the sums are added and rounded once") {
@@ -279,6 +285,8 @@ TEST_CASE("arguments that the kernels cannot take are refused by name") {
           [](P p) { p.num_experts = 0; });
   refused(unsupported_shape, "num_segments", [](P p) { p.num_segments = 0; });
   refused(invalid_argument, "packed: expected memory, got null", [](P p) { p.packed = nullptr; });
+  uint16_t* rows[1] = {};
+  refused(invalid_argument, "capture.rows: expected null", [&](P p) { p.capture.rows = rows; });
   refused(invalid_argument, "packed: expected an address", [](P p) { p.packed += 8; });
   refused(invalid_argument, "partials", [](P p) { p.partials = nullptr; });
   refused(invalid_argument, "act.stride", [](P p) { p.act.stride = 56; });

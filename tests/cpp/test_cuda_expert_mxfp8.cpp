@@ -255,6 +255,8 @@ TEST_CASE("arguments that the kernels cannot take are refused by name") {
   refused(unsupported_shape, "num_segments: expected 1, got 2", [](P p) { p.num_segments = 2; });
   refused(invalid_argument, "tiles: expected an address that is a multiple of 128",
           [](P p) { p.tiles += 64; });
+  uint16_t* rows[1] = {};
+  refused(invalid_argument, "capture.rows: expected null", [&](P p) { p.capture.rows = rows; });
   refused(invalid_argument, "packed: expected an address", [](P p) { p.packed += 16; });
   refused(invalid_argument, "workspace: expected memory", [](P p) { p.workspace = nullptr; });
   refused(invalid_argument, "partials: expected an address", [](P p) { p.partials += 4; });

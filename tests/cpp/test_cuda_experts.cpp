@@ -75,19 +75,7 @@ TEST_CASE("act is exact where every partial sum is") {
     AlignedRows<bf16_t> x(c.route.num_tokens, c.shape.hidden_size, 0);
     fill_integers(x, c.shape.hidden_size, 1, 3, 5);
     const std::vector<bf16_t> act = gate_up(experts, c.route, x);
-    uint32_t num_different = 0;
-    for (uint32_t s = 0; s < c.route.num_slots(); ++s)
-      for (uint32_t i = 0; i < c.shape.width; ++i) {
-        const Product g =
-            dot(*experts.gate[c.route.slots[s].expert], i, &x.at(c.route.slots[s].token, 0));
-        const Product u =
-            dot(*experts.up[c.route.slots[s].expert], i, &x.at(c.route.slots[s].token, 0));
-        CHECK(g.value >= 20.0);                                 // silu(g) == g in FP32
-        CHECK(g.magnitude < 0x1p+21 && u.magnitude < 0x1p+21);  // multiples of 2^-2
-        const auto product = static_cast<float>(g.value) * static_cast<float>(u.value);
-        num_different += act[s * c.shape.width + i] != f32_to_bf16(product);
-      }
-    CHECK_EQ(num_different, 0u);
+    CHECK_EQ(num_inexact(experts, c.route, x, act), 0u);
   }
 }
 
@@ -96,24 +84,11 @@ TEST_CASE("sums are exact where every partial sum is; one activation changes the
     Experts experts(c.shape, Weights::exact, 11);
     AlignedRows<bf16_t> act(std::max(1u, c.route.num_slots()), c.shape.width, 0);
     fill_integers(act, c.shape.width, -4, 4, 6);
-    const auto count_different = [&](const std::vector<float>& sums) {
-      std::vector<double> exact(sums.size());
-      for (uint32_t s = 0; s < c.route.num_slots(); ++s)
-        for (uint32_t i = 0; i < c.shape.hidden_size; ++i) {
-          const Product p = dot(*experts.down[c.route.slots[s].expert], i, &act.at(s, 0));
-          CHECK(p.magnitude < 0x1p+15);  // multiples of 2^-3, weights multiples of 2^-2
-          exact[c.route.slots[s].token * c.shape.hidden_size + i] +=
-              double{c.route.slots[s].weight} * p.value;
-        }
-      uint32_t num_different = 0;
-      for (size_t i = 0; i < sums.size(); ++i) num_different += sums[i] != exact[i];
-      return num_different;
-    };
     const std::vector<float> sums = down(experts, c.route, act, 2);
-    CHECK_EQ(count_different(sums), 0u);
+    CHECK_EQ(num_inexact(experts, c.route, act, sums), 0u);
     if (c.route.num_slots() == 0) continue;
     act.at(0, c.shape.width - 1) = f32_to_bf16(5.0f);
-    CHECK(count_different(sums) > 0);
+    CHECK(num_inexact(experts, c.route, act, sums) > 0);
   }
 }
 
@@ -184,6 +159,59 @@ TEST_CASE("partial sums that do not fit at once follow in passes, same bits") {
     const std::vector<float> other = down(experts, alone, own, 1);
     CHECK(std::memcmp(other.data(), own_sums.data(), other.size() * 4) != 0);  // another order
   }
+}
+
+TEST_CASE("as many slots as a call may have: within the bound of float64, and a token's bits as alone") {
+  const ExpertShape shape{32, 512, 16};
+  Experts experts(shape, Weights::random, 31);
+  Route route = Route::random(cuda::kMaxExpertTokens, 8, 16, 7);
+  CHECK_EQ(route.num_slots(), cuda::kMaxExpertSlots);
+  AlignedRows<bf16_t> act(route.num_slots(), shape.width, 0), own(8, shape.width, 0);
+  fill_normal(act, shape.width, 8);
+  const std::vector<float> sums = down(experts, route, act, 8);
+  CHECK(worst_sum(experts, route, act, sums) <= 1.0);
+  for (const uint32_t t : {0u, 63u}) {
+    Route alone = route.of_token(t);
+    for (uint32_t s = 0, i = 0; s < route.num_slots(); ++s)
+      if (route.slots[s].token == t) std::copy_n(&act.at(s, 0), shape.width, &own.at(i++, 0));
+    const std::vector<float> own_sums = down(experts, alone, own, 8);
+    CHECK(!std::memcmp(own_sums.data(), &sums[t * shape.hidden_size], shape.hidden_size * 4));
+  }
+  std::swap(experts.down[route.slots.back().expert], experts.down[route.slots.front().expert]);  // control
+  CHECK(worst_sum(experts, route, act, sums) > 1.0);
+}
+
+TEST_CASE("with a residual the sums are added and rounded once, and captured in rows of the caller's") {
+  constexpr uint32_t kTokens = 20, kHidden = 96, kFirst = 8;
+  const ExpertShape shape{kHidden, 64, 3};
+  Experts experts(shape, Weights::random, 12);
+  Route route = Route::random(kTokens, 2, 3, 8);
+  AlignedRows<bf16_t> act(route.num_slots(), 64, 0), residual(kTokens, kHidden, 0), before(kTokens, kHidden, 0);
+  AlignedRows<bf16_t> captured(kTokens, kHidden + 2 * kFirst, kUntouched);
+  fill_normal(act, 64, 1);
+  fill_normal(residual, kHidden, 2);
+  fill_normal(before, kHidden, 2);
+  const std::vector<float> sums = down(experts, route, act, 2);
+  auto params = layer_params<cuda::ExpertDownParams>(experts.down_tiles, shape, route);
+  params.act = {act.data, act.stride};
+  params.residual = {residual.data, residual.stride};
+  params.num_segments = 2;
+  KernelVector<uint16_t*> rows;
+  for (uint32_t t = 0; t < kTokens; ++t) rows.push_back(&captured.at(t * 7 % kTokens, 0));
+  params.capture = {rows.data(), kFirst};
+  run(params, {.num_blocks = 3, .seed = 2});
+  for (uint32_t t = 0; t < kTokens; ++t)
+    for (uint32_t i = 0; i < captured.stride; ++i) {
+      const bf16_t copy = captured.at(t * 7 % kTokens, i);
+      if (i < kFirst || i >= kFirst + kHidden) {
+        CHECK_EQ(copy, kUntouched);
+        continue;
+      }
+      const uint32_t column = i - kFirst;
+      const float sum = sums[t * kHidden + column];
+      CHECK_EQ(copy, f32_to_bf16(bf16_to_f32(before.at(t, column)) + sum));
+      CHECK_EQ(residual.at(t, column), copy);
+    }
 }
 
 TEST_CASE("sums of 8 ranks, added in order, have the bits of one rank") {
@@ -269,6 +297,8 @@ TEST_CASE("arguments that the kernels cannot take are refused by name") {
   refused(invalid_argument, "route.slot_weight", [](P p) { p.route.slot_weight = nullptr; });
   refused(invalid_argument, "route.num_active", [](P p) { p.route.num_active = nullptr; });
   refused(unsupported_shape, "num_segments", [](P p) { p.num_segments = 65; });
+  refused(invalid_argument, "capture.rows: expected an address that is a multiple of 8",
+          [](P p) { p.capture.rows = reinterpret_cast<uint16_t* const*>(memory + 4); });
   cuda::ExpertGateUpParams gate_up;
   CHECK_THROWS(unsupported_shape, "[cuda.expert_gate_up] hidden_size",
                cuda::check_expert_gate_up(gate_up));

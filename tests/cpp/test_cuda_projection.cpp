@@ -39,21 +39,39 @@ constexpr Case kCases[] = {{16, 32, 1, 1},   {40, 160, 3, 1},  {150, 96, 9, 2}, 
                            {32, 1088, 64, 8}, {24, 4192, 5, 3}, {16, 576, 33, 2},
                            {16, 8224, 2, 1}};
 
-/// The rows that a fused norm multiplies, in the order of its sums.
+/// The rows that a fused norm multiplies, in the order of its sums: see tasks/rms_norm.cuh.
 std::vector<bf16_t> normalised(const bf16_t* x, const float* weight, float eps, uint32_t k) {
-  float lanes[32] = {};
+  float lanes[8][32] = {};  // of the parts
   for (uint32_t i = 0; i < k; ++i) {
     const float value = bf16_to_f32(x[i]);
-    lanes[i / 8 % 32] = std::fma(value, value, lanes[i / 8 % 32]);
+    float& lane = lanes[i / 256 % 8][i / 8 % 32];
+    lane = std::fma(value, value, lane);
   }
-  for (uint32_t step = 16; step != 0; step /= 2)
-    for (uint32_t i = 0; i < step; ++i) lanes[i] += lanes[i + step];
-  const float inverse = 1.0f / std::sqrt(lanes[0] / static_cast<float>(k) + eps);
+  float sum = 0.0f;
+  for (auto& part : lanes) {
+    for (uint32_t step = 16; step != 0; step /= 2)
+      for (uint32_t i = 0; i < step; ++i) part[i] += part[i + step];
+    sum += part[0];
+  }
+  const float inverse = 1.0f / std::sqrt(sum / static_cast<float>(k) + eps);
   std::vector<bf16_t> row;
   for (uint32_t i = 0; i < k; ++i)
     row.push_back(f32_to_bf16(bf16_to_f32(x[i]) * inverse * weight[i]));
   return row;
 }
+
+/// The same in float64.
+std::vector<double> normalised_exactly(const bf16_t* x, const float* weight, double eps, uint32_t k) {
+  double sum = 0;
+  for (uint32_t i = 0; i < k; ++i) sum += std::pow(bf16_to_f32(x[i]), 2.0);
+  std::vector<double> row;
+  for (uint32_t i = 0; i < k; ++i)
+    row.push_back(bf16_to_f32(x[i]) / std::sqrt(sum / k + eps) * double{weight[i]});
+  return row;
+}
+
+/// Relative error of a normalised value: its rounding, and the sum's of the lanes, parts and squares.
+double norm_error(uint32_t k) { return kBf16Unit + gamma_of(k / 32 + 16.0, kFloatUnit) * 1.01; }
 
 struct NormWeights : AlignedRows<float> {
   explicit NormWeights(uint32_t k) : AlignedRows(1, k, 0.0f) {
@@ -214,18 +232,15 @@ TEST_CASE("a fused norm multiplies rows that were rounded once") {
         for (uint32_t t = 0; t < num_tokens; ++t) {
           const auto row = normalised(&x.at(t, 0), weights.data, kEps, k);
           std::copy(row.begin(), row.end(), &rows.at(t, 0));
-          double sum = 0;
-          for (uint32_t i = 0; i < k; ++i) sum += std::pow(bf16_to_f32(x.at(t, i)), 2.0);
-          for (uint32_t i = 0; i < k; ++i)
-            exact.push_back(bf16_to_f32(x.at(t, i)) / std::sqrt(sum / k + double{kEps}) *
-                            double{weights.at(0, i)});
+          const auto exact_row = normalised_exactly(&x.at(t, 0), weights.data, kEps, k);
+          exact.insert(exact.end(), exact_row.begin(), exact_row.end());
         }
         ProjectionParams params = dense.params(x, num_tokens);
         params.norm_weight = weights.data;
         params.norm_eps = kEps;
         const std::vector<float> fused = project(params);
         CHECK(project(dense.params(rows, num_tokens)) == fused);
-        const double input_error = kBf16Unit + gamma_of(k / 32 + 16.0, kFloatUnit) * 1.01;
+        const double input_error = norm_error(k);
         CHECK(worst_error(dense, exact, fused, input_error) <= 1.0);
         AlignedRows<bf16_t> out(num_tokens + 1, k + 8, kUntouched);
         const cuda::RmsNormParams norm{{x.data, x.stride}, nullptr,    weights.data,
@@ -244,6 +259,41 @@ TEST_CASE("a fused norm multiplies rows that were rounded once") {
         params.norm_eps = 0.5f;
         CHECK(worst_error(dense, exact, project(params), input_error) > 1.0);
       }
+}
+
+TEST_CASE("rows of more than one trip through a norm are those of float64, and the fused norm's") {
+  constexpr uint32_t kTokens = 3;  // 8224: more than is kept in registers, and than fits into shared memory
+  constexpr float kEps = 0.25f;
+  for (const uint32_t k : {2080u, 6144u, 8224u}) {
+    AlignedRows<bf16_t> x(kTokens, k, 0), out(kTokens, k, kUntouched);
+    fill_rows(x, k, k);
+    const NormWeights weights(k);
+    const cuda::RmsNormParams norm{{x.data, x.stride}, nullptr, weights.data, {out.data, out.stride}, kEps, kTokens, k};
+    run(norm, {.num_blocks = 2, .seed = k});
+    uint32_t num_outside = 0, num_outside_of_another = 0, num_different = 0;
+    for (uint32_t t = 0; t < kTokens; ++t) {
+      const auto exact = normalised_exactly(&x.at(t, 0), weights.data, kEps, k);
+      const auto another = normalised_exactly(&x.at(t, 0), weights.data, kEps + 0.25, k);  // control
+      const auto row = normalised(&x.at(t, 0), weights.data, kEps, k);
+      for (uint32_t i = 0; i < k; ++i) {
+        const double y = bf16_to_f32(out.at(t, i)), bound = norm_error(k) * std::abs(exact[i]);
+        num_outside += !(std::abs(y - exact[i]) <= bound);
+        num_outside_of_another += !(std::abs(y - another[i]) <= bound);
+        num_different += out.at(t, i) != row[i];
+      }
+    }
+    CHECK_EQ(num_outside, 0u);
+    CHECK_EQ(num_different, 0u);
+    CHECK(num_outside_of_another > k);
+    Dense dense(PackedFormat::bf16, 16, k, k);
+    ProjectionParams fused = dense.params(x, kTokens);
+    fused.norm_weight = weights.data;
+    fused.norm_eps = kEps;
+    const std::vector<float> y = project(fused);
+    CHECK(y == project(dense.params(out, kTokens)));
+    x.at(0, k - 1) = f32_to_bf16(32.0f);  // in the last chunk: every column's sum is another one
+    CHECK(y != project(fused));
+  }
 }
 
 #if !defined(MIMO_RT_TEST_ON_GPU)

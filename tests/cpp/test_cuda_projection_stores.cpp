@@ -104,7 +104,7 @@ TEST_CASE("q, k and v are rotated, scaled and stored where the caller says") {
   params.store = ProjectionStore::qkv;
   params.qkv = {tiles.data(),   {q_out.data, q_out.stride}, k_rows.data(), v_rows.data(),
                 kHeadStride,    kHeadStride,                cos_sin.data(), 40,
-                20,             kValueScale};
+                20,             kValueScale,                layer.num_q_heads};
   run(params, {.num_blocks = 3, .seed = 4});
 
   // Every stored value from the plain results; `sign` -1 turns the wrong way.
@@ -295,11 +295,32 @@ TEST_CASE("arguments that the projections cannot take are refused by name") {
     p.store = ProjectionStore::add_residual;
     p.out_bf16.stride = 36;
   });
+  refused(invalid_argument, "row_ids: expected an address that is a multiple of 4",
+          [](P p) { p.row_ids = reinterpret_cast<const uint32_t*>(memory + 2); });
+  refused(invalid_argument, "capture.rows: expected an address that is a multiple of 8", [](P p) {
+    p.store = ProjectionStore::add_residual;
+    p.capture.rows = reinterpret_cast<uint16_t* const*>(memory + 4);
+  });
   refused(invalid_argument, "qkv.tiles", [](P p) { p.store = ProjectionStore::qkv; });
+  const auto with_qkv = [](P p, uint32_t num_q_heads, uint32_t stride) {
+    const auto* places = reinterpret_cast<uint16_t* const*>(memory);
+    p.store = ProjectionStore::qkv;
+    p.qkv = {.tiles = reinterpret_cast<const QkvTile*>(memory), .q = {p.out_bf16.data, stride}, .k_rows = places,
+             .v_rows = places, .qk_head_dim = 16, .num_q_heads = num_q_heads};
+  };
+  ProjectionParams good_qkv = good;
+  with_qkv(good_qkv, 2, 32);
+  cuda::check_projection(good_qkv);
+  refused(invalid_argument, "qkv.q.stride: expected at least 32", [&](P p) { with_qkv(p, 2, 24); });
+  refused(unsupported_shape, "qkv.num_q_heads: expected 1 .. 3", [&](P p) { with_qkv(p, 0, 32); });
+  refused(unsupported_shape, "qkv.num_q_heads", [&](P p) { with_qkv(p, 4, 64); });
   refused(invalid_argument, "store", [](P p) { p.store = static_cast<ProjectionStore>(9); });
   refused(invalid_argument, "format", [](P p) { p.format = cuda::ProjectionFormat{7}; });
   cuda::RmsNormParams norm{good.x, nullptr, good.out_f32.data, {good.out_bf16.data, 96}, 0, 9, 96};
   cuda::check_rms_norm(norm);
+  norm.row_ids = reinterpret_cast<const uint32_t*>(memory + 1);
+  CHECK_THROWS(invalid_argument, "[cuda.rms_norm] row_ids", cuda::check_rms_norm(norm));
+  norm.row_ids = nullptr;
   norm.out.stride = 88;
   CHECK_THROWS(invalid_argument, "[cuda.rms_norm] out.stride", cuda::check_rms_norm(norm));
   norm.num_tokens = 0;

@@ -154,6 +154,19 @@ TEST_CASE("tokens are those of the CPU's sampler, whatever the filters") {
   CHECK(num_equal_to_another_seed < num_tokens / 2);
 }
 
+TEST_CASE("a row of the model's vocabulary has the CPU's tokens, most of them behind the first 256 slices") {
+  constexpr uint32_t kVocab = 152576, kBehind = 256 * cuda::kSliceTokens;
+  uint32_t num_behind = 0, num_calls = 0;
+  for (const SamplingParams& params : settings()) {
+    SampleCall call(params, 1, kVocab, Logits::normal, ++num_calls);
+    for (uint32_t id = kBehind; id < kVocab; ++id) call.logits.at(0, id) += 8.0f;
+    const std::vector<int32_t> expected = sample_on_cpu(call), tokens = call.sample({.num_blocks = 3});
+    CHECK(tokens == expected);
+    num_behind += expected[0] >= static_cast<int32_t>(kBehind);
+  }
+  CHECK(num_behind > num_calls / 2);
+}
+
 TEST_CASE("tokens at the edge of those near the best are filtered as the CPU filters them") {
   constexpr uint32_t kVocab = 4099, kRows = 4, kNumSlices = (kVocab + cuda::kSliceTokens - 1) / cuda::kSliceTokens;
   // Weights around 2^-15, where min_p ends within the list, and exponents around that at which the list itself ends.
