@@ -177,6 +177,33 @@ TEST_CASE("activations of all magnitudes stay within the bound, with the same bi
   }
 }
 
+// Largest weights times activations whose digits (avx2/digits.h) are largest, in combinations of signs that add up: a
+// sum of 16 bits that saturated or wrapped would show. All sums have at most 24 bits, so every order gives the same.
+TEST_CASE("the largest weights times the extremes of 16 bits below the largest activation are exact") {
+  constexpr uint32_t k = 64, num_tokens = 9;
+  // The block's first activation, and the others: digits 127, 0 and 127, -128; 64, -64; then 1, -128 and 0, 127.
+  constexpr bf16_t kActivations[][2] = {
+      {0x3ffe, 0x3ffe}, {0x3ffd, 0x3ffd}, {0x3fff, 0x3fff}, {0x3ffe, 0x3c00}, {0x3ffe, 0x3bfe}};
+  Matrix m = pack_reference::random_matrix(PackedFormat::mxfp4, 48, k, 1);
+  std::fill(m.e8m0.begin(), m.e8m0.end(), uint8_t{127});
+  for (const uint32_t pattern : {0x0000u, 0xffffu, 0x5555u, 0x3333u, 0x0f0fu, 0x00ffu, 0x1234u})
+    for (const auto& [first, other] : kActivations) {
+      const auto is_negative = [&](uint32_t i) { return (pattern >> (i % 16) & 1) != 0; };
+      for (uint32_t row = 0; row < m.rows; ++row)  // 0, 3, 6, …: signs of the activations; 1, 4, …: the opposite
+        for (uint32_t i = 0; i < k; ++i)
+          m.codes[row * k + i] = row % 3 == 2 ? 7 : (is_negative(i) != (row % 3 == 1)) ? 15 : 7;
+      std::vector<bf16_t> x(num_tokens * k);
+      for (uint32_t i = 0; i < x.size(); ++i)
+        x[i] = static_cast<bf16_t>((i % 32 ? other : first) | (is_negative(i % k) ? 0x8000 : 0));
+      const Reference ref = reference(m, x, num_tokens);
+      for (const Table& table : kernel_tables::runnable())
+        for (const uint32_t count : {1u, num_tokens}) {
+          const std::vector<float> y = multiply(table, m, x.data(), count);
+          for (uint32_t i = 0; i < y.size(); ++i) CHECK_EQ(double{y[i]}, ref.y[i]);
+        }
+    }
+}
+
 TEST_CASE("infinities and NaN reach all results of their token and no other's") {
   for (const Table& table : kernel_tables::runnable())
     for (const PackedFormat format : kFormats)

@@ -11,6 +11,11 @@
 #include <mimo_rt/device.h>
 
 #include <sched.h>
+#include <sys/resource.h>
+#include <unistd.h>
+#if defined(__SSE2__)
+#include <xmmintrin.h>
+#endif
 
 #include <atomic>
 #include <cfenv>
@@ -288,18 +293,57 @@ TEST_CASE("a pool that a fork opens works and ends, though its threads get the h
 }
 #endif
 
-TEST_CASE("workers round to nearest, whatever the caller has set") {
+// FP8 products of the AVX2 kernels read weights as FP32 subnormals.
+TEST_CASE("workers round to nearest and keep subnormals, whatever the caller has set") {
+#if defined(__SSE2__)
+  constexpr uint32_t kFlush = 0x8040;  // FTZ and DAZ: of results, of inputs
+  const auto flushes = [] { return (_mm_getcsr() & kFlush) != 0; };
+  const auto set_flush = [](bool on) { _mm_setcsr((_mm_getcsr() & ~kFlush) | (on ? kFlush : 0)); };
+#else
+  const auto flushes = [] { return false; };
+  const auto set_flush = [](bool) {};
+#endif
   std::fesetround(FE_UPWARD);
+  set_flush(true);
   std::atomic<int> inherited{-1};
-  std::thread([&] { inherited = std::fegetround(); }).join();
+  std::atomic<bool> inherits_flush{false};
+  std::thread([&] { inherited = std::fegetround(), inherits_flush = flushes(); }).join();
+  const bool is_flushing = flushes();
   WorkerPool pool({.num_workers = 2, .pin_workers = false, .park_after_us = 50});
-  std::atomic<uint32_t> num_nearest{0};
-  FunctionJob job([&](uint32_t) { num_nearest += std::fegetround() == FE_TONEAREST; });
+  std::atomic<uint32_t> num_nearest{0}, num_flushing{0};
+  FunctionJob job([&](uint32_t) {
+    num_nearest += std::fegetround() == FE_TONEAREST;
+    num_flushing += flushes();
+  });
   pool.run(job);
   std::fesetround(FE_TONEAREST);
+  set_flush(false);
   CHECK_EQ(num_nearest.load(), 2u);
-  CHECK_EQ(inherited.load(), FE_UPWARD);  // control: a plain thread inherits it
+  CHECK_EQ(num_flushing.load(), 0u);
+  CHECK_EQ(inherited.load(), FE_UPWARD);  // control: a plain thread inherits both
+  CHECK_EQ(inherits_flush.load(), is_flushing);
 }
+
+#if !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)  // they need more addresses than the limit leaves
+TEST_CASE("a pool that the system gives too few threads ends those it has and says how many") {
+  fixture::check_in_fork([] {  // the limit stays there
+    uint64_t num_pages = 0;
+    std::ifstream("/proc/self/statm") >> num_pages;
+    const rlim_t limit = num_pages * static_cast<uint64_t>(sysconf(_SC_PAGESIZE)) + (200u << 20);
+    const rlimit addresses{limit, limit};
+    if (setrlimit(RLIMIT_AS, &addresses) != 0) return false;
+    try {
+      WorkerPool({.num_workers = 300, .pin_workers = false, .park_after_us = 50});
+    } catch (const mimo_rt::Error& error) {
+      const std::string text = error.what();
+      return error.code() == mimo_rt::ErrorCode::unavailable &&
+             text.find("threads: expected 300, the system gave ") != std::string::npos &&
+             text.find("Lower num_threads") != std::string::npos;
+    }
+    return false;
+  });
+}
+#endif
 
 TEST_CASE("sleeping workers use no CPU time") {
   for (const bool sleeps : {true, false}) {
