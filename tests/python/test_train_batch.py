@@ -180,7 +180,7 @@ def on_meta(tmp_path, monkeypatch):
 
 
 def test_a_step_on_a_device_never_waits(on_meta):
-    """As on a GPU: several sequences in a pass, features from the table, torch's own Muon. Control: its loss, read."""
+    """As on a GPU: several sequences in a pass, features from the table, Muon. Control: its loss, read."""
     answers = [Generation(str(i), 0, 0.0, ids[:2].tolist(), ids[2:].tolist()) for i, ids in enumerate(sequences())]
     data = TrainingData([a for a in answers if len(a.output_ids) > 1], 64)
     sizes = DraftSizes(num_layers=2, target_layer_ids=(0, 1), block_size=4, draft_vocab_size=30)
