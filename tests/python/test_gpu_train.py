@@ -15,6 +15,8 @@ torch = pytest.importorskip("torch")
 
 import mimo_rt  # noqa: E402
 from mimo_rt.checkpoints import write_tiny_checkpoint  # noqa: E402
+from mimo_rt.checkpoints.demo import MODEL_NAME  # noqa: E402
+from mimo_rt.train.answers_meta import check_target, checkpoint_digest  # noqa: E402
 from mimo_rt.train.draft import DraftModel  # noqa: E402
 from mimo_rt.train.draft_files import export_draft, import_draft  # noqa: E402
 from mimo_rt.train.draft_run import DraftJob, DraftSizes, shape_for_target, split_generations  # noqa: E402
@@ -45,7 +47,8 @@ def model(tmp_path_factory):
     prompts, _ = encode_prompts(model, built_in_prompts(["math", "chat"], 5, 0))
     with mimo_rt.Session(model, threads=1, draft=None, generation_config="none") as session:
         options = GenerateOptions(temperatures=(0.8,), max_tokens=12)
-        make_generations([session], prompts, directory / "answers", options, meta={})
+        meta = {"checkpoint_digest": checkpoint_digest(model)}
+        make_generations([session], prompts, directory / "answers", options, meta=meta)
     return model
 
 
@@ -414,7 +417,9 @@ def test_end_tokens_of_all_files_travel(bench, model, tmp_path, monkeypatch):
         file = copy / f"{name}.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": ids}))
     script = bench("gpu_train")
-    arguments = ["--model", str(copy), "--per-set", "1", "--answers", str(model.parent / "answers")]
+    answers = shutil.copytree(model.parent / "answers", tmp_path / "answers")
+    (answers / "meta.json").write_text(json.dumps({"checkpoint_digest": checkpoint_digest(copy)}))
+    arguments = ["--model", str(copy), "--per-set", "1", "--answers", str(answers)]
     assert script.main(["--collect", str(tmp_path / "pieces"), *arguments]) == 0
     script.pieces.join(tmp_path / "pieces", tmp_path / "work" / "input")
     run, used = bench("gpu_train_run"), []
@@ -422,6 +427,23 @@ def test_end_tokens_of_all_files_travel(bench, model, tmp_path, monkeypatch):
     run.make_answers(script.parse(["--pieces", "x", "--work", str(tmp_path / "work"), "--out", "out",
                                    "--torch-device", "cpu"]), None)
     assert used == [[7, 9, 258]]
+
+
+def test_answers_that_travel_are_the_models(bench, model, tmp_path, capsys):
+    """Those in the repo are the demo's, and known by its name."""
+    other = write_tiny_checkpoint(tmp_path / "model", seed=1, **MODEL)
+    script, out = bench("gpu_train"), tmp_path / "pieces"
+    collect = ["--collect", str(out), "--per-set", "1", "--prompts", "chat"]
+    theirs = ["--answers", str(model.parent / "answers")]
+    for whose, answers, needle in ((other, theirs, "holds answers of another model"),
+                                   (model, [], f"answers of {MODEL_NAME}, expected those of")):
+        assert script.main([*collect, "--model", str(whose), *answers]) == 2
+        assert needle in capsys.readouterr().err and not out.exists()
+    demo = shutil.copytree(model, tmp_path / MODEL_NAME)
+    for name, data in script.collected_answers(demo, None).items():
+        (demo / name).write_bytes(data)
+    assert len(read_generations(demo)) > 700
+    check_target(demo, checkpoint_digest(demo))
 
 
 def test_no_evaluation_prompt_travels(root, bench):

@@ -147,6 +147,14 @@ def test_answers_are_made_batch_by_batch(tmp_path):
     assert make("parts") == 0
     with pytest.raises(mimo_rt.MimoRtError, match="max_tokens is 5 there, 6 now"):
         make("parts", options=dataclasses.replace(options, max_tokens=6))
+    done.clear()  # batches of other jobs than those that are there
+    with pytest.raises(mimo_rt.MimoRtError, match="prompts_digest is '"):
+        make("parts")
+    done.add(("p/1", 0.0))
+    assert make("parts") == 0
+    target.directory = write_tiny_checkpoint(tmp_path / "other", seed=1, **MODEL)
+    with pytest.raises(mimo_rt.MimoRtError, match="checkpoint_digest is '"):
+        make("parts")
 
 
 def test_an_answer_ends_with_its_stop_id(tmp_path):
