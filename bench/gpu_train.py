@@ -8,7 +8,8 @@ The GPU machine needs Python, torch, numpy and safetensors: this package need no
 What travels are pieces below 16 MiB, to it in folders DIR/part-1, … of at most 38 MB (102 MB in all for the demo), back
 two for a draft of three layers, the curve and result.jsonl. A call stops in time; the next one with the same WORK goes
 on: answers batch by batch, then training from its last checkpoint. Where WORK is lost, `--start DRAFT` begins at what
-came back. OUT has the best draft so far from the first evaluation on, so that a call that is cut off or fails leaves it.
+came back. OUT has the best draft so far from the first evaluation on, so that a call that is cut off or fails leaves
+it; one that SIGTERM ends while it trains leaves a checkpoint as well.
 Exit codes: 0 all steps done, 1 it failed or was ended, 2 wrong usage or something is missing, 3 no GPU, 4 out of time, call again.
 
 Stages: `answers` (train/batch_answers.py: the target answers further prompts; the answers in the repo alone are learnt
