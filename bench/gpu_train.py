@@ -8,7 +8,8 @@ The GPU machine needs Python, torch, numpy and safetensors: this package need no
 What travels are pieces below 16 MiB, to it in folders DIR/part-1, … of at most 38 MB (102 MB in all for the demo), back
 two for a draft of three layers, the curve and result.jsonl. A call stops in time; the next one with the same WORK goes
 on: answers batch by batch, then training from its last checkpoint. Where WORK is lost, `--start DRAFT` begins at what
-came back. OUT has the best draft so far from the first evaluation on, so that a call that is cut off or fails leaves it.
+came back. OUT has the best draft so far from the first evaluation on, so that a call that is cut off or fails leaves
+it; one that SIGTERM ends while it trains leaves a checkpoint as well.
 Exit codes: 0 all steps done, 1 it failed or was ended, 2 wrong usage or something is missing, 3 no GPU, 4 out of time, call again.
 
 Stages: `answers` (train/batch_answers.py: the target answers further prompts; the answers in the repo alone are learnt
@@ -35,14 +36,13 @@ import json
 import pathlib
 import re
 import sys
-import tarfile
 import time
 
 import pieces
+from demo_answers import demo_answers
 from source_package import use_source_package
 
 PROMPTS = pathlib.Path(__file__).resolve().parent / "prompts"  # of evaluation
-ANSWERS = PROMPTS / "demo_answers.tar.xz"
 SETS = "coding,math,agent,chat"
 RUN = 8  # words in a row that no training prompt shares with them
 FOLDER_BYTES = 38_000_000
@@ -55,23 +55,29 @@ def collect(args: argparse.Namespace) -> None:
     from mimo_rt.checkpoints import ensure_demo_model
     from mimo_rt.text import ModelText
 
-    directory, answers = args.collect, args.answers
+    directory = args.collect
     model = args.model or ensure_demo_model()
-    checkpoint = [model / "config.json", *sorted(model.glob("tokenizer*.json")), *sorted(model.glob("model*safetensors*"))]
+    checkpoint = [model / "config.json", *sorted(model.glob("tokenizer*.json")), *sorted(model.glob("*.safetensors*"))]
     files = {path.name: path.read_bytes() for path in checkpoint}
     files["prompts.jsonl"] = "".join(json.dumps(line) + "\n" for line in encoded_prompts(model, args)).encode()
     stop_ids = ModelText(model).end_token_ids(_C.ModelConfig.from_directory(str(model)))
     files["stop_ids.json"] = json.dumps(stop_ids).encode()
-    if answers:
-        for path in sorted(answers.glob("part-*.jsonl")):
-            files[path.name] = path.read_bytes()
-    else:
-        with tarfile.open(ANSWERS) as archive:
-            files |= {name: archive.extractfile(name).read() for name in archive.getnames() if name.startswith("part-")}
+    files |= collected_answers(model, args.answers)
     manifest = pieces.cut(files, directory, FOLDER_BYTES)
     total = sum(piece["num_bytes"] for piece in manifest["pieces"])
     folders = sorted({piece["folder"] for piece in manifest["pieces"]})
     print(f"{directory}: {len(manifest['pieces'])} pieces, {total / 1e6:.1f} MB in {', '.join(folders)}")
+
+
+def collected_answers(model: pathlib.Path, directory: pathlib.Path | None) -> dict[str, bytes]:
+    """A directory of answers of this model; by default of those in the repo, if it is the demo."""
+    from mimo_rt.train.answers_meta import META_FILE, check_target, checkpoint_digest
+
+    digest = checkpoint_digest(model)
+    if directory is None:
+        return demo_answers(model) | {META_FILE: json.dumps({"checkpoint_digest": digest}).encode()}
+    check_target(directory, digest)
+    return {path.name: path.read_bytes() for path in (directory / META_FILE, *sorted(directory.glob("part-*.jsonl")))}
 
 
 def encoded_prompts(model: pathlib.Path, args: argparse.Namespace) -> list[list]:
@@ -145,6 +151,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     begin = time.monotonic()
     args = parse(argv)
+    if not args.collect and "mimo_rt" not in sys.modules:
+        use_source_package()
+    from mimo_rt import _C
+
     try:
         if args.collect:
             collect(args)
@@ -154,17 +164,10 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{args.join[1]}: the draft. To use it: cp -r {args.join[1]} MODEL/dflash")
             return 0
         pieces.join(args.pieces, args.work / "input")
-    except pieces.PiecesError as error:
-        print(f"gpu_train: {error}", file=sys.stderr)
-        return MISSING
-    if "mimo_rt" not in sys.modules:
-        use_source_package()
-    from gpu_train_run import run  # needs torch
-    from mimo_rt import _C
+        from gpu_train_run import run  # needs torch
 
-    try:
         return run(args, begin)
-    except _C.MimoRtError as error:
+    except (pieces.PiecesError, _C.MimoRtError) as error:
         print(f"gpu_train: {error}", file=sys.stderr)
         return MISSING
 

@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -24,10 +25,10 @@ from mimo_rt.train.draft_run import DraftJob, DraftSizes
 from mimo_rt.train.draft_trainer import DraftTrainer, DraftTrainingOptions
 from mimo_rt.train.generations import GenerateOptions, Prompt, read_generations
 from mimo_rt.train.precision import matmul_dtype
-from mimo_rt.train.run import CURVE_FILE, RunOptions, run_training
+from mimo_rt.train.run import CURVE_FILE, LossError, RunOptions, run_training
 from mimo_rt.train.target import TargetModel
 
-DONE, NO_GPU, OUT_OF_TIME = 0, 3, 4
+DONE, FAILED, NO_GPU, OUT_OF_TIME = 0, 1, 3, 4
 NUM_EVALUATIONS = 8
 WARM_STEPS, TIMED_STEPS = 3, 10
 PROGRESS_S = 5.0
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace, begin: float) -> int:
     if args.torch_device == "cuda" and not torch.cuda.is_available():
         print("gpu_train: torch finds no CUDA device. To try everything on a CPU: --torch-device cpu.")
         return NO_GPU
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # whatever it was at, what there is comes back
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(FAILED))  # whatever it was at, what there is comes back
     clock = Clock(begin, args.minutes)
     send_best(args)  # of earlier calls
     plan_path = args.work / "plan.json"
@@ -114,16 +115,24 @@ def train(args: argparse.Namespace, job: DraftJob, plan: dict[str, Any], clock: 
 
     options = RunOptions(plan["num_steps"], plan["eval_every"], checkpoint_minutes=1.0,
                          max_minutes=max(clock.left() - END_S, 1e-3) / 60)
+    ended = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: ended.set())  # after the step at hand, for its checkpoint
     failure = "ended"  # by a signal or Ctrl-C
     try:
-        is_done = run_training(trainer, args.work / "run", options, evaluate=evaluate, report=Progress())
+        is_done = run_training(trainer, args.work / "run", options, evaluate=evaluate, report=Progress(),
+                               is_ended=ended.is_set)
+        clock.end_stage("train")
+        if ended.is_set() and not is_done:
+            return FAILED
         if not is_done:
             trainer.history.append({"step": trainer.step_idx, **evaluate()})
-        clock.end_stage("train")
         failure = ""
     except Exception as error:
         failure = f"{type(error).__name__}: {error}"
-        raise
+        if not isinstance(error, LossError):
+            raise
+        print(f"gpu_train: {error}", file=sys.stderr)
+        return FAILED
     finally:
         write_results(args, job, trainer, plan, clock, failure)
     return DONE if is_done else OUT_OF_TIME

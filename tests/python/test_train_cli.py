@@ -3,7 +3,6 @@
 import json
 import shutil
 import sys
-import tarfile
 import threading
 import time
 import types
@@ -14,8 +13,9 @@ torch = pytest.importorskip("torch")
 
 import mimo_rt  # noqa: E402
 from mimo_rt.checkpoints import write_tiny_checkpoint  # noqa: E402
+from mimo_rt.checkpoints.demo import MODEL_NAME  # noqa: E402
 from mimo_rt.cli import _draft_check, main  # noqa: E402
-from mimo_rt.train import draft_trainer, generations, prompts, prompts_code  # noqa: E402
+from mimo_rt.train import answers_meta, draft_trainer, generations, prompts, prompts_code  # noqa: E402
 from mimo_rt.train import run as train_run  # noqa: E402
 from mimo_rt.train.draft_files import export_draft, import_draft  # noqa: E402
 from mimo_rt.train.target import TargetModel  # noqa: E402
@@ -171,32 +171,106 @@ def test_other_options_need_another_directory(model, data, prompt_file, capsys):
 def test_another_model_or_prompts_of_the_same_name_need_another_directory(model, data, prompt_file, tmp_path, capsys):
     other = write_tiny_checkpoint(tmp_path / model.name, **TINY | {"n_routed_experts": 8})
     assert generate(other, data, prompt_file) == 1
-    assert "model_digest is '" in capsys.readouterr().err
+    assert "checkpoint_digest is '" in capsys.readouterr().err
     other = shutil.copytree(model, tmp_path / "other" / model.name)
     config = other / "tokenizer_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"eos_token": "!"}))  # answers end elsewhere
     assert generate(other, data, prompt_file) == 1
-    assert "model_digest is '" in capsys.readouterr().err
+    assert "end_tokens_digest is '" in capsys.readouterr().err
     prompts_ = tmp_path / prompt_file.name
     prompts_.write_text(prompt_file.read_text().replace("time 5", "time 6"))
     assert generate(model, data, prompts_) == 1
     assert "prompts_digest is '" in capsys.readouterr().err
 
 
-def test_answers_of_the_demo_are_gone_on_from(model, prompt_file, tmp_path, load_bench_script, capsys):
-    """What bench/train_demo.py --skip-experts does."""
-    train_demo = load_bench_script("train_demo")
-    train_demo.unpack_answers(tmp_path)  # exists: somebody's answers stay as they are
-    assert not list(tmp_path.iterdir())
-    train_demo.unpack_answers(tmp_path / "answers")
-    num_unpacked = len(generations.read_generations(tmp_path / "answers"))
-    assert generate(model, tmp_path / "answers", prompt_file, "--temperatures", "0") == 0
-    assert num_unpacked > 700 and len(generations.read_generations(tmp_path / "answers")) == num_unpacked + 6
-    with tarfile.open(train_demo.ANSWERS) as archive:
-        archive.extractall(tmp_path / "old", filter="data")
+@pytest.fixture
+def train_demo(root, monkeypatch, load_bench_script):
+    monkeypatch.syspath_prepend(str(root / "bench"))
+    return load_bench_script("train_demo")
+
+
+def test_answers_of_the_demo_are_gone_on_from(model, prompt_file, tmp_path, train_demo, capsys):
+    """What bench/train_demo.py --skip-experts does; by the name of the model, as they do not say with which weights."""
+    demo = shutil.copytree(model, tmp_path / MODEL_NAME)
+    (tmp_path / "mine").mkdir()
+    train_demo.unpack_answers(demo, tmp_path / "mine")  # exists: somebody's answers stay as they are
+    assert not list((tmp_path / "mine").iterdir())
+    answers = tmp_path / "answers"
+    with pytest.raises(mimo_rt.MimoRtError, match=f"answers of {MODEL_NAME}, expected those of .*/tiny. Make its own"):
+        train_demo.unpack_answers(model, answers)
+    assert not answers.exists()
+    train_demo.unpack_answers(demo, answers)
+    num_unpacked = len(generations.read_generations(answers))
     capsys.readouterr()
-    assert generate(model, tmp_path / "old", prompt_file) == 1
-    assert "meta.json does not say with which activations it was made: it is of an older" in capsys.readouterr().err
+    assert generate(demo, answers, prompt_file, "--temperatures", "0") == 0
+    assert "answers has answers, but no meta.json: they are taken as this model's own" in capsys.readouterr().err
+    assert num_unpacked > 700 and len(generations.read_generations(answers)) == num_unpacked + 6
+    answers_meta.check_target(answers, answers_meta.checkpoint_digest(demo))
+    assert generate(demo, answers, prompt_file, "--temperatures", "0") == 0
+    assert "they are taken" not in capsys.readouterr().err
+
+
+def change_meta(data, target, **changes):
+    """The answers of ``data`` under another meta.json; a field that is None is left out."""
+    shutil.copytree(data, target)
+    meta = json.loads((data / "meta.json").read_text()) | changes
+    (target / "meta.json").write_text(json.dumps({k: v for k, v in meta.items() if v is not None}))
+    return target
+
+
+def test_a_draft_learns_its_own_targets_answers(model, data, prompt_file, tmp_path, capsys):
+    """Of another model with the same config, or of nobody knows whom, there is nothing to learn for it."""
+    other = write_tiny_checkpoint(tmp_path / model.name, seed=1, **TINY)
+    assert generate(other, data, prompt_file) == 1
+    assert "checkpoint_digest is '" in capsys.readouterr().err
+    run = tmp_path / "run"
+    older = change_meta(data, tmp_path / "older", checkpoint_digest=None, model_digest="0123456789abcdef")
+    none = shutil.copytree(data, tmp_path / "none", ignore=shutil.ignore_patterns("meta.json"))
+    for whose, answers, needle in ((other, data, "holds answers of another model: its checkpoint_digest is '"),
+                                   (model, older, "expected the checkpoint_digest of the model whose answers they are"),
+                                   (model, none, "remove meta.json and go on with 'mimo-rt train generate'")):
+        assert main(["train", "draft", str(whose), str(answers), str(run), *DRAFT]) == 1
+        assert needle in capsys.readouterr().err and not run.exists()
+    assert generate(model, older, prompt_file) == 1
+    assert "does not say with which checkpoint_digest it was made: it is of an older" in capsys.readouterr().err
+    (older / "meta.json").unlink()  # as it says
+    assert generate(model, older, prompt_file) == 0
+    assert main(["train", "draft", str(model), str(older), str(run), *DRAFT, "--steps", "1"]) == 0
+
+
+def test_a_run_goes_on_with_the_weights_that_it_was_begun_with(model, data, tmp_path, capsys):
+    """Models of the same config and answers."""
+    other = write_tiny_checkpoint(tmp_path / "other" / model.name, seed=1, **TINY)
+    renamed = change_meta(data, tmp_path / "renamed", checkpoint_digest=answers_meta.checkpoint_digest(other))
+    teachers = [write_tiny_checkpoint(tmp_path / f"teacher-{seed}", seed=seed, linear_format="bf16",
+                                      expert_format="bf16", **TINY) for seed in (0, 1)]
+    draft = [str(tmp_path / "draft"), *DRAFT, "--steps", "1"]
+    experts = [str(tmp_path / "experts"), "--steps", "1", "--validation", "2", "--gptq-tokens", "0"]
+    assert main(["train", "draft", str(model), str(data), *draft]) == 0
+    assert main(["train", "experts", str(teachers[0]), str(model), str(data), *experts]) == 0
+    for needle, command in (("target_digest", ["draft", str(other), str(renamed), *draft]),
+                            ("teacher_digest", ["experts", str(teachers[1]), str(model), str(data), *experts]),
+                            ("student_digest", ["experts", str(teachers[0]), str(other), str(data), *experts])):
+        capsys.readouterr()
+        assert main(["train", *command]) == 1
+        assert f"was made with {needle} = " in capsys.readouterr().err
+
+
+def test_a_digest_sees_every_part_of_the_weights(tmp_path):
+    """A change of one tensor in a hundred, wherever it lies in the file; whatever else the folder holds."""
+    (tmp_path / "config.json").write_text("{}")
+    weights, content = tmp_path / "model.safetensors", bytearray(10_000_000)
+    weights.write_bytes(content)
+    digest = answers_meta.checkpoint_digest(tmp_path)
+    (tmp_path / "README.md").write_text("x")
+    assert answers_meta.checkpoint_digest(tmp_path) == digest
+    for begin in range(0, len(content), 157_000):
+        changed = content.copy()
+        changed[begin : begin + 163_000] = b"\1" * len(changed[begin : begin + 163_000])
+        weights.write_bytes(changed)
+        assert answers_meta.checkpoint_digest(tmp_path) != digest, begin
+    weights.write_bytes(content[:-1])
+    assert answers_meta.checkpoint_digest(tmp_path) != digest
 
 
 def promised_length(run):
@@ -250,6 +324,7 @@ def test_a_run_goes_on_with_the_answers_that_it_holds_out(model, data, tmp_path,
     for name, other in others.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "part-0-of-1.jsonl").write_text(other)
+        shutil.copy(data / "meta.json", tmp_path / name)
     teacher = write_tiny_checkpoint(tmp_path / "teacher", linear_format="bf16", expert_format="bf16", **TINY)
     draft = ["draft", str(model)], [str(tmp_path / "draft"), *DRAFT, "--steps", "1"]
     experts = (["experts", str(teacher), str(model)],

@@ -362,7 +362,7 @@ def test_muon_equals_torch_up_to_its_bf16(shape, dtype):
     start = torch.randn(shape, generator=generator)
     grads = [torch.randn(shape, generator=generator) for _ in range(3)]
     ends = []
-    for make in (lambda p: optimizers.CpuMuon([p], lr=0.1, weight_decay=0.3, dtype=dtype),
+    for make in (lambda p: optimizers.Muon([p], lr=0.1, weight_decay=0.3, dtype=dtype),
                  lambda p: torch.optim.Muon([p], lr=0.1, weight_decay=0.3, adjust_lr_fn="match_rms_adamw"),
                  lambda p: torch.optim.Muon([p], lr=0.1, weight_decay=0.3, momentum=0.8,
                                             adjust_lr_fn="match_rms_adamw")):
@@ -375,6 +375,24 @@ def test_muon_equals_torch_up_to_its_bf16(shape, dtype):
     ours, theirs, control = ends
     assert (ours - theirs).norm() < 0.03 * theirs.norm()
     assert (ours - control).norm() > 0.03 * theirs.norm()
+
+
+def test_a_run_goes_on_on_another_device(monkeypatch):
+    """From a CPU to a GPU; "meta" stands for it, which computes no values. torch has no Muon of its own before 2.9."""
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    states = []
+    for device in ("cpu", "meta"):
+        params = [torch.nn.Parameter(torch.ones(shape, device=device)) for shape in ((8, 6), (6,))]
+        used = optimizers.make_optimizers(params, lr=0.1, weight_decay=0.1)
+        for optimizer, state in zip(used, states):
+            optimizer.load_state_dict(state)
+        for param in params:
+            param.grad = torch.ones_like(param)
+        for optimizer in used:
+            optimizer.step()
+        states = [optimizer.state_dict() for optimizer in used]
+    assert [len(state["state"]) for state in states] == [1, 1]
+    assert states[0]["state"][0]["momentum_buffer"].device.type == "meta"
 
 
 def test_orthogonalized_singular_values_are_near_one():

@@ -76,7 +76,7 @@ def _add_generate(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def _run_generate(args: argparse.Namespace) -> int:
-    from ..train import generations, prompts
+    from ..train import answers_meta, generations, prompts
 
     options = generations.GenerateOptions(
         temperatures=args.temperatures, max_tokens=args.max_tokens, seed=args.seed, part=args.part
@@ -97,8 +97,12 @@ def _run_generate(args: argparse.Namespace) -> int:
     meta = {"model": Path(args.model).resolve().name, "prompts": source,
             "max_prompt_tokens": args.max_prompt_tokens, "mimo_rt": __version__,
             "activations": args.activations, "window_tokens": args.window_tokens,
-            "model_digest": generations.model_digest(Path(args.model)),
-            "prompts_digest": generations.prompts_digest(encoded)}
+            "checkpoint_digest": answers_meta.checkpoint_digest(Path(args.model)),
+            "end_tokens_digest": answers_meta.end_tokens_digest(Path(args.model)),
+            "prompts_digest": answers_meta.prompts_digest(encoded)}
+    has_meta = (args.data / answers_meta.META_FILE).exists()
+    if not has_meta and any(args.data.glob("part-*.jsonl")):
+        note(f"{args.data} has answers, but no meta.json: they are taken as this model's own.")
     max_context = args.max_prompt_tokens + args.max_tokens + 1
     line, progress = _Line(), generations.GenerationProgress()
     with Session(args.model, **engine_arguments(args), max_context=max_context) as session:

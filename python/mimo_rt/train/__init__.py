@@ -1,6 +1,7 @@
 """Training with torch (extra ``[train]``): a DFlash draft for a model, and MXFP4 experts.
 
   generations   prompts -> the target's own answers, made by this engine (JSON lines)
+  answers_meta  whose answers a directory holds
   target        a torch forward of a MiMo checkpoint: logits, and features after given layers
   batch_target, batch_answers, feature_table   the same for many sequences at once: answers and
                 features on a GPU

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from .answers_meta import check_meta, checkpoint_digest, prompts_digest
 from .batch_target import BatchTarget
-from .generations import GenerateOptions, Generation, Prompt, check_meta
+from .generations import GenerateOptions, Generation, Prompt
 from .run import Report
 from .schedule import mix_seed
 from .target import TargetModel
@@ -61,9 +62,14 @@ def make_batch_answers(
         The number of tokens made by this call.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    recorded = meta | asdict(options) | {"batch": batch, "stop_ids": list(stop_ids)}
-    check_meta(directory, json.loads(json.dumps(recorded)))
     jobs = [(p, t) for p in prompts for t in options.temperatures if (p.name, t) not in done]
+    recorded = {
+        "batch": batch,
+        "stop_ids": list(stop_ids),
+        "checkpoint_digest": checkpoint_digest(target.directory),
+        "prompts_digest": prompts_digest([prompt for prompt, _ in jobs]),  # batches count them
+    }
+    check_meta(directory, meta | asdict(options) | recorded)
     start_time, num_tokens, num_made = time.monotonic(), 0, 0
     for number, begin in enumerate(range(0, len(jobs), batch)):
         path = directory / f"part-torch-{number:05d}.jsonl"

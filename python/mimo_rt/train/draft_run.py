@@ -10,6 +10,7 @@ from typing import Any
 
 from ..checkpoints.draft_layout import DraftShape, default_target_layer_ids
 from .acceptance import evaluate_draft
+from .answers_meta import check_target, checkpoint_digest
 from .data import TrainingData, answers_digest
 from .draft import DraftModel
 from .draft_files import export_draft
@@ -102,7 +103,7 @@ class DraftJob:
 
     Args:
         target: its matmul_dtype is also that of the draft's products.
-        data_dir: answers; of some of its prompts they are held out.
+        data_dir: answers of this target; of some of its prompts they are held out.
         more_data_dir: answers for training only, if any.
         start_dir: as for :func:`train_draft`.
         cache: directory of the features, on a CPU; None keeps nothing. A GPU holds them itself.
@@ -123,6 +124,10 @@ class DraftJob:
         self.target = target
         more = read_generations(more_data_dir) if more_data_dir else []
         training, validation = split_generations(read_generations(data_dir), num_validation, more)
+        self._target_digest = checkpoint_digest(target.directory)
+        for directory in (data_dir, more_data_dir):
+            if directory:
+                check_target(Path(directory), self._target_digest)
         self.data = TrainingData(training, options.max_sequence_tokens)
         self.is_validated = bool(validation)
         self.held_out = TrainingData(validation or training[:1], options.max_sequence_tokens)
@@ -143,7 +148,8 @@ class DraftJob:
 
     def make_trainer(self, options: DraftTrainingOptions) -> DraftTrainer:
         """A trainer before its first step."""
-        options = replace(options, answers=answers_digest(self.data, self.held_out))
+        answers = answers_digest(self.data, self.held_out)
+        options = replace(options, answers=answers, target_digest=self._target_digest)
         if self._start_dir is not None:
             draft = start_at_draft(self._start_dir, self.shape)
             options = replace(options, start=weights_digest(draft))
@@ -195,8 +201,8 @@ def train_draft(
         has the acceptance length on the held-out answers, if any were held out.
 
     Raises:
-        InvalidArgumentError: no usable answers, the run was begun with other options, answers or
-            another start, or the draft to start at has another shape.
+        InvalidArgumentError: no usable answers, or none of this model; the run was begun with other
+            options, answers, weights or another start; or the draft to start at has another shape.
     """
     run_dir = Path(run_dir)
     torch_device = training_device(device)

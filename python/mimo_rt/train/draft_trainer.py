@@ -51,6 +51,7 @@ class DraftTrainingOptions:
         start: digest of the draft that training started at; empty: random weights.
         answers: digest of the answers that are trained on and of those held out: a run that went on
             with others would be measured on answers that it has seen.
+        target_digest: of the target's checkpoint.
     """
 
     num_steps: int = 1000
@@ -67,6 +68,7 @@ class DraftTrainingOptions:
     seed: int = 0
     start: str = ""
     answers: str = ""
+    target_digest: str = ""
 
 
 class Features(Protocol):

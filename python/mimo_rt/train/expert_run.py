@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .answers_meta import checkpoint_digest
 from .data import TrainingData, answers_digest
 from .draft_run import split_generations
 from .experts import ExpertTrainer, ExpertTrainingOptions
@@ -47,6 +48,8 @@ def train_experts(
     Args:
         teacher_dir: the unquantised model.
         student_dir: the same model with MXFP4 experts; all its other tensors are kept.
+        data_dir: texts in the form of answers, whoever made them: what they teach is what the
+            teacher makes of them.
 
     Returns:
         The model's directory, or None when the time of this call was up first.
@@ -59,7 +62,12 @@ def train_experts(
     training, validation = split_generations(read_generations(data_dir), num_validation)
     data = TrainingData(training, options.max_sequence_tokens)
     held_out = TrainingData(validation or training[:1], options.max_sequence_tokens)
-    options = replace(options, answers=answers_digest(data, held_out))
+    options = replace(
+        options,
+        answers=answers_digest(data, held_out),
+        teacher_digest=checkpoint_digest(teacher.directory),
+        student_digest=checkpoint_digest(student.directory),
+    )
     start = None
     if options.gptq_tokens and not (run_dir / STATE_FILE).is_file():
         sequences = calibration_sequences(data, options.gptq_tokens, options.seed)

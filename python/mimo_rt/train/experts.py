@@ -37,7 +37,8 @@ class ExpertTrainingOptions:
     """Numbers of a training run; sequences are cut to max_sequence_tokens.
 
     ``gptq_tokens``: about how many tokens GPTQ may look at for the start; 0 starts at the teacher.
-    ``answers``: as for DraftTrainingOptions.
+    ``answers``: as for DraftTrainingOptions. ``teacher_digest``, ``student_digest``: of
+    the two checkpoints.
     """
 
     num_steps: int = 200
@@ -49,6 +50,8 @@ class ExpertTrainingOptions:
     gptq_tokens: int = 32768
     seed: int = 0
     answers: str = ""
+    teacher_digest: str = ""
+    student_digest: str = ""
 
 
 def expert_linears(model: TargetModel) -> list[str]:

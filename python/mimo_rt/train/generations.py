@@ -2,16 +2,15 @@
 
     {"prompt": "coding/3", "seed": 17, "temperature": 0.8, "prompt_ids": […], "output_ids": […]}
 
-A directory holds ``meta.json`` (what made the answers) and one file per part, so that several
-processes can share the work. Lines are only ever appended; a line that a killed process left
-unfinished is dropped on the next run.
+A directory holds ``meta.json`` (what made the answers, see answers_meta) and one file per part, so
+that several processes can share the work. Lines are only ever appended; a line that a killed
+process left unfinished is dropped on the next run.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -22,11 +21,10 @@ from queue import SimpleQueue
 from typing import Any
 
 from .. import _C
-from ..checkpoints.writer import write_json
 from ..params import SamplingParams
 from ..value_checks import as_int
+from .answers_meta import check_meta
 
-META_FILE = "meta.json"
 _JOBS_AHEAD = 4  # per session
 _CANCEL_EVERY_S = 0.05
 # progress(done, total, num_tokens)
@@ -113,7 +111,7 @@ def make_generations(
     part_idx, num_parts = options.part
     directory.mkdir(parents=True, exist_ok=True)
     recorded = meta | {k: v for k, v in asdict(options).items() if k != "part"}
-    check_meta(directory, json.loads(json.dumps(recorded)))
+    check_meta(directory, recorded)
     path = directory / f"part-{part_idx}-of-{num_parts}.jsonl"
     others = [p for p in sorted(directory.glob("part-*.jsonl")) if p != path]
     found = [*_read_part(path, repair=True), *(g for p in others for g in _read_part(p))]
@@ -182,45 +180,6 @@ def _answer(
         seed=seed,
     )
     return Generation(prompt.name, seed, temperature, list(prompt.token_ids), result.token_ids)
-
-
-def model_digest(directory: Path) -> str:
-    """Hex digits of what says which model a directory holds: not of the weights, which take minutes to read."""
-    digest = hashlib.sha256()
-    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):  # end tokens, too
-        path = directory / name
-        digest.update(path.read_bytes() if path.is_file() else b"none")
-    for path in sorted(directory.glob("*.safetensors")):
-        digest.update(f"{path.name} {path.stat().st_size} ".encode())
-    return digest.hexdigest()[:16]
-
-
-def prompts_digest(prompts: Sequence[Prompt]) -> str:
-    """Hex digits of names and token ids."""
-    return hashlib.sha256(repr([(p.name, p.token_ids) for p in prompts]).encode()).hexdigest()[:16]
-
-
-def check_meta(directory: Path, meta: dict[str, Any]) -> None:
-    """Record what answers are made with; refuse a directory made otherwise."""
-    path = directory / META_FILE
-    if not path.is_file():
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        write_json(temporary, meta)
-        os.replace(temporary, path)
-        return
-    found = json.loads(path.read_text(encoding="utf-8"))
-    different = sorted(k for k in meta.keys() | found.keys() if meta.get(k) != found.get(k))
-    if different:
-        name = different[0]
-        if name not in found:
-            raise _C.InvalidArgumentError(
-                f"[train] {path} does not say with which {name} it was made: it is of an older "
-                "version. Use another directory."
-            )
-        raise _C.InvalidArgumentError(
-            f"[train] {directory} was made with other options: {name} is {found.get(name)!r} "
-            f"there, {meta.get(name)!r} now. Use another directory."
-        )
 
 
 def _read_part(path: Path, *, repair: bool = False) -> Iterator[Generation]:

@@ -13,12 +13,12 @@ NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 
 
-class CpuMuon(torch.optim.Optimizer):
-    """`torch.optim.Muon` with the type of its iteration as a choice.
+class Muon(torch.optim.Optimizer):
+    """`torch.optim.Muon` with the type of its iteration as a choice, the same on all devices.
 
     torch's own iterates in BF16, over which CPUs without BF16 arithmetic take about thirty times as
-    long as over float32. The update is the same: Nesterov momentum, orthogonalised, scaled to the
-    size of an AdamW step
+    long as over float32, and its saved state is none that another class can go on from. The update
+    is the same: Nesterov momentum, orthogonalised, scaled to the size of an AdamW step
     (``adjust_lr_fn="match_rms_adamw"``), decoupled weight decay.
 
     Args:
@@ -73,22 +73,13 @@ def orthogonalize(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 def make_optimizers(
     params: Iterable[Tensor], *, lr: float, weight_decay: float, dtype: torch.dtype = torch.float32
 ) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices among ``params``, AdamW without decay for vectors.
-
-    ``dtype``: of Muon's iteration on a CPU.
-    """
+    """Muon, which iterates in ``dtype``, for the matrices among ``params``, AdamW without decay for vectors."""
     params = list(params)
     matrices = [p for p in params if p.ndim == 2]
     vectors = [p for p in params if p.ndim != 2]
     optimizers: list[torch.optim.Optimizer] = []
-    if matrices and matrices[0].device.type == "cpu":
-        optimizers.append(CpuMuon(matrices, lr=lr, weight_decay=weight_decay, dtype=dtype))
-    elif matrices:
-        optimizers.append(
-            torch.optim.Muon(
-                matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
-            )
-        )
+    if matrices:
+        optimizers.append(Muon(matrices, lr=lr, weight_decay=weight_decay, dtype=dtype))
     if vectors:
         optimizers.append(torch.optim.AdamW(vectors, lr=lr, weight_decay=0.0, betas=(0.9, 0.95)))
     return optimizers

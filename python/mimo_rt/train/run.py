@@ -41,6 +41,10 @@ class Trainer(Protocol):
     def load(self, path: Path) -> None: ...
 
 
+class LossError(_C.InvalidArgumentError):
+    """A loss is not finite: of all wrong options the one that nobody can see before a run."""
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """When a run stops and what it does beside training.
@@ -65,6 +69,7 @@ def run_training(
     *,
     evaluate: Callable[[], dict[str, Any]],
     report: Report,
+    is_ended: Callable[[], bool] = lambda: False,
 ) -> bool:
     """Train until done or out of time; True when all steps are done.
 
@@ -72,9 +77,10 @@ def run_training(
         directory: of the run; continues from its checkpoint when there is one.
         evaluate: numbers to log, computed on held-out data.
         report: takes the text of a progress line.
+        is_ended: asked after every step; True ends the call with a checkpoint and nothing else.
 
     Raises:
-        InvalidArgumentError: a loss is not finite; no checkpoint is written any more.
+        LossError: a loss is not finite; no checkpoint is written any more.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -89,9 +95,10 @@ def run_training(
         loss = trainer.step()
         now = time.monotonic()
         is_last = trainer.step_idx == options.num_steps
-        is_evaluated = trainer.step_idx % options.eval_every == 0 or is_last
-        is_out_of_time = 0 < options.max_minutes < (now - start_time) / 60
-        if not (is_evaluated or is_out_of_time or now - reported_time > _REPORT_EVERY_S):
+        is_cut_off = is_ended()
+        is_evaluated = is_last or (trainer.step_idx % options.eval_every == 0 and not is_cut_off)
+        is_stopped = is_cut_off or 0 < options.max_minutes < (now - start_time) / 60
+        if not (is_evaluated or is_stopped or now - reported_time > _REPORT_EVERY_S):
             continue
         _check_loss(trainer.step_idx, float(loss))
         if is_evaluated:
@@ -106,18 +113,18 @@ def run_training(
             f"step {trainer.step_idx} of {options.num_steps}, loss {float(loss):.3f}{last_values}, "
             f"{rate:.2f} s/step, {left} left"
         )
-        if is_last or is_out_of_time or now - saved_time > 60 * options.checkpoint_minutes:
+        if is_last or is_stopped or now - saved_time > 60 * options.checkpoint_minutes:
             trainer.save(state)
             draw_curve(trainer.history, directory / CURVE_FILE)
             saved_time = time.monotonic()
-        if is_out_of_time:
+        if is_stopped:
             break
     return trainer.step_idx >= options.num_steps
 
 
 def _check_loss(step_idx: int, loss: float) -> None:
     if not math.isfinite(loss):
-        raise _C.InvalidArgumentError(
+        raise LossError(
             f"[train] step {step_idx}: expected a finite loss, got {loss}. "
             "Train in another directory with a lower --lr."
         )

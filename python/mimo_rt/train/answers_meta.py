@@ -1,0 +1,96 @@
+"""``meta.json`` of a directory of answers: what made them, by which later calls know them again.
+
+A draft learns from its own target's answers only, and ``checkpoint_digest`` says whose they are: a
+draft is not trained on a directory without it. ``mimo-rt train generate`` takes answers without any
+meta.json as those of the model that it is given, on the word of whoever calls it, and records that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import _C
+from ..checkpoints.writer import write_json
+from ..params import read_json_object
+
+if TYPE_CHECKING:
+    from .generations import Prompt
+
+META_FILE = "meta.json"
+_NUM_SAMPLES = 64
+_SAMPLE_BYTES = 4096  # what a disk reads for one byte as well
+
+
+def checkpoint_digest(directory: Path) -> str:
+    """Hex digits of config.json and of samples of all weights, which whole take minutes to read."""
+    digest = hashlib.sha256(_contents(directory, "config.json"))
+    for path in sorted(directory.glob("*.safetensors")):
+        num_bytes = path.stat().st_size
+        digest.update(f"{path.name} {num_bytes} ".encode())
+        with path.open("rb") as file:
+            for i in range(_NUM_SAMPLES):
+                file.seek(max(num_bytes - _SAMPLE_BYTES, 0) * i // (_NUM_SAMPLES - 1))
+                digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()[:16]
+
+
+def end_tokens_digest(directory: Path) -> str:
+    """Hex digits of the files that say, beside config.json, where answers end."""
+    contents = _contents(directory, "generation_config.json", "tokenizer_config.json")
+    return hashlib.sha256(contents).hexdigest()[:16]
+
+
+def _contents(directory: Path, *names: str) -> bytes:
+    paths = [directory / name for name in names]
+    return b"".join(path.read_bytes() if path.is_file() else b"none" for path in paths)
+
+
+def prompts_digest(prompts: Sequence[Prompt]) -> str:
+    """Hex digits of names and token ids."""
+    return hashlib.sha256(repr([(p.name, p.token_ids) for p in prompts]).encode()).hexdigest()[:16]
+
+
+def check_meta(directory: Path, meta: dict[str, Any]) -> None:
+    """Record what answers are made with; refuse a directory made otherwise."""
+    meta = json.loads(json.dumps(meta))
+    path = directory / META_FILE
+    if not path.is_file():
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        write_json(temporary, meta)
+        os.replace(temporary, path)
+        return
+    found = read_json_object(path)
+    if missing := sorted(meta.keys() - found.keys()):
+        raise _C.InvalidArgumentError(
+            f"[train] {path} does not say with which {missing[0]} it was made: it is of an older "
+            "version. Use another directory."
+        )
+    for name in sorted(found):
+        if found[name] != meta.get(name):
+            raise _C.InvalidArgumentError(
+                f"[train] {directory} was made with other options: {name} is {found[name]!r} "
+                f"there, {meta.get(name)!r} now. Use another directory."
+            )
+
+
+def check_target(directory: Path, digest: str) -> None:
+    """Refuse answers of other weights than those of ``digest``, or of nobody knows which."""
+    path = directory / META_FILE
+    found = read_json_object(path).get("checkpoint_digest") if path.is_file() else None
+    if found is None:
+        raise _C.InvalidArgumentError(
+            f"[train] {path}: expected the checkpoint_digest of the model whose answers they are, "
+            f"found none. If they are this model's own, remove {META_FILE} and go on with 'mimo-rt "
+            "train generate', which records it; else make new ones in another directory."
+        )
+    if found != digest:
+        raise _C.InvalidArgumentError(
+            f"[train] {directory} holds answers of another model: its checkpoint_digest is {found!r} "
+            f"there, {digest!r} here. Make this model's own with 'mimo-rt train generate' in "
+            "another directory."
+        )
