@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 _BASE = "mimo_rt"
-_COLOURS = {"llama_cpp": "#b5651d", "llama_sync": "#b5651d", "xllamacpp": "#b5651d",
-            "ik_llama": "#d9a441", "transformers": "#8a8a8a", "transformers_f32": "#8a8a8a"}
-_NAMES = {"llama_cpp": "llama.cpp", "llama_sync": "llama.cpp", "xllamacpp": "llama.cpp",
-          "ik_llama": "ik_llama.cpp", "transformers": "transformers",
+_COLOURS = {"mimo_rt_int8": "#7fa3c7", "llama_cpp": "#b5651d", "llama_sync": "#b5651d",
+            "xllamacpp": "#b5651d", "ik_llama": "#d9a441", "transformers": "#8a8a8a",
+            "transformers_f32": "#8a8a8a"}
+_NAMES = {"mimo_rt_int8": "mimo_rt, INT8", "llama_cpp": "llama.cpp",
+          "llama_sync": "llama.cpp", "xllamacpp": "llama.cpp", "ik_llama": "ik_llama.cpp", "transformers": "transformers",
           "transformers_f32": "transformers, F32"}
 _CASES = {"decode": "1 token", "rows8": "8 tokens", "prefill512": "prefill of 512"}
 
