@@ -10,12 +10,16 @@ namespace mimo_rt {
 namespace {
 
 constexpr uint64_t kBytes01 = 0x0101010101010101u;
+constexpr uint32_t kE4m3Exponent = 0x78;
 constexpr uint64_t kHalves1 = 0x0001000100010001u;
 
 uint32_t biased_exponent(float value) {
   const auto exponent = std::lround(std::log2(value)) + 127;
   return static_cast<uint32_t>(std::clamp<long>(exponent, 4, 250));
 }
+
+/// Codes of zero and subnormals, which come out as if their exponent were 8.
+constexpr uint32_t without_subnormal(uint32_t code) { return code & kE4m3Exponent ? code : code | 0x40; }
 
 template <typename Next>
 void fill_words(std::byte* out, uint64_t num_bytes, const Next& next) {
@@ -48,8 +52,8 @@ float code_rms(PackedFormat format) {
     return static_cast<float>(std::sqrt(sum / 8));
   }
   if (format == PackedFormat::fp8_e4m3) {
-    for (uint8_t code = 0; code < 128; ++code)
-      sum += std::pow(fp8_e4m3_to_f32(code == 127 ? 126 : code), 2);
+    for (uint32_t code = 0; code < 128; ++code)
+      sum += std::pow(fp8_e4m3_to_f32(static_cast<uint8_t>(without_subnormal(code == 127 ? 126 : code))), 2);
     return static_cast<float>(std::sqrt(sum / 128));
   }
   // (1 + m/128) * 2^-{0,1,2,3}: see bf16_word.
@@ -67,9 +71,12 @@ void fill_mxfp4_scales(std::byte* out, uint64_t count, float scale, Random& rand
 
 void fill_fp8_codes(std::byte* out, uint64_t count, Random& random) {
   fill_words(out, count, [&] {
-    const uint64_t word = random.next();
+    uint64_t word = random.next();
     // 0x7f and 0xff are NaN: they lose their lowest bit.
-    return word ^ (((word & kBytes01 * 0x7f) + kBytes01) >> 7 & kBytes01);
+    word ^= ((word & kBytes01 * 0x7f) + kBytes01) >> 7 & kBytes01;
+    // An exponent that is not 0 carries into the highest bit: see without_subnormal.
+    const uint64_t exponents = word & kBytes01 * kE4m3Exponent;
+    return word | (~(exponents + kBytes01 * kE4m3Exponent) & kBytes01 * 0x80) >> 1;
   });
 }
 

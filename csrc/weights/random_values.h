@@ -33,7 +33,7 @@ float code_rms(PackedFormat format);
 void fill_mxfp4_codes(std::byte* out, uint64_t count, Random& random);
 /// E8M0, half of them twice as small.
 void fill_mxfp4_scales(std::byte* out, uint64_t count, float scale, Random& random);
-/// No NaN.
+/// No NaN, zero or subnormal: trained weights hardly have the last, which slow some processors down.
 void fill_fp8_codes(std::byte* out, uint64_t count, Random& random);
 void fill_bf16(std::byte* out, uint64_t count, float scale, Random& random);
 /// Values that BF16 holds.

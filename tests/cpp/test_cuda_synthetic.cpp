@@ -183,7 +183,7 @@ TEST_CASE("the rows of a random draft propose different tokens") {
   std::set<std::ptrdiff_t> best;
   for (auto row = logits.begin(); row != logits.end(); row += vocab)
     best.insert(std::max_element(row, row + vocab) - row);
-  CHECK(best.size() >= 5);
+  CHECK(best.size() >= 3);  // of 7: four here, 4 to 7 with seeds 1 to 12; one if the attention were not sharp
 }
 
 TEST_CASE("the kernels take the sizes of the real slice and of its draft") {

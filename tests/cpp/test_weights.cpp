@@ -387,7 +387,7 @@ TEST_CASE("synthetic weights repeat, fit the config and keep activations at orde
         {&weights.lm_head(), &loaded.lm_head(), 512, 2.0}}) {
     CHECK(matrix->format == twin->format && matrix->rows == twin->rows && matrix->k == twin->k);
     double energy = 0;
-    uint32_t num_rows = 0;
+    uint32_t num_rows = 0, num_subnormal = 0;
     for (uint32_t row = 0; row < matrix->rows; ++row) {
       CHECK_EQ(is_zero(*matrix, row), is_zero(*twin, row));
       if (is_zero(*matrix, row)) continue;
@@ -402,6 +402,7 @@ TEST_CASE("synthetic weights repeat, fit the config and keep activations at orde
         if (matrix->format == PackedFormat::fp8_e4m3) {
           std::memcpy(&weight, &unpacked.scales[k / 128 * 4], 4);
           weight *= fp8_e4m3_to_f32(byte(k));
+          num_subnormal += k < static_cast<uint32_t>(stored_k) && (byte(k) & 0x78) == 0;
         }
         if (matrix->format == PackedFormat::bf16)
           weight = bf16_to_f32(static_cast<uint16_t>(byte(k * 2) | byte(k * 2 + 1) << 8));
@@ -414,6 +415,7 @@ TEST_CASE("synthetic weights repeat, fit the config and keep activations at orde
     // BF16 scales are powers of two: within sqrt(2), times sqrt(5/8) for the smaller blocks.
     const double rms = std::sqrt(energy / num_rows);
     CHECK(rms > gain * 0.5 && rms < gain * 1.6);
+    CHECK_EQ(num_subnormal, 0u);
   }
   CHECK(std::abs(moe.attn_norm[3] - 1) < 0.2 && moe.attn_norm[3] != moe.attn_norm[4]);
 }
