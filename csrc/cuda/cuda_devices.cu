@@ -1,6 +1,8 @@
 // Asks the CUDA runtime which devices there are. Works, with an empty answer, on a machine without a driver.
 #include "core/cuda_devices.h"
 
+#include "cuda/kernel_call.h"
+
 #include <cuda_runtime.h>
 
 namespace mimo_rt {
@@ -16,9 +18,12 @@ std::string reason_of(cudaError_t status) {
 
 }  // namespace
 
+const char* cuda::compiled_capabilities() { return MIMO_RT_CUDA_CAPABILITIES; }
+
 CudaDevices list_cuda_devices() {
   CudaDevices result;
   result.built = true;
+  result.capabilities = cuda::compiled_capabilities();
   int count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status != cudaSuccess) {

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "core/checks.h"
+#include "core/cuda_devices.h"
 
 namespace mimo_rt::cuda {
 
@@ -34,11 +35,13 @@ class LastLaunch {
   KernelCall call_{nullptr, {}};
 };
 
-/// The binaries in this library are of sm_90a and sm_100a: nothing else runs them.
-/// @throws Error{unavailable}
-inline void check_compute_capability(const char* where, int major, int minor) {
-  MIMO_RT_CHECK((major == 9 || major == 10) && minor == 0, unavailable, where,
-                "device: expected compute capability 9.0 or 10.0, got ", major, '.', minor);
+/// What kernels are compiled for, as in CudaDevices::capabilities (cuda_devices.cu).
+const char* compiled_capabilities();
+
+/// @throws Error{unavailable} when the kernels, which are compiled for `capabilities`, do not run there
+inline void check_compute_capability(const char* where, const char* capabilities, int major, int minor) {
+  MIMO_RT_CHECK(has_capability(capabilities, major, minor), unavailable, where, "device: expected compute capability ",
+                capabilities, ", which the kernels are compiled for, got ", major, '.', minor);
 }
 
 /// Of a CUDA call that failed. `launch`: for the fault of a kernel, LastLaunch::text.

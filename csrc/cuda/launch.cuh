@@ -54,7 +54,7 @@ inline int device_attribute(cudaDeviceAttr attribute, const KernelCall& kernel) 
 inline void check_device(const KernelCall& kernel) {
   const int major = device_attribute(cudaDevAttrComputeCapabilityMajor, kernel);
   const int minor = device_attribute(cudaDevAttrComputeCapabilityMinor, kernel);
-  check_compute_capability(kernel.where, major, minor);
+  check_compute_capability(kernel.where, compiled_capabilities(), major, minor);
 }
 
 /// Launches `function(params)` with `shared_bytes` of dynamic shared memory. `num_blocks` 0: one

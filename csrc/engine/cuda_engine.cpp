@@ -65,8 +65,9 @@ Backend cuda_backend(const CudaDevices& cuda) {
   if (!cuda.built || cuda.devices.empty()) return {"cuda", false, cuda.reason};
   const CudaDevice& first = cuda.devices.front();
   const std::string name = concat(first.name, " (sm_", first.compute_major, first.compute_minor, ")");
-  const bool fits = (first.compute_major == 9 || first.compute_major == 10) && first.compute_minor == 0;
-  if (!fits) return {"cuda", false, concat("expected a GPU with compute capability 9.0 or 10.0, got ", name)};
+  if (!has_capability(cuda.capabilities, first.compute_major, first.compute_minor))
+    return {"cuda", false, concat("expected a GPU with compute capability ", cuda.capabilities,
+                                  ", which the kernels are compiled for, got ", name)};
   return {"cuda", true, concat("one resident kernel on ", name, ", ", first.num_sms, " multiprocessors")};
 }
 

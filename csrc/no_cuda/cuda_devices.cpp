@@ -3,6 +3,8 @@
 
 namespace mimo_rt {
 
-CudaDevices list_cuda_devices() { return {.built = false, .devices = {}, .reason = "not built into this wheel"}; }
+CudaDevices list_cuda_devices() {
+  return {.built = false, .devices = {}, .reason = "not built into this wheel", .capabilities = {}};
+}
 
 }  // namespace mimo_rt

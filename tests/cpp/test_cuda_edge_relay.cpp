@@ -1,10 +1,13 @@
 // The relay of edges (device/tasks/edge_relay.cuh), its own source under the emulated GPU: the token
 // comes through every hop in every schedule, launch after launch; a barrier or a wait that is
-// missing is found; parameters are refused by name.
+// missing is found; parameters are refused by name. native_cuda_edge_relay.cpp builds the same tests for a real GPU.
 #include "kernel_launch.h"
 
+#if !defined(MIMO_RT_TEST_ON_GPU)
 #include "cuda/device/tasks/edge_relay.cuh"
+#endif
 #include "cuda/edge_relay.h"
+#include "kernel_memory.h"
 
 #include <algorithm>
 #include <numeric>
@@ -16,18 +19,40 @@ using cuda::RelayEdge;
 
 namespace {
 
+constexpr uint32_t kBlocks = 3;
+
+// Each returns an error text, or "".
+#if defined(MIMO_RT_TEST_ON_GPU)
+constexpr uint64_t kDeadlineNs = 1'000'000'000;
+std::string launch(const cuda::EdgeRelayParams& params, const Launch&) {
+  cuda::launch_edge_relay(params, {.num_blocks = kBlocks});
+  const cudaError_t status = cudaDeviceSynchronize();
+  return status == cudaSuccess ? "" : cudaGetErrorString(status);
+}
+#else
+constexpr uint64_t kDeadlineNs = 300'000;
+emulation::LaunchOptions relay_options(uint64_t seed) {
+  return options_of({.num_blocks = kBlocks, .seed = seed}, cuda::kRelayThreads, sizeof(cuda::RelayShared));
+}
+std::string launch(const cuda::EdgeRelayParams& params, const emulation::LaunchOptions& options) {
+  cuda::check_edge_relay(params, kBlocks);
+  return emulation::launch(options, cuda::edge_relay_kernel, params).error;
+}
+std::string launch(const cuda::EdgeRelayParams& params, const Launch& launched) {
+  return launch(params, relay_options(launched.seed));
+}
+#endif
+
 /// Memory of a relay by itself.
 struct Relay {
-  static constexpr uint32_t kBlocks = 3;
-
   Relay() {
     std::iota(token.begin(), token.begin() + cuda::kRelayThreads, 0u);
-    std::copy(token.begin(), token.end(), words.begin());
+    std::copy(token.begin(), token.begin() + cuda::kRelayThreads, words.begin());
   }
 
-  /// The error of the emulation, or what is wrong with the token.
-  std::string run(RelayEdge edge, uint32_t num_hops, uint64_t seed,
-                  emulation::Skip skip = emulation::Skip::none, uint32_t skip_ordinal = 0) {
+  /// The error of the launch, or what is wrong with the token.
+  template <typename Options>
+  std::string run(RelayEdge edge, uint32_t num_hops, const Options& options) {
     cuda::EdgeRelayParams p;
     p.edge = edge;
     p.first_hop = num_done;
@@ -35,17 +60,12 @@ struct Relay {
     p.num_signallers = edge == RelayEdge::gather ? 2 : 1;
     p.token = token.data();
     p.words = words.data();
-    p.counter = &counter;
-    p.watchdog = {&stop, &report, 300'000};
-    cuda::check_edge_relay(p, kBlocks);
-    emulation::LaunchOptions options =
-        options_of({.num_blocks = kBlocks, .seed = seed}, cuda::kRelayThreads, sizeof(cuda::RelayShared));
-    options.skip = skip;
-    options.skip_ordinal = skip_ordinal;
-    const std::string error = emulation::launch(options, cuda::edge_relay_kernel, p).error;
+    p.counter = counter.data();
+    p.watchdog = {stop.data(), report.data(), kDeadlineNs};
+    const std::string error = launch(p, options);
     num_done += num_hops;
     if (!error.empty()) return error;
-    if (stop != cuda::kRunning) return "hang";
+    if (stop[0] != cuda::kRunning) return "hang";
     for (uint32_t i = 0; i < cuda::kRelayThreads; ++i) {
       const uint32_t from = (i + 32 * num_done) % cuda::kRelayThreads;
       const uint32_t at = num_done % 2 * cuda::kRelayThreads + i;
@@ -55,11 +75,11 @@ struct Relay {
     return "";
   }
 
-  std::vector<uint32_t> token = std::vector<uint32_t>(2 * cuda::kRelayThreads);
-  std::vector<uint64_t> words = std::vector<uint64_t>(2 * cuda::kRelayThreads);
-  cuda::CounterCell counter{};
-  uint32_t stop = 0, num_done = 0;
-  cuda::HangReport report{};
+  KernelVector<uint32_t> token = KernelVector<uint32_t>(2 * cuda::kRelayThreads), stop = KernelVector<uint32_t>(1);
+  KernelVector<uint64_t> words = KernelVector<uint64_t>(2 * cuda::kRelayThreads);
+  KernelVector<cuda::CounterCell> counter = KernelVector<cuda::CounterCell>(1);
+  KernelVector<cuda::HangReport> report = KernelVector<cuda::HangReport>(1);
+  uint32_t num_done = 0;
 };
 
 }  // namespace
@@ -68,17 +88,21 @@ TEST_CASE("the token comes through every hop, launch after launch, in every sche
   for (const RelayEdge edge : {RelayEdge::same_worker, RelayEdge::tag, RelayEdge::counter, RelayEdge::gather})
     for (uint64_t seed = 0; seed < 6; ++seed) {
       Relay relay;
-      for (const uint32_t num_hops : {1u, 5u, 4u}) CHECK_EQ(relay.run(edge, num_hops, seed), std::string());
-      CHECK_EQ(relay.report.is_written, 0u);
+      for (const uint32_t num_hops : {1u, 5u, 4u}) CHECK_EQ(relay.run(edge, num_hops, Launch{.seed = seed}), std::string());
+      CHECK_EQ(relay.report[0].is_written, 0u);
     }
 }
 
+#if !defined(MIMO_RT_TEST_ON_GPU)
 TEST_CASE("a hop whose barrier or wait is left out is found") {
   const auto is_found = [](RelayEdge edge, emulation::Skip skip) {
     for (uint64_t seed = 1; seed < 10; ++seed)
       for (uint32_t ordinal = 1; ordinal < 4; ++ordinal) {
         Relay relay;
-        if (!relay.run(edge, 6, seed, skip, ordinal).empty()) return true;
+        emulation::LaunchOptions options = relay_options(seed);
+        options.skip = skip;
+        options.skip_ordinal = ordinal;
+        if (!relay.run(edge, 6, options).empty()) return true;
       }
     return false;
   };
@@ -86,6 +110,7 @@ TEST_CASE("a hop whose barrier or wait is left out is found") {
   for (const RelayEdge edge : {RelayEdge::tag, RelayEdge::counter, RelayEdge::gather})
     CHECK(is_found(edge, emulation::Skip::named_barrier));
 }
+#endif
 
 TEST_CASE("parameters of a relay are refused by name") {
   cuda::CounterCell counter{};

@@ -228,13 +228,17 @@ TEST_CASE("the backend says why there is no GPU, or which one there is") {
     CHECK_EQ(backend.available, is_available);
     return backend.reason;
   };
-  CHECK_EQ(reason({false, {}, "not built into this wheel"}, false), std::string("not built into this wheel"));
-  CHECK_EQ(reason({true, {}, "no driver"}, false), std::string("no driver"));
+  const std::string both = "9.0 or 10.0";
+  CHECK_EQ(reason({false, {}, "not built into this wheel", ""}, false), std::string("not built into this wheel"));
+  CHECK_EQ(reason({true, {}, "no driver", both}, false), std::string("no driver"));
   CHECK_EQ(old_driver_text(13000, 12080), std::string("expected a driver for CUDA 13.0, got one for CUDA 12.8"));
   CHECK_EQ(old_driver_text(13000, 0), std::string("no CUDA driver on this machine"));
-  CHECK_EQ(reason({true, {{"Old", 8, 9, 100, 1}}, ""}, false),
-           std::string("expected a GPU with compute capability 9.0 or 10.0, got Old (sm_89)"));
-  CHECK_EQ(reason({true, {{"New", 9, 0, 132, 1}, {"Old", 8, 9, 1, 1}}, ""}, true),
+  const std::string compiled = ", which the kernels are compiled for, got ";
+  CHECK_EQ(reason({true, {{"Old", 8, 9, 100, 1}}, "", both}, false),
+           "expected a GPU with compute capability 9.0 or 10.0" + compiled + "Old (sm_89)");
+  CHECK_EQ(reason({true, {{"Newer", 10, 0, 148, 1}}, "", "9.0"}, false),
+           "expected a GPU with compute capability 9.0" + compiled + "Newer (sm_100)");
+  CHECK_EQ(reason({true, {{"New", 9, 0, 132, 1}, {"Old", 8, 9, 1, 1}}, "", both}, true),
            std::string("one resident kernel on New (sm_90), 132 multiprocessors"));
 }
 

@@ -25,12 +25,20 @@ TEST_CASE("a fault that a later call tells names the last launch and its shapes"
 }
 
 TEST_CASE("devices without binaries in this library are refused") {
-  check_compute_capability("cuda.x", 9, 0);
-  check_compute_capability("cuda.x", 10, 0);
-  for (const auto& [major, minor] : {std::pair{8, 9}, {9, 1}, {10, 3}, {12, 0}})
-    CHECK_THROWS(unavailable,
-                 concat("[cuda.x] device: expected compute capability 9.0 or 10.0, got ", major, '.', minor).c_str(),
-                 check_compute_capability("cuda.x", major, minor));
+  for (const char* both : {"9.0 or 10.0", "10.0 or 9.0"}) {
+    check_compute_capability("cuda.x", both, 9, 0);
+    check_compute_capability("cuda.x", both, 10, 0);
+    for (const auto& [major, minor] : {std::pair{8, 9}, {9, 1}, {10, 3}, {12, 0}, {0, 0}})
+      CHECK_THROWS(unavailable,
+                   concat("[cuda.x] device: expected compute capability ", both, ", which the kernels are compiled for, got ",
+                          major, '.', minor)
+                       .c_str(),
+                   check_compute_capability("cuda.x", both, major, minor));
+  }
+  check_compute_capability("cuda.x", "9.0", 9, 0);
+  CHECK_THROWS(unavailable, "expected compute capability 9.0, which the kernels are compiled for, got 10.0",
+               check_compute_capability("cuda.x", "9.0", 10, 0));
+  CHECK_THROWS(unavailable, "expected compute capability 10.0, ", check_compute_capability("cuda.x", "10.0", 9, 0));
 }
 
 TEST_CASE("operands lie on the device that runs the kernel; others are refused by name") {

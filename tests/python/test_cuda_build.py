@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -68,8 +69,25 @@ def test_the_compiler_of_the_package_is_used(root, tmp_path):
     cache = (tmp_path / "build" / "CMakeCache.txt").read_text()
     compiler = re.search(r"^CMAKE_CUDA_COMPILER:\w+=(.*)$", cache, re.MULTILINE)[1]
     assert compiler == str(tmp_path / "build" / "cuda-toolkit" / "bin" / "nvcc")
-    kernels = commands_of(tmp_path / "build")["persistent.cu"]
+    commands = commands_of(tmp_path / "build")
+    kernels = commands["persistent.cu"]
     assert "arch=compute_90a,code=[sm_90a]" in kernels and "arch=compute_100a,code=[sm_100a]" in kernels
+    assert capabilities_in(commands["cuda_devices.cu"]) == '"9.0 or 10.0"'
+
+
+def capabilities_in(command):
+    """What a device must have, as the compiler is told."""
+    (definition,) = [word for word in shlex.split(command) if word.startswith("-DMIMO_RT_CUDA_CAPABILITIES=")]
+    return definition.partition("=")[2]
+
+
+@needs_nvcc
+def test_kernels_for_one_architecture_ask_for_it(root, tmp_path):
+    done = configure(root, tmp_path / "build", tmp_path, "-DMIMO_RT_CUDA_ARCHITECTURES=90a-real")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert capabilities_in(commands_of(tmp_path / "build")["cuda_devices.cu"]) == '"9.0"'
+    done = configure(root, tmp_path / "build", tmp_path, "-DMIMO_RT_CUDA_ARCHITECTURES=native")
+    assert done.returncode != 0 and "expected architectures as 90a-real, got 'native'" in " ".join(done.stderr.split())
 
 
 @needs_nvcc

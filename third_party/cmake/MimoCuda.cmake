@@ -87,6 +87,20 @@ function(mimo_add_cutlass)
   set_target_properties(mimo_rt_cutlass PROPERTIES CUDA_ARCHITECTURES "100a-real" CUDA_VISIBILITY_PRESET hidden)
 endfunction()
 
+# What MIMO_RT_CUDA_ARCHITECTURES are as compute capabilities: "9.0 or 10.0".
+function(mimo_cuda_capabilities result)
+  set(list)
+  foreach(architecture IN LISTS MIMO_RT_CUDA_ARCHITECTURES)
+    if(NOT architecture MATCHES "^([0-9]+)([0-9])[a-z]?(-real|-virtual)?$")
+      message(FATAL_ERROR "mimo_rt: MIMO_RT_CUDA_ARCHITECTURES: expected architectures as 90a-real, got '${architecture}'")
+    endif()
+    list(APPEND list "${CMAKE_MATCH_1}.${CMAKE_MATCH_2}")
+  endforeach()
+  list(REMOVE_DUPLICATES list)
+  list(JOIN list " or " list)
+  set(${result} "${list}" PARENT_SCOPE)
+endfunction()
+
 function(mimo_link_cuda target)
   if(NOT MIMO_RT_HAVE_CUDA)
     return()
@@ -101,6 +115,9 @@ function(mimo_link_cuda target)
   if(NOT MIMO_RT_CUDA_OBJECTS AND NOT TARGET mimo_rt_cuda)
     add_library(mimo_rt_cuda OBJECT ${MIMO_RT_CUDA_SOURCES})
     target_include_directories(mimo_rt_cuda PRIVATE include csrc)
+    mimo_cuda_capabilities(capabilities)
+    set_source_files_properties(csrc/cuda/cuda_devices.cu PROPERTIES COMPILE_DEFINITIONS
+      "MIMO_RT_CUDA_CAPABILITIES=\"${capabilities}\"")
     set_target_properties(mimo_rt_cuda PROPERTIES CUDA_ARCHITECTURES "${MIMO_RT_CUDA_ARCHITECTURES}"
       CUDA_VISIBILITY_PRESET hidden)
     # What ptxas says of registers and spills stays beside the objects: the tests need not compile everything again.
