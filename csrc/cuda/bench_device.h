@@ -49,7 +49,7 @@ class BenchDevice : public DeviceMemory {
   /// @throws Error{unavailable}
   virtual void check_mxfp8() const = 0;
 
-  /// For i = 0 .. num_calls - 1: a plain read, then `call(i)`, which launches; both timed on the
+  /// For i = 0 .. num_calls - 1: a plain read, then `call(i)`, which launches, then an empty kernel; all timed on the
   /// device. @throws Error{device_lost}
   virtual KernelTimes time(uint32_t num_calls, const std::function<void(uint32_t)>& call) = 0;
 };

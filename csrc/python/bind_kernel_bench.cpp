@@ -42,9 +42,10 @@ void bind_kernel_bench(py::module_& m) {
       .def_readonly("read_bytes", &KernelWork::read_bytes)
       .def_readonly("num_active_experts", &KernelWork::num_active_experts)
       .def_readonly("num_hops", &KernelWork::num_hops);
-  py::class_<KernelTimes>(m, "KernelTimes", "Seconds of calls and of the plain reads between them.")
+  py::class_<KernelTimes>(m, "KernelTimes", "Seconds of calls, of the plain reads between them, and of empty kernels.")
       .def_readonly("call_s", &KernelTimes::call_s)
-      .def_readonly("read_s", &KernelTimes::read_s);
+      .def_readonly("read_s", &KernelTimes::read_s)
+      .def_readonly("floor_s", &KernelTimes::floor_s);
   py::class_<KernelBench>(m, "KernelBench", "One kernel on random data of its own.")
       .def_static("open", &KernelBench::open, py::arg("kernel_case"), py::arg("options") = KernelBenchOptions{},
                   py::call_guard<py::gil_scoped_release>())

@@ -69,6 +69,8 @@ struct KernelWork {
 struct KernelTimes {
   std::vector<double> call_s;  ///< one call
   std::vector<double> read_s;  ///< one plain read, just before it; empty for edges on a CPU
+  /// On "cuda": one kernel that does nothing, just behind it. No call is faster, one of two launches takes longer.
+  std::vector<double> floor_s;
 };
 
 /// Owns all buffers; nothing is allocated between two calls. One thread at a time. A CPU kernel runs

@@ -133,6 +133,7 @@ class EmulatedBenchDevice : public HostDeviceMemory<cuda::BenchDevice> {
       call(i);
       times.call_s.push_back(clock_s_ - begin);
       times.read_s.push_back(1e-6);
+      times.floor_s.push_back(0.5e-6);
     }
     return times;
   }

@@ -485,7 +485,7 @@ TEST_CASE("the speed of plain reads is their bytes over the median of their time
   struct Device : EmulatedBenchDevice {
     KernelTimes time(uint32_t num_calls, const std::function<void(uint32_t)>&) override {
       ++num_series;
-      KernelTimes times{std::vector<double>(num_calls, 0.0), std::vector<double>(num_calls, 1e-6)};
+      KernelTimes times{std::vector<double>(num_calls, 0.0), std::vector<double>(num_calls, 1e-6), {}};
       times.read_s[0] = 1e-3;  // something else had the memory
       return times;
     }

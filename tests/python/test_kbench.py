@@ -125,11 +125,22 @@ def test_records_say_what_was_measured_and_can_be_repeated(capsys):
         assert line["flops"] == 2 * 64 * 128 * line["tokens"]
         assert line["measured"]["rows"] == 64 and line["cache"] == "cold" and line["clock"] == "wall"
         assert line["read_gbs"] > 0 and line["bandwidth_fraction"] > 0 and line["machine"]
-        assert "baseline" not in line
+        assert "baseline" not in line and "floor_us" not in line
     assert lines[0]["bytes"] == 64 * 128 * 2
     assert cli_main(shlex.split(lines[3]["repeat"])[1:] + ["--no-baseline"]) == 0
     (again,) = lines_of(capsys)
     assert again["case"] == lines[3]["case"] and again["bytes"] == lines[3]["bytes"]
+
+
+def test_calls_on_a_gpu_have_the_time_of_an_empty_kernel_beside_them(capsys, monkeypatch):
+    shape = shape_of("pro-r8/route")
+    monkeypatch.setattr(kernel_run, "MIN_SAMPLES", 3)
+    monkeypatch.setattr(kernel_run._C, "KernelBench", GpuBench)
+    result = kernel_run.measure_kernel(shape, 1, _C.KernelBenchOptions(backend="cuda"), 0.001, with_baseline=False)
+    assert set(result.floor_s) == set(GpuBench.empty) and result.record()["floor_us"] == 3.0
+    monkeypatch.setattr("mimo_rt.cli.kbench.measure_kernel", lambda *_, **__: result)
+    assert cli_main(["kbench", "route", "--device", "cuda", "--tokens", "1"]) == 0
+    assert ", an empty kernel 3.00 us" in capsys.readouterr().out
 
 
 def test_table_and_hot_runs(capsys):
@@ -274,6 +285,23 @@ class WrongBench:
 
     def run(self, num_calls):
         raise AssertionError("a wrong kernel is not timed")
+
+
+class GpuBench(WrongBench):
+    """A kernel on a GPU that takes 5 us; an empty one takes 2, 3 or 9."""
+
+    error, empty = 0.5, (2e-6, 3e-6, 9e-6)
+
+    @classmethod
+    def open(cls, kernel_case, options):
+        bench = super().open(kernel_case, options)
+        bench.device = "H200"
+        bench.work.bytes, bench.work.flops, bench.work.read_bytes = 1e6, 1e6, 1e9
+        return bench
+
+    def run(self, num_calls):
+        times = {"call_s": [5e-6] * 3, "read_s": [3e-4] * 3, "floor_s": list(self.empty)}
+        return type("Times", (), times)
 
 
 @pytest.mark.parametrize("error", [2.5, math.inf])

@@ -26,6 +26,7 @@ class KernelResult:
         relative_error: root mean square of the errors over that of the values; 0: not measured.
         measurement: None for a wrong result, which is not timed.
         read_gbs: the best of the plain reads between the calls; 0: there are none.
+        floor_s: times of empty kernels on a GPU: no call takes less, one of two launches takes more.
         num_hops: timed hops of a call, for an edge; else 0.
         baseline_s: times of the baseline; empty without one.
         baseline_note: what was left out of the baseline, and why.
@@ -39,6 +40,7 @@ class KernelResult:
     error_over_bound: float
     measurement: Measurement | None = None
     read_gbs: float = 0.0
+    floor_s: tuple[float, ...] = ()
     cache: str = "cold"
     activations: str = "bf16"
     baseline: str = ""
@@ -58,6 +60,11 @@ class KernelResult:
         if not self.baseline_s or self.measurement is None:
             return None
         return statistics.median(self.baseline_s) / self.measurement.median_s
+
+    @property
+    def floor_us(self) -> float | None:
+        """Of an empty kernel."""
+        return round(statistics.median(self.floor_s) * 1e6, 2) if self.floor_s else None
 
     def record(self) -> dict[str, Any]:
         """One JSON line. An infinite error is null."""
@@ -84,6 +91,8 @@ class KernelResult:
         }
         if self.num_hops:
             line["num_workers"] = self.measured.num_workers
+        if self.floor_us:
+            line["floor_us"] = self.floor_us
         if self.relative_error and math.isfinite(self.relative_error):
             line["relative_error"] = float(f"{self.relative_error:.4g}")
         if self.num_active_experts:
@@ -139,12 +148,13 @@ def measure_kernel(
     baseline, note = None, ""
     if with_baseline and not options.is_hot:
         baseline, note = make_baseline(bench.measured, bench.work, bench.backend)
-    calls, reads, others = _take_turns(bench, baseline, seconds)
+    calls, reads, floors, others = _take_turns(bench, baseline, seconds)
     work = bench.work
     return KernelResult(
         **facts,
         measurement=Measurement(case, tuple(calls), num_tokens, work.bytes, work.flops),
         read_gbs=work.read_bytes / min(reads) / 1e9 if reads else 0.0,
+        floor_s=tuple(floors),
         baseline=baseline.name if baseline else "",
         baseline_s=tuple(others),
         baseline_note=note,
@@ -153,22 +163,24 @@ def measure_kernel(
 
 def _take_turns(
     bench: Any, baseline: Any, seconds: float
-) -> tuple[list[float], list[float], list[float]]:
-    """Times of calls, of plain reads and of the baseline; the first of each are not counted."""
+) -> tuple[list[float], list[float], list[float], list[float]]:
+    """Times of calls, plain reads, empty kernels and the baseline; the first of each are not counted."""
     first = bench.run(2)
     num_calls = _calls_per_turn(first.call_s[1])
     num_others = _calls_per_turn(baseline.run(2)[1]) if baseline else 0
     calls: list[float] = []
     reads: list[float] = first.read_s[1:]
+    floors: list[float] = first.floor_s[1:]
     others: list[float] = []
     deadline = time.monotonic() + (2 * seconds if baseline else seconds)
     while len(calls) < MIN_SAMPLES or time.monotonic() < deadline and len(calls) < _MAX_SAMPLES:
         times = bench.run(num_calls)
         calls += times.call_s
         reads += times.read_s
+        floors += times.floor_s
         if baseline:
             others += baseline.run(num_others)
-    return calls, reads, others
+    return calls, reads, floors, others
 
 
 def _calls_per_turn(seconds: float) -> int:

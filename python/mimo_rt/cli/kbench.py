@@ -214,6 +214,8 @@ def _print_results(results: list[KernelResult]) -> None:
     where = results[0].device or f"{facts['machine']}, {threads}"
     reads = [r.read_gbs for r in results if r.read_gbs]
     read = f", read {max(reads):.2f} GB/s measured" if reads else ""
+    if floors := [r.floor_us for r in results if r.floor_us]:
+        read += f", an empty kernel {min(floors):.2f} us"
     print(f"mimo_rt kbench {facts['version']} ({commit}{'+' if facts['dirty'] else ''})  "
           f"{results[0].backend}  {where}{read}  {facts['date']}")
     if edges := [_edge_row(r) for r in results if r.num_hops]:
