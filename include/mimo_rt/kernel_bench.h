@@ -2,9 +2,11 @@
 #pragma once
 
 #include <mimo_rt/api.h>
+#include <mimo_rt/device.h>
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -69,6 +71,8 @@ struct KernelWork {
 struct KernelTimes {
   std::vector<double> call_s;  ///< one call
   std::vector<double> read_s;  ///< one plain read, just before it; empty for edges on a CPU
+  /// On "cuda": one kernel that does nothing, just behind it. No call is faster, one of two launches takes longer.
+  std::vector<double> floor_s;
 };
 
   /// On "cuda": one kernel that does nothing, just behind it. No call is faster, one of two launches takes longer.
@@ -97,6 +101,9 @@ class MIMO_RT_API KernelBench {
   /// Times of `num_calls` calls, each after a plain read of other memory. The first ones warm up
   /// whatever they find cold besides the data.
   KernelTimes run(uint32_t num_calls);
+  /// Runs the multiply-adds of a CPU kernel in registers alone for some milliseconds: it can do no more. Empty for edges
+  /// and on "cuda".
+  std::optional<VectorPeak> measure_peak();
 
  private:
   struct Impl;

@@ -270,37 +270,6 @@ def test_a_whole_gate_leaves_device_steps_and_records(gate, monkeypatch, tmp_pat
     assert "sanitizer" in out and "5.5" in out and "90.0" in out and "written:" in out
 
 
-def test_the_sanitizer_reaches_every_program_first(gate, tmp_path):
-    sanitizer = sys.modules["gate_sanitizer"]
-    programs = []
-    for name, cases in (("attention", "a b c"), ("experts", "d"), ("broken", "")):
-        programs.append(tmp_path / name)
-        programs[-1].write_text(f"#!/bin/sh\nfor case in {cases}; do echo $case; done\n")
-        programs[-1].chmod(0o755)
-    runs = [(program.name, case, tool) for program, case, tool in sanitizer.sanitizer_runs(programs)]
-    memcheck, racecheck = sanitizer.TOOLS
-    assert runs == [
-        ("attention", "a", memcheck), ("experts", "d", memcheck), ("attention", "a", racecheck), ("experts", "d", racecheck),
-        *(("attention", case, tool) for case in "bc" for tool in sanitizer.TOOLS)]
-
-
-def test_kbench_measures_first_what_counts_most(gate, log, monkeypatch):
-    """Names and tokens that kbench has; then all shapes whole."""
-    from mimo_rt.bench.kernel_shapes import CUDA_TOKENS, choose
-
-    gate_kbench = sys.modules["gate_kbench"]
-    calls = []
-    monkeypatch.setattr(gate_kbench, "measure", lambda stage, python, step, *arguments, **_: calls.append(arguments))
-    gate_kbench.run_kbench(log, "python")
-    first, rest = calls[:4], calls[4:]
-    assert [call[call.index("--shape") + 1] for call in calls] == 2 * list(gate_kbench.SHAPES)
-    assert all(call[0] == "--shape" and len(call) == 2 for call in rest)
-    for *kernels, _, shape, _, tokens in first:
-        expected = 2 if shape == gate_kbench.EXPERTS_ONLY else 6
-        assert len({s.op for s in choose(kernels, shape)}) == len(kernels) == expected
-        assert set(map(int, tokens.split(","))) <= set(CUDA_TOKENS)
-
-
 def test_a_longer_soak_takes_its_time_from_nobody(gate, log, monkeypatch):
     assert gate.parse([]).seconds == 540 and gate.parse([]).soak_seconds == gate.SOAK_S < gate.LIMITS_S["soak"]
     args = gate.parse(["--soak-seconds", "600"])
