@@ -38,7 +38,8 @@ class Log:
         line = {"stage": stage, "step": step, "status": status, "seconds": round(seconds, 2), **more}
         self.steps.append(line)
         self.write(line)
-        print(f"[{stage}] {step}: {status} ({seconds:.1f} s)", flush=True)
+        reason = f": {more['reason']}" if "reason" in more else ""
+        print(f"[{stage}] {step}: {status} ({seconds:.1f} s){reason}", flush=True)
         if status == FAILED and more.get("output"):
             print(more["output"][-2000:], flush=True)
 

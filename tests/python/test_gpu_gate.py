@@ -318,6 +318,17 @@ def test_a_slice_that_is_cut_off_keeps_its_rounds_and_fails_nothing(gate, log, m
     assert shown["slice/torch"][-2] == "-" and baseline["gate"]
 
 
+def test_a_slice_that_is_cut_off_before_its_first_round_fails_the_gate(gate, log, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys.modules["gate_slice"], "lacks_room", lambda: "")
+    monkeypatch.setitem(gate.LIMITS_S, "slice", 2)
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\nsleep 50\n")
+    program.chmod(0o755)
+    gate.run_slice(log, str(program))
+    assert [step["status"] for step in kept(log)] == ["not run", "failed"]
+    assert "failed (0.0 s): no round was measured" in capsys.readouterr().out
+
+
 def test_a_failed_test_fails_the_gate_but_not_the_rest(gate, monkeypatch, tmp_path):
     code, lines = run_gate(gate, monkeypatch, tmp_path, RECORD, "sys.exit('worst error 3')")
     assert code == 1 and sum("case" in line for line in lines) == NUM_SHAPES + NUM_SCRIPTS
