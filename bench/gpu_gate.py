@@ -12,7 +12,7 @@ Stages: `build` (package and tests), `tests` (tests/cpp/native_cuda_*.cpp on the
 edges and bench costs: the table by which engines plan then), `engine` (mimo-rt doctor and bench/gpu_engine.py:
 sessions against the CPU engine's), `bits` (bench/gpu_bits.py: 100 runs of any steps and launches, quiet and with
 delays planted into the kernel, give the same bits; runs that there was no time for are a step that was not run), `kill` (bench/gpu_kill.py: a process that is killed leaves a
-usable GPU), `soak` (half a minute of bench/soak.py, or --soak-seconds), `slice`
+usable GPU), `soak` (half a minute of bench/soak.py, or --soak-seconds, half of it with two sessions), `slice`
 (bench/gpu_slice.py: rounds of the rank slice of MiMo-V2.5-Pro-FP4, where 84 GB are free; without one the gate fails), `kbench` (mimo-rt kbench, cold caches, results checked),
 `sanitizer` (compute-sanitizer memcheck and racecheck, test by test, as far as its time goes), `counters` (cuobjdump's
 registers of every kernel, Nsight Compute's counters of some, where these tools are) and, on B200 and with CUTLASS,
@@ -192,9 +192,12 @@ def run_kill(log: Log, python: str) -> None:
 
 
 def run_soak(log: Log, python: str, seconds: float) -> None:
-    """The same tokens and bits again and again, while requests are cancelled."""
-    command = [python, str(ROOT / "bench" / "soak.py"), "--device", "cuda", "--seconds", f"{seconds:g}"]
-    Stage("soak", log, limit_s=LIMITS_S["soak"] + seconds - SOAK_S).run("sessions", command, on_line=log.keep_record)
+    """The same tokens and bits again and again, while requests are cancelled: half the time by two sessions at once."""
+    stage = Stage("soak", log, limit_s=LIMITS_S["soak"] + seconds - SOAK_S)
+    for num_sessions in (1, 2):
+        command = [python, str(ROOT / "bench" / "soak.py"), "--device", "cuda", "--seconds", f"{seconds / 2:g}",
+                   "--sessions", str(num_sessions)]
+        stage.run(f"sessions: {num_sessions}", command, on_line=log.keep_record)
 
 
 def result_path(directory: pathlib.Path, device: str) -> pathlib.Path:
