@@ -283,6 +283,32 @@ TEST_CASE("another thread cancels a generation while a launch of rounds runs") {
   CHECK(session.generate(prompt, greedy(5)).token_ids == Tokens(whole.begin(), whole.begin() + 5));
 }
 
+#if !defined(MIMO_RT_TEST_ON_GPU)
+/// Cancels a session `num_polls` polls after the second round was reported: in the middle of the third.
+struct Canceller : EmulatedStepDevice {
+  bool wait(uint64_t timeout_ns, const std::function<bool()>& has_news) override {
+    const bool is_over = EmulatedStepDevice::wait(timeout_ns, has_news);
+    if (has_news()) ++num_rounds;
+    else if (session && num_rounds == 2 && num_polls-- == 0) session->cancel();
+    return is_over;
+  }
+  Session* session = nullptr;
+  uint32_t num_rounds = 0, num_polls = 0;
+};
+
+TEST_CASE("after a cancel only the running round ends") {
+  for (const uint32_t num_polls : {0u, 10u}) {
+    const auto device = std::make_shared<Canceller>();
+    Session session(open_engine(device), kSmall);
+    device->session = &session;
+    device->num_polls = num_polls;
+    const GenerateResult result = session.generate(random_tokens(model().config, 9, 8), greedy(9));
+    CHECK(result.finish_reason == FinishReason::abort);
+    CHECK_EQ(result.token_ids.size(), 1u + 3u);  // the first one is the prompt's
+  }
+}
+#endif
+
 TEST_CASE("a hang is a timeout with a report; that executor stops, the GPU goes on") {
   PlanMutator broken(Plan::build(model().config, device_plan_options(2, 4, 4)));
   for (auto& list : broken.lists)
