@@ -1,6 +1,7 @@
 // Sessions on the emulated GPU (or a real one), through the public API: what they generate, against
 // the CPU engine and against their own logits; a hang.
 #include "device_engine_fixture.h"
+#include "fork_check.h"
 #include "plan_mutator.h"
 
 #include <algorithm>
@@ -308,6 +309,11 @@ TEST_CASE("after a cancel only the running round ends") {
   }
 }
 #endif
+
+TEST_CASE("a fork is refused a session before the GPU is asked for its memory") {
+  const auto engine = open_engine();
+  check_refused_in_fork([&] { Session session(engine, kSmall); });
+}
 
 TEST_CASE("a hang is a timeout with a report; that executor stops, the GPU goes on") {
   PlanMutator broken(Plan::build(model().config, device_plan_options(2, 4, 4)));
