@@ -209,6 +209,32 @@ TEST_CASE("tokens come one by one from one launch; a callback may use another se
   CHECK(streamed == whole);
 }
 
+TEST_CASE("a stop string ends the text in the middle of a token, and the session goes on") {
+  const Tokens prompt = random_tokens(model().config, 9, 8);
+  const auto spelled = [](int32_t id) {
+    return std::string{static_cast<char>('a' + id / 20), static_cast<char>('A' + id % 20)};
+  };
+  writer::TempDir dir;
+  std::string vocabulary;
+  for (int32_t id = 0; id < static_cast<int32_t>(model().config.vocab_size); ++id)
+    vocabulary += concat(id ? "," : "", '"', spelled(id), "\":", id);
+  dir.write("tokenizer.json",
+            concat(R"({"decoder":{"type":"ByteLevel"},"model":{"type":"BPE","vocab":{)", vocabulary, "}}}"));
+  Session session(open_engine(), kSmall);
+  session.load_vocabulary(dir.path() / "tokenizer.json");
+  const GenerateResult whole = session.generate(prompt, greedy(5));
+  GenerateOptions options = greedy(5);
+  options.stop = {whole.text.substr(5, 2)};  // the end of the third token and the beginning of the fourth
+  const size_t end = whole.text.find(options.stop[0]);
+  const GenerateResult stopped = session.generate(prompt, options);
+  CHECK(stopped.finish_reason == FinishReason::stop);
+  CHECK_EQ(stopped.text, whole.text.substr(0, end));
+  CHECK_EQ(stopped.stop_string, options.stop[0]);
+  const auto first = whole.token_ids.begin();
+  CHECK(stopped.token_ids == Tokens(first, first + static_cast<long>(end + 1) / 2 + 1));
+  CHECK_EQ(session.generate(prompt, greedy(2)).text, whole.text.substr(0, 4));
+}
+
 TEST_CASE("a session may end as soon as its callback has ended the generation") {
   const Tokens prompt = random_tokens(model().config, 9, 8);
   const auto engine = open_engine();
