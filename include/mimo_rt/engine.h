@@ -19,7 +19,7 @@
 namespace mimo_rt {
 
 struct EngineOptions {
-  std::string device = "auto";        ///< "auto", "cpu", "ref", "cuda" or a backend name, see device.h
+  std::string device = "auto";        ///< "auto", "cpu", "ref", "cuda" or a backend name, see device.h; README.md's limits say which models cuda takes
   uint32_t num_threads = 0;           ///< workers; 0: all usable cores; cuda: all multiprocessors
   bool pin_threads = true;            ///< bind worker i to usable core i while no other process uses it; not under a CPU quota (cgroup) below the core count
   bool yield_cores = true;            ///< run with fewer workers while other processes compute and that is faster; the text stays the same
