@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import subprocess
+from typing import Any
 
-from gate_steps import NOT_RUN, ROOT, Log, Stage
+from gate_steps import FAILED, NOT_RUN, ROOT, Log, Stage
 
 NEEDED_MIB = 80_000  # weights, keys and values, the torch round beside them
 
@@ -15,6 +16,12 @@ def run_slice(log: Log, python: str) -> None:
     else:
         command = [python, str(ROOT / "bench" / "gpu_slice.py"), "--json"]
         Stage("slice", log).run("rounds", command, on_line=log.keep_record, may_be_cut=True)
+        if log.steps[-1]["status"] == NOT_RUN and not any(is_rounds(record) for record in log.records):
+            log.add("slice", "a record", FAILED, 0.0, reason="no round was measured, and rounds are what the gate is for")
+
+
+def is_rounds(record: dict[str, Any]) -> bool:
+    return str(record.get("case", "")).startswith("slice") and "median_us" in record
 
 
 def lacks_room() -> str:

@@ -9,7 +9,8 @@ launch each), with logprobs (launches of one round), in rounds with a draft, and
 that wait for the host after every round). All of it `--runs` times for each delay seed: with one other than 0 the CUDA
 kernel's tasks begin and signal late by random times (the environment variable MIMO_RT_CUDA_DELAY_SEED, read when an
 engine opens; CPU engines do not look at it), so that blocks meet in orders that a quiet GPU does not show.
-With --seconds no run begins later, and each seed has its share of them: `num_runs` says how many there were.
+With --seconds no run begins later, and each seed has its share of them: `num_runs` says how many there were, `num_left`
+how many of all seeds together are missing.
 Without --model: a tiny random model with every feature and a draft. One JSON line; exit code 1: something differed.
 """
 
@@ -130,7 +131,8 @@ def compare(model_dir: pathlib.Path, args: argparse.Namespace) -> dict[str, Any]
             bits.run(session, f"delay seed {seed}, run {num_runs[place]}")
             num_runs[place] += 1
     return {"bits": model_dir.name, "backend": backend, "passed": not bits.differences,
-            "delay_seeds": args.delay_seeds, "num_runs": num_runs, "step_rows": rows,
+            "delay_seeds": args.delay_seeds, "num_runs": num_runs,
+            "num_left": args.runs * len(num_runs) - sum(num_runs), "step_rows": rows,
             "has_draft": bits.has_draft, "num_compared": bits.num_compared, "differences": bits.differences,
             "seconds": round(time.monotonic() - begin, 1), **machine_record()}
 

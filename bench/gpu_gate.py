@@ -11,9 +11,9 @@
 Stages: `build` (package and tests), `tests` (tests/cpp/native_cuda_*.cpp on the device), `costs` (mimo-rt kbench
 edges and bench costs: the table by which engines plan then), `engine` (mimo-rt doctor and bench/gpu_engine.py:
 sessions against the CPU engine's), `bits` (bench/gpu_bits.py: 100 runs of any steps and launches, quiet and with
-delays planted into the kernel, give the same bits), `kill` (bench/gpu_kill.py: a process that is killed leaves a
-usable GPU), `soak` (half a minute of bench/soak.py, or --soak-seconds), `slice` (bench/gpu_slice.py: rounds of the rank
-slice of MiMo-V2.5-Pro-FP4, where 84 GB are free), `kbench` (mimo-rt kbench, cold caches, results checked),
+delays planted into the kernel, give the same bits; runs that there was no time for are a step that was not run), `kill` (bench/gpu_kill.py: a process that is killed leaves a
+usable GPU), `soak` (half a minute of bench/soak.py, or --soak-seconds, half of it with two sessions), `slice`
+(bench/gpu_slice.py: rounds of the rank slice of MiMo-V2.5-Pro-FP4, where 84 GB are free; without one the gate fails), `kbench` (mimo-rt kbench, cold caches, results checked),
 `sanitizer` (compute-sanitizer memcheck and racecheck, test by test, as far as its time goes), `counters` (cuobjdump's
 registers of every kernel, Nsight Compute's counters of some, where these tools are) and, on B200 and with CUTLASS,
 `cutlass`: a second build with its kernels, tested and measured, which takes nothing from the rest when it fails. A test,
@@ -48,7 +48,8 @@ from gate_needs import (CUTLASS, collect, device_facts, find_baselines, find_com
                         make_environment, missing, model_environment)
 from gate_sanitizer import find_sanitizer, run_sanitizer
 from gate_slice import run_slice
-from gate_steps import FAILED, LIMITS_S, NOT_RUN, PASSED, Log, Stage
+from gate_steps import FAILED, LIMITS_S, NOT_RUN, Log, Stage
+from gate_summary import print_summary
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LACKING, NO_GPU = 2, 3
@@ -154,7 +155,11 @@ def run_engine(log: Log, python: str, demo: pathlib.Path | None) -> None:
 def run_bits(log: Log, python: str) -> None:
     """The same bits for all launches and delays; ends in time by itself."""
     command = [python, str(ROOT / "bench" / "gpu_bits.py"), "--seconds", str(LIMITS_S["bits"] - 10)]
-    Stage("bits", log).run("sessions", command, on_line=log.keep_record)
+    if not Stage("bits", log).run("sessions", command, on_line=log.keep_record):
+        return
+    for record in log.records:
+        if (num_left := record.get("num_left", 0)) > 0:
+            log.add("bits", "the other runs", NOT_RUN, 0.0, reason=f"{num_left} of {sum(record['num_runs']) + num_left}")
 
 
 def run_kill(log: Log, python: str) -> None:
@@ -163,28 +168,12 @@ def run_kill(log: Log, python: str) -> None:
 
 
 def run_soak(log: Log, python: str, seconds: float) -> None:
-    """The same tokens and bits again and again, while requests are cancelled."""
-    command = [python, str(ROOT / "bench" / "soak.py"), "--device", "cuda", "--seconds", f"{seconds:g}"]
-    Stage("soak", log, limit_s=LIMITS_S["soak"] + seconds - SOAK_S).run("sessions", command, on_line=log.keep_record)
-
-
-def print_summary(log: Log) -> None:
-    print(f"\n{'stage':<10} {'passed':>7} {'failed':>7} {'not run':>8} {'seconds':>8}")
-    for stage in LIMITS_S:
-        steps = [s for s in log.steps if s["stage"] == stage]
-        counts = [sum(s["status"] == status for s in steps) for status in (PASSED, FAILED, NOT_RUN)]
-        seconds = sum(s["seconds"] for s in steps)
-        print(f"{stage:<10} {counts[0]:>7} {counts[1]:>7} {counts[2]:>8} {seconds:>8.1f}")
-    records = [r for r in log.records if "case" in r]
-    if records:
-        print(f"\n{'case':<40} {'median us':>10} {'GB/s':>8} {'%read':>6} {'x base':>7}")
-    for r in records:
-        share = f"{100 * r['bandwidth_fraction']:.1f}" if r.get("bandwidth_fraction") else "-"
-        share = "WRONG" if r.get("correct") is False else "FAILED" if r.get("error") else share
-        base = f"{r['times_baseline']:.2f}" if r.get("times_baseline") else "-"
-        base = "FAILED" if r.get("baseline_failed") else base
-        print(f"{r['case']:<40} {r.get('median_us', '-'):>10} {r.get('gbs', '-'):>8} {share:>6} {base:>7}")
-    print(f"\nwritten: {log.path}")
+    """The same tokens and bits again and again, while requests are cancelled: half the time by two sessions at once."""
+    stage = Stage("soak", log, limit_s=LIMITS_S["soak"] + seconds - SOAK_S)
+    for num_sessions in (1, 2):
+        command = [python, str(ROOT / "bench" / "soak.py"), "--device", "cuda", "--seconds", f"{seconds / 2:g}",
+                   "--sessions", str(num_sessions)]
+        stage.run(f"sessions: {num_sessions}", command, on_line=log.keep_record)
 
 
 def result_path(directory: pathlib.Path, device: str) -> pathlib.Path:

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "core/owner_process.h"
 #include "cuda/device_cache.h"
 #include "cuda/resident_launch.h"
 #include "cuda/round_mail.h"
@@ -24,7 +25,10 @@ class CudaExecutor final : public Executor {
 
   const std::string& backend_name() const override { return backend_; }
   uint32_t num_workers() const override { return model_->plans.front().num_workers(); }
-  void prepare(KvCache& cache) override { (void)device_cache(cache); }
+  void prepare(KvCache& cache) override {
+    owner_.check("Session");  // CUDA itself says in a fork only that it is not initialised
+    (void)device_cache(cache);
+  }
   void run(const Plan& plan, KvCache& cache, const StepInput& input, StepOutput& output) override;
   void run_rounds(const Plan& plan, KvCache& cache, RoundState& rounds,
                   const std::function<void()>& poll) override;
@@ -58,6 +62,7 @@ class CudaExecutor final : public Executor {
   uint64_t deadline_ns() const;
   HangReport& report() const { return *reinterpret_cast<HangReport*>(report_.data()); }
 
+  const OwnerProcess owner_;
   const std::shared_ptr<const DeviceModel> model_;
   const std::string backend_ = "cuda";
   const uint32_t timeout_ms_, delay_seed_;

@@ -126,7 +126,7 @@ void CudaExecutor::follow_launch(StepBlock& block, RoundState& rounds, const std
     if (!is_over && idle_ns >= kStepTimeoutNs) fail_step();
     poll();
     const bool may_stay = !is_over && stays(rounds) && resident_.num_left() != 0;
-    if (may_stay && rounds.end == RoundEnd::max_rounds && !rounds.stop_requested)
+    if (may_stay && rounds.end == RoundEnd::max_rounds && !rounds.should_stop())
       return resident_.wait_for(block, rounds);
     mail_.tell(rounds, plan.options().max_tokens);
   }

@@ -25,7 +25,7 @@ RoundMail::RoundMail(std::shared_ptr<StepDevice> device, uint64_t idle_ns)
 }
 
 void RoundMail::tell(const RoundState& rounds, uint32_t block_size) const {
-  const bool is_last = rounds.stop_requested || rounds.end != RoundEnd::running;
+  const bool is_last = rounds.should_stop() || rounds.end != RoundEnd::running;
   put(is_last ? RoundOrder::kStop : rounds.width.choose(block_size - 1));
 }
 

@@ -28,7 +28,10 @@ void StepInputs::reserve_lists(const StepBlock& block, uint64_t num_bytes) {
   lists_begin_ = lists_end_ = aligned(input_bytes(block));
   if (staging_.size_bytes() < lists_begin_ + num_bytes)
     staging_ = DeviceBuffer(device_, lists_begin_ + num_bytes, DeviceBuffer::Place::pinned);
-  if (lists_.size_bytes() < num_bytes) lists_ = DeviceBuffer(device_, num_bytes);
+  if (lists_.size_bytes() >= num_bytes) return;
+  check_free(*device_, num_bytes, "biases, masked ids and token counts of a request",
+             "Close other sessions and programs.");
+  lists_ = DeviceBuffer(device_, num_bytes);
 }
 
 void StepInputs::reserve(const StepBlock& block, const StepInput& input) {

@@ -3,6 +3,7 @@
 #include "checkpoint/draft_tensors.h"
 #include "core/checks.h"
 #include "cuda/executor.h"
+#include "cuda/persistent.h"
 #include "engine/engine_impl.h"
 #include "engine/measured_costs.h"
 #include "weights/random_checkpoint.h"
@@ -44,6 +45,26 @@ std::optional<DraftConfig> read_draft(const ModelConfig& config, const std::file
   notes.push_back(concat("the draft of this model is not used: its blocks have ", draft.block_size,
                          " tokens, the CUDA engine verifies ", cuda::kMaxBlockTokens));
   return std::nullopt;
+}
+
+/// Makes of the options what this engine does, with a note for each that was set to something else. One that has its
+/// default was not set.
+void fit_options(EngineOptions& options, const ModelConfig& config, std::vector<std::string>& notes) {
+  const EngineOptions usual;
+  const auto lower = [&](const char* name, uint32_t& value, uint32_t default_value, uint32_t most) {
+    if (value > most && value != default_value)
+      notes.push_back(concat(name, " is ", most, ", not ", value, ": more is not for the CUDA engine"));
+    value = std::min(value, most);
+  };
+  lower("max_decode_tokens", options.max_decode_tokens, usual.max_decode_tokens, cuda::kMaxBlockTokens);
+  lower("prefill_chunk_tokens", options.prefill_chunk_tokens, usual.prefill_chunk_tokens, cuda_max_step_tokens(config));
+  lower("timeout_ms", options.timeout_ms, usual.timeout_ms, cuda::kMaxDeadlineNs / 1'000'000);
+  const auto ignore = [&](const char* name, bool was_set) {
+    if (was_set) notes.push_back(concat(name, " has no effect: workers of the CUDA engine are no threads of a CPU"));
+  };
+  ignore("pin_threads", options.pin_threads != usual.pin_threads);
+  ignore("yield_cores", options.yield_cores != usual.yield_cores);
+  ignore("park_after_us", options.park_after_us != usual.park_after_us);
 }
 
 /// For bench/gpu_bits.py, which is to find the same bits for all seeds: see ExecutorOptions::delay_seed.
@@ -105,8 +126,8 @@ struct Sources {
 std::shared_ptr<Engine> build_engine(const Sources& sources, const ModelConfig& config, const DraftConfig* draft_config,
                                      EngineOptions options, std::shared_ptr<cuda::StepDevice> device) {
   check_cuda_options(options, draft_config, *device);
-  options.max_decode_tokens = std::min(options.max_decode_tokens, cuda::kMaxBlockTokens);
-  options.prefill_chunk_tokens = std::min(options.prefill_chunk_tokens, cuda_max_step_tokens(config));
+  std::vector<std::string> notes;
+  fit_options(options, config, notes);
   PlanOptions plan = cuda_plan_options();
   plan.num_workers = options.num_threads ? options.num_threads : device->num_multiprocessors();
   plan.is_round = true;  // many tokens per launch, also without a draft, then of one
@@ -118,8 +139,9 @@ std::shared_ptr<Engine> build_engine(const Sources& sources, const ModelConfig& 
                                .kernel_set = {},
                                .processor = device->name()},
                               costs_note);
+  if (!costs_note.empty()) notes.push_back(costs_note);
   auto impl = Engine::Impl::prepare(config, draft_config, options, plan);
-  if (!costs_note.empty()) impl->notes.push_back(costs_note);
+  impl->notes = std::move(notes);
   std::optional<CudaDraftWeights> draft;
   const auto check_room = [&](uint64_t num_bytes) {  // the draft is packed by then, and goes to the GPU as well
     cuda::check_free_for_weights(*device, num_bytes + (draft ? draft->image().num_bytes : 0));
@@ -150,6 +172,8 @@ std::shared_ptr<Engine> open_cuda_engine(const Checkpoint& checkpoint, const Mod
                                          std::shared_ptr<cuda::StepDevice> device) {
   std::vector<std::string> notes;
   const std::optional<DraftConfig> draft = read_draft(config, draft_dir, options.draft == "auto", notes);
+  if (draft_dir.empty() && options.draft == "auto")
+    notes.emplace_back("nothing drafts: this model has no dflash directory, and only CPU backends draft from the text");
   if (options.packed_cache != "none")
     notes.emplace_back("packed_cache is not used: the CUDA engine packs the weights at every start");
   std::optional<Checkpoint> draft_files;

@@ -163,6 +163,7 @@ class Generation {
       request.rounds = &result_.rounds;
     }
     if (engine_.has_lookup) request.lookup = &*session_.lookup;
+    request.cancelled = &session_.cancelled;
     return request;
   }
 
@@ -181,7 +182,7 @@ class Generation {
     const auto on_token = [&](const SampleResult& token) {
       if (host_may_stop) drawn.push_back(token);
       else accept(token);
-      if (session_.cancelled || engine_.steps.num_waiting() > 0) state.stop_requested = true;
+      if (engine_.steps.num_waiting() > 0) state.stop_requested = true;
       return !finished_;
     };
     {

@@ -99,7 +99,7 @@ void RoundState::count_experts(uint64_t num_active, uint32_t num_last) {
 RoundEnd RoundState::limit_reached() const {
   if (num_output >= request.max_tokens) return RoundEnd::max_tokens;
   if (position >= request.max_context) return RoundEnd::context;
-  if (stop_requested || ring.free() < block_size_) return RoundEnd::requested;
+  if (should_stop() || ring.free() < block_size_) return RoundEnd::requested;
   return num_rounds >= max_rounds ? RoundEnd::max_rounds : RoundEnd::running;
 }
 

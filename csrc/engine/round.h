@@ -58,6 +58,7 @@ struct RoundRequest {
   NgramLookup* lookup = nullptr;            ///< without a draft model: proposes; holds the text, the anchor included
   DraftOptions::Proposal proposal = DraftOptions::Proposal::argmax;
   std::vector<RoundStats>* rounds = nullptr;  ///< gets every round, if not nullptr
+  const std::atomic<bool>* cancelled = nullptr;  ///< set by any thread; if not nullptr, as stop_requested, but no begin() resets it
 };
 
 /// Why rounds ended.
@@ -66,7 +67,7 @@ enum class RoundEnd : uint8_t {
   stop_id,
   max_tokens,
   context,     ///< the anchor stands at max_context: no room for its keys and values
-  requested,   ///< stop_requested, or the ring is full; the generation may go on
+  requested,   ///< should_stop(), or the ring is full; the generation may go on
   max_rounds,  ///< the generation may go on
   bad_logits,  ///< a row without any finite logit
 };
@@ -103,6 +104,8 @@ struct RoundState {
   /// active_experts and stop_requested.
   /// When a limit is reached already, it sets `end` and leaves `input` empty: then no round may run.
   void begin();
+  /// Whether the running round is the last one, whatever it emits.
+  bool should_stop() const { return stop_requested || (request.cancelled && *request.cancelled); }
   /// By the executor, once per round or per job of several: `num_active` experts in the last `num_last` rounds.
   void count_experts(uint64_t num_active, uint32_t num_last);
 

@@ -20,7 +20,7 @@
 namespace mimo_rt {
 
 struct EngineOptions {
-  std::string device = "auto";        ///< "auto", "cpu", "ref", "cuda" or a backend name, see device.h
+  std::string device = "auto";        ///< "auto", "cpu", "ref", "cuda" or a backend name, see device.h; README.md's limits say which models cuda takes
   uint32_t num_threads = 0;           ///< workers; 0: all usable cores; cuda: all multiprocessors
   bool pin_threads = true;            ///< bind worker i to usable core i while no other process uses it; not under a CPU quota (cgroup) below the core count
   bool yield_cores = true;            ///< run with fewer workers while other processes compute and that is faster; the text stays the same
@@ -35,7 +35,8 @@ struct EngineOptions {
   bool exact = false;                 ///< "ref" only: float64 activations, an evaluator of the mathematical model
   /// Where drafts come from: the directory of a DFlash draft for this model; "ngram": no model, but what followed the last
   /// tokens earlier in the text (CPU backends and ref); "none"; "auto": `<model_dir>/dflash` if it exists, else "ngram" on
-  /// CPU backends (random weights: else none). cuda: blocks of at most 8 tokens; "auto" leaves out a draft with larger ones, with a note.
+  /// CPU backends (random weights: else none). cuda: blocks of at most 8 tokens; "auto" leaves out a draft with larger ones, and
+  /// decodes plainly without a draft, both with a note.
   std::string draft = "auto";
   /// Keeps the packed weights in files that later starts map, checked: "none", "auto" (see packed_cache.h), a directory.
   /// Not on cuda, which packs at every start.
@@ -76,7 +77,7 @@ class MIMO_RT_API Engine {
   uint64_t dense_bytes_per_step() const;     ///< weights every step reads: all but embedding rows and experts
   uint64_t expert_bytes() const;             ///< of one expert of one layer
   /// What costs speed, but no result, in sentences: fewer cores than workers, a core that a worker is refused, no huge
-  /// pages for the weights, a draft or a packed cache that this backend does not use. Empty: nothing. Looks at the
+  /// pages for the weights, an option, a draft or a packed cache that this backend does not use. Empty: nothing. Looks at the
   /// process's memory map: milliseconds.
   std::vector<std::string> notes() const;
   /// Reads memory with all workers for about `seconds` and remembers the result for statistics. GB/s, 1e9 bytes. On

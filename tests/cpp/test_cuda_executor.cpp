@@ -93,6 +93,14 @@ TEST_CASE("memory: what is missing and what to lower; all of it comes back") {
     CHECK_EQ(session.kv_bytes(), kv_bytes);
     CHECK_EQ(device->free_bytes_left - after_step, all - weight_bytes - left);
     CHECK(session.generate(random_tokens(model().config, 3, 1), greedy(2)).token_ids == tokens);
+    GenerateOptions wants_lists = greedy(2);
+    wants_lists.sampling.logit_bias.assign(100, {1, 0.5f});
+    for (int32_t i = 0; i < 100; ++i) wants_lists.sampling.logit_bias[static_cast<size_t>(i)].token_id = i;
+    const uint64_t before_lists = std::exchange(device->free_bytes_left, 100);
+    CHECK_THROWS(out_of_memory, "biases, masked ids and token counts of a request: expected ",
+                 session.generate(random_tokens(model().config, 3, 1), wants_lists));
+    device->free_bytes_left = before_lists;
+    CHECK(session.generate(random_tokens(model().config, 3, 1), greedy(2)).token_ids == tokens);
   }
   CHECK_EQ(device->free_bytes_left, all);
 }
@@ -212,7 +220,6 @@ TEST_CASE("options that the GPU cannot serve are refused before anything is load
           [](EngineOptions& o) { o.num_threads = 9; });
   refused(ErrorCode::unavailable, "activations: expected bf16", [](EngineOptions& o) { o.activations = "int8"; });
   CHECK_EQ(open_engine(device, options_for(0))->num_workers(), 8u);
-  CHECK(open_engine()->notes().empty());
   const Plan plan = Plan::build(model().config, device_plan_options(3, 4, 4));
   device->num_sms = 2;
   CHECK_THROWS(invalid_argument, "num_workers: expected at most 2",
@@ -220,6 +227,34 @@ TEST_CASE("options that the GPU cannot serve are refused before anything is load
   const Plan other = Plan::build(model().config, device_plan_options(2, 4, 4));
   CHECK_THROWS(invalid_argument, "plan: expected one for 3 workers, got 2",
                cuda::make_cuda_executor(open_test_device(), model().pack(), model().config, {&plan, &other}, {}));
+}
+
+TEST_CASE("a note for every option that was set and is not followed, and for a model without a draft") {
+  const auto notes_with = [](auto change) {
+    EngineOptions options = options_for(2);
+    options.draft = "none";
+    change(options);
+    return open_engine(open_test_device(), options)->notes();
+  };
+  const auto has_note = [&](const std::string& note, auto change) {
+    const std::vector<std::string> notes = notes_with(change);
+    CHECK(notes.size() == 1 && notes[0].starts_with(note));
+  };
+  CHECK(notes_with([](EngineOptions&) {}).empty());  // control
+  CHECK(notes_with([](EngineOptions& o) {
+          o.max_decode_tokens = 3;
+          o.prefill_chunk_tokens = 64;
+          o.timeout_ms = 3000;
+        }).empty());
+  has_note("max_decode_tokens is 8, not 9:", [](EngineOptions& o) { o.max_decode_tokens = 9; });
+  has_note("prefill_chunk_tokens is 64, not 65:", [](EngineOptions& o) { o.prefill_chunk_tokens = 65; });
+  has_note("timeout_ms is 3000, not 3001:", [](EngineOptions& o) { o.timeout_ms = 3001; });
+  has_note("pin_threads has no effect:", [](EngineOptions& o) { o.pin_threads = false; });
+  has_note("yield_cores has no effect:", [](EngineOptions& o) { o.yield_cores = false; });
+  has_note("park_after_us has no effect:", [](EngineOptions& o) { o.park_after_us = 0; });
+  has_note("packed_cache is not used:", [](EngineOptions& o) { o.packed_cache = "auto"; });
+  has_note("nothing drafts:", [](EngineOptions& o) { o.draft = "auto"; });
+  CHECK_EQ(open_engine(open_test_device(), options_for(2))->options().timeout_ms, 3000u);
 }
 
 TEST_CASE("the backend says why there is no GPU, or which one there is") {

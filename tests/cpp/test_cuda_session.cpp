@@ -1,6 +1,7 @@
 // Sessions on the emulated GPU (or a real one), through the public API: what they generate, against
 // the CPU engine and against their own logits; a hang.
 #include "device_engine_fixture.h"
+#include "fork_check.h"
 #include "plan_mutator.h"
 
 #include <algorithm>
@@ -208,6 +209,32 @@ TEST_CASE("tokens come one by one from one launch; a callback may use another se
   CHECK(streamed == whole);
 }
 
+TEST_CASE("a stop string ends the text in the middle of a token, and the session goes on") {
+  const Tokens prompt = random_tokens(model().config, 9, 8);
+  const auto spelled = [](int32_t id) {
+    return std::string{static_cast<char>('a' + id / 20), static_cast<char>('A' + id % 20)};
+  };
+  writer::TempDir dir;
+  std::string vocabulary;
+  for (int32_t id = 0; id < static_cast<int32_t>(model().config.vocab_size); ++id)
+    vocabulary += concat(id ? "," : "", '"', spelled(id), "\":", id);
+  dir.write("tokenizer.json",
+            concat(R"({"decoder":{"type":"ByteLevel"},"model":{"type":"BPE","vocab":{)", vocabulary, "}}}"));
+  Session session(open_engine(), kSmall);
+  session.load_vocabulary(dir.path() / "tokenizer.json");
+  const GenerateResult whole = session.generate(prompt, greedy(5));
+  GenerateOptions options = greedy(5);
+  options.stop = {whole.text.substr(5, 2)};  // the end of the third token and the beginning of the fourth
+  const size_t end = whole.text.find(options.stop[0]);
+  const GenerateResult stopped = session.generate(prompt, options);
+  CHECK(stopped.finish_reason == FinishReason::stop);
+  CHECK_EQ(stopped.text, whole.text.substr(0, end));
+  CHECK_EQ(stopped.stop_string, options.stop[0]);
+  const auto first = whole.token_ids.begin();
+  CHECK(stopped.token_ids == Tokens(first, first + static_cast<long>(end + 1) / 2 + 1));
+  CHECK_EQ(session.generate(prompt, greedy(2)).text, whole.text.substr(0, 4));
+}
+
 TEST_CASE("a session may end as soon as its callback has ended the generation") {
   const Tokens prompt = random_tokens(model().config, 9, 8);
   const auto engine = open_engine();
@@ -281,6 +308,37 @@ TEST_CASE("another thread cancels a generation while a launch of rounds runs") {
   CHECK(cancelled.token_ids.size() < whole.size());
 #endif
   CHECK(session.generate(prompt, greedy(5)).token_ids == Tokens(whole.begin(), whole.begin() + 5));
+}
+
+#if !defined(MIMO_RT_TEST_ON_GPU)
+/// Cancels a session `num_polls` polls after the second round was reported: in the middle of the third.
+struct Canceller : EmulatedStepDevice {
+  bool wait(uint64_t timeout_ns, const std::function<bool()>& has_news) override {
+    const bool is_over = EmulatedStepDevice::wait(timeout_ns, has_news);
+    if (has_news()) ++num_rounds;
+    else if (session && num_rounds == 2 && num_polls-- == 0) session->cancel();
+    return is_over;
+  }
+  Session* session = nullptr;
+  uint32_t num_rounds = 0, num_polls = 0;
+};
+
+TEST_CASE("after a cancel only the running round ends") {
+  for (const uint32_t num_polls : {0u, 10u}) {
+    const auto device = std::make_shared<Canceller>();
+    Session session(open_engine(device), kSmall);
+    device->session = &session;
+    device->num_polls = num_polls;
+    const GenerateResult result = session.generate(random_tokens(model().config, 9, 8), greedy(9));
+    CHECK(result.finish_reason == FinishReason::abort);
+    CHECK_EQ(result.token_ids.size(), 1u + 3u);  // the first one is the prompt's
+  }
+}
+#endif
+
+TEST_CASE("a fork is refused a session before the GPU is asked for its memory") {
+  const auto engine = open_engine();
+  check_refused_in_fork([&] { Session session(engine, kSmall); });
 }
 
 TEST_CASE("a hang is a timeout with a report; that executor stops, the GPU goes on") {

@@ -99,6 +99,19 @@ TEST_CASE("cancel: from another thread, within one step, in prefill and in decod
   CHECK((out == std::vector<float>{7.0f}));
 }
 
+TEST_CASE("cancel: of rounds only the running one ends") {
+  for (const Drafts drafts : {Drafts::lookup, Drafts::model}) {
+    const Fixture f(16, 4, drafts);
+    Session session(f.engine);
+    f.executor->on_step = [&] {
+      if (f.executor->step_sizes.size() == 4) std::thread([&] { session.cancel(); }).join();
+    };
+    const GenerateResult result = session.generate(iota_tokens(10), greedy(100));
+    CHECK(result.finish_reason == FinishReason::abort);
+    CHECK_EQ(f.executor->step_sizes.size(), 4u);
+  }
+}
+
 TEST_CASE("cancel: a session that waits for the engine runs no further step") {
   for (const bool cancels : {true, false}) {  // false: the control
     const Fixture f;

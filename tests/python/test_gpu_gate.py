@@ -251,7 +251,7 @@ def run_gate(gate, monkeypatch, tmp_path, record, test_code="pass", cmake_code=N
 
 
 NUM_SHAPES = 8  # that kbench measures: four, each first with what counts most
-NUM_SCRIPTS = 7  # that leave a record, too: gpu_engine, gpu_bits, gpu_kill, soak and gpu_slice.py, two of `costs`
+NUM_SCRIPTS = 8  # that leave a record, too: gpu_engine, gpu_bits, gpu_kill and gpu_slice.py, two of `costs` and of `soak`
 RECORD = {"case": "pro-r8/qkv/fp8_e4m3/t1", "kernel_name": "qkv", "median_us": 5.5, "gbs": 3900.0, "bandwidth_fraction": 0.9,
           "times_baseline": 2.0}
 
@@ -259,7 +259,7 @@ RECORD = {"case": "pro-r8/qkv/fp8_e4m3/t1", "kernel_name": "qkv", "median_us": 5
 def test_a_whole_gate_leaves_device_steps_and_records(gate, monkeypatch, tmp_path, capsys):
     code, lines = run_gate(gate, monkeypatch, tmp_path, RECORD)
     assert code == 0 and lines[0]["name"] == "NVIDIA H200 NVL" and lines[0]["date"]
-    num_tests, num_sessions, num_costs = len(gate.NATIVE_TESTS), 6, 2
+    num_tests, num_sessions, num_costs = len(gate.NATIVE_TESTS), 7, 2
     steps = [line for line in lines if "status" in line]
     assert len(steps) == num_tests + 2 * num_tests + num_sessions + num_costs + NUM_SHAPES
     assert {s["status"] for s in steps} == {"passed"}
@@ -280,7 +280,7 @@ def test_a_longer_soak_takes_its_time_from_nobody(gate, log, monkeypatch):
     monkeypatch.setattr(gate.Stage, "run", lambda stage, *_, **__: left.append(stage.until - time.monotonic()))
     gate.run_soak(log, "python", args.soak_seconds)
     gate.run_bits(log, "python")
-    assert 605 < left[0] <= 610 and left[1] <= gate.LIMITS_S["bits"]
+    assert 610 < left[0] <= 615 and left[2] <= gate.LIMITS_S["bits"]
 
 
 def test_a_slow_build_takes_its_time_from_the_last_stages(gate, log):
@@ -316,6 +316,17 @@ def test_a_slice_that_is_cut_off_keeps_its_rounds_and_fails_nothing(gate, log, m
     shown = {words[0]: words[1:] for words in map(str.split, capsys.readouterr().out.splitlines()) if words}
     assert shown["slice"][-4:] == ["7.25", "-", "50.0", "-"] and shown["slice/torch"][-1] == "FAILED"
     assert shown["slice/torch"][-2] == "-" and baseline["gate"]
+
+
+def test_a_slice_that_is_cut_off_before_its_first_round_fails_the_gate(gate, log, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys.modules["gate_slice"], "lacks_room", lambda: "")
+    monkeypatch.setitem(gate.LIMITS_S, "slice", 2)
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\nsleep 50\n")
+    program.chmod(0o755)
+    gate.run_slice(log, str(program))
+    assert [step["status"] for step in kept(log)] == ["not run", "failed"]
+    assert "failed (0.0 s): no round was measured" in capsys.readouterr().out
 
 
 def test_a_failed_test_fails_the_gate_but_not_the_rest(gate, monkeypatch, tmp_path):

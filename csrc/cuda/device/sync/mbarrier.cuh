@@ -5,8 +5,8 @@
 
 namespace mimo_rt::cuda {
 
-/// No wait inside a block takes longer unless a role is broken; then the kernel stops with an error
-/// instead of hanging.
+/// No wait inside a block takes longer unless a role is broken; then the kernel traps instead of hanging: device_lost,
+/// without a report, for whose address every such wait would need a register.
 inline constexpr uint64_t kPhaseDeadlineNs = 10'000'000'000;
 
 /// Waits until the phase of `parity` of `barrier` is complete. What the arriving threads wrote
