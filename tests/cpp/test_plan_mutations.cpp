@@ -258,4 +258,25 @@ TEST_CASE("the gate is signalled by those who draw the tokens, and nobody else")
   CHECK_THROWS(plan_invalid, "worker 1, lm_head signals the gate: expected only sample or accept", m.finish().verify());
 }
 
+TEST_CASE("a tag edge brings a route of at most 256 pairs, as many as its readers have memory for") {
+  PlanOptions options = cuda_plan_options();
+  options.num_workers = 1, options.max_tokens = 128;
+  const auto with_tags = [&] {
+    PlanMutator m(Plan::build(test_configs::tiny(), options));
+    uint32_t route = kNoCounter;
+    for (Task& task : m.lists[0]) {
+      if (task.kind == TaskKind::select_experts) {
+        route = task.signal_counter;
+        m.counters[route].kind = CounterInfo::Kind::tag, m.counters[route].buffer = kRoute;
+      }
+      if (task.input2 == kRoute && !m.tag_wait(task)) task.waits[task.num_waits++] = {route, 1};
+    }
+    return m.finish();
+  };
+  CHECK(verdict(with_tags()) == Verdict::accepted);
+  ++options.max_tokens;
+  CHECK_THROWS(plan_invalid, "expected a route of at most 256 (token, expert) pairs, got 258", with_tags().verify());
+  CHECK(verdict(Plan::build(test_configs::tiny(), options)) == Verdict::accepted);  // by counters
+}
+
 CHECK_MAIN()
