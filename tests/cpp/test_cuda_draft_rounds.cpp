@@ -220,6 +220,17 @@ TEST_CASE("drafts that are often right: the sampled tokens of steps in fewer rou
   CHECK(run_rounds(other).tokens != whole.tokens);  // control
 }
 
+TEST_CASE("logprobs are those of steps, also of tokens that were drafted") {
+  Wanted wanted = often_right();
+  wanted.params.num_logprobs = 2, wanted.params.want_logprob = true;
+  std::vector<float> expected;
+  const Tokens tokens = run_steps(wanted, &expected);
+  const Outcome rounds = run_rounds(wanted);
+  CHECK(rounds.tokens == tokens && rounds.logprobs == expected);
+  CHECK(rounds.stats.num_accepted_tokens >= 3);
+  CHECK(expected[0] < 0.0f && expected[0] != expected[1]);
+}
+
 TEST_CASE("blocks that are late change neither tokens nor drafts") {
   Wanted wanted = drawn(4);
   const Outcome expected = run_rounds(wanted);
