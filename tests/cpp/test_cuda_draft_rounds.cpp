@@ -1,6 +1,7 @@
 // Whole rounds on the emulated GPU (or a real one), draft included: the tokens of plain decoding whatever the draft says,
 // the CPU's statistics, the same for every number of rounds per launch; and sessions with a draft.
 #include "device_draft_fixture.h"
+#include "missing_edge.h"
 #include "engine/cuda_engine.h"
 #include "engine/engine_impl.h"
 #include "plan_mutator.h"
@@ -250,6 +251,37 @@ TEST_CASE("blocks that are late change neither tokens nor drafts") {
   CHECK(!is_right(try_rounds(wanted)));
 #endif
 }
+
+#if !defined(MIMO_RT_TEST_ON_GPU)  // what it reads may be anything
+TEST_CASE("an edge of a round that is missing is refused by the verifier or does no harm; the emulation sees most") {
+  Wanted wanted = drawn(4);
+  wanted.prompt_tokens = wanted.num_workers = 3;
+  const Outcome right = run_rounds(wanted);
+  wanted.executor.timeout_ms = kHangTimeoutMs;
+  uint32_t num_refused = 0, num_wrong = 0, num_hangs = 0;
+  for (wanted.seed = 1; wanted.seed <= 8; ++wanted.seed) {
+    std::string name;
+    bool refused = false, is_right = false;
+    wanted.change_round = [&](const Plan& plan) {
+      const MissingEdge missing = drop_edge(plan, static_cast<uint32_t>(wanted.seed));
+      name = missing.name, refused = is_refused(missing.plan);
+      return missing.plan;
+    };
+    try {
+      const Outcome out = try_rounds(wanted);
+      is_right = out.tokens == right.tokens && is_same(out.stats, right.stats);
+      num_wrong += !is_right;
+    } catch (const Error& error) {
+      ++num_hangs;
+      CHECK(error.code() == ErrorCode::timeout || std::string_view(error.what()).starts_with("[emulated]"));
+    }
+    num_refused += refused;
+    if (!is_right && !refused) check::report(__FILE__, __LINE__, name + ": accepted, and the result is wrong");
+  }
+  std::printf("  of 8: verifier refuses %u; emulation hangs in %u, is wrong in %u\n", num_refused, num_hangs, num_wrong);
+  CHECK(num_refused >= 6 && num_hangs != 0 && num_wrong != 0);
+}
+#endif
 
 TEST_CASE("drawn drafts, of all of the vocabulary or a part: the same for every launch length and schedule") {
   for (const bool has_part : {false, true}) {
