@@ -167,6 +167,9 @@ void check_tag(const Plan& plan, uint32_t counter) {
                 "': expected one task that signals it, and not the gate, got ", info.total, " signals");
   MIMO_RT_CHECK(info.buffer < plan.buffers().size() && plan.buffers()[info.buffer].space == BufferInfo::Space::arena,
                 plan_invalid, kWhere, "tag edge '", info.name, "' buffer: expected one in the arena, got ", info.buffer);
+  const uint64_t max_slots = uint64_t{plan.options().max_tokens} * plan.shape().experts_per_token;
+  MIMO_RT_CHECK(info.buffer != kRoute || max_slots <= kMaxTaggedSlots, plan_invalid, kWhere, "tag edge '", info.name,
+                "': expected a route of at most ", kMaxTaggedSlots, " (token, expert) pairs, got ", max_slots);
 }
 
 /// A task must have something to do in the largest step, and nothing outside of it.

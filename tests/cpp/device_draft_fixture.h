@@ -82,19 +82,24 @@ struct DeviceDraft {
   }
 };
 
-/// One sequence on the device. `accepts`: rounds are whole, for Executor::run_rounds; else they end with the drafts, for
-/// `draft`.
+struct DeviceDraftOptions {
+  uint64_t seed = 0;  ///< of the emulated schedule
+  std::function<Plan(const Plan&)> change_round = {};
+  bool accepts = false;  ///< rounds are whole, for Executor::run_rounds; else they end with the drafts, for `draft`
+  ExecutorOptions executor = {};
+};
+
+/// One sequence on the device.
 class DeviceDraftRun {
  public:
-  DeviceDraftRun(const DeviceDraft& model, uint32_t num_workers, uint32_t chunk, uint64_t seed = 0,
-                 const std::function<Plan(const Plan&)>& change_round = {}, bool accepts = false)
+  DeviceDraftRun(const DeviceDraft& model, uint32_t num_workers, uint32_t chunk, const DeviceDraftOptions& options = {})
       : config(model.target.config), draft_config(model.config),
         step_plan(build(num_workers, chunk, false)), round_plan(build(num_workers, chunk, true)),
         cache(config, {.max_context = 128, .max_step_tokens = 8, .num_seqs = 2}, &draft_config),
-        device(open_test_device(seed)), chunk_(chunk) {
-    if (!accepts) round_plan = without_accept(round_plan);
-    if (change_round) round_plan = change_round(round_plan);
-    executor = cuda::make_cuda_executor(device, model.target.pack(), config, {&step_plan, &round_plan}, {},
+        device(open_test_device(options.seed)), chunk_(chunk) {
+    if (!options.accepts) round_plan = without_accept(round_plan);
+    if (options.change_round) round_plan = options.change_round(round_plan);
+    executor = cuda::make_cuda_executor(device, model.target.pack(), config, {&step_plan, &round_plan}, options.executor,
                                         model.pack());
     cache.reserve(kSeq, 128);
     report_ = cuda::DeviceBuffer(device, sizeof(cuda::HangReport), cuda::DeviceBuffer::Place::pinned);

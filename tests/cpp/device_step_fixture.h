@@ -63,13 +63,53 @@ inline void fill_sensible(const ModelConfig& config, const std::string& name, st
   const float per_input = 1.0f / std::sqrt(static_cast<float>(config.hidden_size));
   if (ends("weight_scale_inv")) return fill([&] { return (1.0f + random() % 8 / 8.0f) / 2048; });
   if (ends("weight_scale")) return fill([&] { return static_cast<uint8_t>(121 + random() % 3); });
-  if (ends("mlp.gate.weight")) return fill([&] { return 2 * per_input * normal(random); });
+  if (ends("mlp.gate.weight")) {
+    const auto make = [&] { return 2 * per_input * normal(random); };
+    if (bytes.size() == uint64_t{4} * config.num_experts * config.hidden_size) return fill(make);
+    return fill([&] { return f32_to_bf16(make()); });
+  }
   if (ends("bias")) return fill_bf16(0.0f, 0.5f);
   if (ends("norm.weight") || ends("layernorm.weight")) return fill_bf16(1.0f, 0.2f);
   if (ends("embed_tokens.weight")) return fill_bf16(0.0f, 1.0f);
   if (ends("lm_head.weight")) return fill_bf16(0.0f, 2 * per_input);
   if (ends("o_proj.weight")) return fill_bf16(0.0f, 0.5f * per_input);
+  if (ends("proj.weight") && config.linear_format == WeightFormat::plain && name.find("experts") == name.npos)
+    return fill_bf16(0.0f, per_input);
   // FP8 and MXFP4 codes stay as they are: any are valid.
+}
+
+enum class Routing {
+  random,  ///< near ties, of which another rounding makes another choice of experts
+  clear,   ///< a token's experts are far ahead of the others, whatever the rounding
+};
+
+/// The first channels of an embedding say which experts the token has, and routers read little else.
+inline void make_routing_clear(const ModelConfig& config, const std::string& name, std::string& bytes) {
+  const auto edit = [&](auto type, const auto& change) {  // change(row, channel, float) -> float
+    using T = decltype(type);
+    for (uint64_t i = 0; i < bytes.size() / sizeof(T); ++i) {
+      T value;
+      std::memcpy(&value, bytes.data() + i * sizeof(T), sizeof(T));
+      const uint64_t row = i / config.hidden_size, channel = i % config.hidden_size;
+      if constexpr (sizeof(T) == 4) value = change(row, channel, value);
+      else value = f32_to_bf16(change(row, channel, bf16_to_f32(value)));
+      std::memcpy(bytes.data() + i * sizeof(T), &value, sizeof(T));
+    }
+  };
+  if (name.ends_with("embed_tokens.weight")) {
+    edit(bf16_t{}, [&](uint64_t token, uint64_t channel, float value) {
+      if (channel >= config.num_experts) return value;
+      return (token + channel) % config.num_experts < config.experts_per_token ? 6.0f : -6.0f;
+    });
+  } else if (name.ends_with("mlp.gate.weight")) {
+    const auto change = [](uint64_t expert, uint64_t channel, float value) {
+      return 0.1f * value + (channel == expert ? 0.5f : 0.0f);
+    };
+    const bool is_f32 = bytes.size() == uint64_t{4} * config.num_experts * config.hidden_size;
+    is_f32 ? edit(0.0f, change) : edit(bf16_t{}, change);
+  } else if (name.ends_with("e_score_correction_bias")) {
+    edit(bf16_t{}, [](uint64_t, uint64_t, float value) { return 0.1f * value; });
+  }
 }
 
 struct DeviceModel {
@@ -78,12 +118,14 @@ struct DeviceModel {
   std::unique_ptr<Checkpoint> checkpoint;
   std::unique_ptr<Weights> host;
 
-  explicit DeviceModel(const ModelConfig& model_config) : config(model_config) {
+  explicit DeviceModel(const ModelConfig& model_config, Routing routing = Routing::random, DType router = DType::f32)
+      : config(model_config) {
     std::map<std::string, DType> dtypes;
     for (const ExpectedTensor& tensor : expected_tensors(config))
-      if (tensor.name.ends_with("mlp.gate.weight")) dtypes[tensor.name] = DType::f32;
+      if (tensor.name.ends_with("mlp.gate.weight")) dtypes[tensor.name] = router;
     write_checkpoint(dir, config, dtypes, [&](const std::string& name, std::string& bytes) {
       fill_sensible(config, name, bytes);
+      if (routing == Routing::clear) make_routing_clear(config, name, bytes);
     });
     checkpoint = std::make_unique<Checkpoint>(Checkpoint::open(dir.path()));
     host = std::make_unique<Weights>(
@@ -92,15 +134,22 @@ struct DeviceModel {
   CudaWeights pack() const { return CudaWeights::load(*checkpoint, config, {{}, {.num_threads = 1, .progress = {}}}); }
 };
 
-/// The relative distance within which nine of ten rows of logits [rows, vocab] are. Of the others nothing is known: where a
-/// router has a near tie, a row takes other experts.
-inline double distance_of_most_rows(const std::vector<float>& logits, const std::vector<float>& others, uint32_t vocab) {
+/// The relative distances of rows of logits [rows, vocab], ascending.
+inline std::vector<double> row_distances(const std::vector<float>& logits, const std::vector<float>& others,
+                                         uint32_t vocab) {
   CHECK_EQ(logits.size(), others.size());
-  if (logits.size() != others.size()) return INFINITY;
+  if (logits.size() != others.size()) return {INFINITY};
   std::vector<double> distances;
   for (auto row = logits.begin(), other = others.begin(); row != logits.end(); row += vocab, other += vocab)
     distances.push_back(relative_distance({row, row + vocab}, {other, other + vocab}));
   std::sort(distances.begin(), distances.end());
+  return distances;
+}
+
+/// The relative distance within which nine of ten rows of logits [rows, vocab] are. Of the others nothing is known: where a
+/// router has a near tie, a row takes other experts.
+inline double distance_of_most_rows(const std::vector<float>& logits, const std::vector<float>& others, uint32_t vocab) {
+  const std::vector<double> distances = row_distances(logits, others, vocab);
   return distances[(9 * distances.size() + 9) / 10 - 1];
 }
 

@@ -40,7 +40,7 @@ uint32_t first_visible(const DraftConfig& config, uint32_t layer) {
 
 Drafted draft_on_device(const DeviceDraft& model, uint32_t num_workers, uint32_t chunk, uint64_t seed = 0,
                         const std::function<Plan(const Plan&)>& change_round = {}) {
-  DeviceDraftRun run(model, num_workers, chunk, seed, change_round);
+  DeviceDraftRun run(model, num_workers, chunk, {.seed = seed, .change_round = change_round});
   run.feed(prompt());
   Drafted out;
   out.block = run.draft(kAnchor);
@@ -173,7 +173,8 @@ TEST_CASE("an edge of the draft that is missing is refused by the verifier or do
   uint32_t num_refused = 0, num_wrong = 0, num_hangs = 0;
   for (uint32_t seed = 1; seed <= 16; ++seed) {
     const MissingEdge missing = drop_edge(sound.whole_round_plan, seed, is_draft);
-    DeviceDraftRun run(model(), 3, 8, seed, [&](const Plan& plan) { return drop_edge(plan, seed, is_draft).plan; });
+    const auto drop = [&](const Plan& plan) { return drop_edge(plan, seed, is_draft).plan; };
+    DeviceDraftRun run(model(), 3, 8, {.seed = seed, .change_round = drop});
     run.timeout_ms = kHangTimeoutMs;
     bool is_right = false;
     try {

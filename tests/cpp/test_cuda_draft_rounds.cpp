@@ -1,6 +1,7 @@
 // Whole rounds on the emulated GPU (or a real one), draft included: the tokens of plain decoding whatever the draft says,
 // the CPU's statistics, the same for every number of rounds per launch; and sessions with a draft.
 #include "device_draft_fixture.h"
+#include "missing_edge.h"
 #include "engine/cuda_engine.h"
 #include "engine/engine_impl.h"
 #include "plan_mutator.h"
@@ -27,7 +28,7 @@ const DeviceDraft& model_of_part() {
   static const DeviceDraft model(device_draft_config(device_config(), 61));
   return model;
 }
-Tokens prompt() { return random_tokens(model().target.config, kPromptTokens, 3); }
+Tokens prompt(uint32_t num_tokens = kPromptTokens) { return random_tokens(model().target.config, num_tokens, 3); }
 
 struct Wanted {
   SamplingParams params = {.temperature = 0.0f};
@@ -37,22 +38,31 @@ struct Wanted {
   bool has_part = false;
   uint64_t seed = 0;
   bool comes_back = false;      ///< RoundState::comes_back
+  uint32_t prompt_tokens = kPromptTokens, num_workers = 2;
+  std::function<Plan(const Plan&)> change_round = {};
+  ExecutorOptions executor = {};
 };
 
 struct Outcome {
   Tokens tokens;
+  std::vector<float> logprobs;
   DraftStats stats;
-  uint32_t num_rounds = 0, num_context = 0;
+  uint32_t num_rounds = 0, num_context = 0, position = 0;
+  RoundEnd end = RoundEnd::running;
 };
 
-/// Rounds after a prompt, at most `max_rounds` of them at a time.
-Outcome run_rounds(const Wanted& wanted, uint32_t max_rounds = ~0u) {
-  DeviceDraftRun run(wanted.has_part ? model_of_part() : model(), 2, 8, wanted.seed,
-                     wanted.constant_draft < 0 ? std::function<Plan(const Plan&)>() : without_proposals, true);
-  run.feed(prompt());
+/// Rounds after a prompt, at most `max_rounds` of them at a time, whatever ends them.
+Outcome try_rounds(const Wanted& wanted, uint32_t max_rounds = ~0u) {
+  DeviceDraftRun run(wanted.has_part ? model_of_part() : model(), wanted.num_workers, 8,
+                     {.seed = wanted.seed,
+                      .change_round = wanted.constant_draft < 0 ? wanted.change_round : without_proposals,
+                      .accepts = true,
+                      .executor = wanted.executor});
+  const Tokens text = prompt(wanted.prompt_tokens);
+  run.feed(text);
   DraftWidth width(wanted.draft, run.draft_config.block_size);
   std::vector<uint32_t> counts(run.config.vocab_size);
-  for (const int32_t id : prompt()) ++counts[static_cast<size_t>(id)];
+  for (const int32_t id : text) ++counts[static_cast<size_t>(id)];
   RoundRequest request;
   request.params = &wanted.params;
   request.sequence_id = 42;
@@ -75,20 +85,28 @@ Outcome run_rounds(const Wanted& wanted, uint32_t max_rounds = ~0u) {
   do {
     state.begin();
     run.executor->run_rounds(run.round_plan, run.cache, state, [&] {
-      for (; num_read < state.ring.num_pushed(); state.ring.release(++num_read))
+      for (; num_read < state.ring.num_pushed(); state.ring.release(++num_read)) {
         out.tokens.push_back(state.ring[num_read].token_id);
+        out.logprobs.push_back(state.ring[num_read].logprob);
+      }
     });
     out.num_rounds += state.num_rounds;
   } while (state.end == RoundEnd::max_rounds);
-  CHECK(state.end == RoundEnd::max_tokens);
-  CHECK_EQ(state.position, kPromptTokens + wanted.num_tokens);
+  out.end = state.end;
+  out.position = state.position;
   out.stats = width.stats();
   out.num_context = state.num_context;
   return out;
 }
+Outcome run_rounds(const Wanted& wanted, uint32_t max_rounds = ~0u) {
+  Outcome out = try_rounds(wanted, max_rounds);
+  CHECK(out.end == RoundEnd::max_tokens);
+  CHECK_EQ(out.position, wanted.prompt_tokens + wanted.num_tokens);
+  return out;
+}
 
 /// One step per token.
-Tokens run_steps(const Wanted& wanted) {
+Tokens run_steps(const Wanted& wanted, std::vector<float>* logprobs = nullptr) {
   DeviceDraftRun run(model(), 2, 8);
   Tokens text = prompt(), tokens;
   run.feed(text);
@@ -110,6 +128,7 @@ Tokens run_steps(const Wanted& wanted) {
     run.executor->run(run.step_plan, run.cache, rows.input, output);
     run.num_context = size - 1;
     tokens.push_back(result.token_id);
+    if (logprobs) logprobs->push_back(result.logprob);
     text.push_back(result.token_id);
     ++counts[static_cast<size_t>(result.token_id)];
   }
@@ -145,6 +164,13 @@ Wanted often_right() {
   Wanted wanted{.params = {.temperature = 1.0f, .sample_top_p = 0.9f, .seed = 3, .logit_bias = {{5, 5.5f}}},
                 .num_tokens = 16};
   wanted.constant_draft = 5;
+  return wanted;
+}
+
+/// Drawn drafts: what they are changes the tokens.
+Wanted drawn(uint32_t num_tokens) {
+  Wanted wanted{.params = {.temperature = 3.0f, .sample_top_k = 60, .seed = 5}, .num_tokens = num_tokens};
+  wanted.draft.proposal = DraftOptions::Proposal::sampled;
   return wanted;
 }
 
@@ -195,10 +221,72 @@ TEST_CASE("drafts that are often right: the sampled tokens of steps in fewer rou
   CHECK(run_rounds(other).tokens != whole.tokens);  // control
 }
 
+TEST_CASE("logprobs are those of steps, also of tokens that were drafted") {
+  Wanted wanted = often_right();
+  wanted.params.num_logprobs = 2, wanted.params.want_logprob = true;
+  std::vector<float> expected;
+  const Tokens tokens = run_steps(wanted, &expected);
+  const Outcome rounds = run_rounds(wanted);
+  CHECK(rounds.tokens == tokens && rounds.logprobs == expected);
+  CHECK(rounds.stats.num_accepted_tokens >= 3);
+  CHECK(expected[0] < 0.0f && expected[0] != expected[1]);
+}
+
+TEST_CASE("blocks that are late change neither tokens nor drafts") {
+  Wanted wanted = drawn(4);
+  const Outcome expected = run_rounds(wanted);
+  const auto is_right = [&](const Outcome& out) { return out.tokens == expected.tokens && is_same(out.stats, expected.stats); };
+  for (const uint32_t delay_seed : {1u, 2u}) {
+    wanted.executor.delay_seed = delay_seed, wanted.seed = delay_seed / 2;
+    CHECK(is_right(run_rounds(wanted)));
+  }
+#if !defined(MIMO_RT_TEST_ON_GPU)  // what tasks without their inputs read may be anything
+  wanted.change_round = [](const Plan& plan) {
+    PlanMutator hasty(plan);
+    for (auto& list : hasty.lists)
+      for (Task& task : list)
+        if (task.kind == TaskKind::draft_down_proj) task.num_waits = 0;
+    return hasty.finish();
+  };
+  CHECK(!is_right(try_rounds(wanted)));
+#endif
+}
+
+#if !defined(MIMO_RT_TEST_ON_GPU)  // what it reads may be anything
+TEST_CASE("an edge of a round that is missing is refused by the verifier or does no harm; the emulation sees most") {
+  Wanted wanted = drawn(4);
+  wanted.prompt_tokens = wanted.num_workers = 3;
+  const Outcome right = run_rounds(wanted);
+  wanted.executor.timeout_ms = kHangTimeoutMs;
+  uint32_t num_refused = 0, num_wrong = 0, num_hangs = 0;
+  for (wanted.seed = 1; wanted.seed <= 8; ++wanted.seed) {
+    std::string name;
+    bool refused = false, is_right = false;
+    wanted.change_round = [&](const Plan& plan) {
+      const MissingEdge missing = drop_edge(plan, static_cast<uint32_t>(wanted.seed));
+      name = missing.name, refused = is_refused(missing.plan);
+      return missing.plan;
+    };
+    try {
+      const Outcome out = try_rounds(wanted);
+      is_right = out.tokens == right.tokens && is_same(out.stats, right.stats);
+      num_wrong += !is_right;
+    } catch (const Error& error) {
+      ++num_hangs;
+      CHECK(error.code() == ErrorCode::timeout || std::string_view(error.what()).starts_with("[emulated]"));
+    }
+    num_refused += refused;
+    if (!is_right && !refused) check::report(__FILE__, __LINE__, name + ": accepted, and the result is wrong");
+  }
+  std::printf("  of 8: verifier refuses %u; emulation hangs in %u, is wrong in %u\n", num_refused, num_hangs, num_wrong);
+  CHECK(num_refused >= 6 && num_hangs != 0 && num_wrong != 0);
+}
+#endif
+
 TEST_CASE("drawn drafts, of all of the vocabulary or a part: the same for every launch length and schedule") {
   for (const bool has_part : {false, true}) {
-    Wanted wanted{.params = {.temperature = 3.0f, .sample_top_k = 60, .seed = 5}, .has_part = has_part};
-    wanted.draft.proposal = DraftOptions::Proposal::sampled;
+    Wanted wanted = drawn(8);
+    wanted.has_part = has_part;
     const Outcome whole = run_rounds(wanted);
     CHECK(whole.stats.num_draft_tokens > 0);
     wanted.seed = 3;
@@ -208,8 +296,8 @@ TEST_CASE("drawn drafts, of all of the vocabulary or a part: the same for every 
 }
 
 TEST_CASE("two tokens from rounds of drawn drafts") {  // small: AddressSanitizer runs it, too
-  Wanted wanted{.params = {.temperature = 3.0f, .seed = 5}, .num_tokens = 2};
-  wanted.draft.proposal = DraftOptions::Proposal::sampled;
+  Wanted wanted = drawn(2);
+  wanted.params.sample_top_k = 0;
   const Outcome rounds = run_rounds(wanted);
   CHECK_EQ(rounds.tokens.size(), 2u);
   CHECK(rounds.stats.num_drafted_rounds > 0);

@@ -89,6 +89,57 @@ TEST_CASE("logits are as close to the exact model as the rounding points allow, 
   CHECK(!agree(wrong, cpu, vocab));
 }
 
+struct Variant {
+  std::string name;
+  ModelConfig config;
+  DType router = DType::f32;
+};
+
+/// What device_config() has not.
+std::vector<Variant> variants() {
+  std::vector<Variant> all;
+  const auto add = [&](const std::string& name, auto change) {
+    all.push_back({name, device_config()});
+    change(all.back());
+  };
+  add("as it is", [](Variant&) {});
+  add("tied head", [](Variant& v) { v.config.tie_word_embeddings = true; });
+  add("split qkv", [](Variant& v) { v.config.qkv_layout = QkvLayout::split; });
+  add("BF16 linears", [](Variant& v) { v.config.linear_format = WeightFormat::plain; });
+  add("BF16 router", [](Variant& v) { v.router = DType::bf16; });
+  add("sinks on full layers", [](Variant& v) {
+    for (LayerConfig& layer : v.config.layers) layer.has_sink = true;
+  });
+  add("all dense", [](Variant& v) {
+    for (LayerConfig& layer : v.config.layers) layer.is_moe = false;
+    v.config.num_experts = v.config.experts_per_token = v.config.expert_intermediate_size = 0;
+  });
+  return all;
+}
+
+TEST_CASE("every row is as close to the exact model as the rounding points allow, in every configuration") {
+  std::vector<float> last;
+  for (const auto& [name, config, router] : variants()) {
+    const DeviceModel variant(config, Routing::clear, router);
+    const Plan plan = Plan::build(config, device_plan_options(2, 8, 8));
+    const std::vector<int32_t> tokens = random_tokens(config, 40, 3);  // more than a window
+    const auto reference = [&](bool is_exact) {
+      const auto executor = make_ref_executor(*variant.host, nullptr, {&plan}, {}, is_exact);
+      return run_host(*variant.host, *executor, plan, tokens);
+    };
+    StepRunner engine(variant, plan);
+    const std::vector<float> device = run_device(engine, tokens), exact = reference(true);
+    const uint32_t vocab = config.vocab_size;
+    const double noise = row_distances(reference(false), exact, vocab).back();
+    const double distance = row_distances(device, exact, vocab).back();
+    std::printf("  %s: noise %.3e, device %.3e\n", name.c_str(), noise, distance);
+    CHECK(noise > 0.0 && noise < 0.05);
+    CHECK(distance > 0.0 && distance <= 2 * noise);
+    CHECK(last.empty() || row_distances(device, last, vocab).back() > 2 * noise);  // control: another configuration
+    last = device;
+  }
+}
+
 TEST_CASE("another window, value scale or factor of the experts is seen") {
   const std::vector<int32_t> tokens = random_tokens(model().config, 32, 3);
   const std::vector<float> right = run_device(2, 8, tokens);

@@ -21,48 +21,64 @@ struct Sound {
   std::vector<plan_oracle::Scenario> scenarios;
 };
 
-enum class PlanKind { plain, step_with_draft, round, round_without_draft, tagged, round_by_all };
+/// gpu_: with all options of the CUDA engine; one without a draft has rounds of one token.
+enum class PlanKind { plain, step_with_draft, round, round_without_draft, gpu_step, gpu_round, gpu_round_without_draft };
 
 std::vector<plan_oracle::Scenario> scenarios_of(PlanKind kind, uint32_t n) {
+  if (kind == PlanKind::gpu_round_without_draft) return {{{1, 1}, 2}, {{1, 1}, 3}};
   if (kind == PlanKind::round_without_draft) return {{{n, n - 1}, 2}, {{n, 1}, 3}, {{1, n}, 7}};
-  if (kind == PlanKind::plain || kind == PlanKind::tagged) return {{{n, n - 1}, 2}, {{n, n}, 3}, {{1, n}, 7}};
+  if (kind == PlanKind::plain || kind == PlanKind::gpu_step) return {{{n, n - 1}, 2}, {{n, n}, 3}, {{1, n}, 7}};
   if (kind == PlanKind::step_with_draft)
     return {{{n, n - 1}, 2, 0, {2, n}}, {{1, n}, 3, 0, {n, 1}}, {{n, n}, 7, 0, {0, n}}};
   return {{{n, n - 1}, 2, 0, {2, 3}}, {{n, 1}, 3, 0, {1, 2}, {true, false}}, {{1, n}, 7, 0, {0, 3}, {false, true}}};
 }
 
-/// Plans of all tiny models: without a draft, steps with a draft, rounds with and without one, steps with tag edges.
+struct Wanted {
+  uint32_t num_workers;
+  PlanKind kind;
+  bool is_fused;
+};
+
+PlanOptions options_of(const Wanted& wanted) {
+  const auto [num_workers, kind, is_fused] = wanted;
+  const bool is_gpu = kind >= PlanKind::gpu_step;
+  PlanOptions options = is_gpu ? cuda_plan_options() : PlanOptions{};
+  options.num_workers = num_workers;
+  options.max_tokens = num_workers == 3 ? 4 : 3;
+  if (kind == PlanKind::gpu_round_without_draft) options.max_tokens = 1;
+  options.max_logit_rows = options.max_tokens;
+  if (!is_gpu) options.fuse_norm = is_fused ? PlanOptions::FuseNorm::yes : PlanOptions::FuseNorm::no;
+  options.is_round = kind != PlanKind::plain && kind != PlanKind::step_with_draft && kind != PlanKind::gpu_step;
+  const bool has_draft = kind == PlanKind::step_with_draft || kind == PlanKind::round || kind == PlanKind::gpu_round;
+  options.max_context_rows = has_draft ? options.max_tokens : 0;
+  return options;
+}
+
+Sound make_sound(const test_configs::NamedConfig& model, const Wanted& wanted) {
+  const PlanOptions options = options_of(wanted);
+  const DraftConfig draft = test_configs::tiny_draft(model.config, options.max_tokens);
+  const char* kind_names[] = {"", " with draft", " round", " round without draft", " GPU", " GPU round",
+                              " GPU round without draft"};
+  const bool is_fused = options.fuse_norm == PlanOptions::FuseNorm::yes;
+  Sound sound{model.name + kind_names[static_cast<int>(wanted.kind)] + " w" + std::to_string(wanted.num_workers) +
+                  (is_fused ? " fused" : ""),
+              Plan::build(model.config, options, options.max_context_rows ? &draft : nullptr),
+              scenarios_of(wanted.kind, options.max_tokens)};
+  for (auto& scenario : sound.scenarios)
+    scenario.expected = plan_oracle::expected_outputs(sound.plan, is_fused, scenario);
+  return sound;
+}
+
+/// Plans of all tiny models: steps and rounds, with and without a draft, as CPUs and as the GPU runs them.
 std::vector<Sound> sound_plans() {
   std::vector<Sound> plans;
   uint64_t seed = 1;
-  for (const auto& [name, config] : test_configs::tiny_configs())
+  for (const auto& model : test_configs::tiny_configs())
     for (const auto& [num_workers, kind] : std::initializer_list<std::pair<uint32_t, PlanKind>>{
              {2, PlanKind::plain}, {3, PlanKind::plain}, {5, PlanKind::plain}, {3, PlanKind::step_with_draft},
-             {2, PlanKind::round}, {3, PlanKind::round}, {3, PlanKind::round_without_draft}, {3, PlanKind::tagged},
-             {13, PlanKind::tagged}, {3, PlanKind::round_by_all}}) {
-      const bool fused = (seed++ / 2) % 2;
-      PlanOptions options;
-      options.num_workers = num_workers;
-      options.max_tokens = options.max_logit_rows = num_workers == 3 ? 4 : 3;
-      options.fuse_norm = fused ? PlanOptions::FuseNorm::yes : PlanOptions::FuseNorm::no;
-      options.is_round =
-          kind == PlanKind::round || kind == PlanKind::round_without_draft || kind == PlanKind::round_by_all;
-      const bool has_draft =
-          kind == PlanKind::step_with_draft || (options.is_round && kind != PlanKind::round_without_draft);
-      options.tag_edges = kind == PlanKind::tagged;
-      options.sample_by_all = kind == PlanKind::tagged || kind == PlanKind::round_by_all;
-      options.max_context_rows = has_draft ? options.max_tokens : 0;
-      const uint32_t n = options.max_tokens;
-      const DraftConfig draft = test_configs::tiny_draft(config, n);
-      const char* kind_names[] = {"", " with draft", " round", " round without draft", " with tag edges",
-                                  " round by all"};
-      Sound sound{name + kind_names[static_cast<int>(kind)] + " w" + std::to_string(num_workers) +
-                      (fused ? " fused" : ""),
-                  Plan::build(config, options, has_draft ? &draft : nullptr), scenarios_of(kind, n)};
-      for (auto& scenario : sound.scenarios)
-        scenario.expected = plan_oracle::expected_outputs(sound.plan, fused, scenario);
-      plans.push_back(std::move(sound));
-    }
+             {3, PlanKind::round}, {3, PlanKind::round_without_draft}, {3, PlanKind::gpu_step},
+             {13, PlanKind::gpu_step}, {7, PlanKind::gpu_round}, {13, PlanKind::gpu_round_without_draft}})
+      plans.push_back(make_sound(model, {num_workers, kind, (seed++ / 2) % 2 != 0}));
   return plans;
 }
 
@@ -86,6 +102,15 @@ uint32_t num_rounds() {
 }
 
 }  // namespace
+
+TEST_CASE("among the GPU's rounds are some with the routes by tag edges and with shares of a kv head's keys") {
+  const Plan plan = make_sound({"tiny", test_configs::tiny()}, {7, PlanKind::gpu_round, false}).plan;
+  CHECK_EQ(std::ranges::count(plan.counters(), CounterInfo::Kind::tag, &CounterInfo::kind), 2);
+  const auto is_split = [&](const Task& task) {
+    return task.kind == TaskKind::attention && task.tile_end > plan.shape().layers[task.layer_idx].num_kv_heads;
+  };
+  CHECK(std::ranges::any_of(plan.tasks(0), is_split));
+}
 
 TEST_CASE("the oracle and the verifier accept what the planner makes") {
   for (const Sound& sound : sound_plans()) {
@@ -256,6 +281,27 @@ TEST_CASE("the gate is signalled by those who draw the tokens, and nobody else")
   head.signal_counter = m.lists[1].back().signal_counter;
   m.repair_counters();
   CHECK_THROWS(plan_invalid, "worker 1, lm_head signals the gate: expected only sample or accept", m.finish().verify());
+}
+
+TEST_CASE("a tag edge brings a route of at most 256 pairs, as many as its readers have memory for") {
+  PlanOptions options = cuda_plan_options();
+  options.num_workers = 1, options.max_tokens = 128;
+  const auto with_tags = [&] {
+    PlanMutator m(Plan::build(test_configs::tiny(), options));
+    uint32_t route = kNoCounter;
+    for (Task& task : m.lists[0]) {
+      if (task.kind == TaskKind::select_experts) {
+        route = task.signal_counter;
+        m.counters[route].kind = CounterInfo::Kind::tag, m.counters[route].buffer = kRoute;
+      }
+      if (task.input2 == kRoute && !m.tag_wait(task)) task.waits[task.num_waits++] = {route, 1};
+    }
+    return m.finish();
+  };
+  CHECK(verdict(with_tags()) == Verdict::accepted);
+  ++options.max_tokens;
+  CHECK_THROWS(plan_invalid, "expected a route of at most 256 (token, expert) pairs, got 258", with_tags().verify());
+  CHECK(verdict(Plan::build(test_configs::tiny(), options)) == Verdict::accepted);  // by counters
 }
 
 CHECK_MAIN()
