@@ -245,16 +245,22 @@ void DraftWidth::settle(const RoundOutcome& outcome, double spent) {
 }
 
 void DraftWidth::count(const RoundOutcome& outcome) {
-  const uint32_t num_known = outcome.is_cut ? outcome.num_accepted : outcome.num_drafts;
+  stats_before_ = stats_;
+  last_num_drafts_ = outcome.num_drafts;
   ++stats_.num_rounds;
   ++stats_.width_histogram[outcome.num_drafts];
   ++stats_.accepted_histogram[outcome.num_accepted];
   if (outcome.num_drafts == 0) return;
   ++stats_.num_drafted_rounds;
-  stats_.num_draft_tokens += num_known;
+  stats_.num_draft_tokens += outcome.num_proposed();
   stats_.num_accepted_tokens += outcome.num_accepted;
-  for (uint32_t i = 0; i < num_known; ++i) ++stats_.drafted_at_pos[i];
+  for (uint32_t i = 0; i < outcome.num_proposed(); ++i) ++stats_.drafted_at_pos[i];
   for (uint32_t i = 0; i < outcome.num_accepted; ++i) ++stats_.accepted_at_pos[i];
+}
+
+void DraftWidth::cut_last(uint32_t num_accepted) {
+  stats_ = stats_before_;
+  count({.num_drafts = last_num_drafts_, .num_accepted = num_accepted, .is_cut = true});
 }
 
 }  // namespace mimo_rt

@@ -32,6 +32,8 @@ struct RoundOutcome {
   bool is_cut = false;            ///< a stop ended it early: drafts beyond num_accepted say nothing
   std::span<const float> scores = {};  ///< of the drafts, when num_drafts was chosen by scores; else empty
   bool had_drafts = true;         ///< false: there was nothing to verify, so that num_drafts = 0 says nothing
+
+  uint32_t num_proposed() const { return is_cut ? num_accepted : num_drafts; }  ///< as DraftStats counts
 };
 
 /// Measured round times per width: medians of the last few, so that an interrupted round does no harm.
@@ -93,6 +95,9 @@ class DraftWidth {
   /// many to verify: 0..min(max, scores.size()).
   uint32_t choose_among(std::span<const float> scores) const;
   void observe(const RoundOutcome& outcome);
+  /// In statistics, the round observed last was cut behind so many accepted drafts, by who reads the tokens: what was
+  /// learnt from the others stays.
+  void cut_last(uint32_t num_accepted);
   const DraftStats& stats() const { return stats_; }
 
  private:
@@ -110,7 +115,8 @@ class DraftWidth {
   bool narrowing_pays() const { return narrowed_tokens_ > narrowed_spent_; }
   double cost(uint32_t num_drafts) const { return times_.at(num_drafts) / times_.at(0); }
 
-  DraftStats stats_;
+  DraftStats stats_, stats_before_;  ///< with and without the last round
+  uint32_t last_num_drafts_ = 0;
   DraftOptions::Mode mode_;
   DraftSource source_;
   uint32_t max_drafts_;
