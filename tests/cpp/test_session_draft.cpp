@@ -142,6 +142,36 @@ TEST_CASE("a second turn, a cut prefix and a cancel leave acceptance unchanged")
   CHECK(stats_of(first).num_accepted_tokens > 20);
 }
 
+TEST_CASE("a cancel by another thread, inside the rounds, leaves acceptance unchanged") {
+  const Tokens prompt = iota_tokens(30), expected = reference(prompt, greedy(60));
+  Fixture fresh = with_draft();
+  Session untouched(fresh.engine);
+  const uint64_t num_accepted = stats_of(untouched.generate(prompt, fixed(greedy(60)))).num_accepted_tokens;
+  for (const bool has_callback : {false, true})  // with one, rounds run one at a time
+    for (const uint32_t last_round : {1u, 4u, 9u}) {
+      Fixture f = with_draft();
+      Session session(f.engine);
+      TokenCallback callback;
+      if (has_callback) callback = [](const TokenEvent&) { return true; };
+      uint32_t num_steps = 0;
+      f.executor->on_step = [&] {  // the prompt takes two
+        if (++num_steps == 2 + last_round) std::thread([&] { session.cancel(); }).join();
+      };
+      GenerateOptions options = fixed(greedy(60));
+      options.want_rounds = true;
+      const GenerateResult cut = session.generate(prompt, options, callback);
+      f.executor->on_step = nullptr;
+      CHECK(cut.finish_reason == FinishReason::abort);
+      CHECK(stats_of(cut).num_drafted_rounds >= last_round && stats_of(cut).num_drafted_rounds <= last_round + 1);
+      CHECK(cut.token_ids == Tokens(expected.begin(), expected.begin() + long(cut.token_ids.size())));
+      check_sums(cut);
+      const GenerateResult again = session.generate(prompt, fixed(greedy(60)));
+      CHECK(again.token_ids == expected);
+      CHECK_EQ(stats_of(again).num_accepted_tokens, num_accepted);
+    }
+  CHECK(num_accepted > 20);
+}
+
 TEST_CASE("long plain stretches keep the draft's context current") {
   Fixture f = with_draft(), g = with_draft();
   Session session(f.engine), fresh(g.engine);
