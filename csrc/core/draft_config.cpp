@@ -20,6 +20,7 @@ constexpr uint64_t kMaxRows = 1 << 30;  // of one matrix: row indices are uint32
 constexpr double kMaxHeads = 16384, kMaxHeadDim = 4096, kMaxWidth = 1 << 22, kMaxTokens = 1 << 30;
 constexpr double kMaxToken = 2147483647;  // token ids are int32_t
 constexpr uint32_t kHeadDimMultiple = 16;
+constexpr uint32_t kMaxPadding = 1024;  // of the target's vocabulary, that its draft need not state: MiMo's states 512 less
 constexpr uint32_t kUsualFirstWindowLayer = 28;  // max_window_layers where a Qwen3 config leaves it out
 
 // clang-format off
@@ -299,6 +300,8 @@ void DraftConfig::check_target(const ModelConfig& target) const {
           ", got ", id);
   check(vocab_size <= target.vocab_size, "vocab_size: expected at most the model's ",
         target.vocab_size, ", got ", vocab_size);
+  check(vocab_size == 0 || target.vocab_size - vocab_size <= kMaxPadding, "vocab_size: expected the model's ",
+        target.vocab_size, " but for at most ", kMaxPadding, " rows of padding, got ", vocab_size);
   check(static_cast<uint32_t>(mask_token_id) < target.vocab_size,
         "mask_token_id: expected a token below the model's vocab_size (", target.vocab_size,
         "), got ", mask_token_id);

@@ -8,6 +8,7 @@ namespace {
 
 // Time is counted in plain rounds.
 constexpr double kLossRate = 0.02;    // of the time: what drafting may lose in the long run
+constexpr double kLeastIncome = 0.25;  // of kLossRate, however dear context is: else such drafts were never tried again
 constexpr double kGrantRate = 0.01;   // of the tokens asked for
 
 constexpr double kFirstAcceptance = 0.7;  // before anything is known
@@ -27,30 +28,43 @@ constexpr uint32_t kTypicalContextRows = kMaxBlockSize;  // rounds that make mor
 
 }  // namespace
 
-double RoundTimes::add(uint32_t num_drafts, double ns) {
+void RecentTimes::add(double ns) {
+  ns_[next_] = ns;
+  next_ = (next_ + 1) % kSamples;
+  num_samples_ = std::min(num_samples_ + 1, kSamples);
+}
+
+double RecentTimes::median() const {
+  std::array<double, kSamples> sorted = ns_;
+  const auto last = sorted.begin() + num_samples_;
+  const auto middle = sorted.begin() + (num_samples_ - 1) / 2;
+  std::nth_element(sorted.begin(), middle, last);
+  return *middle;
+}
+
+double RoundTimes::add(uint32_t num_drafts, uint32_t num_context_rows, double ns) {
+  if (num_context_rows > kTypicalContextRows) {
+    if (is_known(num_drafts)) {
+      context_rows_.add((ns - at(num_drafts)) / num_context_rows);
+      return at(num_drafts);
+    }
+    if (context_rows_.num_samples()) ns = std::max(ns - num_context_rows * context_row(), median(0));
+  }
   ++num_rounds_;
-  Width& width = widths_[num_drafts];
-  const double believed = width.num_samples ? median(num_drafts) : widths_[0].num_samples ? at(num_drafts) : ns;
-  width.ns[width.next] = ns;
-  width.next = (width.next + 1) % kSamples;
-  width.num_samples = std::min(width.num_samples + 1, kSamples);
-  width.last_round = num_rounds_;
+  const double believed = num_samples(num_drafts) ? median(num_drafts) : num_samples(0) ? at(num_drafts) : ns;
+  widths_[num_drafts].times.add(ns);
+  widths_[num_drafts].last_round = num_rounds_;
   return std::min(median(num_drafts), kBelievable * believed);
+}
+
+double RoundTimes::context_row() const {
+  return context_rows_.num_samples() ? std::max(0.0, context_rows_.median()) : 0.0;
 }
 
 bool RoundTimes::is_known(uint32_t num_drafts) const {
   const Width& width = widths_[num_drafts];
-  return width.num_samples && (num_drafts == 0 || num_rounds_ - width.last_round <= width.num_samples * kMaxSampleAge);
-}
-
-/// The lower one of two: disturbances only ever make a round longer.
-double RoundTimes::median(uint32_t num_drafts) const {
-  const Width& width = widths_[num_drafts];
-  std::array<double, kSamples> sorted = width.ns;
-  const auto last = sorted.begin() + width.num_samples;
-  const auto middle = sorted.begin() + (width.num_samples - 1) / 2;
-  std::nth_element(sorted.begin(), middle, last);
-  return *middle;
+  const uint32_t num_samples = width.times.num_samples();
+  return num_samples && (num_drafts == 0 || num_rounds_ - width.last_round <= num_samples * kMaxSampleAge);
 }
 
 double RoundTimes::at(uint32_t num_drafts) const {
@@ -171,9 +185,7 @@ void DraftWidth::observe(const RoundOutcome& outcome) {
   count(outcome);
   if (mode_ != DraftOptions::Mode::adaptive) return;
   const bool is_surprising = is_surprise(outcome);
-  const bool is_typical = outcome.num_context_rows <= kTypicalContextRows || !times_.is_known(outcome.num_drafts);
-  const double ns = is_typical ? times_.add(outcome.num_drafts, static_cast<double>(outcome.ns))
-                               : times_.at(outcome.num_drafts);
+  const double ns = times_.add(outcome.num_drafts, outcome.num_context_rows, static_cast<double>(outcome.ns));
   if (outcome.num_drafts) learn_acceptance(outcome);
   if (!outcome.scores.empty()) learn_confidence(outcome);
   if (times_.num_samples(0)) settle(outcome, ns / times_.at(0));
@@ -225,9 +237,16 @@ void DraftWidth::learn_confidence(const RoundOutcome& outcome) {
     confidence_.observe(outcome.scores[outcome.num_accepted], false);
 }
 
+/// What a round earns for the budget. One that does not draft leaves a row of context behind, to be made with many others;
+/// one that does makes its few rows in the time that is measured.
+double DraftWidth::income(const RoundOutcome& outcome, double spent) const {
+  const double all = kLossRate * spent;
+  return outcome.num_drafts ? all : std::max(all - times_.context_row() / times_.at(0), kLeastIncome * all);
+}
+
 /// `spent`: what the round cost by the estimates, not by the clock: one interrupted round shall not end drafting.
 void DraftWidth::settle(const RoundOutcome& outcome, double spent) {
-  budget_.credit += kLossRate * spent;
+  budget_.credit += income(outcome, spent);
   if (!outcome.scores.empty() || source_ == DraftSource::ngram_lookup) {
     if (outcome.num_drafts == 0) {  // rounds that draft decay it where they learn
       narrowed_tokens_ *= kDecay;
@@ -245,16 +264,22 @@ void DraftWidth::settle(const RoundOutcome& outcome, double spent) {
 }
 
 void DraftWidth::count(const RoundOutcome& outcome) {
-  const uint32_t num_known = outcome.is_cut ? outcome.num_accepted : outcome.num_drafts;
+  stats_before_ = stats_;
+  last_num_drafts_ = outcome.num_drafts;
   ++stats_.num_rounds;
   ++stats_.width_histogram[outcome.num_drafts];
   ++stats_.accepted_histogram[outcome.num_accepted];
   if (outcome.num_drafts == 0) return;
   ++stats_.num_drafted_rounds;
-  stats_.num_draft_tokens += num_known;
+  stats_.num_draft_tokens += outcome.num_proposed();
   stats_.num_accepted_tokens += outcome.num_accepted;
-  for (uint32_t i = 0; i < num_known; ++i) ++stats_.drafted_at_pos[i];
+  for (uint32_t i = 0; i < outcome.num_proposed(); ++i) ++stats_.drafted_at_pos[i];
   for (uint32_t i = 0; i < outcome.num_accepted; ++i) ++stats_.accepted_at_pos[i];
+}
+
+void DraftWidth::cut_last(uint32_t num_accepted) {
+  stats_ = stats_before_;
+  count({.num_drafts = last_num_drafts_, .num_accepted = num_accepted, .is_cut = true});
 }
 
 }  // namespace mimo_rt

@@ -8,7 +8,8 @@
 //
 // Adaptive widths are chosen by expected tokens / time, under a budget: drafting may lose 2 % of the time against plain
 // decoding, kMaxCredit plain rounds at most at once, and in advance, before anything is known, 1 % of the tokens asked for
-// (kMaxGranted plain rounds in all). What drafting gains fills the budget up again. So a draft that is useless, or becomes
+// (kMaxGranted plain rounds in all). The context that rounds without drafts make for later ones is paid from the same 2 %,
+// as long as it leaves a quarter of them. What drafting gains fills the budget up again. So a draft that is useless, or becomes
 // useless, or alternates, cannot cost more, whatever the estimates say.
 #pragma once
 
@@ -32,30 +33,46 @@ struct RoundOutcome {
   bool is_cut = false;            ///< a stop ended it early: drafts beyond num_accepted say nothing
   std::span<const float> scores = {};  ///< of the drafts, when num_drafts was chosen by scores; else empty
   bool had_drafts = true;         ///< false: there was nothing to verify, so that num_drafts = 0 says nothing
+
+  uint32_t num_proposed() const { return is_cut ? num_accepted : num_drafts; }  ///< as DraftStats counts
+};
+
+/// The last few of some measurements.
+class RecentTimes {
+ public:
+  void add(double ns);
+  uint32_t num_samples() const { return num_samples_; }
+  /// The lower one of two: disturbances only ever make a round longer.
+  double median() const;
+
+ private:
+  static constexpr uint32_t kSamples = 5;
+  std::array<double, kSamples> ns_{};
+  uint32_t num_samples_ = 0;  ///< at most kSamples
+  uint32_t next_ = 0;
 };
 
 /// Measured round times per width: medians of the last few, so that an interrupted round does no harm.
 class RoundTimes {
  public:
-  /// Returns what to believe that the round cost.
-  double add(uint32_t num_drafts, double ns);
-  uint32_t num_samples(uint32_t num_drafts) const { return widths_[num_drafts].num_samples; }
+  /// Returns what to believe that the round cost, but for much context that it made for others.
+  double add(uint32_t num_drafts, uint32_t num_context_rows, double ns);
+  uint32_t num_samples(uint32_t num_drafts) const { return widths_[num_drafts].times.num_samples(); }
   bool is_known(uint32_t num_drafts) const;  ///< measured, and not too long ago
   /// Expected ns. Widths never or long not measured: by their neighbours, affine. Needs a sample of width 0.
   double at(uint32_t num_drafts) const;
+  double context_row() const;  ///< ns by which a row of much context prolongs its round; 0: not known
 
  private:
-  static constexpr uint32_t kSamples = 5;
   struct Width {
-    std::array<double, kSamples> ns{};
-    uint32_t num_samples = 0;  ///< at most kSamples
-    uint32_t next = 0;
+    RecentTimes times;
     uint64_t last_round = 0;
   };
-  double median(uint32_t num_drafts) const;
+  double median(uint32_t num_drafts) const { return widths_[num_drafts].times.median(); }
   double extrapolate(uint32_t num_drafts, uint32_t nearest) const;
 
   std::array<Width, kMaxBlockSize> widths_;
+  RecentTimes context_rows_;  ///< per row
   uint64_t num_rounds_ = 0;
 };
 
@@ -93,6 +110,9 @@ class DraftWidth {
   /// many to verify: 0..min(max, scores.size()).
   uint32_t choose_among(std::span<const float> scores) const;
   void observe(const RoundOutcome& outcome);
+  /// In statistics, the round observed last was cut behind so many accepted drafts, by who reads the tokens: what was
+  /// learnt from the others stays.
+  void cut_last(uint32_t num_accepted);
   const DraftStats& stats() const { return stats_; }
 
  private:
@@ -106,11 +126,13 @@ class DraftWidth {
   bool is_surprise(const RoundOutcome& outcome) const;
   void learn_acceptance(const RoundOutcome& outcome);
   void learn_confidence(const RoundOutcome& outcome);
+  double income(const RoundOutcome& outcome, double spent) const;
   void settle(const RoundOutcome& outcome, double spent);
   bool narrowing_pays() const { return narrowed_tokens_ > narrowed_spent_; }
   double cost(uint32_t num_drafts) const { return times_.at(num_drafts) / times_.at(0); }
 
-  DraftStats stats_;
+  DraftStats stats_, stats_before_;  ///< with and without the last round
+  uint32_t last_num_drafts_ = 0;
   DraftOptions::Mode mode_;
   DraftSource source_;
   uint32_t max_drafts_;

@@ -191,8 +191,9 @@ class Generation {
       session_.sequence.run_rounds(engine_, state, on_token);
     }
     clock_.count_rounds(engine_.weight_bytes, state.num_rounds, state.active_experts);
-    for (const SampleResult& token : drawn)
-      if (!finished_) accept(token);
+    uint32_t num_shown = 0;
+    while (num_shown < drawn.size() && !finished_) accept(drawn[num_shown++]);
+    if (num_shown < drawn.size()) state.cut_last_round(num_shown);
     if (state.end == RoundEnd::bad_logits) {
       if (!finished_) fail_bad_logits(state.position);
       session_.sequence.keep_common_prefix({}, 0);  // behind the end of the text, but cached

@@ -89,6 +89,14 @@ void RoundState::begin() {
   round_begin_ns = steady_ns();
 }
 
+void RoundState::cut_last_round(uint32_t num_tokens) {
+  width.cut_last(num_tokens - 1);
+  if (!request.rounds) return;
+  RoundStats& round = request.rounds->back();
+  round.num_tokens = num_tokens;
+  round.num_drafts = num_tokens - 1;
+}
+
 void RoundState::count_experts(uint64_t num_active, uint32_t num_last) {
   active_experts += num_active;
   if (!request.rounds) return;
@@ -196,16 +204,18 @@ void RoundTasks::replay(const RoundReport& report) {
 void RoundTasks::finish(const Emitted& emitted, uint64_t ns) {
   const uint64_t now = steady_ns();
   if (ns == 0) ns = now - state.round_begin_ns;
-  if (state.request.rounds) state.request.rounds->push_back({ns, state.input.num_tokens, emitted.num_tokens});
   // A token that ends the text is the round's own even if it was drafted: every round emits 1 + accepted tokens.
-  state.width.observe(
-      {.num_drafts = state.input.num_tokens - 1,
-       .num_accepted = emitted.num_tokens ? emitted.num_tokens - 1 : 0,
-       .num_context_rows = state.input.num_context_rows,
-       .ns = ns,
-       .is_cut = emitted.end == RoundEnd::bad_logits || emitted.last_was_drafted,
-       .scores = {&state.scores_[1], state.narrows_ || state.request.lookup ? state.input.num_tokens - 1 : 0},
-       .had_drafts = !state.request.lookup || state.num_found_ != 0});
+  const RoundOutcome outcome{
+      .num_drafts = state.input.num_tokens - 1,
+      .num_accepted = emitted.num_tokens ? emitted.num_tokens - 1 : 0,
+      .num_context_rows = state.input.num_context_rows,
+      .ns = ns,
+      .is_cut = emitted.end == RoundEnd::bad_logits || emitted.last_was_drafted,
+      .scores = {&state.scores_[1], state.narrows_ || state.request.lookup ? state.input.num_tokens - 1 : 0},
+      .had_drafts = !state.request.lookup || state.num_found_ != 0};
+  if (state.request.rounds)
+    state.request.rounds->push_back({ns, state.input.num_tokens, outcome.num_proposed(), emitted.num_tokens});
+  state.width.observe(outcome);
   state.round_begin_ns = now;
   state.position += emitted.num_tokens;
   state.num_context += state.input.num_context_rows;

@@ -108,6 +108,8 @@ struct RoundState {
   bool should_stop() const { return stop_requested || (request.cancelled && *request.cancelled); }
   /// By the executor, once per round or per job of several: `num_active` experts in the last `num_last` rounds.
   void count_experts(uint64_t num_active, uint32_t num_last);
+  /// The caller ended the text at token `num_tokens`, at least 1, of the last round: statistics forget what came after.
+  void cut_last_round(uint32_t num_tokens);
 
  private:
   RoundEnd limit_reached() const;

@@ -138,6 +138,7 @@ void bind_results(py::module_& m) {
   py::class_<RoundStats>(m, "RoundStats", "One round of draft, verify and accept; fields as in mimo_rt/stats.h.")
       .def_readonly("ns", &RoundStats::ns)
       .def_readonly("num_rows", &RoundStats::num_rows)
+      .def_readonly("num_drafts", &RoundStats::num_drafts)
       .def_readonly("num_tokens", &RoundStats::num_tokens)
       .def_readonly("num_active_experts", &RoundStats::num_active_experts);
   py::class_<GenerateResult>(m, "GenerateResult")

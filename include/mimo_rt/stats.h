@@ -33,7 +33,8 @@ struct DraftStats {
 struct RoundStats {
   uint64_t ns = 0;                  ///< since the round before; on a GPU by its own clock, but for the first of a launch
   uint32_t num_rows = 0;            ///< verified: the anchor and drafts
-  uint32_t num_tokens = 0;          ///< emitted
+  uint32_t num_drafts = 0;          ///< of them those that count as proposed, see DraftStats
+  uint32_t num_tokens = 0;          ///< of the output: 1 + accepted drafts
   double num_active_experts = 0.0;  ///< summed over the layers; CPU backends: the mean of rounds that ran as one job
 };
 

@@ -3,6 +3,7 @@
 
 #include "check.h"
 #include "engine/draft_width.h"
+#include "sampling/round_rows.h"
 
 #include <algorithm>
 #include <functional>
@@ -27,6 +28,7 @@ struct World {
   std::function<double(uint32_t num_drafts)> ns;
   std::function<double(uint64_t num_tokens, uint32_t draft)> acceptance;  ///< given that those before were accepted
   double noise = 0.0;          ///< +- relative
+  double context_row = 0.0;    ///< ns; rounds that do not draft make rows of context when many are pending
   double outlier_rate = 0.0;   ///< rounds that take 20 times as long, in the measurement and in truth
   /// The lead of a draft and its acceptance, instead of `acceptance`: rounds then narrow.
   std::function<std::pair<float, double>(Random& random)> told = nullptr;
@@ -67,10 +69,11 @@ inline Result simulate_rounds(DraftWidth& width, const World& world, uint64_t nu
     };
     while (round.num_accepted < round.num_drafts && random.uniform() < chance(round.num_accepted))
       ++round.num_accepted;
+    if (round.num_drafts || context_rows >= kLazyContextRows) round.num_context_rows = std::exchange(context_rows, 0);
     double ns = world.ns(round.num_drafts) * (1.0 + world.noise * (2.0 * random.uniform() - 1.0));
     if (random.uniform() < world.outlier_rate) ns *= 20;
+    ns += world.context_row * round.num_context_rows;
     round.ns = uint64_t(ns);
-    if (round.num_drafts) round.num_context_rows = std::exchange(context_rows, 0);
     context_rows += 1 + round.num_accepted;
     width.observe(round);
     result.ns += ns;

@@ -14,6 +14,28 @@ inline GenerateOptions fixed(GenerateOptions options, uint32_t num_draft_tokens 
 
 inline DraftStats stats_of(const GenerateResult& result) { return result.stats.draft; }
 
+/// Of a generation whose tokens, but the first, all came from rounds that it wanted to be told of: the statistics are those
+/// of the output, also where a round ran past its end.
+inline void check_sums(const GenerateResult& result) {
+  const DraftStats stats = stats_of(result);
+  CHECK_EQ(stats.num_rounds + stats.num_accepted_tokens, result.token_ids.size() - 1);
+  CHECK_EQ(stats.num_rounds, result.rounds.size());
+  uint64_t num_tokens = 1, num_drafts = 0, at_pos = 0, histogram = 0;
+  for (const RoundStats& round : result.rounds) {
+    num_tokens += round.num_tokens;
+    num_drafts += round.num_drafts;
+    CHECK(round.num_tokens >= 1 && round.num_tokens <= round.num_drafts + 1 && round.num_drafts < round.num_rows);
+  }
+  CHECK_EQ(num_tokens, result.token_ids.size());
+  CHECK_EQ(num_drafts, stats.num_draft_tokens);
+  for (uint32_t n = 0; n < DraftStats::kMaxDrafts; ++n) {
+    at_pos += stats.accepted_at_pos[n];
+    histogram += (n + 1) * stats.accepted_histogram[n + 1];
+  }
+  CHECK_EQ(at_pos, stats.num_accepted_tokens);
+  CHECK_EQ(histogram, stats.num_accepted_tokens);
+}
+
 using MakeFixture = std::function<Fixture()>;
 using OptionsOf = std::function<GenerateOptions(uint32_t max_tokens)>;
 

@@ -239,6 +239,11 @@ TEST_CASE("a draft for another target is refused with both values") {
   refused(&ModelConfig::hidden_size, 4096, "hidden_size: expected the model's 4096, got 6144");
   refused(&ModelConfig::num_layers, 71, "num_target_layers: expected the model's 71 layers, got 70");
   refused(&ModelConfig::vocab_size, 152063, "vocab_size: expected at most the model's 152063, got 152064");
+  refused(&ModelConfig::vocab_size, 152064 + 1025,
+          "vocab_size: expected the model's 153089 but for at most 1024 rows of padding, got 152064");
+  ModelConfig padded = target_of(config);
+  padded.vocab_size = 152064 + 1024;
+  config.check_target(padded);
   refused(&ModelConfig::num_layers, 71, "Use the draft that was trained for this model, or none.");
 
   DraftConfig unstated = config;

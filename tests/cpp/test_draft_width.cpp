@@ -103,6 +103,32 @@ TEST_CASE("useless drafts: adaptive stays within 3 % of plain decoding, whatever
       }
 }
 
+TEST_CASE("what context costs is part of what drafting may lose") {
+  for (const auto& cost : kCosts)
+    for (const double part : {0.005, 0.01, 0.015}) {  // of a plain round, per row
+      const World world{.ns = cost, .acceptance = never, .noise = 0.1, .context_row = part * cost(0)};
+      for (const uint32_t block_size : {2u, 8u}) {
+        const double ratio = adaptive_ns_per_token(world, block_size, 2000) / cost(0);
+        CHECK(ratio < 1.0275);
+        if (ratio >= 1.0275) std::fprintf(stderr, "cost(1) %g, context %g: %g\n", cost(1), part, ratio);
+      }
+    }
+  // Where it alone costs more, drafts are still tried: text that becomes predictable is noticed.
+  const World dear{.ns = kCosts[1],
+                   .acceptance = [](uint64_t num_tokens, uint32_t) { return num_tokens < 3000 ? 0.0 : 1.0; },
+                   .context_row = 0.04 * kCosts[1](0)};
+  DraftWidth width(kAdaptive, 8);
+  const Result result = simulate(width, dear, 5000);
+  size_t first = 0;
+  while (result.tokens_before[first] < 3000) ++first;
+  double useless_ns = 0;
+  for (size_t i = 0; i < first; ++i) useless_ns += kCosts[1](result.widths[i]);
+  CHECK(useless_ns / kCosts[1](0) < 3000 * 1.01);  // beside context
+  size_t settled = first;
+  while (settled < result.widths.size() && result.widths[settled] < 5) ++settled;
+  CHECK(settled - first <= 60);
+}
+
 TEST_CASE("what was learnt serves other options: drafting is off for a while, then limited") {
   DraftWidth width(kAdaptive, 8);
   const World world{kCosts[1], always};

@@ -90,6 +90,7 @@ TEST_CASE("stop strings cut the text at the same byte; what ran ahead is not sho
   for (size_t at = 3; at + 2 < text.size(); ++at) {
     GenerateOptions options = greedy(60);
     options.stop = {text.substr(at, 2)};
+    options.want_rounds = true;
     if ((text[at] | text[at + 1]) & 0x80) continue;  // half a character
     ++num_stopped;
     const GenerateResult a = expected.generate(prompt, options);
@@ -105,6 +106,7 @@ TEST_CASE("stop strings cut the text at the same byte; what ran ahead is not sho
     CHECK(events == a.token_ids);
     CHECK_EQ(streamed, a.text);
     CHECK(b.finish_reason == FinishReason::stop);
+    check_sums(b);
   }
   CHECK(num_stopped > 10);
 }
@@ -138,6 +140,36 @@ TEST_CASE("a second turn, a cut prefix and a cancel leave acceptance unchanged")
   CHECK(again.token_ids == first.token_ids);
   CHECK_EQ(stats_of(again).num_accepted_tokens, stats_of(first).num_accepted_tokens);
   CHECK(stats_of(first).num_accepted_tokens > 20);
+}
+
+TEST_CASE("a cancel by another thread, inside the rounds, leaves acceptance unchanged") {
+  const Tokens prompt = iota_tokens(30), expected = reference(prompt, greedy(60));
+  Fixture fresh = with_draft();
+  Session untouched(fresh.engine);
+  const uint64_t num_accepted = stats_of(untouched.generate(prompt, fixed(greedy(60)))).num_accepted_tokens;
+  for (const bool has_callback : {false, true})  // with one, rounds run one at a time
+    for (const uint32_t last_round : {1u, 4u, 9u}) {
+      Fixture f = with_draft();
+      Session session(f.engine);
+      TokenCallback callback;
+      if (has_callback) callback = [](const TokenEvent&) { return true; };
+      uint32_t num_steps = 0;
+      f.executor->on_step = [&] {  // the prompt takes two
+        if (++num_steps == 2 + last_round) std::thread([&] { session.cancel(); }).join();
+      };
+      GenerateOptions options = fixed(greedy(60));
+      options.want_rounds = true;
+      const GenerateResult cut = session.generate(prompt, options, callback);
+      f.executor->on_step = nullptr;
+      CHECK(cut.finish_reason == FinishReason::abort);
+      CHECK(stats_of(cut).num_drafted_rounds >= last_round && stats_of(cut).num_drafted_rounds <= last_round + 1);
+      CHECK(cut.token_ids == Tokens(expected.begin(), expected.begin() + long(cut.token_ids.size())));
+      check_sums(cut);
+      const GenerateResult again = session.generate(prompt, fixed(greedy(60)));
+      CHECK(again.token_ids == expected);
+      CHECK_EQ(stats_of(again).num_accepted_tokens, num_accepted);
+    }
+  CHECK(num_accepted > 20);
 }
 
 TEST_CASE("long plain stretches keep the draft's context current") {
@@ -281,12 +313,17 @@ TEST_CASE("a callback may use the engine: another session, tracing") {
 TEST_CASE("nothing runs past a token at which the caller stops") {
   Fixture f = with_draft();
   Session session(f.engine);
-  uint32_t num_events = 0;
-  const GenerateResult result = session.generate(
-      iota_tokens(12), fixed(greedy(60)), [&](const TokenEvent&) { return ++num_events < 9; });
-  CHECK_EQ(result.token_ids.size(), 9u);
-  CHECK(result.stats.num_steps <= 8);
-  CHECK(session.num_cached_tokens() < 12 + 9 + kBlock);
+  GenerateOptions options = fixed(greedy(60));
+  options.want_rounds = true;
+  for (uint32_t last = 2; last < 20; ++last) {
+    uint32_t num_events = 0;
+    const GenerateResult result =
+        session.generate(iota_tokens(12), options, [&](const TokenEvent&) { return ++num_events < last; });
+    CHECK_EQ(result.token_ids.size(), last);
+    CHECK(result.stats.num_steps < last);
+    CHECK(session.num_cached_tokens() < 12 + last + kBlock);
+    check_sums(result);
+  }
 }
 
 TEST_CASE("rounds are told of when asked for: rows, tokens, experts and time") {
@@ -309,6 +346,7 @@ TEST_CASE("rounds are told of when asked for: rows, tokens, experts and time") {
     }
     CHECK_EQ(num_tokens, 60u);
     CHECK(widths == stats_of(result).width_histogram);
+    check_sums(result);
     options.want_rounds = false;
     session.reset();
     CHECK(session.generate(prompt, options).rounds.empty());

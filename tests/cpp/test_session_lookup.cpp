@@ -183,9 +183,11 @@ TEST_CASE("stop strings, an end by the caller and logits that are not finite") {
   for (size_t at = 3; at + 4 < text.size(); at += 3) {
     GenerateOptions options = two_tokens(60);
     options.stop = {text.substr(at, 4)};
+    options.want_rounds = true;
     const GenerateResult a = expected.generate(prompt, options), b = session.generate(prompt, fixed(options));
     CHECK_EQ(b.text, a.text);
     CHECK(b.token_ids == a.token_ids);
+    check_sums(b);
     num_stopped += b.finish_reason == FinishReason::stop;
   }
   CHECK(num_stopped > 5);

@@ -34,11 +34,24 @@ def test_a_draft_that_is_good_enough_passes_and_its_promise_counts(model, capsys
     monkeypatch.setattr(_draft_check, "_MIN_ACCEPTANCE_LENGTH", 1.0)
     code, out = doctor(capsys, model)
     assert code == 0 and "greedy tokens equal plain decoding" in out
+    assert "acceptance        WARNING: acceptance length" in out and "promises nothing" in out
+    assert "3.18 or more" in out and out.endswith("no check failed; WARNING: acceptance\n")
     promising = shutil.copytree(model, tmp_path / "promising")
     config = promising / "dflash" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"acceptance_length": 5.0}))
     code, out = doctor(capsys, promising)
     assert code == 1 and "5.00 promised" in out
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"acceptance_length": 1.0}))
+    code, out = doctor(capsys, promising)
+    assert code == 0 and "acceptance        ok" in out and out.endswith("all checks passed\n")
+
+
+def test_what_was_not_compared_is_no_ok(model, capsys, monkeypatch):
+    monkeypatch.setattr(_draft_check, "_MIN_ACCEPTANCE_LENGTH", 1.0)
+    monkeypatch.setattr(_draft_check, "_MAX_REFERENCE_BYTES", 10)
+    code, out = doctor(capsys, model)
+    assert code == 0 and "draft logits      skipped: not compared" in out
+    assert out.endswith("no check failed; skipped: draft logits, WARNING: acceptance\n")
 
 
 def test_a_model_of_few_positions(capsys, monkeypatch, tmp_path):

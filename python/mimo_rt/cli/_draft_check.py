@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,17 @@ _MAX_CONTEXT = 2048
 # (`acceptance_length` in the draft's config.json, where there is one) under which something is broken.
 _MIN_ACCEPTANCE_LENGTH = 1.2
 _MIN_PART_OF_PROMISE = 0.6
+# MiMo's published draft promises nothing in its config; its model card's lowest is 3.18 of blocks of 8 (MT-Bench).
+_USUAL_PART_ACCEPTED = 2.18 / 7  # of the drafts
+
+
+@dataclass(frozen=True)
+class Remark:
+    """What a check says instead of "ok" when nothing is wrong for certain. ``state``: "skipped" or
+    "WARNING"."""
+
+    state: str
+    text: str
 
 
 def draft_directory(args: argparse.Namespace) -> Path | None:
@@ -40,7 +52,7 @@ def check_draft_config(model: str, draft: Path) -> str:
     )
 
 
-def check_draft_logits(model: str, draft: Path, args: argparse.Namespace) -> str:
+def check_draft_logits(model: str, draft: Path, args: argparse.Namespace) -> str | Remark:
     """Logits of one block on the serial reference and on the chosen backend must agree."""
     import numpy as np
 
@@ -49,11 +61,12 @@ def check_draft_logits(model: str, draft: Path, args: argparse.Namespace) -> str
     for device in (args.device, "ref"):
         with _open(model, draft, args, device) as session:
             if session.engine.weight_bytes > _MAX_REFERENCE_BYTES:
-                return f"not compared: more than {_MAX_REFERENCE_BYTES / 1e9:.0f} GB for ref"
+                most = f"{_MAX_REFERENCE_BYTES / 1e9:.0f} GB"
+                return Remark("skipped", f"not compared: more than {most} for ref")
             ids = ids or _prompts(session)[0][:_NUM_PROMPT_TOKENS]
             logits[session.backend] = session.draft_logits(ids)
     if len(logits) == 1:
-        return "not compared: ref is the chosen backend"
+        return Remark("skipped", "not compared: ref is the chosen backend")
     (name, got), (_, expected) = logits.items()
     unknown = np.isneginf(got) & np.isneginf(expected)  # to a draft of a part of the vocabulary
     got, expected = got[~unknown], expected[~unknown]
@@ -66,7 +79,7 @@ def check_draft_logits(model: str, draft: Path, args: argparse.Namespace) -> str
     return f"{name} against ref: relative error {error:.1e}"
 
 
-def check_acceptance(model: str, draft: Path, args: argparse.Namespace) -> str:
+def check_acceptance(model: str, draft: Path, args: argparse.Namespace) -> str | Remark:
     """Live acceptance, and that the draft changed no token."""
     num_rounds = num_accepted = 0
     with _open(model, draft, args, args.device) as session:
@@ -89,7 +102,12 @@ def check_acceptance(model: str, draft: Path, args: argparse.Namespace) -> str:
             f"[doctor] acceptance length: expected at least {wanted:.2f}, got {told} (1: nothing is "
             "accepted). The text is right, but this draft does not help: is it for this model?"
         )
-    return f"acceptance length {told}; greedy tokens equal plain decoding"
+    text = f"acceptance length {told}; greedy tokens equal plain decoding"
+    usual = _usual_length(draft)
+    if promised is None and length < _MIN_PART_OF_PROMISE * usual:
+        return Remark("WARNING", f"{text}; its config promises nothing (acceptance_length), published "
+                      f"drafts of such blocks have {usual:.2f} or more: is it for this model?")
+    return text
 
 
 def _open(model: str, draft: Path, args: argparse.Namespace, device: str) -> Any:
@@ -115,6 +133,11 @@ def _prompts(session: Any) -> list[list[int]]:
 
 def _text(content: Any) -> str:
     return content if isinstance(content, str) else content[-1]["content"]
+
+
+def _usual_length(draft: Path) -> float:
+    num_drafts = _C.DraftConfig.from_directory(str(draft)).block_size - 1
+    return 1 + _USUAL_PART_ACCEPTED * num_drafts
 
 
 def _promised_length(draft: Path) -> float | None:

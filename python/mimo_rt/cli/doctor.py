@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     report.check("self-test", lambda: _self_test(args))
     if args.model:
         _check_model(report, args)
-    print(f"\n{'all checks passed' if report.num_failed == 0 else 'FAILED: ' + report.failed}")
+    print(f"\n{report.summary()}")
     return 0 if report.num_failed == 0 else 1
 
 
@@ -74,10 +74,11 @@ def _check_model(report: _Report, args: argparse.Namespace) -> None:
 
 
 class _Report:
-    """Prints lines as the checks go, and remembers the failures."""
+    """Prints lines as the checks go, and remembers what did not pass."""
 
     def __init__(self) -> None:
         self._failed: list[str] = []
+        self._remarks: list[str] = []
 
     def section(self, name: str) -> None:
         print(f"\n{name}")
@@ -85,9 +86,14 @@ class _Report:
     def line(self, name: str, text: str) -> None:
         print(f"  {name:<18}{text}", flush=True)
 
-    def check(self, name: str, call: Callable[[], str]) -> bool:
+    def check(self, name: str, call: Callable[[], str | _draft_check.Remark]) -> bool:
         try:
-            self.line(name, f"ok: {call()}")
+            outcome = call()
+            if isinstance(outcome, str):
+                self.line(name, f"ok: {outcome}")
+            else:
+                self.line(name, f"{outcome.state}: {outcome.text}")
+                self._remarks.append(f"{outcome.state}: {name}")
             return True
         except Exception as error:  # every failure belongs into the report
             self._failed.append(name)
@@ -99,9 +105,12 @@ class _Report:
     def num_failed(self) -> int:
         return len(self._failed)
 
-    @property
-    def failed(self) -> str:
-        return ", ".join(self._failed)
+    def summary(self) -> str:
+        if self._failed:
+            return f"FAILED: {', '.join(self._failed)}"
+        if self._remarks:
+            return f"no check failed; {', '.join(self._remarks)}"
+        return "all checks passed"
 
 
 def _environment() -> None:
