@@ -174,6 +174,7 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/kbench/dense_operands.cpp
   csrc/kbench/expert_routes.cpp
   csrc/kbench/kernel_bench.cpp
+  csrc/kbench/product_peak.cpp
   csrc/kbench/random_rows.cpp)
 set(MIMO_RT_AVX2_SOURCES
   csrc/cpu/avx2/attend.cpp

@@ -44,7 +44,7 @@ bool has_bf16_kernels(const CpuFeatures& f) {
 double product_seconds(const Kernels& kernels) {
   constexpr uint64_t kRounds = 1000;
   const auto begin = std::chrono::steady_clock::now();
-  const uint64_t num_operations = kernels.run_products(kRounds);
+  const uint64_t num_operations = kernels.run_products(layout::kBf16, kRounds);
   const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - begin;
   return spent.count() / static_cast<double>(num_operations);
 }
@@ -75,6 +75,10 @@ const Kernels* kernels_avx512_vnni_int8() {
     };
     mixed.prepare = [](int format, const PrepareArgs& args) { int8_or_fma(format).prepare(format, args); };
     mixed.gemm = [](int format, const GemmArgs& args) { int8_or_fma(format).gemm(format, args); };
+    mixed.run_products = [](int format, uint64_t num_rounds) {
+      return int8_or_fma(format).run_products(format, num_rounds);
+    };
+    mixed.product_source = [](int format) { return int8_or_fma(format).product_source(format); };
     return mixed;
   }();
   return &table;

@@ -79,10 +79,10 @@ struct Kernels {
   void (*add_residual)(const float* delta, uint32_t num_elements, bf16_t* residual);
   /// acc += weight * y (multiplication and addition rounded separately or fused: fixed per ISA)
   void (*axpy)(float weight, const float* y, uint32_t num_elements, float* acc);
-  /// The fastest multiply-adds that `gemm` of this table takes, in registers alone: a roof of its products. Returns
-  /// operations, two per multiply-add. nullptr with INT8 activations: formats then take different instructions.
-  uint64_t (*run_products)(uint64_t num_rounds);
-  const char* product_source;  ///< the instruction of run_products
+  /// The multiply-adds that `gemm` takes for a format, in registers alone: the roof of its products. Returns operations,
+  /// two per multiply-add.
+  uint64_t (*run_products)(int format, uint64_t num_rounds);
+  const char* (*product_source)(int format);  ///< the instruction of run_products
 };
 
 // Each lives in its own translation units with its own flags; nullptr when not compiled in.

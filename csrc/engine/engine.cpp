@@ -279,8 +279,8 @@ std::optional<VectorPeak> Engine::measure_vector_peak(double seconds) {
                 "seconds: expected > 0 and <= 5, got ", seconds);  // nothing interrupts it
   if (backend() == "ref" || backend() == "cuda") return std::nullopt;
   const Activations activations = parse_activations(impl_->options.activations);
+  if (activations == Activations::int8) return std::nullopt;  // most products take other instructions
   const cpu::Kernels& kernels = cpu::select_kernels(backend(), activations);
-  if (!kernels.run_products) return std::nullopt;
   const std::lock_guard lock(impl_->steps);
   return mimo_rt::measure_vector_peak(
       kernels,

@@ -8,7 +8,7 @@
 
 namespace mimo_rt {
 
-/// The best of several passes; `kernels` have run_products. @throws Error{out_of_memory}
+/// Of BF16 products, the best of several passes. @throws Error{out_of_memory}
 VectorPeak measure_vector_peak(const cpu::Kernels& kernels, const PassOptions& options);
 
 }  // namespace mimo_rt

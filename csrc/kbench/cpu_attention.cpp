@@ -86,6 +86,9 @@ class CpuAttention : public Subject {
   KernelTimes run(uint32_t num_calls) override {
     return walk_->run(num_calls, 1, [this](uint64_t place) { call(place); });
   }
+  std::optional<VectorPeak> measure_peak() override {
+    return product_peak(kernels_, PackedFormat::f32);  // attend is FP32 throughout
+  }
 
  private:
   float scale() const { return 1.0f / std::sqrt(static_cast<float>(measured_.qk_head_dim)); }

@@ -51,6 +51,7 @@ class CpuGemm : public Subject {
   KernelTimes run(uint32_t num_calls) override {
     return walk_->run(num_calls, num_repeats_, [this](uint64_t place) { call(place); });
   }
+  std::optional<VectorPeak> measure_peak() override { return product_peak(kernels_, format_); }
 
  private:
   /// Rows that a call multiplies; hot calls are short, several make up a sample.

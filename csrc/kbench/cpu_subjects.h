@@ -21,6 +21,9 @@ std::unique_ptr<Subject> make_cpu_attention(const KernelCase& kernel_case,
 /// @throws Error{invalid_argument, capacity, unavailable}
 std::unique_ptr<Subject> make_cpu_edges(const KernelCase& kernel_case);
 
+/// The multiply-adds of products of that format on this thread, the best of a few runs.
+VectorPeak product_peak(const cpu::Kernels& kernels, PackedFormat format);
+
 /// `options.rotation_bytes`, or what its default says.
 uint64_t rotation_bytes(const KernelBenchOptions& options);
 

@@ -117,5 +117,6 @@ const std::string& KernelBench::device() const noexcept { return impl_->device; 
 double KernelBench::worst_error() { return impl_->subject->worst_error(); }
 double KernelBench::relative_error() const noexcept { return impl_->subject->relative_error(); }
 KernelTimes KernelBench::run(uint32_t num_calls) { return impl_->subject->run(num_calls); }
+std::optional<VectorPeak> KernelBench::measure_peak() { return impl_->subject->measure_peak(); }
 
 }  // namespace mimo_rt

@@ -23,6 +23,7 @@ class Subject {
   virtual ~Subject() = default;
   virtual double worst_error() = 0;
   virtual KernelTimes run(uint32_t num_calls) = 0;
+  virtual std::optional<VectorPeak> measure_peak() { return std::nullopt; }
 
   const KernelCase& measured() const { return measured_; }
   const KernelWork& work() const { return work_; }

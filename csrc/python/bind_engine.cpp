@@ -84,7 +84,7 @@ void bind_engine(py::module_& m) {
               const py::gil_scoped_release release;
               peak = engine.measure_vector_peak(seconds);
             }
-            return peak ? py::object(py::make_tuple(peak->gflops, std::string(peak->source))) : py::none();
+            return peak ? py::object(py::make_tuple(peak->gflops, peak->source)) : py::none();
           },
           py::arg("seconds") = 0.2, "(GFLOP/s, instruction); None for the reference, for cuda and with int8 activations.")
       // They wait for the engine, whose holder may want the interpreter.

@@ -56,6 +56,17 @@ void bind_kernel_bench(py::module_& m) {
       .def_property_readonly("device", &KernelBench::device)
       .def_property_readonly("relative_error", &KernelBench::relative_error)
       .def("worst_error", &KernelBench::worst_error, py::call_guard<py::gil_scoped_release>())
+      .def(
+          "measure_peak",
+          [](KernelBench& bench) {
+            std::optional<VectorPeak> peak;
+            {
+              const py::gil_scoped_release release;
+              peak = bench.measure_peak();
+            }
+            return peak ? py::object(py::make_tuple(peak->gflops, peak->source)) : py::none();
+          },
+          "(GFLOP/s of the kernel's multiply-adds in registers alone, instruction); None for edges and on cuda.")
       .def("run", &KernelBench::run, py::arg("num_calls"), py::call_guard<py::gil_scoped_release>());
 }
 

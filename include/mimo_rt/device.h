@@ -17,6 +17,12 @@ struct Backend {
   std::string reason;      ///< why not, when not available; else a short description
 };
 
+/// What the vector units can do.
+struct VectorPeak {
+  double gflops;       ///< 1e9 operations per second, two per multiply-add
+  std::string source;  ///< the instruction: "vdpbf16ps", "FP32 FMA", …
+};
+
 /// All backends that this version knows: ref, the CPU backends slowest first, then cuda.
 MIMO_RT_API std::vector<Backend> list_backends();
 

@@ -3,6 +3,7 @@
 
 #include <mimo_rt/api.h>
 #include <mimo_rt/config.h>
+#include <mimo_rt/device.h>
 #include <mimo_rt/draft.h>
 #include <mimo_rt/packed_cache.h>
 #include <mimo_rt/plan.h>
@@ -44,12 +45,6 @@ struct EngineOptions {
   std::function<bool(uint64_t, uint64_t)> progress;
 };
 
-/// What the vector units can do.
-struct VectorPeak {
-  double gflops;           ///< 1e9 operations per second, two per multiply-add
-  std::string_view source; ///< the instruction: "vdpbf16ps", "FP32 FMA", …
-};
-
 /// Loads once, serves many sessions. Thread-safe: sessions of one engine may live on different threads. Their steps run one
 /// after the other; where joins_steps() says so, those that decode at the same time share steps, with the same results as
 /// alone. Does not survive fork(): in the child whatever runs steps or measures throws Error{unavailable}.
@@ -89,8 +84,9 @@ class MIMO_RT_API Engine {
   /// `poll`: called about twice a second, and may use the engine; it may throw to stop, then what was measured before
   /// stays.
   double measure_bandwidth_gbs(double seconds = 0.2, const std::function<void()>& poll = {});
-  /// Runs the fastest multiply-adds of the backend's products on all workers for about `seconds`, in registers alone:
-  /// no step can do more. Empty for the reference, for cuda and with INT8 activations. @throws Error{out_of_memory}
+  /// Runs the multiply-adds of the backend's BF16 products on all workers for about `seconds`, in registers alone: no
+  /// step can do more, unless `source` says that MXFP4 products take others. Empty for the reference, for cuda and with
+  /// INT8 activations. @throws Error{out_of_memory}
   std::optional<VectorPeak> measure_vector_peak(double seconds = 0.2);
   /// Task times of the next steps; `trace_json` gives the last step as a Chrome trace (predicted and measured).
   /// @throws Error{out_of_memory} on cuda, where they need memory

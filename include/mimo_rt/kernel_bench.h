@@ -2,9 +2,11 @@
 #pragma once
 
 #include <mimo_rt/api.h>
+#include <mimo_rt/device.h>
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -97,6 +99,9 @@ class MIMO_RT_API KernelBench {
   /// Times of `num_calls` calls, each after a plain read of other memory. The first ones warm up
   /// whatever they find cold besides the data.
   KernelTimes run(uint32_t num_calls);
+  /// Runs the multiply-adds of a CPU kernel in registers alone for some milliseconds: it can do no more. Empty for edges
+  /// and on "cuda".
+  std::optional<VectorPeak> measure_peak();
 
  private:
   struct Impl;

@@ -20,5 +20,8 @@
 
 // peak.cpp computes nothing that a test could compare.
 namespace mimo_rt::cpu::MIMO_RT_ISA {
-uint64_t run_products(uint64_t) { return 0; }
+uint64_t run_products(int, uint64_t) { return 0; }
+const char* product_source(int) { return ""; }
+uint64_t run_int8_products(uint64_t) { return 0; }
+const char* int8_product_source() { return ""; }
 }  // namespace mimo_rt::cpu::MIMO_RT_ISA

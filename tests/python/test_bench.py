@@ -287,18 +287,33 @@ def test_points_below_the_roof():
     assert roof.at(20) == 300 and roof.at(10) == 200  # the ridge is at 15
     (point,) = roofline.step_points([{**STEP, "median_us": 1.0}, STEP], roof)  # repeats: the last
     assert point.intensity == 20 and point.gflops == 200 and point.bound_fraction == pytest.approx(2 / 3)
-    lines = [KERNEL, {**KERNEL, "cache": "hot", "gflops": 80.0}]
-    roof = roofline.kernel_roof(lines)
-    assert roof.peak_gflops == 80 and roof.bandwidth_gbs == 12
-    (point,) = roofline.kernel_points(lines, roof)
-    assert point.intensity == 4 and point.bound_fraction == pytest.approx(40 / 48)
     assert roofline.step_roof([{"case": "startup", "median_us": 1.0}]) is None
+
+
+def test_kernels_have_the_roof_of_their_instruction():
+    """Not the best kernel that was measured: it may be far below what its instruction allows."""
+    fma = {**KERNEL, "peak_gflops": 100.0, "peak_source": "FP32 FMA"}
+    many = {**fma, "gflops": 80.0, "gbs": 1.0, "read_gbs": 11.0, "peak_gflops": 99.0}
+    integers = {**many, "peak_gflops": 160.0, "peak_source": "vpmaddubsw"}
+    lines = [fma, many, integers, {**many, "cache": "hot", "gflops": 95.0}, KERNEL]
+    roofs = roofline.kernel_roofs(lines)
+    assert {source: roof.peak_gflops for source, roof in roofs.items()} == {
+        "FP32 FMA": 100, "vpmaddubsw": 160, None: None}
+    assert {roof.bandwidth_gbs for roof in roofs.values()} == {12}
+    points = {source: roofline.kernel_points(lines, source, roof) for source, roof in roofs.items()}
+    assert [point.intensity for point in points["FP32 FMA"]] == [4, 80]
+    assert [point.bound_fraction for point in points["FP32 FMA"]] == pytest.approx([40 / 48, 0.8])
+    assert [point.bound_fraction for point in points["vpmaddubsw"]] == [0.5]
+    (unknown,) = points[None]  # nothing is said of a compute bound that is not known
+    assert unknown.bound == "the bandwidth" and unknown.bound_fraction == pytest.approx(40 / 48)
+    assert roofline.kernel_roofs([STEP]) == {}
 
 
 def test_plot_command(capsys, tmp_path):
     pytest.importorskip("matplotlib")
     records = write_lines(tmp_path / "r", [STEP, {**STEP, "case": "decode/ctx16/1", "flops": 2e8}])
-    kernels = write_lines(tmp_path / "k", [KERNEL])
+    peak = {"peak_gflops": 100.0, "peak_source": "FP32 FMA"}
+    kernels = write_lines(tmp_path / "k", [KERNEL, {**KERNEL, **peak}])
     out = tmp_path / "roofline.png"
     assert cli_main(["bench", "plot", str(records), "--kernels", str(kernels), "-o", str(out)]) == 0
     assert out.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and out.stat().st_size > 20_000

@@ -126,6 +126,10 @@ def test_records_say_what_was_measured_and_can_be_repeated(capsys):
         assert line["measured"]["rows"] == 64 and line["cache"] == "cold" and line["clock"] == "wall"
         assert line["read_gbs"] > 0 and line["bandwidth_fraction"] > 0 and line["machine"]
         assert "baseline" not in line and "floor_us" not in line
+        compute_us = line["flops"] / line["peak_gflops"] / 1e3
+        bound_us = max(line["bound_us"], compute_us)
+        assert line["peak_source"] and line["compute_bound_us"] == pytest.approx(compute_us, abs=0.01)
+        assert line["bound_fraction"] == pytest.approx(bound_us / line["median_us"], rel=0.05, abs=0.01)
     assert lines[0]["bytes"] == 64 * 128 * 2
     assert cli_main(shlex.split(lines[3]["repeat"])[1:] + ["--no-baseline"]) == 0
     (again,) = lines_of(capsys)
@@ -138,6 +142,7 @@ def test_calls_on_a_gpu_have_the_time_of_an_empty_kernel_beside_them(capsys, mon
     monkeypatch.setattr(kernel_run._C, "KernelBench", GpuBench)
     result = kernel_run.measure_kernel(shape, 1, _C.KernelBenchOptions(backend="cuda"), 0.001, with_baseline=False)
     assert set(result.floor_s) == set(GpuBench.empty) and result.record()["floor_us"] == 3.0
+    assert result.peak is None and "peak_gflops" not in result.record()
     monkeypatch.setattr("mimo_rt.cli.kbench.measure_kernel", lambda *_, **__: result)
     assert cli_main(["kbench", "route", "--device", "cuda", "--tokens", "1"]) == 0
     assert ", an empty kernel 3.00 us" in capsys.readouterr().out
@@ -148,7 +153,12 @@ def test_table_and_hot_runs(capsys):
     shown = capsys.readouterr()
     assert "custom/64x128/bf16/t2/hot" in shown.out and "error/bound" in shown.out
     assert "repeat: mimo-rt kbench bf16 mxfp4 --shape 64x128" in shown.out
-    assert "1 of 2" in shown.err
+    assert "1 of 2" in shown.err and "%peak" in shown.out
+    assert cli_main([*SMALL, "--tokens", "2", "--hot", "--json"]) == 0
+    for line in lines_of(capsys):  # of the vector units alone, however fast memory is
+        assert line["bound_by"] == "vector"
+        expected = line["flops"] / line["peak_gflops"] / 1e3 / line["median_us"]
+        assert line["bound_fraction"] == pytest.approx(expected, rel=0.05, abs=0.01)
 
 
 def test_int8_activations_are_those_of_mxfp4_matrices(capsys):
@@ -298,6 +308,9 @@ class GpuBench(WrongBench):
         bench.device = "H200"
         bench.work.bytes, bench.work.flops, bench.work.read_bytes = 1e6, 1e6, 1e9
         return bench
+
+    def measure_peak(self):
+        return None
 
     def run(self, num_calls):
         times = {"call_s": [5e-6] * 3, "read_s": [3e-4] * 3, "floor_s": list(self.empty)}

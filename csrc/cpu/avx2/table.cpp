@@ -6,7 +6,7 @@
 namespace mimo_rt::cpu {
 namespace {
 
-constexpr Kernels kTable = avx2::make_table("avx2", "FP32 FMA");
+constexpr Kernels kTable = avx2::make_table("avx2");
 constexpr Kernels kInt8Table = avx2::make_int8_table("avx2");
 
 }  // namespace

@@ -6,11 +6,7 @@
 namespace mimo_rt::cpu {
 namespace {
 
-#if defined(MIMO_RT_AVX512_BF16)
-constexpr Kernels kTable = MIMO_RT_ISA::make_table("avx512", "vdpbf16ps");
-#else
-constexpr Kernels kTable = MIMO_RT_ISA::make_table("avx512", "FP32 FMA");
-#endif
+constexpr Kernels kTable = MIMO_RT_ISA::make_table("avx512");
 constexpr Kernels kInt8Table = MIMO_RT_ISA::make_int8_table("avx512");
 
 }  // namespace

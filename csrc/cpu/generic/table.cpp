@@ -6,7 +6,7 @@
 namespace mimo_rt::cpu {
 namespace {
 
-constexpr Kernels kTable = generic::make_table("generic", "FP32 multiplication, addition");
+constexpr Kernels kTable = generic::make_table("generic");
 constexpr Kernels kInt8Table = generic::make_int8_table("generic");
 
 }  // namespace

@@ -29,6 +29,9 @@ void silu_mul(const float* gate, const float* up, uint32_t num_elements, bf16_t*
 void add_residual(const float* delta, uint32_t num_elements, bf16_t* residual);
 void axpy(float weight, const float* y, uint32_t num_elements, float* acc);
 
-uint64_t run_products(uint64_t num_rounds);
+uint64_t run_products(int format, uint64_t num_rounds);
+const char* product_source(int format);
+uint64_t run_int8_products(uint64_t num_rounds);  ///< of gemm_mxfp4_int8
+const char* int8_product_source();
 
 }  // namespace mimo_rt::cpu::MIMO_RT_ISA

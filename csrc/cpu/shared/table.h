@@ -21,7 +21,7 @@ static void gemm(int format, const GemmArgs& args) {
   }
 }
 
-static constexpr Kernels make_table(const char* name, const char* product_source) {
+static constexpr Kernels make_table(const char* name) {
   return {name,   prepared_bytes, prepare,  gemm,         attend_scratch_floats,
           attend, rms_norm,       silu_mul, add_residual, axpy,
           run_products, product_source};
@@ -40,10 +40,18 @@ static void gemm_with_int8(int format, const GemmArgs& args) {
   return format == layout::kMxfp4 ? gemm_mxfp4_int8(args) : gemm(format, args);
 }
 
+static uint64_t run_products_with_int8(int format, uint64_t num_rounds) {
+  return format == layout::kMxfp4 ? run_int8_products(num_rounds) : run_products(format, num_rounds);
+}
+
+static const char* product_source_with_int8(int format) {
+  return format == layout::kMxfp4 ? int8_product_source() : product_source(format);
+}
+
 static constexpr Kernels make_int8_table(const char* name) {
   return {name,   prepared_bytes_int8, prepare_with_int8, gemm_with_int8, attend_scratch_floats,
           attend, rms_norm,            silu_mul,          add_residual,   axpy,
-          nullptr, nullptr};
+          run_products_with_int8, product_source_with_int8};
 }
 
 }  // namespace

@@ -27,6 +27,7 @@ class KernelResult:
         measurement: None for a wrong result, which is not timed.
         read_gbs: the best of the plain reads between the calls; 0: there are none.
         floor_s: times of empty kernels on a GPU: no call takes less, one of two launches takes more.
+        peak: (GFLOP/s, instruction) of a CPU kernel's multiply-adds in registers alone.
         num_hops: timed hops of a call, for an edge; else 0.
         baseline_s: times of the baseline; empty without one.
         baseline_note: what was left out of the baseline, and why.
@@ -41,6 +42,7 @@ class KernelResult:
     measurement: Measurement | None = None
     read_gbs: float = 0.0
     floor_s: tuple[float, ...] = ()
+    peak: tuple[float, str] | None = None
     cache: str = "cold"
     activations: str = "bf16"
     baseline: str = ""
@@ -62,6 +64,10 @@ class KernelResult:
         return statistics.median(self.baseline_s) / self.measurement.median_s
 
     @property
+    def roofs(self) -> Roofs:
+        return Roofs(self.read_gbs, *(self.peak or ()))
+
+    @property
     def floor_us(self) -> float | None:
         """Of an empty kernel."""
         return round(statistics.median(self.floor_s) * 1e6, 2) if self.floor_s else None
@@ -73,8 +79,7 @@ class KernelResult:
         if self.num_hops and self.measurement is not None:
             line |= self._edge_record(self.measurement)
         elif self.measurement is not None:
-            line |= self.measurement.record(Roofs(self.read_gbs))
-            line["read_gbs"] = line["bandwidth_gbs"] = round(self.read_gbs, 3)
+            line |= self._bound_record(self.measurement)
         line |= {
             "correct": self.is_correct,
             "error_over_bound": round(self.error_over_bound, 6) if is_finite else None,
@@ -108,6 +113,17 @@ class KernelResult:
             }
         if self.baseline_note:
             line["baseline_note"] = self.baseline_note
+        return line
+
+    def _bound_record(self, measurement: Measurement) -> dict[str, Any]:
+        """Times, rates, and the fraction of what memory and vector units allow."""
+        line = measurement.record(self.roofs)
+        line["read_gbs"] = line["bandwidth_gbs"] = round(self.read_gbs, 3)
+        if self.peak:
+            line |= {"peak_gflops": round(self.peak[0], 2), "peak_source": self.peak[1]}
+        if self.peak and self.cache == "hot":  # memory is no limit
+            fraction = line["compute_bound_us"] / line["median_us"]
+            line |= {"bound_by": "vector", "bound_fraction": round(fraction, 4)}
         return line
 
     def _edge_record(self, measurement: Measurement) -> dict[str, Any]:
@@ -148,13 +164,16 @@ def measure_kernel(
     baseline, note = None, ""
     if with_baseline and not options.is_hot:
         baseline, note = make_baseline(bench.measured, bench.work, bench.backend)
+    peaks = [bench.measure_peak()]
     calls, reads, floors, others = _take_turns(bench, baseline, seconds)
+    peaks.append(bench.measure_peak())
     work = bench.work
     return KernelResult(
         **facts,
         measurement=Measurement(case, tuple(calls), num_tokens, work.bytes, work.flops),
         read_gbs=work.read_bytes / min(reads) / 1e9 if reads else 0.0,
         floor_s=tuple(floors),
+        peak=max(filter(None, peaks), default=None),
         baseline=baseline.name if baseline else "",
         baseline_s=tuple(others),
         baseline_note=note,

@@ -20,7 +20,10 @@ _INK, _PALE, _ROOF, _KERNEL_ROOF = "#222222", "#bbbbbb", "#1f4e79", "#8c6d1f"
 
 @dataclass(frozen=True)
 class Point:
-    """One case: operations per byte, GFLOP/s, and the fraction of its bound."""
+    """One case: operations per byte, GFLOP/s, and the fraction of its bound.
+
+    ``bound``: what that is, where it is not both bandwidth and vector units.
+    """
 
     label: str
     kind: str
@@ -28,6 +31,7 @@ class Point:
     gflops: float
     bound_fraction: float
     is_estimated: bool = False
+    bound: str = "its bound"
 
 
 @dataclass(frozen=True)
@@ -54,13 +58,17 @@ def step_roof(records: Sequence[dict[str, Any]]) -> Roof | None:
     return Roof(label, max(r["bandwidth_gbs"] for r in used), max(peaks, default=None))
 
 
-def kernel_roof(lines: Sequence[dict[str, Any]]) -> Roof | None:
-    """One thread's roof; its peak is the best of the kernels that ran without memory."""
+def kernel_roofs(lines: Sequence[dict[str, Any]]) -> dict[str | None, Roof]:
+    """One thread's roof for each instruction that multiplies; None: kernels whose peak is not known."""
     used = [line for line in lines if _is_kernel(line)]
-    if not used:
-        return None
-    hot = [line["gflops"] for line in used if line.get("cache") == "hot"]
-    return Roof("one thread", max(line["read_gbs"] for line in used), max(hot, default=None))
+    sources = dict.fromkeys(line.get("peak_source") for line in used)
+    return {source: _kernel_roof(source, used) for source in sources}
+
+
+def _kernel_roof(source: str | None, lines: Sequence[dict[str, Any]]) -> Roof:
+    peaks = [line["peak_gflops"] for line in lines if source and line.get("peak_source") == source]
+    label = f"one thread, {source}" if source else "one thread"
+    return Roof(label, max(line["read_gbs"] for line in lines), max(peaks, default=None))
 
 
 def step_points(records: Iterable[dict[str, Any]], roof: Roof) -> list[Point]:
@@ -75,15 +83,16 @@ def step_points(records: Iterable[dict[str, Any]], roof: Roof) -> list[Point]:
     return points
 
 
-def kernel_points(lines: Iterable[dict[str, Any]], roof: Roof) -> list[Point]:
-    """Markers of the cold lines of ``kbench --json``."""
+def kernel_points(lines: Iterable[dict[str, Any]], source: str | None, roof: Roof) -> list[Point]:
+    """Markers of the cold lines of ``kbench --json`` with that instruction."""
     points = []
     for line in filter(_is_kernel, lines):
-        if line.get("cache") == "hot":
+        if line.get("cache") == "hot" or line.get("peak_source") != source:
             continue
-        intensity = line["gflops"] / line["gbs"]
-        points.append(Point(line["case"], "gemm", intensity, line["gflops"],
-                            line["gflops"] / roof.at(intensity)))
+        intensity, gflops = line["gflops"] / line["gbs"], line["gflops"]
+        fraction = line.get("bound_fraction") or gflops / roof.at(intensity)
+        points.append(Point(line["case"], "gemm", intensity, gflops, fraction,
+                            bound="its bound" if source else "the bandwidth"))
     return points
 
 
@@ -118,10 +127,10 @@ def draw(
         UnavailableError: matplotlib is missing.
     """
     figure_module = require_matplotlib()
-    pairs = [(step_roof(records), records, step_points, _ROOF),
-             (kernel_roof(kernels), kernels, kernel_points, _KERNEL_ROOF)]
-    sets = [(roof, make(lines, roof), colour) for roof, lines, make, colour in pairs
-            if roof is not None]
+    roof = step_roof(records)
+    sets = [(roof, step_points(records, roof), _ROOF)] if roof else []
+    sets += [(roof, kernel_points(kernels, source, roof), _KERNEL_ROOF)
+             for source, roof in kernel_roofs(kernels).items()]
     if not any(points for _, points, _ in sets):
         raise _C.InvalidArgumentError(
             "[bench] plot: expected records of decode, verify or prefill, or lines of "
@@ -136,7 +145,7 @@ def draw(
             _draw_point(axes, point, roof, index / max(len(points) - 1, 1))
     _finish(axes, sets, low, high, _title(records or kernels))
     figure.draw_without_rendering()  # fixes the layout, and with it the angle of the slopes
-    for roof, _, colour in sets:
+    for colour, roof in {colour: roof for roof, _, colour in sets}.items():  # slopes are of one memory
         _label_slope(axes, roof, low * 1.1, colour)
     figure.savefig(path)
 
@@ -164,7 +173,7 @@ def _label_slope(axes: Any, roof: Roof, start: float, colour: str) -> None:
     begin, end = axes.transData.transform([(x, roof.at(x)) for x in (start, 1.01 * start)])
     angle = math.degrees(math.atan2(end[1] - begin[1], end[0] - begin[0]))
     axes.annotate(
-        f"read {roof.bandwidth_gbs:.1f} GB/s, {roof.label}", (start, roof.at(start)),
+        f"read {roof.bandwidth_gbs:.1f} GB/s, {roof.label.split(',')[0]}", (start, roof.at(start)),
         xytext=(-4, 4), textcoords="offset points", rotation=angle, rotation_mode="anchor",
         color=colour, fontsize=9,
     )
@@ -179,7 +188,7 @@ def _draw_point(axes: Any, point: Point, roof: Roof, shade: float) -> None:
     mark = "~" if point.is_estimated else ""
     axes.plot([point.intensity], [point.gflops], linestyle="none", markersize=9, zorder=3,
               marker=_MARKERS.get(point.kind, "P"), color=colour, markeredgecolor=_INK,
-              label=f"{point.label}: {mark}{100 * point.bound_fraction:.0f} % of its bound")
+              label=f"{point.label}: {mark}{100 * point.bound_fraction:.0f} % of {point.bound}")
 
 
 def _finish(

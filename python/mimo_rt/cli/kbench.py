@@ -26,11 +26,12 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     parser = subparsers.add_parser(
         "kbench", parents=[common], help="measure single kernels", allow_abbrev=False,
         description="Times single kernels on random data outside the caches, beside a plain read "
-        "of the same memory and beside PyTorch where it is installed (MXFP4 experts on a GPU: also "
-        "beside Triton, whichever is faster). 'edges' hands a token from worker to worker: a hop "
-        "is what an edge between tasks costs. Results are compared with float64 first: a wrong "
-        "one is not timed, and a case that fails has an 'error' instead of times; both make the "
-        "exit code 1. CPU kernels run on one thread, edges on all. "
+        "of the same memory, beside their multiply-adds in registers alone (%peak, on a CPU) or "
+        "an empty kernel (on a GPU), and beside PyTorch where it is installed (MXFP4 experts on a "
+        "GPU: also beside Triton, whichever is faster). 'edges' hands a token from worker to "
+        "worker: a hop is what an edge between tasks costs. Results are compared with float64 "
+        "first: a wrong one is not timed, and a case that fails has an 'error' instead of times; "
+        "both make the exit code 1. CPU kernels run on one thread, edges on all. "
         "'mimo-rt kbench compare A.jsonl B.jsonl' judges two files of --json lines; exit code 1 "
         "when a case is SLOWER, wrong, failed, or MISSING: measured in A alone.",
     )
@@ -223,7 +224,7 @@ def _print_results(results: list[KernelResult]) -> None:
         print(format_table(edges, header))
     if rows := [_row(r) for r in results if not r.num_hops]:
         print(format_table(rows, ("case", "median us", "p10..p90", "n", "MB", "GB/s", "%read",
-                                  "GFLOP/s", "error/bound", "rms error", "x baseline")))
+                                  "GFLOP/s", "%peak", "error/bound", "rms error", "x baseline")))
     if names := sorted({r.baseline for r in results if r.baseline}):
         print(f"baseline: {'; '.join(names)} (linear and bmm: of weights dequantised beforehand)")
     for text in sorted({r.baseline_note for r in results if r.baseline_note}):
@@ -243,13 +244,15 @@ def _row(result: KernelResult) -> tuple[str, ...]:
     m = result.measurement
     error = f"{result.error_over_bound:.3g}"
     if m is None:
-        return (result.case, "-", "-", "-", "-", "-", "-", "-", f"{error} WRONG", "-", "-")
+        return (result.case, "-", "-", "-", "-", "-", "-", "-", "-", f"{error} WRONG", "-", "-")
     low, high = m.quantiles_s()
     ratio = result.times_baseline
+    gflops = m.num_flops / m.median_s / 1e9
     return (
         result.case, f"{m.median_s * 1e6:.1f}", f"{low * 1e6:.1f}..{high * 1e6:.1f}",
         str(len(m.times_s)), f"{m.num_bytes / 1e6:.2f}", f"{m.gbs:.2f}",
-        f"{100 * m.gbs / result.read_gbs:.1f}", f"{m.num_flops / m.median_s / 1e9:.1f}", error,
+        f"{100 * m.gbs / result.read_gbs:.1f}", f"{gflops:.1f}",
+        f"{100 * gflops / result.peak[0]:.1f}" if result.peak else "-", error,
         f"{result.relative_error:.2g}" if result.relative_error else "-",
         f"{ratio:.2f}" if ratio else "-",
     )
