@@ -57,6 +57,7 @@ class SamplingParams:
         draft_proposal: "argmax" or "sampled", how a draft model proposes when temperature > 0. With
             "argmax" the output is that of plain decoding with the same seed, token for token;
             with "sampled" a seed repeats it only when draft_mode is "fixed".
+        want_rounds: keep what every round drafted and accepted, in ``result.stats.draft``.
     """
 
     max_tokens: int | None = None
@@ -76,6 +77,7 @@ class SamplingParams:
     draft_mode: str = "adaptive"
     num_draft_tokens: int | None = None
     draft_proposal: str = "argmax"
+    want_rounds: bool = False
 
     def __init__(self, **arguments: Any) -> None:
         values = {field.name: field.default for field in dataclasses.fields(SamplingParams)}
@@ -186,6 +188,7 @@ def core_options(
         ignore_eos=params.ignore_eos,
         stop=list(params.stop),
         include_stop_str_in_output=params.include_stop_str_in_output,
+        want_rounds=params.want_rounds,
     )
 
 

@@ -18,12 +18,18 @@ class DraftStats:
     emitted.
 
     Attributes:
+        num_spec_tokens: drafts that a round may verify; 0: drafting was off.
+        completion_tokens: of the whole output, the first token included.
         num_rounds: verification steps, those without a draft included.
         num_drafted_rounds: those that verified drafts.
         accepted_at_pos, drafted_at_pos: rounds that accepted, or verified, draft i + 1.
         accepted_histogram, width_histogram: rounds that accepted, or verified, n drafts.
+        per_step_accepted, per_step_drafted: of every round, when asked for with ``want_rounds``;
+            their sums are num_accepted_tokens and num_draft_tokens.
     """
 
+    num_spec_tokens: int = 0
+    completion_tokens: int = 0
     num_rounds: int = 0
     num_drafted_rounds: int = 0
     num_draft_tokens: int = 0
@@ -34,11 +40,22 @@ class DraftStats:
     drafted_at_pos: tuple[int, ...] = ()
     accepted_histogram: tuple[int, ...] = ()
     width_histogram: tuple[int, ...] = ()
+    per_step_accepted: tuple[int, ...] | None = None
+    per_step_drafted: tuple[int, ...] | None = None
 
     @classmethod
-    def from_core(cls, stats: Any) -> DraftStats:
+    def from_core(
+        cls, result: Any, num_spec_tokens: int, wants_rounds: bool = False
+    ) -> DraftStats:
         """The extension module's numbers as a plain value; lists end at the widest round."""
-        values = {field.name: getattr(stats, field.name) for field in dataclasses.fields(cls)}
+        stats = result.stats.draft
+        names = [field.name for field in dataclasses.fields(cls) if hasattr(stats, field.name)]
+        values: dict[str, Any] = {name: getattr(stats, name) for name in names}
+        values["num_spec_tokens"] = num_spec_tokens
+        values["completion_tokens"] = len(result.token_ids)
+        if wants_rounds:
+            values["per_step_accepted"] = tuple(step.num_tokens - 1 for step in result.rounds)
+            values["per_step_drafted"] = tuple(step.num_drafts for step in result.rounds)
         widest = max((n for n, count in enumerate(stats.width_histogram) if count), default=0)
         for name in ("accepted_at_pos", "drafted_at_pos"):
             values[name] = tuple(values[name][:widest])
@@ -53,7 +70,13 @@ class DraftStats:
         ``acceptance_when_verified``: of those that verified it.
         """
         num_drafted = [self.num_drafted_rounds] * len(self.accepted_at_pos)
+        steps = {} if self.per_step_accepted is None or self.per_step_drafted is None else {
+            "per_step_accepted": list(self.per_step_accepted),
+            "per_step_drafted": list(self.per_step_drafted),
+        }
         return {
+            "num_spec_tokens": self.num_spec_tokens,
+            "completion_tokens": self.completion_tokens,
             "mean_acceptance_length": round(self.acceptance_length, 4),
             "draft_acceptance_rate": round(self.acceptance_rate, 4),
             "acceptance_histogram": _counts(self.accepted_histogram),
@@ -66,6 +89,7 @@ class DraftStats:
             "drafted_at_pos": list(self.drafted_at_pos),
             "acceptance_per_position": _shares(self.accepted_at_pos, num_drafted),
             "acceptance_when_verified": _shares(self.accepted_at_pos, self.drafted_at_pos),
+            **steps,
         }
 
 
@@ -92,10 +116,10 @@ class GenerationStats:
     draft: DraftStats = DraftStats()
 
     @classmethod
-    def from_core(cls, stats: Any) -> GenerationStats:
+    def from_core(cls, stats: Any, draft: DraftStats) -> GenerationStats:
         """The extension module's numbers as a plain value."""
         values = {field.name: getattr(stats, field.name) for field in dataclasses.fields(cls)}
-        return cls(**{**values, "draft": DraftStats.from_core(stats.draft)})
+        return cls(**{**values, "draft": draft})
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dicts and lists, ready for JSON; ``draft`` as `DraftStats.to_dict` has it."""
@@ -226,10 +250,11 @@ class SessionStats:
 
 
 def result_from_core(
-    result: Any, *, text: str, seed: int, stop_token_ids: tuple[int, ...], wants_logprobs: bool
+    result: Any, *, text: str, seed: int, stop_token_ids: tuple[int, ...], wants_logprobs: bool,
+    draft: DraftStats,
 ) -> GenerationResult:
     """Turn the extension module's result into a `GenerationResult`."""
-    stats = GenerationStats.from_core(result.stats)
+    stats = GenerationStats.from_core(result.stats, draft)
     stop_reason: str | int | None = result.stop_string or None
     if stop_reason is None and result.stop_token_id in stop_token_ids:
         stop_reason = result.stop_token_id

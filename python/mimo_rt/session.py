@@ -216,10 +216,10 @@ class Session(SessionState):
                 text = self.decode(raw.token_ids) if self._decodes_in_python else raw.text
                 result = result_from_core(
                     raw,
-                    text=text,
-                    seed=seed,
+                    text=text, seed=seed,
                     stop_token_ids=params.stop_token_ids,
                     wants_logprobs=params.logprobs is not None,
+                    draft=self._draft_stats(raw, params),
                 )
                 self._record(result)
                 return result

@@ -157,4 +157,5 @@ SAMPLING_CHECKS = {
     "draft_mode": _one_of("off", "fixed", "adaptive"),
     "num_draft_tokens": _integer(1, 15, optional=True),
     "draft_proposal": _one_of("argmax", "sampled"),
+    "want_rounds": as_flag,
 }

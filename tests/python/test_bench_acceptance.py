@@ -1,6 +1,8 @@
 """`mimo-rt bench acceptance`: prompt files, sums of draft statistics, and the check against plain decoding."""
 
+import dataclasses
 import json
+from random import Random
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +11,7 @@ from mimo_rt import _C
 from mimo_rt.bench import adversarial, draft_share
 from mimo_rt.bench.acceptance import Generation, add_up, record, require_equal, run_prompts
 from mimo_rt.bench.compare import read_records
+from mimo_rt.bench.measurement import median_bounds
 from mimo_rt.bench.prompts import DEFAULT_FILE, BenchPrompt, limit_per_category, read_prompts
 from mimo_rt.bench.summary import summarize
 from mimo_rt.checkpoints import write_tiny_checkpoint
@@ -90,6 +93,8 @@ def draft_stats(accepted, verified):
     """Statistics of rounds that accepted and verified so many drafts."""
     wide = max(verified, default=0)
     return DraftStats(
+        num_spec_tokens=7 if verified else 0,
+        completion_tokens=1 + len(verified) + sum(accepted) if verified else 0,
         num_rounds=len(verified),
         num_drafted_rounds=sum(v > 0 for v in verified),
         num_draft_tokens=sum(verified),
@@ -109,6 +114,7 @@ ROUNDS = [([0, 3, 1], [3, 3, 2]), ([1], [1]), ([], []), ([0, 0, 7], [0, 0, 7])]
 def test_sums_equal_the_statistics_of_all_rounds_together():
     parts = [draft_stats(*rounds) for rounds in ROUNDS]
     together = draft_stats(sum((a for a, _ in ROUNDS), []), sum((v for _, v in ROUNDS), []))
+    together = dataclasses.replace(together, completion_tokens=together.completion_tokens + 2)  # three first tokens
     assert add_up(parts) == together
     assert add_up(parts[1:]) != together  # control
     assert add_up([]) == DraftStats()
@@ -120,6 +126,7 @@ def test_record_has_the_common_names_and_agrees_with_itself():
     assert sum(histogram.values()) == line["num_spec_steps"] == 4
     assert sum(n * count for n, count in histogram.items()) == line["num_accepted_draft_tokens"] == 4
     assert line["mean_acceptance_length"] == 2.0 and line["draft_acceptance_rate"] == 0.5
+    assert line["num_spec_tokens"] == 7 and line["completion_tokens"] == 9
     assert line["acceptance_per_position"] == [0.6667, 0.3333, 0.3333]  # of the three drafted steps
     assert line["acceptance_when_verified"] == [0.6667, 0.3333, 0.5]
 
@@ -146,8 +153,8 @@ class FakeSession:
 
     engine = SimpleNamespace(draft_config=object())
 
-    def __init__(self, bad_mode=None):
-        self.calls, self.bad_mode = [], bad_mode
+    def __init__(self, bad_mode=None, speed_off=10.0):
+        self.calls, self.bad_mode, self.speed_off = [], bad_mode, speed_off
 
     def reset(self):
         self.calls.append("reset")
@@ -155,7 +162,7 @@ class FakeSession:
     def generate(self, content, **params):
         mode = params["draft_mode"]
         self.calls.append((content, mode))
-        speed = {"off": 10.0, "fixed": 15.0, "adaptive": 20.0}[mode]
+        speed = {"off": self.speed_off, "fixed": 15.0, "adaptive": 20.0}[mode]
         draft = DraftStats() if mode == "off" else draft_stats([1, 1], [2, 2])
         tokens = [9 if mode == self.bad_mode else 1, 2, 3, 4, 5]
         stats = GenerationStats(num_output_tokens=5, decode_tokens_per_s=speed, ttft_ms=1.0, draft=draft)
@@ -178,6 +185,14 @@ def test_modes_take_turns_from_an_empty_cache():
     assert all(sorted(order) == ["adaptive", "fixed", "off"] for order in orders)
     assert [g.mode for g in done] == ["plain", "fixed", "adaptive"] * 4
     require_equal(done)
+
+
+def test_plain_decoding_may_have_an_engine_of_its_own():
+    session, plain = FakeSession(), FakeSession(speed_off=12.5)
+    done = run_prompts(session, PROMPTS, ("fixed", "adaptive"), GREEDY, plain=plain)
+    assert {mode for _, mode in session.calls[1::2]} == {"fixed", "adaptive"}
+    assert {mode for _, mode in plain.calls[1::2]} == {"off"} and len(plain.calls) == 2 * (1 + len(PROMPTS))
+    assert summarize(done)[-1].ratio == pytest.approx(20 / 12.5)
 
 
 def test_a_changed_text_is_an_error():
@@ -207,9 +222,8 @@ def test_summaries_of_categories_and_of_all():
     assert line["mean_acceptance_length"] == line["token_weighted_acceptance_length"] == 2.0
     assert line["median_us"] == pytest.approx(1e6 / 15, rel=1e-5)
     assert summaries["A", "plain"].record()["mean_acceptance_length"] == 0.0
-    per_prompt = record(done[1], 7)
-    assert per_prompt["num_spec_tokens"] == 7 and per_prompt["completion_tokens"] == 5
-    assert per_prompt["equals_plain"] is True and record(done[0], 7)["num_spec_tokens"] == 0
+    assert record(done[1])["num_spec_tokens"] == 7 and record(done[1])["equals_plain"] is True
+    assert record(done[0])["num_spec_tokens"] == 0
 
 
 def test_a_prompt_that_ends_at_once_has_no_speed():
@@ -223,10 +237,20 @@ def test_a_prompt_that_ends_at_once_has_no_speed():
 
 @pytest.mark.parametrize(
     ("ratios", "expected"),
-    [((0.98, 0.99, 1.0), "WITHIN"), ((0.9, 0.91, 0.92), "SLOWER"), ((0.9, 0.95, 1.1), "UNDECIDED"),
-     ((0.5, 0.5), "UNDECIDED"), ((), "UNDECIDED")])
+    [((0.98,) * 5, "WITHIN"), ((0.98,) * 4, "UNDECIDED"), ((), "UNDECIDED"), ((0.9,) * 5, "SLOWER"),
+     ((0.96, *(0.98,) * 6), "UNDECIDED"), ((0.96, *(0.98,) * 7), "WITHIN"),  # one of seven may be chance
+     ((0.5, 0.5, *(0.98,) * 10), "WITHIN"), ((0.5, 0.5, 0.5, *(0.98,) * 9), "UNDECIDED"),
+     ((*(0.9,) * 10, 1.1, 1.1), "SLOWER"), ((*(0.9,) * 9, 1.1, 1.1, 1.1), "UNDECIDED")])
 def test_verdict_on_a_useless_draft(ratios, expected):
     assert adversarial.verdict(ratios) == expected
+
+
+def test_bounds_of_a_median_hold_as_often_as_they_say():
+    random, num_wrong = Random(5), 0
+    for _ in range(4000):
+        low, high = median_bounds([random.random() ** 3 for _ in range(12)])
+        num_wrong += low > 0.125
+    assert 0.012 < num_wrong / 4000 < 0.027  # 0.0193: of twelve, at most two are below the median
 
 
 # -- the command, on a real engine with a random draft
@@ -262,10 +286,18 @@ def test_drafted_output_equals_plain_output(capsys, tiny_random_model):
     emitted = fixed["num_spec_steps"] + fixed["num_accepted_draft_tokens"]
     assert emitted == fixed["completion_tokens"] - 1
     assert next(line for line in prompts if line["mode"] == "plain")["num_draft_tokens"] == 0
-    assert code == 0 and "UNDECIDED" in err  # two prompts are no verdict
+    assert code == 1 and "UNDECIDED" in err  # two prompts are no verdict
+    assert "per_step_drafted" not in fixed
+    code, out, _ = run_here(capsys, "--json", "--per-step", "--modes", "fixed")
+    steps = [line for line in map(json.loads, out.splitlines()) if line["mode"] == "fixed" and "id" in line]
+    for line in steps:
+        assert len(line["per_step_accepted"]) == len(line["per_step_drafted"]) == line["num_spec_steps"]
+        assert sum(line["per_step_accepted"]) == line["num_accepted_draft_tokens"]
+        assert sum(line["per_step_drafted"]) == line["num_draft_tokens"] > 0
+    assert len(steps) == 2
     code, out, _ = run_here(capsys, "--temperature", "0.8", "--seed", "3", "--modes", "fixed")
     assert code == 0 and "2 of 2 outputs" in out and "seed 3" in out
-    code, out, _ = run_here(capsys, "--draft", "ngram", "--json")
+    code, out, _ = run_here(capsys, "--draft", "ngram", "--json", "--modes", "fixed")
     lookups = [json.loads(text) for text in out.splitlines()]
     assert code == 0 and all(line["equals_plain"] in (True, None) for line in lookups if "id" in line)
     assert all(line["draft_bytes_per_round"] == 0 for line in lookups)
@@ -315,8 +347,5 @@ def test_an_inequality_ends_with_exit_code_1(capsys, monkeypatch, tiny_random_mo
 
 
 def test_a_model_without_a_draft():
-    closed = []
-    session = SimpleNamespace(engine=SimpleNamespace(max_draft_tokens=0), close=lambda: closed.append(1))
     with pytest.raises(MimoRtError, match="--draft DIR"):
-        _bench_acceptance._num_spec_tokens(session, SimpleNamespace(num_draft_tokens=None))
-    assert closed
+        _bench_acceptance._require_drafts(SimpleNamespace(engine=SimpleNamespace(max_draft_tokens=0)))

@@ -47,22 +47,28 @@ def run_prompts(
     modes: Sequence[str],
     params: dict[str, Any],
     progress: Progress | None = None,
+    plain: Any = None,
 ) -> list[Generation]:
     """Generate for every prompt in plain decoding and in each of ``modes``.
 
     Args:
         params: arguments of `Session.generate`; with a temperature above 0 they need a seed.
+        plain: the session that decodes plainly; None: the same one, which then still makes the
+            context of its draft.
     """
     modes = [PLAIN, *(mode for mode in modes if mode != PLAIN)]
     # Lookups, which have no draft model, propose tokens whatever draft_proposal says.
     is_exact = (params.get("temperature") == 0 or params.get("draft_proposal", "argmax") == "argmax"
                 or session.engine.draft_config is None)
-    generate(session, prompts[0], modes[-1], {**params, "max_tokens": 8})  # warm-up
+    sessions = {mode: session for mode in modes} | ({PLAIN: plain} if plain is not None else {})
+    for mode in dict.fromkeys((PLAIN, modes[-1]) if plain is not None else (modes[-1],)):  # warm-up
+        generate(sessions[mode], prompts[0], mode, {**params, "max_tokens": 8})
     done = []
     for number, prompt in enumerate(prompts):
         shift = number % len(modes)
         results = {
-            mode: generate(session, prompt, mode, params) for mode in modes[shift:] + modes[:shift]
+            mode: generate(sessions[mode], prompt, mode, params)
+            for mode in modes[shift:] + modes[:shift]
         }
         expected = results[PLAIN].token_ids
         for mode in modes:
@@ -93,18 +99,16 @@ def require_equal(generations: Iterable[Generation]) -> None:
         )
 
 
-def record(generation: Generation, num_spec_tokens: int) -> dict[str, Any]:
-    """One line per prompt and mode. ``num_spec_tokens``: drafts a round may verify."""
+def record(generation: Generation) -> dict[str, Any]:
+    """One line per prompt and mode."""
     stats = generation.result.stats
     return {
         "case": f"acceptance/{generation.prompt.category}/{generation.mode}/prompt",
         "category": generation.prompt.category,
         "id": generation.prompt.id,
         "mode": generation.mode,
-        "num_spec_tokens": num_spec_tokens if generation.mode != PLAIN else 0,
         **stats.draft.to_dict(),
         "prompt_tokens": generation.result.usage.prompt_tokens,
-        "completion_tokens": generation.result.usage.completion_tokens,
         "finish_reason": generation.result.finish_reason,
         "ttft_ms": round(stats.ttft_ms, 3),
         "tokens_per_s": round(stats.decode_tokens_per_s, 3),
@@ -119,6 +123,8 @@ def add_up(parts: Iterable[DraftStats]) -> DraftStats:
     num_drafts = sum(part.num_draft_tokens for part in parts)
     num_accepted = sum(part.num_accepted_tokens for part in parts)
     return DraftStats(
+        num_spec_tokens=max((part.num_spec_tokens for part in parts), default=0),
+        completion_tokens=sum(part.completion_tokens for part in parts),
         num_rounds=num_rounds,
         num_drafted_rounds=sum(part.num_drafted_rounds for part in parts),
         num_draft_tokens=num_drafts,

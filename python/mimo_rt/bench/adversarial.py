@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from .measurement import spread
+from .measurement import median_bounds
 from .prompts import BenchPrompt
 from .synthetic import synthetic_config, synthetic_draft_config, synthetic_engine
 from .work import spread_prompt
@@ -16,12 +15,13 @@ LIMIT = 0.97  # of plain decoding's speed
 PROMPT_TOKENS = 32
 
 
-def random_engine(num_layers: int, options: dict[str, Any]) -> Any:
-    """The random benchmark model with a random draft, which agrees with it by chance only; with
-    "ngram" among the options with lookups, for which a random text is as bad."""
+def random_engine(num_layers: int, options: dict[str, Any], drafts: str) -> Any:
+    """The random benchmark model with ``drafts``: "model", a random one, which agrees with it by
+    chance only; "ngram", lookups, for which a random text is as bad; "none"."""
     config = synthetic_config(num_layers)
-    draft = None if options["draft"] == "ngram" else synthetic_draft_config(config)
-    return synthetic_engine(config, options, draft)
+    draft = synthetic_draft_config(config) if drafts == "model" else None
+    of_text = "ngram" if drafts == "ngram" else None
+    return synthetic_engine(config, {**options, "draft": of_text}, draft)
 
 
 def random_prompts(config: Any, num_prompts: int) -> list[BenchPrompt]:
@@ -33,12 +33,9 @@ def random_prompts(config: Any, num_prompts: int) -> list[BenchPrompt]:
 
 
 def verdict(ratios: Sequence[float], limit: float = LIMIT) -> str:
-    """"WITHIN" or "SLOWER" than ``limit`` times plain decoding, or "UNDECIDED".
-
-    SLOWER needs nine in ten prompts below the limit; one slow moment of the machine is no verdict.
-    """
-    if len(ratios) < 3:
+    """Of the median over all such prompts, of which ``ratios`` are some: "WITHIN" or "SLOWER" than
+    ``limit`` times plain decoding with a certainty of 95 %, or "UNDECIDED"."""
+    bounds = median_bounds(ratios)
+    if bounds is None or bounds[0] < limit <= bounds[1]:
         return "UNDECIDED"
-    if statistics.median(ratios) >= limit:
-        return "WITHIN"
-    return "SLOWER" if spread(ratios)[1] < limit else "UNDECIDED"
+    return "WITHIN" if bounds[0] >= limit else "SLOWER"

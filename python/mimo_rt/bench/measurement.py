@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -121,6 +122,16 @@ def spread(samples: Sequence[float]) -> tuple[float, float]:
         return samples[0], samples[0]
     cuts = statistics.quantiles(samples, n=10, method="inclusive")
     return cuts[0], cuts[-1]
+
+
+def median_bounds(samples: Sequence[float], risk: float = 0.05) -> tuple[float, float] | None:
+    """Values that the median of what ``samples`` are drawn from lies above, and below, each with a probability of
+    1 - ``risk``, whatever the distribution: how many of n samples are below it is binomial. None: too few samples."""
+    n = len(samples)
+    outside, tail = -1, 0.0  # samples on each side that may be left out
+    while (tail := tail + math.comb(n, outside + 1) / 2**n) <= risk:
+        outside += 1
+    return None if outside < 0 else (sorted(samples)[outside], sorted(samples)[n - 1 - outside])
 
 
 def time_call(call: Callable[[], Any]) -> float:
