@@ -139,10 +139,12 @@ def draw(
     figure = figure_module.Figure(figsize=(10, 6), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     low, high = _x_range(sets)
-    for roof, points, colour in sets:
+    pairs = [(roof, point) for roof, points, _ in sets
+             for point in sorted(points, key=lambda p: p.intensity)]
+    for roof, _, colour in sets:
         _draw_roof(axes, roof, low, high, colour)
-        for index, point in enumerate(sorted(points, key=lambda p: p.intensity)):
-            _draw_point(axes, point, roof, index / max(len(points) - 1, 1))
+    for index, (roof, point) in enumerate(pairs):
+        _draw_point(axes, point, roof, index / max(len(pairs) - 1, 1))
     _finish(axes, sets, low, high, _title(records or kernels))
     figure.draw_without_rendering()  # fixes the layout, and with it the angle of the slopes
     for colour, roof in {colour: roof for roof, _, colour in sets}.items():  # slopes are of one memory
