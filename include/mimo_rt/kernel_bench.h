@@ -75,8 +75,6 @@ struct KernelTimes {
   std::vector<double> floor_s;
 };
 
-  /// On "cuda": one kernel that does nothing, just behind it. No call is faster, one of two launches takes longer.
-  std::vector<double> floor_s;
 /// Owns all buffers; nothing is allocated between two calls. One thread at a time. A CPU kernel runs
 /// on the caller's thread, an edge on pinned threads of its own.
 class MIMO_RT_API KernelBench {
