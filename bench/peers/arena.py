@@ -27,7 +27,8 @@ run: how far 8-bit roundings alone move this model. Many times that is another m
 wrong field of the GGUF file; where it is a third (deep random models), logits cannot tell. The case
 textN is what users see: 128 greedy tokens after each of N real prompts.
 
-Weights of the engines on the GGUF file are read into huge pages (``huge_page_mb`` in the records).
+The other engines' memory is asked into huge pages, too: ``huge_page_mb`` of ``resident_mb`` in the
+records tell whether the system had them.
 """
 
 from __future__ import annotations

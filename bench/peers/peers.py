@@ -23,7 +23,8 @@ ENGINES = ("mimo_rt", WITH_DRAFTS, WITH_INT8, *_ON_GGUF, "transformers", "transf
 # Weights that peers read into memory of malloc lie in huge pages then, as ours do. Mapped files
 # have pages of 4 KiB, with which llama.cpp decodes a quarter slower.
 _HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-_GGUF_FACTS = {"use_mmap": False, "glibc_tunables": _HUGE_PAGES["GLIBC_TUNABLES"]}
+_THEIR_FACTS = {"glibc_tunables": _HUGE_PAGES["GLIBC_TUNABLES"]}
+_GGUF_FACTS = {"use_mmap": False} | _THEIR_FACTS
 CONTEXT_TOKENS = 16
 DECODE_STEPS = 16
 ROW_STEPS = 4
@@ -103,8 +104,8 @@ class Worker:
     ) -> None:
         self.name = name
         self.outputs: dict[tuple[int, ...], Output] = {}
-        is_on_gguf = name in _ON_GGUF
-        environment = os.environ | (_HUGE_PAGES if is_on_gguf else {})
+        is_ours = name.startswith("mimo_rt")  # asks for huge pages itself
+        environment = os.environ | ({} if is_ours else _HUGE_PAGES)
         for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
             environment[variable] = str(threads)
         if llama_library is not None:
@@ -120,7 +121,7 @@ class Worker:
         if "skipped" in answer:
             self.close()
             raise Skipped(answer["skipped"])
-        self.facts = answer | (_GGUF_FACTS if is_on_gguf else {})
+        self.facts = answer | (_GGUF_FACTS if name in _ON_GGUF else {} if is_ours else _THEIR_FACTS)
 
     def run(self, case: Case) -> float:
         assert self._process.stdin is not None

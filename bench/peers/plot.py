@@ -15,12 +15,10 @@ from pathlib import Path
 from typing import Any
 
 _BASE = "mimo_rt"
-_COLOURS = {"mimo_rt_int8": "#7fa3c7", "llama_cpp": "#b5651d", "llama_sync": "#b5651d",
-            "xllamacpp": "#b5651d", "ik_llama": "#d9a441", "transformers": "#8a8a8a",
-            "transformers_f32": "#8a8a8a"}
-_NAMES = {"mimo_rt_int8": "mimo_rt, INT8", "llama_cpp": "llama.cpp",
-          "llama_sync": "llama.cpp", "xllamacpp": "llama.cpp", "ik_llama": "ik_llama.cpp", "transformers": "transformers",
-          "transformers_f32": "transformers, F32"}
+_NAMES = {"mimo_rt_int8": "mimo_rt, INT8", "llama_cpp": "llama.cpp", "llama_sync": "llama.cpp",
+          "xllamacpp": "llama.cpp", "llama_bench": "llama.cpp", "ik_llama": "ik_llama.cpp",
+          "transformers": "transformers", "transformers_f32": "transformers, F32"}
+_COLOURS = {"mimo_rt, INT8": "#7fa3c7", "llama.cpp": "#b5651d", "ik_llama.cpp": "#d9a441"}
 _CASES = {"decode": "1 token", "rows8": "8 tokens", "prefill512": "prefill of 512"}
 
 
@@ -32,7 +30,9 @@ def read_panels(paths: Iterable[Path]) -> list[tuple[str, list[dict[str, Any]]]]
         timed = [r for r in lines if "over_mimo_rt" in r and _case(r) in _CASES]
         for model in dict.fromkeys(r["model"] for r in timed):
             records = [r for r in timed if r["model"] == model]
-            ours = next(r for r in records if r["engine"] == _BASE)
+            ours = next((r for r in records if r["engine"] == _BASE), None)
+            if ours is None:
+                continue
             title = f"{model}\n{ours['machine']}, {ours['backend']}, {ours['date']}"
             panels.append((title, records))
     return panels
@@ -66,8 +66,9 @@ def _draw_panel(axis: Any, title: str, records: Sequence[dict[str, Any]]) -> Non
             ratio = r["over_mimo_rt"]
             spread = [[max(0.0, ratio - r["over_mimo_rt_p10"])],
                       [max(0.0, r["over_mimo_rt_p90"] - ratio)]]
-            axis.barh(y, ratio, xerr=spread, color=_COLOURS[r["engine"]], height=0.8)
-            axis.text(r["over_mimo_rt_p90"], y, f"  {_NAMES[r['engine']]} {ratio:.2f} x",
+            engine = _NAMES[r["engine"]]
+            axis.barh(y, ratio, xerr=spread, color=_COLOURS.get(engine, "#8a8a8a"), height=0.8)
+            axis.text(r["over_mimo_rt_p90"], y, f"  {engine} {ratio:.2f} x",
                       va="center", fontsize=8)
             y -= 1
         if rows:

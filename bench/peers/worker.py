@@ -196,10 +196,13 @@ OPENERS: dict[str, Callable[..., Opened]] = {
 }
 
 
-def huge_page_mb() -> float:
-    """How much of this process's memory lies in huge pages: of every engine it should be most."""
+def memory_facts() -> dict[str, float]:
+    """This process's memory, and how much of it lies in huge pages: of every engine it should be
+    most. The kernel has none left where too many engines share a machine's memory."""
     rollup = Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines()
-    return sum(int(line.split()[1]) for line in rollup if line.startswith("AnonHuge")) * 1.024e-3
+    kib = {line.split(":")[0]: int(line.split()[1]) for line in rollup[1:]}
+    return {"resident_mb": round(kib["Rss"] * 1.024e-3, 1),
+            "huge_page_mb": round(kib["AnonHugePages"] * 1.024e-3, 1)}
 
 
 def main() -> None:
@@ -219,7 +222,7 @@ def main() -> None:
             raise
         answer(skipped=str(error))  # a peer may be missing, or not fit this machine
         return
-    answer(**facts, huge_page_mb=round(huge_page_mb(), 1))
+    answer(**facts, **memory_facts())
     for line in sys.stdin:
         question = json.loads(line)
         outcome = run(question["prompt_ids"], question["wants_logits"])

@@ -10,6 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "bench" / "peers" / "plot.py"
 sys.path.insert(0, str(SCRIPT.parent))
+import peers  # noqa: E402
 import plot  # noqa: E402
 
 del sys.path[0]
@@ -30,12 +31,17 @@ def test_a_panel_for_every_file_and_model_of_what_was_timed(tmp_path):
     skipped = {"case": "peers/rows8/xllamacpp", "engine": "xllamacpp", "model": "m", "skipped": "one row only"}
     first = write(tmp_path / "a", [record("decode", "mimo_rt", 1), record("decode", "llama_cpp", 1.5), skipped,
                                    record("text8", "llama_cpp", 3), record("decode", "mimo_rt", 1, model="n")])
-    second = write(tmp_path / "b", [record("rows8", "mimo_rt", 1), record("rows8", "ik_llama", 2)])
+    second = write(tmp_path / "b", [record("rows8", "mimo_rt", 1), record("rows8", "ik_llama", 2),
+                                    record("decode", "llama_cpp", 2, model="without ours")])
     panels = plot.read_panels([first, second])
     assert [[r["case"] for r in records] for _, records in panels] == [
         ["peers/decode/mimo_rt", "peers/decode/llama_cpp"], ["peers/decode/mimo_rt"],
         ["peers/rows8/mimo_rt", "peers/rows8/ik_llama"]]
     assert panels[1][0].startswith("n\nM, cpu-avx2")
+
+
+def test_every_engine_of_the_arena_has_a_name():
+    assert set(plot._NAMES) == set(peers.ENGINES) - {"mimo_rt", "mimo_rt_drafts"}
 
 
 def test_the_committed_lines_can_be_drawn(tmp_path):
