@@ -59,12 +59,6 @@ void fit_options(EngineOptions& options, const ModelConfig& config, std::vector<
   lower("max_decode_tokens", options.max_decode_tokens, usual.max_decode_tokens, cuda::kMaxBlockTokens);
   lower("prefill_chunk_tokens", options.prefill_chunk_tokens, usual.prefill_chunk_tokens, cuda_max_step_tokens(config));
   lower("timeout_ms", options.timeout_ms, usual.timeout_ms, cuda::kMaxDeadlineNs / 1'000'000);
-  const auto ignore = [&](const char* name, bool was_set) {
-    if (was_set) notes.push_back(concat(name, " has no effect: workers of the CUDA engine are no threads of a CPU"));
-  };
-  ignore("pin_threads", options.pin_threads != usual.pin_threads);
-  ignore("yield_cores", options.yield_cores != usual.yield_cores);
-  ignore("park_after_us", options.park_after_us != usual.park_after_us);
 }
 
 /// For bench/gpu_bits.py, which is to find the same bits for all seeds: see ExecutorOptions::delay_seed.
@@ -141,7 +135,7 @@ std::shared_ptr<Engine> build_engine(const Sources& sources, const ModelConfig& 
                               costs_note);
   if (!costs_note.empty()) notes.push_back(costs_note);
   auto impl = Engine::Impl::prepare(config, draft_config, options, plan);
-  impl->notes = std::move(notes);
+  impl->notes.insert(impl->notes.end(), notes.begin(), notes.end());
   std::optional<CudaDraftWeights> draft;
   const auto check_room = [&](uint64_t num_bytes) {  // the draft is packed by then, and goes to the GPU as well
     cuda::check_free_for_weights(*device, num_bytes + (draft ? draft->image().num_bytes : 0));

@@ -24,7 +24,7 @@ constexpr uint32_t kMinPlainSamples = 2;    // the first step after a prefill ma
 constexpr uint64_t kMaxSampleAge = 64;      // rounds per sample; then neighbours know better
 constexpr double kBelievable = 2.0;         // times what was expected; longer was an interruption, or will repeat
 constexpr double kProbeMargin = 1.1;        // a probe must promise this much if all its drafts are accepted
-constexpr uint32_t kTypicalContextRows = kMaxBlockSize;  // rounds that make more say little about the next
+constexpr uint32_t kTypicalContextRows = kMaxBlockSize;  // of a round that drafts; more say little about the next
 
 }  // namespace
 
@@ -43,7 +43,8 @@ double RecentTimes::median() const {
 }
 
 double RoundTimes::add(uint32_t num_drafts, uint32_t num_context_rows, double ns) {
-  if (num_context_rows > kTypicalContextRows) {
+  const bool has_more_context = num_context_rows > (num_drafts ? kTypicalContextRows : 0);
+  if (has_more_context) {
     if (is_known(num_drafts)) {
       context_rows_.add((ns - at(num_drafts)) / num_context_rows);
       return at(num_drafts);

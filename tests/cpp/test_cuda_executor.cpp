@@ -249,9 +249,6 @@ TEST_CASE("a note for every option that was set and is not followed, and for a m
   has_note("max_decode_tokens is 8, not 9:", [](EngineOptions& o) { o.max_decode_tokens = 9; });
   has_note("prefill_chunk_tokens is 64, not 65:", [](EngineOptions& o) { o.prefill_chunk_tokens = 65; });
   has_note("timeout_ms is 3000, not 3001:", [](EngineOptions& o) { o.timeout_ms = 3001; });
-  has_note("pin_threads has no effect:", [](EngineOptions& o) { o.pin_threads = false; });
-  has_note("yield_cores has no effect:", [](EngineOptions& o) { o.yield_cores = false; });
-  has_note("park_after_us has no effect:", [](EngineOptions& o) { o.park_after_us = 0; });
   has_note("packed_cache is not used:", [](EngineOptions& o) { o.packed_cache = "auto"; });
   has_note("nothing drafts:", [](EngineOptions& o) { o.draft = "auto"; });
   CHECK_EQ(open_engine(open_test_device(), options_for(2))->options().timeout_ms, 3000u);

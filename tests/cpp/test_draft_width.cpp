@@ -105,12 +105,13 @@ TEST_CASE("useless drafts: adaptive stays within 3 % of plain decoding, whatever
 
 TEST_CASE("what context costs is part of what drafting may lose") {
   for (const auto& cost : kCosts)
-    for (const double part : {0.005, 0.01, 0.015}) {  // of a plain round, per row
+    for (const double part : {0.005, 0.01, 0.015, 0.03, 0.05}) {  // of a plain round, per row
       const World world{.ns = cost, .acceptance = never, .noise = 0.1, .context_row = part * cost(0)};
       for (const uint32_t block_size : {2u, 8u}) {
         const double ratio = adaptive_ns_per_token(world, block_size, 2000) / cost(0);
-        CHECK(ratio < 1.0275);
-        if (ratio >= 1.0275) std::fprintf(stderr, "cost(1) %g, context %g: %g\n", cost(1), part, ratio);
+        const double most = 1.0075 + std::max(0.02, part);
+        CHECK(ratio < most);
+        if (ratio >= most) std::fprintf(stderr, "cost(1) %g, context %g: %g\n", cost(1), part, ratio);
       }
     }
   // Where it alone costs more, drafts are still tried: text that becomes predictable is noticed.

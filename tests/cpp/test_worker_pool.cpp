@@ -329,7 +329,7 @@ TEST_CASE("a pool that the system gives too few threads ends those it has and sa
   fixture::check_in_fork([] {  // the limit stays there
     uint64_t num_pages = 0;
     std::ifstream("/proc/self/statm") >> num_pages;
-    const rlim_t limit = num_pages * static_cast<uint64_t>(sysconf(_SC_PAGESIZE)) + (200u << 20);
+    const rlim_t limit = num_pages * static_cast<uint64_t>(sysconf(_SC_PAGESIZE)) + (20u << 20);
     const rlimit addresses{limit, limit};
     if (setrlimit(RLIMIT_AS, &addresses) != 0) return false;
     const int num_failures = check::failures();

@@ -30,7 +30,7 @@ struct Digits {
   uint32_t rest_mask;  ///< bit k: activation k has a rest
 };
 
-/// Zero where rest_mask is, and not written where all of it is.
+/// Element k is zero where bit k of rest_mask is; nothing is written where all bits are.
 struct Rests {
   float values[layout::kBlockK];
 };

@@ -4,8 +4,8 @@
 // leaves the kernel without signalling anything: the first thread whose deadline passes sets the
 // stop word (one compare-and-exchange, so there is one first) and writes the report; every other
 // wait sees the stop word soon after and returns false too. No wait for another block traps, so the
-// context stays usable; those of a block's own roles do (mbarrier.cuh). The stop word is only looked at by waits that are not met at once: a task whose inputs
-// are there runs, which is harmless.
+// context stays usable; those of a block's own roles do (mbarrier.cuh). The stop word is only looked
+// at by waits that are not met at once: a task whose inputs are there runs, which is harmless.
 #pragma once
 
 #include "cuda/device/sync/wait_clock.cuh"
