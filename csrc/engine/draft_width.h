@@ -11,7 +11,7 @@
 // (kMaxGranted plain rounds in all). The context that rounds without drafts make for later ones is paid from the same 2 %,
 // as long as it leaves a quarter of them. What drafting gains fills the budget up again. So a draft that is useless, or becomes
 // useless, or alternates, cannot cost more, whatever the estimates say; but where that context alone takes more than 1.5 %
-// of the time, it costs the context and half a percent.
+// of the time, it costs the context and one percent.
 #pragma once
 
 #include "engine/draft_confidence.h"
