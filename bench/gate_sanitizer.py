@@ -33,8 +33,10 @@ def run_sanitizer(log: Log, programs: Iterable[pathlib.Path], sanitizer: str | N
 
 
 def sanitizer_runs(programs: Iterable[pathlib.Path]) -> Iterator[tuple[pathlib.Path, str, str]]:
-    """Program, case and tool: programs take turns, each tool has one with a case."""
-    queues = [[(program, case, tool) for case in _cases(program) for tool in TOOLS] for program in programs]
+    """Program, case and tool: programs take turns, each tool has one with a case. Every other program begins with the
+    second tool: the time may be over before the first turn is."""
+    queues = [[(program, case, tool) for case in _cases(program) for tool in (TOOLS, TOOLS[::-1])[place % 2]]
+              for place, program in enumerate(programs)]
     for turn in itertools.zip_longest(*queues):
         yield from filter(None, turn)
 

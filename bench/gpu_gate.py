@@ -13,7 +13,7 @@ edges and bench costs: the table by which engines plan then), `engine` (mimo-rt 
 sessions against the CPU engine's), `bits` (bench/gpu_bits.py: 100 runs of any steps and launches, quiet and with
 delays planted into the kernel, give the same bits; runs that there was no time for are a step that was not run), `kill` (bench/gpu_kill.py: a process that is killed leaves a
 usable GPU), `soak` (half a minute of bench/soak.py, or --soak-seconds, half of it with two sessions), `slice`
-(bench/gpu_slice.py: rounds of the rank slice of MiMo-V2.5-Pro-FP4, where 84 GB are free; without one the gate fails), `kbench` (mimo-rt kbench, cold caches, results checked),
+(bench/gpu_slice.py: rounds of the rank slice of MiMo-V2.5-Pro-FP4, where 84 GB are free; the gate fails without a round), `kbench` (mimo-rt kbench, cold caches, results checked),
 `sanitizer` (compute-sanitizer memcheck and racecheck, test by test, as far as its time goes), `counters` (cuobjdump's
 registers of every kernel, Nsight Compute's counters of some, where these tools are) and, on B200 and with CUTLASS,
 `cutlass`: a second build with its kernels, tested and measured, which takes nothing from the rest when it fails. A test,

@@ -80,6 +80,19 @@ def collected_answers(model: pathlib.Path, directory: pathlib.Path | None) -> di
     return {path.name: path.read_bytes() for path in (directory / META_FILE, *sorted(directory.glob("part-*.jsonl")))}
 
 
+def join_collected(directory: pathlib.Path, target: pathlib.Path) -> None:
+    """The files that `collect` cut.
+
+    Raises:
+        PiecesError: they do not say whose their answers are, and nobody here can.
+    """
+    from mimo_rt.train.answers_meta import META_FILE
+
+    if META_FILE not in {path.name for path in pieces.join(directory, target)}:
+        raise pieces.PiecesError(f"{directory}: pieces without {META_FILE}, of an older version: nothing says whose "
+                                 "answers they hold. Collect again.")
+
+
 def encoded_prompts(model: pathlib.Path, args: argparse.Namespace) -> list[list]:
     """[name, token ids] of the built-in prompts, each text once."""
     from mimo_rt.train.prompts import built_in_prompts, encode_prompts
@@ -163,7 +176,7 @@ def main(argv: list[str] | None = None) -> int:
             pieces.join(*args.join)
             print(f"{args.join[1]}: the draft. To use it: cp -r {args.join[1]} MODEL/dflash")
             return 0
-        pieces.join(args.pieces, args.work / "input")
+        join_collected(args.pieces, args.work / "input")
         from gpu_train_run import run  # needs torch
 
         return run(args, begin)

@@ -227,6 +227,17 @@ def test_compare_keeps_models_apart_and_pools_repeats():
     assert missing(a, a) == {} and set(missing(a, a[:1])) == {"x n"}
 
 
+def test_a_case_is_called_the_same_whether_common_or_missing(capsys, tmp_path):
+    """Its share of the bandwidth is its own, too, not that of another with the same short name."""
+    both = [line("x", 100, model="m", num_workers=1), line("x", 50, model="m", num_workers=2, bandwidth_fraction=0.7)]
+    for before, after in ((both, both[:1]), (both[:1], both)):
+        assert [r.name for r in compare(before, after)] == ["x m 1"]
+    assert list(missing(both, both[:1])) == ["x m 2"]
+    a, b = write_lines(tmp_path / "a", both), write_lines(tmp_path / "b", both[:1])
+    assert cli_main(["bench", "compare", str(a), str(b)]) == 0
+    assert "50 > 50" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("text", ["[1]\n", "nothing\n", "{\n"])
 def test_records_that_are_none(tmp_path, text):
     path = tmp_path / "a"

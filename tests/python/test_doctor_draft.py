@@ -46,6 +46,18 @@ def test_a_draft_that_is_good_enough_passes_and_its_promise_counts(model, capsys
     assert code == 0 and "acceptance        ok" in out and out.endswith("all checks passed\n")
 
 
+def test_longer_blocks_are_not_held_to_more(model, capsys, monkeypatch, tmp_path):
+    """Than the published draft has of blocks of 8; shorter ones are held to less."""
+    monkeypatch.setattr(_draft_check, "_MIN_ACCEPTANCE_LENGTH", 1.0)
+    longer = shutil.copytree(model, tmp_path / "model", ignore=shutil.ignore_patterns("dflash"))
+    draft = write_tiny_draft(longer, seed=4, block_size=16)
+    assert _draft_check._usual_length(draft) == 3.18
+    code, out = doctor(capsys, longer)
+    assert code == 0 and "the published draft with blocks of 8 has 3.18 or more: is it for" in out
+    write_tiny_draft(longer, seed=4, block_size=4, overwrite=True)
+    assert _draft_check._usual_length(draft) == pytest.approx(1.93, abs=0.01)
+
+
 def test_what_was_not_compared_is_no_ok(model, capsys, monkeypatch):
     monkeypatch.setattr(_draft_check, "_MIN_ACCEPTANCE_LENGTH", 1.0)
     monkeypatch.setattr(_draft_check, "_MAX_REFERENCE_BYTES", 10)

@@ -271,7 +271,8 @@ def test_a_whole_gate_leaves_device_steps_and_records(gate, monkeypatch, tmp_pat
 
 
 def test_a_longer_soak_takes_its_time_from_nobody(gate, log, monkeypatch):
-    assert gate.parse([]).seconds == 540 and gate.parse([]).soak_seconds == gate.SOAK_S < gate.LIMITS_S["soak"]
+    assert gate.parse([]).seconds == 540 and gate.parse([]).soak_seconds == gate.SOAK_S
+    assert gate.LIMITS_S["soak"] - gate.SOAK_S >= 2 * 12  # two processes: CUDA's start and the quiet runs come on top
     args = gate.parse(["--soak-seconds", "600"])
     assert args.seconds == 540 + 600 - gate.SOAK_S and gate.parse(["--soak-seconds", "10"]).seconds == 540
     assert gate.parse(["--soak-seconds", "600", "--seconds", "50"]).seconds == 50
@@ -280,7 +281,7 @@ def test_a_longer_soak_takes_its_time_from_nobody(gate, log, monkeypatch):
     monkeypatch.setattr(gate.Stage, "run", lambda stage, *_, **__: left.append(stage.until - time.monotonic()))
     gate.run_soak(log, "python", args.soak_seconds)
     gate.run_bits(log, "python")
-    assert 610 < left[0] <= 615 and left[2] <= gate.LIMITS_S["bits"]
+    assert 620 < left[0] <= 625 and left[2] <= gate.LIMITS_S["bits"]
 
 
 def test_a_slow_build_takes_its_time_from_the_last_stages(gate, log):

@@ -447,6 +447,16 @@ def test_answers_that_travel_are_the_models(bench, model, tmp_path, capsys):
     check_target(demo, checkpoint_digest(demo))
 
 
+def test_pieces_that_do_not_say_whose_answers_they_hold(bench, tmp_path, capsys):
+    """Of an older version; there is no meta.json to remove."""
+    script = bench("gpu_train")
+    script.pieces.cut({"config.json": b"{}", "part-0-of-1.jsonl": b""}, tmp_path / "pieces", 10_000)
+    arguments = ["--pieces", str(tmp_path / "pieces"), "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
+    assert script.main(arguments) == 2
+    told = capsys.readouterr().err
+    assert "pieces without meta.json" in told and "Collect again" in told and "remove" not in told
+
+
 def test_no_evaluation_prompt_travels(root, bench):
     """Planted ones are left out, also inside of another text; the rest stays."""
     script = bench("gpu_train")

@@ -228,11 +228,14 @@ def test_a_draft_learns_its_own_targets_answers(model, data, prompt_file, tmp_pa
     none = shutil.copytree(data, tmp_path / "none", ignore=shutil.ignore_patterns("meta.json"))
     for whose, answers, needle in ((other, data, "holds answers of another model: its checkpoint_digest is '"),
                                    (model, older, "expected the checkpoint_digest of the model whose answers they are"),
-                                   (model, none, "remove meta.json and go on with 'mimo-rt train generate'")):
+                                   (model, older, "own, remove meta.json and call 'mimo-rt train generate' with the"),
+                                   (model, none, "this model's own, call 'mimo-rt train generate' with the options")):
         assert main(["train", "draft", str(whose), str(answers), str(run), *DRAFT]) == 1
         assert needle in capsys.readouterr().err and not run.exists()
     assert generate(model, older, prompt_file) == 1
-    assert "does not say with which checkpoint_digest it was made: it is of an older" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "does not say with which checkpoint_digest it was made: it is of an older" in told
+    assert "own, remove meta.json and call 'mimo-rt train generate' with the options that made them" in told
     (older / "meta.json").unlink()  # as it says
     assert generate(model, older, prompt_file) == 0
     assert main(["train", "draft", str(model), str(older), str(run), *DRAFT, "--steps", "1"]) == 0

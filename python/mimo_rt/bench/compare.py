@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,17 +36,17 @@ class Case:
     p10_us: float
     p90_us: float
     n: int
-    bandwidth_gbs: float | None
+    bandwidth_fraction: float | None
 
     @classmethod
     def pool(cls, records: list[dict[str, Any]]) -> Case:
-        bandwidths = [r["bandwidth_gbs"] for r in records if r.get("bandwidth_gbs")]
+        fractions = [r["bandwidth_fraction"] for r in records if r.get("bandwidth_fraction")]
         return cls(
             median_us=statistics.median(r["median_us"] for r in records),
             p10_us=min(r.get("p10_us") or r["median_us"] for r in records),
             p90_us=max(r.get("p90_us") or r["median_us"] for r in records),
             n=sum(r.get("n") or 1 for r in records),
-            bandwidth_gbs=max(bandwidths, default=None),
+            bandwidth_fraction=fractions[-1] if fractions else None,
         )
 
     @property
@@ -125,14 +125,14 @@ def compare(
 ) -> list[Comparison]:
     """Every case that both have, in the order of ``before``."""
     old, new = _cases(before), _cases(after)
-    names = _short_names(key for key in old if key in new)
-    return [_compare(names[key], old[key], new[key], tolerance) for key in names]
+    names = _short_names(old | new)
+    return [_compare(names[key], old[key], new[key], tolerance) for key in old if key in new]
 
 
 def missing(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> dict[str, Case]:
     """Cases of ``before`` that ``after`` lacks, by name."""
     old, new = _cases(before), _cases(after)
-    names = _short_names(old)
+    names = _short_names(old | new)
     return {names[key]: case for key, case in old.items() if key not in new}
 
 
@@ -191,9 +191,8 @@ def _key(record: dict[str, Any]) -> tuple:
     return tuple(values.values())
 
 
-def _short_names(keys: Iterable[tuple]) -> dict[tuple, str]:
-    """The case, with model and backend where it alone would be ambiguous."""
-    keys = list(keys)
+def _short_names(keys: Collection[tuple]) -> dict[tuple, str]:
+    """The case, with model and backend where it alone would be ambiguous in either file."""
     cases = [key[0] for key in keys]
     return {
         key: key[0] if cases.count(key[0]) == 1

@@ -65,7 +65,7 @@ def run_compare(args: argparse.Namespace) -> int:
         header = ("case", "before ms", "after ms", "change", "%bandwidth", "verdict")
         print(format_table([
             (r.name, _shown(r.before), _shown(r.after), f"{100 * r.change:+.1f} %",
-             _shares(before, after, r.name), r.verdict)
+             f"{_share(r.before)} > {_share(r.after)}", r.verdict)
             for r in results
         ] + [(name, _shown(case), "-", "-", "-", MISSING) for name, case in gone.items()], header))
     for text in warnings(before, after):
@@ -81,14 +81,9 @@ def _shown(case: Case) -> str:
             f"n={case.n})")
 
 
-def _shares(before: list[dict[str, Any]], after: list[dict[str, Any]], name: str) -> str:
-    """Achieved fractions of the read bandwidth, which do not depend on the memory's mood."""
-    shares = []
-    for records in (before, after):
-        found = [r["bandwidth_fraction"] for r in records
-                 if r.get("case") == name and r.get("bandwidth_fraction")]
-        shares.append(f"{100 * found[-1]:.0f}" if found else "-")
-    return " > ".join(shares)
+def _share(case: Case) -> str:
+    """Achieved fraction of the read bandwidth, which does not depend on the memory's mood."""
+    return f"{100 * case.bandwidth_fraction:.0f}" if case.bandwidth_fraction else "-"
 
 
 def run_plot(args: argparse.Namespace) -> int:

@@ -22,7 +22,8 @@ _MAX_CONTEXT = 2048
 _MIN_ACCEPTANCE_LENGTH = 1.2
 _MIN_PART_OF_PROMISE = 0.6
 # MiMo's published draft promises nothing in its config; its model card's lowest is 3.18 of blocks of 8 (MT-Bench).
-_USUAL_PART_ACCEPTED = 2.18 / 7  # of the drafts
+# Of longer blocks it is the same and more: what is drafted behind an error does not count.
+_USUAL_LENGTH, _USUAL_NUM_DRAFTS = 3.18, 7
 
 
 @dataclass(frozen=True)
@@ -103,10 +104,10 @@ def check_acceptance(model: str, draft: Path, args: argparse.Namespace) -> str |
             "accepted). The text is right, but this draft does not help: is it for this model?"
         )
     text = f"acceptance length {told}; greedy tokens equal plain decoding"
-    usual = _usual_length(draft)
-    if promised is None and length < _MIN_PART_OF_PROMISE * usual:
-        return Remark("WARNING", f"{text}; its config promises nothing (acceptance_length), published "
-                      f"drafts of such blocks have {usual:.2f} or more: is it for this model?")
+    if promised is None and length < _MIN_PART_OF_PROMISE * _usual_length(draft):
+        return Remark("WARNING", f"{text}; its config promises nothing (acceptance_length), the "
+                      f"published draft with blocks of {_USUAL_NUM_DRAFTS + 1} has {_USUAL_LENGTH} or more: "
+                      "is it for this model?")
     return text
 
 
@@ -137,7 +138,7 @@ def _text(content: Any) -> str:
 
 def _usual_length(draft: Path) -> float:
     num_drafts = _C.DraftConfig.from_directory(str(draft)).block_size - 1
-    return 1 + _USUAL_PART_ACCEPTED * num_drafts
+    return 1 + (_USUAL_LENGTH - 1) * min(num_drafts / _USUAL_NUM_DRAFTS, 1)
 
 
 def _promised_length(draft: Path) -> float | None:

@@ -102,7 +102,8 @@ def _run_generate(args: argparse.Namespace) -> int:
             "prompts_digest": answers_meta.prompts_digest(encoded)}
     has_meta = (args.data / answers_meta.META_FILE).exists()
     if not has_meta and any(args.data.glob("part-*.jsonl")):
-        note(f"{args.data} has answers, but no meta.json: they are taken as this model's own.")
+        note(f"{args.data} has answers, but no meta.json: they are taken as this model's own, "
+             "made with these options.")
     max_context = args.max_prompt_tokens + args.max_tokens + 1
     line, progress = _Line(), generations.GenerationProgress()
     with Session(args.model, **engine_arguments(args), max_context=max_context) as session:

@@ -2,7 +2,8 @@
 
 A draft learns from its own target's answers only, and ``checkpoint_digest`` says whose they are: a
 draft is not trained on a directory without it. ``mimo-rt train generate`` takes answers without any
-meta.json as those of the model that it is given, on the word of whoever calls it, and records that.
+meta.json as those of the model and the options that it is given, on the word of whoever calls it,
+and records these.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def check_meta(directory: Path, meta: dict[str, Any]) -> None:
     if missing := sorted(meta.keys() - found.keys()):
         raise _C.InvalidArgumentError(
             f"[train] {path} does not say with which {missing[0]} it was made: it is of an older "
-            "version. Use another directory."
+            f"version. {_how_to_adopt(path)}"
         )
     for name in sorted(found):
         if found[name] != meta.get(name):
@@ -85,8 +86,7 @@ def check_target(directory: Path, digest: str) -> None:
     if found is None:
         raise _C.InvalidArgumentError(
             f"[train] {path}: expected the checkpoint_digest of the model whose answers they are, "
-            f"found none. If they are this model's own, remove {META_FILE} and go on with 'mimo-rt "
-            "train generate', which records it; else make new ones in another directory."
+            f"found none. {_how_to_adopt(path)}"
         )
     if found != digest:
         raise _C.InvalidArgumentError(
@@ -94,3 +94,12 @@ def check_target(directory: Path, digest: str) -> None:
             f"there, {digest!r} here. Make this model's own with 'mimo-rt train generate' in "
             "another directory."
         )
+
+
+def _how_to_adopt(path: Path) -> str:
+    """Advice for answers of which nobody has recorded what made them."""
+    remove = f"remove {path.name} and " if path.is_file() else ""
+    return (
+        f"If the answers are this model's own, {remove}call 'mimo-rt train generate' with the options "
+        "that made them, which it then records; else make new ones in another directory."
+    )
