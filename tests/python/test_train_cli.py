@@ -12,8 +12,10 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import mimo_rt  # noqa: E402
+from mimo_rt import errors  # noqa: E402
 from mimo_rt.checkpoints import write_tiny_checkpoint  # noqa: E402
 from mimo_rt.checkpoints.demo import MODEL_NAME  # noqa: E402
+from mimo_rt.checkpoints.writer import TensorSpec, encode_header  # noqa: E402
 from mimo_rt.cli import _draft_check, main  # noqa: E402
 from mimo_rt.train import answers_meta, draft_trainer, generations, prompts, prompts_code  # noqa: E402
 from mimo_rt.train import run as train_run  # noqa: E402
@@ -260,20 +262,36 @@ def test_a_run_goes_on_with_the_weights_that_it_was_begun_with(model, data, tmp_
 
 
 def test_a_digest_sees_every_part_of_the_weights(tmp_path):
-    """A change of one tensor in a hundred, wherever it lies in the file; whatever else the folder holds."""
+    """A change of any tensor, or of a hundredth of the file wherever it lies; whatever else the folder holds."""
+    sizes = {"large": 900_000, "scale": 4, "norm": 500, "gate": 7000, "rest": 90_000}
+    header, begins = encode_header({name: TensorSpec("U8", (size,)) for name, size in sizes.items()})
+    content = header + bytes(sum(sizes.values()))
     (tmp_path / "config.json").write_text("{}")
-    weights, content = tmp_path / "model.safetensors", bytearray(10_000_000)
-    weights.write_bytes(content)
-    digest = answers_meta.checkpoint_digest(tmp_path)
+    weights = tmp_path / "model.safetensors"
+
+    def digest(begin=0, changed=b""):
+        weights.write_bytes(content[:begin] + changed + content[begin + len(changed) :])
+        return answers_meta.checkpoint_digest(tmp_path)
+
+    plain = digest()
     (tmp_path / "README.md").write_text("x")
-    assert answers_meta.checkpoint_digest(tmp_path) == digest
-    for begin in range(0, len(content), 157_000):
-        changed = content.copy()
-        changed[begin : begin + 163_000] = b"\1" * len(changed[begin : begin + 163_000])
-        weights.write_bytes(changed)
-        assert answers_meta.checkpoint_digest(tmp_path) != digest, begin
-    weights.write_bytes(content[:-1])
-    assert answers_meta.checkpoint_digest(tmp_path) != digest
+    assert digest() == plain
+    for name, size in sizes.items():
+        assert digest(begins[name], b"\1" * size) != plain, name
+    hundredth = len(content) // 100
+    for begin in range(begins["large"], len(content) - hundredth, hundredth - 100):
+        assert digest(begin, b"\1" * hundredth) != plain, begin
+    assert digest(header.index(b"norm"), b"mron") != plain
+
+
+@pytest.mark.parametrize("content", [
+    b"", b"\xff" * 8 + b"{}", b"\2" + bytes(7) + b"[]", b"\2" + bytes(7) + b"{", b"\7" + bytes(7) + b'{"a":1}',
+    b"\x25" + bytes(7) + b'{"a": {"data_offsets": [1e999, 9e9]}}',
+])
+def test_a_digest_of_no_safetensors(tmp_path, content):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(errors.BadFormatError, match="expected a safetensors file"):
+        answers_meta.checkpoint_digest(tmp_path)
 
 
 def promised_length(run):

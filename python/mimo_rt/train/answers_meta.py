@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,21 +24,45 @@ if TYPE_CHECKING:
     from .generations import Prompt
 
 META_FILE = "meta.json"
-_NUM_SAMPLES = 64
+_NUM_SAMPLES = 128  # of a file, beside one of each tensor
 _SAMPLE_BYTES = 4096  # what a disk reads for one byte as well
 
 
 def checkpoint_digest(directory: Path) -> str:
-    """Hex digits of config.json and of samples of all weights, which whole take minutes to read."""
+    """Hex digits of config.json and of samples of all weights, which whole take minutes to read.
+
+    Another tensor is seen, however small, and so is a change of a hundredth of a file in one piece;
+    one that lies between the samples of a tensor is not.
+    """
     digest = hashlib.sha256(_contents(directory, "config.json"))
     for path in sorted(directory.glob("*.safetensors")):
-        num_bytes = path.stat().st_size
-        digest.update(f"{path.name} {num_bytes} ".encode())
-        with path.open("rb") as file:
-            for i in range(_NUM_SAMPLES):
-                file.seek(max(num_bytes - _SAMPLE_BYTES, 0) * i // (_NUM_SAMPLES - 1))
-                digest.update(file.read(_SAMPLE_BYTES))
+        digest.update(path.name.encode())
+        try:
+            for sample in _samples(path):
+                digest.update(sample)
+        except (struct.error, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            raise _C.BadFormatError(
+                f"[{path}] expected a safetensors file, got something else."
+            ) from None
     return digest.hexdigest()[:16]
+
+
+def _samples(path: Path) -> Iterator[bytes]:
+    """The header, and of every tensor the beginning and more at equal distances."""
+    num_bytes = path.stat().st_size
+    distance = max(num_bytes // _NUM_SAMPLES, _SAMPLE_BYTES)
+    with path.open("rb") as file:
+        (header_bytes,) = struct.unpack("<Q", file.read(8))
+        if header_bytes > num_bytes:
+            raise ValueError("a header that is longer than its file")
+        header = file.read(header_bytes)
+        yield header
+        tensors = json.loads(header)
+        tensors.pop("__metadata__", None)
+        for begin, end in sorted(tensor["data_offsets"] for tensor in tensors.values()):
+            for place in range(max(begin, 0), min(end, num_bytes), distance):
+                file.seek(8 + header_bytes + place)
+                yield file.read(min(_SAMPLE_BYTES, end - place))
 
 
 def end_tokens_digest(directory: Path) -> str:
@@ -100,6 +125,6 @@ def _how_to_adopt(path: Path) -> str:
     """Advice for answers of which nobody has recorded what made them."""
     remove = f"remove {path.name} and " if path.is_file() else ""
     return (
-        f"If the answers are this model's own, {remove}call 'mimo-rt train generate' with the options "
-        "that made them, which it then records; else make new ones in another directory."
+        f"If the answers are this model's own, {remove}call 'mimo-rt train generate' with the "
+        "options that made them, which it then records; else make new ones in another directory."
     )
