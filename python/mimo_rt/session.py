@@ -17,7 +17,7 @@ from .params import (
     resolve_params,
 )
 from .preflight import check_model_files
-from .results import GenerationResult, ScoreResult, result_from_core
+from .results import DraftStats, GenerationResult, ScoreResult, result_from_core
 from .scoring import score_logits
 from .session_state import Limits, SessionState
 from .streaming import AsyncTokenStream, Call, OnToken, TokenStream, call_interruptibly, run_to_end
@@ -207,6 +207,7 @@ class Session(SessionState):
         options = core_options(params, self._defaults, seed, eos_token_ids)
         token_ids = self._text.prompt_ids(prompt)
         self._check_fits(where, len(token_ids), core.max_context - 1)
+        num_spec_tokens = self._num_spec_tokens(params)  # the session may be closed when it ends
 
         def call(on_token: OnToken | None) -> GenerationResult:
             with self._hold(where):
@@ -219,7 +220,7 @@ class Session(SessionState):
                     text=text, seed=seed,
                     stop_token_ids=params.stop_token_ids,
                     wants_logprobs=params.logprobs is not None,
-                    draft=self._draft_stats(raw, params),
+                    draft=DraftStats.from_core(raw, num_spec_tokens, params.want_rounds),
                 )
                 self._record(result)
                 return result

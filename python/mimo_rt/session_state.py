@@ -9,7 +9,7 @@ from typing import Any
 
 from . import _C
 from .params import GenerationDefaults, SamplingParams
-from .results import DraftStats, GenerationResult, GenerationStats, SessionStats
+from .results import GenerationResult, GenerationStats, SessionStats
 from .text import ModelText
 from .value_checks import as_int, as_number
 
@@ -162,10 +162,9 @@ class SessionState:
             raise _C.InvalidArgumentError(f"[Session.{where}] the session is closed.")
         return core
 
-    def _draft_stats(self, result: Any, params: SamplingParams) -> DraftStats:
+    def _num_spec_tokens(self, params: SamplingParams) -> int:
         most = 0 if params.draft_mode == "off" else self._engine.max_draft_tokens
-        num_spec_tokens = min(params.num_draft_tokens or most, most)
-        return DraftStats.from_core(result, num_spec_tokens, params.want_rounds)
+        return min(params.num_draft_tokens or most, most)
 
     def _check_fits(self, where: str, num_tokens: int, limit: int) -> None:
         if num_tokens > limit:

@@ -159,7 +159,7 @@ TEST_CASE("a table of a GPU is of all its multiprocessors, and of BF16 activatio
   struct StoppedClock : ClockDevice {
     using ClockDevice::ClockDevice;
     KernelTimes time(uint32_t num_calls, const std::function<void(uint32_t)>&) override {
-      return {std::vector<double>(num_calls, 0.0), std::vector<double>(num_calls, 1e-6)};
+      return {.call_s = std::vector<double>(num_calls, 0.0), .read_s = std::vector<double>(num_calls, 1e-6), .floor_s = {}};
     }
   };
   const auto open = [] { return std::make_unique<StoppedClock>(2u); };
