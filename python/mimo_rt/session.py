@@ -216,8 +216,7 @@ class Session(SessionState):
                 raw = core.generate(token_ids, options, on_token)
                 text = self.decode(raw.token_ids) if self._decodes_in_python else raw.text
                 result = result_from_core(
-                    raw,
-                    text=text, seed=seed,
+                    raw, text=text, seed=seed,
                     stop_token_ids=params.stop_token_ids,
                     wants_logprobs=params.logprobs is not None,
                     draft=DraftStats.from_core(raw, num_spec_tokens, params.want_rounds),
