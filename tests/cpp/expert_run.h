@@ -117,28 +117,36 @@ inline constexpr double kSumUnit = 0x1p-23, kFloatUnit = 0x1p-24, kBf16Unit = 0x
 // Of one addition to a sum that is held times 2^-24: half of the smallest subnormal, times 2^24.
 inline constexpr double kUnderflow = 0x1p-126;
 
+/// Calls f(gate, up, what act has for them) for every element, with products in float64.
+template <class F>
+void for_each_act(const Experts& experts, const Route& route, const AlignedRows<bf16_t>& x,
+                  const std::vector<bf16_t>& act, const F& f) {
+  for (uint32_t s = 0; s < route.num_slots(); ++s)
+    for (uint32_t i = 0; i < experts.shape.width; ++i) {
+      const bf16_t* row = &x.at(route.slots[s].token, 0);
+      f(dot(*experts.gate[route.slots[s].expert], i, row), dot(*experts.up[route.slots[s].expert], i, row),
+        act[s * experts.shape.width + i]);
+    }
+}
+
 /// Largest error over its bound in act. gate and up: k products and as many additions (the products
 /// are exact), 8 segments. |silu'| < 1.1; expf, the sigmoid and two products: 8 roundings.
 inline double worst_act(const Experts& experts, const Route& route, const AlignedRows<bf16_t>& x,
                  const std::vector<bf16_t>& act) {
   const double sum_error = gamma(experts.shape.hidden_size + 8.0, kSumUnit);
+  const double underflow = experts.shape.hidden_size * kUnderflow;
   double worst = 0;
-  for (uint32_t s = 0; s < route.num_slots(); ++s)
-    for (uint32_t i = 0; i < experts.shape.width; ++i) {
-      const bf16_t* row = &x.at(route.slots[s].token, 0);
-      const Product g = dot(*experts.gate[route.slots[s].expert], i, row);
-      const Product u = dot(*experts.up[route.slots[s].expert], i, row);
-      const double exact = silu_f64(g.value) * u.value;
-      const double underflow = experts.shape.hidden_size * kUnderflow;
-      const double g_error = sum_error * g.magnitude + underflow;
-      const double u_error = sum_error * u.magnitude + underflow;
-      const double before = 1.1 * g_error * (std::abs(u.value) + u_error) +
-                            std::abs(silu_f64(g.value)) * u_error +
-                            gamma(8, kFloatUnit) * std::abs(exact);
-      const double bound = before + kBf16Unit * (std::abs(exact) + before) + 0x1p-120;
-      const double error = std::abs(bf16_to_f32(act[s * experts.shape.width + i]) - exact) / bound;
-      worst = std::isnan(error) ? INFINITY : std::max(worst, error);
-    }
+  for_each_act(experts, route, x, act, [&](const Product& g, const Product& u, bf16_t got) {
+    const double exact = silu_f64(g.value) * u.value;
+    const double g_error = sum_error * g.magnitude + underflow;
+    const double u_error = sum_error * u.magnitude + underflow;
+    const double before = 1.1 * g_error * (std::abs(u.value) + u_error) +
+                          std::abs(silu_f64(g.value)) * u_error +
+                          gamma(8, kFloatUnit) * std::abs(exact);
+    const double bound = before + kBf16Unit * (std::abs(exact) + before) + 0x1p-120;
+    const double error = std::abs(bf16_to_f32(got) - exact) / bound;
+    worst = std::isnan(error) ? INFINITY : std::max(worst, error);
+  });
   return worst;
 }
 
@@ -170,16 +178,12 @@ inline double worst_sum(const Experts& experts, const Route& route, const Aligne
 inline uint32_t num_inexact(const Experts& experts, const Route& route, const AlignedRows<bf16_t>& x,
                             const std::vector<bf16_t>& act) {
   uint32_t num_different = 0;
-  for (uint32_t s = 0; s < route.num_slots(); ++s)
-    for (uint32_t i = 0; i < experts.shape.width; ++i) {
-      const bf16_t* row = &x.at(route.slots[s].token, 0);
-      const Product g = dot(*experts.gate[route.slots[s].expert], i, row);
-      const Product u = dot(*experts.up[route.slots[s].expert], i, row);
-      CHECK(g.value >= 20.0);  // silu(g) == g in FP32
-      CHECK(g.magnitude < 0x1p+21 && u.magnitude < 0x1p+21);
-      const auto product = static_cast<float>(g.value) * static_cast<float>(u.value);
-      num_different += act[s * experts.shape.width + i] != f32_to_bf16(product);
-    }
+  for_each_act(experts, route, x, act, [&](const Product& g, const Product& u, bf16_t got) {
+    CHECK(g.value >= 20.0);  // silu(g) == g in FP32
+    CHECK(g.magnitude < 0x1p+21 && u.magnitude < 0x1p+21);
+    const auto product = static_cast<float>(g.value) * static_cast<float>(u.value);
+    num_different += got != f32_to_bf16(product);
+  });
   return num_different;
 }
 
