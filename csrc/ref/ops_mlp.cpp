@@ -30,7 +30,8 @@ void Ops::project(const PackedMatrix& matrix, uint32_t group, const Rows& rows, 
   y.assign(uint64_t{num_rows} * kLanes, 0.0);
   const bool is_int8 = activations_ == Activations::int8 && matrix.format == PackedFormat::mxfp4;
   for (uint32_t r = 0; r < num_rows; ++r) {
-    Rows x(rows.begin() + uint64_t{r} * matrix.k, rows.begin() + uint64_t{r + 1} * matrix.k);
+    const double* row = rows.data() + uint64_t{r} * matrix.k;
+    Rows x(row, row + matrix.k);
     for (uint32_t k = 0; is_int8 && k < matrix.k; k += kBlockK)
       round_to_int8(std::span<double, kBlockK>(x.data() + k, kBlockK));
     double sums[kLanes] = {};
@@ -181,7 +182,7 @@ void Ops::expert_down(const Task& task, const Step& step) {
     Rows sums(uint64_t{step.input->num_tokens} * kLanes);
     for (uint32_t i = 0; i < *route.num_active; ++i) {
       const uint32_t begin = route.slot_begin[i], end = route.slot_begin[i + 1];
-      expert_rows.assign(act.begin() + uint64_t{begin} * k, act.begin() + uint64_t{end} * k);
+      expert_rows.assign(act.data() + uint64_t{begin} * k, act.data() + uint64_t{end} * k);
       project(layer.expert_down[route.active_experts[i]], tile, expert_rows, end - begin, y);
       for (uint32_t s = begin; s < end; ++s)
         for (uint32_t lane = 0; lane < kLanes; ++lane)
