@@ -94,7 +94,7 @@ bool CudaExecutor::stays(const RoundState& rounds) const {
 uint32_t CudaExecutor::grant_rounds(const StepBlock& block, const RoundState& rounds, uint32_t num_left) {
   const uint32_t num_granted = std::min(num_left, num_free_rounds(block, rounds));
   mail_.grant(num_granted == num_left ? num_left + 1 : num_granted);  // after its last one it does not wait
-  mail_.tell(rounds, block.plan.plan().options().max_tokens);
+  mail_.tell(rounds);
   return num_granted;
 }
 
@@ -128,7 +128,7 @@ void CudaExecutor::follow_launch(StepBlock& block, RoundState& rounds, const std
     const bool may_stay = !is_over && stays(rounds) && resident_.num_left() != 0;
     if (may_stay && rounds.end == RoundEnd::max_rounds && !rounds.should_stop())
       return resident_.wait_for(block, rounds);
-    mail_.tell(rounds, plan.options().max_tokens);
+    mail_.tell(rounds);
   }
   fail_after_hang(plan);
   MIMO_RT_CHECK(resident_.num_due() == 0 || rounds.end != RoundEnd::running, internal, kWhere, "expected ",

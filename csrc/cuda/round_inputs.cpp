@@ -17,11 +17,21 @@ SampleRequest common_request(const RoundRequest& asked) {
   return request;
 }
 
+bool looks_up(const RoundState& rounds) { return rounds.request.lookup && rounds.width.max_drafts() != 0; }
+
+/// Of the longest text: its last token has no keys and values.
+uint64_t text_bytes(uint32_t max_context) {
+  const uint64_t num_groups = (uint64_t{max_context} + kTextAlignment) / kTextAlignment;
+  return num_groups * kTextAlignment * sizeof(int32_t);
+}
+
 }  // namespace
 
 void StepInputs::reserve(const StepBlock& block, const RoundState& rounds) {
   const uint32_t vocab_size = block.plan.plan().shape().vocab_size;
-  reserve_lists(block, list_bytes(common_request(rounds.request), vocab_size));
+  uint64_t num_bytes = list_bytes(common_request(rounds.request), vocab_size);
+  if (looks_up(rounds)) num_bytes += text_bytes(rounds.request.max_context);  // for all launches to come
+  reserve_lists(block, num_bytes);
 }
 
 /// How drafts are drawn: as the target's rows, or the best ones.
@@ -49,7 +59,7 @@ void StepInputs::send(const StepBlock& block, const RoundState& rounds, RoundMai
   const RoundRequest& asked = rounds.request;
   StepInput input = rounds.input;
   // As the device does it for the rounds that follow: no row is left out for the sake of its draft's lead.
-  input.num_tokens = 1 + std::min(input.num_tokens - 1, mailbox->order.max_drafts);
+  if (!asked.lookup) input.num_tokens = 1 + std::min(input.num_tokens - 1, mailbox->order.max_drafts(1));
   if (input.num_tokens == 1) input.num_draft_rows = 0;
   const SampleRequest request = common_request(asked);
   RoundTables t = block.plan.round(block.addresses);
@@ -69,6 +79,7 @@ void StepInputs::send(const StepBlock& block, const RoundState& rounds, RoundMai
   t.num_context = rounds.num_context;
   t.number = first_number;
   if (block.plan.plan().shape().draft.num_layers != 0) put_draft(block, rounds, t);
+  if (looks_up(rounds)) t.text = put_list(asked.lookup->token_ids().data(), asked.lookup->size());
   put(block, layout.round, &t, 1);
 
   StepTables tables = block.plan.tables(block.addresses, input.num_tokens, input.num_tokens, false);

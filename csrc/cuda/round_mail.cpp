@@ -15,7 +15,7 @@ bool ends_text(RoundEnd end) {
          end == RoundEnd::bad_logits;
 }
 
-static_assert(std::atomic_ref<RoundOrder>::is_always_lock_free, "the device reads it as one word");
+static_assert(std::atomic_ref<uint64_t>::is_always_lock_free, "the device reads an order as one word");
 
 }  // namespace
 
@@ -24,13 +24,16 @@ RoundMail::RoundMail(std::shared_ptr<StepDevice> device, uint64_t idle_ns)
   mailbox()->idle_ns = idle_ns;
 }
 
-void RoundMail::tell(const RoundState& rounds, uint32_t block_size) const {
-  const bool is_last = rounds.should_stop() || rounds.end != RoundEnd::running;
-  put(is_last ? RoundOrder::kStop : rounds.width.choose(block_size - 1));
+void RoundMail::tell(const RoundState& rounds) const {
+  if (rounds.should_stop() || rounds.end != RoundEnd::running) return stop();
+  RoundOrder order = RoundOrder::until(last_number_);
+  const uint32_t num_matches = rounds.request.lookup ? kMaxLookupMatch : 1;
+  for (uint32_t match = 1; match <= num_matches; ++match) order.set_max_drafts(match, rounds.max_drafts(match));
+  put(order);
 }
 
-void RoundMail::put(uint32_t max_drafts) const {
-  std::atomic_ref(mailbox()->order).store({last_number_, max_drafts}, std::memory_order_relaxed);
+void RoundMail::put(RoundOrder order) const {
+  std::atomic_ref(mailbox()->order.word).store(order.word, std::memory_order_relaxed);
 }
 
 RoundRecord& RoundMail::next_record() const { return mailbox()->records[next_number_ % kMaxLaunchRounds]; }

@@ -24,16 +24,16 @@ class RoundMail {
   void grant(uint32_t num_rounds) { last_number_ = next_number_ + num_rounds - 1; }
   /// Says which rounds may run and how many drafts those should verify that nobody has begun yet, or
   /// that there should be no further round when `rounds` have ended or are asked to stop.
-  void tell(const RoundState& rounds, uint32_t block_size) const;
+  void tell(const RoundState& rounds) const;
   /// Says that there should be no further round.
-  void stop() const { put(RoundOrder::kStop); }
+  void stop() const { put(RoundOrder::stop()); }
   bool has_next() const;
   /// The next round, or nullptr while it has not ended. Valid until kMaxLaunchRounds later ones have.
   /// @throws Error{internal} for a round that was not granted
   const RoundRecord* read();
 
  private:
-  void put(uint32_t max_drafts) const;
+  void put(RoundOrder order) const;
   RoundRecord& next_record() const;
 
   const DeviceBuffer memory_;

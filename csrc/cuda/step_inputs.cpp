@@ -29,7 +29,7 @@ void StepInputs::reserve_lists(const StepBlock& block, uint64_t num_bytes) {
   if (staging_.size_bytes() < lists_begin_ + num_bytes)
     staging_ = DeviceBuffer(device_, lists_begin_ + num_bytes, DeviceBuffer::Place::pinned);
   if (lists_.size_bytes() >= num_bytes) return;
-  check_free(*device_, num_bytes, "biases, masked ids and token counts of a request",
+  check_free(*device_, num_bytes, "biases, masked ids, token counts and text of a request",
              "Close other sessions and programs.");
   lists_ = DeviceBuffer(device_, num_bytes);
 }

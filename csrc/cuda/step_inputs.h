@@ -1,5 +1,5 @@
 // Brings what a step or a launch of rounds is given to the device: its tables and rows to the step
-// block, lists of any length (masked ids, biases, counts) beside it.
+// block, lists of any length (masked ids, biases, counts, text) beside it.
 #pragma once
 
 #include <cstring>

@@ -32,14 +32,11 @@ void RecentTimes::add(double ns) {
   ns_[next_] = ns;
   next_ = (next_ + 1) % kSamples;
   num_samples_ = std::min(num_samples_ + 1, kSamples);
-}
-
-double RecentTimes::median() const {
   std::array<double, kSamples> sorted = ns_;
   const auto last = sorted.begin() + num_samples_;
   const auto middle = sorted.begin() + (num_samples_ - 1) / 2;
   std::nth_element(sorted.begin(), middle, last);
-  return *middle;
+  median_ = *middle;
 }
 
 double RoundTimes::add(uint32_t num_drafts, uint32_t num_context_rows, double ns) {

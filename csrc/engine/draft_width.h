@@ -4,7 +4,8 @@
 // With a draft model twice per round: `choose` before it, from the acceptance of each place in the block, says whether it
 // drafts at all; `narrow`, once the drafts are there, from their scores (DraftConfidence), how many of them are worth
 // verifying. Where nobody knows the scores (rounds on a GPU), the first choice stands. Drafts that cost nothing to make are
-// there before the round: `choose_among` decides once, from their scores.
+// there before the round: `choose_among` decides once, from their scores; a GPU, which looks them up by itself, is told
+// beforehand what that would be for every length of a match.
 //
 // Adaptive widths are chosen by expected tokens / time, under a budget: drafting may lose 2 % of the time against plain
 // decoding, kMaxCredit plain rounds at most at once, and in advance, before anything is known, 1 % of the tokens asked for
@@ -44,11 +45,12 @@ class RecentTimes {
   void add(double ns);
   uint32_t num_samples() const { return num_samples_; }
   /// The lower one of two: disturbances only ever make a round longer.
-  double median() const;
+  double median() const { return median_; }
 
  private:
   static constexpr uint32_t kSamples = 5;
   std::array<double, kSamples> ns_{};
+  double median_ = 0.0;
   uint32_t num_samples_ = 0;  ///< at most kSamples
   uint32_t next_ = 0;
 };

@@ -1,8 +1,11 @@
 // Drafts without a draft model: what followed the last tokens when they stood in the text before. Prompt and output are
-// searched for the longest run that equals their end; texts that quote, list or repeat are full of them.
+// searched for the longest run that equals their end; texts that quote, list or repeat are full of them. A GPU searches by
+// itself, in another way (cuda/device/tasks/look_up.cuh), and finds the same.
 //
 // Source: "Prompt Lookup Decoding" (A. Saxena, 2023), "ngram" in vLLM, with the longest match instead of a fixed length.
 #pragma once
+
+#include "sampling/round_rows.h"
 
 #include <cstdint>
 #include <span>
@@ -12,12 +15,12 @@ namespace mimo_rt {
 
 class NgramLookup {
  public:
-  /// Longer matches say no more about what follows.
-  static constexpr uint32_t kMaxMatch = 16;
+  static constexpr uint32_t kMaxMatch = kMaxLookupMatch;
 
   explicit NgramLookup(uint32_t vocab_size) : last_(vocab_size, kNone) {}
 
   uint32_t size() const { return static_cast<uint32_t>(token_ids_.size()); }
+  std::span<const int32_t> token_ids() const { return token_ids_; }
   /// Room for so many tokens: until then append() allocates nothing. @throws std::bad_alloc
   void reserve(uint32_t num_tokens);
   void append(std::span<const int32_t> token_ids);
@@ -31,7 +34,6 @@ class NgramLookup {
 
  private:
   static constexpr uint32_t kNone = ~0u;
-  static constexpr uint32_t kMaxVisits = 512;  ///< occurrences of the last token that are looked at, from the latest on
 
   uint32_t match_length(uint32_t position) const;
 

@@ -1,5 +1,7 @@
 #include "engine/round.h"
 
+#include "core/checks.h"
+
 #include <algorithm>
 #include <chrono>
 
@@ -25,6 +27,11 @@ SampleRequest row_request(const RoundState& state, uint32_t row, uint64_t num_be
   return request;
 }
 
+/// Of drafts that follow a match of `match` tokens.
+void score_found(uint32_t match, std::span<float> scores) {
+  for (uint32_t i = 0; i < scores.size(); ++i) scores[i] = static_cast<float>(match + i);
+}
+
 /// What became of a round's rows.
 struct Emitted {
   uint32_t num_tokens = 0;
@@ -45,6 +52,7 @@ struct RoundTasks {
   void replay(const RoundReport& report);
 
  private:
+  void check_lookup(const RoundReport& report);
   Emitted emit_rows(const TargetRows& rows);
   bool draw_row(uint32_t row, const TargetRows& rows, SampleResult& token);
   void emit(const SampleResult& token, Emitted& emitted);
@@ -111,17 +119,23 @@ RoundEnd RoundState::limit_reached() const {
   return num_rounds >= max_rounds ? RoundEnd::max_rounds : RoundEnd::running;
 }
 
+/// What is left for the round at `position`, if there is to be one.
+RoundRoom RoundState::room() const {
+  return {.num_tokens = request.max_tokens - num_output,
+          .num_positions = request.max_context - position,
+          .num_pending = request.max_context_rows ? position - num_context : 0,
+          .max_context_rows = request.max_context_rows,
+          .block_size = block_size_};
+}
+
 void RoundState::prepare_round() {
   input = {};
   if (end != RoundEnd::running) return;
-  const RoundRoom room{.num_tokens = request.max_tokens - num_output,
-                       .num_positions = request.max_context - position,
-                       .num_pending = request.max_context_rows ? position - num_context : 0,
-                       .max_context_rows = request.max_context_rows,
-                       .block_size = block_size_};
+  const RoundRoom room = this->room();
   const uint32_t limit = room.max_drafts();
   if (request.lookup) {
-    num_proposals_ = look_up_drafts(limit);
+    look_up_drafts(limit);
+    num_proposals_ = width.choose_among({&scores_[1], num_found_});
   } else {
     const uint32_t num_drafts = width.choose(limit);
     narrows_ = num_drafts && width.narrows() && !draws_drafts();
@@ -142,15 +156,22 @@ void RoundState::prepare_round() {
   input.round = this;
 }
 
-/// Fills the block, at most `limit` drafts, and returns how many of them to verify.
-uint32_t RoundState::look_up_drafts(uint32_t limit) {
+/// Fills the block with what is found, at most `limit` drafts, and scores them.
+void RoundState::look_up_drafts(uint32_t limit) {
   num_found_ = 0;
   limit = std::min(limit, width.max_drafts());
-  if (limit == 0) return 0;
+  if (limit == 0) return;
   const uint32_t match = request.lookup->propose({&block[1], limit});
   num_found_ = match ? limit : 0;
-  for (uint32_t i = 0; i < num_found_; ++i) scores_[1 + i] = static_cast<float>(match + i);
-  return width.choose_among({&scores_[1], num_found_});
+  score_found(match, {&scores_[1], num_found_});
+}
+
+uint32_t RoundState::max_drafts(uint32_t match) const {
+  if (!request.lookup) return width.choose(block_size_ - 1);
+  std::array<float, kMaxBlockSize> scores;
+  const std::span<float> found(scores.data(), std::min(block_size_ - 1, width.max_drafts()));
+  score_found(match, found);
+  return width.choose_among(found);
 }
 
 void RoundTasks::propose(uint32_t row, const LogitRow& draft_logits) {
@@ -181,6 +202,7 @@ void RoundTasks::accept(const TargetRows& rows) {
 }
 
 void RoundTasks::replay(const RoundReport& report) {
+  if (state.request.lookup) check_lookup(report);
   Emitted emitted;
   SampleResult token;
   for (uint32_t row = 0; row < report.tokens.size(); ++row) {
@@ -198,6 +220,17 @@ void RoundTasks::replay(const RoundReport& report) {
   state.input.num_context_rows = report.num_context_rows;
   state.narrows_ = false;
   finish(emitted, report.ns);
+}
+
+/// The device has looked up the same drafts.
+void RoundTasks::check_lookup(const RoundReport& report) {
+  if (state.end != RoundEnd::running) state.look_up_drafts(state.room().max_drafts());  // asked to stop, but it ran
+  MIMO_RT_CHECK(report.num_tokens - 1 <= state.num_found_, internal, "Executor.run_rounds", "round at position ",
+                state.position, ": expected at most the ", state.num_found_, " drafts that the text has, got ",
+                report.num_tokens - 1);
+  for (size_t i = 0; i + 1 < report.tokens.size(); ++i)  // confirmed drafts
+    MIMO_RT_CHECK(report.tokens[i] == state.block[1 + i], internal, "Executor.run_rounds", "draft ", i + 1, " at position ",
+                  state.position, ": expected ", state.block[1 + i], ", which the text has, got ", report.tokens[i]);
 }
 
 /// `ns`: of the round; 0: not measured.

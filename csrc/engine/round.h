@@ -106,6 +106,9 @@ struct RoundState {
   void begin();
   /// Whether the running round is the last one, whatever it emits.
   bool should_stop() const { return stop_requested || (request.cancelled && *request.cancelled); }
+  /// For rounds that a device begins by itself: how many drafts to verify at most. `match`: of looked up drafts, the length
+  /// of their match, 1..kMaxLookupMatch; of others it says nothing.
+  uint32_t max_drafts(uint32_t match) const;
   /// By the executor, once per round or per job of several: `num_active` experts in the last `num_last` rounds.
   void count_experts(uint64_t num_active, uint32_t num_last);
   /// The caller ended the text at token `num_tokens`, at least 1, of the last round: statistics forget what came after.
@@ -113,8 +116,9 @@ struct RoundState {
 
  private:
   RoundEnd limit_reached() const;
+  RoundRoom room() const;
   void prepare_round();
-  uint32_t look_up_drafts(uint32_t limit);
+  void look_up_drafts(uint32_t limit);
   bool draws_drafts() const;              ///< else a draft is the best token
   uint8_t* scratch(uint32_t row) const;  ///< sampler_scratch_bytes; row 0: of accept, others: of draft_sample
   friend struct RoundTasks;

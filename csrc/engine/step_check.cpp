@@ -94,6 +94,9 @@ bool StepChecker::check_rounds(const ModelConfig& config, const Plan& plan, cons
   const uint32_t block_size = plan.shape().draft.block_size;
   MIMO_RT_CHECK(input.round == &rounds && input.num_tokens && input.positions[0] == rounds.position,
                 invalid_argument, kWhere, "rounds: expected RoundState::begin() just before");
+  MIMO_RT_CHECK(!rounds.request.lookup || rounds.request.lookup->size() == rounds.position + 1, invalid_argument, kWhere,
+                "lookup: expected a text that ends with the anchor at position ", rounds.position, ", got ",
+                rounds.request.lookup ? rounds.request.lookup->size() : 0, " tokens");
   const bool runs_draft = input.num_tokens > 1 && plan.shape().draft.num_layers;
   MIMO_RT_CHECK(input.num_draft_rows == (runs_draft ? block_size : 0), invalid_argument,
                 kWhere, "num_draft_rows: expected the block size ", block_size,

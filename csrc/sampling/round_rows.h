@@ -8,6 +8,10 @@
 
 namespace mimo_rt {
 
+// Of drafts that are looked up in the text: see engine/ngram_lookup.h.
+inline constexpr uint32_t kMaxLookupMatch = 16;    ///< longer matches say no more about what follows
+inline constexpr uint32_t kMaxLookupVisits = 512;  ///< occurrences of the last token that are looked at, from the latest on
+
 /// Rounds that do not draft leave the draft's context until about so many rows are pending: they cost less in one pass.
 inline constexpr uint32_t kLazyContextRows = 64;
 
@@ -15,7 +19,7 @@ inline constexpr uint32_t kLazyContextRows = 64;
 struct RoundRoom {
   uint64_t num_tokens;     ///< of the generation's output; at least 1
   uint32_t num_positions;  ///< of the KV cache; at least 1
-  uint32_t num_pending;    ///< positions whose keys and values the draft has not made
+  uint32_t num_pending;    ///< positions whose keys and values the draft has not made; 0 without a draft model
   uint32_t max_context_rows, block_size;
 
   /// Rows behind the anchor. None while the draft would not see all of the text.

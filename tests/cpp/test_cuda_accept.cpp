@@ -29,12 +29,28 @@ struct Generation {
   float noise = 1.0f;  ///< of the draft
   bool has_part = false;  ///< the draft knows every third token
   uint32_t seed = 1;
+  bool looks_up = false;  ///< there is no draft model
 };
+
+constexpr int32_t kAnchor = 5;
+constexpr uint32_t kPosition = 30;  ///< of the anchor
+
+/// That ends with the anchor, of the tokens that `looking_up` asks for.
+std::vector<int32_t> first_text(uint32_t seed) {
+  std::mt19937 random(seed);
+  std::vector<int32_t> text(kPosition + 1, kAnchor);
+  for (uint32_t i = 0; i < kPosition; ++i) text[i] = (const int32_t[]){5, 9, 11, 400}[random() % 4];
+  return text;
+}
 
 /// The state of one generation on the host, as `Sequence` would begin it.
 struct HostState {
-  HostState(const Generation& g) : params(g.params), stop_ids(g.stop_ids), width(g.draft, g.block_size), counts(kVocab) {
+  HostState(const Generation& g)
+      : params(g.params), stop_ids(g.stop_ids),
+        width(g.draft, g.block_size, g.looks_up ? DraftSource::ngram_lookup : DraftSource::model), counts(kVocab) {
     RoundRequest request;
+    lookup.append(first_text(g.seed));
+    if (g.looks_up) request.lookup = &lookup;
     request.params = &params;
     request.sequence_id = 7;
     request.token_counts = counts.data();
@@ -42,14 +58,14 @@ struct HostState {
     request.min_tokens = g.min_tokens;
     request.max_tokens = g.max_tokens;
     request.max_context = g.max_context;
-    request.max_context_rows = g.max_context_rows;
+    request.max_context_rows = g.looks_up ? 0 : g.max_context_rows;
     request.proposal = g.draft.proposal;
     width.begin(request.max_tokens, {});
     state = std::make_unique<RoundState>(request, width, kVocab, g.block_size);
-    state->position = 30;
-    state->num_context = g.num_context;
+    state->position = kPosition;
+    state->num_context = g.looks_up ? 0 : g.num_context;
     state->num_output = 1;
-    state->block[0] = 5;
+    state->block[0] = kAnchor;
     state->begin();
   }
   std::vector<int32_t> drain() {
@@ -68,6 +84,7 @@ struct HostState {
   std::vector<int32_t> stop_ids;
   DraftWidth width;
   std::vector<uint32_t> counts;
+  NgramLookup lookup{kVocab};
   std::unique_ptr<RoundState> state;
   uint64_t num_read = 0;
 };
@@ -75,7 +92,8 @@ struct HostState {
 /// Host and device run the same rounds; `mirror` only hears of the device's.
 class Rounds {
  public:
-  explicit Rounds(const Generation& g)
+  /// `text`: what the device is given to look up in.
+  Rounds(const Generation& g, const std::vector<int32_t>& text)
       : g_(g),
         host(g),
         mirror(g),
@@ -91,12 +109,16 @@ class Rounds {
     }
     if (!draws_) draft_.params.temperature = 0.0f;
     for (uint32_t l = 0; l < kLayers; ++l) active_.push_back(l % 5);
-    block_[0] = 5;
+    text_.assign(text.begin(), text.end());
+    text_.resize((g.max_context + cuda::kTextAlignment) / cuda::kTextAlignment * cuda::kTextAlignment);
+    std::copy(host.state->block.begin(), host.state->block.begin() + g.block_size, block_);
     take_step(host.state->input);
     make_table();
-    mail.grant(~0u >> 1);
-    mail.tell(*host.state, g.block_size);
+    mail.grant(cuda::kMaxLaunchRounds);
+    mail.tell(*host.state);
   }
+
+  explicit Rounds(const Generation& g) : Rounds(g, first_text(g.seed)) {}
 
   /// One round on both sides. @return its tokens, as the host has them
   std::vector<int32_t> run() {
@@ -113,9 +135,9 @@ class Rounds {
     CHECK(record != nullptr && mail.read() == nullptr);
     CHECK_EQ(record->num_tokens, num_rows);
     CHECK_EQ(record->num_active_experts, 80u);
-    CHECK_EQ(record->has_ended != 0 || mirror.state->stop_requested, step_.is_over != 0);
+    CHECK_EQ(record->has_ended != 0 || is_told_to_stop_, step_.is_over != 0);
     apply_record(*mirror.state, *record, nullptr, 0);
-    if (wrong_draft == 0) compare();
+    if (is_compared) compare();
     device_tokens = mirror.drain();
     return host.drain();
   }
@@ -137,13 +159,14 @@ class Rounds {
     for (uint32_t id = 0; id < kVocab; ++id) target_.logits.at(row, id) = NAN;
   }
   void request_stop() {
-    host.state->stop_requested = mirror.state->stop_requested = true;
-    mail.tell(*host.state, g_.block_size);
+    host.state->stop_requested = mirror.state->stop_requested = is_told_to_stop_ = true;
+    mail.tell(*host.state);
   }
 
   const Generation g_;
   HostState host, mirror;
   cuda::RoundMail mail{std::make_shared<EmulatedStepDevice>(), 0};
+  bool is_compared = true;  ///< with the host, after every round
   int32_t wrong_draft = 0;  ///< added to what the device takes for the first draft
   std::vector<int32_t> device_tokens;  ///< of the last round
 
@@ -166,17 +189,21 @@ class Rounds {
       t.sample.proposal_ids = draft_ids_.data();
       t.sample.num_proposal_ids = static_cast<uint32_t>(draft_ids_.size());
     }
-    t.draft = &draft_params_;
+    if (g_.looks_up) {
+      t.text = text_.data();
+    } else {
+      t.draft = &draft_params_;
+      step_.draft = &draft_tables_;
+    }
     draft_tables_.features.ring_rows = kRingRows;
     draft_tables_.context_ids = context_ids_;
-    step_.draft = &draft_tables_;
     step_.seq_idx = &seq_;
     t.stop_ids = target_.masked.data();
     t.num_stop_ids = static_cast<uint32_t>(target_.masked.size());
     t.min_tokens = g_.min_tokens;
     t.max_tokens = g_.max_tokens;
     t.max_context = g_.max_context;
-    t.max_context_rows = g_.max_context_rows;
+    t.max_context_rows = host.state->request.max_context_rows;
     t.block_size = g_.block_size;
     t.num_layers = kLayers;
     t.active_experts = active_.data();
@@ -184,8 +211,8 @@ class Rounds {
     t.positions = positions_;
     t.mailbox = mail.mailbox();
     t.num_output = 1;
-    t.token_position = 31;
-    t.num_context = g_.num_context;
+    t.token_position = kPosition + 1;
+    t.num_context = host.state->num_context;
     t.number = mail.next_number();
   }
 
@@ -228,6 +255,11 @@ class Rounds {
     CHECK_EQ(step_.num_context_rows, a.input.num_context_rows);
     CHECK_EQ(block_[0], a.block[0]);
     for (uint32_t row = 0; row < step_.num_tokens; ++row) CHECK_EQ(positions_[row], a.positions[row]);
+    if (g_.looks_up) {
+      CHECK(std::equal(block_, block_ + step_.num_tokens, a.block.begin()));
+      CHECK(std::equal(host.lookup.token_ids().begin(), host.lookup.token_ids().end(), text_.begin()));
+      return;
+    }
     for (uint32_t i = 0; i < step_.num_context_rows; ++i)
       CHECK_EQ(context_ids_[i], seq_ * kRingRows + (step_.context_begin + i) % kRingRows);
     CHECK_EQ(draft_params_.num_masked_rows, table_.sample.num_masked_rows);
@@ -238,6 +270,7 @@ class Rounds {
   const std::vector<int32_t> draft_ids_;  ///< tokens of the draft's logits
   SampleCall draft_, target_;
   std::vector<uint32_t> active_;
+  KernelVector<int32_t> text_;
   int32_t block_[cuda::kMaxBlockTokens] = {};
   uint32_t positions_[cuda::kMaxBlockTokens] = {};
   const uint32_t seq_ = 1;
@@ -249,6 +282,7 @@ class Rounds {
   uint32_t arrived_[cuda::kMaxBlockTokens + 1] = {};
   const cuda::SampledRows rows_{&table_.sample, &table_.sample.num_rows, arrived_};
   uint32_t num_rounds_ = 0;
+  bool is_told_to_stop_ = false;
 };
 
 struct Outcome {
@@ -256,11 +290,11 @@ struct Outcome {
   uint64_t num_tokens, num_accepted;
 };
 
-/// Rounds until the text ends, 6 at most.
-Outcome run(const Generation& g) {
+/// Rounds until the text ends, `max_rounds` at most.
+Outcome run(const Generation& g, uint32_t max_rounds = 6) {
   Rounds rounds(g);
   uint64_t num_tokens = 0;
-  for (uint32_t i = 0; i < 6 && rounds.host.state->end == RoundEnd::running; ++i) {
+  for (uint32_t i = 0; i < max_rounds && rounds.host.state->end == RoundEnd::running; ++i) {
     rounds.fill();
     num_tokens += rounds.run().size();
   }
@@ -273,6 +307,13 @@ std::vector<SamplingParams> settings() {
           {.temperature = 0.7f, .sample_top_k = 20, .repetition_penalty = 1.4f, .seed = 4},
           {.temperature = 0.0f, .repetition_penalty = 0.7f, .logit_bias = {{1, 4.0f}, {4, -90.0f}}},
           {.temperature = 1.3f, .sample_top_p = 0.8f, .min_p = 0.02f, .seed = 5}};
+}
+
+/// Few tokens, so that texts repeat; no draft model.
+Generation looking_up(uint32_t seed) {
+  Generation g{.params = settings()[seed % 5], .block_size = (const uint32_t[]){8, 5, 2}[seed % 3], .seed = seed, .looks_up = true};
+  g.params.logit_bias = {{5, 40.0f}, {9, 40.0f}, {11, 40.0f}};
+  return g;
 }
 
 }  // namespace
@@ -318,6 +359,53 @@ TEST_CASE("stops, limits and what the draft may not see end or narrow rounds as 
   CHECK(num_ends[static_cast<uint32_t>(RoundEnd::running)] >= 16);
 }
 
+TEST_CASE("drafts from the text: the host's, and all else as on the host, whatever ends the rounds") {
+  uint64_t num_tokens = 0, num_accepted = 0;
+  uint32_t num_ends[8] = {};
+  for (uint32_t seed = 1; seed <= 15; ++seed) {
+    const auto add = [&](auto change) {
+      Generation g = looking_up(seed);
+      change(g);
+      const Outcome outcome = run(g, 12);
+      ++num_ends[static_cast<uint32_t>(outcome.end)];
+      num_tokens += outcome.num_tokens;
+      num_accepted += outcome.num_accepted;
+    };
+    add([](Generation&) {});
+    if (seed % 3 == 0) add([&](Generation& g) { g.max_tokens = 2 + seed % 10; });
+    if (seed % 3 == 0) add([&](Generation& g) { g.max_context = kPosition + 1 + seed % 10; });
+    if (seed % 3 == 1) add([&](Generation& g) { g.stop_ids = {9}, g.min_tokens = seed % 4; });
+    if (seed % 3 == 1) add([&](Generation& g) { g.draft.num_draft_tokens = 1 + seed % 4; });
+    if (seed % 5 == 0) add([&](Generation& g) { g.draft.mode = DraftOptions::Mode::off; });
+    if (seed % 5 == 0) add([&](Generation& g) { g.draft.proposal = DraftOptions::Proposal::sampled; });
+  }
+  CHECK(num_accepted > num_tokens / 4 && num_accepted < num_tokens);
+  for (const auto end : {RoundEnd::running, RoundEnd::max_tokens, RoundEnd::context, RoundEnd::stop_id})
+    CHECK(num_ends[static_cast<uint32_t>(end)] >= 3);
+}
+
+TEST_CASE("a device whose text is one token late is found") {
+  uint32_t num_found = 0;
+  for (uint32_t seed = 1; seed <= 6; ++seed) {
+    std::vector<int32_t> late = first_text(seed);
+    std::rotate(late.begin(), late.end() - 1, late.end());
+    Rounds rounds(looking_up(seed), late);
+    rounds.is_compared = false;
+    try {
+      for (uint32_t i = 0; i < 12; ++i) {
+        rounds.fill();
+        rounds.run();
+        num_found += std::memcmp(&rounds.host.width.stats(), &rounds.mirror.width.stats(), sizeof(DraftStats)) != 0;
+      }
+    } catch (const Error& error) {
+      CHECK(std::string_view(error.what()).find("which the text has") != std::string_view::npos ||
+            std::string_view(error.what()).find("drafts that the text has") != std::string_view::npos);
+      ++num_found;
+    }
+  }
+  CHECK(num_found >= 6);
+}
+
 TEST_CASE("a row without a finite logit ends the rounds after the tokens before it") {
   for (const uint32_t row : {0u, 2u}) {
     Rounds rounds({.params = {.temperature = 0.0f}, .noise = 0.0f});
@@ -336,6 +424,19 @@ TEST_CASE("the host's word is the last: no round begins after it has asked to st
   rounds.fill();
   CHECK(!rounds.run().empty());
   CHECK(rounds.mirror.state->end == RoundEnd::requested);
+}
+
+TEST_CASE("rounds that ran before the device heard that it should stop count like others, lookups, too") {
+  Rounds rounds(looking_up(2));
+  rounds.is_compared = false;
+  rounds.mirror.state->stop_requested = true;
+  for (uint32_t i = 0; i < 8; ++i) {
+    rounds.fill();
+    rounds.run();
+    CHECK(rounds.mirror.state->end == RoundEnd::requested);
+    CHECK(!std::memcmp(&rounds.host.width.stats(), &rounds.mirror.width.stats(), sizeof(DraftStats)));
+  }
+  CHECK(rounds.mirror.width.stats().num_accepted_tokens > 0);
 }
 
 TEST_CASE("a device that ends a text that the host goes on with, or the other way round, is found") {
@@ -363,6 +464,7 @@ TEST_CASE("a device that runs a round which it was not granted is found") {
 TEST_CASE("a device that verifies other drafts than it should gives other tokens") {
   Rounds rounds({.params = {.temperature = 0.0f}, .noise = 0.0f});
   rounds.wrong_draft = 1;
+  rounds.is_compared = false;
   rounds.fill();
   const std::vector<int32_t> tokens = rounds.run();
   CHECK_EQ(tokens.size(), 8u);

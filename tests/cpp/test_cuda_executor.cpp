@@ -97,7 +97,7 @@ TEST_CASE("memory: what is missing and what to lower; all of it comes back") {
     wants_lists.sampling.logit_bias.assign(100, {1, 0.5f});
     for (int32_t i = 0; i < 100; ++i) wants_lists.sampling.logit_bias[static_cast<size_t>(i)].token_id = i;
     const uint64_t before_lists = std::exchange(device->free_bytes_left, 100);
-    CHECK_THROWS(out_of_memory, "biases, masked ids and token counts of a request: expected ",
+    CHECK_THROWS(out_of_memory, "biases, masked ids, token counts and text of a request: expected ",
                  session.generate(random_tokens(model().config, 3, 1), wants_lists));
     device->free_bytes_left = before_lists;
     CHECK(session.generate(random_tokens(model().config, 3, 1), greedy(2)).token_ids == tokens);
