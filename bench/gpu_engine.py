@@ -52,10 +52,10 @@ def agree(logits: np.ndarray, expected: np.ndarray) -> bool:
     return bool(np.mean(row_distances(logits, expected) <= MAX_RELATIVE_ERROR) >= MIN_NEAR_ROWS)
 
 
-def draft_kinds(model_dir: pathlib.Path, device: str) -> dict[str, str]:
-    """Name in the record -> argument of Session: the model's own draft, and lookups, which only CPUs have."""
+def draft_kinds(model_dir: pathlib.Path) -> dict[str, str]:
+    """Name in the record -> argument of Session: the model's own draft, if it has one, and lookups."""
     kinds = {"dflash": str(model_dir / "dflash")} if (model_dir / "dflash").is_dir() else {}
-    return kinds if _C.resolve_backend(device) == "cuda" else {**kinds, "ngram": "ngram"}
+    return {**kinds, "ngram": "ngram"}
 
 
 def timed_runs(model_dir: pathlib.Path, device: str) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def timed_runs(model_dir: pathlib.Path, device: str) -> dict[str, Any]:
         plain, plain_tokens_per_s = run(session)
         prefill_tokens_per_s = run_prompt(session)
     drafts: dict[str, Any] = {}
-    for kind, draft in draft_kinds(model_dir, device).items():
+    for kind, draft in draft_kinds(model_dir).items():
         with Session(model_dir, device=device, draft=draft) as session:
             results = {mode: run(session, draft_mode=mode) for mode in ("fixed", "adaptive")}
         fixed, _ = results["fixed"]

@@ -58,7 +58,8 @@ void StepInputs::send(const StepBlock& block, const RoundState& rounds, RoundMai
   const StepLayout& layout = block.plan.layout();
   const RoundRequest& asked = rounds.request;
   StepInput input = rounds.input;
-  // As the device does it for the rounds that follow: no row is left out for the sake of its draft's lead.
+  // As the device does it for the rounds that follow: no row is left out for the sake of its draft's lead. Of lookups, the
+  // host knows the match.
   if (!asked.lookup) input.num_tokens = 1 + std::min(input.num_tokens - 1, mailbox->order.max_drafts(1));
   if (input.num_tokens == 1) input.num_draft_rows = 0;
   const SampleRequest request = common_request(asked);

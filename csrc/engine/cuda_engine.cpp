@@ -25,8 +25,6 @@ constexpr uint32_t kDistinctExperts = 8;
 void check_cuda_options(const EngineOptions& options, const DraftConfig* draft, const cuda::StepDevice& device) {
   MIMO_RT_CHECK(options.activations == "bf16", unavailable, kWhere,
                 "activations: expected bf16 on device 'cuda', got ", options.activations);
-  MIMO_RT_CHECK(options.draft != kNgramDraft, unavailable, kWhere,
-                "draft: expected auto, none or a directory on device 'cuda', got ngram");
   MIMO_RT_CHECK(options.num_threads <= device.num_multiprocessors(), invalid_argument, kWhere,
                 "num_threads: expected 0..", device.num_multiprocessors(), ", the multiprocessors of ", device.name(),
                 ", got ", options.num_threads);
@@ -43,7 +41,7 @@ std::optional<DraftConfig> read_draft(const ModelConfig& config, const std::file
   draft.check_target(config);
   if (!was_found || draft.block_size <= cuda::kMaxBlockTokens) return draft;
   notes.push_back(concat("the draft of this model is not used: its blocks have ", draft.block_size,
-                         " tokens, the CUDA engine verifies ", cuda::kMaxBlockTokens));
+                         " tokens, the CUDA engine verifies ", cuda::kMaxBlockTokens, "; drafts come from the text instead"));
   return std::nullopt;
 }
 
@@ -110,10 +108,13 @@ uint32_t cuda_max_step_tokens(const ModelConfig& config) {
 
 namespace {
 
+static_assert(kNgramBlockSize <= cuda::kMaxBlockTokens);
+
 /// What an engine is packed from.
 struct Sources {
   const Checkpoint& model;
   const Checkpoint* draft = nullptr;
+  bool has_lookup = false;          ///< without a draft: drafts come from the text
   uint32_t num_packed_experts = 0;  ///< see CudaWeights::Options
 };
 
@@ -125,7 +126,7 @@ std::shared_ptr<Engine> build_engine(const Sources& sources, const ModelConfig& 
   PlanOptions plan = cuda_plan_options();
   plan.num_workers = options.num_threads ? options.num_threads : device->num_multiprocessors();
   plan.is_round = true;  // many tokens per launch, also without a draft, then of one
-  plan.max_tokens = 1;
+  plan.max_tokens = sources.has_lookup ? kNgramBlockSize : 1;
   std::string costs_note;
   plan.costs = costs_for_plan({.backend = "cuda",
                                .num_workers = plan.num_workers,
@@ -135,6 +136,7 @@ std::shared_ptr<Engine> build_engine(const Sources& sources, const ModelConfig& 
                               costs_note);
   if (!costs_note.empty()) notes.push_back(costs_note);
   auto impl = Engine::Impl::prepare(config, draft_config, options, plan);
+  impl->has_lookup = sources.has_lookup;
   impl->notes.insert(impl->notes.end(), notes.begin(), notes.end());
   std::optional<CudaDraftWeights> draft;
   const auto check_room = [&](uint64_t num_bytes) {  // the draft is packed by then, and goes to the GPU as well
@@ -166,14 +168,13 @@ std::shared_ptr<Engine> open_cuda_engine(const Checkpoint& checkpoint, const Mod
                                          std::shared_ptr<cuda::StepDevice> device) {
   std::vector<std::string> notes;
   const std::optional<DraftConfig> draft = read_draft(config, draft_dir, options.draft == "auto", notes);
-  if (draft_dir.empty() && options.draft == "auto")
-    notes.emplace_back("nothing drafts: this model has no dflash directory, and only CPU backends draft from the text");
   if (options.packed_cache != "none")
     notes.emplace_back("packed_cache is not used: the CUDA engine packs the weights at every start");
   std::optional<Checkpoint> draft_files;
   if (draft) draft_files.emplace(open_draft(draft_dir, {.use_mmap = options.use_mmap}));
-  auto engine = build_engine({checkpoint, draft_files ? &*draft_files : nullptr}, config, draft ? &*draft : nullptr,
-                             std::move(options), std::move(device));
+  const bool has_lookup = !draft && (options.draft == kNgramDraft || options.draft == "auto");
+  auto engine = build_engine({checkpoint, draft_files ? &*draft_files : nullptr, has_lookup}, config,
+                             draft ? &*draft : nullptr, std::move(options), std::move(device));
   for (std::string& note : notes) engine->impl().notes.push_back(std::move(note));
   return engine;
 }
@@ -183,7 +184,8 @@ std::shared_ptr<Engine> synthetic_cuda_engine(const ModelConfig& config, uint64_
   const Checkpoint checkpoint = random_checkpoint(config, seed);
   std::optional<Checkpoint> draft_checkpoint;
   if (draft) draft_checkpoint.emplace(random_checkpoint(*draft, seed + 1));
-  const Sources sources{checkpoint, draft_checkpoint ? &*draft_checkpoint : nullptr, kDistinctExperts};
+  const Sources sources{checkpoint, draft_checkpoint ? &*draft_checkpoint : nullptr,
+                        !draft && options.draft == kNgramDraft, kDistinctExperts};
   return build_engine(sources, config, draft, options, std::move(device));
 }
 

@@ -34,9 +34,8 @@ struct EngineOptions {
   std::string activations = "bf16";
   bool exact = false;                 ///< "ref" only: float64 activations, an evaluator of the mathematical model
   /// Where drafts come from: the directory of a DFlash draft for this model; "ngram": no model, but what followed the last
-  /// tokens earlier in the text (CPU backends and ref); "none"; "auto": `<model_dir>/dflash` if it exists, else "ngram" on
-  /// CPU backends (random weights: else none). cuda: blocks of at most 8 tokens; "auto" leaves out a draft with larger ones, and
-  /// decodes plainly without a draft, both with a note.
+  /// tokens earlier in the text; "none"; "auto": `<model_dir>/dflash` if it exists, else "ngram", but on ref (random weights:
+  /// else none). cuda: blocks of at most 8 tokens; "auto" leaves out a draft with larger ones, with a note.
   std::string draft = "auto";
   /// Keeps the packed weights in files that later starts map, checked: "none", "auto" (see packed_cache.h), a directory.
   /// Not on cuda, which packs at every start.

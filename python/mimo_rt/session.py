@@ -42,7 +42,7 @@ class Session(SessionState):
         seed: default of generations that give none; None: a fresh one each time.
         pin_threads: bind each worker to a core.
         draft: the directory of a DFlash draft, "ngram" (what followed the last tokens earlier in
-            the text, on CPUs), "auto" (``model_dir/dflash``, or else "ngram") or None.
+            the text), "auto" (``model_dir/dflash``, or else "ngram") or None.
         activations: what MXFP4 weights are multiplied with: "bf16", as the model defines it, or
             "int8", rounded to 8-bit integers, 32 with a common scale: faster, other logits.
         packed_cache: packed weights in files that later starts map: None, "auto" or a directory.

@@ -20,9 +20,11 @@ inline const DeviceModel& model() {
   return model;
 }
 
+/// Decoding plainly, unless there is a draft directory.
 inline EngineOptions options_for(uint32_t num_threads) {
   EngineOptions options;
   options.device = "cuda";
+  options.draft = "none";
   options.num_threads = num_threads;
   return options;
 }

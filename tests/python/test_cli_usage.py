@@ -59,7 +59,6 @@ def run_here(capsys, *arguments):
         (("plan", "m", "--no-pin"), "need --trace"),
         (("bench", "decode", "--model", "m", "--layers", "3"), "--layers"),
         (("plan", "m", "--no-mmap"), "need --trace"),
-        (("plan", "m", "--device", "cuda", "--draft", "ngram"), "--draft: expected auto, none or a directory"),
         (("plan", "m", "--json", "--dump"), "--dump"),
         (("doctor", "--window-tokens", "128"), "unrecognized arguments: --window-tokens"),
         (("bench", "decode", "--no-mmap"), "need --model"),
@@ -369,8 +368,10 @@ def test_plan_for_a_gpu_leaves_out_the_draft_that_its_engine_leaves_out(capsys, 
         record = json.loads(captured.out)
         return (record["hash"], record["round"]["hash"]), captured.err
 
-    without = shown("--draft", "none")
+    without = shown("--draft", "ngram")
     assert shown() == without and not without[1]
+    plain = shown("--draft", "none")
+    assert plain[0][0] == without[0][0] and plain[0][1] != without[0][1]  # rounds of one
     draft = write_tiny_draft(model, block_size=8)
     fitting = shown()
     assert fitting == shown("--draft", str(draft)) and not fitting[1] and fitting[0] != without[0]  # control

@@ -68,7 +68,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
                        help="width of window layers instead of the config's")
     group.add_argument("--draft", default="auto", metavar="DIR",
                        help="directory of a DFlash draft; ngram: drafts from the text so far, no "
-                       "model; none; auto (default): MODEL/dflash if it exists, else ngram on CPUs")
+                       "model; none; auto (default): MODEL/dflash if it exists, else ngram")
     group.add_argument("--packed-cache", default="none", metavar="DIR",
                        help="keep packed weights in files that later starts map: none (the "
                        "default), auto (see 'mimo-rt cache list'), or a directory")

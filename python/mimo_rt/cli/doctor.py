@@ -64,7 +64,7 @@ def _check_model(report: _Report, args: argparse.Namespace) -> None:
     sound = [report.check(name, functools.partial(check, model)) for name, check in checks.items()]
     draft = _draft_check.draft_directory(args)
     if draft is None:
-        report.line("draft", "no model (MODEL/dflash); on CPUs drafts are looked up in the text")
+        report.line("draft", "no model (MODEL/dflash); drafts are looked up in the text")
         return
     is_sound = report.check("draft", lambda: _draft_check.check_draft_config(model, draft))
     if is_sound and all(sound):

@@ -81,10 +81,11 @@ def _block_size(args: argparse.Namespace, draft: Any) -> int:
     """Tokens of a round as an engine on the device has them; 0: it has none."""
     if draft:
         return draft.block_size
-    if _is_cuda(args.device):
-        return 1  # many tokens per launch, also without a draft
-    looks_up = args.draft == "auto" and _C.resolve_backend(args.device).startswith("cpu")
-    return _C.NGRAM_BLOCK_SIZE if looks_up or args.draft == "ngram" else 0
+    is_cuda = _is_cuda(args.device)
+    looks_up = args.draft == "auto" and (is_cuda or _C.resolve_backend(args.device).startswith("cpu"))
+    if looks_up or args.draft == "ngram":
+        return _C.NGRAM_BLOCK_SIZE
+    return 1 if is_cuda else 0  # many tokens per launch, also without drafts
 
 
 def _is_cuda(device: str) -> bool:
@@ -139,8 +140,6 @@ def _checked_workers(args: argparse.Namespace) -> int | None:
         args.refuse("--trace: expected a file, got ''.")
     if not _is_cuda(args.device):
         _C.resolve_backend(args.device)
-    elif args.draft == "ngram":
-        args.refuse("--draft: expected auto, none or a directory on device 'cuda', got ngram.")
     if args.json and args.dump:
         args.refuse("--dump is text: not together with --json.")
     chosen = args.threads if args.workers is None else args.workers
@@ -180,7 +179,7 @@ def read_draft(args: argparse.Namespace, config: Any) -> Any:
         return draft
     if args.draft == "auto":
         note(f"the draft of this model is not used: its blocks have {draft.block_size} tokens, "
-             f"the CUDA engine verifies {limit}")
+             f"the CUDA engine verifies {limit}; drafts come from the text instead")
         return None
     raise ValueError(f"draft block_size: expected at most {limit} on device 'cuda', got {draft.block_size}.")
 
