@@ -182,7 +182,6 @@ class Generation {
     const auto on_token = [&](const SampleResult& token) {
       if (host_may_stop) drawn.push_back(token);
       else accept(token);
-      if (engine_.steps.num_waiting() > 0) state.stop_requested = true;
       return !finished_;
     };
     {

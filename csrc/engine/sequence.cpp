@@ -74,7 +74,8 @@ void Sequence::run_rounds(Engine::Impl& engine, RoundState& state,
         const SampleResult token = read_token();
         if (wants_more && !on_token(token)) wants_more = false;
       }
-      if (!wants_more) state.stop_requested = true;
+      // Seen before the next token: on a GPU the round after the running one would run, too.
+      if (!wants_more || engine.steps.num_waiting() > 0) state.stop_requested = true;
     } catch (...) {
       poll_failed = true;
       throw;

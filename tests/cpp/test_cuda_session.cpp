@@ -323,6 +323,40 @@ struct Canceller : EmulatedStepDevice {
   uint32_t num_rounds = 0, num_polls = 0;
 };
 
+/// Lets another caller wait for the engine in the middle of the third round.
+struct Visited : EmulatedStepDevice {
+  bool wait(uint64_t timeout_ns, const std::function<bool()>& has_news) override {
+    const bool is_over = EmulatedStepDevice::wait(timeout_ns, has_news);
+    if (has_news()) ++num_rounds;
+    else if (num_rounds == 2 && steps && !visitor.joinable()) {
+      visitor = std::thread([this] {
+        const std::lock_guard turn(*steps);
+        on_turn();
+      });
+      while (steps->num_waiting() == 0) std::this_thread::yield();
+    }
+    return is_over;
+  }
+  StepQueue* steps = nullptr;
+  std::function<void()> on_turn;
+  std::thread visitor;
+  uint32_t num_rounds = 0;
+};
+
+TEST_CASE("who waits for the engine waits for the end of the running round only, and the rounds go on afterwards") {
+  const auto device = std::make_shared<Visited>();
+  const auto engine = open_engine(device);
+  Session session(engine, kSmall), other(engine, kSmall);
+  const Tokens prompt = random_tokens(model().config, 9, 8);
+  uint64_t num_cached = 0;
+  device->on_turn = [&] { num_cached = session.num_cached_tokens(); };
+  device->steps = &engine->impl().steps;
+  const Tokens tokens = session.generate(prompt, greedy(9)).token_ids;
+  device->visitor.join();
+  CHECK_EQ(num_cached, prompt.size() + 3u);
+  CHECK(tokens == other.generate(prompt, greedy(9)).token_ids);
+}
+
 TEST_CASE("after a cancel only the running round ends") {
   for (const uint32_t num_polls : {0u, 10u}) {
     const auto device = std::make_shared<Canceller>();
