@@ -70,6 +70,7 @@ class CudaBenchDevice : public CudaMemory<BenchDevice> {
     const uint64_t wanted =
         std::max(kLeast, 4 * static_cast<uint64_t>(std::max(properties().l2CacheSize, 0)));
     read_bytes_ = (wanted + step - 1) / step * step;
+    check_free(*this, read_bytes_, "reads that measure the bandwidth", "Close other sessions and programs.");
     read_buffer_ = allocate(read_bytes_);
     sink_ = static_cast<uint32_t*>(allocate(sizeof(uint32_t)));
     MIMO_RT_CUDA_CALL(cudaMemset(read_buffer_, 0, read_bytes_), kernel_call());

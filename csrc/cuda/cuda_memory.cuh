@@ -62,6 +62,12 @@ class CudaMemory : public Base {
   }
 
   std::string name() const override { return properties_.name; }
+  uint64_t free_bytes() const override {
+    const CurrentDevice current(device_);
+    size_t free = 0, total = 0;
+    MIMO_RT_CUDA_CALL(cudaMemGetInfo(&free, &total), call_);
+    return free;
+  }
 
   void* allocate(uint64_t num_bytes) override {
     const CurrentDevice current(device_);
@@ -70,7 +76,7 @@ class CudaMemory : public Base {
     const cudaError_t status = cudaMalloc(&memory, num_bytes);
     if (status == cudaErrorMemoryAllocation) {
       (void)cudaGetLastError();
-      fail(ErrorCode::out_of_memory, call_.where, "the GPU has no room for ", num_bytes, " bytes");
+      fail(ErrorCode::out_of_memory, call_.where, no_room_text(*this, num_bytes));
     }
     check_cuda(status, "cudaMalloc", call_);
     memory_.push_back(memory);

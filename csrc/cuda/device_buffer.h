@@ -45,9 +45,4 @@ class DeviceBuffer {
   Place place_ = Place::device;
 };
 
-/// Whether `num_bytes` fit, before they are allocated. `what` needs them, `advice` says what to do:
-/// whole sentences.
-/// @throws Error{out_of_memory} with the number of bytes that are missing
-void check_free(const StepDevice& device, uint64_t num_bytes, const char* what, const char* advice);
-
 }  // namespace mimo_rt::cuda

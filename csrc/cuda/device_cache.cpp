@@ -4,7 +4,7 @@
 
 namespace mimo_rt::cuda {
 
-void check_free(const StepDevice& device, uint64_t num_bytes, const char* what,
+void check_free(const DeviceMemory& device, uint64_t num_bytes, const char* what,
                 const char* advice) {
   const uint64_t free_bytes = device.free_bytes();
   MIMO_RT_CHECK(num_bytes <= free_bytes, out_of_memory, "cuda", what, ": expected ", num_bytes,

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <string>
 
+#include "core/checks.h"
+
 namespace mimo_rt::cuda {
 
 class DeviceMemory {
@@ -12,6 +14,8 @@ class DeviceMemory {
   virtual ~DeviceMemory() = default;
 
   virtual std::string name() const = 0;
+  /// Device memory that nobody has taken.
+  virtual uint64_t free_bytes() const = 0;
   /// 256-byte aligned; until it is released or the device is closed. @throws Error{out_of_memory}
   virtual void* allocate(uint64_t num_bytes) = 0;
   /// Of `allocate`; nullptr does nothing. Waits until no launch uses it.
@@ -26,6 +30,17 @@ class DeviceMemory {
   /// @throws Error{invalid_argument} that names it
   virtual void check_operand(const char* where, const char* name, const void* pointer) const = 0;
 };
+
+/// What an allocation that failed says.
+inline std::string no_room_text(const DeviceMemory& device, uint64_t num_bytes) {
+  return concat("expected room for ", num_bytes, " bytes on ", device.name(), ", where ", device.free_bytes(),
+                " are free. Close other sessions and programs.");
+}
+
+/// Whether `num_bytes` fit, before they are allocated. `what` needs them, `advice` says what to do:
+/// whole sentences.
+/// @throws Error{out_of_memory} with the number of bytes that are missing
+void check_free(const DeviceMemory& device, uint64_t num_bytes, const char* what, const char* advice);
 
 /// For as long as it lives, checks of kernel arguments on its thread also ask `device` where operands
 /// lie: when they are made or used for the first time. Later calls pay nothing for it.

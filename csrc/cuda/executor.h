@@ -82,7 +82,8 @@ class CudaExecutor final : public Executor {
 void check_free_for_weights(const StepDevice& device, uint64_t num_bytes);
 
 /// Copies the weights to the device and drops them here. All plans have as many workers; they are
-/// the only ones that may be run. `draft`: for plans with one.
+/// the only ones that may be run, and Plan::verify() has found nothing wrong with them: the executor
+/// does not prove them again (half a second for 70 layers and 132 workers). `draft`: for plans with one.
 /// @throws Error{invalid_argument} for more workers than multiprocessors; Error{unsupported_shape};
 ///         Error{out_of_memory} that says how much is missing
 std::unique_ptr<Executor> make_cuda_executor(std::shared_ptr<StepDevice> device,

@@ -47,12 +47,6 @@ class CudaStepDevice : public CudaMemory<StepDevice> {
   uint32_t num_multiprocessors() const override {
     return static_cast<uint32_t>(properties().multiProcessorCount);
   }
-  uint64_t free_bytes() const override {
-    const CurrentDevice current(device());
-    size_t free = 0, total = 0;
-    MIMO_RT_CUDA_CALL(cudaMemGetInfo(&free, &total), kernel_call());
-    return free;
-  }
   void* allocate_pinned(uint64_t num_bytes) override {
     const CurrentDevice current(device());
     void* memory = nullptr;

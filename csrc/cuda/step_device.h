@@ -17,8 +17,6 @@ namespace mimo_rt::cuda {
 class StepDevice : public DeviceMemory {
  public:
   virtual uint32_t num_multiprocessors() const = 0;
-  /// Device memory that nobody has taken.
-  virtual uint64_t free_bytes() const = 0;
   /// Host memory that the device reaches by the same address, zeroed, 256-byte aligned; until it is
   /// released or the device is closed. @throws Error{out_of_memory}
   virtual void* allocate_pinned(uint64_t num_bytes) = 0;

@@ -113,7 +113,7 @@ struct ExecutorOptions {
 };
 
 /// `backend`: a resolved name (include/mimo_rt/device.h). The weights must outlive the executor.
-/// Workers' memory is sized for `plans`, the only plans that may be run.
+/// Workers' memory is sized for `plans`, the only plans that may be run; Plan::verify() has found nothing wrong with them.
 /// `draft`: nullptr for a model without; must outlive the executor.
 std::unique_ptr<Executor> make_cpu_executor(const Weights& weights, const DraftWeights* draft,
                                             const std::vector<const Plan*>& plans, const std::string& backend,

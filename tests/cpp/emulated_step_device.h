@@ -26,7 +26,6 @@ class EmulatedStepDevice : public HostDeviceMemory<cuda::StepDevice> {
     for (const auto& [memory, size] : pinned_) std::free(memory);
   }
   uint32_t num_multiprocessors() const override { return num_sms; }
-  uint64_t free_bytes() const override { return free_bytes_left; }
   void* allocate_pinned(uint64_t num_bytes) override {
     const uint64_t size = (num_bytes + 255) / 256 * 256;
     void* memory = std::aligned_alloc(256, size);

@@ -20,9 +20,10 @@ class HostDeviceMemory : public Base {
     for (const auto& [memory, size] : blocks_) std::free(memory);
   }
   std::string name() const override { return "emulated"; }
+  uint64_t free_bytes() const override { return free_bytes_left; }
   void* allocate(uint64_t num_bytes) override {
     if (num_bytes > free_bytes_left)
-      mimo_rt::fail(mimo_rt::ErrorCode::out_of_memory, "emulated", "no room for ", num_bytes, " bytes");
+      mimo_rt::fail(mimo_rt::ErrorCode::out_of_memory, "emulated", mimo_rt::cuda::no_room_text(*this, num_bytes));
     const uint64_t size = (num_bytes + 255) / 256 * 256 + 256;
     void* memory = std::aligned_alloc(256, size);
     std::memset(memory, 0xff, size);

@@ -113,6 +113,15 @@ void expect_right(double error) { CHECK(error > 0 && error <= 1.0); }
 
 }  // namespace
 
+TEST_CASE("memory that the GPU lacks: what was asked for and what is free") {
+  EmulatedBenchDevice device;
+  device.free_bytes_left = 1000;
+  CHECK_THROWS(out_of_memory, "expected room for 2000 bytes on emulated, where 1000 are free.", device.allocate(2000));
+  CHECK_THROWS(out_of_memory, "reads: expected 1001 free bytes on emulated, got 1000; 1 are missing. Close others.",
+               cuda::check_free(device, 1001, "reads", "Close others."));
+  cuda::check_free(device, 1000, "reads", "Close others.");
+}
+
 TEST_CASE("projections with fused parts pass their check; with another norm or residual they do not") {
   using P = cuda::ProjectionParams;
   for (const char* format : {"fp8_e4m3", "bf16"})
