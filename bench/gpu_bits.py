@@ -149,7 +149,7 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="mimo_rt-gpu-bits-") as parent:
         model_dir = args.model
         if not model_dir:
-            model_dir = write_tiny_checkpoint(pathlib.Path(parent) / "tiny", seed=1, intermediate_size=192)
+            model_dir = write_tiny_checkpoint(pathlib.Path(parent) / "tiny", seed=1, preset="multiples_of_32")
             write_tiny_draft(model_dir, seed=2)
         record = compare(model_dir, args)
         print(json.dumps(record), flush=True)

@@ -143,7 +143,7 @@ def compare(model_dir: pathlib.Path, device: str) -> dict[str, Any]:
 
 def models(parent: pathlib.Path, demo_dir: pathlib.Path) -> list[pathlib.Path]:
     """A tiny model with a draft, written into `parent`, and the demo model, which may not be there."""
-    tiny = write_tiny_checkpoint(parent / "tiny", seed=1, intermediate_size=192)
+    tiny = write_tiny_checkpoint(parent / "tiny", seed=1, preset="multiples_of_32")
     write_tiny_draft(tiny, seed=2)
     return [pathlib.Path(tiny), demo_dir]
 

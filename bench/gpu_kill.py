@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
         return child(args.device, args.model, args.child)
     with tempfile.TemporaryDirectory(prefix="mimo_rt-gpu-kill-") as parent:
         model_dir = args.model or pathlib.Path(
-            write_tiny_checkpoint(pathlib.Path(parent) / "tiny", seed=1, intermediate_size=192,
+            write_tiny_checkpoint(pathlib.Path(parent) / "tiny", seed=1, preset="multiples_of_32",
                                   max_position_embeddings=len(IDS) + LONG_TOKENS))
         record = check(args, model_dir)
         print(json.dumps(record), flush=True)

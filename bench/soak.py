@@ -188,7 +188,7 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="mimo_rt-soak-") as parent:
         model_dir = args.model
         if not model_dir:
-            model_dir = pathlib.Path(write_tiny_checkpoint(pathlib.Path(parent) / "tiny", seed=1, intermediate_size=192))
+            model_dir = write_tiny_checkpoint(pathlib.Path(parent) / "tiny", seed=1, preset="multiples_of_32")
             write_tiny_draft(model_dir, seed=2)
         begin = time.monotonic()
         with Session(model_dir, device=args.device, num_threads=args.threads, max_context=256,

@@ -95,9 +95,10 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 def _tiny_shape(model: dict[str, Any], style: str, overrides: dict[str, Any]) -> DraftShape:
     is_mimo = style == "mimo"
     num_target_layers = model["num_hidden_layers"]
+    is_for_cuda = model["intermediate_size"] % 32 == 0  # that engine takes nothing else
     fields: dict[str, Any] = {
         "hidden_size": model["hidden_size"],
-        "intermediate_size": model["hidden_size"] + 24,  # not a multiple of 16
+        "intermediate_size": model["hidden_size"] + (32 if is_for_cuda else 24),  # or no multiple of 16
         "num_layers": 2,
         "num_q_heads": 4,
         "num_kv_heads": 2,

@@ -83,6 +83,8 @@ _FLASH: dict[str, Any] = {
 PRESETS: dict[str, dict[str, Any]] = {
     # The form of MiMo-V2.5-Pro-FP4; 176 qkv rows per chunk need two scale rows.
     "pro_fp4": {},
+    # The same with widths that the CUDA engine takes, too: multiples of 32.
+    "multiples_of_32": {"intermediate_size": 192},
     # Window layers with twice the kv heads of full layers, in as many chunks (V2.5 omni).
     "four_chunks": {
         "num_attention_heads": 8,

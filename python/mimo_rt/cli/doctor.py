@@ -161,9 +161,8 @@ def _self_test(args: argparse.Namespace) -> str:
 
     ids = list(range(1, 25))
     with tempfile.TemporaryDirectory(prefix="mimo_rt-doctor-") as parent:
-        on_gpu = _C.resolve_backend(args.device) == "cuda"
-        sizes = {"intermediate_size": 192} if on_gpu else {}  # a multiple of 32
-        model_dir = write_tiny_checkpoint(Path(parent) / "tiny", seed=1, **sizes)
+        preset = "multiples_of_32" if _C.resolve_backend(args.device) == "cuda" else "pro_fp4"
+        model_dir = write_tiny_checkpoint(Path(parent) / "tiny", preset=preset, seed=1)
         with Session(model_dir, device="ref", num_threads=1,
                      activations=args.activations) as reference:
             expected = reference.logits(ids)
