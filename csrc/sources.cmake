@@ -89,6 +89,7 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/engine/timed_passes.cpp
   csrc/engine/vector_peak.cpp
   csrc/engine/cuda_engine.cpp
+  csrc/engine/cuda_fit.cpp
   csrc/engine/device.cpp
   csrc/engine/draft_confidence.cpp
   csrc/engine/draft_learning.cpp

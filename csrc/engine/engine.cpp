@@ -67,15 +67,6 @@ Plan build_plan(const ModelConfig& config, const DraftConfig* draft, PlanOptions
   return plan;
 }
 
-/// The folder of the draft model; empty: none.
-std::filesystem::path find_draft(const std::filesystem::path& model_dir, const std::string& draft) {
-  if (draft == "none" || draft == kNgramDraft) return {};
-  if (draft != "auto") return draft;
-  const std::filesystem::path usual = model_dir / "dflash";
-  std::error_code error;
-  return std::filesystem::is_directory(usual, error) ? usual : std::filesystem::path();
-}
-
 /// Plans for the workers of a CPU, by the costs measured on it if they were.
 std::unique_ptr<Engine::Impl> prepare_engine(const ModelConfig& config, const DraftConfig* draft, bool has_lookup,
                                              const EngineOptions& options,
@@ -125,6 +116,14 @@ std::shared_ptr<Engine> build_engine(std::unique_ptr<Engine::Impl> impl,
 }
 
 }  // namespace
+
+std::filesystem::path find_draft(const std::filesystem::path& model_dir, const std::string& draft) {
+  if (draft == "none" || draft == kNgramDraft) return {};
+  if (draft != "auto") return draft;
+  const std::filesystem::path usual = model_dir / "dflash";
+  std::error_code error;
+  return std::filesystem::is_directory(usual, error) ? usual : std::filesystem::path();
+}
 
 std::unique_ptr<Engine::Impl> Engine::Impl::prepare(const ModelConfig& config,
                                                     const DraftConfig* draft,

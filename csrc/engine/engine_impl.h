@@ -13,13 +13,18 @@
 #include "weights/weights.h"
 
 #include <atomic>
+#include <filesystem>
 #include <memory>
 #include <optional>
+#include <string>
 #include <vector>
 
 namespace mimo_rt {
 
 inline constexpr const char* kNgramDraft = "ngram";  ///< EngineOptions.draft: drafts come from NgramLookup
+
+/// The folder of the draft model that EngineOptions.draft names; empty: none.
+std::filesystem::path find_draft(const std::filesystem::path& model_dir, const std::string& draft);
 
 /// Weight bytes by how often a step reads them.
 struct WeightBytes {

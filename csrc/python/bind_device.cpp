@@ -18,6 +18,8 @@ void bind_device(py::module_& m) {
   m.def("resolve_backend", &resolve_backend, py::arg("name"), "Turns 'auto', 'cpu', … into an available backend.");
   m.def("probe_huge_pages", &probe_huge_pages, py::arg("num_bytes"), py::call_guard<py::gil_scoped_release>(),
         "How many bytes of so much memory the kernel puts into huge pages.");
+  m.def("free_gpu_bytes", &free_gpu_bytes, py::call_guard<py::gil_scoped_release>(),
+        "Memory of the first visible GPU that nobody has taken.");
   m.def("num_usable_cores", &num_usable_cores, "Cores of the affinity mask, limited by the cgroup quota.");
 }
 

@@ -91,6 +91,9 @@ void bind_engine(py::module_& m) {
       .def("set_tracing", &Engine::set_tracing, py::arg("on"), py::call_guard<py::gil_scoped_release>())
       .def("trace_json", &Engine::trace_json, py::call_guard<py::gil_scoped_release>(),
            "The last step as a Chrome trace: predicted and measured task times.");
+  m.def("cuda_weight_bytes", &cuda_weight_bytes, py::arg("model_dir"), py::arg("draft") = "auto",
+        py::call_guard<py::gil_scoped_release>(),
+        "Memory of a GPU that a model's weights need; an error when the CUDA engine refuses the model. Needs no GPU.");
 }
 
 }  // namespace mimo_rt::python

@@ -95,6 +95,7 @@ uint64_t CudaBlock::add_bytes(std::vector<uint8_t> bytes) {
 
 CudaBlockImage CudaBlock::pack(const CudaPackOptions& options) const {
   if (options.check_room) options.check_room(bytes_);
+  if (options.only_lays_out) return {.num_bytes = bytes_, .packed = {}, .uploads = {}, .copies = {}};
   check_memory(packed_bytes_, available_memory_bytes(), where_);
   CudaBlockImage image{.num_bytes = bytes_, .packed = Arena(packed_bytes_, where_), .uploads = {}, .copies = {}};
   for (const Part& part : parts_) {

@@ -35,6 +35,7 @@ struct CudaPackOptions {
   ProgressCallback progress;  ///< may be empty
   /// Told the block's size before anything is packed; throws where it has no room. May be empty.
   std::function<void(uint64_t num_bytes)> check_room = {};
+  bool only_lays_out = false;  ///< packs nothing: the image has its size and no bytes
 };
 
 /// What a block is made of. Without parts that repeat, `packed` is the block.

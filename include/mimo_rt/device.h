@@ -34,6 +34,9 @@ MIMO_RT_API std::string resolve_backend(std::string_view name);
 /// Processors that this process may run on (affinity mask and cgroup quota), >= 1.
 MIMO_RT_API uint32_t num_usable_cores();
 
+/// Memory of the first visible GPU that nobody has taken. @throws Error{unavailable} when this build or machine has none
+MIMO_RT_API uint64_t free_gpu_bytes();
+
 /// Takes `num_bytes` of memory in the way weights do, writes to them and gives them back. Returns how many of them the
 /// kernel put into huge pages: 0 where it has none or denies them.
 /// @throws Error{out_of_memory}

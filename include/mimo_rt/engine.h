@@ -101,4 +101,10 @@ class MIMO_RT_API Engine {
   std::unique_ptr<Impl> impl_;
 };
 
+/// What the weights of a model, and of the draft that EngineOptions.draft = `draft` would take, need of a GPU's memory; keys
+/// and values of sessions come on top. Asked of the files' headers: no GPU is needed.
+/// @throws Error as Engine::open() on cuda: unsupported_shape for a model that it refuses. What it finds in the weights
+/// themselves it finds when it opens.
+MIMO_RT_API uint64_t cuda_weight_bytes(const std::filesystem::path& model_dir, const std::string& draft = "auto");
+
 }  // namespace mimo_rt

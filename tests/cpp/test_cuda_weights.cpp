@@ -258,6 +258,16 @@ TEST_CASE("a rank's block is the same for any number of threads; progress counts
                model.load({0, 1}, 2, [](uint64_t, uint64_t) { return false; }));
 }
 
+TEST_CASE("a block that is only laid out has the size and the places of one that is packed") {
+  const Model model(shareable_config());
+  const CudaWeights packed = model.load({0, 2});
+  const CudaWeights planned = CudaWeights::load(
+      *model.checkpoint, model.config, {.rank = {0, 2}, .pack = {.progress = nullptr, .only_lays_out = true}});
+  CHECK_EQ(planned.image().num_bytes, packed.image().num_bytes);
+  CHECK_EQ(planned.lm_head().offset, packed.lm_head().offset);
+  CHECK(planned.block().empty() && !packed.block().empty());
+}
+
 TEST_CASE("ranks that a model cannot be cut for, and what the kernels cannot take") {
   const Model model(shareable_config());
   CHECK_THROWS(invalid_argument, "rank: expected one below 2, got 2", model.load({2, 2}));

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -406,6 +407,48 @@ def test_doctor_knows_the_control_group(monkeypatch, model):
     files["/sys/fs/cgroup/memory.max"] = "max\n"
     assert _machine.usable_memory_bytes() == 1024 * 10**6
     assert "weights need" in doctor._check_memory(model)
+
+
+def test_doctor_looks_at_the_memory_of_a_gpu(capsys, monkeypatch, tmp_path):
+    """Where there is one; what does not fit is a fault only for who wants the GPU."""
+    path = write_tiny_checkpoint(tmp_path / "tiny", preset="multiples_of_32")
+    refused = write_tiny_checkpoint(tmp_path / "refused")  # 208 hidden units of the dense MLP
+    needed = _C.cuda_weight_bytes(path)
+    assert cli_main(["doctor", str(path), "--threads", "1"]) == 0
+    assert "GPU" not in capsys.readouterr().out
+    gpu = types.SimpleNamespace(name="cuda", available=True, reason="a GPU")
+    backends = [*_C.list_backends()[:-1], gpu]
+    monkeypatch.setattr(_C, "list_backends", lambda: backends)
+    monkeypatch.setattr(_C, "free_gpu_bytes", lambda: free)
+
+    def gpu_line(device, model, code):
+        with monkeypatch.context() as patch:
+            patch.setattr(doctor, "_self_test", lambda args: "")
+            if device == "cuda":
+                patch.setattr(_C, "resolve_backend", lambda name: name)
+            assert cli_main(["doctor", str(model), "--device", device, "--threads", "1"]) == code
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  GPU memory ")]
+        return line.split(maxsplit=2)[2]
+
+    free = 80 * 10**9
+    assert gpu_line("cuda", path, 0) == gpu_line("cpu", path, 0)
+    assert gpu_line("cuda", path, 0).startswith(f"ok: weights need {_output.format_bytes(needed)} of 80.00 GB that are free")
+    free = needed - 1
+    assert gpu_line("cuda", path, 1).startswith("FAILED (out_of_memory): [doctor] weights: expected at most ")
+    assert gpu_line("cpu", path, 0).startswith("WARNING: not for device 'cuda': [doctor] weights: expected at most ")
+    assert "intermediate_size: expected 1 equal parts of a multiple of 32, got 208" in gpu_line("cuda", refused, 1)
+
+
+def test_the_memory_of_a_gpu_holds_the_draft_as_well(tmp_path):
+    path = write_tiny_checkpoint(tmp_path / "tiny", preset="multiples_of_32")  # as those of bench/gpu_*.py
+    alone = _C.cuda_weight_bytes(path)
+    assert 0.9 * _C.Engine.open(path).weight_bytes < alone < 3 * _C.Engine.open(path).weight_bytes
+    draft = write_tiny_draft(path, seed=2)
+    assert _C.cuda_weight_bytes(path) > alone == _C.cuda_weight_bytes(path, "none")
+    other = write_tiny_checkpoint(tmp_path / "other", preset="multiples_of_32")
+    assert _C.cuda_weight_bytes(other, str(draft)) == _C.cuda_weight_bytes(path)
+    write_tiny_draft(path, seed=2, block_size=9, overwrite=True)  # the engine leaves it out
+    assert _C.cuda_weight_bytes(path) == alone
 
 
 def test_estimated_numbers_align_right():

@@ -57,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
 def _check_model(report: _Report, args: argparse.Namespace) -> None:
     model = args.model
     checks = {"tensors": _check_tensors, "text files": _check_text, "memory": _check_memory}
+    if any(backend.name == "cuda" and backend.available for backend in _C.list_backends()):
+        checks["GPU memory"] = functools.partial(_check_gpu_memory, args=args)
     if not report.check("config", lambda: _check_config(model)):
         for name in checks:  # each needs the config: it would only repeat the message
             report.line(name, "skipped: no config")
@@ -234,3 +236,23 @@ def _check_memory(model: str) -> str:
             f"need about {format_bytes(needed)}."
         )
     return f"weights need about {format_bytes(needed)}"
+
+
+def _check_gpu_memory(model: str, args: argparse.Namespace) -> str | _draft_check.Remark:
+    """A GPU that has no room, or a model that it does not take, is a fault where the GPU is asked for."""
+    try:
+        needed = _C.cuda_weight_bytes(model, "auto" if args.draft is None else str(args.draft))
+        free = _C.free_gpu_bytes()
+        if needed > free:
+            raise _C.OutOfMemoryError(
+                f"[doctor] weights: expected at most {format_bytes(free)} of free GPU memory, "
+                f"need {format_bytes(needed)}."
+            )
+    except (_C.OutOfMemoryError, _C.UnsupportedShapeError) as error:
+        if _C.resolve_backend(args.device) == "cuda":
+            raise
+        return _draft_check.Remark("WARNING", f"not for device 'cuda': {error}")
+    return (
+        f"weights need {format_bytes(needed)} of {format_bytes(free)} that are free; keys and "
+        "values of sessions come on top"
+    )
