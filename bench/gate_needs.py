@@ -19,6 +19,7 @@ from gate_steps import ROOT, Stage
 # With all that they need here: they are installed without their other dependencies.
 SMALL = ("scikit-build-core>=0.11", "packaging", "pathspec", "pybind11>=2.13", "nlohmann-json==3.12.0", "cmake>=3.25",
          "ninja", "tokenizers>=0.21", *(("tomli", "exceptiongroup") if sys.version_info < (3, 11) else ()))
+TESTING = ("pytest>=8", "iniconfig", "pluggy", "pygments")  # the gate does without: a stage is not run then
 WITH_TORCH = ("numpy", "jinja2", "markupsafe")  # what a machine with PyTorch has
 TOOLKIT = "cuda-toolkit[nvcc,nvvm,crt,cudart,cccl]==13.0.2"
 SANITIZER = "nvidia-cuda-sanitizer-api==13.0.85"
@@ -70,9 +71,9 @@ def collect(directory: pathlib.Path, is_small: bool) -> int:
     Returns:
         An exit code.
     """
-    downloads = [("--no-deps", *SMALL)]
+    downloads = [("--no-deps", *SMALL, *TESTING)]
     if not is_small:
-        downloads = [("--no-deps", *SMALL, *WITH_TORCH, CUTLASS), (TOOLKIT, SANITIZER)]
+        downloads = [("--no-deps", *SMALL, *TESTING, *WITH_TORCH, CUTLASS), (TOOLKIT, SANITIZER)]
     codes = [subprocess.run([sys.executable, "-m", "pip", "download", "-d", str(directory), *download],
                             check=False).returncode for download in downloads]
     return max(codes) if is_small else max(*codes, collect_demo_model(directory / MODELS))
@@ -148,6 +149,7 @@ def has_nvcc() -> bool:
 def wanted_wheels(wheels: pathlib.Path | None) -> list[str]:
     """What this Python lacks: requirements."""
     wanted = [requirement for requirement in (*SMALL, *WITH_TORCH) if not is_installed(requirement)]
+    wanted += [requirement for requirement in TESTING if not is_installed(requirement) and has_wheel(requirement, wheels)]
     if not has_nvcc():
         wanted.append(TOOLKIT)
     if not find_tool("compute-sanitizer") and has_wheel(SANITIZER, wheels):  # the gate does without, too

@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # What the stages may take of nine minutes; a stage that ends early leaves its time to the others. A build of 120 s
 # leaves enough for all up to kbench, whose first measurements are worth having; one that takes longer takes it from the
 # last stages: without it there are no results at all.
-LIMITS_S = {"build": 300, "tests": 60, "costs": 35, "engine": 45, "bits": 40, "kill": 40, "soak": 55, "slice": 50,
+LIMITS_S = {"build": 300, "tests": 60, "costs": 35, "engine": 45, "python": 45, "bits": 40, "kill": 40, "soak": 55, "slice": 50,
             "kbench": 110, "sanitizer": 60, "counters": 45, "cutlass": 240}
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
 KILL_S = 15  # after which a killed process is left behind

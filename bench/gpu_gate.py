@@ -3,28 +3,32 @@
     python bench/gpu_gate.py --collect wheels [--small]    where there is a network: what a bare machine needs, or
                                                            (40 MB) one with a CUDA toolkit and PyTorch
     python bench/gpu_gate.py [--wheels wheels]             on the GPU machine
-    python bench/gpu_gate.py --model-pieces DIR            with the demo model, as gpu_train.py --collect DIR cuts it: where
-                                                           little travels at once, bring DIR/part-1, part-2, … one by
-                                                           one before; the same pieces serve gpu_train.py --pieces DIR
+    python bench/gpu_gate.py --model-pieces DIR            with the demo model, as gpu_train.py --collect DIR cuts it:
+                                                           where little travels at once, bring DIR/part-1, part-2, …
+                                                           one by one before; the same pieces serve gpu_train.py
+                                                           --pieces DIR
     python bench/gpu_gate.py --soak-seconds 600            with ten minutes of soak, which come on top
 
 Stages: `build` (package and tests), `tests` (tests/cpp/native_cuda_*.cpp on the device), `costs` (mimo-rt kbench
 edges and bench costs: the table by which engines plan then), `engine` (mimo-rt doctor and bench/gpu_engine.py:
-sessions against the CPU engine's), `bits` (bench/gpu_bits.py: 100 runs of any steps and launches, quiet and with
-delays planted into the kernel, give the same bits; runs that there was no time for are a step that was not run), `kill` (bench/gpu_kill.py: a process that is killed leaves a
-usable GPU), `soak` (half a minute of bench/soak.py, or --soak-seconds, half of it with two sessions), `slice`
-(bench/gpu_slice.py: rounds of the rank slice of MiMo-V2.5-Pro-FP4, where 84 GB are free; the gate fails without a round), `kbench` (mimo-rt kbench, cold caches, results checked),
-`sanitizer` (compute-sanitizer memcheck and racecheck, test by test, as far as its time goes), `counters` (cuobjdump's
-registers of every kernel, Nsight Compute's counters of some, where these tools are) and, on B200 and with CUTLASS,
-`cutlass`: a second build with its kernels, tested and measured, which takes nothing from the rest when it fails. A test,
-an edge or a kernel that hangs is cut off after seconds, and the others have their turn. Every step is one JSON line in
-bench/results/<date>-gpu-<device>.jsonl (of a second run <date>-gpu-<device>-2.jsonl), written when it ends, so whatever
-stops the script leaves what was done. The environment variable MIMO_RT_COMMIT names the commit of the sources, for
-those without a .git; it wins over one. Exit codes: 0 all passed, 1 something failed, 2 wrong usage or the machine lacks something, 3 no GPU.
+sessions against the CPU engine's), `python` (the tests of sessions in Python, with the GPU for the CPU), `bits`
+(bench/gpu_bits.py: 100 runs of any steps and launches, quiet and with delays planted into the kernel, give the same
+bits; runs that there was no time for are a step that was not run), `kill` (bench/gpu_kill.py: a process that is killed
+leaves a usable GPU), `soak` (half a minute of bench/soak.py, or --soak-seconds, half of it with two sessions), `slice`
+(bench/gpu_slice.py: rounds of the rank slice of MiMo-V2.5-Pro-FP4, where 84 GB are free; the gate fails without a
+round), `kbench` (mimo-rt kbench, cold caches, results checked), `sanitizer` (compute-sanitizer memcheck and racecheck,
+test by test, as far as its time goes), `counters` (cuobjdump's registers of every kernel, Nsight Compute's counters of
+some, where these tools are) and, on B200 and with CUTLASS, `cutlass`: a second build with its kernels, tested and
+measured, which takes nothing from the rest when it fails. A test, an edge or a kernel that hangs is cut off after
+seconds, and the others have their turn. Every step is one JSON line in bench/results/<date>-gpu-<device>.jsonl (of a
+second run <date>-gpu-<device>-2.jsonl), written when it ends, so whatever stops the script leaves what was done. The
+environment variable MIMO_RT_COMMIT names the commit of the sources, for those without a .git; it wins over one. Exit
+codes: 0 all passed, 1 something failed, 2 wrong usage or the machine lacks something, 3 no GPU.
 
-Of the emulated tests, tests/cpp/test_cuda_*.cpp, those of parts of the persistent kernel (edges, accept, attend_rows, embed,
-lookup, task_slots) have no program for a GPU. There native_cuda_persistent, _step, _rounds, _draft_rounds and
-_lookup_session run these parts, and compare with the bits of single kernels, with the exact model and with the CPU's tokens.
+Of the emulated tests, tests/cpp/test_cuda_*.cpp, those of parts of the persistent kernel (edges, accept, attend_rows,
+embed, lookup, task_slots) have no program for a GPU. There native_cuda_persistent, _step, _rounds, _draft_rounds and
+_lookup_session run these parts, and compare with the bits of single kernels, with the exact model and with the CPU's
+tokens.
 """
 
 from __future__ import annotations
@@ -47,6 +51,7 @@ from gate_kbench import measure, run_kbench
 from gate_needs import (CUTLASS, collect, device_facts, find_baselines, find_commit, find_gpu, has_nvcc,
                         make_environment, missing, model_environment)
 from gate_sanitizer import find_sanitizer, run_sanitizer
+from gate_sessions import run_session_tests
 from gate_slice import run_slice
 from gate_steps import FAILED, LIMITS_S, NOT_RUN, Log, Stage
 from gate_summary import print_summary
@@ -236,6 +241,7 @@ def main(argv: list[str] | None = None) -> int:
             run_tests(log, programs)
             run_costs(log, built["python"])
             run_engine(log, built["python"], demo)
+            run_session_tests(log, built["python"])
             run_bits(log, built["python"])
             run_kill(log, built["python"])
             run_soak(log, built["python"], args.soak_seconds)

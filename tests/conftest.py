@@ -23,6 +23,10 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
+# What `device="auto"` means to the tests in Python: the fastest CPU backend, or "cuda", for tests of sessions
+# (bench/gate_sessions.py).
+DEVICE = os.environ.get("MIMO_RT_TEST_DEVICE", "cpu")
+
 _ENVIRONMENT = dict(os.environ)  # tests in Python change theirs while those in C++ run
 _APART = {"process_group": 0} if sys.version_info >= (3, 11) else {"start_new_session": True}
 _running: set[subprocess.Popen] = set()
@@ -243,6 +247,33 @@ def sanitized():
     return lambda sanitize: _sanitized[sanitize].result()
 
 
+def pytest_runtest_setup(item):
+    """pytest's hook: leaves out what is about CPUs alone."""
+    marker = item.get_closest_marker("cpu_only")
+    if marker and DEVICE == "cuda":
+        pytest.skip(f"not on a GPU: {marker.kwargs['reason']}")
+
+
+@pytest.fixture(scope="session")
+def device() -> str:
+    """The device under test: what `device="auto"` means."""
+    return DEVICE
+
+
+@pytest.fixture(scope="session")
+def write_model():
+    """`write_model(path, **fields)`: writes a tiny model that every device takes, the CUDA engine among them."""
+    from mimo_rt import _C
+    from mimo_rt.checkpoints import write_tiny_checkpoint
+
+    def write(path: pathlib.Path, **fields) -> pathlib.Path:
+        model_dir = write_tiny_checkpoint(path, **{"preset": "multiples_of_32"} | fields)
+        assert _C.cuda_weight_bytes(model_dir) > 0
+        return model_dir
+
+    return write
+
+
 @pytest.fixture(scope="session")
 def root() -> pathlib.Path:
     """The repository."""
@@ -273,8 +304,13 @@ def load_bench_script():
     return load
 
 
-@pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch):
-    for name in list(os.environ):
-        if name.startswith("MIMO_RT_") and name != "MIMO_RT_CACHE":
-            monkeypatch.delenv(name)
+@pytest.fixture(autouse=True, scope="session")
+def _clean_environment():
+    """Settings of who runs the tests are not theirs, but for the cache and the device that "auto" means."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith("MIMO_RT_") and name != "MIMO_RT_CACHE":
+                patch.delenv(name)
+        if DEVICE != "cpu":
+            patch.setenv("MIMO_RT_BACKEND", DEVICE)
+        yield

@@ -110,7 +110,7 @@ def test_the_small_collection_is_what_a_machine_with_torch_and_nvcc_lacks(needs,
                         subprocess.CompletedProcess(command, len(commands)))
     assert needs.collect(tmp_path, is_small=True) == 1
     (command,) = commands
-    assert "nlohmann-json==3.12.0" in command and "--no-deps" in command
+    assert {"nlohmann-json==3.12.0", "--no-deps", *needs.TESTING} <= set(command)
     assert not {"numpy", needs.TOOLKIT, needs.CUTLASS, needs.SANITIZER} & set(command)
     assert needs.collect(tmp_path, is_small=False) == 4
     both, demo = commands[1] + commands[2], commands[3]
@@ -118,6 +118,13 @@ def test_the_small_collection_is_what_a_machine_with_torch_and_nvcc_lacks(needs,
     assert {"numpy", needs.TOOLKIT, needs.CUTLASS, needs.SANITIZER} <= set(both)
     project = (root / "pyproject.toml").read_text()
     assert needs.TOOLKIT in project and all(f'"{need}"' in project for need in ("nlohmann-json==3.12.0", "numpy"))
+
+
+def test_pytest_is_installed_where_it_was_brought_along_and_otherwise_not_asked_for(needs, monkeypatch, tmp_path):
+    monkeypatch.setattr(needs, "is_installed", lambda requirement: not requirement.startswith(("pytest", "pluggy")))
+    assert not {"pytest>=8", "pluggy"} & set(needs.wanted_wheels(None)) and not needs.missing(None)
+    make_wheel(tmp_path / "wheels", "pytest", "9.0.0")
+    assert [name for name in needs.wanted_wheels(tmp_path / "wheels") if name != needs.TOOLKIT] == ["pytest>=8"]
 
 
 def test_the_environment_has_what_this_python_has_and_the_wheels(needs, stage, monkeypatch, tmp_path):

@@ -259,12 +259,12 @@ RECORD = {"case": "pro-r8/qkv/fp8_e4m3/t1", "kernel_name": "qkv", "median_us": 5
 def test_a_whole_gate_leaves_device_steps_and_records(gate, monkeypatch, tmp_path, capsys):
     code, lines = run_gate(gate, monkeypatch, tmp_path, RECORD)
     assert code == 0 and lines[0]["name"] == "NVIDIA H200 NVL" and lines[0]["date"]
-    num_tests, num_sessions, num_costs = len(gate.NATIVE_TESTS), 7, 2
+    num_tests, num_sessions, num_costs = len(gate.NATIVE_TESTS), 8, 2
     steps = [line for line in lines if "status" in line]
     assert len(steps) == num_tests + 2 * num_tests + num_sessions + num_costs + NUM_SHAPES
     assert {s["status"] for s in steps} == {"passed"}
     order = list(dict.fromkeys(s["stage"] for s in steps))
-    assert order == ["tests", "costs", "engine", "bits", "kill", "soak", "slice", "kbench", "sanitizer"]
+    assert order == ["tests", "costs", "engine", "python", "bits", "kill", "soak", "slice", "kbench", "sanitizer"]
     assert sum("case" in line for line in lines) == NUM_SHAPES + NUM_SCRIPTS
     out = capsys.readouterr().out
     assert "sanitizer" in out and "5.5" in out and "90.0" in out and "written:" in out

@@ -10,7 +10,6 @@ import pytest
 
 import mimo_rt
 from mimo_rt import SamplingParams, Session, _C, errors
-from mimo_rt.checkpoints import write_tiny_checkpoint
 from mimo_rt.cli import main as cli_main
 
 PROMPT = "Once upon a time"
@@ -18,8 +17,8 @@ GREEDY = {"temperature": 0.0, "ignore_eos": True}
 
 
 @pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return write_tiny_checkpoint(tmp_path_factory.mktemp("model") / "tiny", seed=3)
+def model_dir(tmp_path_factory, write_model):
+    return write_model(tmp_path_factory.mktemp("model") / "tiny", seed=3)
 
 
 @pytest.fixture(scope="module")

@@ -13,19 +13,19 @@ import weakref
 import pytest
 
 from mimo_rt import Session, errors
-from mimo_rt.checkpoints import write_tiny_checkpoint
 from mimo_rt.streaming import MAX_PENDING_EVENTS
 
 PROMPT = "Once upon a time"
 # Long enough not to end by itself during a test, also on a fast machine.
 NUM_CONTEXT = 200_000
 ENDLESS = {"temperature": 0.0, "ignore_eos": True}
+ANOTHER_PROCESS = pytest.mark.cpu_only(reason="CUDA takes seconds to start in one more process")
 
 
 @pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
+def model_dir(tmp_path_factory, write_model):
     path = tmp_path_factory.mktemp("model") / "tiny"
-    return write_tiny_checkpoint(path, seed=5, max_position_embeddings=NUM_CONTEXT)
+    return write_model(path, seed=5, max_position_embeddings=NUM_CONTEXT)
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def wait_until(condition, seconds=20):
 
 
 @pytest.mark.parametrize("call", ["list(session.stream(*arguments, **options))",
-                                  "session.generate(*arguments, **options)"])
+                                  pytest.param("session.generate(*arguments, **options)", marks=ANOTHER_PROCESS)])
 def test_the_interpreter_exits_while_a_daemon_generates(model_dir, call):
     script = (f"import threading, time, mimo_rt\n"
               f"session = mimo_rt.Session({str(model_dir)!r}, num_threads=1, max_context={NUM_CONTEXT})\n"
@@ -336,7 +336,8 @@ print(len(next(stream).token_ids), flush=True)
 """
 
 
-@pytest.mark.parametrize("end", ["", "sys.exit(3)", "1 / 0"])
+@pytest.mark.parametrize("end", ["1 / 0", pytest.param("", marks=ANOTHER_PROCESS),
+                                 pytest.param("sys.exit(3)", marks=ANOTHER_PROCESS)])
 def test_a_half_read_stream_does_not_keep_the_process(model_dir, end):
     script = SCRIPT.format(
         model=str(model_dir), num_context=NUM_CONTEXT, prompt=PROMPT, end=end
@@ -348,6 +349,7 @@ def test_a_half_read_stream_does_not_keep_the_process(model_dir, end):
     assert run.returncode == {"": 0, "sys.exit(3)": 3, "1 / 0": 1}[end], run.stderr
 
 
+@pytest.mark.cpu_only(reason="a process that has used CUDA cannot use it in a fork")
 def test_a_fork_opens_a_session_of_its_own(model_dir):
     script = ("import os, sys, mimo_rt\n"
               "session = mimo_rt.Session(sys.argv[1], num_threads=2)\n"
