@@ -32,7 +32,7 @@ void check_sizes(const ModelConfig& config, const DraftConfig* draft, const Cuda
   options.max_context_rows = draft ? cuda_max_step_tokens(config) : 0;
   for (const bool is_round : {true, false}) {
     options.is_round = is_round;
-    options.max_tokens = !is_round ? cuda_max_step_tokens(config) : draft ? draft->block_size : 1;
+    options.max_tokens = !is_round ? cuda_max_step_tokens(config) : draft ? draft->block_size : cuda::kMaxBlockTokens;
     options.max_logit_rows = std::min(options.max_tokens, cuda::kMaxBlockTokens);
     cuda::check_operands(Plan::build(config, options, draft), config, weights, draft_weights);
   }
