@@ -98,6 +98,7 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/engine/generate.cpp
   csrc/engine/generation_clock.cpp
   csrc/engine/joint_steps.cpp
+  csrc/engine/joint_widths.cpp
   csrc/engine/machine_notes.cpp
   csrc/engine/measured_costs.cpp
   csrc/engine/ngram_lookup.cpp

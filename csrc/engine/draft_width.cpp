@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 namespace mimo_rt {
 namespace {
@@ -105,6 +106,7 @@ void DraftWidth::set_options(const DraftOptions& options, uint32_t block_size) {
 
 void DraftWidth::begin(uint64_t max_tokens, const DraftBudget& budget) {
   stats_ = {};
+  saved_ = 0.0;
   const double grant =
       std::min(kGrantRate * static_cast<double>(max_tokens), DraftBudget::kMaxGranted - budget.granted);
   budget_.credit = std::min(budget.credit + grant, DraftBudget::kMaxCredit);
@@ -124,9 +126,22 @@ uint32_t DraftWidth::choose_among(std::span<const float> scores) const {
   if (mode_ != DraftOptions::Mode::adaptive || limit == 0) return limit;
   if (must_run_plain()) return 0;
   const uint32_t best = best_width(scores.first(limit), 0);
-  // A gain makes probes cheap to come by; here it says nothing about drafts that were just refused for their scores.
-  return best || num_idle_rounds_ < kFirstProbeGap ? best : choose_probe(limit);
+  return best || !is_probe_due() ? best : choose_probe(limit);
 }
+
+DraftOffer DraftWidth::offer(std::span<const float> scores) const {
+  const bool is_fixed = mode_ == DraftOptions::Mode::fixed;
+  DraftOffer offer;
+  offer.num_drafts = std::min(static_cast<uint32_t>(scores.size()), max_drafts_);
+  offer.least = is_fixed ? offer.num_drafts : std::min(is_probe_due() ? 1u : 0u, offer.num_drafts);
+  if (!is_fixed) offer.credit = budget_.credit + saved_;
+  double all_accepted = 1.0;
+  for (uint32_t i = 0; i < offer.num_drafts; ++i) offer.confirmed[i] = all_accepted *= confidence_.acceptance(scores[i]);
+  return offer;
+}
+
+/// Of drafts that were refused for their scores: a gain, which makes other probes cheap, says nothing about them.
+bool DraftWidth::is_probe_due() const { return num_idle_rounds_ >= std::max(probe_gap_, kFirstProbeGap); }
 
 /// The affordable width with the most tokens per time; a probe where that is none.
 uint32_t DraftWidth::choose_adaptive(uint32_t limit) const {
@@ -181,6 +196,7 @@ uint32_t DraftWidth::choose_probe(uint32_t limit) const {
 
 void DraftWidth::observe(const RoundOutcome& outcome) {
   count(outcome);
+  if (outcome.spent > 0.0) return observe_shared(outcome);
   if (mode_ != DraftOptions::Mode::adaptive) return;
   const bool is_surprising = is_surprise(outcome);
   const double ns = times_.add(outcome.num_drafts, outcome.num_context_rows, static_cast<double>(outcome.ns));
@@ -195,6 +211,17 @@ void DraftWidth::observe(const RoundOutcome& outcome) {
     num_drafted_rounds_ = 0;
     if (num_plain_due_) measured_plain(is_surprising);
   }
+}
+
+/// What it took says nothing about a round of this session alone. Drafts of others are paid for also by who has none, and
+/// with all that drafts have brought it before: texts of several sessions seldom repeat themselves at the same time.
+void DraftWidth::observe_shared(const RoundOutcome& outcome) {
+  budget_.credit += std::exchange(saved_, 0.0);
+  if (outcome.num_drafts) learn_acceptance(outcome);
+  else budget_.credit -= outcome.spent - 1.0;
+  learn_confidence(outcome);
+  settle(outcome, outcome.spent);
+  num_idle_rounds_ = outcome.num_drafts ? 0 : num_idle_rounds_ + outcome.had_drafts;
 }
 
 /// One plain round is enough to see that nothing has changed.
@@ -238,8 +265,9 @@ void DraftWidth::learn_confidence(const RoundOutcome& outcome) {
 /// What a round earns for the budget. One that does not draft leaves a row of context behind, to be made with many others;
 /// one that does makes its few rows in the time that is measured.
 double DraftWidth::income(const RoundOutcome& outcome, double spent) const {
-  const double all = kLossRate * spent;
-  return outcome.num_drafts ? all : std::max(all - times_.context_row() / times_.at(0), kLeastIncome * all);
+  const double all = kLossRate * spent, context_row = times_.context_row();
+  if (outcome.num_drafts || context_row == 0.0) return all;
+  return std::max(all - context_row / times_.at(0), kLeastIncome * all);
 }
 
 /// `spent`: what the round cost by the estimates, not by the clock: one interrupted round shall not end drafting.
@@ -258,7 +286,9 @@ void DraftWidth::settle(const RoundOutcome& outcome, double spent) {
     budget_.credit += gain;
     probe_gap_ = gain > 0.0 ? 0 : std::clamp(2 * probe_gap_, kFirstProbeGap, kMaxProbeGap);
   }
-  budget_.credit = std::min(budget_.credit, DraftBudget::kMaxCredit);
+  const double above = std::max(budget_.credit - DraftBudget::kMaxCredit, 0.0);
+  saved_ += above;
+  budget_.credit -= above;
 }
 
 void DraftWidth::count(const RoundOutcome& outcome) {

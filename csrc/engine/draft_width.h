@@ -35,8 +35,17 @@ struct RoundOutcome {
   bool is_cut = false;            ///< a stop ended it early: drafts beyond num_accepted say nothing
   std::span<const float> scores = {};  ///< of the drafts, when num_drafts was chosen by scores; else empty
   bool had_drafts = true;         ///< false: there was nothing to verify, so that num_drafts = 0 says nothing
+  double spent = 0.0;             ///< what it cost in plain rounds, drafts of others included; 0: it was not shared
 
   uint32_t num_proposed() const { return is_cut ? num_accepted : num_drafts; }  ///< as DraftStats counts
+};
+
+/// Drafts of one session for a step that others share: how many of them it verifies depends on all of theirs.
+struct DraftOffer {
+  uint32_t num_drafts = 0;
+  uint32_t least = 0;     ///< verified whatever they promise
+  double credit = 1e9;    ///< plain rounds by which the step may become longer, beyond what its drafts promise
+  std::array<double, kMaxBlockSize> confirmed{};  ///< [num_drafts] how likely draft i + 1 and all before it are right
 };
 
 /// The last few of some measurements.
@@ -112,6 +121,8 @@ class DraftWidth {
   /// With DraftSource::ngram_lookup, instead of the above: of the drafts with these scores, which are there already, how
   /// many to verify: 0..min(max, scores.size()).
   uint32_t choose_among(std::span<const float> scores) const;
+  /// The same for a step that others share.
+  DraftOffer offer(std::span<const float> scores) const;
   void observe(const RoundOutcome& outcome);
   /// In statistics, the round observed last was cut behind so many accepted drafts, by who reads the tokens: what was
   /// learnt from the others stays.
@@ -125,6 +136,8 @@ class DraftWidth {
   uint32_t best_width(std::span<const float> scores, uint32_t least) const;
   bool must_run_plain() const;
   void count(const RoundOutcome& outcome);
+  void observe_shared(const RoundOutcome& outcome);
+  bool is_probe_due() const;
   void measured_plain(bool is_surprising);
   bool is_surprise(const RoundOutcome& outcome) const;
   void learn_acceptance(const RoundOutcome& outcome);
@@ -146,6 +159,7 @@ class DraftWidth {
   /// Decayed sums over narrowed rounds, of a lookup over all: tokens emitted, and their cost in plain rounds.
   double narrowed_tokens_ = 0.0, narrowed_spent_ = 0.0;
   DraftBudget budget_;
+  double saved_ = 0.0;             ///< gains of this generation above kMaxCredit: for steps that it shares
   uint32_t num_idle_rounds_ = 0;   ///< since the last that drafted
   uint32_t probe_gap_;             ///< idle rounds before a probe
   uint32_t num_drafted_rounds_ = 0;  ///< since the last that did not draft

@@ -6,6 +6,7 @@
 #include "engine/stop_text.h"
 
 #include <algorithm>
+#include <array>
 #include <mutex>
 #include <optional>
 #include <utility>
@@ -126,7 +127,8 @@ class Generation {
     if (engine_.has_lookup) begin_lookup();
     RoundState state(round_request(), drafting.width, engine_.config.vocab_size, block_size);
     while (!finished_ && !stop_when_cancelled()) {
-      if (engine_.joins_steps() && engine_.num_decoding > 1) decode_step();
+      state.is_shared = engine_.joins_steps() && engine_.num_decoding > 1;
+      if (state.is_shared) run_shared_round(state);
       else run_rounds(state);
     }
     if (block_size == 1) return;
@@ -141,9 +143,11 @@ class Generation {
     session_.lookup->append(prompt_);
   }
 
-  /// Rounds append what they emit, steps do not.
-  void catch_up_lookup() {
-    const size_t num_known = session_.lookup->size() - prompt_.size();
+  void continue_text(RoundState& state) {
+    state.block[0] = result_.token_ids.back();
+    state.num_output = result_.token_ids.size();
+    if (!engine_.has_lookup) return;
+    const size_t num_known = session_.lookup->size() - prompt_.size();  // the first token is of no round
     session_.lookup->append(std::span(result_.token_ids).subspan(num_known));
   }
 
@@ -176,9 +180,7 @@ class Generation {
     const bool host_may_stop = on_token_ || !options_.stop.empty();
     state.max_rounds = host_may_stop ? 1 : ~0u;
     state.comes_back = host_may_stop;
-    state.block[0] = result_.token_ids.back();
-    state.num_output = result_.token_ids.size();
-    if (engine_.has_lookup) catch_up_lookup();
+    continue_text(state);
     const auto on_token = [&](const SampleResult& token) {
       if (host_may_stop) drawn.push_back(token);
       else accept(token);
@@ -189,6 +191,35 @@ class Generation {
       if (session_.cancelled) return;  // while it waited for the engine
       session_.sequence.run_rounds(engine_, state, on_token);
     }
+    end_rounds(state, drawn);
+  }
+
+  /// One round as a step that others may share, who together choose how many drafts of the text it verifies.
+  void run_shared_round(RoundState& state) {
+    const uint32_t begin = session_.sequence.size();
+    continue_text(state);
+    state.max_rounds = 1;
+    state.position = begin;
+    state.begin();
+    if (state.end != RoundEnd::running) return;  // cancelled
+    std::array<SampleRequest, kMaxBlockSize> samples;
+    std::array<SampleResult, kMaxBlockSize> drawn;
+    state.fill_requests(samples);
+    StepOutput output;
+    output.sampled = drawn.data();
+    const std::span tokens = std::span(state.block).first(state.input.num_tokens);
+    StepRequest step{&session_.sequence, tokens, std::span(state.logit_rows).first(tokens.size()), samples.data(), &output};
+    JointRequest request{step, state.offer};
+    if (!engine_.joint_steps.run(engine_, request, session_.cancelled)) return;
+    accept_drawn(state, std::span(drawn).first(step.tokens.size()), request.spent);
+    state.count_experts(output.active_experts, 1);
+    state.ring.release(state.ring.num_pushed());  // they are in `drawn`
+    session_.sequence.keep_first(state.position);
+    end_rounds(state, std::span(drawn).first(state.position - begin));
+  }
+
+  /// Shows the tokens that were held back.
+  void end_rounds(RoundState& state, std::span<const SampleResult> drawn) {
     clock_.count_rounds(engine_.weight_bytes, state.num_rounds, state.active_experts);
     uint32_t num_shown = 0;
     while (num_shown < drawn.size() && !finished_) accept(drawn[num_shown++]);
@@ -211,8 +242,8 @@ class Generation {
     request_.num_masked_ids = may_stop ? 0 : static_cast<uint32_t>(stop_ids_.size());
     StepOutput output;
     output.sampled = &sampled_;
-    const StepRequest request{&session_.sequence, tokens, {&last_row, want_token ? 1u : 0u},
-                              want_token ? &request_ : nullptr, &output};
+    StepRequest request{&session_.sequence, tokens, {&last_row, want_token ? 1u : 0u},
+                        want_token ? &request_ : nullptr, &output};
     if (!run(request)) {  // cancelled while it waited for the engine
       stop_when_cancelled();
       return;
@@ -222,9 +253,11 @@ class Generation {
   }
 
   /// False: not run, because the session was cancelled.
-  bool run(const StepRequest& request) {
-    if (request.tokens.size() == 1 && request.sample && engine_.joins_steps())
-      return engine_.joint_steps.run(engine_, request, session_.cancelled);
+  bool run(StepRequest& request) {
+    if (request.tokens.size() == 1 && request.sample && engine_.joins_steps()) {
+      JointRequest joint{request};
+      return engine_.joint_steps.run(engine_, joint, session_.cancelled);
+    }
     const std::lock_guard lock(engine_.steps);
     if (session_.cancelled) return false;
     run_step(engine_, {&request, 1});

@@ -48,7 +48,7 @@ struct RoundTasks {
 
   void propose(uint32_t row, const LogitRow& draft_logits);
   void narrow(uint32_t row, const LogitRow& draft_logits);
-  void accept(const TargetRows& rows);
+  void accept(const TargetRows& rows, double spent = 0.0);
   void replay(const RoundReport& report);
 
  private:
@@ -56,7 +56,7 @@ struct RoundTasks {
   Emitted emit_rows(const TargetRows& rows);
   bool draw_row(uint32_t row, const TargetRows& rows, SampleResult& token);
   void emit(const SampleResult& token, Emitted& emitted);
-  void finish(const Emitted& emitted, uint64_t ns);
+  void finish(const Emitted& emitted, uint64_t ns, double spent = 0.0);
 };
 
 void TokenRing::push(const SampleResult& token) {
@@ -97,6 +97,13 @@ void RoundState::begin() {
   round_begin_ns = steady_ns();
 }
 
+void RoundState::fill_requests(std::span<SampleRequest> requests) const {
+  for (uint32_t row = 0; row < input.num_tokens; ++row) {
+    requests[row] = row_request(*this, row, num_output + row);
+    requests[row].scratch = scratch(0);
+  }
+}
+
 void RoundState::cut_last_round(uint32_t num_tokens) {
   width.cut_last(num_tokens - 1);
   if (!request.rounds) return;
@@ -135,7 +142,9 @@ void RoundState::prepare_round() {
   const uint32_t limit = room.max_drafts();
   if (request.lookup) {
     look_up_drafts(limit);
-    num_proposals_ = width.choose_among({&scores_[1], num_found_});
+    const std::span<const float> scores(&scores_[1], num_found_);
+    if (is_shared) offer = width.offer(scores);
+    num_proposals_ = is_shared ? offer.num_drafts : width.choose_among(scores);
   } else {
     const uint32_t num_drafts = width.choose(limit);
     narrows_ = num_drafts && width.narrows() && !draws_drafts();
@@ -160,6 +169,7 @@ void RoundState::prepare_round() {
 void RoundState::look_up_drafts(uint32_t limit) {
   num_found_ = 0;
   limit = std::min(limit, width.max_drafts());
+  if (is_shared && request.token_counts) limit = 0;  // they would have to be counted between the rows
   if (limit == 0) return;
   const uint32_t match = request.lookup->propose({&block[1], limit});
   num_found_ = match ? limit : 0;
@@ -197,8 +207,8 @@ void RoundTasks::narrow(uint32_t row, const LogitRow& draft_logits) {
   state.input.num_tokens = state.input.num_logit_rows = 1 + num_drafts;
 }
 
-void RoundTasks::accept(const TargetRows& rows) {
-  finish(emit_rows(rows), 0);
+void RoundTasks::accept(const TargetRows& rows, double spent) {
+  finish(emit_rows(rows), 0, spent);
 }
 
 void RoundTasks::replay(const RoundReport& report) {
@@ -234,7 +244,7 @@ void RoundTasks::check_lookup(const RoundReport& report) {
 }
 
 /// `ns`: of the round; 0: not measured.
-void RoundTasks::finish(const Emitted& emitted, uint64_t ns) {
+void RoundTasks::finish(const Emitted& emitted, uint64_t ns, double spent) {
   const uint64_t now = steady_ns();
   if (ns == 0) ns = now - state.round_begin_ns;
   // A token that ends the text is the round's own even if it was drafted: every round emits 1 + accepted tokens.
@@ -245,7 +255,8 @@ void RoundTasks::finish(const Emitted& emitted, uint64_t ns) {
       .ns = ns,
       .is_cut = emitted.end == RoundEnd::bad_logits || emitted.last_was_drafted,
       .scores = {&state.scores_[1], state.narrows_ || state.request.lookup ? state.input.num_tokens - 1 : 0},
-      .had_drafts = !state.request.lookup || state.num_found_ != 0};
+      .had_drafts = !state.request.lookup || state.num_found_ != 0,
+      .spent = spent};
   if (state.request.rounds)
     state.request.rounds->push_back({ns, state.input.num_tokens, outcome.num_proposed(), emitted.num_tokens});
   state.width.observe(outcome);
@@ -278,10 +289,14 @@ Emitted RoundTasks::emit_rows(const TargetRows& rows) {
 
 /// Returns whether the next row holds the token drawn.
 bool RoundTasks::draw_row(uint32_t row, const TargetRows& rows, SampleResult& token) {
-  SampleRequest request = row_request(state, row, state.num_output);
-  request.scratch = state.scratch(0);
   const uint32_t next = row + 1;
   const bool has_draft = next < state.input.num_tokens;
+  if (rows.drawn) {
+    token = rows.drawn[row];
+    return has_draft && token.token_id == state.block[next];
+  }
+  SampleRequest request = row_request(state, row, state.num_output);
+  request.scratch = state.scratch(0);
   const LogitRow logits =
       rows.best ? rows.best[row] : LogitRow{rows.logits + uint64_t{row} * rows.stride, state.vocab_size_};
   if (has_draft && state.draws_drafts())
@@ -311,5 +326,10 @@ void propose_token(RoundState& state, uint32_t row, const LogitRow& draft_logits
 void replay_round(RoundState& state, const RoundReport& report) { RoundTasks{state}.replay(report); }
 
 void accept_round(RoundState& state, const TargetRows& rows) { RoundTasks{state}.accept(rows); }
+
+void accept_drawn(RoundState& state, std::span<const SampleResult> drawn, double spent) {
+  state.input.num_tokens = static_cast<uint32_t>(drawn.size());
+  RoundTasks{state}.accept({.logits = nullptr, .stride = 0, .drawn = drawn.data()}, spent);
+}
 
 }  // namespace mimo_rt

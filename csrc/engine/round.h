@@ -82,6 +82,9 @@ struct RoundState {
   uint32_t max_rounds = ~0u;                ///< of one Executor::run_rounds
   /// After max_rounds the caller soon wants more of the same generation: a device may wait for it with its own state.
   bool comes_back = false;
+  /// The round that begins runs in a step that others share: it has all drafts that the lookup found, and others choose
+  /// how many are verified, see accept_drawn.
+  bool is_shared = false;
   uint64_t launch_id = 0;                   ///< the executor's: of the launch that has waited for more rounds; 0: none
 
   // Carried from round to round by the accept task.
@@ -97,6 +100,7 @@ struct RoundState {
 
   /// The step of the running round; arrays below.
   StepInput input;
+  DraftOffer offer;                            ///< when it is shared
   std::array<uint32_t, kMaxBlockSize> positions{}, seq_idx{}, logit_rows{};
 
   /// Fills `input` for the round that begins at `position` with the anchor block[0]: chooses the width, limited by what
@@ -104,6 +108,8 @@ struct RoundState {
   /// active_experts and stop_requested.
   /// When a limit is reached already, it sets `end` and leaves `input` empty: then no round may run.
   void begin();
+  /// How the token after each row of a shared round is drawn, one after the other: [kMaxBlockSize]; they have one scratch.
+  void fill_requests(std::span<SampleRequest> requests) const;
   /// Whether the running round is the last one, whatever it emits.
   bool should_stop() const { return stop_requested || (request.cancelled && *request.cancelled); }
   /// For rounds that a device begins by itself: how many drafts to verify at most. `match`: of looked up drafts, the length
@@ -143,6 +149,7 @@ struct TargetRows {
   const float* logits;             ///< [num_tokens, stride]; not read with `best`
   uint32_t stride;
   const LogitRow* best = nullptr;  ///< [num_tokens] the best logits of each, when the round wants no whole rows
+  const SampleResult* drawn = nullptr;  ///< [num_tokens] instead of logits: what was drawn from them
 };
 
 /// A round whose accept task ran elsewhere, on a device with a copy of the state.
@@ -164,5 +171,8 @@ void replay_round(RoundState& state, const RoundReport& report);
 /// The accept task: draws and compares row by row, emits tokens to the ring, moves `position`, tells `width` what
 /// happened, ends the rounds or prepares the next.
 void accept_round(RoundState& state, const TargetRows& rows);
+
+/// The same for a shared round, of which so many rows were verified as tokens were drawn. `spent`: see RoundOutcome.
+void accept_drawn(RoundState& state, std::span<const SampleResult> drawn, double spent);
 
 }  // namespace mimo_rt

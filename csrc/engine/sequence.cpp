@@ -54,6 +54,11 @@ void Sequence::drop_from(uint32_t begin) {
   cache_.truncate(0, begin);
 }
 
+void Sequence::keep_first(uint32_t num_tokens) {
+  drop_from(num_tokens);
+  num_cached_ = size();
+}
+
 void Sequence::run_rounds(Engine::Impl& engine, RoundState& state,
                           const std::function<bool(const SampleResult&)>& on_token) {
   const uint32_t begin = size(), block_size = engine.round_plan->options().max_tokens;

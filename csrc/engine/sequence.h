@@ -34,6 +34,9 @@ class Sequence {
   /// window layers' rings have lost what a continuation there would read.
   void keep_common_prefix(std::span<const int32_t> tokens, uint32_t max_kept);
 
+  /// Forgets all behind the first `num_tokens`, drafts of the step before that were not confirmed.
+  void keep_first(uint32_t num_tokens);
+
   /// Forgets all tokens and gives the memory of their keys and values back to the system.
   void release();
 

@@ -52,7 +52,7 @@ struct GenerationStats {
   double weight_bytes_per_step = 0.0;  ///< mean over decode steps: packed weight bytes that the step had to read, for all sessions that shared it
   double decode_gbs = 0.0;             ///< weight bytes per second while decoding, GB = 1e9 bytes
   double bandwidth_fraction = 0.0;     ///< decode_gbs / Engine's measured read bandwidth; 0 when not measured
-  DraftStats draft;                    ///< all zero without drafts; rounds only, not steps shared with other sessions
+  DraftStats draft;                    ///< all zero without drafts
 };
 
 }  // namespace mimo_rt

@@ -3,6 +3,10 @@
 #include "drafted_session.h"
 #include "test_configs.h"
 
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <chrono>
 #include <thread>
 
 using namespace fake_engine;
@@ -10,6 +14,14 @@ using namespace fake_engine;
 namespace {
 
 Fixture with_lookup(uint32_t chunk_tokens = 16) { return Fixture(chunk_tokens, 4, Drafts::lookup); }
+
+/// Somebody else decodes all the time, so that all rounds are steps that others may share.
+Fixture beside_another(uint32_t chunk_tokens = 16) {
+  Fixture f = with_lookup(chunk_tokens);
+  f.executor->joins = true;
+  f.engine->impl().num_decoding = 1;
+  return f;
+}
 
 GenerateOptions two_tokens(uint32_t max_tokens) {
   GenerateOptions options = greedy(max_tokens);
@@ -21,8 +33,9 @@ GenerateOptions two_tokens(uint32_t max_tokens) {
 
 TEST_CASE("tokens equal plain decoding for every number of drafts") {
   const Tokens prompt = iota_tokens(21), expected = reference(prompt, two_tokens(150));
-  for (uint32_t n = 1; n < kBlock; ++n) {
-    Fixture f = with_lookup();
+  for (uint32_t i = 2; i < 2 * kBlock; ++i) {
+    const uint32_t n = i / 2;
+    Fixture f = i % 2 ? beside_another() : with_lookup();
     Session session(f.engine);
     const GenerateResult result = session.generate(prompt, fixed(two_tokens(150), n));
     CHECK(result.token_ids == expected);
@@ -55,81 +68,119 @@ TEST_CASE("sampled tokens equal plain decoding with the same seed, for both kind
 
 TEST_CASE("adaptive and off give the same text; off never drafts") {
   check_adaptive_and_off([] { return with_lookup(); }, two_tokens);
+  check_adaptive_and_off([] { return beside_another(); }, two_tokens);
 }
 
 TEST_CASE("limits and stop ids end a block where plain decoding would") {
   check_limits([] { return with_lookup(); }, two_tokens);
   check_limits([] { return with_lookup(4); }, two_tokens);  // steps are shorter than a round
+  check_limits([] { return beside_another(); }, two_tokens);
+  check_limits([] { return beside_another(4); }, two_tokens);
   const Tokens prompt = iota_tokens(10);
   for (const int32_t stop : {5, 9}) {
     GenerateOptions options = fixed(two_tokens(60));
     options.stop_token_ids = {stop};
     for (const uint32_t min_tokens : {0u, 7u, 8u, 9u}) {
       options.min_tokens = min_tokens;
-      Fixture f = with_lookup(), plain;
-      Session session(f.engine), expected(plain.engine);
+      Fixture f = with_lookup(), beside = beside_another(), plain;
+      Session session(f.engine), sharing(beside.engine), expected(plain.engine);
       const GenerateResult a = session.generate(prompt, options), b = expected.generate(prompt, options);
-      CHECK(a.token_ids == b.token_ids);
-      CHECK_EQ(a.stop_token_id, stop);
+      const GenerateResult c = sharing.generate(prompt, options);
+      CHECK(a.token_ids == b.token_ids && c.token_ids == b.token_ids);
+      CHECK(a.stop_token_id == stop && c.stop_token_id == stop);
+      CHECK_EQ(sharing.num_cached_tokens(), session.num_cached_tokens());
+      CHECK_EQ(stats_of(c).num_accepted_tokens, stats_of(a).num_accepted_tokens);
     }
   }
 }
 
 TEST_CASE("a second turn looks up in the whole conversation, a failed step leaves a usable session") {
   const Tokens prompt = iota_tokens(12);
-  Fixture f = with_lookup(), g = with_lookup();
-  Session session(f.engine), fresh(g.engine);
-  const GenerateResult first = session.generate(prompt, fixed(two_tokens(50)));
-  const Tokens second = prompt + first.token_ids + iota_tokens(4, 3);
-  const GenerateResult turn = session.generate(second, fixed(two_tokens(50)));
-  CHECK(turn.stats.num_cached_tokens > 50);
-  CHECK(turn.token_ids == reference(second, two_tokens(50)));
-  CHECK_EQ(stats_of(turn).num_accepted_tokens,
-           stats_of(fresh.generate(second, fixed(two_tokens(50)))).num_accepted_tokens);
-  CHECK(stats_of(turn).num_accepted_tokens > 10);
-  uint32_t num_steps = 0;
-  f.executor->on_step = [&] {
-    if (++num_steps == 5) throw std::runtime_error("no progress");
-  };
-  bool was_thrown = false;
-  try {
-    session.generate(prompt, fixed(two_tokens(50)));
-  } catch (const std::runtime_error&) {
-    was_thrown = true;
+  for (const auto& make : {with_lookup, beside_another}) {
+    Fixture f = make(16), g = with_lookup();
+    Session session(f.engine), fresh(g.engine);
+    const GenerateResult first = session.generate(prompt, fixed(two_tokens(50)));
+    const Tokens second = prompt + first.token_ids + iota_tokens(4, 3);
+    const GenerateResult turn = session.generate(second, fixed(two_tokens(50)));
+    CHECK(turn.stats.num_cached_tokens > 50);
+    CHECK(turn.token_ids == reference(second, two_tokens(50)));
+    CHECK_EQ(stats_of(turn).num_accepted_tokens,
+             stats_of(fresh.generate(second, fixed(two_tokens(50)))).num_accepted_tokens);
+    CHECK(stats_of(turn).num_accepted_tokens > 10);
+    uint32_t num_steps = 0;
+    f.executor->on_step = [&] {
+      if (++num_steps == 5) throw std::runtime_error("no progress");
+    };
+    bool was_thrown = false;
+    try {
+      session.generate(prompt, fixed(two_tokens(50)));
+    } catch (const std::runtime_error&) {
+      was_thrown = true;
+    }
+    CHECK(was_thrown);
+    f.executor->on_step = nullptr;
+    CHECK(session.generate(prompt, fixed(two_tokens(50))).token_ids == first.token_ids);
   }
-  CHECK(was_thrown);
-  f.executor->on_step = nullptr;
-  CHECK(session.generate(prompt, fixed(two_tokens(50))).token_ids == first.token_ids);
 }
 
-TEST_CASE("sessions that decode beside others share steps instead, and draft when they are alone again") {
+TEST_CASE("rounds beside others draft as those alone do, but not where every draft changes what is counted") {
   Fixture f = with_lookup();
   f.executor->joins = true;
   CHECK(f.engine->joins_steps());
   Session session(f.engine);
   const Tokens prompt = iota_tokens(12), expected = reference(prompt, two_tokens(90));
+  const DraftStats alone = stats_of(session.generate(prompt, fixed(two_tokens(90))));
+  CHECK_EQ(alone.num_rounds + alone.num_accepted_tokens, 89u);
   std::atomic<uint32_t>& num_decoding = f.engine->impl().num_decoding;
   ++num_decoding;  // somebody else
-  const GenerateResult beside = session.generate(prompt, fixed(two_tokens(90)));
+  GenerateOptions options = fixed(two_tokens(90));
+  options.want_rounds = true;
+  const GenerateResult beside = session.generate(prompt, options);
   CHECK(beside.token_ids == expected);
-  CHECK_EQ(stats_of(beside).num_rounds, 0u);
-  CHECK_EQ(beside.stats.num_steps, 89u);
+  CHECK_EQ(stats_of(beside).num_rounds, alone.num_rounds);
+  CHECK_EQ(beside.stats.num_steps, alone.num_rounds);
+  CHECK(stats_of(beside).width_histogram == alone.width_histogram);
+  check_sums(beside);
+  options.sampling.repetition_penalty = 1.2f;
+  const GenerateResult counting = session.generate(prompt, options);
+  CHECK(counting.token_ids == reference(prompt, options));
+  CHECK_EQ(stats_of(counting).num_draft_tokens, 0u);
+  check_sums(counting);
   uint32_t num_steps = 0;
   f.executor->on_step = [&] {  // the other one comes and goes
     if (++num_steps % 7 == 0) num_decoding = num_steps % 2 ? 1 : 2;
   };
-  GenerateOptions options = fixed(two_tokens(90));
-  options.sampling.repetition_penalty = 1.2f;
   const GenerateResult mixed = session.generate(prompt, options, [](const TokenEvent&) { return true; });
   CHECK(mixed.token_ids == reference(prompt, options));
-  const DraftStats& stats = stats_of(mixed);
-  CHECK(stats.num_rounds > 5 && stats.num_accepted_tokens > 5);
-  CHECK(stats.num_rounds + stats.num_accepted_tokens < 80);  // and there were steps
-  f.executor->on_step = nullptr;
-  num_decoding = 0;
-  const DraftStats alone = stats_of(session.generate(prompt, fixed(two_tokens(90))));
-  CHECK_EQ(alone.num_rounds + alone.num_accepted_tokens, 89u);
-  CHECK_EQ(num_decoding.load(), 0u);
+  CHECK(stats_of(mixed).num_accepted_tokens > 5);
+  CHECK_EQ(stats_of(mixed).num_rounds + stats_of(mixed).num_accepted_tokens, 89u);
+}
+
+TEST_CASE("sessions of several threads share steps with drafts of each, and each gets what it gets alone") {
+  Fixture f = beside_another();
+  f.executor->on_step = [] { std::this_thread::sleep_for(std::chrono::microseconds(300)); };
+  std::vector<GenerateResult> results(4);
+  const auto options_of = [](uint32_t i) {
+    GenerateOptions options = two_tokens(60);
+    options.sampling.temperature = i % 2 ? 0.8f : 0.0f;
+    options.sampling.seed = i;
+    if (i == 3) options.sampling.repetition_penalty = 1.3f;
+    options.want_rounds = true;
+    return i == 2 ? options : fixed(options);
+  };
+  std::vector<std::thread> threads;
+  for (uint32_t i = 0; i < 4; ++i)
+    threads.emplace_back([&, i] {
+      Session session(f.engine, {.sequence_id = i});
+      results[i] = session.generate(iota_tokens(5 + i), options_of(i));
+    });
+  for (std::thread& thread : threads) thread.join();
+  for (uint32_t i = 0; i < 4; ++i) {
+    CHECK(results[i].token_ids == reference(iota_tokens(5 + i), options_of(i), i));
+    check_sums(results[i]);
+    CHECK_EQ(stats_of(results[i]).num_accepted_tokens > 5, i != 3);
+  }
+  CHECK(*std::ranges::max_element(f.executor->step_sizes) > 8);  // more than a round of one has
 }
 
 TEST_CASE("a session in its callback does not keep others from drafting, and is counted again after it") {
@@ -174,10 +225,9 @@ TEST_CASE("sessions of several threads, with steps and rounds in any order, keep
 TEST_CASE("stop strings, an end by the caller and logits that are not finite") {
   const std::filesystem::path vocabulary = write_vocabulary();
   const Tokens prompt = iota_tokens(10), expected_ids = reference(prompt, two_tokens(60));
-  Fixture plain, f = with_lookup();
-  Session expected(plain.engine), session(f.engine);
-  expected.load_vocabulary(vocabulary);
-  session.load_vocabulary(vocabulary);
+  Fixture plain, f = with_lookup(), g = beside_another();
+  Session expected(plain.engine), session(f.engine), sharing(g.engine);
+  for (Session* each : {&expected, &session, &sharing}) each->load_vocabulary(vocabulary);
   const std::string text = expected.generate(prompt, two_tokens(60)).text;
   uint32_t num_stopped = 0;
   for (size_t at = 3; at + 4 < text.size(); at += 3) {
@@ -186,22 +236,28 @@ TEST_CASE("stop strings, an end by the caller and logits that are not finite") {
     options.want_rounds = true;
     const GenerateResult a = expected.generate(prompt, options), b = session.generate(prompt, fixed(options));
     CHECK_EQ(b.text, a.text);
-    CHECK(b.token_ids == a.token_ids);
+    const GenerateResult c = sharing.generate(prompt, fixed(options));
+    CHECK_EQ(c.text, a.text);
+    CHECK(b.token_ids == a.token_ids && c.token_ids == a.token_ids);
     check_sums(b);
+    check_sums(c);
     num_stopped += b.finish_reason == FinishReason::stop;
   }
   CHECK(num_stopped > 5);
   uint32_t num_events = 0;
-  const GenerateResult ended = session.generate(prompt, fixed(two_tokens(60)), [&](const TokenEvent&) { return ++num_events < 9; });
-  CHECK(ended.token_ids == Tokens(expected_ids.begin(), expected_ids.begin() + 9));
-  uint32_t num_steps = 0;
-  f.executor->on_step = [&] { f.executor->broken = ++num_steps >= 4; };
-  CHECK_THROWS(internal, "finite", session.generate(prompt, fixed(two_tokens(50))));
-  f.executor->on_step = nullptr;
-  f.executor->broken = false;
-  CHECK(session.generate(prompt, fixed(two_tokens(60))).token_ids == expected_ids);
-  session.reset();
-  CHECK(session.generate(prompt, fixed(two_tokens(60))).token_ids == expected_ids);
+  for (auto [engine, one] : {std::pair(&f, &session), std::pair(&g, &sharing)}) {
+    num_events = 0;
+    const GenerateResult ended = one->generate(prompt, fixed(two_tokens(60)), [&](const TokenEvent&) { return ++num_events < 9; });
+    CHECK(ended.token_ids == Tokens(expected_ids.begin(), expected_ids.begin() + 9));
+    uint32_t num_steps = 0;
+    engine->executor->on_step = [&] { engine->executor->broken = ++num_steps >= 4; };
+    CHECK_THROWS(internal, "finite", one->generate(prompt, fixed(two_tokens(50))));
+    engine->executor->on_step = nullptr;
+    engine->executor->broken = false;
+    CHECK(one->generate(prompt, fixed(two_tokens(60))).token_ids == expected_ids);
+    one->reset();
+    CHECK(one->generate(prompt, fixed(two_tokens(60))).token_ids == expected_ids);
+  }
 }
 
 TEST_CASE("on the CPU and the reference, rounds with lookups leave the tokens of plain steps") {
@@ -228,6 +284,19 @@ TEST_CASE("on the CPU and the reference, rounds with lookups leave the tokens of
       CHECK(stats_of(result).num_accepted_tokens > 5);
       generate.draft.mode = DraftOptions::Mode::adaptive;
       CHECK(session.generate(prompt, generate).token_ids == result.token_ids);
+      if (!engine->joins_steps()) continue;
+      engine->impl().num_decoding = 1;  // rounds are steps that others may share
+      generate.draft.mode = DraftOptions::Mode::fixed;
+      std::array<GenerateResult, 3> shared;
+      std::vector<std::thread> threads;
+      for (GenerateResult& each : shared)
+        threads.emplace_back([&] { each = Session(engine).generate(prompt, generate); });
+      for (std::thread& thread : threads) thread.join();
+      for (const GenerateResult& each : shared) {
+        CHECK(each.token_ids == result.token_ids);
+        CHECK_EQ(stats_of(each).num_accepted_tokens, stats_of(result).num_accepted_tokens);
+      }
+      engine->impl().num_decoding = 0;
     }
   }
 }
