@@ -440,6 +440,10 @@ def test_sessions_at_the_same_time(tiny_model, capsys):
     assert all(line["tokens_per_s"] > 0 for line in lines)
     assert cli_main(arguments) == 0
     assert "x one session" in capsys.readouterr().out
+    assert cli_main([*arguments, "--draft", "ngram", "--json"]) == 0
+    lines = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
+    assert [line["case"] for line in lines] == [f"sessions/ctx16/{n}" for n in (1, 2, 4, 8, 16)]
+    assert all(line["draft"] == "ngram" and line["drafts_over_plain"] > 0 for line in lines)
 
 
 def test_sessions_that_differ_from_sessions_alone_are_not_timed(tiny_model, monkeypatch, capsys):

@@ -15,7 +15,7 @@ from .breakdown import measure_breakdown, measure_step_breakdowns
 from .contention import Competitors, fair_slowdown
 from .measurement import MIN_SAMPLES, Measurement, Roofs, repeat, take_turns
 from .rates import TracedStep
-from .sessions import NUM_TOKENS, ConcurrentSessions
+from .sessions import NUM_DRAFTED_TOKENS, NUM_TOKENS, ConcurrentSessions
 from .work import active_experts, spread_prompt, step_bytes, step_flops, step_work
 
 DECODE_ROWS = 8
@@ -234,30 +234,36 @@ class Bench:
     def sessions(self, counts: Sequence[int] = SESSION_COUNTS) -> list[Measurement]:
         """A token for each of several sessions that decode at the same time; counts take turns.
 
-        Every session must get the tokens that it gets alone; else nothing is timed.
+        Every session must get the tokens that it gets alone; else nothing is timed. An engine that
+        drafts does both by turns, and the plain times come with what drafts make of them.
         """
-        config = self.engine.config
+        config, drafts = self.engine.config, self.engine.max_draft_tokens > 0
         prompts = [spread_prompt(config, self._num_context, i) for i in range(max(counts))]
-        groups = [ConcurrentSessions(self.engine, prompts[:n], greedy(NUM_TOKENS)) for n in counts]
-        alone = groups[counts.index(max(counts))].alone()
-        times: list[list[float]] = [[] for _ in counts]
+        params = [greedy(NUM_DRAFTED_TOKENS if drafts else NUM_TOKENS) for _ in range(1 + drafts)]
+        params[0].draft.mode = _C.DraftOptions.Mode.off
+        groups = [[ConcurrentSessions(self.engine, prompts[:n], p) for p in params] for n in counts]
+        alone = groups[counts.index(max(counts))][0].alone()
+        times: list[list[list[float]]] = [[[] for _ in params] for _ in counts]
         deadline = time.monotonic() + self._seconds * len(counts)
-        while len(times[0]) < MIN_SAMPLES or time.monotonic() < deadline:
-            for group, count, samples in zip(groups, counts, times, strict=True):
-                tokens, step_s = group.together()
-                if tokens != alone[:count]:
-                    raise MimoRtError(
-                        f"[bench] tokens of {count} sessions at the same time and of each alone "
-                        "differ: nothing is timed."
-                    )
-                samples.append(step_s)
+        while len(times[0][0]) < MIN_SAMPLES or time.monotonic() < deadline:
+            for modes, count, all_samples in zip(groups, counts, times, strict=True):
+                for group, samples in zip(modes, all_samples, strict=True):
+                    tokens, step_s = group.together()
+                    if tokens != alone[:count]:
+                        raise MimoRtError(
+                            f"[bench] tokens of {count} sessions at the same time and of each "
+                            "alone differ: nothing is timed."
+                        )
+                    samples.append(step_s)
         return [
             Measurement(
-                f"sessions/ctx{self._num_context}/{count}", tuple(samples), count,
+                f"sessions/ctx{self._num_context}/{count}", tuple(plain), count,
                 step_bytes(self.engine, active_experts(config, count)),
                 step_flops(config, count, count), is_bytes_estimated=True,
+                facts={"drafts_over_plain": round(statistics.median(
+                    p / d for p, d in zip(plain, *drafted, strict=True)), 4)} if drafts else {},
             )
-            for count, samples in zip(counts, times, strict=True)
+            for count, (plain, *drafted) in zip(counts, times, strict=True)
         ]
 
     def prefill(self) -> Measurement:

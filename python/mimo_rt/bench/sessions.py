@@ -10,6 +10,7 @@ from typing import Any
 from .. import _C
 
 NUM_TOKENS = 48  # of each session in one pass
+NUM_DRAFTED_TOKENS = 160  # with drafts, which a text has to repeat something for
 _WARM_UP = 8  # of them, not timed
 
 
@@ -63,7 +64,8 @@ class ConcurrentSessions:
             raise errors[0]
         begin = max(times[_WARM_UP] for times in stamps)
         end = max(times[-1] for times in stamps)
-        return outputs, (end - begin) / (len(stamps[0]) - 1 - _WARM_UP)
+        num_tokens = sum(begin < stamp <= end for times in stamps for stamp in times)
+        return outputs, (end - begin) * count / num_tokens
 
     def _generate(self, idx: int, on_token: Any) -> list[int]:
         session = self._sessions[idx]

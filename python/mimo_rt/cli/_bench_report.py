@@ -31,7 +31,7 @@ def records(
         "bandwidth_gbs": round(bench.bandwidth_gbs, 3),
         "cache": "warm",
         "clock": "wall",
-        "draft": "none",
+        "draft": args.draft,
     }
     if args.case == "bandwidth":
         low, high = min(bench.bandwidths), max(bench.bandwidths)
@@ -83,6 +83,10 @@ def print_measurements(
         header.append("x one session")
         for row, m in zip(rows, measured, strict=True):
             row.append(f"{m.tokens_per_s / measured[0].tokens_per_s:.2f}")
+        if args.draft != "none":
+            header.append("x with drafts")
+            for row, m in zip(rows, measured, strict=True):
+                row.append(f"{m.facts['drafts_over_plain']:.2f}")
     if args.case == "contention":
         header += ["others' cores", "x alone (mean)", "x fair"]
         for row, m in zip(rows, measured, strict=True):

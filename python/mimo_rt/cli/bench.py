@@ -56,6 +56,9 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
         if name in ("decode", "prefill", "sessions"):
             case.add_argument("--context", type=int, metavar="T",
                               help="tokens in the cache when decoding begins (default 16)")
+        if name == "sessions":
+            case.add_argument("--draft", choices=("none", "ngram"),
+                              help="ngram: by turns also with drafts from the text (default none)")
         if name in ("decode", "verify", "prefill"):
             case.add_argument("--breakdown", action="store_true",
                               help="also trace steps and say where their time goes")
