@@ -26,9 +26,9 @@ environment variable MIMO_RT_COMMIT names the commit of the sources, for those w
 codes: 0 all passed, 1 something failed, 2 wrong usage or the machine lacks something, 3 no GPU.
 
 Of the emulated tests, tests/cpp/test_cuda_*.cpp, those of parts of the persistent kernel (edges, accept, attend_rows,
-embed, lookup, task_slots) have no program for a GPU. There native_cuda_persistent, _step, _rounds, _draft_rounds and
-_lookup_session run these parts, and compare with the bits of single kernels, with the exact model and with the CPU's
-tokens.
+embed, lookup, task_slots) have no program for a GPU. There native_cuda_persistent, _step, _rounds, _draft_rounds, _exact
+and _lookup_session run these parts, and compare with the bits of single kernels, with the exact model and with the CPU's
+tokens (_exact: its bits).
 """
 
 from __future__ import annotations

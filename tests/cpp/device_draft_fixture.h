@@ -51,10 +51,18 @@ inline void fill_sensible_draft(const DraftConfig& config, const std::string& na
 struct DeviceDraft {
   DeviceModel target;
   DraftConfig config;
+  Edit fill;         ///< the draft's tensors
+  std::string mask;  ///< see DraftFiles
   writer::TempDir dir;
   std::unique_ptr<DraftModel> host;
 
-  explicit DeviceDraft(const DraftConfig& draft) : target(device_config()), config(draft) {
+  explicit DeviceDraft(const DraftConfig& draft)
+      : DeviceDraft(draft, device_config(), [](const std::string& name, std::string& bytes) {
+          fill_sensible(device_config(), name, bytes);
+        }, [draft](const std::string& name, std::string& bytes) { fill_sensible_draft(draft, name, bytes); }) {}
+  DeviceDraft(const DraftConfig& draft, const ModelConfig& model, const Edit& fill_target, Edit fill_draft,
+              std::string mask_bytes = {})
+      : target(model, DType::f32, fill_target), config(draft), fill(std::move(fill_draft)), mask(std::move(mask_bytes)) {
     write({});
     const Weights::Options load{.num_threads = 1, .progress = {}, .cache_dir = {}, .use_mmap = true};
     host = std::make_unique<DraftModel>(DraftStyle{"device", target.config, config},
@@ -65,8 +73,9 @@ struct DeviceDraft {
   /// picks are `factor` times as large.
   void write(const std::function<bool(const std::string& name)>& is_damaged, float factor = 1.0f) const {
     DraftFiles files;
+    files.mask = mask;
     files.edit = [&](const std::string& name, std::string& bytes) {
-      fill_sensible_draft(config, name, bytes);
+      fill(name, bytes);
       for (size_t i = 0; is_damaged && is_damaged(name) && i + 2 <= bytes.size(); i += 2) {
         bf16_t value;
         std::memcpy(&value, bytes.data() + i, 2);

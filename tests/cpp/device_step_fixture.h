@@ -119,14 +119,15 @@ struct DeviceModel {
   std::unique_ptr<Weights> host;
 
   explicit DeviceModel(const ModelConfig& model_config, Routing routing = Routing::random, DType router = DType::f32)
-      : config(model_config) {
+      : DeviceModel(model_config, router, [&](const std::string& name, std::string& bytes) {
+          fill_sensible(model_config, name, bytes);
+          if (routing == Routing::clear) make_routing_clear(model_config, name, bytes);
+        }) {}
+  DeviceModel(const ModelConfig& model_config, DType router, const Edit& fill) : config(model_config) {
     std::map<std::string, DType> dtypes;
     for (const ExpectedTensor& tensor : expected_tensors(config))
       if (tensor.name.ends_with("mlp.gate.weight")) dtypes[tensor.name] = router;
-    write_checkpoint(dir, config, dtypes, [&](const std::string& name, std::string& bytes) {
-      fill_sensible(config, name, bytes);
-      if (routing == Routing::clear) make_routing_clear(config, name, bytes);
-    });
+    write_checkpoint(dir, config, dtypes, fill);
     checkpoint = std::make_unique<Checkpoint>(Checkpoint::open(dir.path()));
     host = std::make_unique<Weights>(
         Weights::load(*checkpoint, config, {.num_threads = 1, .progress = {}}));

@@ -42,6 +42,7 @@ struct DraftFiles {
   bool has_index = true;                     ///< two shards; else one file
   std::map<std::string, DType> dtypes = {};  ///< of tensors, by their whole name
   Edit edit = {};                            ///< may change the bytes of small tensors
+  std::string mask = {};                     ///< bytes of the mask's embedding; empty: any
 };
 
 inline std::vector<ExpectedTensor> draft_tensors(const DraftConfig& config, const std::string& prefix) {
@@ -52,7 +53,9 @@ inline std::vector<ExpectedTensor> draft_tensors(const DraftConfig& config, cons
 
 inline void write_draft(const writer::TempDir& dir, const DraftConfig& config, const DraftFiles& files = {}) {
   const std::vector<ExpectedTensor> tensors = draft_tensors(config, files.prefix);
-  dir.write("mask_embedding.safetensors", writer::make_file({mask_tensor("embedding", config.hidden_size)}));
+  writer::Tensor mask = mask_tensor("embedding", config.hidden_size);
+  if (!files.mask.empty()) mask.data = files.mask;
+  dir.write("mask_embedding.safetensors", writer::make_file({mask}));
   if (!files.has_index) {
     write_tensor_file(dir.path() / "anything.safetensors", tensors, files.dtypes, files.edit);
     return;

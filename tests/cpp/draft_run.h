@@ -77,6 +77,8 @@ struct DraftRunOptions {
   DraftOptions draft = {.mode = DraftOptions::Mode::fixed};
   SamplingParams params = {.temperature = 0.0f};
   std::function<Plan(const Plan&)> change_step_plan = {}, change_round_plan = {};
+  /// Of a device instead, for plans as it gets them.
+  std::function<std::unique_ptr<Executor>(const std::vector<const Plan*>&, const ExecutorOptions&)> make_executor = {};
 };
 
 /// One sequence, its cache and an executor of its own.
@@ -99,7 +101,8 @@ class DraftRun {
     executor_options.num_workers = options.num_workers;
     executor_options.timeout_ms = options.timeout_ms;
     const std::vector<const Plan*> plans = {&step_plan, &round_plan};
-    executor = options.backend == "ref"
+    executor = options.make_executor ? options.make_executor(plans, executor_options)
+               : options.backend == "ref"
                    ? make_ref_executor(weights, &draft, plans, executor_options, options.exact)
                    : make_cpu_executor(weights, &draft, plans, options.backend, executor_options);
     cache.reserve(seq, options.max_context);
@@ -235,8 +238,9 @@ class DraftRun {
  private:
   Plan build(const DraftRunOptions& options, bool is_round) const {
     const uint32_t rows = is_round ? draft_config.block_size : options.chunk;
-    PlanOptions plan = plan_options(options.num_workers, rows, rows, options.fuse_norm);
-    plan.sample_by_all = options.num_workers == 3;  // on CPUs share 0 does all
+    PlanOptions plan = options.make_executor ? device_plan_options(options.num_workers, rows, rows)
+                                             : plan_options(options.num_workers, rows, rows, options.fuse_norm);
+    plan.sample_by_all |= options.num_workers == 3;  // on CPUs share 0 does all
     plan.max_context_rows = options.chunk;
     plan.is_round = is_round;
     const Plan whole = Plan::build(config, plan, &draft_config);

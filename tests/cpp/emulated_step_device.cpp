@@ -19,6 +19,7 @@ void EmulatedStepDevice::begin(const cuda::PersistentParams& given, uint32_t num
   options.handed_over = {{kv, blocks().at(kv)}};  // of layer 0: where it begins
   for (const auto& [memory, size] : pinned_)
     options.host_memory.emplace_back(static_cast<uint8_t*>(memory), size);
+  options.cuts_sums = cuts_sums;
   options.skip = fault;
   options.skip_ordinal = fault_ordinal;
   if (overwrites_routes)

@@ -95,6 +95,7 @@ class EmulatedStepDevice : public HostDeviceMemory<cuda::StepDevice> {
   std::string error;  ///< of the emulation
   emulation::Skip fault = emulation::Skip::none;  ///< planted into launches, see emulation::LaunchOptions::skip
   uint32_t fault_ordinal = 0;
+  bool cuts_sums = false;  ///< see emulation::LaunchOptions
   bool overwrites_routes = false;  ///< planted: no waiter lets the readers of a route end before it brings another
 
  private:

@@ -11,8 +11,9 @@
 // scope by one lane shows the host also the stores of lanes that it never synchronised with), bank
 // conflicts, registers, time, PTX text that is wrong but assembles, and the rounding inside a tensor
 // core: here each addition is rounded to nearest, while Hopper aligns 16 products and the accumulator
-// at 25 fractional bits and truncates (MMA-Sim, arXiv 2511.10909). So the bits of products are not
-// those of hardware, and what is compared with a CPU allows for near ties (device_step_fixture.h).
+// at 25 fractional bits and truncates (MMA-Sim, arXiv 2511.10909; LaunchOptions::cuts_sums does so,
+// but has met no GPU). So the bits of products are not those of hardware, and what is compared with a
+// CPU allows for near ties (device_step_fixture.h) or has nothing to round (exact_weights.h).
 #pragma once
 
 #include <algorithm>
@@ -205,6 +206,8 @@ struct LaunchOptions {
   std::vector<std::span<uint8_t>> handed_over;
   /// Host memory that the kernel writes. What it writes elsewhere the host should not read before the end.
   std::vector<std::span<uint8_t>> host_memory;
+  /// mma_m16n8k16 adds as Hopper does, and exp2_approx is off by as much as PTX allows.
+  bool cuts_sums = false;
   /// A planted fault: every lane leaves out its operation `skip_ordinal` (from 0) of this kind.
   Skip skip = Skip::none;
   uint32_t skip_ordinal = 0;

@@ -160,7 +160,21 @@ inline float as_float(uint32_t bits) { return std::bit_cast<float>(bits); }
 inline float low_bf16(uint32_t word) { return as_float(word << 16); }
 inline float high_bf16(uint32_t word) { return as_float(word & 0xffff0000u); }
 
-/// c += a b in FP32, k ascending: one rounding per addition, none per product.
+/// c plus 16 products, all cut off at 25 fractional bits of the largest, and their sum at the 23 of FP32.
+inline float sum_cut_off(float c, const float (&a)[16], const float (&b)[16][8], uint32_t col) {
+  double terms[17], sum = 0.0;
+  int exponent = -1000;
+  for (uint32_t k = 0; k < 17; ++k) {
+    terms[k] = k < 16 ? double{a[k]} * b[k][col] : double{c};
+    if (terms[k] != 0.0) exponent = std::max(exponent, std::ilogb(terms[k]));
+  }
+  for (const double term : terms) sum += std::trunc(std::ldexp(term, 25 - exponent));
+  const double exact = std::ldexp(sum, exponent - 25);
+  const auto nearest = static_cast<float>(exact);
+  return std::fabs(nearest) > std::fabs(exact) ? std::nextafter(nearest, 0.0f) : nearest;
+}
+
+/// c += a b in FP32, k ascending: one rounding per addition, none per product. Or cut off.
 inline void combine_products(emulation::Exchange& exchange) {
   float a[16][16], b[16][8];
   for (uint32_t lane = 0; lane < 32; ++lane) {
@@ -180,7 +194,10 @@ inline void combine_products(emulation::Exchange& exchange) {
     for (uint32_t i = 0; i < 4; ++i)
       c[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2] =
           std::bit_cast<float>(exchange.in[lane][6 + i]);
-  for (uint32_t row = 0; row < 16; ++row)
+  const bool cuts_sums = emulation::machine->options.cuts_sums;
+  for (uint32_t row = 0; cuts_sums && row < 16; ++row)
+    for (uint32_t col = 0; col < 8; ++col) c[row][col] = sum_cut_off(c[row][col], a[row], b, col);
+  for (uint32_t row = 0; !cuts_sums && row < 16; ++row)
     for (uint32_t k = 0; k < 16; ++k)
       for (uint32_t col = 0; col < 8; ++col) c[row][col] += a[row][k] * b[k][col];
   for (uint32_t lane = 0; lane < 32; ++lane)
@@ -290,7 +307,8 @@ inline void ldmatrix_x4_transposed(uint32_t (&words)[4], const void* shared_row)
 }
 
 inline float exp2_approx(float x) {
-  const float power = std::exp2(x);
+  float power = std::exp2(x);
+  if (emulation::machine->options.cuts_sums && x != 0.0f) power *= 1.0f + 0x1p-22f;
   return power < 0x1p-126f ? 0.0f : power;
 }
 
