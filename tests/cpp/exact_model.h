@@ -5,6 +5,7 @@
 #include "exact_weights.h"
 
 #include <algorithm>
+#include <bit>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -71,8 +72,9 @@ uint8_t code_of(float value, uint32_t count, const Value& value_of) {
   throw std::logic_error("not a number of the format");
 }
 
-/// Scales alternate, so that a wrong one is seen.
-inline float scale_of(uint64_t i, int exponent) { return std::ldexp(1.0f, exponent + static_cast<int>(i % 2)); }
+/// Scales are of two kinds, so that a neighbour's is seen.
+inline int scale_exponent(uint64_t i, int exponent) { return exponent + std::popcount(i) % 2; }
+inline float scale_of(uint64_t i, int exponent) { return std::ldexp(1.0f, scale_exponent(i, exponent)); }
 
 /// Scale blocks of 128 x 128, which begin anew every `run_rows` rows.
 inline void store_fp8(const Matrix& m, uint32_t run_rows, int exponent, std::string& bytes) {
@@ -134,7 +136,7 @@ inline void fill_mlp(const Mlp& mlp, bool is_moe, const std::string& name, std::
   if (name.ends_with("weight_scale_inv"))
     for (uint64_t i = 0; i < bytes.size() / 4; ++i) put(bytes, i, scale_of(i, exponent));
   else if (name.ends_with("weight_scale"))
-    for (uint64_t i = 0; i < bytes.size(); ++i) put(bytes, i, static_cast<uint8_t>(127 + exponent + static_cast<int>(i % 2)));
+    for (uint64_t i = 0; i < bytes.size(); ++i) put(bytes, i, static_cast<uint8_t>(127 + scale_exponent(i, exponent)));
   else {
     const Matrix m = is_gate ? mlp.gate(Random(name)) : is_up ? mlp.up(Random(name)) : mlp.down(Random(name), is_moe ? 8 : 1);
     is_moe ? store_mxfp4(m, exponent, bytes) : store_fp8(m, m.rows, exponent, bytes);
@@ -161,7 +163,8 @@ inline void fill_target(const ModelConfig& config, const std::string& name, std:
   if (ends("sink_bias")) return store_bf16(sinks(heads, 85), bytes);
   if (ends("mlp.gate.weight")) return store_f32(router(config.num_experts, half_layer + 1, random), bytes);
   if (ends("e_score_correction_bias")) {
-    for (uint64_t i = 0; i < bytes.size() / 2; ++i) put(bytes, i, f32_to_bf16(static_cast<float>(random.below(16)) / 64));
+    for (uint64_t i = 0; i < bytes.size() / 2; ++i)  // the first four have more occasions
+      put(bytes, i, f32_to_bf16(static_cast<float>(random.below(16) + (i < 4 ? 0 : 16)) / 64));
     return;
   }
   const bool is_moe = config.layers[layer_idx].is_moe;

@@ -9,8 +9,7 @@
 //             of all keys one has the largest score) or for the largest rank: keys that are equal are those of one token, and
 //             what such a head takes from the values says nothing but the token, so that their mean is one of them
 //   RoPE      one element of each pair is zero: the other becomes one product, and nothing is added to it
-//   router    logits are odd multiples of 128: sigma is 1 or 0, and always 1 for as many experts as are taken, which is a
-//             power of two; the biases choose
+//   router    logits are multiples of 128, not 0: sigma is 1 or 0, and the sum of those that are taken a power of two
 //   SwiGLU    gates are multiples of 128: silu(g) is g or 0
 #pragma once
 
@@ -214,16 +213,20 @@ struct Mlp {
   }
 };
 
-/// Rows 2 i and 2 i + 1 are opposites: half of the experts have a positive logit. Of the last nobody knows.
+/// Of the first four experts two have a positive logit, opposites; the others have multiples of two logits. So 2, or at
+/// least 4, are positive: of 4 that are taken all weigh as much, or two weigh nothing and the others twice as much.
 inline Matrix router(uint32_t num_experts, uint32_t half_layer, Random random) {
-  Matrix m(num_experts, kHidden);
-  for (uint32_t expert = 0; expert < num_experts; expert += 2) {
+  constexpr float kFactors[][2] = {{0, 1}, {0, -1}, {1, 1}, {1, -1}, {2, 1}, {2, 2}, {3, 1}, {3, 2}, {2, 3}};
+  Matrix logits(4, kHidden), m(num_experts, kHidden);
+  for (uint32_t row = 0; row < 4; ++row) {
     const uint32_t first = random.below(42);  // three codes or copies, which are odd, and twice something
-    for (uint32_t n = 0; n < 2; ++n) m.at(expert, code(first + n)) = 128.0f * random.sign();
-    m.at(expert, copy(random.below(kNumCopies))) = 128.0f * random.sign();
-    m.at(expert, block(random.below(half_layer), random.below(kBlockDims))) = 256.0f * random.sign();
-    for (uint32_t k = 0; expert + 1 < num_experts && k < kHidden; ++k) m.at(expert + 1, k) = -m.at(expert, k);
+    for (uint32_t n = 0; n < 2; ++n) logits.at(row, code(first + n)) = 128.0f * random.sign();
+    logits.at(row, copy(random.below(kNumCopies))) = 128.0f * random.sign();
+    logits.at(row, block(random.below(half_layer), random.below(kBlockDims))) = 256.0f * random.sign();
   }
+  for (uint32_t expert = 0; expert < num_experts; ++expert)
+    for (uint32_t k = 0; k < kHidden; ++k)
+      m.at(expert, k) = kFactors[expert][1] * logits.at(static_cast<uint32_t>(kFactors[expert][0]), k);
   return m;
 }
 
