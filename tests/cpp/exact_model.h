@@ -27,7 +27,7 @@ inline ModelConfig target_config() {
 
 /// A layer with a window, one without; q and k norms, sinks.
 inline DraftConfig draft_config(const ModelConfig& target) {
-  DraftConfig draft = test_configs::make_draft(target, {4, 2, 32, 32, 16}, 2, 6, 20, {3, 0});
+  DraftConfig draft = test_configs::make_draft(target, {4, 2, 32, 32, 16}, 2, 6, 20, {1, 0, 3});
   draft.has_sink = true;
   draft.value_scale = 0.5;
   draft.rope_theta = Heads::kTheta;

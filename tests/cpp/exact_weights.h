@@ -230,18 +230,20 @@ inline Matrix router(uint32_t num_experts, uint32_t half_layer, Random random) {
   return m;
 }
 
-/// Context of features of two captures: the token of the second, the copies of the first, blocks of either.
+/// Context of what three layers left, the first MoE layer, the dense one and the last: carriers of the first, the token of
+/// the second, copies of the last, blocks of any that has them.
 inline Matrix context_fc() {
-  Matrix m(kHidden, 2 * kHidden);
+  constexpr uint32_t kDense = kHidden, kLast = 2 * kHidden;
+  Matrix m(kHidden, 3 * kHidden);
   Random random("fc");
   for (uint32_t i = 0; i < 2; ++i) m.at(carrier(i), carrier(i)) = 1.0f;
-  for (uint32_t i = 0; i < 42; ++i) m.at(code(i), kHidden + code(i)) = 1.0f;
-  for (uint32_t i = 0; i < 2 * kNumParts; ++i) m.at(rank(0, i), kHidden + rank(0, i)) = 1.0f;
-  for (uint32_t i = 0; i < kNumCopies; ++i) m.at(copy(i), copy(i)) = 1.0f;
+  for (uint32_t i = 0; i < 42; ++i) m.at(code(i), kDense + code(i)) = 1.0f;
+  for (uint32_t i = 0; i < 2 * kNumParts; ++i) m.at(rank(0, i), kDense + rank(0, i)) = 1.0f;
+  for (uint32_t i = 0; i < kNumCopies; ++i) m.at(copy(i), kLast + copy(i)) = 1.0f;
   for (uint32_t half_layer = 0; half_layer < 8; ++half_layer)
     for (uint32_t i = 0; i < 2 * kBlockDims; ++i) {
-      const uint32_t capture = half_layer < 2 ? random.below(2) : 0;
-      m.at(block(half_layer, i / 2), capture * kHidden + block(half_layer, random.below(kBlockDims))) = random.sign();
+      const uint32_t begin = half_layer < 4 && i % 2 ? 0 : kLast;
+      m.at(block(half_layer, i / 2), begin + block(half_layer, random.below(kBlockDims))) = random.sign();
     }
   return m;
 }

@@ -123,7 +123,7 @@ TEST_CASE("heads find the token that they look for") {
   run.feed(tokens);
   const std::vector<bf16_t> features = run.features(0, 40);
   constexpr uint32_t kShift = 12;  // of the head whose values are copied
-  const auto at = [&](uint32_t pos, uint32_t dim) { return features[uint64_t{pos} * 2 * exact::kHidden + dim]; };
+  const auto at = [&](uint32_t pos, uint32_t dim) { return features[uint64_t{pos} * 3 * exact::kHidden + dim]; };
   for (uint32_t pos = kShift; pos < tokens.size(); ++pos)
     for (uint32_t i = 0; i < exact::kNumCopies; ++i) CHECK_EQ(at(pos, exact::copy(i)), at(pos - kShift, exact::code(i)));
 }
