@@ -186,7 +186,7 @@ inline void fill_draft(const DraftConfig& config, const std::string& name, std::
   if (ends("fc.weight")) return store_bf16(context_fc(), bytes);
   if (ends("q_norm.weight") || ends("k_norm.weight")) return store_bf16(heads.head_norm(), bytes);
   if (ends("norm.weight") || ends("layernorm.weight")) return store_bf16(norm(), bytes);
-  if (ends("sink_bias")) return store_bf16(sinks(heads, 85), bytes);
+  if (ends("sink_bias")) return store_bf16(sinks(heads, 98), bytes);
   if (ends("q_proj.weight"))
     return of_heads(heads.num_q, heads.qk_dim, [&](Matrix& m, uint32_t row, uint32_t h) { heads.fill_q(m, row, h); });
   if (ends("k_proj.weight"))
