@@ -83,13 +83,13 @@ struct RoundTables {
   uint32_t* token_counts = nullptr;       ///< [vocab_size], or nullptr
   int32_t* block = nullptr;               ///< [block_size] anchor and drafts: StepTables::token_ids
   uint32_t* positions = nullptr;          ///< [block_size] StepTables::positions
-  /// [token_position] prompt and output, where drafts are looked up; with room for what the rounds emit, in all a multiple
-  /// of kTextAlignment. nullptr: they are not.
+  /// [token_position] prompt and output, where drafts are looked up, aligned to 16 bytes; with room for what the rounds emit,
+  /// in all a multiple of kTextAlignment. nullptr: they are not.
   int32_t* text = nullptr;
   RoundMailbox* mailbox = nullptr;
   // Carried from round to round by the accept task.
   uint64_t num_output = 0;
-  uint64_t last_ns = 0;         ///< when the running round began, that is the one before ended; 0: with the launch
+  uint64_t last_ns = 0;         ///< when the running round began: the one before ended, or the host allowed it; 0: with the launch
   uint32_t token_position = 0;  ///< of the token that row 0 draws: one after the anchor's
   uint32_t num_context = 0;
   uint32_t number = 0;          ///< of the running round, over all launches

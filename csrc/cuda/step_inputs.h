@@ -20,8 +20,8 @@ class StepInputs {
   void reserve(const StepBlock& block, const RoundState& rounds);
   /// Sends it, checked and reserved: on its way until StepDevice::wait.
   void send(const StepBlock& block, const StepInput& input);
-  /// Likewise for rounds that begin as `rounds` says, but for how many drafts they verify at most: that
-  /// says the mailbox. The first round has number `first_number`.
+  /// Likewise for rounds that begin as `rounds` says, but for how many drafts they verify at most: that says the mailbox,
+  /// of lookups in the rounds after the first. The first round has number `first_number`.
   void send(const StepBlock& block, const RoundState& rounds, RoundMailbox* mailbox,
             uint32_t first_number);
 

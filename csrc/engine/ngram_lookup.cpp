@@ -27,7 +27,7 @@ void NgramLookup::clear() {
 /// Of the tokens that end at `position` and those at the end of the text.
 uint32_t NgramLookup::match_length(uint32_t position) const {
   const int32_t *here = &token_ids_[position], *end = &token_ids_.back();
-  const uint32_t most = std::min(position + 1, kMaxMatch);
+  const uint32_t most = std::min(position + 1, kMaxLookupMatch);
   uint32_t length = 1;
   while (length < most && *(here - length) == *(end - length)) ++length;
   return length;
@@ -36,7 +36,7 @@ uint32_t NgramLookup::match_length(uint32_t position) const {
 uint32_t NgramLookup::propose(std::span<int32_t> drafts) const {
   uint32_t longest = 0, begin = 0, num_visits = 0;
   const uint32_t first = previous_.empty() ? kNone : previous_.back();
-  for (uint32_t at = first; at != kNone && longest < kMaxMatch && num_visits < kMaxLookupVisits; at = previous_[at], ++num_visits) {
+  for (uint32_t at = first; at != kNone && longest < kMaxLookupMatch && num_visits < kMaxLookupVisits; at = previous_[at], ++num_visits) {
     const uint32_t length = match_length(at);
     if (length <= longest) continue;
     longest = length;

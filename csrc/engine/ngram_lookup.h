@@ -15,8 +15,6 @@ namespace mimo_rt {
 
 class NgramLookup {
  public:
-  static constexpr uint32_t kMaxMatch = kMaxLookupMatch;
-
   explicit NgramLookup(uint32_t vocab_size) : last_(vocab_size, kNone) {}
 
   uint32_t size() const { return static_cast<uint32_t>(token_ids_.size()); }
@@ -29,7 +27,7 @@ class NgramLookup {
 
   /// Proposes the tokens behind the last one, all of `drafts`, as they followed the longest match, of those the latest. A
   /// match that reaches the end of the text repeats itself.
-  /// Returns the length of the match, 1..kMaxMatch; 0: the last token stood nowhere before, and `drafts` is as it was.
+  /// Returns the length of the match, 1..kMaxLookupMatch; 0: the last token stood nowhere before, and `drafts` is as it was.
   uint32_t propose(std::span<int32_t> drafts) const;
 
  private:

@@ -6,6 +6,7 @@
 #include "emulated_step_device.h"
 #include "sampling_fixture.h"
 
+#include <bit>
 #include <memory>
 
 using namespace mimo_rt;
@@ -135,7 +136,8 @@ class Rounds {
     CHECK(record != nullptr && mail.read() == nullptr);
     CHECK_EQ(record->num_tokens, num_rows);
     CHECK_EQ(record->num_active_experts, 80u);
-    CHECK_EQ(record->has_ended != 0 || is_told_to_stop_, step_.is_over != 0);
+    CHECK_EQ(record->has_ended != 0 || is_told_to_stop, step_.is_over != 0);
+    ns = record->ns;
     apply_record(*mirror.state, *record, nullptr, 0);
     if (is_compared) compare();
     device_tokens = mirror.drain();
@@ -159,7 +161,7 @@ class Rounds {
     for (uint32_t id = 0; id < kVocab; ++id) target_.logits.at(row, id) = NAN;
   }
   void request_stop() {
-    host.state->stop_requested = mirror.state->stop_requested = is_told_to_stop_ = true;
+    host.state->stop_requested = mirror.state->stop_requested = is_told_to_stop = true;
     mail.tell(*host.state);
   }
 
@@ -168,7 +170,12 @@ class Rounds {
   cuda::RoundMail mail{std::make_shared<EmulatedStepDevice>(), 0};
   bool is_compared = true;  ///< with the host, after every round
   int32_t wrong_draft = 0;  ///< added to what the device takes for the first draft
+  bool is_told_to_stop = false;
   std::vector<int32_t> device_tokens;  ///< of the last round
+  uint64_t ns = 0;                     ///< that it took, as the device says
+
+  cuda::RoundTables& table() { return table_; }
+  uint32_t num_drafts() const { return step_.num_tokens - 1; }  ///< of the next round
 
  private:
   void take_step(const StepInput& input) {
@@ -282,7 +289,6 @@ class Rounds {
   uint32_t arrived_[cuda::kMaxBlockTokens + 1] = {};
   const cuda::SampledRows rows_{&table_.sample, &table_.sample.num_rows, arrived_};
   uint32_t num_rounds_ = 0;
-  bool is_told_to_stop_ = false;
 };
 
 struct Outcome {
@@ -404,6 +410,46 @@ TEST_CASE("a device whose text is one token late is found") {
     }
   }
   CHECK(num_found >= 6);
+}
+
+TEST_CASE("of a text, a round verifies as many drafts as its order says for the length of the match") {
+  uint32_t seen = 0;
+  for (const uint32_t seed : {3u, 6u, 9u}) {
+    Rounds rounds(looking_up(seed));
+    rounds.is_compared = false;  // the host has other widths
+    cuda::RoundOrder order = cuda::RoundOrder::until(rounds.mail.next_number() + 20);
+    for (uint32_t match = 1; match <= kMaxLookupMatch; ++match) order.set_max_drafts(match, (match + 1) % 6);
+    rounds.mail.mailbox()->order = order;
+    for (uint32_t i = 0; i < 12; ++i) {
+      rounds.fill();
+      rounds.run();
+      std::vector<int32_t> drafts(7);
+      const uint32_t match = rounds.mirror.lookup.propose(drafts);
+      CHECK_EQ(rounds.num_drafts(), match ? (match + 1) % 6 : 0);
+      seen |= 1u << match;
+    }
+  }
+  CHECK(std::popcount(seen) >= 4);
+}
+
+// The emulation's clock begins anew with every launch, here with every round.
+TEST_CASE("a round's time begins when the one before has ended, or when the host has allowed it") {
+  constexpr uint64_t kBegin = 1, kIdleNs = 40'000;
+  Rounds rounds(looking_up(3));
+  rounds.is_compared = false;
+  rounds.table().last_ns = kBegin;
+  rounds.fill();
+  rounds.run();
+  CHECK(rounds.ns > 0);
+  CHECK_EQ(rounds.table().last_ns, kBegin + rounds.ns);  // before it looked up the next drafts
+  rounds.mail.grant(1);
+  rounds.mail.tell(*rounds.host.state);
+  rounds.mail.mailbox()->idle_ns = kIdleNs;  // nobody allows another one
+  rounds.is_told_to_stop = true;
+  rounds.table().last_ns = kBegin;
+  rounds.fill();
+  rounds.run();
+  CHECK(rounds.table().last_ns >= kBegin + rounds.ns + kIdleNs);
 }
 
 TEST_CASE("a row without a finite logit ends the rounds after the tokens before it") {

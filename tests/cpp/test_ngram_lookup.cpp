@@ -21,7 +21,7 @@ Found search(const Tokens& text, uint32_t num_drafts) {
   Found best;
   for (size_t end = text.size() - 1; end >= 1; --end) {  // tokens before the candidate's continuation
     uint32_t match = 0;
-    while (match < NgramLookup::kMaxMatch && match < end && text[end - 1 - match] == text[text.size() - 1 - match]) ++match;
+    while (match < kMaxLookupMatch && match < end && text[end - 1 - match] == text[text.size() - 1 - match]) ++match;
     if (match <= best.match) continue;
     best.match = match;
     Tokens whole = text;

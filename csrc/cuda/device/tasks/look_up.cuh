@@ -56,7 +56,6 @@ struct TextPlaces {
 __device__ inline TextMatch best_of_block(DrawShared& shared, const TextMatch& own) {
   const uint32_t length = ptx::reduce_max(own.length);
   const uint32_t begin = ptx::reduce_max(own.length == length ? own.begin : 0);
-  compute_barrier();  // what an earlier call left in `shared` has been read
   if (threadIdx.x % 32 == 0) {
     shared.counts[threadIdx.x / 32] = length;
     shared.near_places[threadIdx.x / 32] = begin;
@@ -84,7 +83,7 @@ __device__ inline void compare_places(const int32_t* text, uint32_t size, const 
   }
 }
 
-/// All compute threads. `text`: [size], at least 1, which can be read up to a multiple of kTextAlignment.
+/// All compute threads. `text`: [size], at least 1, aligned to 16 bytes, which can be read up to a multiple of kTextAlignment.
 __device__ inline TextMatch find_match(DrawShared& shared, const int32_t* text, uint32_t size) {
   constexpr uint64_t kIsLongest = uint64_t{1} << 32;
   TextMatch best;
