@@ -35,4 +35,4 @@ def run_session_tests(log: Log, python: str) -> None:
             print(f"[python] {outcome[1]}", flush=True)
 
     Stage("python", log).run("sessions", command(python), {"MIMO_RT_TEST_DEVICE": "cuda"}, on_line=keep_outcome,
-                             silence_s=SILENCE_S)
+                             may_be_cut=True, silence_s=SILENCE_S)

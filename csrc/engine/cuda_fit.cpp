@@ -1,4 +1,5 @@
 // Whether the CUDA engine takes a model, and what room there is for it: asked without opening an engine.
+#include "core/checks.h"
 #include "cuda/device_plan.h"
 #include "engine/cuda_engine.h"
 #include "engine/engine_impl.h"
@@ -15,13 +16,15 @@ namespace {
 
 constexpr uint32_t kNumWorkers = 132;  ///< an H200's multiprocessors; kernels take the same sizes with any number
 
-/// The draft of the engine, which has none with larger blocks.
-std::optional<DraftConfig> usable_draft(const ModelConfig& config, const std::filesystem::path& draft_dir) {
+/// The draft of the engine, which leaves out one with larger blocks that nobody has named.
+std::optional<DraftConfig> usable_draft(const ModelConfig& config, const std::filesystem::path& draft_dir, bool is_named) {
   if (draft_dir.empty()) return std::nullopt;
   DraftConfig draft = DraftConfig::from_directory(draft_dir);
   draft.check_target(config);
-  if (draft.block_size > cuda::kMaxBlockTokens) return std::nullopt;
-  return draft;
+  if (draft.block_size <= cuda::kMaxBlockTokens) return draft;
+  MIMO_RT_CHECK(!is_named, unsupported_shape, "cuda_weight_bytes", "draft block_size: expected at most ",
+                cuda::kMaxBlockTokens, " on device 'cuda', got ", draft.block_size, '.');
+  return std::nullopt;
 }
 
 /// That the kernels take all sizes of a round and of a step of a prompt.
@@ -45,7 +48,7 @@ uint64_t cuda_weight_bytes(const std::filesystem::path& model_dir, const std::st
   const Checkpoint checkpoint = Checkpoint::open(model_dir);
   checkpoint.validate(config);
   const std::filesystem::path draft_dir = find_draft(model_dir, draft_name);
-  const std::optional<DraftConfig> draft = usable_draft(config, draft_dir);
+  const std::optional<DraftConfig> draft = usable_draft(config, draft_dir, draft_name != "auto");
   const CudaPackOptions layout{.progress = nullptr, .only_lays_out = true};
   std::optional<CudaDraftWeights> draft_weights;
   if (draft) draft_weights.emplace(CudaDraftWeights::load(draft_dir, *draft, {checkpoint, config}, layout));

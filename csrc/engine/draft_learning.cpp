@@ -22,7 +22,7 @@ DraftWidth DraftLearning::lend(const DraftOptions& options, uint32_t block_size,
 void DraftLearning::take_back(const DraftWidth& width) {
   const std::lock_guard lock(mutex_);
   budget_.credit = std::min(budget_.credit + width.budget().credit, DraftBudget::kMaxCredit);
-  if (width.has_learnt()) latest_ = width;
+  if (width.has_learnt() && (width.has_times() || !latest_ || !latest_->has_times())) latest_ = width;
 }
 
 }  // namespace mimo_rt

@@ -11,6 +11,7 @@ namespace {
 constexpr double kLossRate = 0.02;    // of the time: what drafting may lose in the long run
 constexpr double kLeastIncome = 0.25;  // of kLossRate, however dear context is: else such drafts were never tried again
 constexpr double kGrantRate = 0.01;   // of the tokens asked for
+constexpr double kMaxSaved = 10.0;    // as kMaxCredit: for streaks of others' luck
 
 constexpr double kFirstAcceptance = 0.7;  // before anything is known
 constexpr double kPriorWeight = 1.0;      // of a draft's predecessor in the estimate of its acceptance
@@ -214,13 +215,14 @@ void DraftWidth::observe(const RoundOutcome& outcome) {
 }
 
 /// What it took says nothing about a round of this session alone. Drafts of others are paid for also by who has none, and
-/// with all that drafts have brought it before: texts of several sessions seldom repeat themselves at the same time.
+/// with what drafts have brought it in such steps: texts of several sessions seldom repeat themselves at the same time.
 void DraftWidth::observe_shared(const RoundOutcome& outcome) {
+  if (mode_ == DraftOptions::Mode::fixed) return;  // whose losses are no adaptive generation's to make up for
   budget_.credit += std::exchange(saved_, 0.0);
   if (outcome.num_drafts) learn_acceptance(outcome);
   else budget_.credit -= outcome.spent - 1.0;
   learn_confidence(outcome);
-  settle(outcome, outcome.spent);
+  saved_ = std::min(settle(outcome, outcome.spent), kMaxSaved);
   num_idle_rounds_ = outcome.num_drafts ? 0 : num_idle_rounds_ + outcome.had_drafts;
 }
 
@@ -271,9 +273,11 @@ double DraftWidth::income(const RoundOutcome& outcome, double spent) const {
 }
 
 /// `spent`: what the round cost by the estimates, not by the clock: one interrupted round shall not end drafting.
-void DraftWidth::settle(const RoundOutcome& outcome, double spent) {
+/// Returns what is above kMaxCredit, which is not kept.
+double DraftWidth::settle(const RoundOutcome& outcome, double spent) {
   budget_.credit += income(outcome, spent);
-  if (!outcome.scores.empty() || source_ == DraftSource::ngram_lookup) {
+  const bool is_alone = outcome.spent == 0.0;  // of others' drafts narrowed_* say nothing
+  if (is_alone && (!outcome.scores.empty() || source_ == DraftSource::ngram_lookup)) {
     if (outcome.num_drafts == 0) {  // rounds that draft decay it where they learn
       narrowed_tokens_ *= kDecay;
       narrowed_spent_ *= kDecay;
@@ -287,8 +291,8 @@ void DraftWidth::settle(const RoundOutcome& outcome, double spent) {
     probe_gap_ = gain > 0.0 ? 0 : std::clamp(2 * probe_gap_, kFirstProbeGap, kMaxProbeGap);
   }
   const double above = std::max(budget_.credit - DraftBudget::kMaxCredit, 0.0);
-  saved_ += above;
   budget_.credit -= above;
+  return above;
 }
 
 void DraftWidth::count(const RoundOutcome& outcome) {

@@ -10,7 +10,8 @@
 // Adaptive widths are chosen by expected tokens / time, under a budget: drafting may lose 2 % of the time against plain
 // decoding, kMaxCredit plain rounds at most at once, and in advance, before anything is known, 1 % of the tokens asked for
 // (kMaxGranted plain rounds in all). The context that rounds without drafts make for later ones is paid from the same 2 %,
-// as long as it leaves a quarter of them. What drafting gains fills the budget up again. So a draft that is useless, or becomes
+// as long as it leaves a quarter of them. What drafting gains fills the budget up again; in steps that sessions share it may
+// become twice as large, since drafts of others are paid from it as well. So a draft that is useless, or becomes
 // useless, or alternates, cannot cost more, whatever the estimates say; but where that context alone takes more than 1.5 %
 // of the time, it costs the context and one percent.
 #pragma once
@@ -43,7 +44,7 @@ struct RoundOutcome {
 /// Drafts of one session for a step that others share: how many of them it verifies depends on all of theirs.
 struct DraftOffer {
   uint32_t num_drafts = 0;
-  uint32_t least = 0;     ///< verified whatever they promise
+  uint32_t least = 0;     ///< verified whatever they promise, as far as others can pay for it
   double credit = 1e9;    ///< plain rounds by which the step may become longer, beyond what its drafts promise
   std::array<double, kMaxBlockSize> confirmed{};  ///< [num_drafts] how likely draft i + 1 and all before it are right
 };
@@ -109,6 +110,8 @@ class DraftWidth {
   const DraftBudget& budget() const { return budget_; }
   /// Whether rounds of this generation have taught it anything.
   bool has_learnt() const { return mode_ == DraftOptions::Mode::adaptive && stats_.num_rounds != 0; }
+  /// Whether it knows times: of rounds that were not shared.
+  bool has_times() const { return times_.num_samples(0) != 0; }
 
   /// Drafts to verify in the next round, 0..min(max, limit). 0: the round does not draft at all.
   uint32_t choose(uint32_t limit) const;
@@ -143,7 +146,7 @@ class DraftWidth {
   void learn_acceptance(const RoundOutcome& outcome);
   void learn_confidence(const RoundOutcome& outcome);
   double income(const RoundOutcome& outcome, double spent) const;
-  void settle(const RoundOutcome& outcome, double spent);
+  double settle(const RoundOutcome& outcome, double spent);
   bool narrowing_pays() const { return narrowed_tokens_ > narrowed_spent_; }
   double cost(uint32_t num_drafts) const { return times_.at(num_drafts) / times_.at(0); }
 
@@ -159,7 +162,7 @@ class DraftWidth {
   /// Decayed sums over narrowed rounds, of a lookup over all: tokens emitted, and their cost in plain rounds.
   double narrowed_tokens_ = 0.0, narrowed_spent_ = 0.0;
   DraftBudget budget_;
-  double saved_ = 0.0;             ///< gains of this generation above kMaxCredit: for steps that it shares
+  double saved_ = 0.0;             ///< gains of shared steps above kMaxCredit, for others like them: at most kMaxSaved
   uint32_t num_idle_rounds_ = 0;   ///< since the last that drafted
   uint32_t probe_gap_;             ///< idle rounds before a probe
   uint32_t num_drafted_rounds_ = 0;  ///< since the last that did not draft

@@ -59,7 +59,9 @@ struct DraftOptions {
     /// Plain decoding. With a draft model its context is still made, 64 tokens at a time, so that any later turn may draft
     /// without running its history again: 0.7 % of a step of the demo with a draft of three layers, 0.9 % with five.
     off,
-    fixed,     ///< verify `num_draft_tokens` drafts in every round, of lookups where something was found
+    /// Verify `num_draft_tokens` drafts in every round, of lookups where something was found; in steps that sessions share,
+    /// as many of them as there is room for and the others can pay for.
+    fixed,
     adaptive,  ///< 0..num_draft_tokens, whatever measured cost and acceptance promise the most tokens per second
   } mode = Mode::adaptive;
   uint32_t num_draft_tokens = 0;  ///< 0: all of a block (block_size - 1)

@@ -1,5 +1,6 @@
 // How many drafts a shared step verifies, and what is believed of the time of steps.
 #include "draft_simulation.h"
+#include "engine/draft_learning.h"
 #include "engine/joint_widths.h"
 
 #include <cmath>
@@ -77,6 +78,17 @@ struct Shared {
   Random random{1};
   double ns_of_all = 0.0;
 };
+
+const std::vector<float> kLongMatch = {8, 9, 10, 11, 12, 13, 14};
+
+/// Rounds of one session, all of whose drafts are right.
+void decode_alone(DraftWidth& width, uint32_t num_rounds) {
+  for (uint32_t i = 0; i < num_rounds; ++i) {
+    const uint32_t num_drafts = width.choose_among(kLongMatch);
+    width.observe({.num_drafts = num_drafts, .num_accepted = num_drafts, .ns = uint64_t(line_ns(1 + num_drafts)),
+                   .scores = {kLongMatch.data(), num_drafts}});
+  }
+}
 
 double cheap_ns(uint32_t num_rows) { return 5e6 + 3e5 * num_rows; }
 
@@ -183,6 +195,46 @@ TEST_CASE("a session without drafts loses no more than 2 % to those of others") 
       shared.num_without = 0;
       CHECK(shared.run(1000, ns, [](float) { return 0.9; }) < 0.95);
     }
+}
+
+TEST_CASE("what a session has gained alone pays for a few long steps, no more") {
+  for (const uint32_t num_others : {1u, 3u, 7u}) {
+    Shared shared(1 + num_others);
+    for (DraftWidth& width : shared.widths) decode_alone(width, 500);
+    CHECK_EQ(shared.widths[0].choose_among(kLongMatch), 7u);
+    shared.num_without = 1;
+    shared.run(500, line_ns, [](float) { return 1.0; });
+    CHECK(shared.ns_of_all < (1.03 * 500 + 2 * DraftBudget::kMaxCredit) * line_ns(1 + num_others));
+  }
+}
+
+/// A generation of an engine.
+struct Generation : DraftLearning::Loan {
+  Generation(DraftLearning& learning, const DraftOptions& options) : Loan(learning, options, 8, DraftSource::ngram_lookup, 500) {}
+};
+void generate_alone(DraftLearning& learning) {
+  Generation alone(learning, kAdaptive);
+  decode_alone(alone.width, 50);
+}
+
+TEST_CASE("shared rounds of fixed width cost no other generation its budget") {
+  DraftLearning learning;
+  generate_alone(learning);
+  for (uint32_t n = 0; n < 4; ++n) {
+    Generation fixed(learning, {.mode = DraftOptions::Mode::fixed});
+    for (uint32_t i = 0; i < 200; ++i) fixed.width.observe({.num_drafts = 7, .scores = kLongMatch, .spent = 2.0});
+  }
+  CHECK_EQ(Generation(learning, kAdaptive).width.choose_among(kLongMatch), 7u);
+}
+
+TEST_CASE("a generation that only shared rounds makes no other forget its times") {
+  DraftLearning learning;
+  {
+    Generation early(learning, kAdaptive);  // when nothing is known
+    generate_alone(learning);
+    early.width.observe({.had_drafts = false, .spent = 1.0});
+  }
+  CHECK_EQ(Generation(learning, kAdaptive).width.choose_among(kLongMatch), 7u);
 }
 
 CHECK_MAIN()

@@ -449,6 +449,8 @@ def test_the_memory_of_a_gpu_holds_the_draft_as_well(tmp_path):
     assert _C.cuda_weight_bytes(other, str(draft)) == _C.cuda_weight_bytes(path)
     write_tiny_draft(path, seed=2, block_size=9, overwrite=True)  # the engine leaves it out
     assert _C.cuda_weight_bytes(path) == alone
+    with pytest.raises(mimo_rt.errors.UnsupportedShapeError, match="block_size: expected at most 8 on device 'cuda', got 9"):
+        _C.cuda_weight_bytes(path, str(draft))
 
 
 def test_estimated_numbers_align_right():

@@ -1,4 +1,4 @@
-"""Steps of one engine without a draft: decoding, verification of drafts, prefill."""
+"""Steps of one engine: decoding, alone or shared by sessions, verification of drafts, prefill."""
 
 from __future__ import annotations
 
