@@ -60,6 +60,15 @@ struct PlanMutator {
   std::vector<std::vector<Task>> lists;  ///< [num_workers]
 };
 
+/// Whose tasks of `kind` run without what they wait for.
+inline Plan without_waits(const Plan& plan, TaskKind kind) {
+  PlanMutator mutator(plan);
+  for (auto& list : mutator.lists)
+    for (Task& task : list)
+      if (task.kind == kind) task.num_waits = 0;
+  return mutator.finish();
+}
+
 /// A round plan whose draft leaves the block as the test wrote it.
 inline Plan without_proposals(const Plan& plan) {
   PlanMutator mutator(plan);

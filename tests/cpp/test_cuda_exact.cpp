@@ -1,6 +1,7 @@
 // Whole rounds of the exact tier (exact_weights.h) on the emulated GPU (or a real one): logits, drafts and tokens of the
 // CPU's executors, bit for bit, however sums are made; and what other weights, windows or edges change.
 #include "exact_model.h"
+#include "plan_mutator.h"
 
 #include <algorithm>
 #include <set>
@@ -197,13 +198,7 @@ TEST_CASE("one weight of the device that is another is seen") {
 TEST_CASE("a task that does not wait for its input is seen") {
   Wanted wanted{.prompt_tokens = 9, .num_tokens = 2, .num_workers = 3};
   const Outcome right = run_cpu(wanted);
-  wanted.change_round = [](const Plan& plan) {
-    PlanMutator hasty(plan);
-    for (auto& list : hasty.lists)
-      for (Task& task : list)
-        if (task.kind == TaskKind::o_proj) task.num_waits = 0;
-    return hasty.finish();
-  };
+  wanted.change_round = [](const Plan& plan) { return without_waits(plan, TaskKind::o_proj); };
   CHECK(run_device(wanted) != right);
 }
 #endif

@@ -181,17 +181,6 @@ void check_equal(const Wanted& wanted, RoundEnd end, uint32_t max_rounds = ~0u, 
   CHECK_EQ(rounds.state->position, 7 + expected.size());
 }
 
-#if !defined(MIMO_RT_TEST_ON_GPU)
-/// The tasks of `kind` run without what they wait for.
-Plan without_waits(TaskKind kind) {
-  PlanMutator mutator(make_plan(true));
-  for (auto& list : mutator.lists)
-    for (Task& task : list)
-      if (task.kind == kind) task.num_waits = 0;
-  return mutator.finish();
-}
-#endif
-
 Plan without_signal(TaskKind kind) {
   PlanMutator mutator(make_plan(true));
   for (auto& list : mutator.lists)
@@ -219,7 +208,7 @@ TEST_CASE("blocks that are late change no token") {
   for (const TaskKind kind : {TaskKind::o_proj, TaskKind::expert_down}) {
     uint32_t num_wrong = 0;
     for (uint32_t delay_seed = 1; delay_seed <= 4; ++delay_seed) {
-      Runner hasty({}, 0, without_waits(kind), 10'000, delay_seed);
+      Runner hasty({}, 0, without_waits(make_plan(true), kind), 10'000, delay_seed);
       num_wrong += hasty.decode_in_rounds() != expected;
     }
     CHECK(num_wrong != 0);
