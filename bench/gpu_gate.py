@@ -11,7 +11,7 @@
 
 Stages: `build` (package and tests), `tests` (tests/cpp/native_cuda_*.cpp on the device), `costs` (mimo-rt kbench
 edges and bench costs: the table by which engines plan then), `engine` (mimo-rt doctor and bench/gpu_engine.py:
-sessions against the CPU engine's), `python` (the tests of sessions in Python, with the GPU for the CPU), `bits`
+sessions against the CPU engine's, then sessions that share steps), `python` (the tests of sessions in Python, with the GPU for the CPU), `bits`
 (bench/gpu_bits.py: 100 runs of any steps and launches, quiet and with delays planted into the kernel, give the same
 bits; runs that there was no time for are a step that was not run), `kill` (bench/gpu_kill.py: a process that is killed
 leaves a usable GPU), `soak` (half a minute of bench/soak.py, or --soak-seconds, half of it with two sessions), `slice`
@@ -152,6 +152,9 @@ def run_engine(log: Log, python: str, demo: pathlib.Path | None) -> None:
     stage.run("doctor", [python, "-m", "mimo_rt", "doctor", "--device", "cuda"], step_s=DOCTOR_S)
     command = [python, str(ROOT / "bench" / "gpu_engine.py"), *(("--demo", str(demo)) if demo else ())]
     stage.run("sessions", command, on_line=log.keep_record)
+    if demo:
+        stage.run("shared steps", [python, "-m", "mimo_rt", "bench", "sessions", "--device", "cuda", "--model", str(demo),
+                                   "--seconds", "1", "--json"], on_line=log.keep_record)
     for record in log.records:
         if reason := record.get("not_run"):
             log.add(stage.name, f"sessions of {record['model']}", NOT_RUN, 0.0, reason=reason)

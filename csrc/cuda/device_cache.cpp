@@ -27,6 +27,8 @@ DeviceCache::DeviceCache(std::shared_ptr<const DeviceModel> model, const KvCache
   check_free(*model_->device, num_bytes, "keys and values and the memory of a session's steps",
              "Lower max_context or prefill_chunk_tokens, or close other sessions and programs.");
   memory_ = DeviceBuffer(model_->device, layout_.bytes());
+  const std::vector<uint8_t> tables = layout_.tables(memory_.data());
+  model_->device->upload(memory_.data() + layout_.tables_begin(), tables.data(), tables.size());
   const PlaceChecks places(*model_->device);
   for (const auto& block : blocks_) {
     block->memory = DeviceBuffer(model_->device, block->plan.layout().bytes);

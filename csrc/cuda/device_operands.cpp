@@ -101,7 +101,7 @@ ProjectionParams OperandMaker::projection(const Task& task, const CudaDenseMatri
 TaskOperands OperandMaker::qkv_proj(const Task& task) const {
   const uint32_t l = task.layer_idx;
   const CudaLayerWeights& layer = weights_.layer(l);
-  const KvView kv = kv_.view(l, device_.kv, nullptr);
+  const KvView kv = kv_.view(l, 0, device_.kv);
   const uint64_t row_pointers = 8 * uint64_t{l} * plan_.options().max_tokens;
   ProjectionParams p = projection(task, layer.qkv);
   p.store = ProjectionStore::qkv;
@@ -124,11 +124,10 @@ TaskOperands OperandMaker::attention(const Task& task) const {
   const uint32_t l = task.layer_idx;
   const CudaLayerWeights& layer = weights_.layer(l);
   AttendRowsParams p;
-  p.call = attention_shape(layer.config, kv_.view(l, nullptr, nullptr),
+  p.call = attention_shape(layer.config, kv_.view(l, 0, device_.kv),
                            plan_.options().attention_split_keys, kv_.options().max_context);
   p.call.q = rows<const uint16_t>(kQ);
   p.call.out = rows<uint16_t>(kAttn);
-  p.call.kv = kv_.view(l, device_.kv, step<const uint32_t>(layout_.pages));
   p.call.position = step<const uint32_t>(layout_.positions);
   if (layer.config.has_sink) p.call.sink_logits = floats(layer.sink_logits);
   p.call.partials = step<float>(layout_.partials);
@@ -137,6 +136,7 @@ TaskOperands OperandMaker::attention(const Task& task) const {
                 ": expected at most ", kMaxQPerKv, " q heads per kv head, got ",
                 layer.config.q_per_kv());
   p.step = step<const StepTables>(layout_.tables);
+  p.layer_idx = l;
   p.partial_floats = layout_.partial_floats;
   return pack_tokens(TaskBody::attention, p);
 }

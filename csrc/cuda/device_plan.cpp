@@ -1,7 +1,6 @@
 #include "cuda/device_plan.h"
 
 #include <cstddef>
-#include <numeric>
 
 #include "core/checks.h"
 #include "cuda/step_image.h"
@@ -52,15 +51,8 @@ void DevicePlan::write_rotary(const DeviceAddresses& device, uint8_t* image) con
 std::vector<uint8_t> DevicePlan::image(const DeviceAddresses& device) const {
   std::vector<uint8_t> image(layout_.image_bytes);
   uint8_t* out = image.data();
-  std::vector<uint32_t> pages(kv_.num_pages());
-  std::iota(pages.begin(), pages.end(), 0u);
-  write<uint32_t>(out, layout_.pages, pages);
-  std::vector<KvView> views;
-  for (uint32_t l = 0; l < config_.num_layers; ++l) {
-    views.push_back(kv_.view(l, device.kv, at<const uint32_t>(device, layout_.pages)));
+  for (uint32_t l = 0; l < config_.num_layers; ++l)
     write<QkvTile>(out, layout_.qkv_tiles[l], weights_.layer(l).qkv_tiles);
-  }
-  write<KvView>(out, layout_.kv_views, views);
   write_one(out, layout_.sampled_rows, sampled_rows(device));
   write_rotary(device, out);
   if (draft_) write_draft(device, out);
@@ -114,11 +106,9 @@ StepTables DevicePlan::tables(const DeviceAddresses& device, uint32_t num_tokens
   t.seq_idx = at<const uint32_t>(device, layout_.seq_idx);
   t.positions = at<const uint32_t>(device, layout_.positions);
   t.logit_rows = at<const uint32_t>(device, layout_.logit_rows);
-  t.pages = at<const uint32_t>(device, layout_.pages);
-  t.pages_per_seq = kv_.pages_per_seq();
   t.arrived = at<uint32_t>(device, layout_.arrived);
-  t.places = {at<const KvView>(device, layout_.kv_views), config_.num_layers, limits.max_tokens,
-              at<uint16_t*>(device, layout_.k_rows), at<uint16_t*>(device, layout_.v_rows)};
+  t.places = {0, config_.num_layers, limits.max_tokens, at<uint16_t*>(device, layout_.k_rows),
+              at<uint16_t*>(device, layout_.v_rows)};
   t.rotary = at<const RotaryTable>(device, layout_.rotary);
   t.num_rotary = static_cast<uint32_t>(layout_.rotary_kinds.size());
   if (draft_) t.draft = at<const DraftTables>(device, layout_.draft.tables);

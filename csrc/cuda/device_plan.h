@@ -27,8 +27,7 @@ class DevicePlan {
 
   const Plan& plan() const { return plan_; }
   const StepLayout& layout() const { return layout_; }
-  /// The step block as it must be before the first step, [layout().image_bytes]: counters are zero, page
-  /// p of sequence s is page s * pages_per_seq + p.
+  /// The step block as it must be before the first step, [layout().image_bytes]: counters are zero.
   /// @throws Error{unsupported_shape, capacity} for sizes that a kernel does not take
   std::vector<uint8_t> image(const DeviceAddresses& device) const;
   /// What the kernel is given for epoch `epoch` of this block. The watchdog's report is the caller's.

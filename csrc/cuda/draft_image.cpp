@@ -42,7 +42,7 @@ void DevicePlan::write_draft(const DeviceAddresses& device, uint8_t* image) cons
   t.features = kv_.features(device.kv);
   t.captured_rows = at<uint16_t*>(device, layout.captured_rows);
   t.context_ids = at<uint32_t>(device, layout.context_ids);
-  t.context = {at<const KvView>(device, layout.kv_views), config.num_layers, context_rows,
+  t.context = {kv_.num_target_layers(), config.num_layers, context_rows,
                at<uint16_t*>(device, layout.context_k_rows),
                at<uint16_t*>(device, layout.context_v_rows)};
   t.context_rotary = {at<const double>(device, layout.coarse), at<const double>(device, layout.fine),
@@ -51,12 +51,10 @@ void DevicePlan::write_draft(const DeviceAddresses& device, uint8_t* image) cons
   t.block_rotary.cos_sin = at<float>(device, layout.block_cos_sin);
   write_one(image, layout.tables, t);
 
-  std::vector<KvView> views;
   std::vector<HeadLayer> context = head_layers(*draft_, device), block = context;
   const KvView rows = kv_.block_view(device.kv);
   for (uint32_t l = 0; l < config.num_layers; ++l) {
-    const KvView& view =
-        views.emplace_back(kv_.draft_view(l, device.kv, at<const uint32_t>(device, layout_.pages)));
+    const KvView view = kv_.view(kv_.num_target_layers() + l, 0, device.kv);
     context[l].k_rows = t.context.k_rows + uint64_t{l} * context_rows;
     context[l].v_rows = t.context.v_rows + uint64_t{l} * context_rows;
     context[l].k_head_stride = view.block_rows * view.k_stride;
@@ -66,7 +64,6 @@ void DevicePlan::write_draft(const DeviceAddresses& device, uint8_t* image) cons
     block[l].k_head_stride = rows.block_rows * rows.k_stride;
     block[l].v_head_stride = rows.block_rows * rows.v_stride;
   }
-  write<KvView>(image, layout.kv_views, views);
   write<HeadLayer>(image, layout.context_layers, context);
   HeadShape shape = head_shape(config);
   shape.is_context = true;

@@ -15,7 +15,7 @@ uint64_t num_coarse_positions(const KvLayout& kv) {
 
 AttentionParams draft_attention_shape(const DraftConfig& draft, const KvLayout& kv, uint32_t split_keys,
                                       uint32_t layer_idx, const uint8_t* device) {
-  AttentionParams p = attention_shape(draft_layer(draft, layer_idx), kv.draft_view(layer_idx, device, nullptr),
+  AttentionParams p = attention_shape(draft_layer(draft, layer_idx), kv.view(kv.num_target_layers() + layer_idx, 0, device),
                                       split_keys, kv.options().max_context);
   p.block = kv.block_view(device);
   p.num_block_rows = draft.block_size;
@@ -40,7 +40,6 @@ void DraftLayout::add_rest(BlockBuilder& block, const Plan& plan, const CudaDraf
   context_heads = block.add(4 * context_rows * draft.context_kv().shape.rows);
   block_heads = block.add(4 * block_rows * draft.layer(0).qkv.shape.rows);
   tables = block.add(sizeof(DraftTables));
-  kv_views = block.add(sizeof(KvView) * num_layers);
   coarse = block.add(8 * num_coarse_positions(kv) * config.rotary_dim);
   fine = block.add(8 * uint64_t{kFinePositions} * config.rotary_dim);
   block_k_rows = block.add(8 * block_rows);
@@ -58,9 +57,8 @@ void DraftLayout::add_scratch(BlockBuilder& block, const Plan& plan, const CudaD
   if (!plan.options().is_round) return;
   const DraftConfig& config = draft.config();
   for (uint32_t l = 0; l < config.num_layers; ++l)
-    partial_floats = std::max(partial_floats, attention_partial_floats(draft_attention_shape(
+    partial_floats = std::max(partial_floats, row_partial_floats(draft_attention_shape(
                                                   config, kv, plan.options().attention_split_keys, l, nullptr)));
-  partial_floats = (partial_floats + 3) / 4 * 4;  // rows are 16-byte aligned
   partials = block.add(4 * uint64_t{config.block_size} * partial_floats);
   if (config.block_size > 1)
     sample_scratch = block.add(SampleScratch::bytes(config.block_size - 1, plan.shape().draft.vocab_size, num_head_tasks));

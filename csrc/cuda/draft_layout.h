@@ -29,7 +29,6 @@ struct DraftLayout {
   uint64_t context_heads = 0, block_heads = 0;    ///< float, results of HeadsParams::projection
   // What no step changes.
   uint64_t tables = 0;                            ///< DraftTables
-  uint64_t kv_views = 0;                          ///< KvView [draft layers]
   uint64_t coarse = 0, fine = 0;                  ///< of the draft's RotaryTables
   uint64_t block_k_rows = 0, block_v_rows = 0;    ///< pointers [block size]
   uint64_t context_layers = 0, block_layers = 0;  ///< HeadLayer [draft layers]
@@ -38,7 +37,7 @@ struct DraftLayout {
   uint32_t num_head_tasks = 0;                    ///< as StepLayout's, of draft_lm_head
   // Behind the image.
   uint64_t partials = 0;                          ///< float [block size, partial_floats]
-  uint64_t partial_floats = 0;
+  uint32_t partial_floats = 0;
   uint64_t sample_scratch = 0;                    ///< of all drafts
 };
 

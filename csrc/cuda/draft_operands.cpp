@@ -130,7 +130,6 @@ TaskOperands OperandMaker::draft_attention(const Task& task) const {
   const DraftLayout& layout = layout_.draft;
   AttendRowsParams p;
   p.call = draft_attention_shape(config, kv_, plan_.options().attention_split_keys, task.layer_idx, device_.kv);
-  p.call.kv = kv_.draft_view(task.layer_idx, device_.kv, step<const uint32_t>(layout_.pages));
   p.call.q = rows<const uint16_t>(kDraftQ);
   p.call.out = rows<uint16_t>(kDraftAttn);
   p.call.position = step<const uint32_t>(layout_.positions);
@@ -140,6 +139,7 @@ TaskOperands OperandMaker::draft_attention(const Task& task) const {
   MIMO_RT_CHECK(config.q_per_kv() <= kMaxQPerKv, unsupported_shape, kWhere, "draft: expected at most ",
                 kMaxQPerKv, " q heads per kv head, got ", config.q_per_kv());
   p.step = step<const StepTables>(layout_.tables);
+  p.layer_idx = kv_.num_target_layers() + task.layer_idx;
   p.partial_floats = layout.partial_floats;
   return pack_draft(TaskBody::attention, p);
 }

@@ -36,6 +36,13 @@ bool brings_logits(const StepInput& input) {
   });
 }
 
+/// The cache whose memory a step works in. Of a joint one's parts that with the longest context: its partial results and
+/// its angles are enough for all.
+KvCache& working_cache(KvCache& cache) {
+  if (cache.parts().empty()) return cache;
+  return **std::ranges::max_element(cache.parts(), {}, [](const KvCache* part) { return part->max_context(); });
+}
+
 DeviceBuffer upload_block(const std::shared_ptr<StepDevice>& device, const CudaBlockImage& image) {
   check_free_for_weights(*device, image.num_bytes);
   DeviceBuffer memory(device, image.num_bytes);
@@ -102,13 +109,15 @@ void CudaExecutor::run(const Plan& plan, KvCache& cache, const StepInput& input,
   refuse_after_failure();
   const size_t plan_idx = index_of(plan);
   checker_.check(model_->config, plan, cache, input, output);
-  StepBlock& block = device_cache(cache).block(plan_idx);
+  const std::vector<const KvView*> kv = views_of_rows(cache, input);
+  KvCache& working = working_cache(cache);
+  StepBlock& block = device_cache(working).block(plan_idx);
   free_device();
-  last_cache_ = cache.store();
+  last_cache_ = working.store();
   inputs_.reserve(block, input);
   reserve_results(block);
   try {
-    run_on_device(block, input);
+    run_on_device(block, input, kv);
   } catch (const Error& error) {
     note_failure(error);
     throw;
@@ -134,11 +143,26 @@ PersistentParams CudaExecutor::launch_params(const StepBlock& block) {
   return params;
 }
 
-void CudaExecutor::run_on_device(StepBlock& block, const StepInput& input) {
+/// The layers of every row's sequence.
+std::vector<const KvView*> CudaExecutor::views_of_rows(KvCache& cache, const StepInput& input) const {
+  const std::span<KvCache* const> parts = cache.parts();
+  for (KvCache* part : parts)  // rings are as long: KvLayout
+    MIMO_RT_CHECK(part->max_step_tokens() == parts[0]->max_step_tokens(), invalid_argument, kWhere,
+                  "max_step_tokens: expected the same for all sequences of a step, got ", part->max_step_tokens(),
+                  " and ", parts[0]->max_step_tokens());
+  std::vector<const KvView*> views;
+  for (uint32_t r = 0; r < input.num_tokens; ++r) {
+    const uint32_t seq = input.seq_idx[r];
+    views.push_back(parts.empty() ? device_cache(cache).views(seq) : device_cache(*parts[seq]).views(0));
+  }
+  return views;
+}
+
+void CudaExecutor::run_on_device(StepBlock& block, const StepInput& input, std::span<const KvView* const> kv) {
   const StepLayout& layout = block.plan.layout();
   StepDevice& device = *model_->device;
   const PersistentParams params = launch_params(block);
-  inputs_.send(block, input);
+  inputs_.send(block, input, kv);
   device.launch(params, num_workers());
   trace_.receive(block.plan.plan());
   device.receive(results_.data(), block.addresses.step + layout.results, layout.result_bytes());

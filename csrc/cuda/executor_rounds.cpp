@@ -62,7 +62,9 @@ void CudaExecutor::run_rounds(const Plan& plan, KvCache& cache, RoundState& roun
   refuse_after_failure();
   const size_t plan_idx = index_of(plan);
   if (!checker_.check_rounds(model_->config, plan, cache, rounds)) return;
-  StepBlock& block = device_cache(cache).block(plan_idx);
+  DeviceCache& on_device = device_cache(cache);
+  StepBlock& block = on_device.block(plan_idx);
+  const KvView* kv = on_device.views(rounds.input.seq_idx[0]);
   bool is_launched = resume_launch(block, rounds);
   last_cache_ = cache.store();
   if (wants_logprobs(rounds)) reserve_results(block);
@@ -70,7 +72,7 @@ void CudaExecutor::run_rounds(const Plan& plan, KvCache& cache, RoundState& roun
   for (; rounds.end == RoundEnd::running; is_launched = false) {
     if (!is_launched) inputs_.reserve(block, rounds);
     try {
-      if (!is_launched) launch_rounds(block, rounds);
+      if (!is_launched) launch_rounds(block, rounds, kv);
       follow_launch(block, rounds, [&] { poll(); });
     } catch (const std::exception& error) {
       end_launch();
@@ -98,14 +100,14 @@ uint32_t CudaExecutor::grant_rounds(const StepBlock& block, const RoundState& ro
   return num_granted;
 }
 
-void CudaExecutor::launch_rounds(StepBlock& block, RoundState& rounds) {
+void CudaExecutor::launch_rounds(StepBlock& block, RoundState& rounds, const KvView* kv) {
   const StepLayout& layout = block.plan.layout();
   StepDevice& device = *model_->device;
   PersistentParams params = launch_params(block);
   params.num_epochs = wants_logprobs(rounds) ? 1 : kMaxLaunchRounds;
   if (!stays(rounds)) params.num_epochs = std::min(params.num_epochs, num_free_rounds(block, rounds));
   resident_.begin(block, rounds, params.num_epochs, grant_rounds(block, rounds, params.num_epochs));
-  inputs_.send(block, rounds, mail_.mailbox(), mail_.next_number());
+  inputs_.send(block, rounds, kv, mail_.mailbox(), mail_.next_number());
   device.launch(params, num_workers());
   trace_.receive(block.plan.plan());
   if (wants_logprobs(rounds))

@@ -1,6 +1,8 @@
 #include "cuda/kv_layout.h"
 
 #include <algorithm>
+#include <cstring>
+#include <numeric>
 
 #include "core/checks.h"
 #include "core/draft_layer.h"
@@ -33,6 +35,7 @@ KvLayout::KvLayout(const std::vector<LayerConfig>& layers, const Options& option
                 kMaxPages, ", got ", num_pages, ". Lower max_context or num_seqs.");
   for (const LayerConfig& layer : layers) add_layer(layer, options.max_step_tokens);
   if (draft) add_draft(*draft);
+  add_tables();
 }
 
 uint32_t KvLayout::pages_per_seq() const {
@@ -47,12 +50,12 @@ void KvLayout::set_heads(KvView& view, const LayerConfig& layer) {
   view.block_bytes = view.v_begin + round_to(2 * num_rows * view.v_stride, kAlignment);
 }
 
+/// Rings are as long for any max_context: so the heads of a layer are as far apart in all caches of a model, and a step
+/// may have rows of several.
 void KvLayout::add_layer(const LayerConfig& layer, uint32_t step_rows) {
   Layer added{bytes_, {}, layer.window_tokens != 0};
-  const uint64_t ring =
-      std::min<uint64_t>(uint64_t{layer.window_tokens} + step_rows, options_.max_context);
-  added.view.block_rows =
-      added.is_ring ? static_cast<uint32_t>(round_to(ring, KvCache::kRingStep)) : kPageTokens;
+  const uint64_t ring = round_to(uint64_t{layer.window_tokens} + step_rows, KvCache::kRingStep);
+  added.view.block_rows = added.is_ring ? static_cast<uint32_t>(ring) : kPageTokens;
   set_heads(added.view, layer);
   bytes_ += added.view.block_bytes * (added.is_ring ? options_.num_seqs : num_pages());
   layers_.push_back(added);
@@ -74,12 +77,38 @@ void KvLayout::add_draft(const DraftConfig& draft) {
                      kAlignment);
 }
 
-KvView KvLayout::view(uint32_t layer_idx, const uint8_t* device, const uint32_t* pages) const {
+void KvLayout::add_tables() {
+  views_begin_ = bytes_;
+  bytes_ += round_to(sizeof(KvView) * options_.num_seqs * layers_.size(), kAlignment);
+  pages_begin_ = bytes_;
+  bytes_ += round_to(sizeof(uint32_t) * uint64_t{num_pages()}, kAlignment);
+}
+
+KvView KvLayout::view(uint32_t layer_idx, uint32_t seq_idx, const uint8_t* device) const {
   const Layer& layer = layers_[layer_idx];
   KvView view = layer.view;
   view.blocks = device + layer.begin;
-  view.pages = layer.is_ring ? nullptr : pages;
+  if (layer.is_ring)
+    view.blocks += seq_idx * view.block_bytes;
+  else
+    view.pages = reinterpret_cast<const uint32_t*>(device + pages_begin_) + uint64_t{seq_idx} * pages_per_seq();
   return view;
+}
+
+const KvView* KvLayout::views(uint32_t seq_idx, const uint8_t* device) const {
+  return reinterpret_cast<const KvView*>(device + views_begin_) + seq_idx * layers_.size();
+}
+
+std::vector<uint8_t> KvLayout::tables(const uint8_t* device) const {
+  std::vector<KvView> views;
+  for (uint32_t s = 0; s < options_.num_seqs; ++s)
+    for (uint32_t l = 0; l < layers_.size(); ++l) views.push_back(view(l, s, device));
+  std::vector<uint32_t> pages(num_pages());
+  std::iota(pages.begin(), pages.end(), 0u);
+  std::vector<uint8_t> tables(bytes_ - views_begin_);
+  std::memcpy(tables.data(), views.data(), sizeof(KvView) * views.size());
+  std::memcpy(tables.data() + (pages_begin_ - views_begin_), pages.data(), sizeof(uint32_t) * pages.size());
+  return tables;
 }
 
 KvView KvLayout::block_view(const uint8_t* device) const {

@@ -1,6 +1,7 @@
 // Where keys and values lie on the device: as in kv/kv_cache.h, with rows that are 8 elements longer
-// than a head (attention_params.h says why). Rings have as many rows: KvCache says what they still hold.
-// With a draft there are its layers, the rows of its block, and the features of the last positions.
+// than a head (attention_params.h says why). Rings have as many rows or more: KvCache says what they
+// still hold. With a draft there are its layers, the rows of its block, and the features of the last
+// positions. Behind all that a cache describes itself, so that a step finds the keys of any.
 #pragma once
 
 #include <mimo_rt/config.h>
@@ -32,12 +33,15 @@ class KvLayout {
   uint64_t bytes() const { return bytes_; }
   uint32_t pages_per_seq() const;
   uint32_t num_pages() const { return pages_per_seq() * options_.num_seqs; }
-  /// Layer `layer_idx` of a cache at `device`; full layers look up `pages`, those of sequence 0.
-  KvView view(uint32_t layer_idx, const uint8_t* device, const uint32_t* pages) const;
-  /// The same of a layer of the draft.
-  KvView draft_view(uint32_t layer_idx, const uint8_t* device, const uint32_t* pages) const {
-    return view(num_target_layers_ + layer_idx, device, pages);
-  }
+  uint32_t num_target_layers() const { return num_target_layers_; }
+  /// Layer `layer_idx` of a sequence, the draft's behind the target's, in a cache at `device`.
+  KvView view(uint32_t layer_idx, uint32_t seq_idx, const uint8_t* device) const;
+  /// The views of all layers of a sequence, as they lie in the cache.
+  const KvView* views(uint32_t seq_idx, const uint8_t* device) const;
+  /// Of what describes the cache: from here to its end.
+  uint64_t tables_begin() const { return views_begin_; }
+  /// All views, and the pages that they look up: page p of sequence s is s * pages_per_seq + p.
+  std::vector<uint8_t> tables(const uint8_t* device) const;
   /// Keys and values of a draft's block.
   KvView block_view(const uint8_t* device) const;
   FeatureRing features(uint8_t* device) const;
@@ -50,6 +54,7 @@ class KvLayout {
   };
   void add_layer(const LayerConfig& layer, uint32_t step_rows);
   void add_draft(const DraftConfig& draft);
+  void add_tables();
   static void set_heads(KvView& view, const LayerConfig& layer);
 
   Options options_;
@@ -58,6 +63,8 @@ class KvLayout {
   uint64_t block_begin_ = 0, features_begin_ = 0;
   KvView block_;               ///< without addresses
   FeatureRing features_;       ///< without an address
+  uint64_t views_begin_ = 0;   ///< KvView [num_seqs, layers]
+  uint64_t pages_begin_ = 0;   ///< uint32 [num_seqs, pages_per_seq]
   uint64_t bytes_ = 0;
 };
 

@@ -53,7 +53,7 @@ void StepInputs::put_draft(const StepBlock& block, const RoundState& rounds, Rou
   round.draft = reinterpret_cast<SampleParams*>(block.addresses.step + offset);
 }
 
-void StepInputs::send(const StepBlock& block, const RoundState& rounds, RoundMailbox* mailbox,
+void StepInputs::send(const StepBlock& block, const RoundState& rounds, const KvView* kv, RoundMailbox* mailbox,
                       uint32_t first_number) {
   const StepLayout& layout = block.plan.layout();
   const RoundRequest& asked = rounds.request;
@@ -87,6 +87,7 @@ void StepInputs::send(const StepBlock& block, const RoundState& rounds, RoundMai
   tables.num_draft_rows = input.num_draft_rows;
   tables.context_begin = input.context_begin;
   tables.num_context_rows = input.num_context_rows;
+  std::fill_n(tables.kv, t.block_size, kv);
   put(block, layout.tables, &tables, 1);
   put_context(block, input);
   // Rows that later rounds may have, too.

@@ -1,5 +1,7 @@
 #include "cuda/step_inputs.h"
 
+#include <algorithm>
+
 namespace mimo_rt::cuda {
 namespace {
 
@@ -82,13 +84,14 @@ void StepInputs::put_context(const StepBlock& block, const StepInput& input) {
   }
 }
 
-void StepInputs::send(const StepBlock& block, const StepInput& input) {
+void StepInputs::send(const StepBlock& block, const StepInput& input, std::span<const KvView* const> kv) {
   const StepLayout& layout = block.plan.layout();
   StepTables tables = block.plan.tables(block.addresses, input.num_tokens, input.num_logit_rows,
                                         input.sample != nullptr);
   tables.num_draft_rows = input.num_draft_rows;
   tables.context_begin = input.context_begin;
   tables.num_context_rows = input.num_context_rows;
+  std::ranges::copy(kv, tables.kv);
   put(block, layout.tables, &tables, 1);
   put_context(block, input);
   put(block, layout.token_ids, input.token_ids, input.num_tokens);

@@ -4,6 +4,7 @@
 
 #include <cstring>
 #include <memory>
+#include <span>
 
 #include "cuda/device_cache.h"
 #include "engine/round.h"
@@ -18,11 +19,11 @@ class StepInputs {
   /// Makes room. @throws Error{out_of_memory}: nothing was sent
   void reserve(const StepBlock& block, const StepInput& input);
   void reserve(const StepBlock& block, const RoundState& rounds);
-  /// Sends it, checked and reserved: on its way until StepDevice::wait.
-  void send(const StepBlock& block, const StepInput& input);
-  /// Likewise for rounds that begin as `rounds` says, but for how many drafts they verify at most: that says the mailbox,
-  /// of lookups in the rounds after the first. The first round has number `first_number`.
-  void send(const StepBlock& block, const RoundState& rounds, RoundMailbox* mailbox,
+  /// Sends it, checked and reserved: on its way until StepDevice::wait. `kv`: see StepTables.
+  void send(const StepBlock& block, const StepInput& input, std::span<const KvView* const> kv);
+  /// Likewise for rounds of a sequence with `kv`, that begin as `rounds` says, but for how many drafts they verify at most:
+  /// that says the mailbox, of lookups in the rounds after the first. The first round has number `first_number`.
+  void send(const StepBlock& block, const RoundState& rounds, const KvView* kv, RoundMailbox* mailbox,
             uint32_t first_number);
 
  private:

@@ -121,8 +121,15 @@ AttentionParams attention_shape(const LayerConfig& layer, const KvView& view, ui
   return p;
 }
 
+uint32_t row_partial_floats(const AttentionParams& row) {
+  const uint64_t num_floats = (attention_partial_floats(row) + 3) / 4 * 4;
+  MIMO_RT_CHECK(num_floats <= UINT32_MAX, capacity, "cuda.StepLayout", "partial results of attention: expected at most ",
+                UINT32_MAX, " numbers of a row, got ", num_floats, ". Lower max_context.");
+  return static_cast<uint32_t>(num_floats);
+}
+
 StepLayout::StepLayout(const Plan& plan, const CudaWeights& weights, const CudaDraftWeights* draft_weights,
-                       const KvLayout& kv) {
+                       const KvLayout& cache) {
   BlockBuilder block(bytes);
   const uint64_t num_layers = plan.shape().layers.size();
   const uint64_t max_tokens = plan.options().max_tokens;
@@ -144,36 +151,33 @@ StepLayout::StepLayout(const Plan& plan, const CudaWeights& weights, const CudaD
   round = block.add(is_round ? sizeof(RoundTables) : 0);
   if (draft_weights) draft.add_inputs(block, plan);
   inputs_end = bytes;
-  pages = block.add(4 * uint64_t{kv.num_pages()});
   k_rows = block.add(8 * max_tokens * num_layers);
   v_rows = block.add(8 * max_tokens * num_layers);
-  kv_views = block.add(sizeof(KvView) * num_layers);
   uint32_t most_kv_heads = plan.shape().draft.num_kv_heads;
   for (uint32_t l = 0; l < num_layers; ++l) {
     const CudaLayerWeights& layer = weights.layer(l);
     qkv_tiles.push_back(block.add(sizeof(QkvTile) * layer.qkv_tiles.size()));
-    const AttentionParams call = attention_shape(layer.config, kv.view(l, nullptr, nullptr),
-                                                 plan.options().attention_split_keys, kv.options().max_context);
-    partial_floats = std::max(partial_floats, attention_partial_floats(call));
+    const AttentionParams call = attention_shape(layer.config, cache.view(l, 0, nullptr),
+                                                 plan.options().attention_split_keys, cache.options().max_context);
+    partial_floats = std::max(partial_floats, row_partial_floats(call));
     most_kv_heads = std::max(most_kv_heads, call.num_kv_heads);
     const RotaryKind kind{layer.config.rope_theta, layer.config.rotary_dim};
     const auto found = std::find(rotary_kinds.begin(), rotary_kinds.end(), kind);
     rotary_of_layer.push_back(static_cast<uint32_t>(found - rotary_kinds.begin()));
     if (found == rotary_kinds.end()) rotary_kinds.push_back(kind);
   }
-  partial_floats = (partial_floats + 3) / 4 * 4;  // rows are 16-byte aligned
   arrived = block.add(4 * max_tokens * most_kv_heads);
   arrived_shares = block.add(4 * (max_logit_rows + 1));
   sampled_rows = block.add(sizeof(SampledRows));
   num_head_tasks = cuda::num_head_tasks(plan, TaskKind::lm_head);
   rotary = block.add(sizeof(RotaryTable) * rotary_kinds.size());
-  const uint64_t num_coarse = num_coarse_positions(kv);
+  const uint64_t num_coarse = num_coarse_positions(cache);
   for (const RotaryKind& kind : rotary_kinds) {
     coarse.push_back(block.add(8 * num_coarse * kind.rotary_dim));
     fine.push_back(block.add(8 * uint64_t{kFinePositions} * kind.rotary_dim));
     cos_sin.push_back(block.add(4 * max_tokens * kind.rotary_dim));
   }
-  if (draft_weights) draft.add_rest(block, plan, *draft_weights, kv);
+  if (draft_weights) draft.add_rest(block, plan, *draft_weights, cache);
   tasks = block.add(sizeof(Task) * plan.num_tasks());
   worker_begin = block.add(4 * (uint64_t{plan.num_workers()} + 1));
   operand_idx = block.add(4 * plan.num_tasks());
@@ -187,8 +191,8 @@ StepLayout::StepLayout(const Plan& plan, const CudaWeights& weights, const CudaD
   route_rows = block.add(sizeof(TaggedWord) * 2 * route_words * num_layers);
   image_bytes = bytes;
   sample_scratch = block.add(SampleScratch::bytes(plan.options().max_logit_rows, plan.shape().vocab_size, num_head_tasks));
-  partials = block.add(4 * max_tokens * partial_floats);
-  if (draft_weights) draft.add_scratch(block, plan, *draft_weights, kv);
+  partials = block.add(4 * max_tokens * uint64_t{partial_floats});
+  if (draft_weights) draft.add_scratch(block, plan, *draft_weights, cache);
 }
 
 }  // namespace mimo_rt::cuda

@@ -33,7 +33,7 @@ struct RotaryKind {
 struct StepLayout {
   /// The plan has passed `check_device_plan`.
   StepLayout(const Plan& plan, const CudaWeights& weights, const CudaDraftWeights* draft_weights,
-             const KvLayout& kv);
+             const KvLayout& cache);
 
   uint64_t bytes = 0;
   uint64_t image_bytes;  ///< of DevicePlan::image: what lies behind may hold anything
@@ -53,13 +53,11 @@ struct StepLayout {
   uint64_t sample_rows;  ///< SampleParams [max_logit_rows]; steps only
   uint64_t round;        ///< RoundTables; rounds only
   uint64_t inputs_end;
-  uint64_t pages;        ///< uint32 [num_seqs, pages_per_seq]
   // Working memory of the tasks.
   uint64_t k_rows, v_rows;  ///< pointers [num_layers, max_tokens]
   uint64_t arrived;         ///< uint32 [max_tokens, most kv heads of a layer, the draft's included]
   uint64_t arrived_shares;  ///< uint32 [max_logit_rows + 1] of the rows that are sampled; of accept
   // What no step changes.
-  uint64_t kv_views;               ///< KvView [num_layers]
   std::vector<uint64_t> qkv_tiles; ///< QkvTile of each layer
   std::vector<RotaryKind> rotary_kinds;
   std::vector<uint32_t> rotary_of_layer;  ///< into rotary_kinds
@@ -78,7 +76,7 @@ struct StepLayout {
   // 8 rows, 2.2 GB for one of 64.
   uint64_t sample_scratch;  ///< of all rows
   uint64_t partials;        ///< float [max_tokens, partial_floats]
-  uint64_t partial_floats = 0;
+  uint32_t partial_floats = 0;
 };
 
 /// The stages of a plan: tasks of one have the same operands.
@@ -92,5 +90,8 @@ struct StageList {
 /// One row of attention in a layer, without addresses but for those of `view`.
 AttentionParams attention_shape(const LayerConfig& layer, const KvView& view, uint32_t split_keys,
                                 uint32_t max_context);
+
+/// Partial results of such a row, a multiple of 4: rows of them are 16-byte aligned. @throws Error{capacity}
+uint32_t row_partial_floats(const AttentionParams& row);
 
 }  // namespace mimo_rt::cuda

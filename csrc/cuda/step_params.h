@@ -25,10 +25,9 @@ struct RotaryTable {
   uint32_t rotary_dim = 0;
 };
 
-/// Where keys and values of some rows go in all layers of a cache.
+/// Where keys and values of some rows go in some layers of their caches.
 struct RowPlaces {
-  const KvView* kv = nullptr;  ///< [num_layers]; a ring: that of sequence 0
-  uint32_t num_layers = 0, max_rows = 0;
+  uint32_t first_layer = 0, num_layers = 0, max_rows = 0;
   uint16_t** k_rows = nullptr;  ///< [num_layers, max_rows] row of head 0
   uint16_t** v_rows = nullptr;  ///< the same for values
 };
@@ -50,8 +49,8 @@ struct StepTables {
   const uint32_t* seq_idx = nullptr;     ///< [num_tokens]
   const uint32_t* positions = nullptr;   ///< [num_tokens]
   const uint32_t* logit_rows = nullptr;  ///< [num_logit_rows]
-  const uint32_t* pages = nullptr;       ///< [sequences, pages_per_seq]
-  uint32_t pages_per_seq = 0;
+  /// Of each row, in the cache of its sequence: all layers, the draft's behind the target's.
+  const KvView* kv[kMaxStepTokens] = {};
 
   /// [rows, kv heads] of the attention at hand: shares whose partial results are there; else 0.
   uint32_t* arrived = nullptr;
@@ -76,9 +75,10 @@ inline constexpr uint32_t kMaxQPerKv = 16;
 /// Attention of rows that need not belong to one sequence, or of a draft's block (call.block): each is a
 /// call of its own. Tiles: see plan/task.h.
 struct AttendRowsParams {
-  AttentionParams call;  ///< of row 0 and sequence 0; num_rows 1
+  AttentionParams call;  ///< of row 0; num_rows 1
   const StepTables* step = nullptr;
-  uint64_t partial_floats = 0;  ///< of a row
+  uint32_t layer_idx = 0;       ///< of StepTables::kv
+  uint32_t partial_floats = 0;  ///< of a row
   uint32_t num_tokens = 0;      ///< 1 .. kMaxTokens; of the block
 };
 

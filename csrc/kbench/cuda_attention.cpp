@@ -59,10 +59,16 @@ class CudaAttention final : public RowsSubject<cuda::AttentionParams, uint16_t> 
   /// Keys in the cache; those of a draft's tokens lie beside it.
   uint32_t num_cached() const { return is_draft() ? measured_.num_keys - 1 : num_stored_; }
 
+  cuda::KvView view(const uint8_t* cache, const uint32_t* pages) const {
+    cuda::KvView kv = layout_.view(0, 0, cache);
+    if (kv.pages) kv.pages = pages;
+    return kv;
+  }
+
   /// The cache as it lies on the device; NaN where no row looks.
   std::vector<uint8_t> make_cache() const {
     const KernelCase& c = measured_;
-    const cuda::KvView kv = layout_.view(0, nullptr, pages_.data());
+    const cuda::KvView kv = view(nullptr, pages_.data());
     std::vector<uint8_t> cache(layout_.bytes(), 0xff);
     for (uint32_t head = 0; head < c.num_kv_heads; ++head)
       for (uint32_t j = 0; j < num_cached(); ++j) {
@@ -128,7 +134,7 @@ class CudaAttention final : public RowsSubject<cuda::AttentionParams, uint16_t> 
     return is_draft() ? num_stored_ : measured_.num_keys + token;
   }
 
-  void aim(uint32_t at) override { params_.kv = layout_.view(0, place(at), device_pages_); }
+  void aim(uint32_t at) override { params_.kv = view(place(at), device_pages_); }
 
   /// Scores: qk_head_dim additions of exact products; scale, log2(e) and their product rounded, as
   /// is the product with the score; the difference to the largest. A weight: 2^x to 2^-22, then

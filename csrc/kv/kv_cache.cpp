@@ -191,6 +191,8 @@ KvCache::KvCache(std::vector<KvCache*> parts) : impl_(std::make_unique<Impl>()) 
 KvCache::KvCache(KvCache&&) noexcept = default;
 KvCache::~KvCache() = default;
 
+std::span<KvCache* const> KvCache::parts() const { return impl_->parts; }
+
 void KvCache::check_has_memory(const char* where) const {
   MIMO_RT_CHECK(impl_->parts.empty(), invalid_argument, where, "expected a cache with memory of its own, got a joint one");
 }

@@ -14,6 +14,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 namespace mimo_rt {
@@ -45,6 +46,7 @@ class KvCache {
   /// it does not grow or shrink. The parts, of one model without a draft, must outlive it.
   /// @throws Error{invalid_argument}
   explicit KvCache(std::vector<KvCache*> parts);
+  std::span<KvCache* const> parts() const;  ///< of a joint cache; else none
   KvCache(KvCache&&) noexcept;
   ~KvCache();
 

@@ -147,6 +147,7 @@ class DeviceDraftRun {
     tables.num_draft_rows = draft_config.block_size;
     tables.context_begin = num_context;
     tables.num_context_rows = size - num_context;
+    tables.kv[0] = store().views(kSeq);
     put(layout.tables, tables);
     const cuda::FeatureRing ring = block.plan.features(block.addresses);
     for (uint32_t r = 0; r < tables.num_context_rows; ++r)
@@ -205,9 +206,9 @@ class DeviceDraftRun {
 
   /// Where a head's key or value of a draft layer lies.
   uint8_t* head_row(uint32_t layer, uint32_t head, uint32_t pos, bool is_value) {
-    const cuda::KvView kv = store().layout().draft_view(layer, block().addresses.kv, nullptr);
+    const cuda::KvView kv = store().layout().view(config.num_layers + layer, kSeq, block().addresses.kv);
     const bool is_ring = draft_config.window_tokens[layer] != 0;
-    const uint32_t page = is_ring ? kSeq : kSeq * store().layout().pages_per_seq() + pos / kv.block_rows;
+    const uint32_t page = is_ring ? 0 : kSeq * store().layout().pages_per_seq() + pos / kv.block_rows;
     const uint32_t stride = is_value ? kv.v_stride : kv.k_stride;
     return const_cast<uint8_t*>(kv.blocks) + page * kv.block_bytes + (is_value ? kv.v_begin : 0) +
            (uint64_t{head} * kv.block_rows + pos % kv.block_rows) * stride * 2;

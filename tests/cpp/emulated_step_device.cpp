@@ -7,6 +7,19 @@
 
 namespace fixture {
 
+/// The memory of all caches that rows have keys and values in.
+std::vector<std::span<uint8_t>> EmulatedStepDevice::caches_of(const cuda::StepTables& step) const {
+  std::map<void*, uint64_t> found;
+  for (const cuda::KvView* layers : step.kv) {
+    if (!layers) continue;
+    const auto cache = std::prev(blocks().upper_bound(const_cast<cuda::KvView*>(layers)));  // it describes itself
+    found.insert(*cache);
+  }
+  std::vector<std::span<uint8_t>> caches;
+  for (const auto& [memory, size] : found) caches.emplace_back(static_cast<uint8_t*>(memory), size);
+  return caches;
+}
+
 void EmulatedStepDevice::begin(const cuda::PersistentParams& given, uint32_t num_blocks) {
   cuda::PersistentParams params = given;
   if (params.watchdog.deadline_ns == kPatienceMs * uint64_t{1'000'000}) params.watchdog.deadline_ns = 900'000;
@@ -15,8 +28,7 @@ void EmulatedStepDevice::begin(const cuda::PersistentParams& given, uint32_t num
   options.num_threads = cuda::kPersistentThreads;
   options.shared_bytes = sizeof(cuda::PersistentShared);
   options.seed = seed;
-  auto* kv = const_cast<uint8_t*>(params.step->places.kv->blocks);
-  options.handed_over = {{kv, blocks().at(kv)}};  // of layer 0: where it begins
+  options.handed_over = caches_of(*params.step);
   for (const auto& [memory, size] : pinned_)
     options.host_memory.emplace_back(static_cast<uint8_t*>(memory), size);
   options.cuts_sums = cuts_sums;

@@ -11,8 +11,10 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "host_device_memory.h"
 
@@ -104,6 +106,7 @@ class EmulatedStepDevice : public HostDeviceMemory<cuda::StepDevice> {
     if (running_) running_->advance(~uint64_t{0});
   }
   void begin(const cuda::PersistentParams& params, uint32_t num_blocks);
+  std::vector<std::span<uint8_t>> caches_of(const cuda::StepTables& step) const;
 
   std::map<void*, uint64_t> pinned_;
   std::deque<std::function<void()>> queue_;

@@ -59,19 +59,19 @@ std::vector<bf16_t> attend_at_once(Attention& attention) {
 class RowStep {
  public:
   explicit RowStep(Attention& attention)
-      : attention_(attention), out_(attention.shape.num_rows, width(), 0), seqs_(attention.shape.num_rows, 0),
+      : attention_(attention), out_(attention.shape.num_rows, width(), 0),
         positions_(attention.shape.num_rows), arrived_(attention.shape.num_rows * attention.shape.num_kv_heads, 0) {
     const uint32_t num_rows = attention.shape.num_rows;
     cuda::AttentionParams call = attention.params(out_);
     std::iota(positions_.begin(), positions_.end(), attention.shape.position);
     call.num_rows = 1;
-    params_.partial_floats = (cuda::attention_partial_floats(call) + 3) / 4 * 4;
-    partials_.emplace(num_rows, static_cast<uint32_t>(params_.partial_floats), NAN);
+    params_.partial_floats = (static_cast<uint32_t>(cuda::attention_partial_floats(call)) + 3) / 4 * 4;
+    partials_.emplace(num_rows, params_.partial_floats, NAN);
     call.partials = partials_->data;
-    tables_.seq_idx = seqs_.data();
     tables_.positions = positions_.data();
     tables_.arrived = arrived_.data();
     params_.call = call;
+    std::fill_n(tables_.kv, num_rows, &params_.call.kv);
     params_.step = &tables_;
     params_.num_tokens = num_rows;
   }
@@ -97,7 +97,7 @@ class RowStep {
 
   Attention& attention_;
   AlignedRows<bf16_t> out_;
-  KernelVector<uint32_t> seqs_, positions_, arrived_;
+  KernelVector<uint32_t> positions_, arrived_;
   std::optional<AlignedRows<float>> partials_;
   cuda::StepTables tables_;
   cuda::AttendRowsParams params_;

@@ -19,13 +19,13 @@ constexpr uint32_t kPagesPerSeq = 20, kPageRows = 64, kPositions = 2 * cuda::kFi
 
 void embed_kernel(cuda::EmbedParams params) { cuda::compute_embed(params, {blockIdx.x, gridDim.x}); }
 
-/// A step of rows of three sequences. Layers: every third has a ring, the others pages; no two have the same sizes.
+/// A step of rows of three sequences, each in memory of its own. Layers: every third has a ring, the others pages; no two have the same sizes.
 struct Embedding {
   AlignedRows<float> f32{kVocab, kWidth, 0.0f};
   AlignedRows<bf16_t> bf16{kVocab, kWidth, 0}, out{kTokens + 1, kWidth + 8, kUntouched};
   std::vector<int32_t> ids;
   std::vector<uint32_t> seqs, positions, pages;
-  std::vector<cuda::KvView> kv{kLayers};
+  std::vector<std::vector<cuda::KvView>> kv{3, std::vector<cuda::KvView>(kLayers)};  // of each sequence
   std::vector<uint16_t*> k_rows{std::vector<uint16_t*>(kLayers * kMaxRows)}, v_rows{k_rows};
   std::vector<double> coarse, fine;
   std::vector<float> cos_sin{std::vector<float>(kMaxRows * kRotaryDim, -7.0f)};
@@ -43,10 +43,11 @@ struct Embedding {
       positions.push_back(random() % (kPagesPerSeq * kPageRows));
     }
     for (uint32_t i = 0; i < 3 * kPagesPerSeq; ++i) pages.push_back(1 + i * 7 % (3 * kPagesPerSeq));
-    for (uint32_t layer = 0; layer < kLayers; ++layer) {
-      cuda::KvView& view = kv[layer];
-      view.blocks = reinterpret_cast<const uint8_t*>(uintptr_t{1} << 40) + (uint64_t{layer} << 32);  // nobody reads them
-      view.pages = layer % 3 == 0 ? nullptr : pages.data();
+    for (uint32_t i = 0; i < 3 * kLayers; ++i) {
+      const uint32_t seq = i / kLayers, layer = i % kLayers;
+      cuda::KvView& view = kv[seq][layer];
+      view.blocks = reinterpret_cast<const uint8_t*>(uintptr_t{1} << 40) + (uint64_t{i} << 32);  // nobody reads them
+      view.pages = layer % 3 == 0 ? nullptr : pages.data() + seq * kPagesPerSeq;
       view.block_rows = layer % 3 == 0 ? 144 : kPageRows;
       view.k_stride = 24 + 8 * layer;
       view.v_stride = 16 + 8 * layer;
@@ -58,11 +59,9 @@ struct Embedding {
     for (uint32_t i = 0; i < cuda::kFinePositions * kRotaryDim; ++i) fine.push_back(any(random));
     rotary = {coarse.data(), fine.data(), cos_sin.data(), kRotaryDim};
     step.token_ids = ids.data();
-    step.seq_idx = seqs.data();
     step.positions = positions.data();
-    step.pages = pages.data();
-    step.pages_per_seq = kPagesPerSeq;
-    step.places = {kv.data(), kLayers, kMaxRows, k_rows.data(), v_rows.data()};
+    for (uint32_t t = 0; t < kTokens; ++t) step.kv[t] = kv[seqs[t]].data();
+    step.places = {0, kLayers, kMaxRows, k_rows.data(), v_rows.data()};
     step.rotary = &rotary;
     step.num_rotary = 1;
   }
@@ -74,9 +73,9 @@ struct Embedding {
   }
   /// Where row 0 of head 0 of a token's keys (values) is, in bytes.
   uintptr_t place(uint32_t layer, uint32_t token, bool is_value) const {
-    const cuda::KvView& view = kv[layer];
-    const uint32_t position = positions[token], seq = seqs[token];
-    const uint64_t block = layer % 3 == 0 ? seq : pages[seq * kPagesPerSeq + position / kPageRows];
+    const cuda::KvView& view = kv[seqs[token]][layer];
+    const uint32_t position = positions[token];
+    const uint64_t block = layer % 3 == 0 ? 0 : pages[seqs[token] * kPagesPerSeq + position / kPageRows];
     const uint64_t row = position % view.block_rows, stride = is_value ? view.v_stride : view.k_stride;
     return reinterpret_cast<uintptr_t>(view.blocks) + block * view.block_bytes + (is_value ? view.v_begin : 0) +
            2 * row * stride;

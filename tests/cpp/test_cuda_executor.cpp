@@ -5,26 +5,43 @@
 using namespace mimo_rt;
 using namespace fixture;
 
-TEST_CASE("rings have as many rows as the cache believes: that decides what may be rolled back") {
+TEST_CASE("rings have all rows that the cache believes: that decides what may be rolled back") {
   ModelConfig config = model().config;
   for (const uint32_t window : {1u, 7u, 24u, 100u, 128u, 129u})
     for (const uint32_t step_rows : {1u, 5u, 8u})
       for (const uint32_t max_context : {40u, 137u, 1000u}) {
         for (LayerConfig& layer : config.layers)
           if (layer.window_tokens) layer.window_tokens = window;
+        const auto check_rows = [&](uint32_t num_rows, uint32_t believed) {  // a cache's are no more than its context
+          CHECK(num_rows == believed || (num_rows > believed && believed >= max_context));
+        };
         const KvCache cache(config, {max_context, step_rows, 1});
         const cuda::KvLayout layout(config.layers, {max_context, step_rows, 1});
         for (uint32_t l = 0; l < config.num_layers; ++l)
-          if (cache.ring_rows(l)) CHECK_EQ(layout.view(l, nullptr, nullptr).block_rows, cache.ring_rows(l));
+          if (cache.ring_rows(l)) check_rows(layout.view(l, 0, nullptr).block_rows, cache.ring_rows(l));
         DraftConfig draft = test_configs::make_draft(config, {4, 2, 32, 16, 8}, 2, 5, window, {0, 2, 3});
         draft.window_tokens[1] = 0;
         const KvCache with_draft(config, {max_context, step_rows, 1}, &draft);
         const cuda::KvLayout draft_layout(config.layers, {max_context, step_rows, 1}, &draft);
-        CHECK_EQ(draft_layout.draft_view(0, nullptr, nullptr).block_rows, with_draft.ring_rows(config.num_layers));
+        check_rows(draft_layout.view(config.num_layers, 0, nullptr).block_rows, with_draft.ring_rows(config.num_layers));
         CHECK_EQ(with_draft.ring_rows(config.num_layers + 1), 0u);
         CHECK_EQ(draft_layout.features(nullptr).ring_rows, with_draft.feature_rows());
         CHECK_EQ(draft_layout.features(nullptr).width, 3 * config.hidden_size);
       }
+}
+
+TEST_CASE("partial results of attention that a row cannot count are refused") {
+  cuda::AttentionParams row;
+  row.num_rows = 1;
+  row.num_q_heads = 8;
+  row.v_head_dim = 16;
+  row.split_keys = 64;
+  row.max_context = 1u << 20;
+  CHECK_EQ(cuda::row_partial_floats(row), (1u << 14) * 8 * 18);
+  row.max_context = 1u << 30;
+  CHECK_EQ(cuda::row_partial_floats(row), (1u << 24) * 8 * 18);
+  row.num_q_heads = 16;
+  CHECK_THROWS(capacity, "Lower max_context", cuda::row_partial_floats(row));
 }
 
 TEST_CASE("sizes that a kernel does not take are refused when the engine is opened, before the weights are copied") {

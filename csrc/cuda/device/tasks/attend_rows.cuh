@@ -49,16 +49,12 @@ __device__ inline void set_call_of_row(AttentionParams& call, const AttendRowsPa
   ptx::sync_warp();
   if (threadIdx.x % 32 != 0) return;
   const bool is_block = p.call.block.blocks != nullptr;
-  const uint64_t seq = p.step->seq_idx[is_block ? 0 : token];
   call.q.data = p.call.q.row(token);
   call.out.data = p.call.out.row(token);
   call.position = p.step->positions + (is_block ? 0 : token);
   call.first_row = is_block ? token : 0;
-  call.partials += token * p.partial_floats;
-  if (call.kv.pages)
-    call.kv.pages += seq * p.step->pages_per_seq;
-  else
-    call.kv.blocks += seq * call.kv.block_bytes;
+  call.partials += uint64_t{token} * p.partial_floats;
+  call.kv = p.step->kv[is_block ? 0 : token][p.layer_idx];
 }
 
 /// Tickets up to the next that a chunk may begin with.

@@ -22,7 +22,7 @@ __device__ inline void compute_context_norm(NormShared& shared, const ContextNor
   for (uint32_t u = range.first + threadIdx.x / 32 * range.stride;
        u < range.limit(p.norm.num_tokens); u += kComputeWarps * range.stride) {
     const uint32_t position = step.context_begin + u;
-    place_row(step, step.draft->context, u, step.seq_idx[0], position);
+    place_row(step.kv[0], step.draft->context, u, position);
     turn_row(step.draft->context_rotary, u, position);
   }
   compute_rms_norm(shared, p.norm, range);

@@ -30,13 +30,12 @@ __device__ inline void copy_embedding(const EmbedParams& p, uint32_t token) {
   }
 }
 
-/// One warp, a layer per lane: the rows of head 0 for the keys and values of row `row`.
-__device__ inline void place_row(const StepTables& step, const RowPlaces& places, uint32_t row_idx,
-                                 uint32_t seq, uint32_t position) {
+/// One warp, a layer per lane: the rows of head 0 for the keys and values of row `row_idx`, whose sequence has `layers`.
+__device__ inline void place_row(const KvView* layers, const RowPlaces& places, uint32_t row_idx, uint32_t position) {
   for (uint32_t layer = threadIdx.x % 32; layer < places.num_layers; layer += 32) {
-    const KvView& kv = places.kv[layer];
+    const KvView& kv = layers[places.first_layer + layer];
     const uint32_t page = position / kv.block_rows, row = position % kv.block_rows;
-    const uint64_t block = kv.pages ? kv.pages[uint64_t{seq} * step.pages_per_seq + page] : seq;
+    const uint64_t block = kv.pages ? kv.pages[page] : 0;
     auto* begin = const_cast<uint8_t*>(kv.blocks) + block * kv.block_bytes;
     const uint64_t entry = uint64_t{layer} * places.max_rows + row_idx;
     places.k_rows[entry] = reinterpret_cast<uint16_t*>(begin) + uint64_t{row} * kv.k_stride;
@@ -58,13 +57,13 @@ __device__ inline void turn_row(const RotaryTable& table, uint32_t row_idx, uint
 
 /// One warp: what follows from a token's position.
 __device__ inline void place_token(const StepTables& step, uint32_t token) {
-  const uint32_t position = step.positions[token], seq = step.seq_idx[token];
-  place_row(step, step.places, token, seq, position);
+  const uint32_t position = step.positions[token];
+  place_row(step.kv[token], step.places, token, position);
   for (uint32_t i = 0; i < step.num_rotary; ++i) turn_row(step.rotary[i], token, position);
   if (!step.draft || threadIdx.x % 32 != 0) return;
   const FeatureRing& ring = step.draft->features;
   step.draft->captured_rows[token] =
-      ring.rows + uint64_t{ring.row_idx(seq, position)} * ring.width;
+      ring.rows + uint64_t{ring.row_idx(step.seq_idx[token], position)} * ring.width;
 }
 
 /// A unit is one token; each compute warp does every eighth unit of its block.
