@@ -104,6 +104,7 @@ set(MIMO_RT_SOURCES ${MIMO_RT_GENERIC_SOURCES}
   csrc/engine/ngram_lookup.cpp
   csrc/engine/options_check.cpp
   csrc/engine/round.cpp
+  csrc/engine/round_sharing.cpp
   csrc/engine/sequence.cpp
   csrc/engine/session.cpp
   csrc/engine/step_batch.cpp

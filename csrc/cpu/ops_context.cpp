@@ -94,7 +94,7 @@ void PlanState::fill_tables(const StepInput& input, const KvCache& cache) {
   draft->context_rope.fill_from(input.context_begin, input.num_context_rows);
   draft->block_rope.fill_from(input.positions[0], input.num_draft_rows);
   for (uint32_t r = 0; r < input.num_context_rows; ++r)
-    draft->feature_rows[r] = (input.context_begin + r) % cache.feature_rows();
+    draft->feature_rows[r] = (input.context_begin + r) % cache.feature_rows(input.seq_idx[0]);
 }
 
 BestLogits* PlanState::best_logits(const Task& task) const {

@@ -29,7 +29,7 @@ class CudaExecutor final : public Executor {
     owner_.check("Session");  // CUDA itself says in a fork only that it is not initialised
     (void)device_cache(cache);
   }
-  bool joins_sequences() const override { return true; }
+  bool joins_sequences() const override { return !model_->draft; }
   void run(const Plan& plan, KvCache& cache, const StepInput& input, StepOutput& output) override;
   void run_rounds(const Plan& plan, KvCache& cache, RoundState& rounds,
                   const std::function<void()>& poll) override;

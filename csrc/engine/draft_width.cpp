@@ -16,6 +16,7 @@ constexpr double kMaxSaved = 10.0;    // as kMaxCredit: for streaks of others' l
 constexpr double kFirstAcceptance = 0.7;  // before anything is known
 constexpr double kPriorWeight = 1.0;      // of a draft's predecessor in the estimate of its acceptance
 constexpr double kDecay = 0.96;      // of acceptance counts per drafted round: half of the weight in the last 17
+constexpr double kMinAlone = 8.0;     // rounds that say what rounds bring: the first ones do not draft
 constexpr double kMinNarrowed = 8.0;  // plain rounds spent in narrowed ones; then their own yield decides
 constexpr double kIdleDecay = 0.5;   // at most this after idle rounds: what was seen then may not hold any more
 constexpr uint32_t kFirstProbeGap = 2, kMaxProbeGap = 32;   // doubled by every probe that does not pay
@@ -114,6 +115,11 @@ void DraftWidth::begin(uint64_t max_tokens, const DraftBudget& budget) {
   budget_.granted = budget.granted + grant;
 }
 
+double DraftWidth::tokens_per_ns() const {
+  const bool is_known = mode_ == DraftOptions::Mode::adaptive && alone_rounds_ >= kMinAlone && alone_ns_ > 0.0;
+  return is_known ? alone_tokens_ / alone_ns_ : 0.0;
+}
+
 uint32_t DraftWidth::choose(uint32_t limit) const {
   limit = std::min(limit, max_drafts_);
   return mode_ == DraftOptions::Mode::adaptive && limit ? choose_adaptive(limit) : limit;
@@ -201,6 +207,10 @@ void DraftWidth::observe(const RoundOutcome& outcome) {
   if (mode_ != DraftOptions::Mode::adaptive) return;
   const bool is_surprising = is_surprise(outcome);
   const double ns = times_.add(outcome.num_drafts, outcome.num_context_rows, static_cast<double>(outcome.ns));
+  for (double* sum : {&alone_rounds_, &alone_tokens_, &alone_ns_}) *sum *= kDecay;
+  alone_rounds_ += 1.0;
+  alone_tokens_ += 1.0 + outcome.num_accepted;
+  alone_ns_ += ns;
   if (outcome.num_drafts) learn_acceptance(outcome);
   if (!outcome.scores.empty()) learn_confidence(outcome);
   if (times_.num_samples(0)) settle(outcome, ns / times_.at(0));

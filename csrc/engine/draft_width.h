@@ -112,6 +112,8 @@ class DraftWidth {
   bool has_learnt() const { return mode_ == DraftOptions::Mode::adaptive && stats_.num_rounds != 0; }
   /// Whether it knows times: of rounds that were not shared.
   bool has_times() const { return times_.num_samples(0) != 0; }
+  /// Tokens per ns that rounds bring which are not shared; 0: too few were measured, or none counts (modes off and fixed).
+  double tokens_per_ns() const;
 
   /// Drafts to verify in the next round, 0..min(max, limit). 0: the round does not draft at all.
   uint32_t choose(uint32_t limit) const;
@@ -161,6 +163,7 @@ class DraftWidth {
   DraftConfidence confidence_;
   /// Decayed sums over narrowed rounds, of a lookup over all: tokens emitted, and their cost in plain rounds.
   double narrowed_tokens_ = 0.0, narrowed_spent_ = 0.0;
+  double alone_rounds_ = 0.0, alone_tokens_ = 0.0, alone_ns_ = 0.0;  ///< decayed sums over rounds that were not shared
   DraftBudget budget_;
   double saved_ = 0.0;             ///< gains of shared steps above kMaxCredit, for others like them: at most kMaxSaved
   uint32_t num_idle_rounds_ = 0;   ///< since the last that drafted

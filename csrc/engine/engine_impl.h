@@ -69,8 +69,8 @@ struct Engine::Impl {
   /// Tokens of a round: the anchor and drafts. 1: this engine does not draft.
   uint32_t block_size() const { return round_plan ? round_plan->options().max_tokens : 1; }
   DraftSource draft_source() const { return has_lookup ? DraftSource::ngram_lookup : DraftSource::model; }
-  /// Whether sessions may share steps: rounds with a draft model are a session's own, and nothing may come between them.
-  bool joins_steps() const { return !draft && executor->joins_sequences(); }
+  /// Whether sessions may share steps. Rounds that draft with a model are a session's own.
+  bool joins_steps() const { return executor->joins_sequences(); }
   const DraftConfig* draft_config() const { return draft ? &*draft : nullptr; }
   /// What is known before the weights: plans and their proof, which also check the config. `plan`: workers, norms, the
   /// most rows of logits; is_round: rounds also without a draft, of max_tokens.

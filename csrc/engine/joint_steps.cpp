@@ -85,7 +85,10 @@ void JointSteps::run_with_others(Engine::Impl& engine, Caller& caller) {
   engine.steps.serve(others);
 }
 
-void JointSteps::run_all(Engine::Impl& engine, std::span<JointRequest* const> requests) {
+/// The longest wait for a draft model's context comes first: that is the sequence for which a step makes it.
+void JointSteps::run_all(Engine::Impl& engine, std::span<JointRequest*> requests) {
+  const auto pending = [](const JointRequest* request) { return request->step.sequence->num_pending_context(); };
+  if (engine.draft) std::iter_swap(requests.begin(), std::ranges::max_element(requests, {}, pending));
   const uint32_t num_rows = choose_rows(requests, max_rows(engine), times_);
   std::vector<StepRequest> steps;
   for (const JointRequest* request : requests) {
@@ -94,7 +97,14 @@ void JointSteps::run_all(Engine::Impl& engine, std::span<JointRequest* const> re
   }
   const Clock::time_point begin = Clock::now();
   run_step(engine, steps);
-  times_.add(num_rows, std::chrono::duration<double, std::nano>(Clock::now() - begin).count());
+  const double ns = std::chrono::duration<double, std::nano>(Clock::now() - begin).count();
+  const std::lock_guard lock(times_mutex_);
+  times_.add(num_rows, ns);
+}
+
+double JointSteps::step_ns(uint32_t num_rows) const {
+  const std::lock_guard lock(times_mutex_);
+  return times_.is_known() ? times_.at(num_rows) : 0.0;
 }
 
 }  // namespace mimo_rt

@@ -16,6 +16,7 @@ namespace mimo_rt {
 class StepTimes {
  public:
   void add(uint32_t num_rows, double ns);
+  bool is_known() const { return weight_ > 0.0; }
   /// Expected ns; 1 before the first step, of one row.
   double at(uint32_t num_rows) const;
 

@@ -145,6 +145,9 @@ void RoundState::prepare_round() {
     const std::span<const float> scores(&scores_[1], num_found_);
     if (is_shared) offer = width.offer(scores);
     num_proposals_ = is_shared ? offer.num_drafts : width.choose_among(scores);
+  } else if (is_shared) {
+    num_proposals_ = 0;
+    narrows_ = false;
   } else {
     const uint32_t num_drafts = width.choose(limit);
     narrows_ = num_drafts && width.narrows() && !draws_drafts();
@@ -255,7 +258,7 @@ void RoundTasks::finish(const Emitted& emitted, uint64_t ns, double spent) {
       .ns = ns,
       .is_cut = emitted.end == RoundEnd::bad_logits || emitted.last_was_drafted,
       .scores = {&state.scores_[1], state.narrows_ || state.request.lookup ? state.input.num_tokens - 1 : 0},
-      .had_drafts = !state.request.lookup || state.num_found_ != 0,
+      .had_drafts = state.request.lookup ? state.num_found_ != 0 : !state.is_shared,
       .spent = spent};
   if (state.request.rounds)
     state.request.rounds->push_back({ns, state.input.num_tokens, outcome.num_proposed(), emitted.num_tokens});

@@ -83,7 +83,7 @@ struct RoundState {
   /// After max_rounds the caller soon wants more of the same generation: a device may wait for it with its own state.
   bool comes_back = false;
   /// The round that begins runs in a step that others share: it has all drafts that the lookup found, and others choose
-  /// how many are verified, see accept_drawn.
+  /// how many are verified, see accept_drawn. A draft model has no part in it: its context is the step's business.
   bool is_shared = false;
   uint64_t launch_id = 0;                   ///< the executor's: of the launch that has waited for more rounds; 0: none
 

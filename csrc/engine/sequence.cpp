@@ -44,8 +44,8 @@ void Sequence::append(std::span<const int32_t> tokens) {
   most_tokens_ = std::max(most_tokens_, size());
 }
 
-void Sequence::keep_appended(std::optional<uint32_t> num_context) {
-  if (num_context) num_context_ = *num_context;
+void Sequence::keep_appended(uint32_t num_context_rows) {
+  num_context_ += num_context_rows;
   num_cached_ = size();
 }
 

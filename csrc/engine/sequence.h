@@ -26,6 +26,8 @@ class Sequence {
   /// size() after the last step, readable while another thread runs one.
   uint32_t num_cached_tokens() const { return num_cached_; }
   const KvCache& cache() const { return cache_; }
+  /// With a draft model: tokens whose keys and values it has not made.
+  uint32_t num_pending_context() const { return size() - num_context_; }
 
   /// Makes room for keys and values where the executor keeps them. @throws Error{out_of_memory}
   void prepare(Executor& executor) { executor.prepare(cache_); }
@@ -57,7 +59,7 @@ class Sequence {
  private:
   friend class StepBatch;
   void append(std::span<const int32_t> tokens);
-  void keep_appended(std::optional<uint32_t> num_context);  ///< with a draft: tokens that it has context of by then
+  void keep_appended(uint32_t num_context_rows);  ///< that the step made
   void drop_from(uint32_t begin);
   void settle_rounds(const RoundState& state, uint32_t block_size);
   void note_written(uint32_t position, uint32_t block_size);

@@ -1,7 +1,6 @@
 #include "engine/step_batch.h"
 
 #include <algorithm>
-#include <optional>
 #include <utility>
 #include <vector>
 
@@ -35,7 +34,7 @@ class StepBatch {
       engine_.executor->run(plan, requests_[0].sequence->cache_, input, output);
     }
     engine_.last_plan = &plan;  // not before: a refused step leaves no trace
-    keep(output);
+    keep(output, input.num_context_rows);
   }
 
  private:
@@ -66,11 +65,19 @@ class StepBatch {
     if (has_samples) input.sample = samples_.data();
     if (has_samples) input.num_best_logits = num_best_logits_of_all();
     input.reads_logits = !has_samples;
-    if (engine_.draft) {  // before this step's rows overwrite their features
+    if (engine_.draft) {
       input.context_begin = requests_[0].sequence->num_context_;
-      input.num_context_rows = begins_[0] - input.context_begin;
+      input.num_context_rows = num_context_rows(begins_[0] - input.context_begin);
     }
     return input;
+  }
+
+  /// Of a prompt's step all that are pending, before its rows overwrite their features; while tokens come one by one, they
+  /// cost less many at a time.
+  uint32_t num_context_rows(uint32_t num_pending) const {
+    const uint32_t most = engine_.round_plan->options().max_context_rows;
+    const bool are_single = token_ids_.size() == requests_.size();
+    return are_single && num_pending < std::min(most, kLazyContextRows) ? 0 : std::min(most, num_pending);
   }
 
   uint32_t num_best_logits_of_all() const {
@@ -83,7 +90,7 @@ class StepBatch {
     return most;
   }
 
-  void keep(const StepOutput& output) {
+  void keep(const StepOutput& output, uint32_t num_context_rows) {
     size_t row = 0;
     for (size_t i = 0; i < requests_.size(); ++i) {
       const StepRequest& request = requests_[i];
@@ -92,7 +99,7 @@ class StepBatch {
       request.output->logits = output.logits ? output.logits + row * output.logits_stride : nullptr;
       request.output->logits_stride = output.logits_stride;
       request.output->active_experts = output.active_experts;
-      request.sequence->keep_appended(engine_.draft ? std::optional(begins_[i]) : std::nullopt);
+      request.sequence->keep_appended(i == 0 ? num_context_rows : 0);
       row += request.logit_rows.size();
     }
     begins_.clear();

@@ -18,8 +18,9 @@ struct StepRequest {
 
 /// Runs one step that appends the tokens of every request to its sequence: at most Impl::max_step_tokens() tokens in
 /// all, with at most Impl::max_logit_rows rows of logits. Several requests: each samples what it wants logits of, no
-/// sequence comes twice, the executor joins sequences, and no draft waits for context. `active_experts` are those of
-/// the whole step. The caller holds `engine.steps`. On an exception all sequences are as before.
+/// sequence comes twice, and the executor joins sequences. The first sequence gets the context that a draft model waits
+/// for. `active_experts` are those of the whole step. The caller holds `engine.steps`. On an exception all sequences are as
+/// before.
 void run_step(Engine::Impl& engine, std::span<const StepRequest> requests);
 
 }  // namespace mimo_rt

@@ -58,8 +58,8 @@ void check_context(const Plan& plan, const KvCache& cache, const StepInput& inpu
   MIMO_RT_CHECK(begin <= pos && num_rows <= pos - begin, invalid_argument, kWhere,
                 "context rows: expected to end at position ", pos, " of sequence ", seq,
                 " or before, got ", begin, " + ", num_rows);
-  MIMO_RT_CHECK(pos - begin <= cache.feature_rows(), invalid_argument, kWhere,
-                "context_begin: expected one of the last ", cache.feature_rows(),
+  MIMO_RT_CHECK(pos - begin <= cache.feature_rows(seq), invalid_argument, kWhere,
+                "context_begin: expected one of the last ", cache.feature_rows(seq),
                 " positions before ", pos, ", got ", begin);
 }
 

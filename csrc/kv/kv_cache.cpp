@@ -288,13 +288,16 @@ uint32_t KvCache::segments(uint32_t layer_idx, uint32_t seq_idx, uint32_t kv_hea
 }
 
 uint16_t* KvCache::feature_row(uint32_t seq_idx, uint32_t pos) {
+  if (!impl_->parts.empty()) return impl_->parts[seq_idx]->feature_row(0, pos);
   const Impl& impl = *impl_;
   const uint64_t ring_bytes = align_up(impl.feature_rows * impl.feature_bytes);
   const uint64_t offset = impl.features_begin + seq_idx * ring_bytes + pos % impl.feature_rows * impl.feature_bytes;
   return reinterpret_cast<uint16_t*>(impl.data + offset);
 }
 
-uint32_t KvCache::feature_rows() const { return impl_->feature_rows; }
+uint32_t KvCache::feature_rows(uint32_t seq_idx) const {
+  return impl_->parts.empty() ? impl_->feature_rows : impl_->parts[seq_idx]->feature_rows(0);
+}
 uint32_t KvCache::max_segments() const { return std::max(impl_->pages_per_seq, 2u); }
 uint32_t KvCache::max_context() const { return impl_->options.max_context; }
 uint32_t KvCache::max_step_tokens() const { return impl_->options.max_step_tokens; }

@@ -42,8 +42,8 @@ class KvCache {
   /// holds the features of the last max_step_tokens + block_size + kMaxPendingContext positions at least.
   /// @throws Error{invalid_argument, out_of_memory}
   KvCache(const ModelConfig& config, const Options& options, const DraftConfig* draft = nullptr);
-  /// A joint cache for one step: its sequence i is the only one of parts[i]. Has no memory and no features of its own, so
-  /// it does not grow or shrink. The parts, of one model without a draft, must outlive it.
+  /// A joint cache for one step: its sequence i is the only one of parts[i]. Has no memory of its own, so it does not grow or
+  /// shrink. The parts, of one model, must outlive it.
   /// @throws Error{invalid_argument}
   explicit KvCache(std::vector<KvCache*> parts);
   std::span<KvCache* const> parts() const;  ///< of a joint cache; else none
@@ -70,9 +70,9 @@ class KvCache {
   uint32_t segments(uint32_t layer_idx, uint32_t seq_idx, uint32_t kv_head_idx, uint32_t pos_begin, uint32_t pos_end,
                     KvSegment* out) const;
   uint32_t max_segments() const;
-  /// [captured layers * hidden_size] bf16 of one position: row pos % feature_rows().
+  /// [captured layers * hidden_size] bf16 of one position: row pos % feature_rows(seq_idx).
   uint16_t* feature_row(uint32_t seq_idx, uint32_t pos);
-  uint32_t feature_rows() const;                 ///< 0 without a draft
+  uint32_t feature_rows(uint32_t seq_idx = 0) const;  ///< 0 without a draft
   uint32_t max_context() const;
   uint32_t max_step_tokens() const;
   uint32_t num_seqs() const;

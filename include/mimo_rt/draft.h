@@ -62,7 +62,9 @@ struct DraftOptions {
     /// Verify `num_draft_tokens` drafts in every round, of lookups where something was found; in steps that sessions share,
     /// as many of them as there is room for and the others can pay for.
     fixed,
-    adaptive,  ///< 0..num_draft_tokens, whatever measured cost and acceptance promise the most tokens per second
+    /// 0..num_draft_tokens, whatever measured cost and acceptance promise the most tokens per second; of a model 0 while
+    /// steps that several sessions share bring more.
+    adaptive,
   } mode = Mode::adaptive;
   uint32_t num_draft_tokens = 0;  ///< 0: all of a block (block_size - 1)
   /// How a draft token is chosen when temperature > 0. Both are exact. Lookups propose tokens, not probabilities: always argmax.

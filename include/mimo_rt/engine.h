@@ -62,8 +62,9 @@ class MIMO_RT_API Engine {
   const EngineOptions& options() const;
   const std::string& backend() const;        ///< the one that runs, e.g. "cpu-avx2"
   uint32_t num_workers() const;
-  /// Whether sessions that decode at the same time share steps: on CPU backends and cuda, without a draft model. With
+  /// Whether sessions that decode at the same time may share steps: on CPU backends, and on cuda without a draft model. With
   /// "ngram" these verify drafts of each, but for sessions with a repetition penalty, which draft while they decode alone.
+  /// With a draft model (modes adaptive and off) they do where that brings more tokens than taking turns with drafts.
   bool joins_steps() const;
   const Plan& decode_plan() const;
   const Plan& prefill_plan() const;

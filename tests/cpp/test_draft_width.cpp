@@ -197,6 +197,21 @@ TEST_CASE("interrupted rounds change little") {
     }
 }
 
+TEST_CASE("what rounds bring alone is known after the first few, and shared ones are not among them") {
+  const World world{kCosts[0], [](uint64_t, uint32_t) { return 0.8; }, 0.1};
+  DraftWidth width(kAdaptive, 8), fixed(kFixed, 8);
+  CHECK_EQ(width.tokens_per_ns(), 0.0);
+  simulate(width, world, 4);
+  CHECK_EQ(width.tokens_per_ns(), 0.0);
+  const Result result = simulate(width, world, 20'000);
+  const double rate = width.tokens_per_ns();
+  CHECK(std::abs(rate * result.ns_per_token() - 1.0) < 0.25);  // of the last rounds alone
+  for (uint32_t i = 0; i < 50; ++i) width.observe({.ns = 1'000'000'000, .had_drafts = false, .spent = 1.0});
+  CHECK_EQ(width.tokens_per_ns(), rate);
+  simulate(fixed, world, 1000);
+  CHECK_EQ(fixed.tokens_per_ns(), 0.0);  // measures no times
+}
+
 TEST_CASE("text that becomes predictable is noticed within a few dozen rounds, and the reverse costs little") {
   for (const auto& cost : {kCosts[0], kCosts[1], kCosts[2], kCosts[4]})
     for (const uint64_t seed : {1, 2, 3}) {

@@ -230,11 +230,14 @@ TEST_CASE("a joint cache has the rows of its parts, and no memory") {
   CHECK_THROWS(invalid_argument, "expected some", KvCache(std::vector<KvCache*>{}));
 }
 
-TEST_CASE("on the CPU a joint step leaves the same tokens, keys and values as steps of each alone") {
+namespace {
+
+/// Joint steps beside steps of each alone, with the context of a draft model where there is one.
+void check_joint_steps_on_cpu(const DraftConfig* draft) {
   EngineOptions options;
   options.num_threads = 2;
   options.prefill_chunk_tokens = 32;
-  const auto engine = Engine::synthetic(fixture::small_quantised(), 3, options);
+  const auto engine = Engine::synthetic(fixture::small_quantised(), 3, options, draft);
   Engine::Impl& impl = engine->impl();
   CHECK(impl.joins_steps());
   constexpr uint32_t kCount = 11;  // more than a decode step has rows
@@ -260,7 +263,7 @@ TEST_CASE("on the CPU a joint step leaves the same tokens, keys and values as st
       (*list)[i]->sequence.step(impl, std::span(prompt).first(prompt.size() - 1), {}, nullptr, output);
     }
   }
-  for (uint32_t turn = 0; turn < 6; ++turn) {
+  for (uint32_t turn = 0; turn < (draft ? 40u : 6u); ++turn) {  // some make context several times
     std::vector<SampleResult> together(kCount), single(kCount);
     std::vector<StepOutput> outputs(kCount);
     std::vector<SampleRequest> samples(kCount);
@@ -272,6 +275,8 @@ TEST_CASE("on the CPU a joint step leaves the same tokens, keys and values as st
       outputs[i].sampled = &together[i];
       requests.push_back({&joint[i]->sequence, {&last[i], 1}, {&row, 1}, &samples[i], &outputs[i]});
     }
+    const auto pending = [](const StepRequest& request) { return request.sequence->num_pending_context(); };
+    std::iter_swap(requests.begin(), std::ranges::max_element(requests, {}, pending));
     run_step(impl, requests);
     for (uint32_t i = 0; i < kCount; ++i) {
       StepOutput output;
@@ -288,6 +293,7 @@ TEST_CASE("on the CPU a joint step leaves the same tokens, keys and values as st
   }
   const LayerConfig& layer = impl.config.layers[0];
   uint64_t num_rows = 0, num_equal = 0;
+  uint32_t num_contexts = 0;
   for (uint32_t i = 0; i < kCount; ++i) {
     CHECK(joint[i]->sequence.token_ids() == alone[i]->sequence.token_ids());
     auto& a = const_cast<KvCache&>(joint[i]->sequence.cache());
@@ -296,8 +302,71 @@ TEST_CASE("on the CPU a joint step leaves the same tokens, keys and values as st
       for (uint32_t pos = joint[i]->sequence.size() - 6; pos < joint[i]->sequence.size(); ++pos, ++num_rows)
         num_equal += !std::memcmp(a.k_row(l, 0, 0, pos), b.k_row(l, 0, 0, pos), 2 * layer.qk_head_dim) &&
                      !std::memcmp(a.v_row(l, 0, 0, pos), b.v_row(l, 0, 0, pos), 2 * layer.v_head_dim);
+    if (!draft) continue;
+    const auto num_context = [&](const SessionState& s) { return s.sequence.size() - s.sequence.num_pending_context(); };
+    const uint32_t end = std::min(num_context(*joint[i]), num_context(*alone[i]));
+    CHECK(joint[i]->sequence.num_pending_context() <= 32 + kCount);
+    num_contexts += end > 0;
+    const uint32_t first = end > a.ring_rows(impl.config.num_layers) ? end - a.ring_rows(impl.config.num_layers) : 0;
+    for (uint32_t pos = first; pos < end; ++pos, ++num_rows)
+      num_equal += !std::memcmp(a.k_row(impl.config.num_layers, 0, 0, pos), b.k_row(impl.config.num_layers, 0, 0, pos),
+                                2 * draft->qk_head_dim) &&
+                   !std::memcmp(a.v_row(impl.config.num_layers, 0, 0, pos), b.v_row(impl.config.num_layers, 0, 0, pos),
+                                2 * draft->v_head_dim);
   }
   CHECK_EQ(num_equal, num_rows);
+  CHECK_EQ(num_contexts, draft ? kCount : 0u);
+}
+
+}  // namespace
+
+TEST_CASE("on the CPU a joint step leaves the same tokens, keys and values as steps of each alone") {
+  check_joint_steps_on_cpu(nullptr);
+}
+
+TEST_CASE("on the CPU joint steps make the context of a draft model, in turn, with the bits of steps alone") {
+  const ModelConfig target = fixture::small_quantised();
+  const DraftConfig draft = test_configs::make_draft(target, {4, 2, 32, 16, 8}, 1, 5, 40, {0, 1});
+  check_joint_steps_on_cpu(&draft);
+}
+
+TEST_CASE("with a draft model sessions share steps, too, and draft afterwards as if they had been alone") {
+  const auto modes = {DraftOptions::Mode::off, DraftOptions::Mode::adaptive};
+  for (const DraftOptions::Mode mode : modes) {
+    const Fixture f(16, 4, Drafts::model);
+    f.executor->joins = true;
+    f.executor->on_step = [] { std::this_thread::sleep_for(std::chrono::milliseconds(1)); };  // or they hardly meet
+    constexpr uint32_t kCount = 3, kTokens = 120;
+    std::vector<std::unique_ptr<Session>> sessions;
+    std::vector<Tokens> texts(kCount);
+    std::vector<std::thread> threads;
+    for (uint32_t i = 0; i < kCount; ++i) {
+      sessions.push_back(std::make_unique<Session>(f.engine, SessionOptions{.sequence_id = i}));
+      texts[i] = iota_tokens(20 + 9 * i, int32_t(i));
+    }
+    for (uint32_t i = 0; i < kCount; ++i)
+      threads.emplace_back([&, i] {
+        GenerateOptions options = greedy(kTokens);
+        options.draft.mode = mode;
+        const Tokens output = sessions[i]->generate(texts[i], options).token_ids;
+        CHECK(output == reference(texts[i], options));
+        texts[i].insert(texts[i].end(), output.begin(), output.end());
+      });
+    for (std::thread& thread : threads) thread.join();
+    if (mode == DraftOptions::Mode::off) CHECK(count_steps_of(f, 3) > kTokens / 2);
+    f.executor->on_step = nullptr;
+    for (uint32_t i = 0; i < kCount; ++i) {
+      GenerateOptions drafting = greedy(50);
+      drafting.draft.mode = DraftOptions::Mode::fixed;
+      const Fixture other(16, 4, Drafts::model);
+      Session fresh(other.engine);
+      const GenerateResult result = sessions[i]->generate(texts[i], drafting);
+      CHECK(result.stats.num_cached_tokens + 2 >= texts[i].size());
+      CHECK(result.token_ids == reference(texts[i], drafting));
+      CHECK_EQ(result.stats.draft.num_accepted_tokens, fresh.generate(texts[i], drafting).stats.draft.num_accepted_tokens);
+      CHECK(result.stats.draft.num_accepted_tokens > 10);
+    }
+  }
 }
 
 CHECK_MAIN()

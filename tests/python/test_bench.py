@@ -354,6 +354,8 @@ def test_plot_without_matplotlib(capsys, monkeypatch, tmp_path):
         (("verify", "--rows", "-3"), "--rows"),
         (("decode", "--kernels", "k"), "--kernels needs --plot"),
         (("decode", "--draft", "d"), "--draft"),
+        (("sessions", "--draft", "d"), "--model"),
+        (("sessions", "--draft", "random", "--model", "m"), "random model"),
         (("bandwidth", "--plot", "x.png"), "--plot"),
         (("startup",), "--model"),
         (("acceptance",), "--model DIR or --adversarial"),
@@ -444,6 +446,14 @@ def test_sessions_at_the_same_time(tiny_model, capsys):
     lines = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
     assert [line["case"] for line in lines] == [f"sessions/ctx16/{n}" for n in (1, 2, 4, 8, 16)]
     assert all(line["draft"] == "ngram" and line["drafts_over_plain"] > 0 for line in lines)
+
+
+def test_sessions_with_a_draft_model_at_the_same_time(capsys):
+    arguments = ["bench", "sessions", "--draft", "random", "--layers", "1", "--seconds", "0.1", "--threads", "1"]
+    assert cli_main([*arguments, "--json"]) == 0
+    lines = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
+    assert [line["tokens"] for line in lines] == [1, 2, 4, 8, 16]
+    assert all(line["draft"] == "random" and line["drafts_over_plain"] > 0 for line in lines)
 
 
 def test_sessions_that_differ_from_sessions_alone_are_not_timed(tiny_model, monkeypatch, capsys):

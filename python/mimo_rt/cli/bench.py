@@ -13,7 +13,7 @@ from ..bench.cases import DECODE_ROWS, PREFILL_TOKENS, VERIFY_ROWS, Bench
 from ..bench.measurement import Measurement
 from ..bench.rates import DenseCost, TracedStep, dense_cost
 from ..bench.rounding import compare_logits, prompt_logits
-from ..bench.synthetic import synthetic_config, synthetic_engine
+from ..bench.synthetic import synthetic_config, synthetic_draft_config, synthetic_engine
 from ..loading import open_engine
 from . import _bench_acceptance, _bench_costs, _bench_files, _bench_startup
 from ._bench_report import print_measurements, records
@@ -57,8 +57,10 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
             case.add_argument("--context", type=int, metavar="T",
                               help="tokens in the cache when decoding begins (default 16)")
         if name == "sessions":
-            case.add_argument("--draft", choices=("none", "ngram"),
-                              help="ngram: by turns also with drafts from the text (default none)")
+            case.add_argument("--draft", metavar="DIR",
+                              help="by turns also with drafts: of the DFlash draft in DIR; ngram: "
+                              "from the text; random: of a random draft of the random model "
+                              "(default none)")
         if name in ("decode", "verify", "prefill"):
             case.add_argument("--breakdown", action="store_true",
                               help="also trace steps and say where their time goes")
@@ -86,6 +88,8 @@ def run(args: argparse.Namespace) -> int:
         args.refuse("--layers shapes the random model only.")
     if not args.model and (args.no_mmap or args.window_tokens is not None):
         args.refuse("--no-mmap and --window-tokens need --model.")
+    if args.draft not in ("none", "ngram") and bool(args.model) == (args.draft == "random"):
+        args.refuse("--draft: a directory needs --model, and random a random model.")
     if args.case == "bandwidth" and args.activations != "bf16":
         args.refuse("--activations means nothing here: nothing is multiplied.")
     if args.kernels and not args.plot:
@@ -193,7 +197,10 @@ def _open_engine(args: argparse.Namespace, **changes: Any) -> Any:
     if not 1 <= args.layers <= 1024:
         raise ValueError(f"--layers: expected 1..1024, got {args.layers}.")
     note("making random weights …")
-    return synthetic_engine(synthetic_config(args.layers), options)
+    config = synthetic_config(args.layers)
+    if args.draft == "random":
+        return synthetic_engine(config, {**options, "draft": None}, synthetic_draft_config(config))
+    return synthetic_engine(config, options)
 
 
 def _row_list(text: str) -> tuple[int, ...]:

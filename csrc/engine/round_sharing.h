@@ -1,0 +1,25 @@
+// Whether a session with a draft model runs its next round alone, with drafts, or as a token in a step that others share.
+//
+// Rounds with drafts bring more tokens per pass over the weights, shared steps bring a token to every session. What brings
+// more to all together is known from measured times: n sessions that take turns with their rounds get tokens as fast as one
+// of them alone; in a shared step they get n at once. Pure bookkeeping: times come from the caller.
+#pragma once
+
+#include <cstdint>
+
+namespace mimo_rt {
+
+class RoundSharing {
+ public:
+  /// Of `num_decoding` sessions, more than one. `alone_per_ns`: tokens of this session's own rounds per ns, `step_ns`: of a
+  /// step with a token of each; 0: not known, which is found out first.
+  bool shares(uint32_t num_decoding, double alone_per_ns, double step_ns);
+
+ private:
+  static constexpr uint32_t kSharedInARow = 256;  ///< then texts may have become others, and so may acceptance
+  static constexpr uint32_t kProbes = 4;          ///< rounds alone by which that is seen
+
+  uint32_t num_shared_ = 0;  ///< since the last probes began
+};
+
+}  // namespace mimo_rt
