@@ -14,6 +14,7 @@
 
 #include "digits.h"
 #include "entries.h"
+#include "mxfp4.h"
 
 namespace mimo_rt::cpu::avx2 {
 namespace {
@@ -23,28 +24,9 @@ enum : uint32_t { kUnits = 2, kUnitRows = 8, kVectors = 4, kQuads = 8, kBlockTok
 /// The low three bits of a code.
 alignas(32) const float kMagnitude[8] = {0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f};
 
-MIMO_RT_INLINE const __m256i* codes_of(const uint8_t* tile, uint32_t block, uint32_t unit,
+MIMO_RT_INLINE const uint8_t* codes_of(const uint8_t* tile, uint32_t block, uint32_t unit,
                                        uint32_t j) {
-  return reinterpret_cast<const __m256i*>(tile + (block * kVectors + j) * 64 + unit * 32);
-}
-
-/// sums += products of weights with four digits: per row two 16-bit sums.
-MIMO_RT_INLINE void add_products(__m256i weights, const int8_t* digits, __m256i& sums) {
-  int32_t four;
-  __builtin_memcpy(&four, digits, sizeof(four));
-  sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(weights, _mm256_set1_epi32(four)));
-  asm("" : "+x"(sums));  // gcc would turn the chain into a tree and spill the weights for it
-}
-
-MIMO_RT_INLINE __m256 scale_of(const uint8_t* tile, uint32_t num_blocks, uint32_t block,
-                               uint32_t unit) {
-  const uint8_t* e8m0 =
-      tile + num_blocks * layout::block_bytes(layout::kMxfp4) + block * 16 + unit * 8;
-  const __m256i exponent =
-      _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(e8m0)));
-  // Byte 0 means 2^-127, the subnormal 0x00400000.
-  return _mm256_castsi256_ps(
-      _mm256_max_epi32(_mm256_slli_epi32(exponent, 23), _mm256_set1_epi32(0x00400000)));
+  return tile + (block * kVectors + j) * 64 + unit * 32;
 }
 
 MIMO_RT_INLINE void add_scaled(__m256 sum, __m256 scale, float* acc) {
@@ -63,7 +45,7 @@ MIMO_RT_INLINE __m256 digits_sum(__m256i high, __m256i low, const Digits& x) {
 MIMO_RT_INLINE __m256 weights_of(const uint8_t* tile, uint32_t block, uint32_t unit, uint32_t k) {
   // The code of k is nibble 2 (k % 4) + k / 4 % 2 of a row's word.
   const auto bit = static_cast<int>(k % 4 * 8 + k / 4 % 2 * 4);
-  const __m256i code = _mm256_srl_epi32(_mm256_load_si256(codes_of(tile, block, unit, k / 8)),
+  const __m256i code = _mm256_srl_epi32(load_bytes(codes_of(tile, block, unit, k / 8)),
                                         _mm_cvtsi32_si128(bit));
   const __m256 sign = _mm256_and_ps(_mm256_castsi256_ps(_mm256_slli_epi32(code, 28)),
                                     _mm256_set1_ps(-0.0f));
@@ -73,22 +55,21 @@ MIMO_RT_INLINE __m256 weights_of(const uint8_t* tile, uint32_t block, uint32_t u
 /// A block of 16 rows, as all its tokens meet it.
 struct Block {
   Block(const uint8_t* from, uint32_t num_blocks, uint32_t i) : tile(from), index(i) {
-    scale[0] = scale_of(tile, num_blocks, i, 0);
-    scale[1] = scale_of(tile, num_blocks, i, 1);
+    const uint8_t* e8m0 =
+        tile + num_blocks * layout::block_bytes(layout::kMxfp4) + i * layout::kRows;
+    scale[0] = scales(e8m0);
+    scale[1] = scales(e8m0 + kUnitRows);
+  }
+
+  /// Biased weights of a unit, k = 4j..4j+3.
+  __m256i look_up(uint32_t j, uint32_t unit) const {
+    return avx2::look_up(codes_of(tile, index, unit, j / 2), j % 2);
   }
 
   const uint8_t* tile;
   uint32_t index;
   __m256 scale[kUnits];
 };
-
-/// Biased weights of a unit: dword lanes are rows, bytes are k = 4j..4j+3.
-MIMO_RT_INLINE __m256i look_up(const Block& block, uint32_t j, uint32_t unit) {
-  const __m256i table = _mm256_load_si256(reinterpret_cast<const __m256i*>(kBiasedWeights));
-  const __m256i codes = _mm256_load_si256(codes_of(block.tile, block.index, unit, j / 2));
-  const __m256i shifted = j % 2 ? _mm256_srli_epi16(codes, 4) : codes;
-  return _mm256_shuffle_epi8(table, _mm256_and_si256(shifted, _mm256_set1_epi8(15)));
-}
 
 /// acc += scale * sum of w * rest, in k order.
 MIMO_RT_INLINE void add_rests(const Block& block, uint32_t mask, const Rests& rests, float* acc) {
@@ -118,8 +99,8 @@ MIMO_RT_INLINE void multiply_token(const Block& block, const GetWeights& weights
 #pragma GCC unroll 2
     for (uint32_t unit = 0; unit < kUnits; ++unit) {
       const __m256i w = weights(j, unit);
-      add_products(w, x.high + 4 * j, high[unit]);
-      add_products(w, x.low + 4 * j, low[unit]);
+      add_products(w, broadcast(x.high + 4 * j), high[unit]);
+      add_products(w, broadcast(x.low + 4 * j), low[unit]);
     }
 #pragma GCC unroll 2
   for (uint32_t unit = 0; unit < kUnits; ++unit)
@@ -145,7 +126,7 @@ static void multiply_several(const Block& block, const BlockTokens& x, float* ac
   for (uint32_t j = 0; j < kQuads; ++j)
 #pragma GCC unroll 2
     for (uint32_t unit = 0; unit < kUnits; ++unit)
-      panel.biased[j][unit] = look_up(block, j, unit);
+      panel.biased[j][unit] = block.look_up(j, unit);
   const auto weights = [&panel](uint32_t j, uint32_t unit) __attribute__((always_inline)) {
     return _mm256_load_si256(&panel.biased[j][unit]);
   };
@@ -155,17 +136,14 @@ static void multiply_several(const Block& block, const BlockTokens& x, float* ac
 
 static void multiply_one(const Block& block, const BlockTokens& x, float* acc) {
   const auto weights = [&block](uint32_t j, uint32_t unit) __attribute__((always_inline)) {
-    return look_up(block, j, unit);
+    return block.look_up(j, unit);
   };
   multiply_token(block, weights, *x.digits, *x.rests, acc);
 }
 
-/// Four tiles ahead: the hardware's prefetchers alone reach half the bandwidth.
 MIMO_RT_INLINE void prefetch_block(const uint8_t* tile, uint32_t block) {
 #pragma GCC unroll 4
-  for (uint32_t j = 0; j < kVectors; ++j)
-    _mm_prefetch(reinterpret_cast<const char*>(codes_of(tile, block, 0, j)) + 4 * 1088,
-                 _MM_HINT_T0);
+  for (uint32_t j = 0; j < kVectors; ++j) prefetch(codes_of(tile, block, 0, j));
 }
 
 template <bool kIsOnlyOne>

@@ -10,6 +10,7 @@
 //   direct  up to six tokens: codes are looked up next to their products
 //   panel   more: a block is looked up once into L1 and multiplied with up to six tokens at a time
 #include "entries.h"
+#include "mxfp4.h"
 
 #include "../shared/int8_quantise.h"
 
@@ -18,42 +19,6 @@ namespace {
 
 /// kBlockTokens bounds the accumulators and keeps a tile's activations in L1.
 enum : uint32_t { kMaxDirect = 6, kPanelGroup = 6, kBlockTokens = 48, kLines = 4 };
-
-/// Four tiles ahead, as in gemm.h.
-MIMO_RT_INLINE void prefetch(const uint8_t* p) {
-  _mm_prefetch(reinterpret_cast<const char*>(p) + 4 * 1088, _MM_HINT_T0);
-}
-
-MIMO_RT_INLINE __m256i load(const uint8_t* p) {
-  return _mm256_load_si256(reinterpret_cast<const __m256i*>(p));
-}
-
-/// The weights of 4 k of rows 0..7 or 8..15: one half of the nibbles of a line of 64 bytes.
-MIMO_RT_INLINE __m256i look_up(const uint8_t* line, uint32_t half, uint32_t unit) {
-  const __m256i codes = load(line + unit * 32);
-  const __m256i code = half ? _mm256_srli_epi16(codes, 4) : codes;
-  return _mm256_shuffle_epi8(load(kBiasedWeights),
-                             _mm256_and_si256(code, _mm256_set1_epi8(15)));
-}
-
-/// Scales of rows 0..7 or 8..15. Byte 0 means 2^-127, the subnormal 0x00400000.
-MIMO_RT_INLINE __m256 scales(const uint8_t* e8m0, uint32_t unit) {
-  const __m256i exponent = _mm256_cvtepu8_epi32(
-      _mm_loadl_epi64(reinterpret_cast<const __m128i*>(e8m0 + unit * 8)));
-  return _mm256_castsi256_ps(
-      _mm256_max_epi32(_mm256_slli_epi32(exponent, 23), _mm256_set1_epi32(0x00400000)));
-}
-
-MIMO_RT_INLINE __m256i broadcast(const int8_t* q) {
-  int32_t four;
-  __builtin_memcpy(&four, q, sizeof(four));
-  return _mm256_set1_epi32(four);
-}
-
-MIMO_RT_INLINE void add_products(__m256i& sum, __m256i weights, __m256i q) {
-  sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(weights, q));
-  __asm__("" : "+x"(sum));  // or else gcc sums in trees and runs out of registers
-}
 
 template <bool kIsUnrolled, class Body>
 MIMO_RT_INLINE void for_each_line(const Body& body) {
@@ -66,8 +31,8 @@ MIMO_RT_INLINE void for_each_line(const Body& body) {
   }
 }
 
-/// One block for T tokens, acc: [T][16 rows]. `weights(line, half, unit)` gives bytes as look_up()
-/// does.
+/// One block for T tokens, acc: [T][16 rows]. `weights(line, half, unit)` gives the weights of
+/// 4 k of rows 0..7 or 8..15, as look_up() does.
 template <uint32_t T, bool kIsUnrolled, class Weights>
 MIMO_RT_INLINE void multiply_block(const Weights& weights, __m256 scale0, __m256 scale1,
                                    const Int8Block* x, float* acc) {
@@ -81,8 +46,8 @@ MIMO_RT_INLINE void multiply_block(const Weights& weights, __m256 scale0, __m256
 #pragma GCC unroll 8
       for (uint32_t t = 0; t < T; ++t) {
         const __m256i q = broadcast(x[t].q + line * 8 + half * 4);
-        add_products(sum[t][0], w0, q);
-        add_products(sum[t][1], w1, q);
+        add_products(w0, q, sum[t][0]);
+        add_products(w1, q, sum[t][1]);
       }
     }
   });
@@ -117,9 +82,9 @@ static void direct_tile(const Tile& tile, float* acc) {
     const auto weights = [codes](uint32_t line, uint32_t half,
                                  uint32_t unit) __attribute__((always_inline)) {
       if (half == 0 && unit == 0) prefetch(codes + line * 64);
-      return look_up(codes + line * 64, half, unit);
+      return look_up(codes + line * 64 + unit * 32, half);
     };
-    multiply_block<T, false>(weights, scales(tile.e8m0(i), 0), scales(tile.e8m0(i), 1),
+    multiply_block<T, false>(weights, scales(tile.e8m0(i)), scales(tile.e8m0(i) + 8),
                              tile.x + uint64_t{i} * tile.x_stride, acc);
   }
 }
@@ -152,17 +117,17 @@ MIMO_RT_INLINE void fill_panel(const uint8_t* codes, const uint8_t* e8m0, Panel&
     prefetch(codes + line * 64);
     auto* out = reinterpret_cast<__m256i*>(panel.weights + line * 128);
     for (uint32_t i = 0; i < 4; ++i)
-      _mm256_store_si256(out + i, look_up(codes + line * 64, i / 2, i % 2));
+      _mm256_store_si256(out + i, look_up(codes + line * 64 + i % 2 * 32, i / 2));
   }
-  panel.scale[0] = scales(e8m0, 0);
-  panel.scale[1] = scales(e8m0, 1);
+  panel.scale[0] = scales(e8m0);
+  panel.scale[1] = scales(e8m0 + 8);
 }
 
 template <uint32_t T>
 static void panel_tokens(const Panel& panel, const Int8Block* x, float* acc) {
   const auto weights = [&panel](uint32_t line, uint32_t half,
                                 uint32_t unit) __attribute__((always_inline)) {
-    return load(panel.weights + line * 128 + half * 64 + unit * 32);
+    return load_bytes(panel.weights + line * 128 + half * 64 + unit * 32);
   };
   multiply_block<T, true>(weights, panel.scale[0], panel.scale[1], x, acc);
 }
