@@ -150,10 +150,8 @@ inline double worst_act(const Experts& experts, const Route& route, const Aligne
   return worst;
 }
 
-/// Largest error over its bound in sums: k additions, one FMA per expert, one addition per segment;
-/// underflow counts once per expert (fewer than 16, of weight below 2) and k.
-inline double worst_sum(const Experts& experts, const Route& route, const AlignedRows<bf16_t>& act,
-                 const std::vector<float>& sums) {
+/// What sums[num_tokens, hidden_size] should be, in float64.
+inline std::vector<Product> exact_sums(const Experts& experts, const Route& route, const AlignedRows<bf16_t>& act) {
   const uint32_t hidden_size = experts.shape.hidden_size;
   std::vector<Product> exact(uint64_t{route.num_tokens} * hidden_size);
   for (uint32_t s = 0; s < route.num_slots(); ++s)
@@ -163,6 +161,14 @@ inline double worst_sum(const Experts& experts, const Route& route, const Aligne
       sum.value += double{route.slots[s].weight} * p.value;
       sum.magnitude += double{route.slots[s].weight} * p.magnitude;
     }
+  return exact;
+}
+
+/// Largest error over its bound in sums: k additions, one FMA per expert, one addition per segment;
+/// underflow counts once per expert (fewer than 16, of weight below 2) and k.
+inline double worst_sum(const Experts& experts, const Route& route, const AlignedRows<bf16_t>& act,
+                 const std::vector<float>& sums) {
+  const std::vector<Product> exact = exact_sums(experts, route, act);
   const double n = experts.shape.width + experts.shape.num_experts + 64.0;
   double worst = 0;
   for (size_t i = 0; i < exact.size(); ++i) {
@@ -187,18 +193,16 @@ inline uint32_t num_inexact(const Experts& experts, const Route& route, const Al
   return num_different;
 }
 
-/// Sums that are not exact. For Weights::exact and integers: multiples of 2^-3, weights of slots multiples of 2^-2.
+/// Sums that are not exact. For Weights::exact and integers: multiples of 2^-3, weights of slots multiples of 2^-2, so
+/// that a product is at most four times as large as the magnitude of its sum.
 inline uint32_t num_inexact(const Experts& experts, const Route& route, const AlignedRows<bf16_t>& act,
                             const std::vector<float>& sums) {
-  std::vector<double> exact(sums.size());
-  for (uint32_t s = 0; s < route.num_slots(); ++s)
-    for (uint32_t i = 0; i < experts.shape.hidden_size; ++i) {
-      const Product p = dot(*experts.down[route.slots[s].expert], i, &act.at(s, 0));
-      CHECK(p.magnitude < 0x1p+15);
-      exact[route.slots[s].token * experts.shape.hidden_size + i] += double{route.slots[s].weight} * p.value;
-    }
+  const std::vector<Product> exact = exact_sums(experts, route, act);
   uint32_t num_different = 0;
-  for (size_t i = 0; i < sums.size(); ++i) num_different += sums[i] != exact[i];
+  for (size_t i = 0; i < exact.size(); ++i) {
+    CHECK(exact[i].magnitude < 0x1p+15);
+    num_different += sums[i] != exact[i].value;
+  }
   return num_different;
 }
 
