@@ -183,9 +183,7 @@ void check_config(const ModelConfig& config) {
     in_range("v_head_dim", layer.v_head_dim);
     in_range(layer.is_moe ? "expert_intermediate_size" : "intermediate_size",
              layer.is_moe ? config.expert_intermediate_size : config.intermediate_size);
-    MIMO_RT_CHECK(config.qkv_layout == QkvLayout::split ||
-                      (layer.num_q_heads % config.qkv_chunks == 0 &&
-                       layer.num_kv_heads % config.qkv_chunks == 0),
+    MIMO_RT_CHECK(config.qkv_layout == QkvLayout::split || fits_chunks(layer, config.qkv_chunks),
                   unsupported_shape, kWhere, "num_q_heads and num_kv_heads: expected multiples of qkv_chunks ",
                   config.qkv_chunks, ", got ", layer.num_q_heads, " and ", layer.num_kv_heads);
   }

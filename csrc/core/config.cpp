@@ -186,8 +186,7 @@ void Builder::check_heads(const LayerConfig& layer, const char* prefix) const {
     bad(prefix, "num_attention_heads: expected at most ", kMaxRows, " qkv rows, got ",
         q_rows + kv_rows);
   const uint32_t chunks = *raw_.num_kv_heads;
-  if (*raw_.qkv_layout == "fused_qkv" &&
-      (layer.num_q_heads % chunks != 0 || layer.num_kv_heads % chunks != 0))
+  if (*raw_.qkv_layout == "fused_qkv" && !fits_chunks(layer, chunks))
     bad(prefix, "num_attention_heads: expected multiples of num_key_value_heads (", chunks,
         ", the chunks of the fused qkv), got ", layer.num_q_heads, " query and ",
         layer.num_kv_heads, " key heads");

@@ -2,6 +2,7 @@
 // their names.
 #pragma once
 
+#include <mimo_rt/config.h>
 #include <mimo_rt/error.h>
 
 #include <array>
@@ -16,6 +17,11 @@
 namespace mimo_rt {
 
 inline constexpr uint64_t kMaxExpertsOfModel = 1 << 18;  ///< in all layers: bounds the tables made from a config
+
+/// Whether every one of the `chunks` of a fused qkv tensor has the same number of the layer's heads.
+inline bool fits_chunks(const LayerConfig& layer, uint32_t chunks) {
+  return layer.num_q_heads % chunks == 0 && layer.num_kv_heads % chunks == 0;
+}
 
 /// A list of integers, or one integer that stands for a rule (`scalar`).
 struct IntList {
