@@ -10,7 +10,7 @@ import subprocess
 
 from gate_steps import NOT_RUN, ROOT, Log, Stage
 
-NAMES = ("test_session_api", "test_session_models", "test_streaming")
+NAMES = ("test_session_api", "test_session_lookup", "test_session_models", "test_streaming")
 TESTS = tuple(ROOT / "tests" / "python" / f"{name}.py" for name in NAMES)
 SILENCE_S = 20  # some tests start a process, and CUDA with it
 MAX_FAILURES = 5  # on a device that is lost every test fails

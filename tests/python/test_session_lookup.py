@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mimo_rt import Session, errors
-from mimo_rt.checkpoints import write_tiny_checkpoint, write_tiny_draft
+from mimo_rt.checkpoints import write_tiny_draft
 
 PROMPT = "a b c a b c a b c a b"
 # Two tokens, so that about half of the drafts are right.
@@ -13,13 +13,13 @@ REPETITIVE = {"logit_bias": {40: 60.0, 41: 60.0}, "ignore_eos": True, "max_token
 
 
 @pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return write_tiny_checkpoint(tmp_path_factory.mktemp("model") / "tiny", seed=3)
+def model_dir(tmp_path_factory, write_model):
+    return write_model(tmp_path_factory.mktemp("model") / "tiny", seed=3)
 
 
 @pytest.fixture(scope="module")
-def with_draft_model(tmp_path_factory):
-    path = write_tiny_checkpoint(tmp_path_factory.mktemp("model") / "tiny", seed=3)
+def with_draft_model(tmp_path_factory, write_model):
+    path = write_model(tmp_path_factory.mktemp("model") / "tiny", seed=3)
     write_tiny_draft(path, seed=2)
     return path
 
@@ -51,6 +51,7 @@ def test_a_draft_model_is_preferred_and_can_be_left_out(with_draft_model):
             assert engine.draft_bytes_per_round > 0 if has_model else engine.draft_bytes_per_round == 0
 
 
+@pytest.mark.cpu_only(reason="the reference runs on the CPU")
 def test_the_reference_looks_up_when_it_is_told_to(model_dir):
     arguments = {**REPETITIVE, "temperature": 0.0, "max_tokens": 40, "draft_mode": "fixed"}
     with Session(model_dir, device="ref") as plain, Session(model_dir, device="ref", draft="ngram") as session:
