@@ -111,10 +111,10 @@ class Session(SessionState):
 
     def new_session(self, *, max_context: int | None = None) -> Session:
         """Another conversation on the same weights, with a KV cache of its own."""
-        self._require_open("new_session")
+        engine = self._require_engine("new_session")
         limits = Limits(self.max_context if max_context is None else max_context, self._limits.seed)
         session = Session.__new__(Session)
-        session._attach(self._engine, self._text, self._defaults, limits)
+        session._attach(engine, self._text, self._defaults, limits)
         return session
 
     # -- generation
@@ -195,7 +195,7 @@ class Session(SessionState):
         params: SamplingParams | None,
         arguments: Mapping[str, Any],
     ) -> Call:
-        core = self._require_open(where)
+        core, engine = self._require_open(where), self._require_engine(where)
         params = resolve_params(params, arguments, f"Session.{where}")
         if params.stop and (self._text.tokenizer is None or self._decodes_in_python):
             raise _C.InvalidArgumentError(
@@ -207,7 +207,7 @@ class Session(SessionState):
         options = core_options(params, self._defaults, seed, eos_token_ids)
         token_ids = self._text.prompt_ids(prompt)
         self._check_fits(where, len(token_ids), core.max_context - 1)
-        num_spec_tokens = self._num_spec_tokens(params)  # the session may be closed when it ends
+        num_spec_tokens = self._num_spec_tokens(params, engine)  # the session may be closed when it ends
 
         def call(on_token: OnToken | None) -> GenerationResult:
             with self._hold(where):
@@ -264,7 +264,7 @@ class Session(SessionState):
         self._check_fits("draft_logits", len(ids), core.max_context - 1)
         with self._hold("draft_logits"):
             flat = call_interruptibly(lambda: core.draft_logits(ids), core.cancel)
-        return flat.reshape(-1, self._engine.config.vocab_size)
+        return flat.reshape(-1, self._vocab_size)
 
     def score(self, prompt: Prompt) -> ScoreResult:
         """Logprob of every token given those before it, and their mean loss in nat per token.

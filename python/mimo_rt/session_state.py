@@ -65,20 +65,17 @@ class SessionState:
     @property
     def config(self) -> Any:
         """The model's `ModelConfig`."""
-        self._require_open("config")
-        return self._engine.config
+        return self._require_engine("config").config
 
     @property
     def backend(self) -> str:
         """What runs the plan, e.g. "cpu-avx2"."""
-        self._require_open("backend")
-        return self._engine.backend
+        return self._require_engine("backend").backend
 
     @property
     def engine(self) -> Any:
         """The engine, which sessions may share."""
-        self._require_open("engine")
-        return self._engine
+        return self._require_engine("engine")
 
     @property
     def notes(self) -> list[str]:
@@ -86,8 +83,7 @@ class SessionState:
 
         Too few or refused cores, no huge pages, a draft that is not used.
         """
-        self._require_open("notes")
-        return self._engine.notes()
+        return self._require_engine("notes").notes()
 
     @property
     def max_context(self) -> int:
@@ -102,14 +98,14 @@ class SessionState:
     @property
     def stats(self) -> SessionStats:
         """Sizes, counts since the session began, and the last generation's numbers."""
-        core = self._require_open("stats")
+        core, engine = self._require_open("stats"), self._require_engine("stats")
         return SessionStats(
-            backend=self._engine.backend,
-            activations=self._engine.options.activations,
-            num_workers=self._engine.num_workers,
-            weight_bytes=self._engine.weight_bytes,
-            dense_bytes_per_step=self._engine.dense_bytes_per_step,
-            expert_bytes=self._engine.expert_bytes,
+            backend=engine.backend,
+            activations=engine.options.activations,
+            num_workers=engine.num_workers,
+            weight_bytes=engine.weight_bytes,
+            dense_bytes_per_step=engine.dense_bytes_per_step,
+            expert_bytes=engine.expert_bytes,
             kv_bytes=core.kv_bytes,
             max_context=core.max_context,
             num_cached_tokens=self._num_cached_tokens,
@@ -117,7 +113,7 @@ class SessionState:
             num_prompt_tokens=self._totals[1],
             num_output_tokens=self._totals[2],
             bandwidth_gbs=self._bandwidth_gbs,
-            packed_cache={report.part: report.state for report in self._engine.packed_cache},
+            packed_cache={report.part: report.state for report in engine.packed_cache},
             last=self._last,
         )
 
@@ -126,10 +122,10 @@ class SessionState:
 
         Ctrl-C ends it after half a second.
         """
-        self._require_open("measure_bandwidth")
+        engine = self._require_engine("measure_bandwidth")
         seconds = as_number("seconds", seconds, 0, 60, "Session.measure_bandwidth")
         with self._hold("measure_bandwidth"):
-            self._bandwidth_gbs = self._engine.measure_bandwidth_gbs(seconds)
+            self._bandwidth_gbs = engine.measure_bandwidth_gbs(seconds)
         return self._bandwidth_gbs
 
     def close(self) -> None:
@@ -151,19 +147,27 @@ class SessionState:
         self.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self.closed else self._engine.backend
-        if not self.closed and self._engine.options.activations != "bf16":
-            state += f", {self._engine.options.activations} activations"
+        engine = self._engine
+        state = engine.backend if engine is not None else "closed"
+        if engine is not None and engine.options.activations != "bf16":
+            state += f", {engine.options.activations} activations"
         return f"<mimo_rt.Session {self._text.directory or 'synthetic'} ({state})>"
 
     def _require_open(self, where: str) -> Any:
-        core = self._core
-        if core is None:
-            raise _C.InvalidArgumentError(f"[Session.{where}] the session is closed.")
-        return core
+        return self._unless_closed(self._core, where)
 
-    def _num_spec_tokens(self, params: SamplingParams) -> int:
-        most = 0 if params.draft_mode == "off" else self._engine.max_draft_tokens
+    def _require_engine(self, where: str) -> Any:
+        return self._unless_closed(self._engine, where)
+
+    @staticmethod
+    def _unless_closed(part: Any, where: str) -> Any:
+        """``part``, which was read once: another thread may close the session meanwhile."""
+        if part is None:
+            raise _C.InvalidArgumentError(f"[Session.{where}] the session is closed.")
+        return part
+
+    def _num_spec_tokens(self, params: SamplingParams, engine: Any) -> int:
+        most = 0 if params.draft_mode == "off" else engine.max_draft_tokens
         return min(params.num_draft_tokens or most, most)
 
     def _check_fits(self, where: str, num_tokens: int, limit: int) -> None:
@@ -181,6 +185,7 @@ class SessionState:
                 "stream first, or use new_session() for a second conversation."
             )
         try:
+            self._require_open(where)  # closed meanwhile: nobody could cancel it
             yield
         finally:
             if (core := self._core) is not None:

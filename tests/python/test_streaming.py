@@ -224,6 +224,26 @@ def test_close_from_another_thread_ends_a_generation(session):
     assert results[0].finish_reason == "abort"
 
 
+@pytest.mark.parametrize("name", ["generate", "stream"])
+def test_close_while_a_prompt_is_encoded_is_seen(session, monkeypatch, name):
+    encode = session._text.prompt_ids
+
+    def encode_and_close(prompt):
+        session.close()
+        return encode(prompt)
+
+    monkeypatch.setattr(session._text, "prompt_ids", encode_and_close)
+    with pytest.raises(errors.InvalidArgumentError, match="closed"):
+        list(getattr(session, name)(PROMPT, max_tokens=2, **ENDLESS))
+
+
+def test_a_stream_does_not_begin_on_a_closed_session(session):
+    stream = session.stream(PROMPT, max_tokens=2, **ENDLESS)
+    session.close()
+    with pytest.raises(errors.InvalidArgumentError, match="closed"):
+        next(stream)
+
+
 # -- asyncio
 
 
