@@ -10,11 +10,7 @@ namespace mimo_rt {
 
 Sequence::Sequence(const ModelConfig& config, const DraftConfig* draft, uint32_t max_context,
                    uint32_t max_step_tokens)
-    : cache_(config,
-             {.max_context = max_context,
-              .max_step_tokens = std::min(max_step_tokens, max_context),
-              .num_seqs = 1},
-             draft) {}
+    : cache_(config, {.max_context = max_context, .max_step_tokens = max_step_tokens, .num_seqs = 1}, draft) {}
 
 void Sequence::keep_common_prefix(std::span<const int32_t> tokens, uint32_t max_kept) {
   const auto mismatch =

@@ -80,7 +80,8 @@ std::vector<float> joined(std::vector<float> a, const std::vector<float>& b) {
   return a;
 }
 
-/// What sessions answer that generate at the same time. Each waits in its first callback until all are there.
+/// What sessions answer that generate at the same time. Each waits in its first callback until all are there. Some have
+/// room for fewer tokens than a prefill step has rows.
 std::vector<GenerateResult> generate_together(const std::shared_ptr<Engine>& engine, const std::vector<Tokens>& prompts,
                                               const std::vector<GenerateOptions>& options) {
   std::vector<GenerateResult> results(prompts.size());
@@ -88,7 +89,7 @@ std::vector<GenerateResult> generate_together(const std::shared_ptr<Engine>& eng
   std::atomic<uint32_t> num_begun = 0;
   for (uint32_t i = 0; i < prompts.size(); ++i)
     threads.emplace_back([&, i] {
-      Session session(engine, {.max_context = kSmallContext + 16 * i, .sequence_id = i});
+      Session session(engine, {.max_context = kSmallContext / 2 + 32 * i, .sequence_id = i});
       bool has_begun = false;
       results[i] = session.generate(prompts[i], options[i], [&](const TokenEvent&) {
         if (!has_begun) ++num_begun;
