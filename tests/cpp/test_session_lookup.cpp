@@ -157,30 +157,33 @@ TEST_CASE("rounds beside others draft as those alone do, but not where every dra
 }
 
 TEST_CASE("sessions of several threads share steps with drafts of each, and each gets what it gets alone") {
-  Fixture f = beside_another();
-  f.executor->on_step = [] { std::this_thread::sleep_for(std::chrono::microseconds(300)); };
-  std::vector<GenerateResult> results(4);
-  const auto options_of = [](uint32_t i) {
-    GenerateOptions options = two_tokens(60);
-    options.sampling.temperature = i % 2 ? 0.8f : 0.0f;
-    options.sampling.seed = i;
-    if (i == 3) options.sampling.repetition_penalty = 1.3f;
-    options.want_rounds = true;
-    return i == 2 ? options : fixed(options);
-  };
-  std::vector<std::thread> threads;
-  for (uint32_t i = 0; i < 4; ++i)
-    threads.emplace_back([&, i] {
-      Session session(f.engine, {.sequence_id = i});
-      results[i] = session.generate(iota_tokens(5 + i), options_of(i));
-    });
-  for (std::thread& thread : threads) thread.join();
-  for (uint32_t i = 0; i < 4; ++i) {
-    CHECK(results[i].token_ids == reference(iota_tokens(5 + i), options_of(i), i));
-    check_sums(results[i]);
-    CHECK_EQ(stats_of(results[i]).num_accepted_tokens > 5, i != 3);
+  for (const bool all_fixed : {true, false}) {
+    Fixture f = beside_another();
+    f.executor->on_step = [] { std::this_thread::sleep_for(std::chrono::microseconds(300)); };
+    std::vector<GenerateResult> results(4);
+    const auto options_of = [all_fixed](uint32_t i) {
+      GenerateOptions options = two_tokens(60);
+      options.sampling.temperature = i % 2 ? 0.8f : 0.0f;
+      options.sampling.seed = i;
+      if (i == 3) options.sampling.repetition_penalty = 1.3f;
+      options.want_rounds = true;
+      return i == 2 && !all_fixed ? options : fixed(options);
+    };
+    std::vector<std::thread> threads;
+    for (uint32_t i = 0; i < 4; ++i)
+      threads.emplace_back([&, i] {
+        Session session(f.engine, {.sequence_id = i});
+        results[i] = session.generate(iota_tokens(5 + i), options_of(i));
+      });
+    for (std::thread& thread : threads) thread.join();
+    for (uint32_t i = 0; i < 4; ++i) {
+      CHECK(results[i].token_ids == reference(iota_tokens(5 + i), options_of(i), i));
+      check_sums(results[i]);
+      // What an adaptive one can pay for, also of others' drafts, hangs on how long steps happened to take.
+      if (all_fixed) CHECK_EQ(stats_of(results[i]).num_accepted_tokens > 5, i != 3);
+    }
+    if (all_fixed) CHECK(*std::ranges::max_element(f.executor->step_sizes) > 8);  // more than a round of one has
   }
-  CHECK(*std::ranges::max_element(f.executor->step_sizes) > 8);  // more than a round of one has
 }
 
 TEST_CASE("a session in its callback does not keep others from drafting, and is counted again after it") {
