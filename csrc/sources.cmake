@@ -186,6 +186,7 @@ set(MIMO_RT_AVX2_SOURCES
   csrc/cpu/avx2/gemm_fp8.cpp
   csrc/cpu/avx2/gemm_mxfp4.cpp
   csrc/cpu/avx2/gemm_mxfp4_int8.cpp
+  csrc/cpu/avx2/gemm_mxfp4_many.cpp
   csrc/cpu/avx2/peak.cpp
   csrc/cpu/avx2/prepare.cpp
   csrc/cpu/avx2/prepare_mxfp4.cpp

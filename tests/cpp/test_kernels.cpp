@@ -51,7 +51,7 @@ struct Reference {
 /// The bound counts roundings of one row: a block of 32 k has at most 32 products and 32 additions
 /// (FMA and vdpbf16ps need fewer), its scale and its addition to the running sum two more, the
 /// final sum of classes one. With n roundings in any path the error is at most n u / (1 - n u)
-/// times the sum of |products|. 2^-126 covers flushed subnormals. Digits (avx2/digits.h) need no
+/// times the sum of |products|. 2^-126 covers flushed subnormals. Digits (avx2/mxfp4.h) need no
 /// more: at most 34 roundings within a block and two per block after it.
 Reference reference(const Matrix& m, const std::vector<bf16_t>& x, uint32_t num_tokens) {
   const double n = 65.0 + 2.0 * (m.k / 32.0), u = 0x1p-24;
@@ -153,10 +153,10 @@ TEST_CASE("blocks of 512 tokens") {
 }
 
 // Activations over 120 binades: in one block, some vanish beside others, and no 24-bit window holds
-// all of them.
+// all of them. 70 tokens: of few, of many, and more than a list of rests of theirs (avx2/mxfp4.h).
 TEST_CASE("activations of all magnitudes stay within the bound, with the same bits in any batch") {
   for (const PackedFormat format : kFormats) {
-    const uint32_t k = 576, num_tokens = 7;
+    const uint32_t k = 576, num_tokens = 70;
     const Matrix m = pack_reference::random_matrix(format, 48, k, 21);
     std::mt19937 rng(5);
     std::vector<bf16_t> x(num_tokens * k);
@@ -177,7 +177,7 @@ TEST_CASE("activations of all magnitudes stay within the bound, with the same bi
   }
 }
 
-// Largest weights times activations whose digits (avx2/digits.h) are largest, in combinations of signs that add up: a
+// Largest weights times activations whose digits (avx2/mxfp4.h) are largest, in combinations of signs that add up: a
 // sum of 16 bits that saturated or wrapped would show. All sums have at most 24 bits, so every order gives the same.
 TEST_CASE("the largest weights times the extremes of 16 bits below the largest activation are exact") {
   constexpr uint32_t k = 64, num_tokens = 9;
@@ -204,16 +204,34 @@ TEST_CASE("the largest weights times the extremes of 16 bits below the largest a
     }
 }
 
+// Token t has t % 32 activations with a rest in its first block, at other places than its neighbours.
+TEST_CASE("any number of activations of a block may have more than 16 bits") {
+  constexpr uint32_t k = 64, num_tokens = 70;
+  const Matrix m = pack_reference::random_matrix(PackedFormat::mxfp4, 48, k, 2);
+  std::vector<bf16_t> x(num_tokens * k, 0x4040);
+  for (uint32_t t = 0; t < num_tokens; ++t)
+    for (uint32_t i = 0; i < t % 32; ++i) x[t * k + 1 + (5 * i + t) % 31] = static_cast<bf16_t>(0x3921 + i);
+  const Reference ref = reference(m, x, num_tokens);
+  for (const Table& table : kernel_tables::runnable()) {
+    const std::vector<float> all = multiply(table, m, x.data(), num_tokens);
+    CHECK(worst(all, ref) <= 1.0);
+    for (uint32_t t = 0; t < num_tokens; ++t)
+      CHECK(!std::memcmp(multiply(table, m, x.data() + t * k, 1).data(), &all[t * m.rows], m.rows * 4));
+  }
+}
+
 TEST_CASE("infinities and NaN reach all results of their token and no other's") {
   for (const Table& table : kernel_tables::runnable())
     for (const PackedFormat format : kFormats)
       for (const bf16_t bad : {0x7f80, 0xff80, 0x7fc0}) {
         const uint32_t k = 96;
         const Matrix m = pack_reference::random_matrix(format, 16, k, 13);
-        std::vector<bf16_t> x = random_tokens(3, k, 14);
+        std::vector<bf16_t> x = random_tokens(12, k, 14);
         x[k + 37] = bad;
-        const std::vector<float> y = multiply(table, m, x.data(), 3);
-        for (uint32_t i = 0; i < y.size(); ++i) CHECK_EQ(std::isfinite(y[i]), i / 16 != 1);
+        for (const uint32_t num_tokens : {3u, 12u}) {
+          const std::vector<float> y = multiply(table, m, x.data(), num_tokens);
+          for (uint32_t i = 0; i < y.size(); ++i) CHECK_EQ(std::isfinite(y[i]), i / 16 != 1);
+        }
       }
 }
 

@@ -1,10 +1,6 @@
-// MXFP4 weights: integer sums of weights times the digits of the activations, see digits.h.
-//
-// A row sums a block of 32 k exactly, for each digit. Then, blocks ascending,
-//   acc = fma((256 high + low) half_unit, scale, acc)   the first factor is exact
-//   acc = fma(sum of w rest, scale, acc)                where there are rests
-// The sequence of a token does not depend on the others. A digit costs one vpmaddubsw and one
-// addition per 32 products, where FP32 needs four FMAs.
+// MXFP4 weights, few tokens: integer sums of weights times the digits of the activations, see
+// mxfp4_units.h. A digit costs one vpmaddubsw and one addition per 32 products, where FP32 needs four
+// FMAs.
 //
 //   direct  one token: codes are looked up next to their products
 //   panel   more: a block is looked up once into L1
@@ -12,26 +8,16 @@
 // rows takes a token 14 cycles, where 8 rows at a time took 17, and FMAs take 16.
 #include <immintrin.h>
 
-#include "digits.h"
 #include "entries.h"
-#include "mxfp4.h"
+#include "mxfp4_units.h"
 
 namespace mimo_rt::cpu::avx2 {
 namespace {
 
-enum : uint32_t { kUnits = 2, kUnitRows = 8, kVectors = 4, kQuads = 8, kBlockTokens = 64 };
+enum : uint32_t { kQuads = 8 };
 
 /// The low three bits of a code.
 alignas(32) const float kMagnitude[8] = {0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f};
-
-MIMO_RT_INLINE const uint8_t* codes_of(const uint8_t* tile, uint32_t block, uint32_t unit,
-                                       uint32_t j) {
-  return tile + (block * kVectors + j) * 64 + unit * 32;
-}
-
-MIMO_RT_INLINE void add_scaled(__m256 sum, __m256 scale, float* acc) {
-  _mm256_store_ps(acc, _mm256_fmadd_ps(sum, scale, _mm256_load_ps(acc)));
-}
 
 /// Sum of w * x without the rests, from the sums of both digits.
 MIMO_RT_INLINE __m256 digits_sum(__m256i high, __m256i low, const Digits& x) {
@@ -52,24 +38,10 @@ MIMO_RT_INLINE __m256 weights_of(const uint8_t* tile, uint32_t block, uint32_t u
   return _mm256_xor_ps(_mm256_permutevar8x32_ps(_mm256_load_ps(kMagnitude), code), sign);
 }
 
-/// A block of 16 rows, as all its tokens meet it.
-struct Block {
-  Block(const uint8_t* from, uint32_t num_blocks, uint32_t i) : tile(from), index(i) {
-    const uint8_t* e8m0 =
-        tile + num_blocks * layout::block_bytes(layout::kMxfp4) + i * layout::kRows;
-    scale[0] = scales(e8m0);
-    scale[1] = scales(e8m0 + kUnitRows);
-  }
-
-  /// Biased weights of a unit, k = 4j..4j+3.
-  __m256i look_up(uint32_t j, uint32_t unit) const {
-    return avx2::look_up(codes_of(tile, index, unit, j / 2), j % 2);
-  }
-
-  const uint8_t* tile;
-  uint32_t index;
-  __m256 scale[kUnits];
-};
+/// Biased weights of k = 4j..4j+3 of a unit's rows.
+MIMO_RT_INLINE __m256i look_up(const Block& block, uint32_t j, uint32_t unit) {
+  return look_up(codes_of(block.tile, block.index, unit, j / 2), j % 2);
+}
 
 /// acc += scale * sum of w * rest, in k order.
 MIMO_RT_INLINE void add_rests(const Block& block, uint32_t mask, const Rests& rests, float* acc) {
@@ -108,88 +80,62 @@ MIMO_RT_INLINE void multiply_token(const Block& block, const GetWeights& weights
   if (x.rest_mask) add_rests(block, x.rest_mask, rests, acc);
 }
 
-/// Activations of a block's tokens.
-struct BlockTokens {
-  const Digits* digits;
-  const Rests* rests;
-  uint32_t num_tokens;
-};
-
 /// A block looked up: [j][unit][8 rows][4 k].
 struct Panel {
   __m256i biased[kQuads][kUnits];
 };
 
-static void multiply_several(const Block& block, const BlockTokens& x, float* acc) {
-  Panel panel;
+/// Prepared activations of all tokens of a call.
+struct FewTokens {
+  static constexpr uint32_t kBlockTokens = 8;
+
+  FewTokens(const GemmArgs& args, uint32_t, uint32_t)
+      : num_tokens(args.num_tokens),
+        digits(static_cast<const Digits*>(args.x)),
+        rests(reinterpret_cast<const Rests*>(static_cast<const uint8_t*>(args.x) +
+                                             units_bytes(args.num_tokens, args.k))) {}
+
+  uint32_t num_tokens;
+  const Digits* digits;
+  const Rests* rests;
+};
+
+struct SeveralTokens : FewTokens {
+  using FewTokens::FewTokens;
+
+  void multiply(const Block& block, uint32_t k_block, float* acc) const {
+    Panel panel;
 #pragma GCC unroll 8
-  for (uint32_t j = 0; j < kQuads; ++j)
+    for (uint32_t j = 0; j < kQuads; ++j)
 #pragma GCC unroll 2
-    for (uint32_t unit = 0; unit < kUnits; ++unit)
-      panel.biased[j][unit] = block.look_up(j, unit);
-  const auto weights = [&panel](uint32_t j, uint32_t unit) __attribute__((always_inline)) {
-    return _mm256_load_si256(&panel.biased[j][unit]);
-  };
-  for (uint32_t t = 0; t < x.num_tokens; ++t, acc += layout::kRows)
-    multiply_token(block, weights, x.digits[t], x.rests[t], acc);
-}
-
-static void multiply_one(const Block& block, const BlockTokens& x, float* acc) {
-  const auto weights = [&block](uint32_t j, uint32_t unit) __attribute__((always_inline)) {
-    return block.look_up(j, unit);
-  };
-  multiply_token(block, weights, *x.digits, *x.rests, acc);
-}
-
-MIMO_RT_INLINE void prefetch_block(const uint8_t* tile, uint32_t block) {
-#pragma GCC unroll 4
-  for (uint32_t j = 0; j < kVectors; ++j) prefetch(codes_of(tile, block, 0, j));
-}
-
-template <bool kIsOnlyOne>
-static void multiply_tokens(const GemmArgs& args, uint32_t first, uint32_t last) {
-  alignas(64) float acc[uint32_t{kBlockTokens} * layout::kRows];
-  const auto* digits = static_cast<const Digits*>(args.x) + first;
-  const auto* rests = reinterpret_cast<const Rests*>(static_cast<const uint8_t*>(args.x) +
-                                                     digits_bytes(args.num_tokens, args.k)) +
-                      first;
-  const uint8_t* tile = args.weights;
-  for (uint32_t group = 0; group < args.num_row_groups; ++group) {
-    for (uint32_t i = 0; i < (last - first) * layout::kRows; ++i) acc[i] = 0.0f;
-    for (uint32_t k_block = 0; k_block < args.k / layout::kBlockK;) {
-      const uint32_t left = args.k / layout::kBlockK - k_block;
-      const uint32_t num_blocks =
-          left < layout::kBlocksPerTile ? left : uint32_t{layout::kBlocksPerTile};
-      for (uint32_t i = 0; i < num_blocks; ++i, ++k_block) {
-        const uint64_t row = uint64_t{k_block} * args.num_tokens;
-        const Block block(tile, num_blocks, i);
-        const BlockTokens x = {digits + row, rests + row, last - first};
-        prefetch_block(tile, i);
-        if constexpr (kIsOnlyOne)
-          multiply_one(block, x, acc);
-        else
-          multiply_several(block, x, acc);
-      }
-      tile += layout::tile_bytes(layout::kMxfp4, num_blocks);
-    }
-    for (uint32_t t = first; t < last; ++t) {
-      float* y = args.y + uint64_t{t} * args.y_stride + group * layout::kRows;
-      const float* a = acc + (t - first) * layout::kRows;
-      _mm256_storeu_ps(y, _mm256_load_ps(a));
-      _mm256_storeu_ps(y + 8, _mm256_load_ps(a + 8));
-    }
+      for (uint32_t unit = 0; unit < kUnits; ++unit)
+        panel.biased[j][unit] = look_up(block, j, unit);
+    const auto weights = [&panel](uint32_t j, uint32_t unit) __attribute__((always_inline)) {
+      return _mm256_load_si256(&panel.biased[j][unit]);
+    };
+    for (uint64_t i = uint64_t{k_block} * num_tokens, end = i + num_tokens; i < end;
+         ++i, acc += layout::kRows)
+      multiply_token(block, weights, digits[i], rests[i], acc);
   }
-}
+};
+
+struct OneToken : FewTokens {
+  using FewTokens::FewTokens;
+
+  void multiply(const Block& block, uint32_t k_block, float* acc) const {
+    const auto weights = [&block](uint32_t j, uint32_t unit) __attribute__((always_inline)) {
+      return look_up(block, j, unit);
+    };
+    multiply_token(block, weights, digits[k_block], rests[k_block], acc);
+  }
+};
 
 }  // namespace
 
 void gemm_mxfp4(const GemmArgs& args) {
-  if (args.num_tokens == 1) return multiply_tokens<true>(args, 0, 1);
-  for (uint32_t first = 0; first < args.num_tokens; first += kBlockTokens) {
-    const uint32_t rest = args.num_tokens - first;
-    multiply_tokens<false>(args, first,
-                           first + (rest < kBlockTokens ? rest : uint32_t{kBlockTokens}));
-  }
+  if (are_many(args.num_tokens)) return gemm_mxfp4_many(args);
+  if (args.num_tokens > 1) return multiply_tokens<SeveralTokens>(args, 0, args.num_tokens);
+  multiply_tokens<OneToken>(args, 0, 1);
 }
 
 }  // namespace mimo_rt::cpu::avx2

@@ -11,7 +11,9 @@ namespace {
 
 enum : uint32_t {
   kPeakChains = 12,  // two units, four cycles; 16 registers
-  kDigits = 2,       // of an activation that MXFP4 weights are multiplied with, see digits.h
+  // Of an activation that MXFP4 weights are multiplied with, see mxfp4_units.h. Units take as many
+  // operations, at the same rate.
+  kDigits = 2,
 };
 
 }  // namespace

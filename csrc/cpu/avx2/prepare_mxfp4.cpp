@@ -1,13 +1,11 @@
-// Activations for mxfp4 weights: see digits.h.
+// Activations for mxfp4 weights: see mxfp4_units.h.
 #include <immintrin.h>
 
-#include "digits.h"
 #include "entries.h"
+#include "mxfp4_units.h"
 
 namespace mimo_rt::cpu::avx2 {
 namespace {
-
-enum : uint32_t { kVectors = layout::kBlockK / 8 };
 
 /// Units of the blocks with the smallest activations; what lies below them is rest. Every factor of
 /// this file is a normal number then.
@@ -83,8 +81,8 @@ MIMO_RT_INLINE __m256i in_order(__m256i bytes) {
   return _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
 }
 
-/// The units of a block, 16 bits each, as two digits.
-MIMO_RT_INLINE void store_digits(const __m256i (&units)[kVectors], int32_t shift, Digits& out) {
+/// The units of a block as two digits.
+MIMO_RT_INLINE void store_units(const __m256i (&units)[kVectors], Digits& out) {
   const __m256i a = _mm256_packs_epi32(units[0], units[1]);
   const __m256i b = _mm256_packs_epi32(units[2], units[3]);
   const __m256i byte = _mm256_set1_epi16(255), half = _mm256_set1_epi16(128);
@@ -96,7 +94,20 @@ MIMO_RT_INLINE void store_digits(const __m256i (&units)[kVectors], int32_t shift
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(out.high), high);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(out.low), low);
   store_starts(high, low, out.starts);
-  out.half_unit = power_of_two(-shift - 1);
+}
+
+/// The units of a block, of every eight the even ones first.
+MIMO_RT_INLINE void store_units(const __m256i (&units)[kVectors], Units& out) {
+  const __m256i even_first = _mm256_setr_epi8(  //
+      0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15,  //
+      0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
+#pragma GCC unroll 2
+  for (uint32_t i = 0; i < 2; ++i) {
+    const __m256i halves = _mm256_packs_epi32(units[2 * i], units[2 * i + 1]);
+    const __m256i eights = _mm256_permute4x64_epi64(halves, 0xd8);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out.values + 16 * i),
+                        _mm256_shuffle_epi8(eights, even_first));
+  }
 }
 
 /// `left` is what high and low leave of the block, `infinite` its infinities and NaN.
@@ -122,8 +133,9 @@ static void take_infinite(__m256i (&bits)[2], __m256i (&infinite)[2]) {
   }
 }
 
-/// One block of one token.
-static void prepare_block(__m256i (&bits)[2], Digits& out, Rests& rests) {
+/// One block of one token, Out being Digits or Units.
+template <class Out>
+MIMO_RT_INLINE void prepare_block(__m256i (&bits)[2], Out& out, Rests& rests) {
   int32_t max_bits = max_magnitude(bits);
   __m256i infinite[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
   const bool is_finite = max_bits < 0x7f80;
@@ -140,33 +152,60 @@ static void prepare_block(__m256i (&bits)[2], Digits& out, Rests& rests) {
     units[i] = _mm256_cvtps_epi32(take_units(left[i], shift));
     any = _mm256_or_ps(any, left[i]);
   }
-  store_digits(units, shift, out);
+  store_units(units, out);
+  out.half_unit = power_of_two(-shift - 1);
   const __m256i is_zero =
       _mm256_cmpeq_epi32(_mm256_slli_epi32(_mm256_castps_si256(any), 1), _mm256_setzero_si256());
   const bool has_rests = !is_finite || _mm256_movemask_epi8(is_zero) != -1;
   out.rest_mask = has_rests ? store_rests(left, infinite, rests) : 0;
 }
 
-}  // namespace
-
-uint64_t prepared_bytes_mxfp4(uint32_t num_tokens, uint32_t k) {
-  return digits_bytes(num_tokens, k) +
-         uint64_t{k / layout::kBlockK} * num_tokens * sizeof(Rests);
-}
-
-void prepare_mxfp4(const PrepareArgs& args) {
-  auto* digits = static_cast<Digits*>(args.prepared);
+template <class Out>
+static void prepare_tokens(const PrepareArgs& args) {
+  auto* out = static_cast<Out*>(args.prepared);
   auto* rests = reinterpret_cast<Rests*>(static_cast<uint8_t*>(args.prepared) +
-                                         digits_bytes(args.num_tokens, args.k));
+                                         units_bytes(args.num_tokens, args.k));
   for (uint32_t t = 0; t < args.num_tokens; ++t) {
     const bf16_t* row = args.x + uint64_t{args.row_ids ? args.row_ids[t] : t} * args.x_stride;
     for (uint32_t k = 0; k < args.k; k += layout::kBlockK) {
       __m256i bits[2];
       load_block(row + k, k < args.k_valid ? args.k_valid - k : 0, bits);
       const uint64_t i = uint64_t{k / layout::kBlockK} * args.num_tokens + t;
-      prepare_block(bits, digits[i], rests[i]);
+      prepare_block(bits, out[i], rests[i]);
     }
   }
+}
+
+MIMO_RT_INLINE uint32_t list_of(uint32_t num_rests) {
+  return num_rests > kMaxListedRests ? uint32_t{kMaxListedRests} : num_rests - 1;
+}
+
+static void list_rests(const PrepareArgs& args) {
+  const auto* units = static_cast<const Units*>(args.prepared);
+  auto* list = reinterpret_cast<RestTokens*>(static_cast<uint8_t*>(args.prepared) +
+                                             units_bytes(args.num_tokens, args.k) +
+                                             rests_bytes(args.num_tokens, args.k));
+  for (uint32_t first = 0; first < args.num_tokens; first += kListTokens)
+    for (uint32_t block = 0; block < args.k / layout::kBlockK; ++block, ++list) {
+      *list = {};
+      const Units* row = units + uint64_t{block} * args.num_tokens;
+      for (uint32_t t = first; t < args.num_tokens && t < first + kListTokens; ++t) {
+        const auto count = static_cast<uint32_t>(__builtin_popcount(row[t].rest_mask));
+        if (count) list->with[list_of(count)] |= uint64_t{1} << (t - first);
+      }
+    }
+}
+
+}  // namespace
+
+uint64_t prepared_bytes_mxfp4(uint32_t num_tokens, uint32_t k) {
+  return units_bytes(num_tokens, k) + rests_bytes(num_tokens, k) + lists_bytes(num_tokens, k);
+}
+
+void prepare_mxfp4(const PrepareArgs& args) {
+  if (!are_many(args.num_tokens)) return prepare_tokens<Digits>(args);
+  prepare_tokens<Units>(args);
+  list_rests(args);
 }
 
 }  // namespace mimo_rt::cpu::avx2
