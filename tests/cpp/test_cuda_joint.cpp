@@ -81,17 +81,21 @@ std::vector<float> joined(std::vector<float> a, const std::vector<float>& b) {
 }
 
 /// What sessions answer that generate at the same time. Each waits in its first callback until all are there. Some have
-/// room for fewer tokens than a prefill step has rows.
+/// room for fewer tokens than a prefill step has rows. (They come and go with nobody at work: the emulated GPU's memory is
+/// one thread's business.)
 std::vector<GenerateResult> generate_together(const std::shared_ptr<Engine>& engine, const std::vector<Tokens>& prompts,
                                               const std::vector<GenerateOptions>& options) {
   std::vector<GenerateResult> results(prompts.size());
+  std::vector<std::unique_ptr<Session>> sessions;
+  for (uint32_t i = 0; i < prompts.size(); ++i)
+    sessions.push_back(std::make_unique<Session>(
+        engine, SessionOptions{.max_context = kSmallContext / 2 + 32 * i, .sequence_id = i}));
   std::vector<std::thread> threads;
   std::atomic<uint32_t> num_begun = 0;
   for (uint32_t i = 0; i < prompts.size(); ++i)
     threads.emplace_back([&, i] {
-      Session session(engine, {.max_context = kSmallContext / 2 + 32 * i, .sequence_id = i});
       bool has_begun = false;
-      results[i] = session.generate(prompts[i], options[i], [&](const TokenEvent&) {
+      results[i] = sessions[i]->generate(prompts[i], options[i], [&](const TokenEvent&) {
         if (!has_begun) ++num_begun;
         has_begun = true;
         while (num_begun < prompts.size()) std::this_thread::yield();
