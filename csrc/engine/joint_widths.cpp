@@ -53,6 +53,19 @@ struct Choice {
   double plain_ns;
 };
 
+/// The drafts that sessions insist on, one of each after the other: what there is no room for is missing from all alike.
+void add_least(Choice& choice, uint32_t max_rows) {
+  for (bool has_added = true; has_added;) {
+    has_added = false;
+    for (size_t i = 0; i < choice.offers.size() && choice.num_rows < max_rows; ++i) {
+      if (choice.widths[i] >= choice.offers[i]->least) continue;
+      choice.add_draft(i);
+      if (choice.is_affordable()) has_added = true;
+      else choice.take_draft(i);
+    }
+  }
+}
+
 }  // namespace
 
 void StepTimes::add(uint32_t num_rows, double ns) {
@@ -80,13 +93,7 @@ double StepTimes::row_ns() const {
 
 std::vector<uint32_t> choose_joint_widths(std::span<const DraftOffer* const> offers, uint32_t max_rows, const StepTimes& times) {
   Choice choice(offers, times);
-  for (size_t i = 0; i < offers.size(); ++i)
-    while (choice.num_rows < max_rows && choice.widths[i] < offers[i]->least) {
-      choice.add_draft(i);
-      if (choice.is_affordable()) continue;
-      choice.take_draft(i);
-      break;
-    }
+  add_least(choice, max_rows);
   std::vector<uint32_t> best = choice.widths;
   double best_rate = choice.rate();
   while (choice.num_rows < max_rows) {

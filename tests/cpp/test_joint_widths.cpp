@@ -146,7 +146,8 @@ TEST_CASE("no more drafts than there is room for, than the credit pays, and no f
   CHECK((widths_of({offer_of(sure), offer_of(sure)}, 5) == Widths{3, 0}));
   CHECK((widths_of({offer_of(sure), offer_of(sure)}, 2) == Widths{0, 0}));
   CHECK((widths_of({offer_of(hopeless, 10.0, 7), offer_of(hopeless)}) == Widths{7, 0}));
-  CHECK((widths_of({offer_of(hopeless, 10.0, 7), offer_of(hopeless, 10.0, 7)}, 11) == Widths{7, 2}));
+  CHECK((widths_of({offer_of(hopeless, 10.0, 7), offer_of(hopeless, 10.0, 7)}, 11) == Widths{5, 4}));  // alike
+  CHECK((widths_of({offer_of(hopeless, 10.0, 7), offer_of(hopeless, 10.0, 1), offer_of(hopeless, 10.0, 7)}, 10) == Widths{3, 1, 3}));
   // Steps of two rows take 9 ms, a row 2: whoever has the least credit decides.
   for (const double credit : {0.0, 0.2, 0.25, 0.5, 2.0}) {
     const auto num_drafts = uint32_t(credit * 9.0 / 2.0);
