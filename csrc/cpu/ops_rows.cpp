@@ -128,6 +128,7 @@ void op_sample(const Task& task, Worker& worker) {
   const PlanState& plan = *worker.step.plan;
   if (!input.sample) return;
   for (uint32_t r = 0; r < input.num_logit_rows; ++r) {
+    if (skips_row(input, r, worker.step.output->sampled)) continue;
     SampleResult& result = worker.step.output->sampled[r];
     if (input.wants_logits())
       sample_token({plan.f32_row(kLogits, r), worker.config.vocab_size}, input.sample[r], result);

@@ -101,6 +101,7 @@ void RoundState::fill_requests(std::span<SampleRequest> requests) const {
   for (uint32_t row = 0; row < input.num_tokens; ++row) {
     requests[row] = row_request(*this, row, num_output + row);
     requests[row].scratch = scratch(0);
+    requests[row].holds_draft = row != 0;
   }
 }
 

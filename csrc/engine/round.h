@@ -149,7 +149,7 @@ struct TargetRows {
   const float* logits;             ///< [num_tokens, stride]; not read with `best`
   uint32_t stride;
   const LogitRow* best = nullptr;  ///< [num_tokens] the best logits of each, when the round wants no whole rows
-  const SampleResult* drawn = nullptr;  ///< [num_tokens] instead of logits: what was drawn from them
+  const SampleResult* drawn = nullptr;  ///< [num_tokens] instead of logits: what was drawn, up to a draft not confirmed
 };
 
 /// A round whose accept task ran elsewhere, on a device with a copy of the state.

@@ -47,9 +47,19 @@ struct StepInput {
 struct StepOutput {
   const float* logits = nullptr;          ///< [num_logit_rows, logits_stride], valid until the next step; or not wanted
   uint32_t logits_stride = 0;             ///< vocab_size rounded up to 16
-  SampleResult* sampled = nullptr;        ///< [num_logit_rows], storage given by the caller when `sample` is set
+  /// [num_logit_rows], storage given by the caller when `sample` is set. Undefined behind a draft that was not confirmed.
+  SampleResult* sampled = nullptr;
   uint64_t active_experts = 0;            ///< set by the executor: active experts summed over the MoE layers
 };
+
+/// For executors that draw a step's rows in order: whether nobody reads the token of `row`, since it is behind a draft that
+/// was not confirmed. It is -1 then, so that rows behind it are skipped as well. Who draws all rows at once may do so.
+inline bool skips_row(const StepInput& input, uint32_t row, SampleResult* sampled) {
+  if (!input.sample[row].holds_draft) return false;
+  if (sampled[row - 1].token_id == input.token_ids[input.logit_rows[row]]) return false;
+  set_token(-1, sampled[row]);
+  return true;
+}
 
 /// Refuses a step that an executor could not run safely. Allocates only for a cache with more sequences than any
 /// before.

@@ -40,6 +40,10 @@ void check_logit_rows(const StepInput& input, const StepOutput& output) {
   for (uint32_t i = 0; i < input.num_logit_rows; ++i) {
     MIMO_RT_CHECK(input.sample[i].params && input.sample[i].scratch, invalid_argument, kWhere,
                   "sample[", i, "]: expected params and scratch, got nullptr");
+    const uint32_t row = input.logit_rows[i];
+    const bool follows = i && input.logit_rows[i - 1] + 1 == row && input.seq_idx[row - 1] == input.seq_idx[row];
+    MIMO_RT_CHECK(follows || !input.sample[i].holds_draft, invalid_argument, kWhere, "sample[", i,
+                  "]: expected a draft only behind a logit row of its sequence");
     const uint32_t num_needed = num_best_logits(input.sample[i]);
     MIMO_RT_CHECK(input.wants_logits() || (num_needed && num_needed <= input.num_best_logits),
                   invalid_argument, kWhere, "sample[", i, "]: expected a request that needs no more than the ",

@@ -110,9 +110,11 @@ Ops::Rows Ops::consumer_rows(const Task& task, const Step& step, const uint32_t*
 
 void Ops::sample(const Task&, const Step& step) {
   if (!step.input->sample) return;
-  for (uint32_t r = 0; r < step.input->num_logit_rows; ++r)
+  for (uint32_t r = 0; r < step.input->num_logit_rows; ++r) {
+    if (skips_row(*step.input, r, step.output->sampled)) continue;
     sample_token({step.output->logits + uint64_t{r} * step.output->logits_stride, config_.vocab_size},
                  step.input->sample[r], step.output->sampled[r]);
+  }
 }
 
 }  // namespace mimo_rt::ref

@@ -41,6 +41,9 @@ struct SampleRequest {
   uint64_t sequence_id = 0;
   uint32_t position = 0;                   ///< of the token to be drawn
   void* scratch = nullptr;  ///< sampler_scratch_bytes(vocab_size), 16-byte aligned, of this row
+  /// The row holds a draft for the token of the row before, which is of the same sequence. Nobody reads what is drawn for
+  /// it unless that token is the draft: see skips_row. Such rows may have the scratch of the row before.
+  bool holds_draft = false;
 };
 
 struct SampleResult {

@@ -59,6 +59,7 @@ class FakeExecutor : public Executor {
   bool broken = false;               // all logits NaN
   bool joins = false;                // takes rows of several sequences
   std::vector<uint32_t> step_sizes;
+  uint32_t num_drawn = 0;            // rows of steps
 
   bool joins_sequences() const override { return joins; }
   const std::string& backend_name() const override { return name_; }
@@ -83,8 +84,11 @@ class FakeExecutor : public Executor {
     make_context(cache, input);
     store(cache, input);
     make_logits(cache, input);
-    for (uint32_t r = 0; input.sample && r < input.num_logit_rows; ++r)
+    for (uint32_t r = 0; input.sample && r < input.num_logit_rows; ++r) {
+      if (skips_row(input, r, output.sampled)) continue;
       sample_token({&logits_[r * kVocab], kVocab}, input.sample[r], output.sampled[r]);
+      ++num_drawn;
+    }
     output.logits = logits_.data();
     output.logits_stride = kVocab;
     output.active_experts = 3;

@@ -369,4 +369,58 @@ TEST_CASE("with a draft model sessions share steps, too, and draft afterwards as
   }
 }
 
+TEST_CASE("a joint step draws no row behind a draft that is not confirmed, and the others as without drafts") {
+  EngineOptions options;
+  options.num_threads = 2;
+  const auto engine = Engine::synthetic(fixture::small_quantised(), 3, options);
+  Engine::Impl& impl = engine->impl();
+  for (const float temperature : {0.0f, 0.9f}) {  // the best logits of each row, and whole rows
+    const SamplingParams params{.temperature = temperature, .sample_top_p = 0.9f, .seed = 7};
+    constexpr uint32_t kCount = 3, kRows = 4;
+    std::vector<std::vector<uint64_t>> scratch(kCount, std::vector<uint64_t>(sampler_scratch_bytes(impl.config.vocab_size) / 8 + 1));
+    std::vector<std::unique_ptr<SessionState>> sessions;
+    for (uint32_t i = 0; i < kCount; ++i) sessions.push_back(std::make_unique<SessionState>(engine, 64, i));
+    const auto request_of = [&](uint32_t i, uint32_t row) {
+      SampleRequest request{.params = &params, .sequence_id = i, .position = row + 1};
+      request.scratch = scratch[i].data();
+      return request;
+    };
+    std::vector<std::vector<int32_t>> blocks(kCount, {5});  // a token, and what follows it
+    for (uint32_t i = 0; i < kCount; ++i)
+      for (uint32_t row = 0, first = 0; row < kRows; ++row) {
+        SampleResult drawn;
+        StepOutput output;
+        output.sampled = &drawn;
+        const SampleRequest request = request_of(i, row);
+        sessions[i]->sequence.step(impl, {&blocks[i].back(), 1}, {&first, 1}, &request, output);
+        blocks[i].push_back(drawn.token_id);
+      }
+    const std::vector<std::vector<int32_t>> expected = blocks;
+    blocks[0][1] ^= 1;  // wrong drafts: the first of one session, the last of another, none of the third
+    blocks[1][kRows - 1] ^= 1;
+    const uint32_t num_drawn[kCount] = {1, kRows - 1, kRows};
+    const uint32_t rows[kRows] = {0, 1, 2, 3};
+    std::vector<std::array<SampleRequest, kRows>> samples(kCount);
+    std::vector<std::array<SampleResult, kRows>> drawn(kCount);
+    std::vector<StepOutput> outputs(kCount);
+    std::vector<StepRequest> requests;
+    for (uint32_t i = 0; i < kCount; ++i) {
+      sessions[i]->sequence.keep_common_prefix({}, 0);
+      outputs[i].sampled = drawn[i].data();
+      for (uint32_t row = 0; row < kRows; ++row) {
+        samples[i][row] = request_of(i, row);
+        samples[i][row].holds_draft = row != 0;
+      }
+      requests.push_back({&sessions[i]->sequence, std::span(blocks[i]).first(kRows), rows, samples[i].data(), &outputs[i]});
+    }
+    run_step(impl, requests);
+    for (uint32_t i = 0; i < kCount; ++i)
+      for (uint32_t row = 0; row < kRows; ++row)
+        CHECK_EQ(drawn[i][row].token_id, row < num_drawn[i] ? expected[i][row + 1] : -1);
+    for (uint32_t i = 0; i < kCount; ++i) sessions[i]->sequence.keep_common_prefix({}, 0);
+    samples[1][0].holds_draft = true;
+    CHECK_THROWS(invalid_argument, "sample[4]", run_step(impl, requests));
+  }
+}
+
 CHECK_MAIN()

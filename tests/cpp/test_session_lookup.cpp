@@ -186,6 +186,20 @@ TEST_CASE("sessions of several threads share steps with drafts of each, and each
   }
 }
 
+TEST_CASE("rows behind a draft that is not confirmed are not drawn in steps that others share") {
+  for (const float temperature : {0.0f, 0.8f}) {
+    Fixture f = beside_another();
+    Session session(f.engine);
+    GenerateOptions options = fixed(two_tokens(90));
+    options.sampling.temperature = temperature;
+    options.sampling.sample_top_p = 0.9f;
+    const GenerateResult result = session.generate(iota_tokens(12), options);
+    CHECK(result.token_ids == reference(iota_tokens(12), options));
+    CHECK(stats_of(result).num_draft_tokens > stats_of(result).num_accepted_tokens + 40);
+    CHECK_EQ(f.executor->num_drawn, 90u);  // no row but those of its tokens
+  }
+}
+
 TEST_CASE("a session in its callback does not keep others from drafting, and is counted again after it") {
   Fixture f = with_lookup();
   f.executor->joins = true;
