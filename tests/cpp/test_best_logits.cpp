@@ -328,7 +328,7 @@ TEST_CASE("verification with the k best logits accepts and draws as with the who
 
 // A request for logprobs is one for whole rows, and draws the same tokens.
 TEST_CASE("rounds that draw among the best logits emit the tokens of rounds with logits, argmax and drawn drafts") {
-  uint32_t num_others = 0;
+  uint32_t num_runs = 0, num_others = 0;
   for (const DraftStyle& style : draft_styles(6)) {
     const DraftModel model(style);
     for (const std::string& backend : runnable_cpu_backends())
@@ -349,9 +349,10 @@ TEST_CASE("rounds that draw among the best logits emit the tokens of rounds with
         CHECK_EQ(want.size(), 24u);
         CHECK(decode(0, 1 + num_others % 3, 9) == want);
         num_others += decode(0, 1, 2) != want;
+        ++num_runs;
       }
   }
-  CHECK(num_others > 8);  // control
+  CHECK(2 * num_others > num_runs);  // control
 }
 
 TEST_CASE("what takes more than the best logits is refused without logits") {
