@@ -129,7 +129,10 @@ class SessionState:
         return self._bandwidth_gbs
 
     def close(self) -> None:
-        """Cancel what is running and let go of the weights; may be called again."""
+        """Cancel what is running and let go of the weights; may be called again.
+
+        A stream that has not begun by then answers with an error.
+        """
         self.cancel()
         self._core = None
         self._engine = None

@@ -122,7 +122,8 @@ def test_close_is_idempotent_and_final(model_dir):
             call()
     session.cancel()
     assert session.decode(session.encode("text")) == "text"  # needs no engine
-    assert len(list(stream)) > 0  # had been handed out before
+    with pytest.raises(errors.InvalidArgumentError, match="closed"):
+        next(stream)  # had not begun
     assert len(sibling.generate(IDS, max_tokens=2, **GREEDY).token_ids) == 2
 
 
