@@ -210,6 +210,11 @@ class AsyncTokenStream(AsyncIterator[StreamEvent]):
             loop = asyncio.get_running_loop()
             await asyncio.shield(loop.run_in_executor(None, self._stream.close))
 
+    def __del__(self) -> None:
+        # Not left to the stream's own: a thread of the executor may hold that for a moment longer.
+        if hasattr(self, "_stream"):
+            self._stream.close()
+
 
 def run_to_end(call: Call, cancel: Callable[[], None]) -> GenerationResult:
     """The result of a generation; Ctrl-C cancels it within one step."""

@@ -299,6 +299,19 @@ def test_leaving_an_async_loop_early(session):
     assert_usable(session)
 
 
+def test_a_dropped_async_stream_is_closed_whoever_holds_its_parts(session):
+    async def main():
+        events = session.astream(PROMPT, **ENDLESS)
+        held = events._stream  # as by a thread of the executor that is late
+        async for _ in events:
+            break
+        del events
+        assert held.ended
+        assert_usable(session)
+
+    asyncio.run(main())
+
+
 def test_cancelling_a_task_in_the_body_of_an_async_loop(session):
     async def read():
         async for _ in session.astream(PROMPT, **ENDLESS):
