@@ -11,9 +11,9 @@
 
 Stages: `build` (package and tests), `tests` (tests/cpp/native_cuda_*.cpp on the device), `costs` (mimo-rt kbench
 edges and bench costs: the table by which engines plan then), `engine` (mimo-rt doctor and bench/gpu_engine.py:
-sessions against the CPU engine's, then sessions that share steps), `python` (the tests of sessions in Python, with the GPU for the CPU), `bits`
-(bench/gpu_bits.py: 100 runs of any steps and launches, quiet and with delays planted into the kernel, give the same
-bits; runs that there was no time for are a step that was not run), `kill` (bench/gpu_kill.py: a process that is killed
+sessions against the CPU engine's, then sessions that share steps), `python` (the tests of sessions in Python, with
+the GPU for the CPU), `bits` (bench/gpu_bits.py: 100 runs of any steps and launches, quiet and with delays planted into
+the kernel, give the same bits; runs that there was no time for are a step that was not run), `kill` (bench/gpu_kill.py: a process that is killed
 leaves a usable GPU), `soak` (half a minute of bench/soak.py, or --soak-seconds, half of it with two sessions), `slice`
 (bench/gpu_slice.py: rounds of the rank slice of MiMo-V2.5-Pro-FP4, where 84 GB are free; the gate fails without a
 round), `kbench` (mimo-rt kbench, cold caches, results checked), `sanitizer` (compute-sanitizer memcheck and racecheck,

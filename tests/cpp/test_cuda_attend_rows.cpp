@@ -7,6 +7,7 @@
 
 #include "attention_fixture.h"
 #include "cuda/attention.h"
+#include "cuda/step_layout.h"
 #include "kernel_launch.h"
 #include "planted_faults.h"
 
@@ -65,7 +66,7 @@ class RowStep {
     cuda::AttentionParams call = attention.params(out_);
     std::iota(positions_.begin(), positions_.end(), attention.shape.position);
     call.num_rows = 1;
-    params_.partial_floats = (static_cast<uint32_t>(cuda::attention_partial_floats(call)) + 3) / 4 * 4;
+    params_.partial_floats = cuda::row_partial_floats(call);
     partials_.emplace(num_rows, params_.partial_floats, NAN);
     call.partials = partials_->data;
     tables_.positions = positions_.data();

@@ -19,7 +19,8 @@ constexpr uint32_t kPagesPerSeq = 20, kPageRows = 64, kPositions = 2 * cuda::kFi
 
 void embed_kernel(cuda::EmbedParams params) { cuda::compute_embed(params, {blockIdx.x, gridDim.x}); }
 
-/// A step of rows of three sequences, each in memory of its own. Layers: every third has a ring, the others pages; no two have the same sizes.
+/// A step of rows of three sequences, each in memory of its own. Layers: every third has a ring, the others pages; no two
+/// have the same sizes.
 struct Embedding {
   AlignedRows<float> f32{kVocab, kWidth, 0.0f};
   AlignedRows<bf16_t> bf16{kVocab, kWidth, 0}, out{kTokens + 1, kWidth + 8, kUntouched};

@@ -51,7 +51,7 @@ struct Reference {
 /// The bound counts roundings of one row: a block of 32 k has at most 32 products and 32 additions
 /// (FMA and vdpbf16ps need fewer), its scale and its addition to the running sum two more, the
 /// final sum of classes one. With n roundings in any path the error is at most n u / (1 - n u)
-/// times the sum of |products|. 2^-126 covers flushed subnormals. Digits (avx2/mxfp4.h) need no
+/// times the sum of |products|. 2^-126 covers flushed subnormals. Digits (avx2/mxfp4_units.h) need no
 /// more: at most 34 roundings within a block and two per block after it.
 Reference reference(const Matrix& m, const std::vector<bf16_t>& x, uint32_t num_tokens) {
   const double n = 65.0 + 2.0 * (m.k / 32.0), u = 0x1p-24;
