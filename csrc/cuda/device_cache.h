@@ -47,8 +47,7 @@ class DeviceCache final : public KvStore {
   const std::shared_ptr<const DeviceModel>& model() const { return model_; }
   StepBlock& block(size_t plan_idx) { return *blocks_[plan_idx]; }
   const KvLayout& layout() const { return layout_; }
-  /// On the device, see KvLayout.
-  const KvView* views(uint32_t seq_idx) const { return layout_.views(seq_idx, memory_.data()); }
+  KvSequence sequence(uint32_t seq_idx) const { return layout_.sequence(seq_idx, memory_.data()); }
 
  private:
   const std::shared_ptr<const DeviceModel> model_;

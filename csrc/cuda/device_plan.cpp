@@ -103,7 +103,6 @@ StepTables DevicePlan::tables(const DeviceAddresses& device, uint32_t num_tokens
   t.num_logit_rows = num_logit_rows;
   t.num_sampled_rows = samples ? num_logit_rows : 0;
   t.token_ids = at<const int32_t>(device, layout_.token_ids);
-  t.seq_idx = at<const uint32_t>(device, layout_.seq_idx);
   t.positions = at<const uint32_t>(device, layout_.positions);
   t.logit_rows = at<const uint32_t>(device, layout_.logit_rows);
   t.arrived = at<uint32_t>(device, layout_.arrived);

@@ -42,8 +42,6 @@ class DevicePlan {
   RoundTables round(const DeviceAddresses& device) const;
   /// layout().draft.sample of a round, but for what the request says.
   SampleParams draft_sample(const DeviceAddresses& device) const;
-  /// The rows of the ring of features that positions of a sequence have.
-  FeatureRing features(const DeviceAddresses& device) const { return kv_.features(device.kv); }
 
  private:
   SampledRows sampled_rows(const DeviceAddresses& device) const;

@@ -39,7 +39,6 @@ void DevicePlan::write_draft(const DeviceAddresses& device, uint8_t* image) cons
   write<double>(image, layout.coarse, angles(rotary, num_coarse_positions(kv_), kFinePositions));
   write<double>(image, layout.fine, angles(rotary, kFinePositions, 1));
   DraftTables t;
-  t.features = kv_.features(device.kv);
   t.captured_rows = at<uint16_t*>(device, layout.captured_rows);
   t.context_ids = at<uint32_t>(device, layout.context_ids);
   t.context = {kv_.num_target_layers(), config.num_layers, context_rows,

@@ -49,7 +49,7 @@ ProjectionParams OperandMaker::draft_projection(const Task& task, const CudaDens
 }
 
 TaskOperands OperandMaker::context_fc(const Task& task) const {
-  const FeatureRing features = kv_.features(device_.kv);
+  const FeatureRing features = kv_.sequence(0, device_.kv).features;  // any, see TaskOperands::reads_features
   ProjectionParams p = draft_projection(task, draft_->fc(), plan_.options().max_context_rows);
   p.x = {features.rows, features.width};
   p.row_ids = step<const uint32_t>(layout_.draft.context_ids);
@@ -57,8 +57,10 @@ TaskOperands OperandMaker::context_fc(const Task& task) const {
   p.num_columns = config_.hidden_size;
   p.out_bf16 = rows<uint16_t>(task.output);
   check_projection(p);
-  return pack_operands(TaskBody::projection, p, RowCount::context_rows,
-                       offsetof(ProjectionParams, num_tokens));
+  TaskOperands operands = pack_operands(TaskBody::projection, p, RowCount::context_rows,
+                                        offsetof(ProjectionParams, num_tokens));
+  operands.reads_features = 1;
+  return operands;
 }
 
 RmsNormParams OperandMaker::draft_rms_norm(const Task& task, uint64_t weight,

@@ -8,25 +8,10 @@
 
 namespace mimo_rt::cuda {
 
-/// The captured features of a cache: a ring of rows for each sequence.
-struct FeatureRing {
-  uint16_t* rows = nullptr;  ///< BF16 [num_seqs, ring_rows, width]
-  uint32_t ring_rows = 0, width = 0;
-
-#if defined(__CUDACC__)
-  __host__ __device__
-#endif
-      uint32_t
-      row_idx(uint32_t seq, uint32_t position) const {
-    return seq * ring_rows + position % ring_rows;
-  }
-};
-
 /// What a step's tasks look up for the draft.
 struct DraftTables {
-  FeatureRing features;
   uint16_t** captured_rows = nullptr;  ///< [max_tokens] where the step's own features go, set by embed
-  uint32_t* context_ids = nullptr;     ///< [num_context_rows] into features.rows, see list_context
+  uint32_t* context_ids = nullptr;     ///< [num_context_rows] of the first row's FeatureRing, see list_context
   /// Where the keys and values of the rows of context go, set by context_norm.
   RowPlaces context;
   RotaryTable context_rotary;  ///< of the rows of context, set by context_norm

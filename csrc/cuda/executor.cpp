@@ -109,7 +109,7 @@ void CudaExecutor::run(const Plan& plan, KvCache& cache, const StepInput& input,
   refuse_after_failure();
   const size_t plan_idx = index_of(plan);
   checker_.check(model_->config, plan, cache, input, output);
-  const std::vector<const KvView*> kv = views_of_rows(cache, input);
+  const std::vector<KvSequence> sequences = sequences_of_rows(cache, input);
   KvCache& working = working_cache(cache);
   StepBlock& block = device_cache(working).block(plan_idx);
   free_device();
@@ -117,7 +117,7 @@ void CudaExecutor::run(const Plan& plan, KvCache& cache, const StepInput& input,
   inputs_.reserve(block, input);
   reserve_results(block);
   try {
-    run_on_device(block, input, kv);
+    run_on_device(block, input, sequences);
   } catch (const Error& error) {
     note_failure(error);
     throw;
@@ -143,26 +143,25 @@ PersistentParams CudaExecutor::launch_params(const StepBlock& block) {
   return params;
 }
 
-/// The layers of every row's sequence.
-std::vector<const KvView*> CudaExecutor::views_of_rows(KvCache& cache, const StepInput& input) const {
+std::vector<KvSequence> CudaExecutor::sequences_of_rows(KvCache& cache, const StepInput& input) const {
   const std::span<KvCache* const> parts = cache.parts();
   for (KvCache* part : parts)  // rings are as long: KvLayout
     MIMO_RT_CHECK(part->max_step_tokens() == parts[0]->max_step_tokens(), invalid_argument, kWhere,
                   "max_step_tokens: expected the same for all sequences of a step, got ", part->max_step_tokens(),
                   " and ", parts[0]->max_step_tokens());
-  std::vector<const KvView*> views;
+  std::vector<KvSequence> sequences;
   for (uint32_t r = 0; r < input.num_tokens; ++r) {
     const uint32_t seq = input.seq_idx[r];
-    views.push_back(parts.empty() ? device_cache(cache).views(seq) : device_cache(*parts[seq]).views(0));
+    sequences.push_back(parts.empty() ? device_cache(cache).sequence(seq) : device_cache(*parts[seq]).sequence(0));
   }
-  return views;
+  return sequences;
 }
 
-void CudaExecutor::run_on_device(StepBlock& block, const StepInput& input, std::span<const KvView* const> kv) {
+void CudaExecutor::run_on_device(StepBlock& block, const StepInput& input, std::span<const KvSequence> sequences) {
   const StepLayout& layout = block.plan.layout();
   StepDevice& device = *model_->device;
   const PersistentParams params = launch_params(block);
-  inputs_.send(block, input, kv);
+  inputs_.send(block, input, sequences);
   device.launch(params, num_workers());
   trace_.receive(block.plan.plan());
   device.receive(results_.data(), block.addresses.step + layout.results, layout.result_bytes());

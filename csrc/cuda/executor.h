@@ -29,7 +29,7 @@ class CudaExecutor final : public Executor {
     owner_.check("Session");  // CUDA itself says in a fork only that it is not initialised
     (void)device_cache(cache);
   }
-  bool joins_sequences() const override { return !model_->draft; }
+  bool joins_sequences() const override { return true; }
   void run(const Plan& plan, KvCache& cache, const StepInput& input, StepOutput& output) override;
   void run_rounds(const Plan& plan, KvCache& cache, RoundState& rounds,
                   const std::function<void()>& poll) override;
@@ -48,11 +48,11 @@ class CudaExecutor final : public Executor {
   void note_failure(const Error& error);
   void reserve_results(const StepBlock& block);
   PersistentParams launch_params(const StepBlock& block);
-  std::vector<const KvView*> views_of_rows(KvCache& cache, const StepInput& input) const;
-  void run_on_device(StepBlock& block, const StepInput& input, std::span<const KvView* const> kv);
+  std::vector<KvSequence> sequences_of_rows(KvCache& cache, const StepInput& input) const;
+  void run_on_device(StepBlock& block, const StepInput& input, std::span<const KvSequence> sequences);
   void fail_after_hang(const Plan& plan) const;
   void read_results(const StepBlock& block, const StepInput& input, StepOutput& output) const;
-  void launch_rounds(StepBlock& block, RoundState& rounds, const KvView* kv);
+  void launch_rounds(StepBlock& block, RoundState& rounds, const KvSequence& sequence);
   void follow_launch(StepBlock& block, RoundState& rounds, const std::function<void()>& poll);
   uint32_t grant_rounds(const StepBlock& block, const RoundState& rounds, uint32_t num_left);
   bool stays(const RoundState& rounds) const;

@@ -64,7 +64,7 @@ void CudaExecutor::run_rounds(const Plan& plan, KvCache& cache, RoundState& roun
   if (!checker_.check_rounds(model_->config, plan, cache, rounds)) return;
   DeviceCache& on_device = device_cache(cache);
   StepBlock& block = on_device.block(plan_idx);
-  const KvView* kv = on_device.views(rounds.input.seq_idx[0]);
+  const KvSequence sequence = on_device.sequence(rounds.input.seq_idx[0]);
   bool is_launched = resume_launch(block, rounds);
   last_cache_ = cache.store();
   if (wants_logprobs(rounds)) reserve_results(block);
@@ -72,7 +72,7 @@ void CudaExecutor::run_rounds(const Plan& plan, KvCache& cache, RoundState& roun
   for (; rounds.end == RoundEnd::running; is_launched = false) {
     if (!is_launched) inputs_.reserve(block, rounds);
     try {
-      if (!is_launched) launch_rounds(block, rounds, kv);
+      if (!is_launched) launch_rounds(block, rounds, sequence);
       follow_launch(block, rounds, [&] { poll(); });
     } catch (const std::exception& error) {
       end_launch();
@@ -100,14 +100,14 @@ uint32_t CudaExecutor::grant_rounds(const StepBlock& block, const RoundState& ro
   return num_granted;
 }
 
-void CudaExecutor::launch_rounds(StepBlock& block, RoundState& rounds, const KvView* kv) {
+void CudaExecutor::launch_rounds(StepBlock& block, RoundState& rounds, const KvSequence& sequence) {
   const StepLayout& layout = block.plan.layout();
   StepDevice& device = *model_->device;
   PersistentParams params = launch_params(block);
   params.num_epochs = wants_logprobs(rounds) ? 1 : kMaxLaunchRounds;
   if (!stays(rounds)) params.num_epochs = std::min(params.num_epochs, num_free_rounds(block, rounds));
   resident_.begin(block, rounds, params.num_epochs, grant_rounds(block, rounds, params.num_epochs));
-  inputs_.send(block, rounds, kv, mail_.mailbox(), mail_.next_number());
+  inputs_.send(block, rounds, sequence, mail_.mailbox(), mail_.next_number());
   device.launch(params, num_workers());
   trace_.receive(block.plan.plan());
   if (wants_logprobs(rounds))

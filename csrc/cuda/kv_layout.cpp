@@ -95,8 +95,12 @@ KvView KvLayout::view(uint32_t layer_idx, uint32_t seq_idx, const uint8_t* devic
   return view;
 }
 
-const KvView* KvLayout::views(uint32_t seq_idx, const uint8_t* device) const {
-  return reinterpret_cast<const KvView*>(device + views_begin_) + seq_idx * layers_.size();
+KvSequence KvLayout::sequence(uint32_t seq_idx, uint8_t* device) const {
+  KvSequence sequence{reinterpret_cast<const KvView*>(device + views_begin_) + seq_idx * layers_.size(), features_};
+  if (features_.width == 0) return sequence;
+  sequence.features.rows = reinterpret_cast<uint16_t*>(device + features_begin_) +
+                           uint64_t{seq_idx} * features_.ring_rows * features_.width;
+  return sequence;
 }
 
 std::vector<uint8_t> KvLayout::tables(const uint8_t* device) const {
@@ -115,12 +119,6 @@ KvView KvLayout::block_view(const uint8_t* device) const {
   KvView view = block_;
   view.blocks = device + block_begin_;
   return view;
-}
-
-FeatureRing KvLayout::features(uint8_t* device) const {
-  FeatureRing ring = features_;
-  ring.rows = reinterpret_cast<uint16_t*>(device + features_begin_);
-  return ring;
 }
 
 }  // namespace mimo_rt::cuda

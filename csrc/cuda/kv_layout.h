@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "cuda/attention_params.h"
-#include "cuda/draft_params.h"
+#include "cuda/step_params.h"
 
 namespace mimo_rt::cuda {
 
@@ -36,15 +36,13 @@ class KvLayout {
   uint32_t num_target_layers() const { return num_target_layers_; }
   /// Layer `layer_idx` of a sequence, the draft's behind the target's, in a cache at `device`.
   KvView view(uint32_t layer_idx, uint32_t seq_idx, const uint8_t* device) const;
-  /// The views of all layers of a sequence, as they lie in the cache.
-  const KvView* views(uint32_t seq_idx, const uint8_t* device) const;
+  KvSequence sequence(uint32_t seq_idx, uint8_t* device) const;
   /// Of what describes the cache: from here to its end.
   uint64_t tables_begin() const { return views_begin_; }
   /// All views, and the pages that they look up: page p of sequence s is s * pages_per_seq + p.
   std::vector<uint8_t> tables(const uint8_t* device) const;
   /// Keys and values of a draft's block.
   KvView block_view(const uint8_t* device) const;
-  FeatureRing features(uint8_t* device) const;
 
  private:
   struct Layer {
@@ -63,7 +61,7 @@ class KvLayout {
   uint64_t block_begin_ = 0, features_begin_ = 0;
   KvView block_;               ///< without addresses
   FeatureRing features_;       ///< without an address
-  uint64_t views_begin_ = 0;   ///< KvView [num_seqs, layers]
+  uint64_t views_begin_ = 0;   ///< KvView [num_seqs, layers], see view()
   uint64_t pages_begin_ = 0;   ///< uint32 [num_seqs, pages_per_seq]
   uint64_t bytes_ = 0;
 };

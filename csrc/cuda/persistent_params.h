@@ -93,7 +93,7 @@ struct alignas(16) TaskOperands {
   TaskBody body;
   RowCount row_count;      ///< goes to the word at `row_count_at` of params; 0: nothing to do
   uint32_t row_count_at;
-  uint32_t padding;
+  uint32_t reads_features;  ///< of a projection: its x is the FeatureRing of the step's first row
 };
 static_assert(sizeof(TaskOperands) == 256);
 static_assert(sizeof(EmbedParams) <= TaskOperands::kBytes);

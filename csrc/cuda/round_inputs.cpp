@@ -53,7 +53,7 @@ void StepInputs::put_draft(const StepBlock& block, const RoundState& rounds, Rou
   round.draft = reinterpret_cast<SampleParams*>(block.addresses.step + offset);
 }
 
-void StepInputs::send(const StepBlock& block, const RoundState& rounds, const KvView* kv, RoundMailbox* mailbox,
+void StepInputs::send(const StepBlock& block, const RoundState& rounds, const KvSequence& sequence, RoundMailbox* mailbox,
                       uint32_t first_number) {
   const StepLayout& layout = block.plan.layout();
   const RoundRequest& asked = rounds.request;
@@ -87,12 +87,11 @@ void StepInputs::send(const StepBlock& block, const RoundState& rounds, const Kv
   tables.num_draft_rows = input.num_draft_rows;
   tables.context_begin = input.context_begin;
   tables.num_context_rows = input.num_context_rows;
-  std::fill_n(tables.kv, t.block_size, kv);
+  std::fill_n(tables.kv, t.block_size, sequence);
   put(block, layout.tables, &tables, 1);
-  put_context(block, input);
+  put_context(block, tables);
   // Rows that later rounds may have, too.
   put(block, layout.token_ids, rounds.block.data(), t.block_size);
-  put(block, layout.seq_idx, rounds.seq_idx.data(), t.block_size);
   put(block, layout.positions, rounds.positions.data(), t.block_size);
   put(block, layout.logit_rows, rounds.logit_rows.data(), t.block_size);
   send_all(block);

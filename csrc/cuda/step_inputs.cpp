@@ -75,27 +75,24 @@ void StepInputs::put_sample_row(const StepBlock& block, const StepInput& input, 
 }
 
 /// Where the features of the rows of context are.
-void StepInputs::put_context(const StepBlock& block, const StepInput& input) {
-  if (input.num_context_rows == 0) return;
-  const FeatureRing ring = block.plan.features(block.addresses);
-  for (uint32_t r = 0; r < input.num_context_rows; ++r) {
-    const uint32_t id = ring.row_idx(input.seq_idx[0], input.context_begin + r);
+void StepInputs::put_context(const StepBlock& block, const StepTables& tables) {
+  for (uint32_t r = 0; r < tables.num_context_rows; ++r) {
+    const uint32_t id = tables.kv[0].features.row_idx(tables.context_begin + r);
     put(block, block.plan.layout().draft.context_ids + 4 * r, &id, 1);
   }
 }
 
-void StepInputs::send(const StepBlock& block, const StepInput& input, std::span<const KvView* const> kv) {
+void StepInputs::send(const StepBlock& block, const StepInput& input, std::span<const KvSequence> sequences) {
   const StepLayout& layout = block.plan.layout();
   StepTables tables = block.plan.tables(block.addresses, input.num_tokens, input.num_logit_rows,
                                         input.sample != nullptr);
   tables.num_draft_rows = input.num_draft_rows;
   tables.context_begin = input.context_begin;
   tables.num_context_rows = input.num_context_rows;
-  std::ranges::copy(kv, tables.kv);
+  std::ranges::copy(sequences, tables.kv);
   put(block, layout.tables, &tables, 1);
-  put_context(block, input);
+  put_context(block, tables);
   put(block, layout.token_ids, input.token_ids, input.num_tokens);
-  put(block, layout.seq_idx, input.seq_idx, input.num_tokens);
   put(block, layout.positions, input.positions, input.num_tokens);
   put(block, layout.logit_rows, input.logit_rows, input.num_logit_rows);
   for (uint32_t r = 0; input.sample && r < input.num_logit_rows; ++r)

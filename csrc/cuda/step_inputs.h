@@ -19,11 +19,11 @@ class StepInputs {
   /// Makes room. @throws Error{out_of_memory}: nothing was sent
   void reserve(const StepBlock& block, const StepInput& input);
   void reserve(const StepBlock& block, const RoundState& rounds);
-  /// Sends it, checked and reserved: on its way until StepDevice::wait. `kv`: see StepTables.
-  void send(const StepBlock& block, const StepInput& input, std::span<const KvView* const> kv);
-  /// Likewise for rounds of a sequence with `kv`, that begin as `rounds` says, but for how many drafts they verify at most:
+  /// Sends it, checked and reserved: on its way until StepDevice::wait. `sequences`: of every row.
+  void send(const StepBlock& block, const StepInput& input, std::span<const KvSequence> sequences);
+  /// Likewise for rounds of a sequence, that begin as `rounds` says, but for how many drafts they verify at most:
   /// that says the mailbox, of lookups in the rounds after the first. The first round has number `first_number`.
-  void send(const StepBlock& block, const RoundState& rounds, const KvView* kv, RoundMailbox* mailbox,
+  void send(const StepBlock& block, const RoundState& rounds, const KvSequence& sequence, RoundMailbox* mailbox,
             uint32_t first_number);
 
  private:
@@ -36,7 +36,7 @@ class StepInputs {
   void reserve_lists(const StepBlock& block, uint64_t num_bytes);
   SamplingRules put_rules(const StepBlock& block, const SampleRequest& request);
   void put_draft(const StepBlock& block, const RoundState& rounds, RoundTables& round);
-  void put_context(const StepBlock& block, const StepInput& input);
+  void put_context(const StepBlock& block, const StepTables& tables);
   void put_sample_row(const StepBlock& block, const StepInput& input, uint32_t row);
   void send_all(const StepBlock& block);
 

@@ -142,7 +142,6 @@ StepLayout::StepLayout(const Plan& plan, const CudaWeights& weights, const CudaD
   results_end = bytes;
   tables = block.add(sizeof(StepTables));
   token_ids = block.add(4 * max_tokens);
-  seq_idx = block.add(4 * max_tokens);
   positions = block.add(4 * max_tokens);
   logit_rows = block.add(4 * max_logit_rows);
   sample_positions = block.add(4 * max_logit_rows);

@@ -47,7 +47,7 @@ struct StepLayout {
   uint64_t result_bytes() const { return results_end - results; }
   // Written by the host before a step: [tables, inputs_end).
   uint64_t tables;       ///< StepTables
-  uint64_t token_ids, seq_idx, positions;  ///< [max_tokens]; rounds: token_ids are the block
+  uint64_t token_ids, positions;  ///< [max_tokens]; rounds: token_ids are the block
   uint64_t logit_rows;   ///< [max_logit_rows]
   uint64_t sample_positions;  ///< uint32 [max_logit_rows] of the tokens to be drawn
   uint64_t sample_rows;  ///< SampleParams [max_logit_rows]; steps only

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "core/host_device.h"
 #include "cuda/attention_params.h"
 #include "cuda/kernel_params.h"
 #include "cuda/sampling_params.h"
@@ -32,6 +33,20 @@ struct RowPlaces {
   uint16_t** v_rows = nullptr;  ///< the same for values
 };
 
+/// What a draft sees of a sequence: the captured features of its last positions.
+struct FeatureRing {
+  uint16_t* rows = nullptr;  ///< BF16 [ring_rows, width]
+  uint32_t ring_rows = 0, width = 0;
+
+  MIMO_RT_HOST_DEVICE uint32_t row_idx(uint32_t position) const { return position % ring_rows; }
+};
+
+/// Where a sequence lies, in a cache of its own or beside others.
+struct KvSequence {
+  const KvView* layers = nullptr;  ///< the draft's behind the target's
+  FeatureRing features;            ///< with a draft
+};
+
 struct DraftTables;  // draft_params.h
 
 /// The rows of a step. The host sets the first half before a launch, in rounds the accept task for
@@ -46,11 +61,9 @@ struct StepTables {
   uint32_t context_begin = 0, num_context_rows = 0;  ///< positions whose draft keys and values are made
   uint32_t num_sampled_rows = 0;  ///< all logit rows, or none
   const int32_t* token_ids = nullptr;    ///< [num_tokens]
-  const uint32_t* seq_idx = nullptr;     ///< [num_tokens]
   const uint32_t* positions = nullptr;   ///< [num_tokens]
   const uint32_t* logit_rows = nullptr;  ///< [num_logit_rows]
-  /// Of each row, in the cache of its sequence: all layers, the draft's behind the target's.
-  const KvView* kv[kMaxStepTokens] = {};
+  KvSequence kv[kMaxStepTokens] = {};    ///< of each row; rows of context are of the first row's sequence
 
   /// [rows, kv heads] of the attention at hand: shares whose partial results are there; else 0.
   uint32_t* arrived = nullptr;

@@ -200,9 +200,8 @@ class Rounds {
       t.draft = &draft_params_;
       step_.draft = &draft_tables_;
     }
-    draft_tables_.features.ring_rows = kRingRows;
+    step_.kv[0].features.ring_rows = kRingRows;
     draft_tables_.context_ids = context_ids_;
-    step_.seq_idx = &seq_;
     t.stop_ids = target_.masked.data();
     t.num_stop_ids = static_cast<uint32_t>(target_.masked.size());
     t.min_tokens = g_.min_tokens;
@@ -266,7 +265,7 @@ class Rounds {
       return;
     }
     for (uint32_t i = 0; i < step_.num_context_rows; ++i)
-      CHECK_EQ(context_ids_[i], seq_ * kRingRows + (step_.context_begin + i) % kRingRows);
+      CHECK_EQ(context_ids_[i], (step_.context_begin + i) % kRingRows);
     CHECK_EQ(draft_params_.num_masked_rows, table_.sample.num_masked_rows);
   }
 
@@ -278,7 +277,6 @@ class Rounds {
   KernelVector<int32_t> text_;
   int32_t block_[cuda::kMaxBlockTokens] = {};
   uint32_t positions_[cuda::kMaxBlockTokens] = {};
-  const uint32_t seq_ = 1;
   uint32_t context_ids_[16] = {};
   cuda::DraftTables draft_tables_;
   cuda::SampleParams draft_params_;

@@ -11,6 +11,8 @@
 #include "cuda/device_cache.h"
 #include "cuda/draft_params.h"
 
+#include <sstream>
+
 namespace fixture {
 
 /// Window layers and a full one, sinks, q and k norms, half a head rotated, a value scale. `draft_vocab_size` 0: all.
@@ -22,6 +24,26 @@ inline DraftConfig device_draft_config(const ModelConfig& target, uint32_t draft
   draft.vocab_size = target.vocab_size;
   draft.draft_vocab_size = draft_vocab_size;
   return draft;
+}
+
+/// A config of device_draft_config() as DraftConfig::from_directory reads it.
+inline std::string to_json(const DraftConfig& c) {
+  std::ostringstream out;
+  out.precision(17);
+  out << R"({"model_type": "qwen3", "hidden_size": )" << c.hidden_size << R"(, "num_hidden_layers": )" << c.num_layers
+      << R"(, "intermediate_size": )" << c.intermediate_size << R"(, "vocab_size": )" << c.vocab_size
+      << R"(, "rms_norm_eps": )" << c.rms_norm_eps << R"(, "num_attention_heads": )" << c.num_q_heads
+      << R"(, "num_key_value_heads": )" << c.num_kv_heads << R"(, "head_dim": )" << c.qk_head_dim
+      << R"(, "v_head_dim": )" << c.v_head_dim << R"(, "rope_theta": )" << c.rope_theta
+      << R"(, "partial_rotary_factor": )" << double(c.rotary_dim) / c.qk_head_dim
+      << R"(, "attention_value_scale": )" << c.value_scale << R"(, "attention_sink_bias": )" << (c.has_sink ? "true" : "false")
+      << R"(, "use_qk_norm": )" << (c.has_qk_norm ? "true" : "false") << R"(, "use_sliding_window": true, "sliding_window": )"
+      << c.window_tokens[0] << R"(, "block_size": )" << c.block_size << R"(, "mask_token_id": )" << c.mask_token_id
+      << R"(, "target_layer_ids": [2, 0, 3], "is_causal": false, "layer_types": [)";
+  for (uint32_t l = 0; l < c.num_layers; ++l)
+    out << (l ? ", " : "") << (c.window_tokens[l] ? R"("sliding_attention")" : R"("full_attention")");
+  out << "]}";
+  return out.str();
 }
 
 inline void fill_sensible_draft(const DraftConfig& config, const std::string& name, std::string& bytes) {
@@ -98,6 +120,16 @@ struct DeviceDraftOptions {
   ExecutorOptions executor = {};
 };
 
+/// Where a head's key or value lies.
+inline uint8_t* device_head_row(cuda::DeviceCache& cache, uint32_t layer, uint32_t seq, uint32_t head, uint32_t pos,
+                                bool is_value) {
+  const cuda::KvView kv = cache.layout().view(layer, seq, cache.block(0).addresses.kv);
+  const uint32_t page = kv.pages ? seq * cache.layout().pages_per_seq() + pos / kv.block_rows : 0;
+  const uint32_t stride = is_value ? kv.v_stride : kv.k_stride;
+  return const_cast<uint8_t*>(kv.blocks) + page * kv.block_bytes + (is_value ? kv.v_begin : 0) +
+         (uint64_t{head} * kv.block_rows + pos % kv.block_rows) * stride * 2;
+}
+
 /// One sequence on the device.
 class DeviceDraftRun {
  public:
@@ -147,16 +179,14 @@ class DeviceDraftRun {
     tables.num_draft_rows = draft_config.block_size;
     tables.context_begin = num_context;
     tables.num_context_rows = size - num_context;
-    tables.kv[0] = store().views(kSeq);
+    tables.kv[0] = store().sequence(kSeq);
     put(layout.tables, tables);
-    const cuda::FeatureRing ring = block.plan.features(block.addresses);
     for (uint32_t r = 0; r < tables.num_context_rows; ++r)
-      put(layout.draft.context_ids + 4 * r, ring.row_idx(kSeq, num_context + r));
+      put(layout.draft.context_ids + 4 * r, tables.kv[0].features.row_idx(num_context + r));
     cuda::SampleParams sample = block.plan.draft_sample(block.addresses);
     sample.rules = rules;
     put(layout.draft.sample, sample);
     put(layout.token_ids, anchor);
-    put(layout.seq_idx, kSeq);
     put(layout.positions, size);
     put(layout.logit_rows, uint32_t{0});
   }
@@ -196,22 +226,19 @@ class DeviceDraftRun {
   }
 
   std::vector<bf16_t> features(uint32_t begin, uint32_t end) {
-    const cuda::FeatureRing ring = block().plan.features(block().addresses);
+    executor->prepare(cache);
+    const cuda::FeatureRing ring = store().sequence(kSeq).features;
     std::vector<bf16_t> out(uint64_t{end - begin} * ring.width);
     for (uint32_t pos = begin; pos < end; ++pos)
       device->download(&out[uint64_t{pos - begin} * ring.width],
-                       ring.rows + uint64_t{ring.row_idx(kSeq, pos)} * ring.width, 2 * ring.width);
+                       ring.rows + uint64_t{ring.row_idx(pos)} * ring.width, 2 * ring.width);
     return out;
   }
 
   /// Where a head's key or value of a draft layer lies.
   uint8_t* head_row(uint32_t layer, uint32_t head, uint32_t pos, bool is_value) {
-    const cuda::KvView kv = store().layout().view(config.num_layers + layer, kSeq, block().addresses.kv);
-    const bool is_ring = draft_config.window_tokens[layer] != 0;
-    const uint32_t page = is_ring ? 0 : kSeq * store().layout().pages_per_seq() + pos / kv.block_rows;
-    const uint32_t stride = is_value ? kv.v_stride : kv.k_stride;
-    return const_cast<uint8_t*>(kv.blocks) + page * kv.block_bytes + (is_value ? kv.v_begin : 0) +
-           (uint64_t{head} * kv.block_rows + pos % kv.block_rows) * stride * 2;
+    executor->prepare(cache);
+    return device_head_row(store(), config.num_layers + layer, kSeq, head, pos, is_value);
   }
   /// Of one draft layer: per position K of all heads, then V of all heads.
   std::vector<bf16_t> kv(uint32_t layer, uint32_t begin, uint32_t end) {

@@ -17,10 +17,10 @@ class DeviceDraftSubject final : public DraftSubject {
   }
 
   void copy_cache(KvCache& from, uint32_t num_positions) override {
-    const cuda::FeatureRing ring = run_.block().plan.features(run_.block().addresses);
+    const cuda::FeatureRing ring = run_.store().sequence(DeviceDraftRun::kSeq).features;
     const uint32_t begin = num_positions - std::min(num_positions, ring.ring_rows);
     for (uint32_t pos = begin; pos < num_positions; ++pos)
-      run_.device->upload(ring.rows + uint64_t{ring.row_idx(DeviceDraftRun::kSeq, pos)} * ring.width,
+      run_.device->upload(ring.rows + uint64_t{ring.row_idx(pos)} * ring.width,
                           from.feature_row(0, pos), 2 * ring.width);
     const DraftConfig& draft = run_.draft_config;
     for (uint32_t l = 0; l < draft.num_layers; ++l)

@@ -10,9 +10,9 @@ namespace fixture {
 /// The memory of all caches that rows have keys and values in.
 std::vector<std::span<uint8_t>> EmulatedStepDevice::caches_of(const cuda::StepTables& step) const {
   std::map<void*, uint64_t> found;
-  for (const cuda::KvView* layers : step.kv) {
-    if (!layers) continue;
-    const auto cache = std::prev(blocks().upper_bound(const_cast<cuda::KvView*>(layers)));  // it describes itself
+  for (const cuda::KvSequence& sequence : step.kv) {
+    if (!sequence.layers) continue;
+    const auto cache = std::prev(blocks().upper_bound(const_cast<cuda::KvView*>(sequence.layers)));  // it describes itself
     found.insert(*cache);
   }
   std::vector<std::span<uint8_t>> caches;

@@ -72,7 +72,7 @@ class RowStep {
     tables_.positions = positions_.data();
     tables_.arrived = arrived_.data();
     params_.call = call;
-    std::fill_n(tables_.kv, num_rows, &params_.call.kv);
+    std::fill_n(tables_.kv, num_rows, cuda::KvSequence{.layers = &params_.call.kv, .features = {}});
     params_.step = &tables_;
     params_.num_tokens = num_rows;
   }

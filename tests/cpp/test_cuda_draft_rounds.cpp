@@ -9,7 +9,6 @@
 #include <mimo_rt/session.h>
 
 #include <algorithm>
-#include <sstream>
 
 using namespace mimo_rt;
 using namespace fixture;
@@ -136,28 +135,6 @@ Tokens run_steps(const Wanted& wanted, std::vector<float>* logprobs = nullptr) {
 }
 
 bool is_same(const DraftStats& a, const DraftStats& b) { return !std::memcmp(&a, &b, sizeof a); }
-
-#if !defined(MIMO_RT_TEST_ON_GPU)
-/// As DraftConfig::from_directory reads it.
-std::string to_json(const DraftConfig& c) {
-  std::ostringstream out;
-  out.precision(17);
-  out << R"({"model_type": "qwen3", "hidden_size": )" << c.hidden_size << R"(, "num_hidden_layers": )" << c.num_layers
-      << R"(, "intermediate_size": )" << c.intermediate_size << R"(, "vocab_size": )" << c.vocab_size
-      << R"(, "rms_norm_eps": )" << c.rms_norm_eps << R"(, "num_attention_heads": )" << c.num_q_heads
-      << R"(, "num_key_value_heads": )" << c.num_kv_heads << R"(, "head_dim": )" << c.qk_head_dim
-      << R"(, "v_head_dim": )" << c.v_head_dim << R"(, "rope_theta": )" << c.rope_theta
-      << R"(, "partial_rotary_factor": )" << double(c.rotary_dim) / c.qk_head_dim
-      << R"(, "attention_value_scale": )" << c.value_scale << R"(, "attention_sink_bias": )" << (c.has_sink ? "true" : "false")
-      << R"(, "use_qk_norm": )" << (c.has_qk_norm ? "true" : "false") << R"(, "use_sliding_window": true, "sliding_window": )"
-      << c.window_tokens[0] << R"(, "block_size": )" << c.block_size << R"(, "mask_token_id": )" << c.mask_token_id
-      << R"(, "target_layer_ids": [2, 0, 3], "is_causal": false, "layer_types": [)";
-  for (uint32_t l = 0; l < c.num_layers; ++l)
-    out << (l ? ", " : "") << (c.window_tokens[l] ? R"("sliding_attention")" : R"("full_attention")");
-  out << "]}";
-  return out.str();
-}
-#endif
 
 /// Drafts that are often right, and tokens that are not always theirs.
 Wanted often_right() {

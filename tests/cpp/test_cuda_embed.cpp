@@ -61,7 +61,7 @@ struct Embedding {
     rotary = {coarse.data(), fine.data(), cos_sin.data(), kRotaryDim};
     step.token_ids = ids.data();
     step.positions = positions.data();
-    for (uint32_t t = 0; t < kTokens; ++t) step.kv[t] = kv[seqs[t]].data();
+    for (uint32_t t = 0; t < kTokens; ++t) step.kv[t].layers = kv[seqs[t]].data();
     step.places = {0, kLayers, kMaxRows, k_rows.data(), v_rows.data()};
     step.rotary = &rotary;
     step.num_rotary = 1;

@@ -25,8 +25,8 @@ TEST_CASE("rings have all rows that the cache believes: that decides what may be
         const cuda::KvLayout draft_layout(config.layers, {max_context, step_rows, 1}, &draft);
         check_rows(draft_layout.view(config.num_layers, 0, nullptr).block_rows, with_draft.ring_rows(config.num_layers));
         CHECK_EQ(with_draft.ring_rows(config.num_layers + 1), 0u);
-        CHECK_EQ(draft_layout.features(nullptr).ring_rows, with_draft.feature_rows());
-        CHECK_EQ(draft_layout.features(nullptr).width, 3 * config.hidden_size);
+        CHECK_EQ(draft_layout.sequence(0, nullptr).features.ring_rows, with_draft.feature_rows());
+        CHECK_EQ(draft_layout.sequence(0, nullptr).features.width, 3 * config.hidden_size);
       }
 }
 

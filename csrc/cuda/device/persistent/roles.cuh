@@ -11,6 +11,7 @@
 #include "cuda/device/persistent/compute_bodies.cuh"
 #include "cuda/device/persistent/delays.cuh"
 #include "cuda/device/persistent/load_bodies.cuh"
+#include "cuda/device/persistent/step_operands.cuh"
 #include "cuda/device/sync/counter.cuh"
 
 namespace mimo_rt::cuda {
@@ -70,28 +71,6 @@ __device__ __forceinline__ bool wait_for_route(PersistentShared& shared, const P
   return is_met != 0;
 }
 
-__device__ inline uint32_t rows_of_step(const StepTables& step, RowCount row_count) {
-  switch (row_count) {
-    case RowCount::fixed:
-    case RowCount::tokens: return step.num_tokens;
-    case RowCount::logit_rows: return step.num_logit_rows;
-    case RowCount::sampled_rows: return step.num_sampled_rows;
-    case RowCount::context_rows: return step.num_context_rows;
-    case RowCount::draft_rows: return step.num_draft_rows;
-    case RowCount::draft_logit_rows: return step.num_draft_rows != 0 ? step.num_draft_rows - 1 : 0;
-  }
-  return 0;
-}
-
-/// Rows that the task in the slot has in this epoch. A task without any does nothing, so those on a
-/// tag edge need some: nobody would publish. They have RowCount::tokens, which is never 0.
-__device__ inline void set_row_count(const PersistentParams& p, TaskOperands& operands) {
-  if (operands.row_count == RowCount::fixed) return;
-  const uint32_t num_rows = rows_of_step(*p.step, operands.row_count);
-  *reinterpret_cast<uint32_t*>(operands.params + operands.row_count_at) = num_rows;
-  if (num_rows == 0) operands.body = TaskBody::nothing;
-}
-
 /// One lane: tasks on a tag edge have their route in shared memory.
 __device__ inline void set_route(PersistentShared& shared, TaskOperands& operands) {
   if (!operands.route.rows) return;
@@ -121,6 +100,7 @@ __device__ inline void fill_slot(PersistentShared& shared, const PersistentParam
   ptx::sync_warp();
   if (lane_idx == 0) {
     set_row_count(p, slot.operands);
+    set_features(p, slot.operands);
     set_route(shared, slot.operands);
     slot.use = use;
     slot.task_idx = task_idx;

@@ -54,7 +54,7 @@ __device__ inline void set_call_of_row(AttentionParams& call, const AttendRowsPa
   call.position = p.step->positions + (is_block ? 0 : token);
   call.first_row = is_block ? token : 0;
   call.partials += uint64_t{token} * p.partial_floats;
-  call.kv = p.step->kv[is_block ? 0 : token][p.layer_idx];
+  call.kv = p.step->kv[is_block ? 0 : token].layers[p.layer_idx];
 }
 
 /// Tickets up to the next that a chunk may begin with.

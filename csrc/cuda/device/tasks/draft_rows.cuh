@@ -12,8 +12,7 @@ namespace mimo_rt::cuda {
 /// One thread, whenever context_begin has been set: where the features of the rows of context are.
 __device__ inline void list_context(const StepTables& step) {
   for (uint32_t r = 0; r < step.num_context_rows; ++r)
-    step.draft->context_ids[r] =
-        step.draft->features.row_idx(step.seq_idx[0], step.context_begin + r);
+    step.draft->context_ids[r] = step.kv[0].features.row_idx(step.context_begin + r);
 }
 
 /// All compute warps. A unit is one row.
@@ -22,7 +21,7 @@ __device__ inline void compute_context_norm(NormShared& shared, const ContextNor
   for (uint32_t u = range.first + threadIdx.x / 32 * range.stride;
        u < range.limit(p.norm.num_tokens); u += kComputeWarps * range.stride) {
     const uint32_t position = step.context_begin + u;
-    place_row(step.kv[0], step.draft->context, u, position);
+    place_row(step.kv[0].layers, step.draft->context, u, position);
     turn_row(step.draft->context_rotary, u, position);
   }
   compute_rms_norm(shared, p.norm, range);

@@ -58,12 +58,11 @@ __device__ inline void turn_row(const RotaryTable& table, uint32_t row_idx, uint
 /// One warp: what follows from a token's position.
 __device__ inline void place_token(const StepTables& step, uint32_t token) {
   const uint32_t position = step.positions[token];
-  place_row(step.kv[token], step.places, token, position);
+  place_row(step.kv[token].layers, step.places, token, position);
   for (uint32_t i = 0; i < step.num_rotary; ++i) turn_row(step.rotary[i], token, position);
   if (!step.draft || threadIdx.x % 32 != 0) return;
-  const FeatureRing& ring = step.draft->features;
-  step.draft->captured_rows[token] =
-      ring.rows + uint64_t{ring.row_idx(step.seq_idx[token], position)} * ring.width;
+  const FeatureRing& ring = step.kv[token].features;
+  step.draft->captured_rows[token] = ring.rows + uint64_t{ring.row_idx(position)} * ring.width;
 }
 
 /// A unit is one token; each compute warp does every eighth unit of its block.
