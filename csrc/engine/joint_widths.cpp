@@ -7,7 +7,7 @@ namespace mimo_rt {
 namespace {
 
 constexpr double kDecay = 0.98;       // per step: half of the weight in the last 34
-constexpr double kBelievable = 2.0;   // times what was expected; longer was an interruption, or will repeat
+constexpr double kBelievable = 2.0;   // times what was expected, or half of it
 constexpr double kFirstSlope = 0.2;   // of a row, relative to a step of none, before any is known
 constexpr double kPriorSquare = 1.0;  // rows^2: how many deviations weigh as much as that
 
@@ -68,7 +68,10 @@ void add_least(Choice& choice, uint32_t max_rows) {
 
 }  // namespace
 
+/// A longer step than is believable was interrupted, or it will repeat. A far shorter one says that those before it were
+/// interrupted: the first of all may have been, and rows would look dear for as long as no step has many.
 void StepTimes::add(uint32_t num_rows, double ns) {
+  if (kBelievable * ns < at(num_rows)) *this = {};
   if (weight_ > 0.0) ns = std::min(ns, kBelievable * at(num_rows));
   const double old = kDecay * weight_;
   weight_ = old + 1.0;

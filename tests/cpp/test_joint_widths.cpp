@@ -103,6 +103,15 @@ TEST_CASE("the time of a step follows the line through steps of late, also when 
   for (const uint32_t rows : {1u, 9u}) CHECK(std::abs(times.at(rows) / (3 * line_ns(rows)) - 1.0) < 0.05);
 }
 
+TEST_CASE("a first step that was interrupted does not make rows look dear") {
+  StepTimes times;
+  times.add(8, 10 * line_ns(8));
+  for (uint32_t i = 0; i < 3; ++i) times.add(2, line_ns(2));
+  CHECK(times.at(8) < 1.5 * line_ns(8));
+  times.add(8, line_ns(8));
+  for (const uint32_t rows : {2u, 8u}) CHECK(std::abs(times.at(rows) / line_ns(rows) - 1.0) < 0.05);
+}
+
 TEST_CASE("steps of one size say nothing about rows: a row costs a guess, and never less than nothing or more than its share") {
   StepTimes times;
   CHECK(times.at(2) > times.at(1));
