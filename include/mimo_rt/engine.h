@@ -62,8 +62,8 @@ class MIMO_RT_API Engine {
   const EngineOptions& options() const;
   const std::string& backend() const;        ///< the one that runs, e.g. "cpu-avx2"
   uint32_t num_workers() const;
-  /// Whether sessions that decode at the same time may share steps: on CPU backends, and on cuda without a draft model. With
-  /// "ngram" these verify drafts of each, but for sessions with a repetition penalty, which draft while they decode alone.
+  /// Whether sessions that decode at the same time may share steps: on all backends but "ref". With "ngram" these verify
+  /// drafts of each, but for sessions with a repetition penalty, which draft while they decode alone.
   /// With a draft model (modes adaptive and off) they do where that brings more tokens than taking turns with drafts.
   bool joins_steps() const;
   const Plan& decode_plan() const;
