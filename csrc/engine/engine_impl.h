@@ -5,6 +5,7 @@
 
 #include "engine/draft_learning.h"
 #include "engine/joint_steps.h"
+#include "engine/prompt_pace.h"
 #include "engine/step.h"
 #include "engine/step_queue.h"
 #include "weights/cuda_draft_weights.h"
@@ -54,6 +55,7 @@ struct Engine::Impl {
 
   DraftLearning draft_learning;
   std::atomic<uint32_t> num_decoding = 0;   ///< generations that are past their prompt and not in their callback
+  PromptPace prompt_pace;
   JointSteps joint_steps;              ///< takes `steps` itself
   StepQueue steps;                     ///< guards what follows
   const Plan* last_plan = nullptr;     ///< of the last step

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <mutex>
 #include <optional>
 #include <utility>
@@ -96,7 +97,8 @@ class Generation {
     num_reused_ = session_.sequence.size();
     std::span<const int32_t> rest = prompt_.subspan(num_reused_);
     while (!rest.empty() && !finished_ && !stop_when_cancelled()) {
-      const size_t count = std::min<size_t>(rest.size(), engine_.max_step_tokens());
+      const size_t most = engine_.prompt_pace.max_rows(engine_.max_step_tokens(), engine_.num_decoding);
+      const size_t count = std::min(rest.size(), most);
       step(rest.first(count), count == rest.size());
       rest = rest.subspan(count);
     }
@@ -272,7 +274,10 @@ class Generation {
     }
     const std::lock_guard lock(engine_.steps);
     if (session_.cancelled) return false;
+    const auto begin = std::chrono::steady_clock::now();
     run_step(engine_, {&request, 1});
+    const std::chrono::duration<double, std::nano> time = std::chrono::steady_clock::now() - begin;
+    engine_.prompt_pace.add(static_cast<uint32_t>(request.tokens.size()), time.count());
     return true;
   }
 

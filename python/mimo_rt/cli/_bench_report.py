@@ -79,6 +79,10 @@ def print_measurements(
         header.append("x one token")
         for row, m in zip(rows, measured, strict=True):
             row.append(f"{m.median_s / measured[0].median_s:.3f}")
+    if args.case == "prompt":
+        header += ["x alone", "others wait ms"]
+        for row, m in zip(rows, measured, strict=True):
+            row += [f"{m.facts['over_alone']:.2f}", f"{m.facts['longest_wait_ms']:.0f}"]
     if args.case == "sessions":
         header.append("x one session")
         for row, m in zip(rows, measured, strict=True):

@@ -11,6 +11,7 @@ from typing import Any
 from .. import _C
 from ..bench.cases import DECODE_ROWS, PREFILL_TOKENS, VERIFY_ROWS, Bench
 from ..bench.measurement import Measurement
+from ..bench.prompt_beside import measure_prompt_beside
 from ..bench.rates import DenseCost, TracedStep, dense_cost
 from ..bench.rounding import compare_logits, prompt_logits
 from ..bench.synthetic import synthetic_config, synthetic_draft_config, synthetic_engine
@@ -27,6 +28,7 @@ _HELP = {
     "verify": "steps of 1 to 16 tokens, taking turns, and their cost in one-token steps",
     "prefill": f"a prompt of {PREFILL_TOKENS} tokens",
     "sessions": "a token for each of 1 to 16 sessions that decode at the same time",
+    "prompt": "a prompt while another session decodes, and how long that one waits for a token",
     "contention": "one token per step while no, one, one per core other process computes",
 }
 
@@ -155,6 +157,8 @@ def _measure(args: argparse.Namespace, bench: Bench) -> tuple[str, list[Measurem
         return hash_, bench.verify(args.rows)
     if args.case == "sessions":
         return hash_, bench.sessions()
+    if args.case == "prompt":
+        return hash_, [measure_prompt_beside(bench.engine)]
     if args.case == "contention":
         return hash_, bench.contention(_C.num_usable_cores())
     decode = bench.decode()
