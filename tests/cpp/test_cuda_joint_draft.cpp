@@ -152,7 +152,9 @@ TEST_CASE("sessions with a draft share steps, and draft afterwards as if they ha
   }
   std::vector<std::thread> threads;
   std::atomic<uint32_t> num_begun = 0;
+#if !defined(MIMO_RT_TEST_ON_GPU)
   const uint64_t num_before = device->num_launches;
+#endif
   for (uint32_t i = 0; i < kCount; ++i)
     threads.emplace_back([&, i] {
       bool has_begun = false;
