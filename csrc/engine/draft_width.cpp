@@ -232,7 +232,7 @@ void DraftWidth::observe_shared(const RoundOutcome& outcome) {
   if (outcome.num_drafts) learn_acceptance(outcome);
   else budget_.credit -= outcome.spent - 1.0;
   learn_confidence(outcome);
-  saved_ = std::min(settle(outcome, outcome.spent), kMaxSaved);
+  settle(outcome, outcome.spent);
   num_idle_rounds_ = outcome.num_drafts ? 0 : num_idle_rounds_ + outcome.had_drafts;
 }
 
@@ -283,8 +283,8 @@ double DraftWidth::income(const RoundOutcome& outcome, double spent) const {
 }
 
 /// `spent`: what the round cost by the estimates, not by the clock: one interrupted round shall not end drafting.
-/// Returns what is above kMaxCredit, which is not kept.
-double DraftWidth::settle(const RoundOutcome& outcome, double spent) {
+/// What is above kMaxCredit is saved by shared rounds only.
+void DraftWidth::settle(const RoundOutcome& outcome, double spent) {
   budget_.credit += income(outcome, spent);
   const bool is_alone = outcome.spent == 0.0;  // of others' drafts narrowed_* say nothing
   if (is_alone && (!outcome.scores.empty() || source_ == DraftSource::ngram_lookup)) {
@@ -302,7 +302,7 @@ double DraftWidth::settle(const RoundOutcome& outcome, double spent) {
   }
   const double above = std::max(budget_.credit - DraftBudget::kMaxCredit, 0.0);
   budget_.credit -= above;
-  return above;
+  if (!is_alone) saved_ = std::min(above, kMaxSaved);
 }
 
 void DraftWidth::count(const RoundOutcome& outcome) {

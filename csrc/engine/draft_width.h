@@ -148,7 +148,7 @@ class DraftWidth {
   void learn_acceptance(const RoundOutcome& outcome);
   void learn_confidence(const RoundOutcome& outcome);
   double income(const RoundOutcome& outcome, double spent) const;
-  double settle(const RoundOutcome& outcome, double spent);
+  void settle(const RoundOutcome& outcome, double spent);
   bool narrowing_pays() const { return narrowed_tokens_ > narrowed_spent_; }
   double cost(uint32_t num_drafts) const { return times_.at(num_drafts) / times_.at(0); }
 
