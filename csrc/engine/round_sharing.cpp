@@ -5,12 +5,11 @@ namespace mimo_rt {
 bool RoundSharing::shares(uint32_t num_decoding, double alone_per_ns, double step_ns) {
   if (alone_per_ns == 0.0) return false;
   if (step_ns == 0.0) return true;
-  if (num_decoding < alone_per_ns * step_ns) {
-    num_shared_ = 0;
-    return false;
-  }
-  num_shared_ = (num_shared_ + 1) % (kSharedInARow + kProbes);
-  return num_shared_ < kSharedInARow;
+  const bool pays = num_decoding >= alone_per_ns * step_ns;
+  if (pays != has_paid_) num_alike_ = 0;
+  has_paid_ = pays;
+  num_alike_ = (num_alike_ + 1) % (kAlikeInARow + (pays ? kProbesAlone : kProbesShared));
+  return num_alike_ < kAlikeInARow ? pays : !pays;
 }
 
 }  // namespace mimo_rt

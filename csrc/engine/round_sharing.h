@@ -16,10 +16,12 @@ class RoundSharing {
   bool shares(uint32_t num_decoding, double alone_per_ns, double step_ns);
 
  private:
-  static constexpr uint32_t kSharedInARow = 256;  ///< then texts may have become others, and so may acceptance
-  static constexpr uint32_t kProbes = 4;          ///< rounds alone by which that is seen
+  static constexpr uint32_t kAlikeInARow = 256;  ///< then texts may have become others, and so may acceptance and times
+  static constexpr uint32_t kProbesAlone = 4;    ///< rounds alone by which that is seen
+  static constexpr uint32_t kProbesShared = 1;   ///< steps: a single one may say that those before were interrupted
 
-  uint32_t num_shared_ = 0;  ///< since the last probes began
+  bool has_paid_ = false;    ///< whether shared steps brought more the last time
+  uint32_t num_alike_ = 0;   ///< since that changed, or since the last probes began
 };
 
 }  // namespace mimo_rt
