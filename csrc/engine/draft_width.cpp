@@ -116,8 +116,7 @@ void DraftWidth::begin(uint64_t max_tokens, const DraftBudget& budget) {
 }
 
 double DraftWidth::tokens_per_ns() const {
-  const bool is_known = mode_ == DraftOptions::Mode::adaptive && alone_rounds_ >= kMinAlone && alone_ns_ > 0.0;
-  return is_known ? alone_tokens_ / alone_ns_ : 0.0;
+  return alone_rounds_ >= kMinAlone && alone_ns_ > 0.0 ? alone_tokens_ / alone_ns_ : 0.0;
 }
 
 uint32_t DraftWidth::choose(uint32_t limit) const {

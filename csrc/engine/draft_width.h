@@ -17,6 +17,7 @@
 #pragma once
 
 #include "engine/draft_confidence.h"
+#include "engine/round_sharing.h"
 
 #include <mimo_rt/draft.h>
 #include <mimo_rt/stats.h>
@@ -112,8 +113,10 @@ class DraftWidth {
   bool has_learnt() const { return mode_ == DraftOptions::Mode::adaptive && stats_.num_rounds != 0; }
   /// Whether it knows times: of rounds that were not shared.
   bool has_times() const { return times_.num_samples(0) != 0; }
-  /// Tokens per ns that rounds bring which are not shared; 0: too few were measured, or none counts (modes off and fixed).
+  /// Tokens per ns that rounds bring which are not shared; 0: too few were measured.
   double tokens_per_ns() const;
+  /// Of an adaptive generation: whether its next round is one that others share; see RoundSharing.
+  bool shares_round(uint32_t num_decoding, double step_ns) { return sharing_.shares(num_decoding, tokens_per_ns(), step_ns); }
 
   /// Drafts to verify in the next round, 0..min(max, limit). 0: the round does not draft at all.
   uint32_t choose(uint32_t limit) const;
@@ -164,6 +167,7 @@ class DraftWidth {
   /// Decayed sums over narrowed rounds, of a lookup over all: tokens emitted, and their cost in plain rounds.
   double narrowed_tokens_ = 0.0, narrowed_spent_ = 0.0;
   double alone_rounds_ = 0.0, alone_tokens_ = 0.0, alone_ns_ = 0.0;  ///< decayed sums over rounds that were not shared
+  RoundSharing sharing_;           ///< goes on from one generation to the next: short ones would never look again
   DraftBudget budget_;
   double saved_ = 0.0;             ///< gains of shared steps above kMaxCredit, for others like them: at most kMaxSaved
   uint32_t num_idle_rounds_ = 0;   ///< since the last that drafted

@@ -1,7 +1,6 @@
 // Prompt in, tokens out: prefill in chunks, then one step per token, or rounds when the engine has a plan for them.
 #include "core/checks.h"
 #include "engine/generation_clock.h"
-#include "engine/round_sharing.h"
 #include "engine/session_impl.h"
 #include "engine/step_batch.h"
 #include "engine/stop_text.h"
@@ -129,9 +128,8 @@ class Generation {
     DraftLearning::Loan drafting(engine_.draft_learning, options_.draft, block_size, engine_.draft_source(), limit_);
     if (engine_.has_lookup) begin_lookup();
     RoundState state(round_request(), drafting.width, engine_.config.vocab_size, block_size);
-    RoundSharing sharing;
     while (!finished_ && !stop_when_cancelled()) {
-      state.is_shared = shares_round(drafting.width, sharing);
+      state.is_shared = shares_round(drafting.width);
       if (state.is_shared) run_shared_round(state);
       else run_rounds(state);
     }
@@ -140,14 +138,14 @@ class Generation {
     clock_.count_drafts(engine_.weight_bytes, result_.stats.draft.num_drafted_rounds);
   }
 
-  bool shares_round(const DraftWidth& width, RoundSharing& sharing) const {
+  bool shares_round(DraftWidth& width) const {
     const uint32_t num_decoding = engine_.num_decoding;
     if (!engine_.joins_steps() || num_decoding <= 1) return false;
     if (!engine_.draft) return true;
     // More than a step makes for one of several; without drafts a round makes as much of it.
     if (session_.sequence.num_pending_context() > engine_.round_plan->options().max_context_rows) return false;
     if (options_.draft.mode != DraftOptions::Mode::adaptive) return options_.draft.mode == DraftOptions::Mode::off;
-    return sharing.shares(num_decoding, width.tokens_per_ns(), engine_.joint_steps.step_ns(num_decoding));
+    return width.shares_round(num_decoding, engine_.joint_steps.step_ns(num_decoding));
   }
 
   void begin_lookup() {

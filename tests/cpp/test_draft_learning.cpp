@@ -91,4 +91,23 @@ TEST_CASE("the budget is bounded, whatever was gained and granted") {
   CHECK(half.width.budget().credit <= DraftBudget::kMaxCredit / 2);  // for another one to begin with
 }
 
+TEST_CASE("generations that share steps look now and then what their own rounds would bring, however short they are") {
+  DraftLearning learning;
+  {
+    DraftLearning::Loan first = begin(learning, 100);
+    simulate_rounds(first.width, {kCosts[1], never}, 100);
+  }
+  const auto step_ns = uint64_t(kCosts[1](0));
+  uint32_t num_alone = 0;
+  for (uint32_t i = 0; i < 2600; i += 65) {
+    DraftLearning::Loan loan = begin(learning, 65);
+    for (uint32_t round = 0; round < 65; ++round) {
+      const bool shares = loan.width.shares_round(8, double(step_ns));
+      num_alone += !shares;
+      loan.width.observe({.ns = step_ns, .had_drafts = !shares, .spent = shares ? 1.0 : 0.0});
+    }
+  }
+  CHECK_EQ(num_alone, 40u);
+}
+
 CHECK_MAIN()
