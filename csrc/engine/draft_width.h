@@ -116,7 +116,7 @@ class DraftWidth {
   /// Tokens per ns that rounds bring which are not shared; 0: too few were measured.
   double tokens_per_ns() const;
   /// Of an adaptive generation: whether its next round is one that others share; see RoundSharing.
-  bool shares_round(uint32_t num_decoding, double step_ns) { return sharing_.shares(num_decoding, tokens_per_ns(), step_ns); }
+  bool shares_round(uint32_t num_sharing, double step_ns) { return sharing_.shares(num_sharing, tokens_per_ns(), step_ns); }
 
   /// Drafts to verify in the next round, 0..min(max, limit). 0: the round does not draft at all.
   uint32_t choose(uint32_t limit) const;

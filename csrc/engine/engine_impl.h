@@ -55,6 +55,7 @@ struct Engine::Impl {
 
   DraftLearning draft_learning;
   std::atomic<uint32_t> num_decoding = 0;   ///< generations that are past their prompt and not in their callback
+  std::atomic<uint32_t> num_sharing = 0;    ///< of these, those that share steps if that pays
   PromptPace prompt_pace;
   JointSteps joint_steps;              ///< takes `steps` itself
   StepQueue steps;                     ///< guards what follows

@@ -9,7 +9,6 @@
 #include <array>
 #include <chrono>
 #include <mutex>
-#include <optional>
 #include <utility>
 
 namespace mimo_rt {
@@ -104,8 +103,9 @@ class Generation {
   }
 
   void decode() {
-    const CountInScope count(engine_.num_decoding);
-    is_decoding_ = true;
+    num_decoding_ = 1;
+    num_sharing_ = !engine_.draft || options_.draft.mode != DraftOptions::Mode::fixed;
+    const CountInScope decoding(engine_.num_decoding, num_decoding_), sharing(engine_.num_sharing, num_sharing_);
     if (engine_.round_plan) return decode_rounds();
     while (!finished_ && !stop_when_cancelled()) decode_step();
   }
@@ -139,13 +139,13 @@ class Generation {
   }
 
   bool shares_round(DraftWidth& width) const {
-    const uint32_t num_decoding = engine_.num_decoding;
-    if (!engine_.joins_steps() || num_decoding <= 1) return false;
+    const uint32_t num_sharing = engine_.num_sharing;
+    if (!engine_.joins_steps() || num_sharing <= 1) return false;
     if (!engine_.draft) return true;
     // More than a step makes for one of several; without drafts a round makes as much of it.
     if (session_.sequence.num_pending_context() > engine_.round_plan->options().max_context_rows) return false;
     if (options_.draft.mode != DraftOptions::Mode::adaptive) return options_.draft.mode == DraftOptions::Mode::off;
-    return width.shares_round(num_decoding, engine_.joint_steps.step_ns(num_decoding));
+    return width.shares_round(num_sharing, engine_.joint_steps.step_ns(num_sharing));
   }
 
   void begin_lookup() {
@@ -311,8 +311,7 @@ class Generation {
 
   /// Its reader may take any time; that long others decode as if alone.
   bool call_back(std::span<const int32_t> token_ids) {
-    std::optional<CountInScope> pause;
-    if (is_decoding_) pause.emplace(engine_.num_decoding, ~0u);  // one less
+    const CountInScope decoding(engine_.num_decoding, -num_decoding_), sharing(engine_.num_sharing, -num_sharing_);
     return on_token_({token_ids, text_.take_released()});
   }
 
@@ -349,7 +348,8 @@ class Generation {
   SampleRequest request_;
   SampleResult sampled_;
   GenerateResult result_;
-  bool finished_ = false, is_decoding_ = false;
+  uint32_t num_decoding_ = 0, num_sharing_ = 0;  ///< what the engine counts this one for
+  bool finished_ = false;
 };
 
 }  // namespace

@@ -11,9 +11,9 @@ namespace mimo_rt {
 
 class RoundSharing {
  public:
-  /// Of `num_decoding` sessions, more than one. `alone_per_ns`: tokens of this session's own rounds per ns, `step_ns`: of a
+  /// Of `num_sharing` sessions, more than one. `alone_per_ns`: tokens of this session's own rounds per ns, `step_ns`: of a
   /// step with a token of each; 0: not known, which is found out first.
-  bool shares(uint32_t num_decoding, double alone_per_ns, double step_ns);
+  bool shares(uint32_t num_sharing, double alone_per_ns, double step_ns);
 
  private:
   static constexpr uint32_t kAlikeInARow = 256;  ///< then texts may have become others, and so may acceptance and times

@@ -1,10 +1,10 @@
 // Shared steps or rounds with drafts: whatever brings more tokens, found out first, and again after a while.
-#include "check.h"
+#include "drafted_session.h"
 #include "engine/round_sharing.h"
 
 #include <algorithm>
 
-using namespace mimo_rt;
+using namespace fake_engine;
 
 TEST_CASE("rounds alone are measured first, then a shared step, then what brings more tokens") {
   RoundSharing sharing;
@@ -31,6 +31,27 @@ TEST_CASE("whatever brings more, the other is looked at now and then: times of l
     CHECK_EQ(longest, 256u);
   }
   CHECK(sharing.shares(8, 1.0, 2.0));
+}
+
+TEST_CASE("rounds that are never shared do not make others share theirs, but count for prompts beside them") {
+  for (const auto mode : {DraftOptions::Mode::off, DraftOptions::Mode::fixed, DraftOptions::Mode::adaptive}) {
+    const Fixture f(16, 4, Drafts::model);
+    GenerateOptions options = greedy(12);
+    options.draft.mode = mode;
+    const Engine::Impl& impl = f.engine->impl();
+    uint32_t most_sharing = 0, most_decoding = 0;
+    f.executor->on_step = [&] {
+      most_sharing = std::max(most_sharing, impl.num_sharing.load());
+      most_decoding = std::max(most_decoding, impl.num_decoding.load());
+    };
+    const Tokens tokens = Session(f.engine).generate(iota_tokens(9), options, [&](const TokenEvent&) {
+      CHECK_EQ(impl.num_sharing.load() + impl.num_decoding.load(), 0u);
+      return true;
+    }).token_ids;
+    CHECK(tokens == reference(iota_tokens(9), options));
+    CHECK_EQ(most_sharing, mode == DraftOptions::Mode::fixed ? 0u : 1u);
+    CHECK_EQ(most_decoding, 1u);
+  }
 }
 
 CHECK_MAIN()

@@ -19,7 +19,7 @@ Fixture with_lookup(uint32_t chunk_tokens = 16) { return Fixture(chunk_tokens, 4
 Fixture beside_another(uint32_t chunk_tokens = 16) {
   Fixture f = with_lookup(chunk_tokens);
   f.executor->joins = true;
-  f.engine->impl().num_decoding = 1;
+  f.engine->impl().num_sharing = 1;
   return f;
 }
 
@@ -131,8 +131,8 @@ TEST_CASE("rounds beside others draft as those alone do, but not where every dra
   const Tokens prompt = iota_tokens(12), expected = reference(prompt, two_tokens(90));
   const DraftStats alone = stats_of(session.generate(prompt, fixed(two_tokens(90))));
   CHECK_EQ(alone.num_rounds + alone.num_accepted_tokens, 89u);
-  std::atomic<uint32_t>& num_decoding = f.engine->impl().num_decoding;
-  ++num_decoding;  // somebody else
+  std::atomic<uint32_t>& num_sharing = f.engine->impl().num_sharing;
+  ++num_sharing;  // somebody else
   GenerateOptions options = fixed(two_tokens(90));
   options.want_rounds = true;
   const GenerateResult beside = session.generate(prompt, options);
@@ -148,7 +148,7 @@ TEST_CASE("rounds beside others draft as those alone do, but not where every dra
   check_sums(counting);
   uint32_t num_steps = 0;
   f.executor->on_step = [&] {  // the other one comes and goes
-    if (++num_steps % 7 == 0) num_decoding = num_steps % 2 ? 1 : 2;
+    if (++num_steps % 7 == 0) num_sharing = num_steps % 2 ? 1 : 2;
   };
   const GenerateResult mixed = session.generate(prompt, options, [](const TokenEvent&) { return true; });
   CHECK(mixed.token_ids == reference(prompt, options));
@@ -209,7 +209,7 @@ TEST_CASE("a session in its callback does not keep others from drafting, and is 
   GenerateResult inner;
   const GenerateResult outer = a.generate(prompt, fixed(two_tokens(90)), [&](const TokenEvent&) {
     if (++num_events == 20) inner = b.generate(prompt, fixed(two_tokens(40)));
-    CHECK_EQ(f.engine->impl().num_decoding.load(), 0u);
+    CHECK_EQ(f.engine->impl().num_sharing.load(), 0u);
     return true;
   });
   CHECK(outer.token_ids == expected);
@@ -222,7 +222,7 @@ TEST_CASE("a session in its callback does not keep others from drafting, and is 
     was_thrown = true;
   }
   CHECK(was_thrown);
-  CHECK_EQ(f.engine->impl().num_decoding.load(), 0u);
+  CHECK_EQ(f.engine->impl().num_sharing.load(), 0u);
 }
 
 TEST_CASE("sessions of several threads, with steps and rounds in any order, keep their texts") {
@@ -302,7 +302,7 @@ TEST_CASE("on the CPU and the reference, rounds with lookups leave the tokens of
       generate.draft.mode = DraftOptions::Mode::adaptive;
       CHECK(session.generate(prompt, generate).token_ids == result.token_ids);
       if (!engine->joins_steps()) continue;
-      engine->impl().num_decoding = 1;  // rounds are steps that others may share
+      engine->impl().num_sharing = 1;  // rounds are steps that others may share
       generate.draft.mode = DraftOptions::Mode::fixed;
       std::array<GenerateResult, 3> shared;
       std::vector<std::thread> threads;
@@ -313,7 +313,7 @@ TEST_CASE("on the CPU and the reference, rounds with lookups leave the tokens of
         CHECK(each.token_ids == result.token_ids);
         CHECK_EQ(stats_of(each).num_accepted_tokens, stats_of(result).num_accepted_tokens);
       }
-      engine->impl().num_decoding = 0;
+      engine->impl().num_sharing = 0;
     }
   }
 }
