@@ -60,6 +60,7 @@ class FakeExecutor : public Executor {
   bool joins = false;                // takes rows of several sequences
   std::vector<uint32_t> step_sizes;
   uint32_t num_drawn = 0;            // rows of steps
+  uint32_t num_joint_steps = 0, num_drafted_rounds = 0;
 
   bool joins_sequences() const override { return joins; }
   const std::string& backend_name() const override { return name_; }
@@ -71,6 +72,7 @@ class FakeExecutor : public Executor {
   void run(const Plan&, KvCache& cache, const StepInput& input, StepOutput& output) override {
     CHECK(!running_.exchange(true));  // one step at a time
     step_sizes.push_back(input.num_tokens);
+    num_joint_steps += !cache.parts().empty();
     CHECK(input.num_tokens <= cache.max_step_tokens());
     if (on_step) {
       try {
@@ -136,8 +138,9 @@ class FakeExecutor : public Executor {
     }
   }
 
-  static void draft(KvCache& cache, RoundState& state) {
+  void draft(KvCache& cache, RoundState& state) {
     if (!state.input.num_draft_rows) return;
+    ++num_drafted_rounds;
     Tokens history;
     bool is_context_right = true;
     for (uint32_t pos = 0; pos < state.position; ++pos) {

@@ -1,8 +1,15 @@
-// Shared steps or rounds with drafts: whatever brings more tokens, found out first, and again after a while.
+// Shared steps or rounds with drafts: whatever brings more tokens, found out first, and again after a while. And sessions
+// that do both, in any order and disturbed in every way.
 #include "drafted_session.h"
 #include "engine/round_sharing.h"
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <thread>
 
 using namespace fake_engine;
 
@@ -53,5 +60,136 @@ TEST_CASE("rounds that are never shared do not make others share theirs, but cou
     CHECK_EQ(most_decoding, 1u);
   }
 }
+
+namespace {
+
+/// The user of a session: turns of a conversation, some of which end early, and some of which begin in the middle of another.
+class Talker {
+ public:
+  Talker(const Fixture& f, uint32_t number) : f_(f), number_(number), random_(mix(number + 1)) { open(); }
+
+  void run(uint32_t num_turns) {
+    for (uint32_t turn = 0; turn < num_turns; ++turn) {
+      if (below(8) == 0) open();
+      else if (below(8) == 0) session_->reset();
+      if (text_.size() > 200 || below(3) == 0) text_.resize(1 + below(uint32_t(std::min<size_t>(text_.size(), 60))));
+      if (below(3)) text_ = text_ + iota_tokens(1 + below(30), int32_t(below(60)));
+      generate();
+    }
+  }
+  /// By any thread.
+  void cancel() {
+    const std::lock_guard lock(mutex_);
+    session_->cancel();
+  }
+  /// Whether rounds accept as many drafts as those of a session that has never met another.
+  bool drafts_as_alone() {
+    text_.resize(std::min<size_t>(text_.size(), 200));
+    const GenerateOptions drafting = fixed(greedy(40));
+    const Fixture other(16, 4, Drafts::model);
+    Session fresh(other.engine);
+    const GenerateResult result = session_->generate(text_, drafting);
+    return result.token_ids == reference(text_, drafting) &&
+           stats_of(result).num_accepted_tokens == stats_of(fresh.generate(text_, drafting)).num_accepted_tokens;
+  }
+
+  uint32_t num_ended = 0, num_disturbed = 0, num_wrong = 0;
+
+ private:
+  uint32_t below(uint32_t end) { return uint32_t((random_ = mix(random_ + 1)) % end); }
+
+  void open() {
+    auto session = std::make_unique<Session>(f_.engine, SessionOptions{.sequence_id = number_});
+    const std::lock_guard lock(mutex_);
+    session_ = std::move(session);
+  }
+
+  GenerateOptions draw_options() {
+    using enum DraftOptions::Mode;
+    constexpr DraftOptions::Mode kModes[] = {off, fixed, adaptive, adaptive};
+    GenerateOptions options = greedy(1 + below(below(2) ? 3 : 60));
+    options.draft.mode = kModes[below(4)];
+    options.sampling.seed = number_;
+    if (below(3) == 0) options.sampling.temperature = 1.0f;
+    if (below(4) == 0) options.sampling.repetition_penalty = 1.3f;
+    return options;
+  }
+
+  void generate() {
+    const GenerateOptions options = draw_options();
+    const Tokens expected = reference(text_, options, number_);
+    const uint32_t stop_at = below(3) ? ~0u : 1 + below(20);
+    const bool throws = below(2);
+    Tokens shown;
+    TokenCallback on_token;
+    if (below(2))
+      on_token = [&](const TokenEvent& event) {
+        shown.insert(shown.end(), event.token_ids.begin(), event.token_ids.end());
+        if (shown.size() >= stop_at && throws) throw std::runtime_error("the reader broke");
+        return shown.size() < stop_at;
+      };
+    try {
+      const GenerateResult result = session_->generate(text_, options, on_token);
+      const bool is_whole = result.finish_reason == FinishReason::length;
+      ++(is_whole ? num_ended : num_disturbed);
+      shown = result.token_ids;
+      num_wrong += is_whole && shown.size() != expected.size();
+    } catch (const std::runtime_error& error) {
+      ++num_disturbed;
+      num_wrong += std::string(error.what()).find(" broke") == std::string::npos;
+    }
+    num_wrong += shown.size() > expected.size() || !std::equal(shown.begin(), shown.end(), expected.begin());
+    text_ = text_ + shown;
+  }
+
+  const Fixture& f_;
+  const uint32_t number_;
+  uint64_t random_;
+  std::mutex mutex_;  // of the pointer
+  std::unique_ptr<Session> session_;
+  Tokens text_ = iota_tokens(20);
+};
+
+/// `fails`: now and then a step or a round does.
+void check_talkers(bool fails) {
+  const Fixture f(16, 4, Drafts::model);
+  f.executor->joins = true;
+  uint32_t num_calls = 0;
+  f.executor->on_step = [&] {
+    if (++num_calls % 4 == 0) std::this_thread::sleep_for(std::chrono::microseconds(200));  // or they hardly meet
+    if (fails && num_calls % 61 == 0) throw std::runtime_error("the step broke");
+  };
+  std::vector<std::unique_ptr<Talker>> talkers;
+  for (uint32_t i = 0; i < 5; ++i) talkers.push_back(std::make_unique<Talker>(f, i));
+  std::atomic<uint32_t> num_running = uint32_t(talkers.size());
+  std::vector<std::thread> threads;
+  for (const auto& talker : talkers)
+    threads.emplace_back([&] {
+      talker->run(60);
+      --num_running;
+    });
+  for (uint32_t i = 0; num_running; i = (i + 1) % uint32_t(talkers.size())) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(3));
+    talkers[i]->cancel();
+  }
+  for (std::thread& thread : threads) thread.join();
+  f.executor->on_step = nullptr;
+  CHECK_EQ(f.engine->impl().num_decoding.load() + f.engine->impl().num_sharing.load(), 0u);
+  CHECK_EQ(f.engine->impl().steps.num_waiting(), 0u);
+  CHECK(f.executor->num_joint_steps > 100 && f.executor->num_drafted_rounds > 100);
+  for (const auto& talker : talkers) {
+    CHECK_EQ(talker->num_wrong, 0u);
+    CHECK(talker->num_ended > 5 && talker->num_disturbed > 5);
+    CHECK(talker->drafts_as_alone());
+  }
+}
+
+}  // namespace
+
+TEST_CASE("sessions with a draft that begin, rewind, end and cancel at any time have the tokens of each alone") {
+  check_talkers(false);
+}
+
+TEST_CASE("steps and rounds that fail leave sessions with a draft as they were, whoever shared them") { check_talkers(true); }
 
 CHECK_MAIN()

@@ -27,6 +27,8 @@ PARALLEL_TESTS = {
                          "sessions that come and go give what they give alone",
                          "on the CPU a joint step leaves the same tokens, keys and values as steps of each alone",
                          "with a draft model sessions share steps, too, and draft afterwards as if they had been alone"],
+    "test_round_sharing": [
+        "sessions with a draft that begin, rewind, end and cancel at any time have the tokens of each alone"],
     "test_session_lookup": ["sessions of several threads, with steps and rounds in any order, keep their texts",
                             "on the CPU and the reference, rounds with lookups leave the tokens of plain steps"],
     "test_cuda_session": [
