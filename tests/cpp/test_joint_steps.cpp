@@ -330,6 +330,50 @@ TEST_CASE("on the CPU joint steps make the context of a draft model, in turn, wi
   check_joint_steps_on_cpu(&draft);
 }
 
+TEST_CASE("a joint step makes the context of a draft model for the sequence that waits longest, many tokens at a time") {
+  const Fixture f(16, 4, Drafts::model);
+  f.executor->joins = true;
+  Engine::Impl& impl = f.engine->impl();
+  const uint32_t most = std::min(kLazyContextRows, impl.round_plan->options().max_context_rows);
+  constexpr uint32_t kCount = 3;
+  const std::array<uint32_t, kCount> begin = {most - 2, most - 1, most - 3};
+  const std::array<uint32_t, kCount> expected[] = {
+      {most - 1, most, most - 2}, {most, 1, most - 1}, {1, 2, most}, {2, 3, 1}};
+  const SamplingParams params{.temperature = 0.0f};
+  const int32_t token = 5;
+  const uint32_t row = 0;
+  const std::atomic<bool> is_cancelled = false;
+  std::vector<std::unique_ptr<SessionState>> sessions;
+  for (uint32_t i = 0; i < kCount; ++i) {
+    sessions.push_back(std::make_unique<SessionState>(f.engine, 64, i));
+    StepOutput output;
+    while (sessions[i]->sequence.size() < begin[i]) sessions[i]->sequence.step(impl, {&token, 1}, {}, nullptr, output);
+  }
+  const auto take_part = [&](uint32_t i) {
+    std::vector<uint64_t> scratch(sampler_scratch_bytes(kVocab) / 8 + 1);
+    SampleRequest sample{.params = &params, .sequence_id = i, .position = sessions[i]->sequence.size() + 1};
+    sample.scratch = scratch.data();
+    SampleResult drawn;
+    StepOutput output;
+    output.sampled = &drawn;
+    StepRequest step{&sessions[i]->sequence, {&token, 1}, {&row, 1}, &sample, &output};
+    JointRequest request{step};
+    impl.joint_steps.run(impl, request, is_cancelled);
+  };
+  for (const auto& num_pending : expected) {
+    std::vector<std::thread> threads;
+    impl.steps.lock();
+    for (uint32_t i = 0; i < kCount; ++i) {
+      threads.emplace_back(take_part, i);
+      while (impl.steps.num_waiting() != i + 1) std::this_thread::yield();
+    }
+    impl.steps.unlock();
+    for (std::thread& thread : threads) thread.join();
+    for (uint32_t i = 0; i < kCount; ++i) CHECK_EQ(sessions[i]->sequence.num_pending_context(), num_pending[i]);
+  }
+  CHECK_EQ(f.executor->num_joint_steps, 4u);
+}
+
 TEST_CASE("with a draft model sessions share steps, too, and draft afterwards as if they had been alone") {
   const auto modes = {DraftOptions::Mode::off, DraftOptions::Mode::adaptive};
   for (const DraftOptions::Mode mode : modes) {
