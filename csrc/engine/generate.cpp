@@ -356,6 +356,8 @@ class Generation {
 
 GenerateResult run_generation(SessionState& session, std::span<const int32_t> prompt,
                               const GenerateOptions& options, const TokenCallback& on_token) {
+  // After a reset it has no memory on a GPU: that there is no more of it is not the error of others in its first step.
+  session.sequence.prepare(*session.engine->impl().executor);
   return Generation(session, prompt, options, on_token).run();
 }
 

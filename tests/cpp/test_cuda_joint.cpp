@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <memory>
+#include <string>
 #include <thread>
 
 using namespace mimo_rt;
@@ -175,5 +176,41 @@ TEST_CASE("sessions that decode at the same time share steps, with drafts from t
     }
   }
 }
+
+#if !defined(MIMO_RT_TEST_ON_GPU)
+TEST_CASE("a session that has no room for keys and values any more fails alone, not with those that share its step") {
+  const auto device = open_test_device();
+  const auto engine = open_engine(device);
+  Session decoding(engine, kSmall), emptied(engine, kSmall);
+  const Tokens prompt = {5};  // no longer than a token that is decoded
+  const Tokens expected = decoding.generate(prompt, greedy(3)).token_ids;
+  emptied.reset();
+  device->free_bytes_left = 1000;
+  StepQueue& steps = engine->impl().steps;
+  Tokens tokens;
+  std::string errors[2];
+  std::atomic<uint32_t> num_over = 0;
+  const auto begin = [&](Session& session, uint32_t i) {
+    std::thread thread([&session, &prompt, &tokens, &errors, &num_over, i] {
+      try {
+        tokens = session.generate(prompt, greedy(3)).token_ids;
+      } catch (const Error& error) {
+        errors[i] = error.what();
+      }
+      ++num_over;
+    });
+    while (steps.num_waiting() + num_over <= i) std::this_thread::yield();
+    return thread;
+  };
+  steps.lock();
+  std::thread first = begin(decoding, 0), second = begin(emptied, 1);
+  steps.unlock();
+  first.join();
+  second.join();
+  CHECK_EQ(errors[0], "");
+  CHECK(errors[1].find("keys and values") != std::string::npos);
+  CHECK(tokens == expected);
+}
+#endif
 
 CHECK_MAIN()
