@@ -1,8 +1,10 @@
 // Steps that several sequences share on a GPU, each with its keys and values in a cache of its own: the bits of steps
 // alone, and sessions that find together in them.
 #include "device_engine_fixture.h"
+#include "plan/buffers.h"
 
 #include <atomic>
+#include <cstring>
 #include <memory>
 #include <string>
 #include <thread>
@@ -136,6 +138,8 @@ TEST_CASE("rows of caches of their own have the bits of steps alone, and leave k
   const std::vector<float> rows = run.step({&d, &e}, {1, 1});
   const auto half = static_cast<long>(rows.size() / 2);
   CHECK(!bit_equal(std::vector(rows.begin(), rows.begin() + half), std::vector(rows.begin() + half, rows.end())));
+  // Buffers are those of the memory that the step has worked in.
+  CHECK(!std::memcmp(run.executor->buffer_data(run.plan, kLogits), rows.data(), sizeof(float) * model().config.vocab_size));
 }
 
 TEST_CASE("caches for steps of different sizes are refused: their rings are not alike") {
