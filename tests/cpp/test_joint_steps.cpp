@@ -212,6 +212,10 @@ TEST_CASE("a joint cache has the rows of its parts, and no memory") {
   CHECK_EQ(joint.reserved_tokens(0), 150u);
   CHECK_EQ(joint.reserved_tokens(1), 60u);
   CHECK(joint.max_segments() >= std::max(a.max_segments(), b.max_segments()));
+  const KvCache turned(std::vector<KvCache*>{&b, &a});
+  CHECK_EQ(turned.max_context(), 200u);
+  CHECK_EQ(turned.max_step_tokens(), 4u);
+  CHECK_EQ(turned.max_segments(), joint.max_segments());
   for (uint32_t layer = 0; layer < a.num_layers(); ++layer)
     for (uint32_t seq = 0; seq < 2; ++seq) {
       KvCache& part = seq ? b : a;
