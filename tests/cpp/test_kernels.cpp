@@ -16,7 +16,7 @@ namespace {
 
 constexpr PackedFormat kFormats[] = {PackedFormat::mxfp4, PackedFormat::fp8_e4m3,
                                      PackedFormat::bf16, PackedFormat::f32};
-constexpr uint32_t kTokenCounts[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 64};
+constexpr uint32_t kTokenCounts[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 17, 64};
 constexpr uint32_t kLengths[] = {32, 96, 576, 2048};
 
 std::vector<bf16_t> random_tokens(uint32_t num_tokens, uint32_t k, uint32_t seed) {
@@ -153,7 +153,8 @@ TEST_CASE("blocks of 512 tokens") {
 }
 
 // Activations over 120 binades: in one block, some vanish beside others, and no 24-bit window holds
-// all of them. 70 tokens: of few, of many, and more than a list of rests of theirs (avx2/mxfp4.h).
+// all of them. 70 tokens: of few, of many, and more than a list of rests of theirs
+// (avx2/mxfp4_units.h).
 TEST_CASE("activations of all magnitudes stay within the bound, with the same bits in any batch") {
   for (const PackedFormat format : kFormats) {
     const uint32_t k = 576, num_tokens = 70;
@@ -177,8 +178,9 @@ TEST_CASE("activations of all magnitudes stay within the bound, with the same bi
   }
 }
 
-// Largest weights times activations whose digits (avx2/mxfp4.h) are largest, in combinations of signs that add up: a
-// sum of 16 bits that saturated or wrapped would show. All sums have at most 24 bits, so every order gives the same.
+// Largest weights times activations whose digits (avx2/mxfp4_units.h) are largest, in combinations of signs that add
+// up: a sum of 16 bits that saturated or wrapped would show. All sums have at most 24 bits, so every order gives the
+// same.
 TEST_CASE("the largest weights times the extremes of 16 bits below the largest activation are exact") {
   constexpr uint32_t k = 64, num_tokens = 9;
   // The block's first activation, and the others: digits 127, 0 and 127, -128; 64, -64; then 1, -128 and 0, 127.
@@ -204,10 +206,13 @@ TEST_CASE("the largest weights times the extremes of 16 bits below the largest a
     }
 }
 
-// Token t has t % 32 activations with a rest in its first block, at other places than its neighbours.
+// Token t has t % 32 activations with a rest in its first block, at other places than its neighbours. Two scales are
+// the smallest, half of which is a subnormal.
 TEST_CASE("any number of activations of a block may have more than 16 bits") {
   constexpr uint32_t k = 64, num_tokens = 70;
-  const Matrix m = pack_reference::random_matrix(PackedFormat::mxfp4, 48, k, 2);
+  Matrix m = pack_reference::random_matrix(PackedFormat::mxfp4, 48, k, 2);
+  m.e8m0[0] = 0;
+  m.e8m0[2 * (k / 32)] = 1;
   std::vector<bf16_t> x(num_tokens * k, 0x4040);
   for (uint32_t t = 0; t < num_tokens; ++t)
     for (uint32_t i = 0; i < t % 32; ++i) x[t * k + 1 + (5 * i + t) % 31] = static_cast<bf16_t>(0x3921 + i);
@@ -271,21 +276,23 @@ TEST_CASE("prepare gathers rows, obeys the stride and pads with zeros") {
         const uint32_t k = 96, stride = 103;
         const Matrix m = pack_reference::random_matrix(format, 16, k, 4);
         const std::vector<bf16_t> pool = random_tokens(9, stride, 6);
-        const std::vector<uint32_t> row_ids = {8, 0, 0, 5, 3, 7, 1};
+        const std::vector<uint32_t> row_ids = {8, 0, 0, 5, 3, 7, 1, 2, 8, 6, 4};
         std::vector<bf16_t> dense(row_ids.size() * k, 0);
         for (size_t i = 0; i < row_ids.size(); ++i)
           std::copy_n(pool.begin() + row_ids[i] * stride, k_valid, dense.begin() + i * k);
-        const std::vector<float> expected = multiply(table, m, dense.data(), 7);
-        const Aligned packed(row_group_bytes(format, k)),
-            prepared(table.kernels->prepared_bytes(code, 7, k));
+        const Aligned packed(row_group_bytes(format, k));
         pack_reference::pack(m, packed.bytes());
-        table.kernels->prepare(
-            code, {pool.data(), stride, row_ids.data(), 7, k_valid, k, prepared.bytes()});
-        std::vector<float> y(7 * 20, -1.0f);  // y_stride 20: the gap stays untouched
-        table.kernels->gemm(code, {packed.bytes(), 1, k, prepared.bytes(), 7, y.data(), 20});
-        for (size_t t = 0; t < 7; ++t) {
-          CHECK(!std::memcmp(&y[t * 20], &expected[t * 16], 64));
-          CHECK_EQ(y[t * 20 + 16], -1.0f);
+        for (const uint32_t num_tokens : {7u, 11u}) {
+          const std::vector<float> expected = multiply(table, m, dense.data(), num_tokens);
+          const Aligned prepared(table.kernels->prepared_bytes(code, num_tokens, k));
+          table.kernels->prepare(
+              code, {pool.data(), stride, row_ids.data(), num_tokens, k_valid, k, prepared.bytes()});
+          std::vector<float> y(num_tokens * 20, -1.0f);  // y_stride 20: the gap stays untouched
+          table.kernels->gemm(code, {packed.bytes(), 1, k, prepared.bytes(), num_tokens, y.data(), 20});
+          for (size_t t = 0; t < num_tokens; ++t) {
+            CHECK(!std::memcmp(&y[t * 20], &expected[t * 16], 64));
+            CHECK_EQ(y[t * 20 + 16], -1.0f);
+          }
         }
       }
 }
