@@ -87,7 +87,7 @@ struct Panel {
 
 /// Prepared activations of all tokens of a call.
 struct FewTokens {
-  static constexpr uint32_t kBlockTokens = 8;
+  static constexpr uint32_t kBlockTokens = kMaxFewTokens;
 
   FewTokens(const GemmArgs& args, uint32_t, uint32_t)
       : num_tokens(args.num_tokens),

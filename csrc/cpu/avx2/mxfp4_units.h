@@ -57,8 +57,9 @@ struct RestTokens {
   uint64_t with[kMaxListedRests + 1];  ///< bit t: token t has 1, 2, 3, 4, or more rests
 };
 
-/// Below, widening weights costs more than it saves.
-MIMO_RT_INLINE bool are_many(uint32_t num_tokens) { return num_tokens > 8; }
+/// For these, widening weights costs more than it saves.
+enum : uint32_t { kMaxFewTokens = 8 };
+MIMO_RT_INLINE bool are_many(uint32_t num_tokens) { return num_tokens > kMaxFewTokens; }
 
 MIMO_RT_INLINE uint64_t units_bytes(uint32_t num_tokens, uint32_t k) {
   return uint64_t{k / layout::kBlockK} * num_tokens *
