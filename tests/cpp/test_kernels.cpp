@@ -268,7 +268,7 @@ TEST_CASE("every code of every format is exact, with the smallest and a large E8
         }
 }
 
-TEST_CASE("prepare gathers rows, obeys the stride and pads with zeros") {
+TEST_CASE("prepare gathers rows, obeys the stride, pads with zeros and writes nothing behind its bytes") {
   for (const Table& table : kernel_tables::runnable())
     for (const PackedFormat format : kFormats)
       for (const uint32_t k_valid : {70u, 95u, 96u}) {
@@ -284,9 +284,12 @@ TEST_CASE("prepare gathers rows, obeys the stride and pads with zeros") {
         pack_reference::pack(m, packed.bytes());
         for (const uint32_t num_tokens : {7u, 11u}) {
           const std::vector<float> expected = multiply(table, m, dense.data(), num_tokens);
-          const Aligned prepared(table.kernels->prepared_bytes(code, num_tokens, k));
+          const uint64_t num_bytes = table.kernels->prepared_bytes(code, num_tokens, k);
+          const Aligned prepared(num_bytes);
           table.kernels->prepare(
               code, {pool.data(), stride, row_ids.data(), num_tokens, k_valid, k, prepared.bytes()});
+          const uint8_t* behind = prepared.bytes() + num_bytes;  // still as Aligned left it
+          CHECK(std::all_of(behind, behind + 64, [](uint8_t byte) { return byte == 0xff; }));
           std::vector<float> y(num_tokens * 20, -1.0f);  // y_stride 20: the gap stays untouched
           table.kernels->gemm(code, {packed.bytes(), 1, k, prepared.bytes(), num_tokens, y.data(), 20});
           for (size_t t = 0; t < num_tokens; ++t) {
