@@ -206,13 +206,13 @@ TEST_CASE("the largest weights times the extremes of 16 bits below the largest a
     }
 }
 
-// Token t has t % 32 activations with a rest in its first block, at other places than its neighbours. Two scales are
-// the smallest, half of which is a subnormal.
+// Token t has t % 32 activations with a rest in its first block, at other places than its neighbours. Three rows
+// have the smallest scales, half of which is a subnormal.
 TEST_CASE("any number of activations of a block may have more than 16 bits") {
   constexpr uint32_t k = 64, num_tokens = 70;
   Matrix m = pack_reference::random_matrix(PackedFormat::mxfp4, 48, k, 2);
-  m.e8m0[0] = 0;
-  m.e8m0[2 * (k / 32)] = 1;
+  for (const uint32_t row : {0u, 2u, 9u})
+    for (uint32_t block = 0; block < k / 32; ++block) m.e8m0[row * (k / 32) + block] = row == 2;
   std::vector<bf16_t> x(num_tokens * k, 0x4040);
   for (uint32_t t = 0; t < num_tokens; ++t)
     for (uint32_t i = 0; i < t % 32; ++i) x[t * k + 1 + (5 * i + t) % 31] = static_cast<bf16_t>(0x3921 + i);
