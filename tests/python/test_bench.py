@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from mimo_rt import _C
-from mimo_rt.bench import roofline
+from mimo_rt.bench import cases, roofline
 from mimo_rt.bench.cases import Bench
 from mimo_rt.bench.compare import Case, compare, judge, missing, read_records, warnings
 from mimo_rt.bench.contention import Competitors, fair_slowdown
@@ -433,26 +433,29 @@ def test_competitors_compute_and_end():
     assert len(pids) == 2 and not any(os.path.exists(f"/proc/{pid}") for pid in pids)
 
 
-def test_sessions_at_the_same_time(tiny_model, capsys):
+def test_sessions_at_the_same_time(tiny_model, monkeypatch, capsys):
     arguments = ["bench", "sessions", "--model", tiny_model, "--seconds", "0.1", "--threads", "1"]
     assert cli_main([*arguments, "--json"]) == 0
     lines = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
     assert [line["case"] for line in lines] == [f"sessions/ctx16/{n}" for n in (1, 2, 4, 8, 16)]
     assert [line["tokens"] for line in lines] == [1, 2, 4, 8, 16]
     assert all(line["tokens_per_s"] > 0 for line in lines)
-    assert cli_main(arguments) == 0
+    monkeypatch.setattr(cases, "MIN_SAMPLES", 2)
+    assert cli_main([*arguments, "--sessions", "3"]) == 0
     assert "x one session" in capsys.readouterr().out
-    assert cli_main([*arguments, "--draft", "ngram", "--json"]) == 0
+    assert cli_main([*arguments, "--sessions", "1-2,4", "--draft", "ngram", "--json"]) == 0
     lines = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
-    assert [line["case"] for line in lines] == [f"sessions/ctx16/{n}" for n in (1, 2, 4, 8, 16)]
+    assert [line["case"] for line in lines] == [f"sessions/ctx16/{n}" for n in (1, 2, 4)]
     assert all(line["draft"] == "ngram" and line["drafts_over_plain"] > 0 for line in lines)
 
 
-def test_sessions_with_a_draft_model_at_the_same_time(capsys):
-    arguments = ["bench", "sessions", "--draft", "random", "--layers", "1", "--seconds", "0.1", "--threads", "1"]
+def test_sessions_with_a_draft_model_at_the_same_time(monkeypatch, capsys):
+    monkeypatch.setattr(cases, "MIN_SAMPLES", 1)
+    monkeypatch.setattr(cases, "NUM_DRAFTED_TOKENS", 16)
+    arguments = ["bench", "sessions", "--draft", "random", "--layers", "1", "--seconds", "0.1", "--sessions", "2"]
     assert cli_main([*arguments, "--json"]) == 0
     lines = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
-    assert [line["tokens"] for line in lines] == [1, 2, 4, 8, 16]
+    assert [line["tokens"] for line in lines] == [1, 2]
     assert all(line["draft"] == "random" and line["drafts_over_plain"] > 0 for line in lines)
 
 

@@ -76,7 +76,7 @@ def run_here(capsys, *arguments):
         (("bench", "acceptance", "--adversarial", "--window-tokens", "128"), "need --model"),
         (("kbench", "edges", "--tokens", "8"), "--tokens means nothing for edges"),
         (("plan", "m", "--trace", ""), "--trace: expected a file, got ''"),
-        (("bench", "verify", "--rows", "5-2"), "expected widths like 1-8,16, got '5-2'"),
+        (("bench", "verify", "--rows", "5-2"), "expected numbers like 1-8,16, got '5-2'"),
         (("train", "generate", "m", "d", "--seed", "-1"), "--seed: expected a number in 0..2**63-1"),
     ],
 )

@@ -231,7 +231,7 @@ class Bench:
         ids = spread_prompt(self.engine.config, _STEPS_PER_CALL * num_rows)
         return lambda: self._session.logits(ids, num_rows)
 
-    def sessions(self, counts: Sequence[int] = SESSION_COUNTS) -> list[Measurement]:
+    def sessions(self, counts: Sequence[int]) -> list[Measurement]:
         """A token for each of several sessions that decode at the same time; counts take turns.
 
         Every session must get the tokens that it gets alone; else nothing is timed. An engine that

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import _C
-from ..bench.cases import DECODE_ROWS, PREFILL_TOKENS, VERIFY_ROWS, Bench
+from ..bench.cases import DECODE_ROWS, PREFILL_TOKENS, SESSION_COUNTS, VERIFY_ROWS, Bench
 from ..bench.measurement import Measurement
 from ..bench.prompt_beside import measure_prompt_beside
 from ..bench.rates import DenseCost, TracedStep, dense_cost
@@ -59,6 +59,8 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
             case.add_argument("--context", type=int, metavar="T",
                               help="tokens in the cache when decoding begins (default 16)")
         if name == "sessions":
+            case.add_argument("--sessions", type=_number_list, metavar="LIST",
+                              default=SESSION_COUNTS, help="how many (default 1,2,4,8,16)")
             case.add_argument("--draft", metavar="DIR",
                               help="by turns also with drafts: of the DFlash draft in DIR; ngram: "
                               "from the text; random: of a random draft of the random model "
@@ -67,7 +69,7 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
             case.add_argument("--breakdown", action="store_true",
                               help="also trace steps and say where their time goes")
         if name == "verify":
-            case.add_argument("--rows", type=_row_list, metavar="LIST",
+            case.add_argument("--rows", type=_number_list, metavar="LIST",
                               help="widths (default 1-8,16 of those that the device has)")
         case.add_argument("--json", action="store_true", help="one JSON object per case and line")
         add_backend_options(case)
@@ -156,7 +158,7 @@ def _measure(args: argparse.Namespace, bench: Bench) -> tuple[str, list[Measurem
     if args.case == "verify":
         return hash_, bench.verify(args.rows)
     if args.case == "sessions":
-        return hash_, bench.sessions()
+        return hash_, bench.sessions(args.sessions)
     if args.case == "prompt":
         return hash_, [measure_prompt_beside(bench.engine)]
     if args.case == "contention":
@@ -207,14 +209,14 @@ def _open_engine(args: argparse.Namespace, **changes: Any) -> Any:
     return synthetic_engine(config, options)
 
 
-def _row_list(text: str) -> tuple[int, ...]:
+def _number_list(text: str) -> tuple[int, ...]:
     """"1-4,8" as (1, 2, 3, 4, 8); 1 is always among them, as the unit of the others."""
-    rows = {1}
+    numbers = {1}
     for part in text.split(","):
         low, _, high = part.partition("-")
         if not (low.isdigit() and (high.isdigit() or not _) and int(low) <= int(high or low)):
-            raise argparse.ArgumentTypeError(f"expected widths like 1-8,16, got '{text}'")
-        rows |= set(range(int(low), int(high or low) + 1))
-    if not 1 <= min(rows) <= max(rows) <= 64:
-        raise argparse.ArgumentTypeError(f"expected widths in 1..64, got '{text}'")
-    return tuple(sorted(rows))
+            raise argparse.ArgumentTypeError(f"expected numbers like 1-8,16, got '{text}'")
+        numbers |= set(range(int(low), int(high or low) + 1))
+    if not 1 <= min(numbers) <= max(numbers) <= 64:
+        raise argparse.ArgumentTypeError(f"expected numbers in 1..64, got '{text}'")
+    return tuple(sorted(numbers))
