@@ -218,6 +218,20 @@ TEST_CASE("what a session has gained alone pays for a few long steps, no more") 
   }
 }
 
+TEST_CASE("what drafts save in shared steps pays there beyond what rounds alone may have, as much again at most") {
+  DraftWidth width(kAdaptive, 8, DraftSource::ngram_lookup);
+  width.begin(1000, {});
+  decode_alone(width, 500);
+  CHECK(width.offer(kLongMatch).credit <= DraftBudget::kMaxCredit);
+  for (uint32_t i = 0; i < 50; ++i) {
+    width.observe({.num_drafts = 7, .num_accepted = 7, .scores = kLongMatch, .spent = 1.5});
+    CHECK(width.offer(kLongMatch).credit <= 2 * DraftBudget::kMaxCredit);
+  }
+  CHECK(width.offer(kLongMatch).credit > 1.9 * DraftBudget::kMaxCredit);
+  for (uint32_t i = 0; i < 11; ++i) width.observe({.had_drafts = false, .spent = 2.0});
+  CHECK(width.offer(kLongMatch).credit < DraftBudget::kMaxCredit);
+}
+
 /// A generation of an engine.
 struct Generation : DraftLearning::Loan {
   Generation(DraftLearning& learning, const DraftOptions& options) : Loan(learning, options, 8, DraftSource::ngram_lookup, 500) {}
